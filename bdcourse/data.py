@@ -1,0 +1,337 @@
+"""Images as two tensors, from the built-in signs, torchvision, a folder or an .npz.
+
+Everything in the course works on :class:`Images`: one uint8 tensor of pixels and one
+int64 tensor of labels, both on one device. A batch is an index, so there is no Dataset,
+no DataLoader and no worker process to configure. Born in lesson 00.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """A labelled image set.
+
+    Args:
+        x: uint8 pixels, shape (n, c, h, w), 0..255.
+        y: int64 labels, shape (n,), each in 0..len(classes)-1.
+        classes: one name per label.
+
+    Raises:
+        ValueError: the tensors do not fit together; the message names what is wrong.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.x.dtype != torch.uint8 or self.x.ndim != 4:
+            raise ValueError(
+                "Images.x must be uint8 of shape (n, c, h, w), not "
+                f"{str(self.x.dtype).removeprefix('torch.')} {tuple(self.x.shape)}; "
+                "convert pixels in [0, 1] with (255 * x).round().to(torch.uint8)."
+            )
+        if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
+            raise ValueError(
+                f"Images.y must be int64 of shape ({len(self.x)},), one label per "
+                f"image, not {str(self.y.dtype).removeprefix('torch.')} "
+                f"{tuple(self.y.shape)}."
+            )
+        if len(self.y) and not 0 <= int(self.y.min()) <= int(self.y.max()) < self.k:
+            raise ValueError(
+                f"labels run from {int(self.y.min())} to {int(self.y.max())}, but "
+                f"there are {self.k} classes, so they must lie in 0..{self.k - 1}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index) -> Images:
+        """The images at `index`: a slice, a bool mask or a tensor of positions."""
+        if isinstance(index, Tensor):
+            index = index.to(self.x.device)
+        return replace(self, x=self.x[index], y=self.y[index])
+
+    @property
+    def k(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return tuple(self.x.shape[1:])
+
+    def pixels(self) -> Tensor:
+        """All pixels as float32 in [0, 1], shape (n, c, h, w)."""
+        return self.x.float() / 255
+
+    def to(self, device: str | torch.device) -> Images:
+        """The same images on another device."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of pixels and labels."""
+        h = hashlib.sha256(str(tuple(self.x.shape)).encode())
+        h.update(self.x.cpu().contiguous().numpy().tobytes())
+        h.update(self.y.cpu().numpy().tobytes())
+        return h.hexdigest()[:16]
+
+
+def quantize(x: Tensor) -> Tensor:
+    """Pixels in [0, 1] to uint8, the way an image file stores them."""
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def hold_out(
+    images: Images, n: int, generator: torch.Generator
+) -> tuple[Images, Images]:
+    """Split off `n` random images: (the rest, the held-out ones), disjoint.
+
+    The course uses it to give the defender clean images that the attacker never saw.
+    """
+    if not 0 < n < len(images):
+        raise ValueError(
+            f"cannot hold out {n} of {len(images)} images; choose 1..{len(images) - 1}."
+        )
+    order = torch.randperm(len(images), generator=generator)
+    return images[order[n:]], images[order[:n]]
+
+
+def load(
+    source: str | os.PathLike = "signs",
+    split: str = "train",
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    root: str | os.PathLike | None = None,
+) -> Images:
+    """Load an image set.
+
+    Args:
+        source: "signs" or "signs-hard" (drawn by code, no download); "cifar10",
+            "cifar100" or "gtsrb" (downloaded once by torchvision); a folder with one
+            sub-folder of images per class, or with train/ and test/ above those; or an
+            .npz file with arrays x (n, h, w, c or n, c, h, w; uint8) and y (n,).
+        split: "train" or "test". A folder without train/ and test/ and an .npz hold one
+            split only and return it for either name.
+        n: how many images. Signs draw exactly n (default 6000 train, 2000 test); the
+            others return a random n of what is there (default all).
+        seed: of the drawing (signs) or of the choice of n images (the others).
+        size: resize folder images to size x size; needed when they differ in size.
+        root: where torchvision keeps downloads (default: the cache folder).
+
+    Raises:
+        ValueError: unknown name, wrong shapes, empty classes, label gaps.
+        FileNotFoundError: no such file or folder.
+        RuntimeError: a download failed or an image cannot be read.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'split must be "train" or "test", not {split!r}.')
+    if n is not None and n < 1:
+        raise ValueError(f"n must be at least 1, not {n}.")
+    name = str(source)
+    if name in ("signs", "signs-hard"):
+        from bdcourse import signs
+
+        n = n or (6000 if split == "train" else 2000)
+        hard = name == "signs-hard"
+        key = f"{name}-{split}-{n}-{seed}-{signs.version()}"
+        # Train and test are different drawings because the split enters the seed.
+        drawing_seed = 2 * seed + (split == "test")
+        return cached(key, lambda: signs.draw(n, seed=drawing_seed, hard=hard))
+    if name in ("cifar10", "cifar100", "gtsrb"):
+        images = _torchvision_set(name, split, Path(root) if root else cache_dir())
+    elif Path(name).is_dir():
+        images = _folder(Path(name), split, size)
+    elif name.endswith(".npz"):
+        images = _npz(Path(name))
+    elif Path(name).exists():
+        raise ValueError(f"{name} is a file but not an .npz; give a folder or an .npz.")
+    elif os.sep in name or name.startswith("."):
+        raise FileNotFoundError(f"there is no folder or .npz file at {name}.")
+    else:
+        raise ValueError(
+            f"unknown data {name!r}; choose signs, signs-hard, cifar10, cifar100, "
+            "gtsrb, or give the path of a folder of class folders or of an .npz file."
+        )
+    if n is None or n == len(images):
+        return images
+    if n > len(images):
+        raise ValueError(f"asked for {n} images, but {name} holds only {len(images)}.")
+    g = torch.Generator().manual_seed(seed)
+    return images[torch.randperm(len(images), generator=g)[:n]]
+
+
+def cache_dir() -> Path:
+    """Folder for drawings and downloads: $BDCOURSE_CACHE, else ~/.cache/bdcourse."""
+    return Path(os.environ.get("BDCOURSE_CACHE") or Path.home() / ".cache" / "bdcourse")
+
+
+def cached(key: str, make: Callable[[], Images]) -> Images:
+    """`make()`, remembered on disk under `key`.
+
+    A file appears under its final name only when it is complete (written aside, then
+    renamed), so two processes or a killed run cannot leave half a file. A damaged file
+    is made again. If the disk is full or read-only the images are returned all the
+    same.
+    """
+    path = cache_dir() / f"{key}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            x, y = torch.from_numpy(f["x"]), torch.from_numpy(f["y"])
+            return Images(x, y, tuple(map(str, f["classes"])))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # absent or damaged: make it
+    images = make()
+    aside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
+            aside = f.name
+            arrays = {"x": images.x.numpy(), "y": images.y.numpy()}
+            np.savez(f, **arrays, classes=np.array(images.classes))
+        os.replace(aside, path)
+    except OSError:
+        if aside is not None:
+            Path(aside).unlink(missing_ok=True)
+    return images
+
+
+def progress(items: Iterable, total: int, label: str) -> Iterable:
+    """A progress bar, in a terminal only: stored notebook outputs stay readable."""
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty()
+    return tqdm(items, total=total, desc=label, leave=False, disable=quiet)
+
+
+def _folder(root: Path, split: str, size: int | None) -> Images:
+    if (root / split).is_dir():
+        root = root / split
+    elif (root / "train").is_dir() or (root / "test").is_dir():
+        raise FileNotFoundError(
+            f"{root} has no {split}/ folder beside its other split."
+        )
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+    if len(names) < 2:
+        raise ValueError(
+            f"{root} must hold one folder of images per class, at least two; "
+            f"found {len(names)}."
+        )
+    files, labels = [], []
+    for label, name in enumerate(names):
+        found = sorted(
+            p for p in (root / name).iterdir() if p.suffix.lower() in SUFFIXES
+        )
+        if not found:
+            raise ValueError(f"class folder {root / name} holds no image.")
+        files += found
+        labels += [label] * len(found)
+
+    with ThreadPoolExecutor() as pool:
+        reading = pool.map(lambda p: _read(p, size), files)
+        arrays = list(progress(reading, len(files), f"reading {root.name}"))
+    first = arrays[0].shape
+    for path, a in zip(files, arrays, strict=True):
+        if a.shape != first:
+            raise ValueError(
+                f"{path} is {a.shape[1]}x{a.shape[0]} pixels but {files[0]} is "
+                f"{first[1]}x{first[0]}; pass size=32 (say) to resize all."
+            )
+    x = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return Images(x, torch.tensor(labels), tuple(names))
+
+
+def _read(path: Path, size: int | None) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as im:
+            im = im.convert("RGB")
+            if size is not None and im.size != (size, size):
+                im = im.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(im)
+    except (OSError, ValueError, SyntaxError) as e:
+        raise RuntimeError(
+            f"{path} is not a readable image; replace or delete it."
+        ) from e
+
+
+def _npz(path: Path) -> Images:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file at {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            missing = {"x", "y"} - set(f.files)
+            if missing:
+                raise KeyError(f"{path} lacks the array {sorted(missing)[0]!r}.")
+            x, y = f["x"], f["y"]
+            names = [str(c) for c in f["classes"]] if "classes" in f.files else None
+    except KeyError as e:
+        raise ValueError(e.args[0]) from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise RuntimeError(f"{path} is damaged or not an .npz of plain arrays.") from e
+    if x.dtype != np.uint8 or x.ndim != 4:
+        raise ValueError(
+            f"x in {path} must be uint8 with 4 axes, not {x.dtype} {x.shape}."
+        )
+    if x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
+        raise ValueError(f"y in {path} must be {len(x)} whole numbers, one per image.")
+    y = y.astype(np.int64)
+    k = len(names) if names else int(y.max()) + 1
+    gaps = sorted(set(range(k)) - set(np.unique(y).tolist()))
+    if gaps or y.min() < 0:
+        what = f"class {gaps[0]} has no image" if gaps else "labels are negative"
+        raise ValueError(f"labels in {path} must run 0..{k - 1} without gaps: {what}.")
+    names = names or [str(i) for i in range(k)]
+    return Images(
+        torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y), tuple(names)
+    )
+
+
+def _torchvision_set(name: str, split: str, root: Path) -> Images:
+    from bdcourse.compat import import_torchvision
+
+    tv = import_torchvision().datasets
+    try:
+        if name == "gtsrb":
+            return _gtsrb(tv, split, root)
+        cls = tv.CIFAR10 if name == "cifar10" else tv.CIFAR100
+        d = cls(str(root), train=split == "train", download=True)
+    except (OSError, RuntimeError) as e:
+        raise RuntimeError(
+            f"could not download {name} into {root} ({type(e).__name__}); check the "
+            "network, or load your own copy with load('path/to/folder')."
+        ) from e
+    x = torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous()
+    return Images(x, torch.tensor(d.targets), tuple(d.classes))
+
+
+def _gtsrb(tv, split: str, root: Path) -> Images:
+    d = tv.GTSRB(str(root), split=split, download=True)
+    with ThreadPoolExecutor() as pool:
+        arrays = list(pool.map(lambda s: _read(Path(s[0]), 32), d._samples))
+    x = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    y = torch.tensor([label for _, label in d._samples])
+    return Images(x, y, tuple(f"{i:02d}" for i in range(43)))

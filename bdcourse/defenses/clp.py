@@ -1,0 +1,193 @@
+"""CLP: channel-Lipschitzness pruning, a repair that needs no data.
+
+Zheng, Tang, Li and Liu, "Data-free Backdoor Removal based on Channel Lipschitzness",
+ECCV 2022. A trigger is a small change of the input with a large effect, so some channel
+must be unusually sensitive. For channel k of a convolution with weight W followed by a
+BatchNorm with scale gamma and running variance v,
+
+    s_k = sigma_max(W[k] as a (c_in, kh * kw) matrix) * |gamma_k| / sqrt(v_k + eps)
+
+and CLP switches off every channel with s_k > mean(s) + u * std(s), layer by layer.
+Born in lesson 05.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bdcourse.data import Images
+from bdcourse.defenses.base import Purified
+from bdcourse.metrics import evaluate
+from bdcourse.surgery import pair_by_flow, pair_by_order, without
+
+Norm = Literal["spectral", "frobenius", "operator"]
+
+
+def plain_scores(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+    """The scores of one layer as the paper writes them, one SVD per channel: (c_out,).
+
+    The reference that the batched version is tested against.
+    """
+    scores = []
+    for k in range(conv.out_channels):
+        matrix = conv.weight[k].flatten(1)  # (c_in / groups, kh * kw)
+        sigma = torch.linalg.svdvals(matrix)[0]
+        scores.append(sigma * bn.weight[k].abs() / (bn.running_var[k] + bn.eps).sqrt())
+    return torch.stack(scores).detach()
+
+
+@torch.no_grad()
+def channel_norms(
+    weight: Tensor, norm: Norm = "spectral", *, stride: int = 1, grid: int = 32
+) -> Tensor:
+    """Size of every output channel's kernel at once: (c_out, c_in, kh, kw) -> (c_out,).
+
+    Args:
+        norm: "spectral" is the paper's sigma_max of the (c_in, kh * kw) matrix, found
+            as the root of the largest eigenvalue of the smaller Gram matrix;
+            "frobenius" the L2 norm of all weights; "operator" the exact norm of the
+            channel's circular convolution on a grid x grid map, from the kernel's
+            Fourier transform.
+        stride: of the convolution; only "operator" depends on it.
+
+    spectral <= frobenius <= operator <= sqrt(kh * kw) * spectral
+    """
+    if norm == "frobenius":
+        return weight.flatten(1).norm(dim=1)
+    if norm == "spectral":
+        m = weight.flatten(2)  # (c_out, c_in, kh * kw)
+        if m.shape[1] < m.shape[2]:
+            m = m.transpose(1, 2)
+        # In float64, because squaring halves the digits.
+        gram = m.double().transpose(1, 2) @ m.double()
+        top = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
+        return top.to(weight.dtype)
+    if norm != "operator":
+        raise ValueError(f"unknown norm {norm!r}; spectral, frobenius or operator.")
+    if grid % stride or grid < max(weight.shape[2:]):
+        raise ValueError(
+            f"grid must be a multiple of the stride {stride} and at least the kernel's "
+            f"{max(weight.shape[2:])}, not {grid}."
+        )
+    power = torch.stack(
+        [torch.fft.fft2(w, (grid, grid)).abs().square().sum(0) for w in weight]
+    )  # (c_out, grid, grid): sum over input channels of |K(frequency)|^2
+    # A stride folds s * s frequencies onto one; the folded output carries their mean.
+    m = grid // stride
+    folded = power.view(-1, stride, m, stride, m).mean((1, 3))
+    return folded.flatten(1).amax(1).sqrt()
+
+
+@torch.no_grad()
+def scores(
+    model: nn.Module,
+    *,
+    norm: Norm = "spectral",
+    pairing: Literal["flow", "order"] = "flow",
+    released: bool = False,
+) -> dict[str, Tensor]:
+    """Lipschitz score of every channel that CLP can judge: BatchNorm name -> (c,)
+    float.
+
+    Args:
+        norm: see :func:`channel_norms`.
+        pairing: "flow" pairs each BatchNorm with its convolution by data flow; "order"
+            by definition order, as the released code does.
+        released: also leave out the BatchNorm's eps, as the released code does; a dead
+            channel (variance near zero) then scores enormously and hides the others.
+
+    Warns if there is nothing to judge (Vision Transformers, networks without
+    BatchNorm).
+    """
+    found = pair_by_flow(model) if pairing == "flow" else pair_by_order(model)
+    if not found.pairs:
+        why = f" ({len(found.unpaired)} unpaired)" if found.unpaired else ""
+        warnings.warn(
+            "CLP has nothing to prune: no BatchNorm of this model reads the output of "
+            f"a convolution{why}. The model comes back unchanged.",
+            stacklevel=2,
+        )
+    out = {}
+    for p in found.pairs:
+        conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
+        size = channel_norms(conv.weight, norm, stride=conv.stride[0])
+        eps = 0.0 if released else bn.eps
+        out[p.bn] = size * bn.weight.abs() / (bn.running_var + eps).sqrt()
+    return out
+
+
+def threshold(s: Tensor, u: float) -> Tensor:
+    """mean(s) + u * std(s), with the unbiased deviation (n - 1)."""
+    return s.mean() + u * s.std()
+
+
+def flagged(score: Mapping[str, Tensor], u: float) -> dict[str, Tensor]:
+    """Channels above the threshold of their own layer: name -> positions (m,)."""
+    if u < 0:
+        raise ValueError(f"u must not be negative, but is {u}; the paper uses 3.")
+    return {
+        name: (s > threshold(s, u)).nonzero().flatten()
+        for name, s in score.items()
+        if len(s) > 1  # one channel has no deviation
+    }
+
+
+def clp(
+    model: nn.Module,
+    u: float = 3.0,
+    *,
+    norm: Norm = "spectral",
+    pairing: Literal["flow", "order"] = "flow",
+    released: bool = False,
+) -> Purified:
+    """Prune the outlier channels of every layer. Needs the weights and nothing else.
+
+    Args:
+        model: left untouched.
+        u: how many standard deviations above its layer's mean a channel may score; 3 is
+            the authors' default on CIFAR-10, 5 is used on Tiny ImageNet. In a layer of
+            n channels no score can lie more than (n - 1) / sqrt(n) deviations above the
+            mean: at u = 3 a layer of ten channels or fewer is never touched.
+        norm, pairing, released: see :func:`scores`. clp(model, pairing="order",
+            released=True) behaves as the authors' release.
+    """
+    start = time.perf_counter()
+    score = scores(model, norm=norm, pairing=pairing, released=released)
+    pruned = flagged(score, u)
+    repaired = without(model, pruned)
+    log = {"u": u, "scores": score}
+    return Purified(repaired, pruned, log, time.perf_counter() - start)
+
+
+def sweep(
+    model: nn.Module, us: Sequence[float], **options
+) -> list[tuple[float, dict[str, Tensor]]]:
+    """The channels that each u would prune, from one scoring: [(u, channels), ...]."""
+    score = scores(model, **options)
+    return [(u, flagged(score, u)) for u in us]
+
+
+def choose_u(
+    model: nn.Module,
+    clean: Images,
+    us: Sequence[float] = tuple(x / 4 for x in range(24, 3, -1)),
+    max_drop: float = 0.01,
+) -> float:
+    """The smallest u that costs at most `max_drop` accuracy on held-out clean images.
+
+    Walks down from the largest u and stops before the first that costs more. This uses
+    clean data, so the repair is no longer data-free; it never looks at the trigger.
+    """
+    base = evaluate(model, clean).acc
+    best = max(us)
+    for u, channels in sweep(model, sorted(us, reverse=True)):
+        if evaluate(without(model, channels), clean).acc < base - max_drop:
+            break
+        best = u
+    return best

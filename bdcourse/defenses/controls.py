@@ -1,0 +1,65 @@
+"""What every defense must beat: plain fine-tuning, and pruning at random."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bdcourse.data import Images
+from bdcourse.defenses.base import Purified
+from bdcourse.surgery import without
+from bdcourse.train import Augment, fit
+
+
+def finetune(
+    model: nn.Module,
+    clean: Images,
+    *,
+    epochs: float = 10,
+    lr: float = 0.01,
+    batch: int = 32,
+    augment: Augment | None = None,
+    generator: torch.Generator,
+    **options,
+) -> Purified:
+    """Train a copy of the model on the defender's clean images, nothing else.
+
+    The control of every defense that owns clean data. Options go to `train.fit`.
+    """
+    start = time.perf_counter()
+    model = copy.deepcopy(model)
+    history = fit(
+        model,
+        clean,
+        epochs=epochs,
+        lr=lr,
+        batch=batch,
+        augment=augment,
+        generator=generator,
+        **({"verbose": False} | options),
+    )
+    log = {"loss": history["loss"], "acc": history["acc"]}
+    return Purified(model, log=log, seconds=time.perf_counter() - start)
+
+
+def prune_random(
+    model: nn.Module, like: Mapping[str, Tensor], generator: torch.Generator
+) -> Purified:
+    """Switch off as many random channels in each layer as `like` does.
+
+    The control of every pruning method: what does losing this many channels cost, and
+    does it already break the backdoor?
+
+    Args:
+        like: BatchNorm name -> channels, as in `Purified.pruned`.
+    """
+    start = time.perf_counter()
+    pruned = {}
+    for name, channels in like.items():
+        n = model.get_submodule(name).num_features
+        pruned[name] = torch.randperm(n, generator=generator)[: len(channels)]
+    return Purified(without(model, pruned), pruned, seconds=time.perf_counter() - start)

@@ -1,0 +1,117 @@
+"""Accuracy, attack success, recovered accuracy: one function for every model and
+defense.
+
+ACC  share of clean test images classified correctly.
+ASR  share of triggered test images, true class not already the attacker's label, that
+get
+     the attacker's label.
+RA   share of those same triggered images that get their true label; ASR + RA <= 1.
+DER  (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, a defense's balance of the two.
+
+Born in lesson 02.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bdcourse.attacks.base import Attack
+from bdcourse.data import Images
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares in 0..1 and the numbers of images behind them; asr and ra need an
+    attack."""
+
+    acc: float
+    asr: float | None = None
+    ra: float | None = None
+    n_clean: int = 0
+    n_triggered: int = 0
+
+    def __str__(self) -> str:
+        text = f"ACC {100 * self.acc:.1f} % (n={self.n_clean})"
+        if self.asr is not None:
+            text += f", ASR {100 * self.asr:.1f} %, RA {100 * self.ra:.1f} %"
+            text += f" (n={self.n_triggered})"
+        return text
+
+    def dict(self) -> dict:
+        return asdict(self)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
+    """Eval-mode logits of pixels x: uint8, or float in [0, 1]; (n, c, h, w) -> (n, k).
+
+    The model's train/eval mode is put back afterwards.
+    """
+    device = next(model.parameters()).device
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        out = []
+        for part in x.split(batch):
+            part = part.to(device)
+            part = part.float() / 255 if part.dtype == torch.uint8 else part
+            # channels_last about halves a convolution's time on a CPU.
+            out.append(model(part.to(memory_format=torch.channels_last)).float())
+        return torch.cat(out)
+    finally:
+        for m, training in modes.items():
+            m.training = training
+
+
+def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
+    """Predicted labels (n,) int64, on the model's device."""
+    return logits(model, x, batch).argmax(1)
+
+
+def evaluate(
+    model: nn.Module, test: Images, attack: Attack | None = None, batch: int = 500
+) -> Scores:
+    """Score a model on clean test images and, given an attack, on triggered ones.
+
+    Which triggered images count, and what the attacker wants of each, is the attack's
+    word (`counts`, `goal`): without the target class for all-to-one, all for
+    all-to-all.
+    """
+    acc = (
+        (predict(model, test.x, batch).to(test.y.device) == test.y)
+        .float()
+        .mean()
+        .item()
+    )
+    if attack is None:
+        return Scores(acc, n_clean=len(test))
+    attack.check(test)
+    asked = test[attack.counts(test.y)]
+    if len(asked) == 0:
+        raise ValueError(
+            "no test image counts for this attack; is there only one class?"
+        )
+    said = torch.cat(
+        [
+            predict(model, attack.trigger(part.float() / 255), batch)
+            for part in asked.x.split(batch)
+        ]
+    ).to(asked.y.device)
+    asr = (said == attack.goal(asked.y)).float().mean().item()
+    ra = (said == asked.y).float().mean().item()
+    return Scores(acc, asr, ra, len(test), len(asked))
+
+
+def der(before: Scores, after: Scores) -> float:
+    """Defense effectiveness rating in 0..1: 1 kills the backdoor at no cost, 0.5 is
+    idle.
+
+    Source: Zhu et al., "Enhancing fine-tuning based backdoor defense with
+    sharpness-aware minimization", ICCV 2023, as used by BackdoorBench.
+    """
+    drop_asr = max(0.0, before.asr - after.asr)
+    drop_acc = max(0.0, before.acc - after.acc)
+    return (drop_asr - drop_acc + 1) / 2

@@ -1,0 +1,252 @@
+"""Victims: a poisoned model together with all that is needed to measure it again.
+
+A victim is saved as two files, NAME.safetensors (weights, trigger tensors, poison
+indices) and NAME.json (everything that is text), never as a pickle. The JSON holds the
+SHA-256 of the tensor file, so a truncated, changed or exchanged file is refused.
+Born in lesson 01.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bdcourse.attacks import ROLES, Attack, rebuild
+from bdcourse.data import Images
+from bdcourse.metrics import Scores, evaluate
+from bdcourse.models import build
+from bdcourse.train import Augment, History, fit
+
+ZOO = Path(__file__).resolve().parent.parent / "data" / "zoo"
+FORMAT = "bdcourse victim 1"
+
+
+@dataclass
+class Victim:
+    """A trained model and its past.
+
+    Args:
+        model: in eval mode.
+        arch: what `models.build` needs, e.g. {"name": "resnet18", "width": 16, ...}.
+        attack: None for a benign model.
+        scores: before any defense, on the test set of the recipe.
+        recipe: data, split, seed, training settings; text only.
+        poisoned: positions in the training set that were poisoned, (m,) int64.
+        history: the training, one dict per epoch.
+    """
+
+    model: nn.Module
+    arch: dict
+    attack: Attack | None
+    scores: Scores
+    recipe: dict
+    poisoned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    history: list[dict] = field(default_factory=list)
+
+    def weak(self, twin: Scores) -> str:
+        """Why this victim does not pass the gate, or "" if it does.
+
+        Args:
+            twin: scores of the benign model of the same recipe.
+        """
+        if self.scores.acc < twin.acc - 0.03:
+            return (
+                f"clean accuracy {100 * self.scores.acc:.1f} % is more than 3 points "
+                f"below its benign twin's {100 * twin.acc:.1f} %"
+            )
+        if self.scores.asr is not None and self.scores.asr < 0.95:
+            return f"attack success {100 * self.scores.asr:.1f} % is below 95 %"
+        return ""
+
+
+def initialised(arch: dict, generator: torch.Generator) -> nn.Module:
+    """`models.build(**arch)` with weights drawn from `generator` alone."""
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(**arch)
+
+
+def make(
+    train: Images,
+    test: Images,
+    attack: Attack | None,
+    *,
+    arch: dict,
+    rate: float = 0.1,
+    stamp: str = "before",
+    seed: int = 0,
+    pad: int = 2,
+    flip: bool = False,
+    recipe: dict | None = None,
+    **training,
+) -> Victim:
+    """Poison `train`, train a fresh model on it, measure it on `test`.
+
+    Args:
+        attack: None trains the benign twin: same seed, same recipe, no poison.
+        arch: {"name": ..., "width": ...}; the number of classes is added.
+        rate, stamp: see `Attack.poison`.
+        pad, flip: augmentation, see `train.Augment`.
+        recipe: further text to keep with the victim, such as the name of the data.
+        training: options of `train.fit`.
+    """
+    arch = {"classes": train.k, **arch}
+    # Three streams from one seed: initial weights and batch order are then the same for
+    # victim and twin, and do not depend on how many images the attack drew.
+    init, poison, order = (
+        torch.Generator().manual_seed(3 * seed + i) for i in range(3)
+    )
+    model = initialised(arch, init)
+    data, chosen = train, torch.zeros(0, dtype=torch.int64)
+    if attack is not None:
+        data = attack.poison(train, rate, poison, stamp=stamp)
+        chosen = (data.role == ROLES["poison"]).nonzero().flatten().cpu()
+    history = fit(model, data, augment=Augment(pad, flip), generator=order, **training)
+    settings = {k: v for k, v in training.items() if isinstance(v, (int, float, str))}
+    about = {
+        **(recipe or {}),
+        "seed": seed,
+        "n_train": len(train),
+        "digest_train": train.digest(),
+        "rate": rate if attack is not None else 0.0,
+        "n_poisoned": len(chosen),
+        "stamp": stamp,
+        "pad": pad,
+        "flip": flip,
+        **settings,
+        "interrupted": history.interrupted,
+        "seconds": round(history.seconds, 1),
+        "torch": torch.__version__,
+    }
+    scores = evaluate(model, test, attack)
+    return Victim(model, arch, attack, scores, about, chosen, _plain(history))
+
+
+def _plain(history: History) -> list[dict]:
+    return [
+        {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+        for row in history.epochs
+    ]
+
+
+def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path:
+    """Write PATH.safetensors and PATH.json; both appear only when complete.
+
+    Args:
+        half: store kernels and matrices as float16, half the size. Vectors (BatchNorm
+            statistics among them) stay float32: a small variance would lose its digits.
+    """
+    from safetensors.torch import save as to_bytes
+
+    path = Path(path).with_suffix("")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{k}": v.cpu() for k, v in victim.model.state_dict().items()}
+    if half:
+        tensors = {
+            k: v.half() if v.is_floating_point() and v.ndim > 1 else v
+            for k, v in tensors.items()
+        }
+    spec = None
+    if victim.attack is not None:
+        spec, state = victim.attack.spec()
+        tensors |= {f"attack.{k}": v.cpu() for k, v in state.items()}
+    tensors["poisoned"] = victim.poisoned.int()
+    blob = to_bytes({k: v.contiguous() for k, v in tensors.items()})
+    header = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(blob).hexdigest(),
+        "arch": victim.arch,
+        "attack": spec,
+        "scores": victim.scores.dict(),
+        "recipe": victim.recipe,
+        "history": victim.history,
+    }
+    _write(path.with_suffix(".safetensors"), blob)
+    _write(path.with_suffix(".json"), (json.dumps(header, indent=1) + "\n").encode())
+    return path
+
+
+def _write(path: Path, blob: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
+        f.write(blob)
+    os.chmod(f.name, 0o644)
+    os.replace(f.name, path)
+
+
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
+    """Read a victim back; `path` with or without suffix.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ValueError: the files are damaged, were changed, or are not a victim's.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    path = Path(path)
+    if path.suffix in (".pt", ".pth", ".pkl", ".ckpt"):
+        raise ValueError(
+            f"{path.name} is a pickle, which can run code when opened; victims are "
+            "NAME.safetensors beside NAME.json."
+        )
+    path = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
+    text, blob = Path(f"{path}.json"), Path(f"{path}.safetensors")
+    for p in (text, blob):
+        if not p.exists():
+            raise FileNotFoundError(
+                f"there is no {p.name} in {p.parent}; a victim needs both its "
+                ".safetensors and its .json."
+            )
+    try:
+        header = json.loads(text.read_text())
+        form = header["format"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{text.name} is not the header of a victim.") from e
+    if form != FORMAT:
+        raise ValueError(f"{text.name} says {form!r}; this version reads {FORMAT!r}.")
+    raw = blob.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != header["sha256"]:
+        raise ValueError(
+            f"{blob.name} does not match the hash in {text.name}: it was cut short, "
+            "changed or exchanged; restore both files together."
+        )
+    try:
+        tensors = from_bytes(raw)
+        model = build(**header["arch"])
+        attack = None
+        if header["attack"] is not None:
+            attack = rebuild(header["attack"], _under("attack.", tensors))
+        state = _under("model.", tensors)
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v
+                               for k, v in state.items()})  # fmt: skip
+        poisoned, scores = tensors["poisoned"].long(), Scores(**header["scores"])
+        recipe, history = header["recipe"], header["history"]
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"{path.name} is not a victim that this version can rebuild "
+            f"({str(e).splitlines()[0]})."
+        ) from e
+    model.to(device, memory_format=torch.channels_last).eval()
+    return Victim(model, header["arch"], attack, scores, recipe, poisoned, history)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+    }
+
+
+def zoo(name: str, device: str | torch.device = "cpu") -> Victim:
+    """A victim that ships with the course, from data/zoo/ (see its README)."""
+    known = sorted(p.stem for p in ZOO.glob("*.safetensors"))
+    if name not in known:
+        raise ValueError(f"the zoo has no {name!r}; it holds {', '.join(known)}.")
+    return load(ZOO / name, device)
