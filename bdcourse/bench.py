@@ -30,7 +30,7 @@ from bdcourse.train import Augment
 US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every CLP sweep: 6 .. 1
 
 
-class Table:
+class Results:
     """Rows of results in one JSON file, keyed, written whole and atomically."""
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -108,7 +108,7 @@ def run(
     bf16: bool | None = None,
     device: str = "cpu",
     keep: str | os.PathLike = "runs",
-) -> Table:
+) -> Results:
     """Run the path of the course on one image set; returns the table of rows.
 
     Args:
@@ -119,7 +119,7 @@ def run(
         n, size: of training images, and side to which folder images are resized.
         keep: folder for the trained victims, reused when a run is started again.
     """
-    table = Table(out)
+    table = Results(out)
     dev = torch.device(device)
     where = environment(dev)
     arch = {"name": model, "width": width}
@@ -172,9 +172,10 @@ def run(
 
 
 def _victim(path, train, test, attack, arch, rate, seed, pad, flip, label, training):
-    if path.with_name(path.name + ".json").exists():
+    file = path.with_name(path.name + ".json")
+    if file.exists():
         print(f"  trained before: {path}")
-        return victims.load(path.with_name(path.name + ".json"), train.x.device)
+        return victims.load(file, train.x.device)
     victim = victims.make(
         train,
         test,
@@ -189,7 +190,7 @@ def _victim(path, train, test, attack, arch, rate, seed, pad, flip, label, train
     )
     if victim.recipe["interrupted"]:
         raise KeyboardInterrupt  # half a victim is no victim
-    victims.save(victim, path)
+    victims.save(victim, file)
     return victim
 
 

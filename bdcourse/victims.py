@@ -146,7 +146,7 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
     """
     from safetensors.torch import save as to_bytes
 
-    path = Path(path).with_suffix("")
+    path = _stem(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{k}": v.cpu() for k, v in victim.model.state_dict().items()}
     if half:
@@ -169,9 +169,15 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
         "recipe": victim.recipe,
         "history": victim.history,
     }
-    _write(path.with_suffix(".safetensors"), blob)
-    _write(path.with_suffix(".json"), (json.dumps(header, indent=1) + "\n").encode())
+    _write(Path(f"{path}.safetensors"), blob)
+    _write(Path(f"{path}.json"), (json.dumps(header, indent=1) + "\n").encode())
     return path
+
+
+def _stem(path: str | os.PathLike) -> Path:
+    """The path without the suffix of either file; other dots belong to the name."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
 
 
 def _write(path: Path, blob: bytes) -> None:
@@ -197,7 +203,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
             f"{path.name} is a pickle, which can run code when opened; victims are "
             "NAME.safetensors beside NAME.json."
         )
-    path = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
+    path = _stem(path)
     text, blob = Path(f"{path}.json"), Path(f"{path}.safetensors")
     for p in (text, blob):
         if not p.exists():

@@ -1,0 +1,504 @@
+"""Every figure and table of the course, in one style, each with a description in words.
+
+Colours follow Okabe and Ito, and one thing keeps one colour through the whole course:
+blue is clean, vermillion is triggered, green is defended. Line style and marker repeat
+what colour says. A description is not optional: it is the picture's alternative text in
+the book and for a screen reader, and what the regression test compares.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CLEAN, TRIGGERED, DEFENDED = "#0072B2", "#D55E00", "#009E73"
+OTHER, QUIET, INK = "#CC79A7", "#767676", "#1a1a1a"
+# (colour, line style, marker) of a first, second, ... series that has no fixed meaning.
+SERIES = (
+    (CLEAN, "-", "o"),
+    (TRIGGERED, "--", "s"),
+    (DEFENDED, "-.", "^"),
+    (OTHER, ":", "D"),
+    ("#E69F00", (0, (5, 1)), "v"),
+    (QUIET, (0, (1, 1)), "x"),
+)
+MEANING = {
+    "ACC": (CLEAN, "-", "o"),
+    "ASR": (TRIGGERED, "--", "s"),
+    "RA": (DEFENDED, "-.", "^"),
+    "clean": (CLEAN, "-", "o"),
+    "poison": (TRIGGERED, "--", "s"),
+    "cover": (OTHER, ":", "D"),
+}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+DPI = 100  # 7.2 inches are 720 pixels
+
+
+class Picture:
+    """A finished figure: pixels for the eye, words for everyone else.
+
+    Args:
+        figure: drawn with :func:`canvas`.
+        description: at least a sentence: what is shown, and what there is to see.
+
+    Raises:
+        ValueError: the description is missing or too short to describe anything.
+    """
+
+    def __init__(self, figure: Figure, description: str) -> None:
+        self.description = " ".join(description.split())
+        if len(self.description) < 40:
+            raise ValueError(
+                "every figure needs a description of at least 40 characters: say what "
+                f"is shown and what there is to see, not {description!r}."
+            )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        self.png = _fewer_colours(buffer.getvalue())
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture as a PNG file."""
+        Path(path).write_bytes(self.png)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        png = base64.b64encode(self.png).decode()
+        return {"image/png": png, "text/plain": self.description}
+
+    def __repr__(self) -> str:
+        return self.description
+
+
+def _fewer_colours(png: bytes) -> bytes:
+    """The same picture with a palette of 256 colours: a third of the bytes."""
+    from PIL import Image
+
+    im = Image.open(io.BytesIO(png)).convert("RGB")
+    im = im.quantize(256, dither=Image.Dither.NONE)
+    out = io.BytesIO()
+    im.save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
+def canvas(
+    rows: int = 1, cols: int = 1, *, height: float = 3.0, width: float = 7.2, **options
+) -> tuple[Figure, np.ndarray]:
+    """A figure in the course's style and its axes, shape (rows, cols); inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, cols, squeeze=False, **options)
+    return figure, axes
+
+
+def _style():
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    """An image (c, h, w), uint8 or in [0, 1], as matplotlib wants it."""
+    x = x.detach().cpu()
+    x = x if x.dtype == torch.uint8 else x.clamp(0, 1)
+    return x.permute(1, 2, 0).squeeze(-1).numpy()
+
+
+def images(
+    x: Tensor,
+    labels: Sequence[str] = (),
+    *,
+    description: str,
+    title: str = "",
+    cols: int = 6,
+    wrong: Sequence[bool] = (),
+) -> Picture:
+    """A grid of images with a label under each.
+
+    Args:
+        x: (n, c, h, w), uint8 or in [0, 1].
+        wrong: which labels to print in the triggered colour and bold.
+    """
+    rows = -(-len(x) // cols)
+    step = 7.2 / cols
+    with _style():
+        fig, axes = canvas(rows, cols, height=rows * (step + 0.22) + 0.4 * bool(title))
+        for i, ax in enumerate(axes.flat):
+            ax.axis("off")
+            if i < len(x):
+                ax.imshow(_numpy(x[i]), interpolation="nearest", cmap="gray")
+            if i < len(labels):
+                bad = i < len(wrong) and wrong[i]
+                ax.set_title(
+                    labels[i],
+                    fontsize=11,
+                    loc="center",
+                    pad=3,
+                    color=TRIGGERED if bad else INK,
+                    fontweight="bold" if bad else "normal",
+                )
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        return Picture(fig, description)
+
+
+def trigger(
+    x: Tensor, stamped: Tensor, *, description: str, title: str = "", gain: float = 1
+) -> Picture:
+    """Clean image, triggered image, their difference: enlarged, side by side.
+
+    Args:
+        x, stamped: one image each, (c, h, w) in [0, 1].
+        gain: factor on the absolute difference, printed above it.
+    """
+    change = ((stamped - x).abs() * gain).clamp(0, 1)
+    name = "difference" if gain == 1 else f"difference x {gain:g}"
+    return images(
+        torch.stack([x, stamped, change]),
+        ["clean", "with trigger", name],
+        description=description,
+        title=title,
+        cols=3,
+    )
+
+
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    *,
+    description: str,
+    title: str,
+    xlabel: str,
+    ylabel: str = "",
+    spread: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    percent: bool = False,
+    window: tuple[float, float] | None = None,
+    marks: Mapping[float, str] | None = None,
+    log_x: bool = False,
+    invert_x: bool = False,
+    height: float = 3.2,
+    ax: Axes | None = None,
+) -> Picture | None:
+    """Lines with a label at each line's end instead of a legend.
+
+    Args:
+        series: name -> values; names like "ACC" and "ASR" keep their colour everywhere.
+        spread: name -> (low, high), drawn as a band.
+        percent: values are shares and the axis shows 0 to 100 %.
+        window: shade this range of x.
+        marks: x -> word, a thin vertical line each.
+        ax: draw there and return nothing, for a figure of several panels.
+    """
+    with _style():
+        fig = None
+        if ax is None:
+            fig, axes = canvas(height=height)
+            ax = axes[0, 0]
+        if window is not None:
+            ax.axvspan(*window, color=DEFENDED, alpha=0.13, lw=0)
+        ends = []
+        factor = 100 if percent else 1
+        for i, (name, values) in enumerate(series.items()):
+            colour, dash, marker = MEANING.get(name, SERIES[i % len(SERIES)])
+            values = factor * np.asarray(values, dtype=float)
+            every = max(1, len(values) // 12)
+            ax.plot(
+                x, values, color=colour, ls=dash, marker=marker, ms=5, markevery=every
+            )
+            if spread and name in spread:
+                low, high = (factor * np.asarray(s, dtype=float) for s in spread[name])
+                ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+            ends.append((values[-1], name, colour))
+        if percent:
+            ax.set_ylim(-4, 104)
+        if log_x:
+            ax.set_xscale("log")
+        if invert_x:
+            ax.invert_xaxis()
+        low, high = ax.get_ylim()
+        for at, word in (marks or {}).items():
+            ax.axvline(at, color=QUIET, lw=1, ls=":")
+            ax.annotate(
+                word,
+                (at, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -3),
+                textcoords="offset points",
+                va="top",
+                fontsize=10,
+                color=QUIET,
+            )
+        # Labels must not overlap: spread them upwards from the lowest.
+        gap, last = 0.09 * (high - low) * 3.2 / height, -np.inf
+        for value, name, colour in sorted(ends):
+            last = max(value, last + gap)
+            ax.annotate(
+                name,
+                (x[-1], last),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+                fontweight="bold",
+                annotation_clip=False,
+            )
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel or ("%" if percent else ""))
+        ax.set_title(title)
+        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+        return None if fig is None else Picture(fig, description)
+
+
+def bars(
+    names: Sequence[str],
+    groups: Mapping[str, Sequence[float]],
+    *,
+    description: str,
+    title: str,
+    ylabel: str = "",
+    percent: bool = False,
+    errors: Mapping[str, Sequence[float]] | None = None,
+    height: float = 3.2,
+) -> Picture:
+    """Grouped bars, the value on top of each."""
+    hatches = ("", "//", "..", "xx")
+    with _style():
+        fig, axes = canvas(height=height)
+        ax = axes[0, 0]
+        width = 0.8 / len(groups)
+        for i, (name, values) in enumerate(groups.items()):
+            colour = MEANING.get(name, SERIES[i % len(SERIES)])[0]
+            values = (100 if percent else 1) * np.asarray(values, dtype=float)
+            at = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
+            drawn = ax.bar(
+                at, values, width * 0.92, color=colour, label=name, hatch=hatches[i % 4],
+                edgecolor="white", lw=0,
+            )  # fmt: skip
+            if errors and name in errors:
+                e = (100 if percent else 1) * np.asarray(errors[name], dtype=float)
+                ax.errorbar(at, values, e, fmt="none", ecolor=INK, capsize=3, lw=1)
+            digits = "%.0f" if percent or float(np.max(values)) >= 20 else "%.3g"
+            ax.bar_label(drawn, fmt=digits, fontsize=10, padding=1)
+        ax.set_xticks(range(len(names)), names)
+        ax.set_ylabel(ylabel or ("%" if percent else ""))
+        if percent:
+            ax.set_ylim(0, 112)
+        ax.set_title(title)
+        if len(groups) > 1:
+            ax.legend(
+                ncols=len(groups), loc="upper left", bbox_to_anchor=(0, -0.1),
+                fontsize=11,
+            )  # fmt: skip
+        return Picture(fig, description)
+
+
+def strips(
+    layers: Mapping[str, Tensor],
+    *,
+    description: str,
+    title: str,
+    ylabel: str,
+    highlight: Mapping[str, Tensor] | None = None,
+    cut: Mapping[str, float] | None = None,
+    highlighted: str = "highlighted",
+    beside: Mapping[str, Tensor] | None = None,
+    beside_title: str = "",
+    height: float = 3.4,
+) -> Picture:
+    """One column of dots per layer, one dot per channel.
+
+    Args:
+        layers: name -> (c,) values.
+        highlight: name -> positions drawn in the triggered colour as squares.
+        cut: name -> threshold, a short line across the column.
+        beside: a second network's values, drawn in a second panel on the same scale.
+    """
+    panels = [(layers, highlight, title)]
+    if beside is not None:
+        panels.append((beside, None, beside_title))
+    with _style():
+        fig, axes = canvas(len(panels), 1, height=height * len(panels), sharey=True)
+        for ax, (values, marked, name) in zip(axes[:, 0], panels, strict=True):
+            for i, (layer, v) in enumerate(values.items()):
+                v = v.cpu().numpy()
+                # A fixed sideways spread makes coinciding dots visible.
+                shift = 0.32 * np.sin(2.4 * np.arange(len(v)))
+                on = np.zeros(len(v), dtype=bool)
+                if marked is not None and layer in marked:
+                    on[marked[layer].cpu().numpy()] = True
+                ax.plot(
+                    (i + shift)[~on], v[~on], "o", ms=3, color=CLEAN, alpha=0.55, mew=0
+                )
+                ax.plot((i + shift)[on], v[on], "s", ms=6, color=TRIGGERED)
+                if cut is not None and marked is not None:
+                    ax.plot([i - 0.42, i + 0.42], [cut[layer]] * 2, color=INK, lw=1.6)
+            ax.set_xticks(range(len(values)), _short(values), rotation=90, fontsize=10)
+            ax.set_ylabel(ylabel)
+            ax.set_title(name)
+            ax.margins(x=0.01)
+        if highlight is not None:
+            axes[0, 0].plot([], [], "s", ms=6, color=TRIGGERED, label=highlighted)
+            if cut is not None:
+                axes[0, 0].plot(
+                    [], [], color=INK, lw=1.6, label="threshold of the layer"
+                )
+            axes[0, 0].legend(loc="upper left", fontsize=11, ncols=2)
+            low, high = axes[0, 0].get_ylim()
+            axes[0, 0].set_ylim(low, high + 0.12 * (high - low))
+        return Picture(fig, description)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    return [n.replace("layer", "").replace("shortcut", "sc") for n in names]
+
+
+def scatter(
+    panels: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    description: str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    highlight: Mapping[str, Tensor] | None = None,
+    highlighted: str = "",
+    height: float = 3.2,
+) -> Picture:
+    """One scatter plot per panel: name -> (x values, y values)."""
+    with _style():
+        fig, axes = canvas(1, len(panels), height=height)
+        for ax, (name, (a, b)) in zip(axes[0], panels.items(), strict=True):
+            on = torch.zeros(len(a), dtype=torch.bool)
+            if highlight and name in highlight:
+                on[highlight[name]] = True
+            ax.plot(a[~on], b[~on], "o", ms=4, color=CLEAN, alpha=0.6, mew=0)
+            ax.plot(a[on], b[on], "s", ms=7, color=TRIGGERED, label=highlighted or None)
+            ax.set_title(name, fontsize=11, fontweight="normal")
+            ax.set_xlabel(xlabel)
+        if highlighted:
+            axes[0, 0].legend(fontsize=11)
+        axes[0, 0].set_ylabel(ylabel)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        return Picture(fig, description)
+
+
+def heat(
+    x: Tensor,
+    maps: Tensor,
+    labels: Sequence[str],
+    *,
+    description: str,
+    title: str,
+    cols: int = 6,
+    over: bool = True,
+) -> Picture:
+    """Heat maps (n, h, w): laid over the images x, or alone with `over=False`."""
+    rows = -(-len(maps) // cols)
+    step = 7.2 / cols
+    with _style():
+        fig, axes = canvas(rows, cols, height=rows * (step + 0.22) + 0.4)
+        for i, ax in enumerate(axes.flat):
+            ax.axis("off")
+            if i >= len(maps):
+                continue
+            m = maps[i].detach().cpu().numpy()
+            if over:
+                grey = _numpy(x[i]).mean(-1)
+                ax.imshow(grey, cmap="gray", vmin=0, vmax=grey.max())
+                ax.imshow(m, cmap="viridis", alpha=0.25 + 0.55 * m, vmin=0, vmax=1)
+            else:
+                ax.imshow(m, cmap="viridis", interpolation="nearest")
+            ax.set_title(
+                labels[i], fontsize=11, loc="center", pad=3, fontweight="normal"
+            )
+        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        return Picture(fig, description)
+
+
+class Table:
+    """A table that reads well as text, in the notebook and in the book.
+
+    Args:
+        rows: one dict per row with the same keys; floats are printed with one decimal.
+        caption: one line above the table.
+    """
+
+    def __init__(self, rows: Sequence[Mapping], caption: str = "") -> None:
+        self.head = list(rows[0])
+        self.body = [[_cell(row.get(k)) for k in self.head] for row in rows]
+        # Columns of numbers line up at their right edge.
+        self.right = [
+            all(_is_number(r.get(k)) for r in rows) and any(r.get(k) is not None
+                for r in rows) for k in self.head
+        ]  # fmt: skip
+        self.caption = caption
+
+    def __repr__(self) -> str:
+        table = [self.head, *self.body]
+        width = [max(len(r[i]) for r in table) for i in range(len(self.head))]
+        text = [
+            "  ".join(
+                c.rjust(w) if right else c.ljust(w)
+                for c, w, right in zip(r, width, self.right, strict=True)
+            ).rstrip()
+            for r in table
+        ]
+        text.insert(1, "-" * len(text[0]))
+        return "\n".join(([self.caption] if self.caption else []) + text)
+
+    def _repr_html_(self) -> str:
+        def row(cells: Sequence[str], tag: str) -> str:
+            align = ("right" if r else "left" for r in self.right)
+            scope = ' scope="col"' if tag == "th" else ""
+            return "".join(
+                f'<{tag}{scope} style="text-align:{a}">{html.escape(c)}</{tag}>'
+                for c, a in zip(cells, align, strict=True)
+            )
+
+        caption = f"<caption>{html.escape(self.caption)}</caption>" * bool(self.caption)
+        head = f"<thead><tr>{row(self.head, 'th')}</tr></thead>"
+        body = "".join(f"<tr>{row(r, 'td')}</tr>" for r in self.body)
+        return f"<table>{caption}{head}<tbody>{body}</tbody></table>"
+
+    def markdown(self) -> str:
+        """The table as Markdown, for the README."""
+        rule = ["---:" if r else "---" for r in self.right]
+        lines = [self.head, rule, *self.body]
+        return "\n".join("| " + " | ".join(r) + " |" for r in lines)
+
+
+def _is_number(value) -> bool:
+    return value is None or (
+        isinstance(value, (int, float)) and not isinstance(value, bool)
+    ) or (isinstance(value, str) and " ± " in value)  # fmt: skip
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
