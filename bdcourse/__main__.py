@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields, replace
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -12,25 +13,29 @@ def main(argv: list[str] | None = None) -> int:
     b = commands.add_parser("bench", help="attacks against defenses on an image set")
     b.add_argument("--data", default="signs", help="signs, cifar10, a folder, an .npz")
     b.add_argument("--out", required=True, help="JSON file for the rows")
-    b.add_argument("--attacks", nargs="+", default=["BadNets", "Blended"])
-    b.add_argument("--model", default="resnet18")
-    b.add_argument("--width", type=int, default=16)
-    b.add_argument("--epochs", type=float, default=12)
-    b.add_argument("--batch", type=int, default=128)
-    b.add_argument("--lr", type=float, default=0.1)
-    b.add_argument("--rate", type=float, default=0.1, help="share that is poisoned")
-    b.add_argument("--clean", type=float, default=0.05, help="the defender's share")
-    b.add_argument("--pad", type=int, default=4, help="crop padding in pixels")
-    b.add_argument("--no-flip", action="store_true", help="do not mirror images")
+    b.add_argument("--attacks", nargs="*", default=["BadNets", "Blended"])
     b.add_argument("--seeds", type=int, nargs="+", default=[0])
+    b.add_argument("--clean", type=float, default=0.05, help="the defender's share")
     b.add_argument("--n", type=int, help="use only this many training images")
     b.add_argument("--size", type=int, help="resize folder images to this side")
-    b.add_argument("--bf16", action="store_true", default=None, help="also on the CPU")
     b.add_argument("--device", default=None, help="default: cuda if there is one")
     b.add_argument("--keep", default="runs", help="folder for trained victims")
+    r = b.add_argument_group("recipe", "defaults: 'signs' and all others differ")
+    r.add_argument("--model", help="resnet18, preact_resnet18, vgg16_bn, ...")
+    r.add_argument("--width", type=int, help="channels of the first layer")
+    r.add_argument("--epochs", type=float)
+    r.add_argument("--batch", type=int)
+    r.add_argument("--lr", type=float)
+    r.add_argument("--weight-decay", type=float)
+    r.add_argument("--rate", type=float, help="share of images that is poisoned")
+    r.add_argument("--stamp", choices=["before", "after"], help="before augmentation?")
+    r.add_argument("--pad", type=int, help="crop padding in pixels")
+    r.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror")
+    r.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="on a CPU too")
     z = commands.add_parser("zoo", help="train the victims of the lessons again")
     z.add_argument("--only", nargs="+", help="names of victims")
     z.add_argument("--out", help="folder (default: data/zoo)")
+    z.add_argument("--keep", default="runs", help="folder for trained victims")
     a = vars(parser.parse_args(argv))
     command = a.pop("command")
     try:
@@ -40,11 +45,13 @@ def main(argv: list[str] | None = None) -> int:
             return remake(**a)
         import torch
 
-        from bdcourse.bench import run
+        from bdcourse.bench import SIGNS, Recipe, run
 
-        a["flip"] = not a.pop("no_flip")
+        given = {f.name: a.pop(f.name) for f in fields(Recipe)}
+        given = {k: v for k, v in given.items() if v is not None}
+        recipe = replace(SIGNS if a["data"].startswith("signs") else Recipe(), **given)
         a["device"] = a["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        run(a.pop("data"), a.pop("out"), **a)
+        run(a.pop("data"), a.pop("out"), recipe, **a)
     except (ValueError, FileNotFoundError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ that was stopped and is started again repeats nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,10 +24,11 @@ import torch
 from bdcourse import data as datasets
 from bdcourse import defenses, metrics, victims
 from bdcourse.attacks import ATTACKS, Attack, Blended, noise_picture
-from bdcourse.data import Images
+from bdcourse.data import Images, Splits
 from bdcourse.defenses.clp import choose_u, sweep
 from bdcourse.surgery import without
 from bdcourse.train import Augment
+from bdcourse.victims import Victim
 
 US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every CLP sweep: 6 .. 1
 
@@ -88,24 +91,81 @@ def make_attack(name: str, images: Images) -> Attack:
     raise ValueError(f"unknown attack {name!r}; choose from {', '.join(ATTACKS)}.")
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a victim is trained; the defaults suit 50,000 images on two CPU cores.
+
+    Args:
+        model, width: see `models.build`.
+        epochs, batch, lr, weight_decay: see `train.fit`.
+        rate, stamp: share of poisoned images and when they are stamped, see
+            `Attack.poison`.
+        pad, flip: augmentation, see `train.Augment`.
+        bf16: bfloat16 also on a CPU; None means on CUDA only.
+    """
+
+    model: str = "resnet18"
+    width: int = 16
+    epochs: float = 10
+    batch: int = 128
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    rate: float = 0.1
+    stamp: str = "before"
+    pad: int = 4
+    flip: bool = True
+    bf16: bool | None = None
+
+
+# Built-in signs: small batches, since the trigger takes steps to learn, not epochs; and
+# no mirroring, since a mirrored "turn left" is a "turn right".
+SIGNS = Recipe(epochs=8, batch=32, pad=2, flip=False)
+
+
+def train_victim(
+    parts: Splits,
+    attack: Attack | None,
+    recipe: Recipe,
+    seed: int,
+    data: str,
+    keep: str | os.PathLike = "runs",
+) -> Victim:
+    """A victim (without attack: the benign twin), trained now or found in `keep`."""
+    spec = asdict(recipe) | {"data": data, "seed": seed}
+    spec["digest"] = parts.train.digest()
+    spec["attack"] = type(attack).__name__ if attack else "none"
+    if attack is None:
+        spec["rate"] = 0.0
+    name = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+    file = Path(keep) / f"{data}-{spec['attack']}-{seed}-{name}"
+    if Path(f"{file}.json").exists():
+        print(f"  trained before, found in {keep}")
+        return victims.load(file, parts.train.x.device)
+    victim = victims.make(
+        parts.train,
+        parts.test,
+        attack,
+        arch={"name": recipe.model, "width": recipe.width},
+        seed=seed,
+        recipe={"data": data},
+        **{k: v for k, v in asdict(recipe).items() if k not in ("model", "width")},
+    )
+    if victim.recipe["interrupted"]:
+        raise KeyboardInterrupt  # half a victim is no victim
+    victims.save(victim, file)
+    return victim
+
+
 def run(
     source: str,
     out: str | os.PathLike,
+    recipe: Recipe | None = None,
     *,
     attacks: Iterable[str] = ("BadNets", "Blended"),
-    model: str = "resnet18",
-    width: int = 16,
-    epochs: float = 12,
-    batch: int = 128,
-    lr: float = 0.1,
-    rate: float = 0.1,
-    clean: float = 0.05,
-    pad: int = 4,
-    flip: bool = True,
     seeds: Iterable[int] = (0,),
+    clean: float = 0.05,
     n: int | None = None,
     size: int | None = None,
-    bf16: bool | None = None,
     device: str = "cpu",
     keep: str | os.PathLike = "runs",
 ) -> Results:
@@ -114,152 +174,123 @@ def run(
     Args:
         source: what `data.load` takes.
         out: JSON file; rows already in it are kept and not measured again.
+        recipe: default :data:`SIGNS` for the built-in signs, `Recipe()` for the rest.
         clean: share of the training images that the defender gets, disjoint from what
             the attacker poisons.
         n, size: of training images, and side to which folder images are resized.
         keep: folder for the trained victims, reused when a run is started again.
     """
-    table = Results(out)
+    recipe = recipe or (SIGNS if source.startswith("signs") else Recipe())
+    results = Results(out)
     dev = torch.device(device)
-    where = environment(dev)
-    arch = {"name": model, "width": width}
-    training = {"epochs": epochs, "batch": batch, "lr": lr, "bf16": bf16}
-    everything = datasets.load(source, "train", n=n, size=size)
-    test = datasets.load(source, "test", size=size).to(dev)
-    digest = everything.digest()
     label = Path(source).name if os.path.exists(source) else source
-    print(
-        f"{len(everything)} training, {len(test)} test images, {everything.k} classes"
-    )
-
     for seed in seeds:
-        g = torch.Generator().manual_seed(1000 + seed)
-        train, owned = datasets.hold_out(everything, round(clean * len(everything)), g)
-        # The defender tunes on one fifth of his images and repairs with the rest.
-        own, held = datasets.hold_out(owned, len(owned) // 5, g)
-        train, own, held = train.to(dev), own.to(dev), held.to(dev)
+        parts = datasets.splits(source, clean=clean, seed=seed, n=n, size=size)
+        parts = Splits(*(p.to(dev) for p in parts))
+        print(
+            f"{len(parts.train)} training and {len(parts.test)} test images, "
+            f"{parts.train.k} classes"
+        )
         twin = None
         for name in (None, *attacks):
-            attack = make_attack(name, train) if name else None
-            base = {
-                "data": label,
-                "digest": digest,
-                "model": model,
-                "width": width,
-                "epochs": epochs,
-                "batch": batch,
-                "lr": lr,
-                "seed": seed,
-                "attack": name or "none",
-                "rate": rate if name else 0.0,
-            }
             print(f"\n{name or 'benign twin'}, seed {seed}", flush=True)
-            stem = "-".join(str(v) for k, v in base.items() if k != "lr")
-            victim = _victim(Path(keep) / stem, train, test, attack, arch, rate, seed,
-                             pad, flip, label, training)  # fmt: skip
-            if twin is None:
-                twin = victim.scores
+            attack = make_attack(name, parts.train) if name else None
+            victim = train_victim(parts, attack, recipe, seed, label, keep)
+            twin = twin or victim.scores
+            key = asdict(recipe) | {"data": label, "digest": parts.train.digest()}
+            key |= {"seed": seed, "attack": name or "none"}
+            key["rate"] = recipe.rate if name else 0.0
             about = {
-                "n_train": len(train),
+                "n_train": len(parts.train),
                 "n_poisoned": len(victim.poisoned),
-                "n_clean": len(owned),
+                "n_defender": len(parts.clean) + len(parts.held),
                 "weak": victim.weak(twin),
                 "train_seconds": victim.recipe["seconds"],
-                "bf16": bf16,
-            } | where
-            _defend(table, base, about, victim, test, own, held, pad, flip, seed, twin)
-    return table
+            }
+            _defend(results, key, about | environment(dev), victim, parts, recipe)
+    return results
 
 
-def _victim(path, train, test, attack, arch, rate, seed, pad, flip, label, training):
-    file = path.with_name(path.name + ".json")
-    if file.exists():
-        print(f"  trained before: {path}")
-        return victims.load(file, train.x.device)
-    victim = victims.make(
-        train,
-        test,
-        attack,
-        arch=arch,
-        rate=rate,
-        seed=seed,
-        pad=pad,
-        flip=flip,
-        recipe={"data": label},
-        **training,
-    )
-    if victim.recipe["interrupted"]:
-        raise KeyboardInterrupt  # half a victim is no victim
-    victims.save(victim, file)
-    return victim
-
-
-def _defend(table, base, about, victim, test, own, held, pad, flip, seed, twin) -> None:
+def _defend(
+    results: Results,
+    key: dict,
+    about: dict,
+    victim: Victim,
+    parts: Splits,
+    recipe: Recipe,
+) -> None:
     """All defenses of one victim, one row each."""
-    model, before = victim.model, victim.scores
-    # A benign model has no attack of its own; every row of it is clean accuracy only.
-    attack = victim.attack
+    model, before, attack = victim.model, victim.scores, victim.attack
+    test, seed = parts.test, key["seed"]
 
     def note(defense: str, repaired, seconds: float, **more) -> None:
         s = metrics.evaluate(repaired, test, attack)
-        row = (
-            base
-            | {"defense": defense}
-            | more
-            | s.dict()
-            | {"seconds": round(seconds, 3)}
-        )
+        row = key | {"defense": defense, **more, **s.dict()}
+        row["seconds"] = round(seconds, 3)
         if attack is not None:
             row["der"] = metrics.der(before, s)
-        table.add(row | about)
+        results.add(row | about)
         extra = "  ".join(f"{k} {v}" for k, v in more.items() if k != "clean_used")
         print(f"  {defense:22s} {s}  {extra}", flush=True)
 
     def todo(defense: str, **more) -> bool:
-        return not table.has(**base, defense=defense, **more)
+        return not results.has(**key, defense=defense, **more)
 
     if todo("none"):
         note("none", model, 0.0, pruned=0, clean_used=0)
+    at3 = defenses.clp(model, 3.0)
     if todo("clp", u=3.0):
-        p = defenses.clp(model, 3.0)
-        note("clp", p.model, p.seconds, u=3.0, pruned=p.count, clean_used=0)
+        note("clp", at3.model, at3.seconds, u=3.0, pruned=at3.count, clean_used=0)
     if todo("clp, u by held-out acc"):
         start = time.perf_counter()
-        u = choose_u(model, held, US)
-        seconds = time.perf_counter() - start
-        p = defenses.clp(model, u)
-        note("clp, u by held-out acc", p.model, seconds + p.seconds, u=u,
-             pruned=p.count, clean_used=len(held))  # fmt: skip
+        p = defenses.clp(model, choose_u(model, parts.held, US))
+        note(
+            "clp, u by held-out acc",
+            p.model,
+            time.perf_counter() - start,
+            u=p.log["u"],
+            pruned=p.count,
+            clean_used=len(parts.held),
+        )
     if todo("random channels"):
         g = torch.Generator().manual_seed(seed)
-        p = defenses.prune_random(model, defenses.clp(model, 3.0).pruned, g)
+        p = defenses.prune_random(model, at3.pruned, g)
         note("random channels", p.model, p.seconds, pruned=p.count, clean_used=0)
     if todo("fine-tuning"):
         g = torch.Generator().manual_seed(seed)
-        p = defenses.finetune(model, own, epochs=20, lr=0.01, batch=32,
-                              augment=Augment(pad, flip), generator=g)  # fmt: skip
-        note("fine-tuning", p.model, p.seconds, pruned=0, clean_used=len(own))
-    if todo("clp sweep"):
-        curve, scores, last = [], before, None
-        for u, channels in sweep(model, US):
-            count = sum(map(len, channels.values()))
-            if (
-                count != last
-            ):  # a smaller u prunes a superset, so equal count is equal set
-                scores, last = (
-                    metrics.evaluate(without(model, channels), test, attack),
-                    count,
-                )
-            point = {"u": u, "pruned": count, "acc": scores.acc}
-            if attack is not None:
-                point |= {"asr": scores.asr, "ra": scores.ra}
-            curve.append(point)
-        table.add(base | {"defense": "clp sweep", "curve": curve} | about)
-        print(
-            "  clp sweep              "
-            + ", ".join(
-                f"u {c['u']}: {100 * c['acc']:.0f}"
-                + (f"/{100 * c['asr']:.0f}" if "asr" in c else "")
-                for c in curve[::2]
-            )
+        augment = Augment(recipe.pad, recipe.flip)
+        p = defenses.finetune(
+            model,
+            parts.clean,
+            epochs=20,
+            lr=0.01,
+            batch=32,
+            augment=augment,
+            generator=g,
         )
+        note("fine-tuning", p.model, p.seconds, pruned=0, clean_used=len(parts.clean))
+    if todo("clp sweep"):
+        curve = _sweep_curve(model, test, attack)
+        results.add(key | {"defense": "clp sweep", "curve": curve} | about)
+        said = (f"{c['u']:g}: {_percents(c)}" for c in curve[::4])
+        print("  clp sweep, u: ACC/ASR ", ", ".join(said), flush=True)
+
+
+def _sweep_curve(model, test: Images, attack: Attack | None) -> list[dict]:
+    """Scores at every u of :data:`US`; a set of channels seen before is not measured
+    again."""
+    curve, scores, last = [], None, -1
+    for u, channels in sweep(model, US):
+        count = sum(map(len, channels.values()))
+        if count != last:  # a smaller u prunes a superset: same count, same channels
+            scores = metrics.evaluate(without(model, channels), test, attack)
+            last = count
+        point = {"u": u, "pruned": count, "acc": scores.acc}
+        if attack is not None:
+            point |= {"asr": scores.asr, "ra": scores.ra}
+        curve.append(point)
+    return curve
+
+
+def _percents(point: dict) -> str:
+    return "/".join(f"{100 * point[k]:.0f}" for k in ("acc", "asr") if k in point)

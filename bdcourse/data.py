@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -113,6 +114,38 @@ def hold_out(
         )
     order = torch.randperm(len(images), generator=generator)
     return images[order[n:]], images[order[:n]]
+
+
+class Splits(NamedTuple):
+    """What attacker, defender and examiner own; no image is in two of them."""
+
+    train: Images  #: the attacker poisons this
+    clean: Images  #: the defender repairs with this
+    held: Images  #: the defender chooses thresholds on this
+    test: Images  #: everybody is measured on this
+
+
+def splits(
+    source: str | os.PathLike = "signs",
+    *,
+    clean: float = 0.05,
+    seed: int = 0,
+    n: int | None = None,
+    size: int | None = None,
+) -> Splits:
+    """Load an image set and deal it out as the course's protocol asks.
+
+    Args:
+        clean: the defender's share of the training images; he tunes on one fifth of it
+            (`held`) and repairs with the rest (`clean`).
+        seed: of the dealing, not of the drawing: one test set serves all seeds.
+        source, n, size: see :func:`load`.
+    """
+    everything = load(source, "train", n=n, size=size)
+    g = torch.Generator().manual_seed(1000 + seed)
+    train, owned = hold_out(everything, round(clean * len(everything)), g)
+    own, held = hold_out(owned, max(1, len(owned) // 5), g)
+    return Splits(train, own, held, load(source, "test", size=size))
 
 
 def load(

@@ -297,9 +297,15 @@ def bars(
             values = (100 if percent else 1) * np.asarray(values, dtype=float)
             at = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
             drawn = ax.bar(
-                at, values, width * 0.92, color=colour, label=name, hatch=hatches[i % 4],
-                edgecolor="white", lw=0,
-            )  # fmt: skip
+                at,
+                values,
+                width * 0.92,
+                color=colour,
+                label=name,
+                hatch=hatches[i % 4],
+                edgecolor="white",
+                lw=0,
+            )
             if errors and name in errors:
                 e = (100 if percent else 1) * np.asarray(errors[name], dtype=float)
                 ax.errorbar(at, values, e, fmt="none", ecolor=INK, capsize=3, lw=1)
@@ -312,9 +318,11 @@ def bars(
         ax.set_title(title)
         if len(groups) > 1:
             ax.legend(
-                ncols=len(groups), loc="upper left", bbox_to_anchor=(0, -0.1),
+                ncols=len(groups),
+                loc="upper left",
+                bbox_to_anchor=(0, -0.1),
                 fontsize=11,
-            )  # fmt: skip
+            )
         return Picture(fig, description)
 
 
@@ -453,9 +461,10 @@ class Table:
         self.body = [[_cell(row.get(k)) for k in self.head] for row in rows]
         # Columns of numbers line up at their right edge.
         self.right = [
-            all(_is_number(r.get(k)) for r in rows) and any(r.get(k) is not None
-                for r in rows) for k in self.head
-        ]  # fmt: skip
+            all(_is_number(r.get(k)) for r in rows)
+            and any(r.get(k) is not None for r in rows)
+            for k in self.head
+        ]
         self.caption = caption
 
     def __repr__(self) -> str:
@@ -493,9 +502,11 @@ class Table:
 
 
 def _is_number(value) -> bool:
-    return value is None or (
-        isinstance(value, (int, float)) and not isinstance(value, bool)
-    ) or (isinstance(value, str) and " ± " in value)  # fmt: skip
+    return (
+        value is None
+        or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        or (isinstance(value, str) and " ± " in value)
+    )
 
 
 def _cell(value) -> str:
