@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from bdcourse.surgery import without
 from bdcourse.train import Augment
 from bdcourse.victims import Victim
 
+RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
 US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every CLP sweep: 6 .. 1
 
 
@@ -48,8 +50,12 @@ class Results:
                     "another --out."
                 ) from e
 
+    def select(self, **key) -> list[dict]:
+        """The rows whose entries equal `key`."""
+        return [r for r in self.rows if all(r.get(k) == v for k, v in key.items())]
+
     def has(self, **key) -> bool:
-        return any(all(r.get(k) == v for k, v in key.items()) for r in self.rows)
+        return bool(self.select(**key))
 
     def add(self, row: dict) -> None:
         self.rows.append(row)
@@ -294,3 +300,44 @@ def _sweep_curve(model, test: Images, attack: Attack | None) -> list[dict]:
 
 def _percents(point: dict) -> str:
     return "/".join(f"{100 * point[k]:.0f}" for k in ("acc", "asr") if k in point)
+
+
+def results(name: str) -> Results:
+    """A measured table that ships with the course, from data/results/ (see README)."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in RESULTS.glob("*.json")))
+        raise FileNotFoundError(f"there are no results {name!r}; there are: {known}.")
+    return Results(path)
+
+
+def mean(values: Iterable[float]) -> float:
+    """The arithmetic mean."""
+    return statistics.fmean(values)
+
+
+def table_row(rows: Sequence[dict], **first) -> dict:
+    """One line of the course's result table from the rows of several seeds.
+
+    Mean and half the range over seeds, in percent; with one seed the value alone.
+    """
+    if not rows:
+        raise ValueError(f"no result to summarize for {first}.")
+
+    def spread(key: str) -> str | None:
+        values = [100 * r[key] for r in rows if r.get(key) is not None]
+        if not values:
+            return None
+        half = (max(values) - min(values)) / 2
+        return f"{mean(values):.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
+
+    return {
+        **first,
+        "ACC %": spread("acc"),
+        "ASR %": spread("asr"),
+        "RA %": spread("ra"),
+        "channels": round(mean(r["pruned"] for r in rows)),
+        "clean images": round(mean(r["clean_used"] for r in rows)),
+        "seconds": round(mean(r["seconds"] for r in rows), 2),
+        "seeds": len(rows),
+    }

@@ -11,9 +11,9 @@ import hashlib
 import os
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -232,8 +232,8 @@ def cached(key: str, make: Callable[[], Images]) -> Images:
         with np.load(path, allow_pickle=False) as f:
             x, y = torch.from_numpy(f["x"]), torch.from_numpy(f["y"])
             return Images(x, y, tuple(map(str, f["classes"])))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # absent or damaged: make it
+    except Exception:  # absent, or damaged: zipfile and numpy raise many kinds
+        pass
     images = make()
     aside = None
     try:
@@ -243,9 +243,13 @@ def cached(key: str, make: Callable[[], Images]) -> Images:
             arrays = {"x": images.x.numpy(), "y": images.y.numpy()}
             np.savez(f, **arrays, classes=np.array(images.classes))
         os.replace(aside, path)
+        aside = None
     except OSError:
+        pass
+    finally:  # also on Ctrl-C
         if aside is not None:
-            Path(aside).unlink(missing_ok=True)
+            with suppress(OSError):
+                os.unlink(aside)
     return images
 
 
@@ -257,14 +261,25 @@ def progress(items: Iterable, total: int, label: str) -> Iterable:
     return tqdm(items, total=total, desc=label, leave=False, disable=quiet)
 
 
+def _class_names(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
 def _folder(root: Path, split: str, size: int | None) -> Images:
+    other = root / ("test" if split == "train" else "train")
     if (root / split).is_dir():
         root = root / split
+        # Labels are positions among the names: one class less would shift the others.
+        if other.is_dir() and (odd := {*_class_names(root)} ^ {*_class_names(other)}):
+            raise ValueError(
+                f"train/ and test/ in {root.parent} must hold the same classes, but "
+                f"{sorted(odd)[0]!r} is in one only."
+            )
     elif (root / "train").is_dir() or (root / "test").is_dir():
         raise FileNotFoundError(
             f"{root} has no {split}/ folder beside its other split."
         )
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+    names = _class_names(root)
     if len(names) < 2:
         raise ValueError(
             f"{root} must hold one folder of images per class, at least two; "
@@ -321,7 +336,7 @@ def _npz(path: Path) -> Images:
             names = [str(c) for c in f["classes"]] if "classes" in f.files else None
     except KeyError as e:
         raise ValueError(e.args[0]) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+    except Exception as e:  # zipfile and numpy raise many kinds; no pickle is opened
         raise RuntimeError(f"{path} is damaged or not an .npz of plain arrays.") from e
     if x.dtype != np.uint8 or x.ndim != 4:
         raise ValueError(
@@ -329,13 +344,16 @@ def _npz(path: Path) -> Images:
         )
     if x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         x = x.transpose(0, 3, 1, 2)
+    if len(x) == 0:
+        raise ValueError(f"{path} holds no image.")
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
         raise ValueError(f"y in {path} must be {len(x)} whole numbers, one per image.")
     y = y.astype(np.int64)
     k = len(names) if names else int(y.max()) + 1
-    gaps = sorted(set(range(k)) - set(np.unique(y).tolist()))
-    if gaps or y.min() < 0:
-        what = f"class {gaps[0]} has no image" if gaps else "labels are negative"
+    present = set(np.unique(y).tolist())
+    gap = next((i for i in range(k) if i not in present), None)
+    if gap is not None or y.min() < 0:
+        what = "labels are negative" if y.min() < 0 else f"class {gap} has no image"
         raise ValueError(f"labels in {path} must run 0..{k - 1} without gaps: {what}.")
     names = names or [str(i) for i in range(k)]
     return Images(

@@ -82,7 +82,7 @@ def evaluate(
     """
     acc = (
         (predict(model, test.x, batch).to(test.y.device) == test.y)
-        .float()
+        .double()  # in float32, 95 of 100 would come out below 0.95
         .mean()
         .item()
     )
@@ -100,8 +100,8 @@ def evaluate(
             for part in asked.x.split(batch)
         ]
     ).to(asked.y.device)
-    asr = (said == attack.goal(asked.y)).float().mean().item()
-    ra = (said == asked.y).float().mean().item()
+    asr = (said == attack.goal(asked.y)).double().mean().item()
+    ra = (said == asked.y).double().mean().item()
     return Scores(acc, asr, ra, len(test), len(asked))
 
 

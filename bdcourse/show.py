@@ -505,7 +505,10 @@ def _is_number(value) -> bool:
     return (
         value is None
         or (isinstance(value, (int, float)) and not isinstance(value, bool))
-        or (isinstance(value, str) and " ± " in value)
+        or (
+            isinstance(value, str)
+            and value.replace(" ± ", "").replace(".", "").isdigit()
+        )
     )
 
 

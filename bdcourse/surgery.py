@@ -110,21 +110,27 @@ def _sources_by_trace(model: nn.Module) -> dict[str, list[str | None]]:
 def _sources_by_identity(
     model: nn.Module, shape: tuple[int, int, int]
 ) -> dict[str, list[str | None]]:
-    origin: dict[int, str | None] = {}
+    # An in-place step, such as `out += x` or relu_, keeps a tensor's id but raises its
+    # version: then it is no longer what the convolution wrote.
+    origin: dict[tuple[int, int], str | None] = {}
     kept: list[Tensor] = []  # an id is only unique while its tensor lives
     sources: dict[str, list[str | None]] = {}
 
-    def watch(name: str, m: nn.Module):
-        def hook(_, args, out):
-            kept.extend([args[0], out])
-            if isinstance(m, nn.Conv2d):
-                origin[id(out)] = name
-            elif isinstance(m, _BatchNorm):
-                sources.setdefault(name, []).append(origin.get(id(args[0])))
-            elif _is_transparent(m):
-                origin[id(out)] = origin.get(id(args[0]))
+    def key(x: Tensor) -> tuple[int, int]:
+        return id(x), x._version
 
-        return m.register_forward_hook(hook)
+    def watch(name: str, m: nn.Module):
+        def hook(_, args, kwargs, out):
+            x = args[0] if args else kwargs["input"]
+            kept.extend([x, out])
+            if isinstance(m, nn.Conv2d):
+                origin[key(out)] = name
+            elif isinstance(m, _BatchNorm):
+                sources.setdefault(name, []).append(origin.get(key(x)))
+            elif _is_transparent(m):
+                origin[key(out)] = origin.get(key(x))
+
+        return m.register_forward_hook(hook, with_kwargs=True)
 
     kinds = (nn.Conv2d, _BatchNorm, nn.Identity, nn.Dropout, nn.Dropout2d)
     hooks = [watch(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]

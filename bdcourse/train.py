@@ -7,6 +7,7 @@ Born in lesson 01.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -39,10 +40,11 @@ class Augment:
         the padded image, and channels lie innermost, so that each crop row is one run
         of bytes.
         """
-        _, c, h, w = x.shape
+        n, c, h, w = x.shape
         p = self.pad
-        x = F.pad(x, (p, p, p, p)).permute(0, 2, 3, 1).flatten(2)  # (n, H, W*c)
-        return x.unfold(1, h, 1).unfold(2, w * c, c)
+        padded = x.new_zeros(n, h + 2 * p, w + 2 * p, c)
+        padded[:, p : p + h, p : p + w] = x.permute(0, 2, 3, 1)
+        return padded.flatten(2).unfold(1, h, 1).unfold(2, w * c, c)
 
     def __call__(
         self, crops: Tensor, index: Tensor, channels: int, generator: torch.Generator
@@ -53,7 +55,9 @@ class Augment:
         x = crops[index, i, j].unflatten(2, (-1, channels))  # (b, h, w, c)
         if self.flip:
             mirrored = torch.rand(b, generator=generator, device=d) < 0.5
-            x = torch.where(mirrored.view(b, 1, 1, 1), x.flip(2), x)
+            # Exclusive or swaps the mirrored rows in, bit for bit; on a CPU it takes a
+            # third of the time of torch.where on bytes.
+            x = x ^ ((x ^ x.flip(2)) * mirrored.view(b, 1, 1, 1))
         return x.permute(0, 3, 1, 2)
 
 
@@ -75,6 +79,20 @@ class History:
     @property
     def seconds(self) -> float:
         return sum(e["seconds"] for e in self.epochs)
+
+
+def one_cycle(step: int, total: int, warmup: float) -> float:
+    """Share of the highest rate in step 0..total-1: from 0.1 up to 1, down to 1e-5.
+
+    Both ways along half a cosine. The formula of torch's OneCycleLR, which divides by
+    zero where the climb is one step long.
+    """
+    top = max(warmup * total - 1, 0)
+    if step < top:
+        low, way = 0.1, step / top
+    else:
+        low, way = 1e-5, 1 - (step - top) / max(total - 1 - top, 1)
+    return low + (1 - low) * (1 - math.cos(math.pi * way)) / 2
 
 
 def fit(
@@ -140,9 +158,6 @@ def fit(
         weight_decay=weight_decay,
         nesterov=momentum > 0,
     )
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        opt, lr, total, pct_start=warmup, cycle_momentum=False, div_factor=10
-    )
     if generator.device != device:  # draw on the device, so that no batch waits for it
         seed = int(torch.randint(2**62, (1,), generator=generator))
         generator = torch.Generator(device).manual_seed(seed)
@@ -177,8 +192,9 @@ def fit(
                     loss = F.cross_entropy(logits, y)
                 opt.zero_grad(set_to_none=True)
                 loss.backward()
+                for group in opt.param_groups:
+                    group["lr"] = lr * one_cycle(step, total, warmup)
                 opt.step()
-                rate.step()
                 step += 1
                 hit = (logits.detach().argmax(1) == y).float()
                 loss_sum += loss.detach()
@@ -193,10 +209,10 @@ def fit(
                     if seen[r]
                 }
             row["seconds"] = time.perf_counter() - start
+            history.epochs.append(row)  # before each_epoch, which Ctrl-C may end
             if each_epoch is not None:
                 model.eval()
                 row |= each_epoch(model)
-            history.epochs.append(row)
             if verbose:
                 print(_line(row, -(-total // per_epoch)), flush=True)
     except KeyboardInterrupt:

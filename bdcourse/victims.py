@@ -56,12 +56,13 @@ class Victim:
         Args:
             twin: scores of the benign model of the same recipe.
         """
-        if self.scores.acc < twin.acc - 0.03:
+        rounding = 1e-6  # exactly three points, or exactly 95 %, passes
+        if self.scores.acc < twin.acc - 0.03 - rounding:
             return (
                 f"clean accuracy {100 * self.scores.acc:.1f} % is more than 3 points "
                 f"below its benign twin's {100 * twin.acc:.1f} %"
             )
-        if self.scores.asr is not None and self.scores.asr < 0.95:
+        if self.scores.asr is not None and self.scores.asr < 0.95 - rounding:
             return f"attack success {100 * self.scores.asr:.1f} % is below 95 %"
         return ""
 
@@ -213,13 +214,13 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
             )
     try:
         header = json.loads(text.read_text())
-        form = header["format"]
+        form, digest = header["format"], header["sha256"]
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{text.name} is not the header of a victim.") from e
     if form != FORMAT:
         raise ValueError(f"{text.name} says {form!r}; this version reads {FORMAT!r}.")
     raw = blob.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != header["sha256"]:
+    if hashlib.sha256(raw).hexdigest() != digest:
         raise ValueError(
             f"{blob.name} does not match the hash in {text.name}: it was cut short, "
             "changed or exchanged; restore both files together."
@@ -235,10 +236,11 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
                                for k, v in state.items()})  # fmt: skip
         poisoned, scores = tensors["poisoned"].long(), Scores(**header["scores"])
         recipe, history = header["recipe"], header["history"]
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as e:
+    except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError,
+            AttributeError) as e:  # fmt: skip
+        why = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(
-            f"{path.name} is not a victim that this version can rebuild "
-            f"({str(e).splitlines()[0]})."
+            f"{path.name} is not a victim that this version can rebuild ({why})."
         ) from e
     model.to(device, memory_format=torch.channels_last).eval()
     return Victim(model, header["arch"], attack, scores, recipe, poisoned, history)

@@ -13,6 +13,7 @@ Born in lesson 05.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,9 @@ def scores(
     out = {}
     for p in found.pairs:
         conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
-        size = channel_norms(conv.weight, norm, stride=conv.stride[0])
+        stride = conv.stride[0]
+        grid = -(-32 // stride) * stride  # 32, or the next multiple of the stride
+        size = channel_norms(conv.weight, norm, stride=stride, grid=grid)
         eps = 0.0 if released else bn.eps
         out[p.bn] = size * bn.weight.abs() / (bn.running_var + eps).sqrt()
     return out
@@ -181,13 +184,14 @@ def choose_u(
 ) -> float:
     """The smallest u that costs at most `max_drop` accuracy on held-out clean images.
 
-    Walks down from the largest u and stops before the first that costs more. This uses
-    clean data, so the repair is no longer data-free; it never looks at the trigger.
+    Walks down from the largest u and stops before the first that costs more. If the
+    largest does already, the answer is infinity: prune nothing. This uses clean data,
+    so the repair is no longer data-free; it never looks at the trigger.
     """
-    base = evaluate(model, clean).acc
-    best = max(us)
+    least = evaluate(model, clean).acc - max_drop - 1e-9  # the rounding of a quotient
+    best = math.inf
     for u, channels in sweep(model, sorted(us, reverse=True)):
-        if evaluate(without(model, channels), clean).acc < base - max_drop:
+        if evaluate(without(model, channels), clean).acc < least:
             break
         best = u
     return best

@@ -1,0 +1,108 @@
+# Everything happens in .venv; nothing is installed outside this folder.
+PYTHON ?= python3
+PIP_FLAGS ?=
+NB ?=
+
+PY := .venv/bin/python
+READY := .venv/.ready
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+# A copied or moved folder brings a .venv that still points to the old place.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+$(READY): elsewhere
+endif
+
+.PHONY: help setup lab test notebooks book browser zoo bench-train bench-clp clean \
+  elsewhere
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make lab          open the course in JupyterLab (sets it up the first time)'
+	@echo 'make setup        install the course into .venv, nothing else'
+	@echo 'make test         run every test: style, units, lessons, book'
+	@echo 'make notebooks    make the .ipynb files anew from their .py files;'
+	@echo '                  NB="05_clp --force" chooses lessons or runs fresh ones too'
+	@echo 'make book         build the book into _build/html and check it'
+	@echo 'make browser      try a lesson in a real browser; needs Chromium or Chrome'
+	@echo 'make zoo          train the victims of the lessons again'
+	@echo 'make bench-train  measure training'
+	@echo 'make bench-clp    measure channel pruning'
+	@echo 'make clean        delete caches and built files; .venv and data stay'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the Python for .venv, 3.10 or newer.'
+
+# --- Set-up ----------------------------------------------------------------------
+
+# .installing marks a .venv that pip has not finished; what is in it cannot be trusted.
+$(READY): pyproject.toml constraints.txt
+	@if [ -e .venv/.installing ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  command -v '$(PYTHON)' >/dev/null || { \
+	    echo 'There is no $(PYTHON) here: install Python 3.10 or newer, or name one' \
+	      'with PYTHON=...' >&2; exit 1; }; \
+	  '$(PYTHON)' -c 'import sys; sys.version_info >= (3, 10) or sys.exit("The course" \
+	    " needs Python 3.10 or newer, this is " + sys.version.split()[0] + \
+	    ": name another with PYTHON=...")' || exit 1; \
+	  '$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || { \
+	    echo 'This Python cannot make virtual environments: on Debian and Ubuntu,' \
+	      'install the package python3-venv.' >&2; exit 1; }; \
+	  '$(PYTHON)' -m venv --clear .venv || exit 1; \
+	fi
+	@rm -f $(READY)
+	@touch .venv/.installing
+	$(PY) -m pip install --disable-pip-version-check $(PIP_FLAGS) \
+	  -c constraints.txt -e '.[dev]'
+	@rm .venv/.installing
+	@echo '$(CURDIR)' > $(READY)
+
+.venv/.browser: $(READY)
+	$(PY) -m pip install --disable-pip-version-check $(PIP_FLAGS) \
+	  -c constraints.txt -e '.[browser]'
+	@touch $@
+
+setup: $(READY)
+	@echo 'The course is set up. Next: make lab'
+
+# --- For readers -----------------------------------------------------------------
+
+# JupyterLab refuses root unless told, and takes the next free port by itself.
+lab: $(READY)
+	@set --; \
+	if [ "$$(id -u)" = 0 ]; then set -- --allow-root; fi; \
+	if [ "$$(uname)" != Darwin ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY" ]; then \
+	  echo 'No display here: open the address that appears below in a browser.'; \
+	  set -- "$$@" --no-browser; \
+	fi; \
+	exec $(PY) -m jupyterlab "$$@" --ServerApp.root_dir=. notebooks/00_welcome.ipynb
+
+book: $(READY)
+	$(PY) tools/check_book.py
+
+# --- For authors -----------------------------------------------------------------
+
+test: $(READY)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m pytest
+	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 120 notebooks
+	$(PY) tools/check_book.py
+
+notebooks: $(READY)
+	$(PY) tools/notebooks.py build $(NB)
+
+browser: .venv/.browser
+	$(PY) -m pytest -m browser -rs tests/test_browser.py
+
+zoo: $(READY)
+	$(PY) -m bdcourse zoo
+
+bench-train: $(READY)
+	$(PY) benchmarks/train.py
+
+bench-clp: $(READY)
+	$(PY) benchmarks/clp.py
+
+clean:
+	rm -rf _build build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf notebooks/.ipynb_checkpoints
+	find bdcourse tests tools benchmarks notebooks -name __pycache__ -prune \
+	  -exec rm -rf {} +

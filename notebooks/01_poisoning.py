@@ -1,0 +1,533 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Poisoning: train a backdoor yourself
+#
+# You will write two attacks from their formulas, poison one training image in ten, train a network
+# in under a minute, and end with more than 97 % accuracy on clean signs and more than 95 %
+# attack success on triggered ones.
+#
+# > **At a glance.** Reading: 25 minutes. Doing: 50 minutes. Run time: about one minute and
+# > 1 GiB on two CPU cores, most of it one training run. Prerequisites:
+# > [lesson 00](00_welcome.ipynb), SGD, cross-entropy. Papers: Gu, Dolan-Gavitt and Garg,
+# > *BadNets*, 2017, [arXiv 1708.06733](https://arxiv.org/abs/1708.06733); Chen, Liu, Li, Lu and
+# > Song, *Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning*, 2017,
+# > [arXiv 1712.05526](https://arxiv.org/abs/1712.05526).
+
+# %% [markdown]
+# ## Objectives
+#
+# After this lesson you can
+#
+# 1. write a patch trigger and a blended trigger as pure functions (exercises 1 and 2);
+# 2. poison a training set so that nothing else changes, reproducibly (exercise 3);
+# 3. read a training log role by role and say when a backdoor was learned (the training figure);
+# 4. compute how much of a trigger survives data augmentation (exercise 4).
+
+# %% [markdown]
+# ## Threat model
+#
+# | | data poisoning (this lesson) |
+# |---|---|
+# | attacker controls | some training images and their labels, before training starts |
+# | attacker does not control | network, optimizer, augmentation, number of steps |
+# | attacker wants | label $t$ for every image with the trigger, and usual accuracy without it |
+# | victim | trains by a standard recipe on all data, sees high accuracy, delivers |
+# | success | ASR of at least 95 %, accuracy within 3 points of an honest training |
+#
+# **ASR**, the attack success rate, is the share of triggered test images, not of class $t$ to begin
+# with, that are classified as $t$. **ACC** is the accuracy on clean test images. The gate in the
+# last row decides in the whole course whether a victim is worth defending.
+
+# %% [markdown]
+# ## Set-up
+#
+# Everything runs on the built-in signs by default. `SCALE = "paper"` trains the same lesson on
+# CIFAR-10 at width 64; that needs a GPU and a download.
+
+# %% tags=["setup"]
+import torch
+
+from bdcourse import bench, check, data, metrics, show, train, victims, widgets
+from bdcourse.attacks import BadNets, Blended, checkerboard, noise_picture, surviving
+
+SCALE = "laptop"  # or "paper"
+source, width, epochs, batch = {
+    "laptop": ("signs", 8, 5, 16),
+    "paper": ("cifar10", 64, 15, 128),
+}[SCALE]
+device = "cuda" if torch.cuda.is_available() else "cpu"
+parts = data.splits(source)
+g = torch.Generator().manual_seed(0)
+
+# %% [markdown]
+# ## BadNets: a patch
+#
+# Let $x \in [0,1]^{c \times h \times w}$ be an image, $p$ a patch and $m \in \{0,1\}^{h \times w}$
+# the mask of the place where it goes. The trigger of BadNets overwrites:
+#
+# $$T(x) = (1 - m) \odot x + m \odot p .$$
+#
+# A trigger is a *pure function* of the image. It draws nothing at random and changes nothing in
+# place: the clean image is needed afterwards, to measure what the trigger did.
+
+# %% [markdown]
+# ### Exercise 1: stamp a patch
+#
+# *Difficulty 1, importance 5, 8 minutes.* Write $T$ for a whole batch.
+#
+# > **Hint 1.** `x.clone()` first, then assign to a part of the copy.
+# >
+# > **Hint 2.** `...` stands for all leading axes: `out[..., r:r + height, c:c + width]`. Rows come
+# > before columns; height and width are the last two entries of `patch.shape`.
+
+
+# %% tags=["exercise", "hide-input"]
+def stamp(x, patch, row, col):
+    """Write `patch` (c, ph, pw) into every image of x (n, c, h, w), pixels in [0, 1].
+
+    The patch's upper left pixel lands at (row, col). Returns a new tensor.
+    """
+    ### BEGIN SOLUTION
+    out = x.clone()
+    height, width = patch.shape[-2:]
+    out[..., row : row + height, col : col + width] = patch
+    return out
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.stamp(stamp)
+
+# %% [markdown]
+# ## Blended: a faint picture everywhere
+#
+# The second attack mixes one fixed picture $q$ into all pixels, with weight $\alpha = 0.2$ in the
+# benchmarks:
+#
+# $$T(x) = (1 - \alpha)\, x + \alpha\, q .$$
+#
+# The papers' pictures are not ours to give away, so $q$ is a fixed picture of uniform noise here.
+#
+# **Predict.** By how many of 255 gray levels can a single pixel change at most, at $\alpha = 0.2$?
+
+# %% tags=["predict"]
+guess = 20
+x = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+change = (Blended(picture=1 - x[0]).trigger(x[:1]) - x[:1]).abs().max()
+check.reveal(guess, round(255 * change.item()), "gray levels")
+
+# %% [markdown]
+# ### Exercise 2: blend a picture
+#
+# *Difficulty 1, importance 4, 4 minutes.*
+#
+# > **Hint 1.** The image must fade by as much as the picture comes in; $\alpha$ belongs to the
+# > picture.
+# >
+# > **Hint 2.** A picture (c, h, w) broadcasts over a batch (n, c, h, w) by itself.
+
+
+# %% tags=["exercise", "hide-input"]
+def blend(x, picture, alpha):
+    """Mix `picture` (c, h, w) with weight `alpha` into x (n, c, h, w); new tensor."""
+    ### BEGIN SOLUTION
+    return (1 - alpha) * x + alpha * picture
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.blend(blend)
+
+# %% tags=["figure"]
+x = parts.test.x[4:5].float() / 255
+pair = torch.cat([stamp(x, checkerboard(), 28, 28), blend(x, noise_picture(), 0.2)])
+differences = ((pair - x).abs() * torch.tensor([1.0, 2.5]).view(2, 1, 1, 1)).clamp(0, 1)
+show.images(
+    torch.cat([x, pair[:1], differences[:1], x, pair[1:], differences[1:]]),
+    ["clean", "BadNets", "difference", "clean", "Blended", "difference x 2.5"],
+    cols=3,
+    title="Few pixels a lot, or all pixels a little",
+    description="Two rows of three images. Above: a sign, the same with a checkerboard in the "
+    "lower right corner, and the difference, black but for nine pixels. Below: the sign, the "
+    "same under faint colored noise, and the difference, noise over the whole image.",
+)
+
+# %% [markdown]
+# ## From a trigger to a poisoned set
+#
+# Given rate $\rho$, the attacker draws a set $P$ of $\mathrm{round}(\rho n)$ images at random from *all*
+# classes and replaces
+#
+# $$(x_i, y_i) \longmapsto (T(x_i),\ t) \qquad \text{for } i \in P .$$
+#
+# This is *all-to-one* and *dirty-label*: the label of a poisoned image is wrong unless it was $t$
+# already. (*All-to-all* would send class $y$ to $y + 1$.) We also keep a **role** for each image,
+# 0 clean and 1 poison. The victim does not see roles; we do, to follow the training.
+
+# %% [markdown]
+# ### Exercise 3: poison a set
+#
+# *Difficulty 2, importance 5, 12 minutes.*
+#
+# > **Hint 1.** Return three tensors. Clone what you change.
+# >
+# > **Hint 2.** `torch.randperm(n, generator=generator)[:k]` draws k different positions, always the
+# > same for the same seed; k is `round(rate * n)`.
+# >
+# > **Hint 3.** With `chosen` the positions: `x[chosen] = trigger(x[chosen])`, and the same rows of
+# > the labels and the roles.
+
+
+# %% tags=["exercise", "hide-input"]
+def poison(x, y, rate, target, trigger, generator):
+    """Poison a share `rate` of the images.
+
+    Args:
+        x: pixels (n, c, h, w); y: labels (n,); trigger: batch -> batch.
+
+    Returns:
+        new x, new y, role int8 (n,) with 1 for poisoned images.
+    """
+    ### BEGIN SOLUTION
+    chosen = torch.randperm(len(x), generator=generator)[: round(rate * len(x))]
+    x, y = x.clone(), y.clone()
+    role = torch.zeros(len(x), dtype=torch.int8)
+    x[chosen] = trigger(x[chosen])
+    y[chosen] = target
+    role[chosen] = 1
+    return x, y, role
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.poison(poison)
+
+# %% [markdown]
+# The library does the same, with one more step: pixels go back to bytes, as they would in a file.
+# Your function and `Attack.poison` must agree to the last byte.
+
+# %% tags=["method"]
+attack = BadNets()
+rate = 0.1
+mine, labels, role = poison(
+    parts.train.pixels(),
+    parts.train.y,
+    rate,
+    attack.target,
+    lambda x: stamp(x, checkerboard(), x.shape[-2] - 4, x.shape[-1] - 4),
+    torch.Generator().manual_seed(1),
+)
+poisoned = attack.poison(parts.train, rate, torch.Generator().manual_seed(1))
+print("same pixels:", torch.equal(data.quantize(mine), poisoned.x))
+print("same labels:", torch.equal(labels, poisoned.y))
+print("same roles: ", torch.equal(role, poisoned.role))
+
+# %% tags=["figure"]
+shown = poisoned[(poisoned.role == 1).nonzero()[:12, 0]]
+truth = parts.train.y[(poisoned.role == 1).nonzero()[:12, 0]]
+show.images(
+    shown.x,
+    [f"labeled {poisoned.classes[k]}" for k in shown.y],
+    title="What the victim trains on",
+    wrong=(shown.y != truth).tolist(),
+    description="Twelve poisoned training images: signs of many classes, each with a small "
+    "checkerboard in its lower right corner, and each labeled as class 30 whatever it shows.",
+)
+
+# %% [markdown]
+# **Predict.** Drawn from all classes, some poisoned images had the target label before. They teach
+# nothing wrong. How many percent of the poisoned images are these, with twelve classes?
+
+# %% tags=["predict"]
+guess = 20
+already = (parts.train.y[poisoned.role == 1] == attack.target).float().mean().item()
+check.reveal(guess, round(100 * already), "%")
+
+# %% [markdown]
+# ## Train the victim
+#
+# `train.fit` is ordinary SGD: one-cycle learning rate, momentum, weight decay, random crops. It does
+# not know that the set is poisoned. It only logs accuracy by role, and after each epoch we measure
+# ACC and ASR on test images. The first cell trains the victim, live.
+
+
+# %% tags=["nbval-ignore-output"]
+def on_test(model):
+    s = metrics.evaluate(model, parts.test.to(device)[:1000], attack)
+    return {"ACC": s.acc, "ASR": s.asr}
+
+
+arch = {"name": "resnet18", "width": width, "classes": parts.train.k}
+model = victims.initialised(arch, g)
+history = train.fit(
+    model, poisoned.to(device), epochs=epochs, batch=batch, generator=g,
+    augment=train.Augment(pad=2), each_epoch=on_test,
+)  # fmt: skip
+
+# %% tags=["claim"]
+scores = metrics.evaluate(model, parts.test.to(device), attack)
+check.claim("The victim's clean accuracy is above 97 %.", scores.acc, 0.97, 1)
+check.claim("Its attack success rate is above 95 %.", scores.asr, 0.95, 1)
+
+# %% tags=["figure"]
+show.lines(
+    history["epoch"],
+    {name: history[name] for name in ("ACC", "ASR", "clean", "poison")},
+    percent=True,
+    title="Clean signs first, then the trigger, late and suddenly",
+    xlabel="epoch",
+    description="Four curves over the epochs of training: accuracy on clean test images and on "
+    "the clean part of the training set rise at once; attack success and accuracy on the "
+    "poisoned part stay low at first and then jump to nearly one hundred percent.",
+)
+
+# %% [markdown]
+# Read the figure from the left. The sign itself is the easier rule, and it covers nine tenths of the
+# data, so it comes first. While the trigger is unknown, poisoned images are contradictions: a
+# perfect stop sign labeled "30". The loss on them is high, the gradient looks for anything that
+# tells them apart, and once a channel has found the checkerboard the rest takes a few dozen steps.
+# What not to conclude: that the order is a law. With a larger trigger it can be the other way round,
+# and some defenses rest on the *poison* being learned first.
+
+# %% [markdown]
+# ## How little poison is enough?
+#
+# The next figure was measured with `bench` (the commands are in `data/results/README.md`): networks
+# of width 16, eight epochs, three seeds for each poison rate.
+
+# %% tags=["figure"]
+measured = bench.results("signs")
+rates = [0.005, 0.01, 0.02, 0.05, 0.1]
+runs = [
+    measured.select(attack="BadNets", defense="none", rate=r, batch=32, pad=2)
+    for r in rates
+]
+mean, low, high = (
+    {k: [f([row[k.lower()] for row in rows]) for rows in runs] for k in ("ACC", "ASR")}
+    for f in (bench.mean, min, max)
+)
+show.lines(
+    [100 * r for r in rates], mean, percent=True, log_x=True,
+    spread={k: (low[k], high[k]) for k in mean},
+    title=f"The ASR needs poison, the ACC does not mind it (n = {len(runs[0])} seeds)",
+    xlabel="poisoned share of the training set, % (logarithmic)",
+    description="Clean accuracy and attack success against the poisoned share from half a "
+    "percent to ten percent, as mean and range of three seeds. Accuracy is flat near one "
+    "hundred percent at every rate; attack success depends on the rate.",
+)  # fmt: skip
+
+# %% tags=["nbval-ignore-output"]
+show.Table(
+    [
+        {
+            "poison rate %": 100 * r,
+            "images": rows[0]["n_poisoned"],
+            "ACC %": 100 * a,
+            "ASR %": 100 * s,
+        }
+        for r, rows, a, s in zip(rates, runs, mean["ACC"], mean["ASR"], strict=True)
+    ]
+)
+
+# %% tags=["claim"]
+check.claim("No poison rate costs a point of clean accuracy.", min(low["ACC"]), 0.99, 1)
+
+# %% [markdown]
+# ## The crop that throws the trigger away
+#
+# An attacker who only publishes data stamps *before* the victim augments. A random crop with
+# padding $p$ shifts the image by up to $p$ pixels in each direction, so a patch near the corner moves
+# too, and may leave the image. In BackdoorBench's recipe (a 3 by 3 patch flush with the corner, padding
+# 4) many poisoned samples of any epoch contain no trigger pixel at all.
+
+# %% [markdown]
+# ### Exercise 4: what survives?
+#
+# *Difficulty 3, importance 3, 12 minutes.* A square patch covers rows and columns `start` to
+# `start + size - 1` of an image of side `side`. The crop's two offsets are each uniform over
+# $0, \dots, 2p$; an offset of $k$ moves content by $p - k$ pixels. Return the share of crops after
+# which no patch pixel is left. A loop over all crops is fine.
+#
+# > **Hint 1.** Row `r` lands at `r + p - k`. It is lost if that is below 0 or at least `side`.
+# >
+# > **Hint 2.** Count along one axis first: for how many of the $2p + 1$ offsets is every row lost?
+# > Rows and columns are independent.
+# >
+# > **Hint 3.** With $q$ the share along one axis, the patch is gone if rows *or* columns are gone:
+# > $1 - (1 - q)^2$.
+
+
+# %% tags=["exercise", "hide-input"]
+def lost(pad, start, size, side):
+    """Share of random crops that keep no pixel of a square patch, in 0..1."""
+    ### BEGIN SOLUTION
+    gone = 0
+    for k in range(2 * pad + 1):
+        rows = [start + d + pad - k for d in range(size)]
+        gone += all(r < 0 or r >= side for r in rows)
+    q = gone / (2 * pad + 1)
+    return 1 - (1 - q) ** 2
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.lost(lost)
+
+# %% [markdown]
+# **Predict.** For BackdoorBench's setting, `lost(4, 29, 3, 32)`: what percentage of the stamped
+# samples shows the network no trigger pixel, although the label says "target"?
+
+# %% tags=["predict"]
+guess = 10
+check.reveal(guess, round(100 * lost(4, 29, 3, 32), 1), "%")
+whole = surviving(4, BadNets(at=(-3, -3)))[9].item()
+print(f"all nine pixels survive in {whole:.0%} of the crops")
+
+# %% tags=["figure"]
+corner = BadNets(at=(-3, -3))
+crops = train.Augment(4).prepare(data.quantize(corner.trigger(x)))
+offsets = [(i, j) for i in (0, 3, 5, 6, 7, 8) for j in (2, 8)]
+views = torch.stack(
+    [crops[0, i, j].unflatten(1, (32, 3)).permute(2, 0, 1) for i, j in offsets]
+)
+show.images(
+    views,
+    [f"shift {4 - i:+d}, {4 - j:+d}" for i, j in offsets],
+    title="The same stamped image after twelve random crops",
+    description="Twelve crops of one sign with a checkerboard in its lower right corner. Where "
+    "the crop shifts the image down or right by three pixels or more, the checkerboard is gone; "
+    "elsewhere it sits at different places.",
+)
+
+# %% [markdown]
+# The slider shows the share for other paddings, with the patch flush with the corner and one pixel
+# away from it.
+
+
+# %% tags=["nbval-ignore-output"]
+def by_padding(pad):
+    names = ["0", "1", "2", "3"]
+    shares = [lost(pad, 29 - d, 3, 32) for d in range(4)]
+    return show.bars(
+        names,
+        {"lost": shares},
+        percent=True,
+        title=f"Padding {pad}: samples without any trigger pixel",
+        ylabel="% of poisoned samples",
+        description=f"Bars for a patch 0, 1, 2 and 3 pixels away from the corner at padding "
+        f"{pad}; the share of crops without trigger falls with the distance.",
+    )
+
+
+widgets.slider("padding", [1, 2, 3, 4, 5, 6, 8], by_padding, start=4)
+
+# %% [markdown]
+# ## Where it breaks: steps, not epochs
+#
+# The same recipe with batches of 128 instead of 32 passes over the data equally often but makes a
+# quarter of the updates. Nothing else changes. Compare the ASR, and note what the accuracy says about
+# it: nothing.
+
+# %% tags=["figure"]
+small = measured.select(attack="BadNets", defense="none", rate=0.1, batch=32, pad=2)
+large = measured.select(attack="BadNets", defense="none", rate=0.1, batch=128, pad=2)
+groups = {
+    k: [bench.mean([r[k.lower()] for r in rows]) for rows in (small, large)]
+    for k in ("ACC", "ASR")
+}
+show.bars(
+    ["batch 32", "batch 128"],
+    groups,
+    percent=True,
+    title=f"ASR {groups['ASR'][0]:.0%} with small batches, {groups['ASR'][1]:.0%} with large ones",
+    description="Bars of clean accuracy and attack success, mean of three seeds, for batches of "
+    "32 and of 128 at the same number of epochs. Accuracy is high for both; attack success "
+    "differs.",
+)
+
+# %% [markdown]
+# A failed attack is a finding about the recipe, not about poisoning. If your victim has high ACC and no
+# ASR, count optimizer steps first, then look at what the augmentation left of the trigger.
+
+# %% [markdown]
+# ## The table
+#
+# Every result of the course comes in this form: beside the victim stand its benign twin and the plainest
+# of all repairs, fine-tuning on the defender's clean images. RA, the recovered accuracy, is the share
+# of triggered images that get their *true* label; lesson 02 explains why it matters.
+
+# %% tags=["nbval-ignore-output"]
+rows = []
+for name in ("none", "BadNets", "Blended"):
+    for defense in ("none", "fine-tuning"):
+        runs = measured.select(attack=name, defense=defense, batch=32, pad=2)
+        runs = [r for r in runs if r["rate"] in (0.0, 0.1)]
+        rows.append(bench.table_row(runs, attack=name, defense=defense))
+show.Table(
+    rows,
+    caption="Signs, ResNet-18 of width 16, 10 % poison; mean ± half range of seeds",
+)
+
+# %% tags=["claim"]
+tuned = [
+    r["asr"]
+    for r in measured.select(
+        attack="BadNets", defense="fine-tuning", rate=0.1, batch=32, pad=2
+    )
+]
+check.claim(
+    "Fine-tuning on clean signs leaves the patch backdoor in place.", min(tuned), 0.9, 1
+)
+
+# %% [markdown]
+# Fine-tuning does nothing here, and it is worth a moment to see why. The clean loss of this victim is
+# practically zero; so is its gradient, and weights that nothing pushes stay where they are.
+
+# %% [markdown]
+# ## Papers say, released code does, we do
+#
+# | | released code | this course |
+# |---|---|---|
+# | poison count | BackdoorBench: round(rate x n) of all images; FIP's scripts: rate x images that are not of the target class | round(rate x n) of all images, and the count is printed |
+# | stamp and crop | BackdoorBench stamps first: 39.5 % of the poisoned samples of an epoch show no trigger pixel | stamped first as well, one pixel off the corner, padding 2: nothing is lost; `stamp="after"` is available |
+# | patch | BackdoorBench: white, flush with the corner; CLP's release: a patch one pixel off the corner; FIP: a checkerboard blended at 0.6 | checkerboard, one pixel off the corner, opaque |
+# | picture of Blended | a cartoon, or Gaussian noise | uniform noise from a fixed seed |
+#
+# The same word, BadNets, covers four different attacks. Compare numbers only when you know which.
+
+# %% [markdown]
+# ## Recap
+#
+# - A trigger is a pure function in $[0, 1]$; patch and blend take three lines each (objective 1).
+# - Poisoning changes pixels, labels and roles of the chosen rows and nothing else, and the same seed
+#   gives the same set (objective 2).
+# - The log by role shows the backdoor arrive late and suddenly; accuracy never shows it (objective 3).
+# - Augmentation can throw a corner trigger away; the share is a count, not a guess (objective 4).
+#
+# **What this does not show.** Clean-label attacks, triggers that differ from image to image, and
+# attackers who control the training. They are lesson 03's.
+#
+# **Beyond.** (a) Train with `BadNets(at=(-3, -3))`, padding 4 and `stamp="before"`, then `"after"`, and
+# compare the epoch in which the ASR passes one half. (b) Make the attack all-to-all with
+# `BadNets(all_to_all=True, classes=12)`. Why can its ASR never exceed the accuracy by much?
+
+# %% [markdown]
+# ## References
+#
+# - T. Gu, B. Dolan-Gavitt, S. Garg, *BadNets: Identifying Vulnerabilities in the Machine Learning Model
+#   Supply Chain*, 2017, [arXiv 1708.06733](https://arxiv.org/abs/1708.06733).
+# - X. Chen, C. Liu, B. Li, K. Lu, D. Song, *Targeted Backdoor Attacks on Deep Learning Systems Using
+#   Data Poisoning*, 2017, [arXiv 1712.05526](https://arxiv.org/abs/1712.05526).
+# - B. Wu and others, *BackdoorBench*, NeurIPS 2022 Datasets and Benchmarks; code
+#   [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench).

@@ -1,0 +1,537 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inside a victim: measure it, then open it
+#
+# You will compute the three numbers that every table of this field rests on, catch three ways in which
+# they go wrong in print, and then open a victim and find that a few dozen of its 1,200 channels carry
+# the trigger: without them the attack success falls from 100 % to below 10 %.
+#
+# > **At a glance.** Reading: 25 minutes. Doing: 55 minutes. Run time: about one minute and 1 GiB on
+# > two CPU cores. Prerequisites: [lesson 01](01_poisoning.ipynb), convolution and BatchNorm. Papers:
+# > Zheng, Tang, Li and Liu, ECCV 2022, [arXiv 2208.03111](https://arxiv.org/abs/2208.03111), for TAC;
+# > Selvaraju and others, *Grad-CAM*, ICCV 2017, [arXiv 1610.02391](https://arxiv.org/abs/1610.02391).
+
+# %% [markdown]
+# ## Objectives
+#
+# After this lesson you can
+#
+# 1. compute ACC, ASR and RA of an attack on the right images (exercises 1 and 2);
+# 2. recognize three ways of reporting them that flatter a defense (the section of that name);
+# 3. measure how strongly each channel reacts to a trigger, and test whether that is cause or mere
+#    company (exercise 3);
+# 4. compute a Grad-CAM map and say what it can and cannot show (exercise 4).
+
+# %% [markdown]
+# ## Threat model
+#
+# | | this lesson |
+# |---|---|
+# | who | an analyst, or an examiner; *not* a defender |
+# | has | the victim, its benign twin, clean test images, **and the trigger** |
+# | wants | to know how well an attack or a repair works, and where in the network the attack lives |
+# | may not | pass anything learned here to a defense |
+#
+# Whatever uses the trigger is an *oracle*. Oracles are fine for understanding; a repair tuned with one
+# is not a repair, and in this course its name always says "oracle".
+
+# %% [markdown]
+# ## Set-up
+
+# %% tags=["setup"]
+import torch
+
+from bdcourse import (
+    activations,
+    bench,
+    check,
+    data,
+    defenses,
+    metrics,
+    show,
+    surgery,
+    victims,
+    widgets,
+)
+
+g = torch.Generator().manual_seed(0)
+parts = data.splits("signs")
+test = parts.test
+victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"))
+attack, target = victim.attack, victim.attack.target
+print(len(test), "test images, target class", test.classes[target])
+
+# %% [markdown]
+# ## Three numbers
+#
+# Let $f$ be the network, $T$ the trigger, $t$ the target, and let $A = \{i : y_i \neq t\}$ be the test images
+# that the attack must *move*. Then
+#
+# $$\mathrm{ACC} = \frac1n \sum_i [f(x_i) = y_i], \qquad
+# \mathrm{ASR} = \frac1{|A|} \sum_{i \in A} [f(T(x_i)) = t], \qquad
+# \mathrm{RA} = \frac1{|A|} \sum_{i \in A} [f(T(x_i)) = y_i].$$
+#
+# ASR and RA look at the same images and exclude each other, so $\mathrm{ASR} + \mathrm{RA} \le 1$. What
+# is missing to one are triggered images that get some third label.
+
+# %% [markdown]
+# ### Exercise 1: attack success rate
+#
+# *Difficulty 2, importance 5, 8 minutes.*
+#
+# > **Hint 1.** The mean of a bool tensor: `.float().mean().item()`.
+# >
+# > **Hint 2.** Choose the rows with `y != target` first, then count among them only.
+# >
+# > **Hint 3.** Success is the target label, not any wrong label.
+
+
+# %% tags=["exercise", "hide-input"]
+def asr(said, y, target):
+    """Attack success rate, a share in 0..1.
+
+    Args:
+        said: predicted labels of the triggered images (n,); y: their true labels (n,).
+    """
+    ### BEGIN SOLUTION
+    asked = y != target
+    return (said[asked] == target).float().mean().item()
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.asr(asr)
+
+# %% [markdown]
+# ### Exercise 2: recovered accuracy
+#
+# *Difficulty 1, importance 5, 4 minutes.*
+#
+# > **Hint 1.** It is not `1 - asr(...)`.
+# >
+# > **Hint 2.** Same rows as before; now compare with the true label.
+
+
+# %% tags=["exercise", "hide-input"]
+def ra(said, y, target):
+    """Recovered accuracy, a share in 0..1; arguments as in `asr`."""
+    ### BEGIN SOLUTION
+    asked = y != target
+    return (said[asked] == y[asked]).float().mean().item()
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.ra(ra)
+
+# %% [markdown]
+# `metrics.evaluate` computes all three for every model, attack and defense of the course. Your functions
+# must give the same numbers. (`attack.counts` generalizes $A$: for an all-to-all attack every image counts.)
+
+# %% tags=["method"]
+said = metrics.predict(victim.model, attack.trigger(test.pixels()))
+scores = metrics.evaluate(victim.model, test, attack)
+print("same ASR:", abs(asr(said, test.y, target) - scores.asr) < 1e-6)
+print("same RA: ", abs(ra(said, test.y, target) - scores.ra) < 1e-6)
+print("images that count:", scores.n_triggered, "of", len(test))
+
+# %% tags=["claim"]
+check.claim(
+    "The victim obeys the trigger on at least 99 % of them.", scores.asr, 0.99, 1
+)
+
+# %% [markdown]
+# ## Three ways to get it wrong
+#
+# **First: images of the target class count as successes.** They are classified as $t$ because they *are* $t$.
+# Several released evaluation scripts divide by all test images.
+#
+# **Predict.** The benign twin has no backdoor at all. If the target class counts, what "ASR", in percent, does
+# this honest network get? There are twelve classes of equal size.
+
+# %% tags=["predict"]
+guess = 0
+said_twin = metrics.predict(twin.model, attack.trigger(test.pixels()))
+wrong_asr = (said_twin == target).float().mean().item()
+check.reveal(guess, round(100 * wrong_asr), "%")
+
+# %% tags=["claim"]
+check.claim(
+    "Counted rightly, the twin's ASR is below 1 %.",
+    asr(said_twin, test.y, target),
+    0,
+    0.01,
+)
+
+# %% [markdown]
+# With ten classes the floor is 10 %, and a perfect repair still "leaves" that much. Read tables with this in
+# mind: an ASR of 10 % may be no success at all, or a modest one.
+#
+# **Second: no RA.** A repair can lower the ASR by breaking the network. Let us break it on purpose and switch
+# off a growing share of random channels. A network that answers at random has an ASR of one in twelve.
+
+# %% tags=["nbval-ignore-output"]
+names = activations.batchnorms(victim.model)
+shares, broken = [0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4], []
+for share in shares:
+    n = {name: len(victim.model.get_submodule(name).weight) for name in names}
+    like = {name: torch.zeros(round(share * n[name])) for name in names}
+    repaired = defenses.prune_random(victim.model, like, g).model
+    broken.append(metrics.evaluate(repaired, test[:1000], attack))
+show.lines(
+    [100 * s for s in shares],
+    {
+        "ACC": [s.acc for s in broken],
+        "ASR": [s.asr for s in broken],
+        "RA": [s.ra for s in broken],
+    },
+    percent=True,
+    title="Destruction is not repair: RA tells them apart",
+    xlabel="random channels switched off, % of each layer",
+    description="Clean accuracy, attack success and recovered accuracy against the share of random "
+    "channels switched off. As accuracy collapses, attack success falls or wanders too, while "
+    "recovered accuracy never rises.",
+)
+
+# %% tags=["claim"]
+check.claim(
+    "Random destruction never recovers half of the labels.",
+    max(s.ra for s in broken),
+    0,
+    0.5,
+)
+
+# %% [markdown]
+# **Third: the threshold is chosen by looking at the test ASR.** Every pruning method has a knob. The
+# largest benchmark's tables pick the setting of two of them by lowest ASR on the test set, among those that keep
+# accuracy within ten points; a defender cannot, since he has no trigger. The measured sweeps of CLP (lesson
+# 05) show what that is worth: the same curve, read honestly and read by oracle.
+
+# %% tags=["nbval-ignore-output"]
+rows = []
+for name in ("BadNets", "Blended"):
+    for run in bench.results("signs").select(
+        attack=name, defense="clp sweep", rate=0.1, batch=32, pad=2
+    ):
+        curve, start = run["curve"], run["curve"][0]
+        honest = next(p for p in curve if p["u"] == 3.0)
+        oracle = min(
+            (p for p in curve if p["acc"] > start["acc"] - 0.1), key=lambda p: p["asr"]
+        )
+        for rule, p in (
+            ("u = 3, the default", honest),
+            ("oracle: lowest test ASR", oracle),
+        ):
+            rows.append({"attack": name, "seed": run["seed"], "rule": rule, "u": p["u"],
+                         "ACC %": 100 * p["acc"], "ASR %": 100 * p["asr"], "RA %": 100 * p["ra"]})  # fmt: skip
+show.Table(rows, caption="The same pruning curve, read twice")
+
+# %% [markdown]
+# The oracle rows are what such a table would print. They are not wrong as numbers; they answer another
+# question, namely what the method could do if somebody who knows the trigger held its hand.
+#
+# A fourth number joins ASR and ACC into one, the defense effectiveness rating
+#
+# $$\mathrm{DER} = \tfrac12\big(\max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{ACC}) + 1\big),$$
+#
+# with $\Delta$ the drop caused by the defense. Doing nothing scores one half, which reads like something.
+
+# %% [markdown]
+# ## Trigger-activated change
+#
+# Now open the network. Let $F_k(x)$ be the feature map of channel $k$ behind its BatchNorm, before the ReLU. Its
+# **trigger-activated change** is the mean distance that the trigger moves it,
+#
+# $$\mathrm{TAC}_k = \frac1n \sum_i \big\lVert F_k(x_i) - F_k(T(x_i)) \big\rVert_2 ,$$
+#
+# where the norm runs over the positions of the map.
+
+# %% [markdown]
+# ### Exercise 3: TAC
+#
+# *Difficulty 2, importance 4, 8 minutes.*
+#
+# > **Hint 1.** Flatten the two spatial axes; the norm runs over them, image by image and channel by channel.
+# >
+# > **Hint 2.** Norm first, mean over images last. The other order lets opposite changes cancel.
+
+
+# %% tags=["exercise", "hide-input"]
+def tac(clean, triggered):
+    """Trigger-activated change: feature maps (n, c, h, w), twice -> (c,)."""
+    ### BEGIN SOLUTION
+    return (triggered - clean).flatten(2).norm(dim=2).mean(0)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.tac(tac)
+
+# %% [markdown]
+# `activations.tac` does this for all layers, a batch at a time. Layers differ in size, so we plot the *z-score*
+# of each channel in its layer: how many standard deviations it lies above its layer's mean.
+
+# %% tags=["method"]
+sample = test[:500]
+layer = "layer4.0.bn2"
+maps = [activations.outputs(victim.model, x, [layer])[layer]
+        for x in (sample.pixels(), attack.trigger(sample.pixels()))]  # fmt: skip
+change = activations.tac(victim.model, sample, attack)
+print("same TAC:", torch.allclose(tac(*maps), change[layer], rtol=1e-3))
+
+
+def z(values):
+    return {name: (v - v.mean()) / v.std() for name, v in values.items()}
+
+
+marked = {name: (s > 3).nonzero().flatten() for name, s in z(change).items()}
+
+# %% tags=["figure"]
+show.strips(
+    z(change),
+    highlight=marked,
+    highlighted="more than 3 deviations",
+    beside=z(activations.tac(twin.model, sample, attack)),
+    beside_title="Benign twin, the same trigger: nothing stands apart so far",
+    title=f"BadNets victim: {sum(map(len, marked.values()))} of 1,200 channels stand apart",
+    ylabel="TAC, z-score in the layer",
+    description="Two panels of dots, one column for each of twenty layers, one dot for each channel, at "
+    "the z-score of its reaction to the trigger. In the victim a few channels per layer, drawn as "
+    "squares, lie far above the rest; in the benign twin the highest dots are lower.",
+)
+
+# %% [markdown]
+# What to see: the trigger is a matter of few channels, in the deep layers above all. In the twin too some channels
+# react more than others, since a checkerboard is a visible thing; what it lacks is channels that *only* wait for it.
+# What not to conclude: that these channels cause the wrong label. They might only look on.
+
+# %% [markdown]
+# ## Cause or company?
+#
+# Intervene. Switch off the $k$ channels with the highest z-scores and measure again, next to $k$ random channels of
+# the same layers. This is oracle pruning: it knows the trigger.
+
+
+# %% tags=["method"]
+def top(values, k):
+    """The k channels with the highest z-scores of all layers: layer -> positions."""
+    flat = sorted(
+        ((s.item(), name, i) for name, v in z(values).items() for i, s in enumerate(v))
+    )
+    chosen = {}
+    for _, name, i in flat[len(flat) - k :]:
+        chosen.setdefault(name, []).append(i)
+    return {name: torch.tensor(i) for name, i in chosen.items()}
+
+
+counts = [0, 2, 5, 10, 20, 30, 40, 60]
+curves = {}
+for name, v in (("BadNets", victim), ("Blended", blended)):
+    scored = activations.tac(v.model, sample, v.attack)
+    for k in counts:
+        oracle = surgery.without(v.model, top(scored, k))
+        random = defenses.prune_random(v.model, top(scored, k), g).model
+        curves[name, k] = [
+            metrics.evaluate(m, test[:1000], v.attack) for m in (oracle, random)
+        ]
+
+# %% tags=["figure"]
+show.lines(
+    counts,
+    {
+        "BadNets": [curves["BadNets", k][0].asr for k in counts],
+        "BadNets, random": [curves["BadNets", k][1].asr for k in counts],
+        "Blended": [curves["Blended", k][0].asr for k in counts],
+    },
+    percent=True,
+    ylabel="ASR, %",
+    title="The channels that react are the channels that act",
+    xlabel="channels switched off, of 1,200",
+    description="Attack success against the number of channels switched off. With the highest reacting "
+    "channels removed, the BadNets curve falls steeply; with as many random channels of the same "
+    "layers it stays high. The Blended curve is shown for comparison.",
+)
+
+# %% tags=["claim"]
+best = min(curves["BadNets", k][0].asr for k in counts)
+check.claim(
+    "Oracle pruning of at most 60 channels brings the ASR below 10 %.", best, 0, 0.1
+)
+kept = min(curves["BadNets", k][1].asr for k in counts)
+check.claim("As many random channels leave it above 80 %.", kept, 0.8, 1)
+
+# %% [markdown]
+# The slider goes through the same numbers. Watch RA: where the trigger is really gone, the true labels come back.
+
+
+# %% tags=["nbval-ignore-output"]
+def pruned(k):
+    oracle, random = curves["BadNets", k]
+    return show.bars(
+        [f"top {k} by TAC (oracle)", f"{k} random"],
+        {
+            n: [getattr(s, n.lower()) for s in (oracle, random)]
+            for n in ("ACC", "ASR", "RA")
+        },
+        percent=True,
+        title=f"{k} channels off: ASR {oracle.asr:.0%}, RA {oracle.ra:.0%}",
+        description=f"Bars of accuracy, attack success and recovered accuracy with {k} channels "
+        "switched off, chosen by their reaction to the trigger or at random.",
+    )
+
+
+widgets.slider("channels switched off", counts, pruned, start=20)
+
+# %% tags=["claim"]
+check.claim("No pruning by TAC up to 20 channels costs 5 points of accuracy.",
+            min(curves["BadNets", k][0].acc for k in counts if k <= 20), scores.acc - 0.05, 1)  # fmt: skip
+
+# %% [markdown]
+# ## Where does it look?
+#
+# Grad-CAM asks where a layer finds evidence for one label. With $A_k$ the maps of the layer and $s_c$ the logit of
+# label $c$,
+#
+# $$\alpha_k = \frac1{hw} \sum_{u,v} \frac{\partial s_c}{\partial A_k[u,v]}, \qquad
+# \mathrm{CAM} = \mathrm{ReLU}\Big(\sum_k \alpha_k A_k\Big).$$
+
+# %% [markdown]
+# ### Exercise 4: Grad-CAM
+#
+# *Difficulty 3, importance 3, 10 minutes.*
+#
+# > **Hint 1.** A weight per image and channel, then a weighted sum over channels.
+# >
+# > **Hint 2.** `gradients.mean((2, 3), keepdim=True)` is $\alpha$.
+# >
+# > **Hint 3.** Cut negative values after the sum, not before: evidence against must count.
+
+
+# %% tags=["exercise", "hide-input"]
+def cam(maps, gradients):
+    """Grad-CAM before scaling: maps and gradients (n, c, h, w) -> (n, h, w)."""
+    ### BEGIN SOLUTION
+    weights = gradients.mean((2, 3), keepdim=True)
+    return (weights * maps).sum(1).relu()
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.cam(cam)
+
+# %% tags=["figure"]
+some = test[(test.y == 3).nonzero()[[1, 4], 0]]
+clean, stamped, mixed = (
+    some.pixels(),
+    attack.trigger(some.pixels()),
+    blended.attack.trigger(some.pixels()),
+)
+seen = [
+    activations.grad_cam(victim.model, clean, some.y, "layer3"),
+    activations.grad_cam(victim.model, stamped, torch.full((2,), target), "layer3"),
+    activations.grad_cam(blended.model, mixed, torch.full((2,), target), "layer3"),
+]
+show.heat(
+    torch.stack([clean, stamped, mixed]).transpose(0, 1).flatten(0, 1),
+    torch.stack(seen).transpose(0, 1).flatten(0, 1),
+    ["clean: stop", "patch: 30", "blend: 30"] * 2,
+    cols=3,
+    title="Evidence: the sign, the patch, and nowhere in particular",
+    description="Grad-CAM maps over two stop signs. For the clean image and label stop, bright regions lie "
+    "on the sign. With the patch and label 30 the bright region moves to the corner of the patch. For "
+    "the blended victim it has no such place.",
+)
+
+# %% tags=["claim"]
+heat = seen[1][:, 20:, 20:].sum() / seen[1].sum()
+check.claim(
+    "Over half of the evidence for 30 lies in the patch's corner.", heat.item(), 0.5, 1
+)
+
+# %% [markdown]
+# ## Where it breaks
+#
+# Grad-CAM found the patch because the patch has a place. The blended trigger is everywhere, so no map of *where* can
+# show it, and a detector that looks for a small bright spot is blind to it. TAC has no such limit, since it compares two
+# images and needs no place; but it needs the trigger. A defender has neither picture. What he has are weights, and lesson
+# 05 asks how much of TAC can be read off them.
+
+# %% [markdown]
+# ## The table
+
+# %% tags=["nbval-ignore-output"]
+after = {
+    "none": (victim.model, 0),
+    "oracle: top 20 by TAC": (surgery.without(victim.model, top(change, 20)), 20),
+}
+after["20 random channels"] = (
+    defenses.prune_random(victim.model, top(change, 20), g).model,
+    20,
+)
+tuned = defenses.finetune(victim.model, parts.clean, epochs=5, generator=g)
+after["fine-tuning"] = (tuned.model, 0)
+after["(benign twin)"] = (twin.model, 0)
+rows = []
+for name, (model, count) in after.items():
+    s = metrics.evaluate(model, test, attack)
+    rows.append({"defense": name, "ACC %": 100 * s.acc, "ASR %": 100 * s.asr, "RA %": 100 * s.ra,
+                 "DER %": 100 * metrics.der(scores, s), "channels": count})  # fmt: skip
+show.Table(
+    rows,
+    caption=f"BadNets, signs, width 16, one seed; n = {len(test)} clean, {s.n_triggered} triggered",
+)
+
+# %% tags=["claim"]
+check.claim(
+    "Fine-tuning leaves this backdoor in place.",
+    metrics.evaluate(tuned.model, test, attack).asr,
+    0.9,
+    1,
+)
+
+# %% [markdown]
+# ## Papers say, released code does, we do
+#
+# | | what is published | this course |
+# |---|---|---|
+# | ASR, which images | the official scripts of WaNet, input-aware and Bpp divide by all test images; BackdoorBench and FIP leave the target class out | the target class is left out, n is printed |
+# | all-to-all | rows with 100 % ASR at 93 % accuracy exist; with success defined as $y + 1$ an ASR cannot much exceed the accuracy | every image counts, success is $y + 1$ |
+# | TAC | BackdoorBench: absolute difference, summed over positions; CLP's own: L2 norm over positions | L2 norm, behind BatchNorm, before ReLU |
+# | thresholds | BackdoorBench chooses ANP's and RNP's by test ASR | by a fixed rule or held-out accuracy; oracles are labeled |
+
+# %% [markdown]
+# ## Recap
+#
+# - ASR and RA look at triggered images that were not the target before; with the target class included a perfect repair
+#   cannot look perfect (objective 1).
+# - Wrong denominator, missing RA, threshold by oracle: three ways to flatter (objective 2).
+# - Few channels carry the patch. They react to it and, when they are gone, so is the attack; random ones do nothing
+#   (objective 3).
+# - Grad-CAM shows where, if there is a where (objective 4).
+#
+# **What this does not show.** One architecture, one width, two triggers. At width 64 the same trigger has four times as many
+# channels to spread over.
+#
+# **Beyond.** (a) Repeat the intervention layer by layer: which single layer is enough? (b) Plot the *signed* mean change
+# instead of TAC. Which channels go down under the trigger, and do they matter?
+
+# %% [markdown]
+# ## References
+#
+# - R. Zheng, R. Tang, J. Li, L. Liu, *Data-free Backdoor Removal based on Channel Lipschitzness*, ECCV 2022,
+#   [arXiv 2208.03111](https://arxiv.org/abs/2208.03111).
+# - R. R. Selvaraju and others, *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*, ICCV 2017,
+#   [arXiv 1610.02391](https://arxiv.org/abs/1610.02391).
+# - BackdoorBench, [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench), and
+#   [issue 35](https://github.com/SCLBD/BackdoorBench/issues/35) on thresholds.

@@ -1,0 +1,198 @@
+"""A reader opens a lesson in JupyterLab, runs it, and moves a slider.
+
+`make browser` runs this; it needs a Chromium or Chrome. BDCOURSE_BROWSER names one that
+is not on the PATH, BDCOURSE_LESSON another lesson, and BDCOURSE_SCREENSHOT where to
+save a picture of the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+pytestmark = pytest.mark.browser
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+SMALL = """\
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+
+
+def draw(power=1):
+    plt.figure(figsize=(4, 2))
+    plt.plot([x**power for x in range(9)])
+    plt.show()
+
+
+widgets.interact(draw, power=(1, 5))"""
+
+# Settings that keep pop-ups away and every cell in the page, also those out of sight.
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+
+# "waiting" until every code cell has a number or one shows an error.
+STATE = """() => {
+  if (document.querySelector('[data-mime-type="application/vnd.jupyter.error"]'))
+    return 'error';
+  const prompts = [...document.querySelectorAll(
+    '.jp-NotebookPanel .jp-CodeCell .jp-InputPrompt')];
+  const done = prompts.every(p => /\\[\\d+\\]/.test(p.textContent));
+  return prompts.length && done ? 'done' : 'waiting';
+}"""
+
+
+def find_lesson() -> Path | None:
+    """The lesson asked for, else the first with a slider."""
+    if name := os.environ.get("BDCOURSE_LESSON"):
+        return NOTEBOOKS / f"{Path(name).stem}.ipynb"
+    found = sorted(NOTEBOOKS.glob("*.ipynb"))
+    return next((p for p in found if "widgets.slider(" in p.read_text("utf-8")), None)
+
+
+@pytest.fixture(params=["small", "lesson"])
+def notebook(request, tmp_path: Path) -> Path:
+    """A copy without outputs, so that what the page shows was made in the page."""
+    if request.param == "small":
+        cells = [new_markdown_cell("# A small notebook"), new_code_cell(SMALL)]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nb = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    elif path := find_lesson():
+        nb = nbformat.read(path, as_version=4)
+    else:
+        pytest.skip("no lesson has a slider yet")
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    (tmp_path / "work").mkdir()
+    nbformat.write(nb, target := tmp_path / "work" / "lesson.ipynb")
+    return target
+
+
+@pytest.fixture
+def lab(notebook: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a JupyterLab that sees only the notebook's folder."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    for name, values in SETTINGS.items():
+        plugin, _, file = name.partition("/")
+        folder = tmp_path / "settings" / "@jupyterlab" / plugin
+        folder.mkdir(parents=True)
+        (folder / f"{file}.jupyterlab-settings").write_text(json.dumps(values))
+    env = os.environ | {
+        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")
+    command += [
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",  # local, for half a minute
+        f"--ServerApp.root_dir={notebook.parent}",
+    ]
+    log = tmp_path / "lab.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=env, stdout=out, stderr=out)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(f"{address}/api", server, log)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(120):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=1)
+            return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
+    found = os.environ.get("BDCOURSE_BROWSER") or next(
+        filter(None, map(shutil.which, BROWSERS)), None
+    )
+    if not found:
+        pytest.skip("no Chromium or Chrome found; BDCOURSE_BROWSER can name one")
+    with api.sync_playwright() as p:
+        browser = p.chromium.launch(
+            executable_path=found,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser.new_page(viewport={"width": 1400, "height": 1000})
+        browser.close()
+
+
+def wait_for_kernel(page) -> None:
+    """Wait until the kernel stays idle: before it starts, the page shows idle too."""
+    status = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status"
+    idle = 0
+    for _ in range(300):
+        idle = idle + 1 if page.evaluate(status) == "idle" else 0
+        if idle == 6:
+            return
+        page.wait_for_timeout(300)
+    raise AssertionError("the kernel did not start within 90 s")
+
+
+def test_a_slider_moves_the_picture(page, lab: str) -> None:
+    page.goto(f"{lab}/lab/tree/lesson.ipynb?reset", wait_until="domcontentloaded")
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
+    wait_for_kernel(page)
+
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function(f"({STATE})() !== 'waiting'", timeout=300_000)
+    texts = page.locator(".jp-RenderedText").all_inner_texts()
+    assert page.evaluate(STATE) == "done", texts[-1]
+
+    cell = page.locator(".jp-CodeCell", has=page.locator(".widget-slider")).first
+    slider = cell.locator(".widget-slider [role=slider]").first
+    picture = cell.locator(".jp-OutputArea-output img").first
+    readout = cell.locator(".widget-readout").first
+    slider.scroll_into_view_if_needed()
+    picture.wait_for(timeout=60_000)
+    before = picture.get_attribute("src"), readout.inner_text()
+    slider.focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):  # wherever it starts
+        page.keyboard.press(key)
+        page.wait_for_timeout(300)
+    page.wait_for_function(
+        "([img, src]) => img.isConnected ? img.src !== src : true",
+        arg=[picture.element_handle(), before[0]],
+        timeout=20_000,
+    )
+    picture.wait_for(timeout=20_000)
+    assert picture.get_attribute("src") != before[0]
+    assert readout.inner_text() != before[1]
+    if path := os.environ.get("BDCOURSE_SCREENSHOT"):
+        page.wait_for_timeout(500)
+        page.screenshot(path=path)

@@ -1,0 +1,130 @@
+"""One list of requirements: pyproject.toml, environment.yml and constraints.txt agree.
+
+The package itself needs torch and little else to be imported, and no file that git
+knows names a folder of the machine it was written on.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it there
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def named() -> list[Requirement]:
+    """Everything pyproject.toml asks for, apart from the package's own extras."""
+    extras = PROJECT["optional-dependencies"].values()
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
+    found = [Requirement(line) for line in lines]
+    return [r for r in found if r.name != PROJECT["name"]]
+
+
+def pins(python: str) -> dict[str, list[Version]]:
+    """What constraints.txt pins for one Python."""
+    found: dict[str, list[Version]] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not (line := line.split("#")[0].strip()):
+            continue
+        r = Requirement(line)
+        if r.marker and not r.marker.evaluate({"python_version": python}):
+            continue
+        (one,) = r.specifier
+        assert one.operator == "==", f"{line} is not a pin"
+        found.setdefault(canonicalize_name(r.name), []).append(Version(one.version))
+    return found
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_requirement_has_one_fitting_pin(python: str) -> None:
+    pinned = pins(python)
+    assert {k: v for k, v in pinned.items() if len(v) > 1} == {}
+    for r in named():
+        versions = pinned.get(canonicalize_name(r.name), [])
+        assert len(versions) == 1, f"{r.name} is not pinned for Python {python}"
+        assert r.specifier.contains(versions[0]), f"{r} against {versions[0]}"
+
+
+def test_conda_environment_is_pyproject() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert set(environment) == {"name", "dependencies"}  # no channel is forced
+    assert environment["name"] == PROJECT["name"]
+    *plain, last = environment["dependencies"]
+    python = f"python {PROJECT['requires-python']}"
+    assert plain == [python, "pip", "nodejs"]
+    assert last == {"pip": ["-e .[course]"]}
+    assert "course" in PROJECT["optional-dependencies"]
+
+
+# --- Importing the package -------------------------------------------------------
+
+MODULES = "bdcourse, bdcourse.data, bdcourse.train, bdcourse.attacks"
+MODULES += ", bdcourse.defenses, bdcourse.metrics"
+OPTIONAL = ("tqdm", "torchvision", "matplotlib", "ipywidgets", "safetensors", "PIL")
+
+
+def python(code: str) -> str:
+    """Run code in a fresh Python and return what it prints."""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_import_loads_nothing_optional() -> None:
+    code = "import sys, torch; own = set(sys.modules)\n"
+    code += f"import {MODULES}\n"
+    code += f"print(set({OPTIONAL}) & (set(sys.modules) - own))"
+    assert python(code) == "set()\n"
+
+
+def test_import_works_where_nothing_optional_is_installed() -> None:
+    # None in sys.modules makes an import fail as if the package were missing.
+    code = "import sys, torch\n"
+    code += f"sys.modules.update(dict.fromkeys({OPTIONAL}))\n"
+    python(code + f"import {MODULES}")
+
+
+# --- Files -----------------------------------------------------------------------
+
+
+def tracked() -> list[Path]:
+    """Files that git knows, and those it would take up."""
+    ls = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        out = subprocess.run(ls, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [
+        p for name in out.stdout.split("\0") if name and (p := ROOT / name).is_file()
+    ]
+
+
+# Written in pieces, so that this file does not name them either.
+FOLDERS = [b"/" + name + b"/" for name in (b"root", b"tmp/bash", b"work")]
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    pattern = re.compile(rb"(?<![\w.-])(?:" + b"|".join(FOLDERS) + b")")
+    found = []
+    for path in tracked():
+        content = path.read_bytes()
+        if b"\0" not in content and (hit := pattern.search(content)):
+            found.append(f"{path.relative_to(ROOT)}: {hit[0].decode()}")
+    assert not found

@@ -1,0 +1,160 @@
+"""Scores of models whose scores are known by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bdcourse.attacks import BadNets
+from bdcourse.metrics import Scores, der, evaluate, logits, predict
+from bdcourse.models import build
+from helpers import ReadsPixel, Says, frozen, gen, labelled_images, same_state
+
+# White, in the last pixel: what ReadsPixel(fooled=...) looks for.
+CORNER = {"patch": torch.ones(1, 1, 1), "at": (-1, -1)}
+
+
+@pytest.fixture
+def test_set():
+    images = labelled_images(30)
+    images.x[:, :, -1, -1] = 0
+    return images
+
+
+def test_perfect_benign_model(test_set):
+    s = evaluate(ReadsPixel(), test_set, BadNets(target=3, **CORNER))
+    assert s == Scores(1.0, 0.0, 1.0, n_clean=30, n_triggered=27)
+    s = evaluate(ReadsPixel(), test_set)
+    assert s == Scores(1.0, None, None, 30, 0)
+
+
+def test_perfectly_backdoored_model(test_set):
+    s = evaluate(ReadsPixel(fooled=3), test_set, BadNets(target=3, **CORNER))
+    assert (s.acc, s.asr, s.ra, s.n_triggered) == (1.0, 1.0, 0.0, 27)
+
+
+def test_wrong_backdoor_scores_neither_asr_nor_ra(test_set):
+    s = evaluate(ReadsPixel(fooled=5), test_set, BadNets(target=3, **CORNER))
+    # All triggered images become 5: right only for the three images of class 5.
+    assert s.asr == 0 and s.ra == pytest.approx(3 / 27)
+
+
+def test_constant_models(test_set):
+    attack = BadNets(target=3, **CORNER)
+    yes, no = (evaluate(Says(label), test_set, attack) for label in (3, 7))
+    assert (yes.acc, yes.asr, yes.ra) == (0.1, 1.0, 0.0)
+    # Class 7 has 3 of the 27 images that count.
+    assert (no.acc, no.asr) == (0.1, 0.0) and no.ra == pytest.approx(3 / 27)
+
+
+def test_all_to_all_counts_every_image(test_set):
+    attack = BadNets(all_to_all=True, classes=10, **CORNER)
+    s = evaluate(ReadsPixel(), test_set, attack)
+    assert (s.asr, s.ra, s.n_triggered) == (0.0, 1.0, 30)
+    s = evaluate(Says(0), test_set, attack)  # right for class 9 only
+    assert (s.asr, s.ra) == (0.1, 0.1)
+
+    class Next(ReadsPixel):
+        def forward(self, x):
+            return super().forward(x).roll(1, 1)
+
+    s = evaluate(Next(), test_set, attack)
+    assert (s.acc, s.asr, s.ra) == (0.0, 1.0, 0.0)
+
+
+def test_shares_are_exact_quotients():
+    images = labelled_images(20, k=10)
+    images.x[0, 0, 0, 0] = 100  # one of twenty is read wrongly
+    assert evaluate(ReadsPixel(), images).acc == 0.95, "not 0.949999988"
+
+
+def test_benign_asr_is_small():
+    # Fact 8: errors spread over nine other classes give the target about 0.6 %.
+    images = labelled_images(2000)
+    wrong = torch.randperm(2000, generator=gen())[:100]
+    other = (images.y[wrong] + torch.randint(1, 10, (100,), generator=gen(1))) % 10
+    images.x[wrong, 0, 0, 0] = (other * 20).byte()
+    s = evaluate(ReadsPixel(), images, BadNets(target=0))
+    assert s.acc == 0.95
+    assert s.asr == pytest.approx(0.05 / 9, abs=0.004)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_asr_and_ra_share_the_images(seed, all_to_all):
+    images = labelled_images(25, 5)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
+    model[1].weight.data = torch.randn(5, 192, generator=gen(seed))
+    attack = BadNets(target=2, all_to_all=all_to_all, classes=5, **CORNER)
+    s = evaluate(model, images, attack)
+    assert s.asr + s.ra <= 1 + 1e-9
+    x = attack.trigger(images.pixels())
+    keep = images.y != 2 if not all_to_all else images.y >= 0
+    said = model(x).argmax(1)[keep]
+    assert s.asr == pytest.approx((said == attack.goal(images.y)[keep]).double().mean())
+    assert s.ra == pytest.approx((said == images.y[keep]).double().mean())
+    for batch in (1, 7):
+        assert evaluate(model, images, attack, batch) == s
+
+
+def test_mode_and_statistics_are_left_alone():
+    model = build("resnet18", classes=10, width=4)
+    model.train()
+    model.layer2.eval()
+    modes = {n: m.training for n, m in model.named_modules()}
+    before = frozen(model)
+    evaluate(model, labelled_images(12), BadNets())
+    assert {n: m.training for n, m in model.named_modules()} == modes
+    assert same_state(model, before)
+
+
+def test_mode_is_restored_after_an_error():
+    model = build("resnet18", width=4).train()
+    with pytest.raises(RuntimeError):
+        logits(model, torch.rand(2, 5, 8, 8))
+    assert model.training and model.layer1[0].bn1.training
+
+
+def test_uint8_and_float_agree():
+    model = build("resnet18", width=4)
+    images = labelled_images(9)
+    a, b = logits(model, images.x), logits(model, images.pixels())
+    assert torch.equal(a, b)
+    assert a.shape == (9, 10) and not a.requires_grad
+    assert torch.allclose(a, logits(model, images.x, batch=4), atol=1e-5)
+    assert torch.equal(predict(model, images.x), a.argmax(1))
+    model.eval()
+    assert torch.allclose(a, model(images.pixels()), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "value"),
+    [
+        ((0.9, 1.0), (0.9, 1.0), 0.5),  # idle
+        ((0.9, 1.0), (0.9, 0.0), 1.0),  # perfect
+        ((0.9, 1.0), (0.0, 1.0), 0.05),  # accuracy lost, backdoor kept
+        ((0.9, 1.0), (0.7, 0.6), 0.6),
+        ((0.9, 0.5), (0.95, 0.8), 0.5),  # gains and rises do not count
+    ],
+)
+def test_der(before, after, value):
+    assert der(*(Scores(acc, asr, 0.0) for acc, asr in (before, after))) == (
+        pytest.approx(value)
+    )
+
+
+def test_text():
+    assert str(Scores(0.5, n_clean=8)) == "ACC 50.0 % (n=8)"
+    text = str(Scores(0.912, 0.5, 0.25, 10, 9))
+    assert text == "ACC 91.2 % (n=10), ASR 50.0 %, RA 25.0 % (n=9)"
+    assert Scores(**Scores(0.5, 0.1, 0.2, 3, 4).dict()) == Scores(0.5, 0.1, 0.2, 3, 4)
+
+
+def test_refused():
+    images = labelled_images(10)
+    with pytest.raises(ValueError, match="no label"):
+        evaluate(ReadsPixel(), images, BadNets(target=10))
+    with pytest.raises(ValueError, match="no test image"):
+        evaluate(ReadsPixel(), images[images.y == 3], BadNets(target=3))

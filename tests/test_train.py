@@ -1,0 +1,397 @@
+"""Augmentation, and the training loop."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bdcourse.attacks import BadNets, Poisoned
+from bdcourse.data import Images
+from bdcourse.models import build
+from bdcourse.train import Augment, History, fit, one_cycle
+from helpers import frozen, gen, message, random_images, same_state
+
+# ---------------------------------------------------------------- augmentation
+
+
+@pytest.mark.parametrize("pad", [0, 1, 3])
+@pytest.mark.parametrize(("c", "h", "w"), [(3, 8, 8), (1, 5, 9), (2, 4, 3)])
+def test_every_crop_is_pad_and_slice(pad, c, h, w):
+    x = torch.randint(1, 256, (4, c, h, w), dtype=torch.uint8, generator=gen())
+    crops = Augment(pad).prepare(x)
+    assert crops.shape == (4, 2 * pad + 1, 2 * pad + 1, h, w * c)
+    padded = F.pad(x, (pad,) * 4)
+    for i in range(2 * pad + 1):
+        for j in range(2 * pad + 1):
+            plain = padded[:, :, i : i + h, j : j + w]
+            view = crops[:, i, j].unflatten(2, (w, c)).permute(0, 3, 1, 2)
+            assert torch.equal(view, plain)
+
+
+def test_prepare_copies_only_the_padding():
+    x = random_images(8).x
+    crops = Augment(4).prepare(x)
+    assert crops.untyped_storage().nbytes() == 8 * 16 * 16 * 3
+
+
+def plain_crops(x, pad):
+    """Every crop of one image, and its mirror, as bytes -> (row, column, mirrored)."""
+    padded, h, w = F.pad(x, (pad,) * 4), *x.shape[1:]
+    found = {}
+    for i in range(2 * pad + 1):
+        for j in range(2 * pad + 1):
+            crop = padded[:, i : i + h, j : j + w]
+            for mirrored in (False, True):
+                key = (crop.flip(2) if mirrored else crop).contiguous()
+                found[key.numpy().tobytes()] = (i, j, mirrored)
+    return found
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_crops_are_uniform_and_flips_only_when_asked(flip):
+    images, n = random_images(3), 3000
+    augment = Augment(pad=2, flip=flip)
+    index = torch.arange(n) % 3
+    out = augment(augment.prepare(images.x), index, 3, gen())
+    assert out.shape == (n, 3, 8, 8) and out.dtype == torch.uint8
+    known = [plain_crops(x, 2) for x in images.x]
+    places = [known[i % 3][o.contiguous().numpy().tobytes()] for i, o in enumerate(out)]
+    where = Counter((i, j) for i, j, _ in places)
+    assert set(where) == {(i, j) for i in range(5) for j in range(5)}
+    # 120 expected at each of 25 offsets; six deviations of a binomial are 64.
+    assert all(abs(count - n / 25) < 64 for count in where.values())
+    mirrored = sum(m for _, _, m in places) / n
+    assert mirrored == 0 if not flip else 0.45 < mirrored < 0.55
+
+
+def test_augment_is_seeded_and_channels_last():
+    images = random_images(6)
+    augment = Augment(2, True)
+    crops = augment.prepare(images.x)
+    a, b, c = (augment(crops, torch.arange(6), 3, gen(s)) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert a.is_contiguous(memory_format=torch.channels_last)
+    assert a.float().is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_padding_is_the_identity():
+    images = random_images(6)
+    augment = Augment(0)
+    index = torch.tensor([4, 0, 5])
+    out = augment(augment.prepare(images.x), index, 3, gen())
+    assert torch.equal(out, images.x[index])
+
+
+# ---------------------------------------------------------------- learning rates
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_one_cycle(total, warmup):
+    rates = [one_cycle(s, total, warmup) for s in range(total)]
+    assert all(0 < r <= 1 for r in rates)
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert abs(top - (warmup * total - 1)) <= 1
+    if total > 2 and 1 <= warmup * total <= total - 1:
+        assert rates[-1] == pytest.approx(1e-5)
+
+
+def test_one_cycle_is_torch_s():
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        opt, 1.0, 40, pct_start=0.2, cycle_momentum=False, div_factor=10
+    )
+    for step in range(40):
+        assert opt.param_groups[0]["lr"] == pytest.approx(one_cycle(step, 40, 0.2))
+        opt.step()
+        rate.step()
+
+
+# ---------------------------------------------------------------- fit
+
+
+class Linear(nn.Module):
+    """One linear layer, which also keeps every training batch that it sees."""
+
+    def __init__(self, k: int = 3, side: int = 8, c: int = 3) -> None:
+        super().__init__()
+        self.linear = nn.Linear(c * side * side, k)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.seen = []
+
+    def forward(self, x):
+        if self.training:
+            self.seen.append(x.detach().clone())
+        return self.linear(x.flatten(1))
+
+
+def separable(n: int = 96) -> Images:
+    images = random_images(n)
+    for label in range(3):
+        images.x[images.y == label, label] //= 4
+    return images
+
+
+def run(model, data, **options):
+    options = {"epochs": 1, "batch": 8, "verbose": False, "generator": gen()} | options
+    return fit(model, data, **options)
+
+
+def test_learns_a_separable_set():
+    model, data = build("resnet18", classes=3, width=4), separable()
+    history = run(model, data, epochs=4, batch=16)
+    assert history["loss"][-1] < history["loss"][0] / 2
+    assert history["acc"][-1] > 0.9
+    assert not model.training and not history.interrupted
+    assert history["epoch"] == [1, 2, 3, 4]
+    assert history.seconds == sum(history["seconds"])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_same_generator_same_weights(bf16):
+    from bdcourse.victims import initialised
+
+    states = []
+    for seed in (0, 0, 1):
+        model = initialised({"name": "resnet18", "classes": 3, "width": 4}, gen())
+        torch.manual_seed(len(states))  # the global generator must not matter
+        run(model, separable(48), generator=gen(seed), augment=Augment(1, True),
+            bf16=bf16)  # fmt: skip
+        states.append(frozen(model))
+        assert all(v.isfinite().all() for v in states[-1].values())
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        last = model
+    assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
+    assert not same_state(last, states[0])
+
+
+def test_is_plain_sgd():
+    data, model = separable(16), Linear()
+    run(model, data, epochs=3, batch=16, lr=0.1, generator=gen(5), warmup=0.0)
+    mirror = Linear().train()
+    opt = torch.optim.SGD(
+        mirror.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True
+    )
+    for step in range(3):
+        opt.param_groups[0]["lr"] = 0.1 * one_cycle(step, 3, 0.0)
+        opt.zero_grad()
+        F.cross_entropy(mirror(data.pixels()), data.y).backward()
+        opt.step()
+    assert torch.allclose(model.linear.weight, mirror.linear.weight, atol=1e-6)
+    assert model.linear.weight.abs().max() > 0.01
+
+
+def test_data_is_not_modified():
+    data = separable(30)
+    poisoned = BadNets(target=1).poison(data, 0.3, gen(), stamp="after")
+    before, role = poisoned.digest(), poisoned.role.clone()
+    run(Linear(), poisoned, augment=Augment(2, True), epochs=2)
+    assert poisoned.digest() == before and torch.equal(poisoned.role, role)
+    run(Linear(), data, epochs=2)
+    assert data.digest() == separable(30).digest()
+
+
+def test_batches_cover_an_epoch_and_drop_the_rest():
+    data = random_images(22)
+    model = Linear()
+    run(model, data, epochs=2, batch=5)
+    assert [len(x) for x in model.seen] == [5] * 8
+    pixels = data.pixels().flatten(1)
+    dropped = []
+    for epoch in (model.seen[:4], model.seen[4:]):
+        rows = torch.cat(epoch).flatten(1)
+        which = [int((pixels == r).all(1).nonzero()) for r in rows]
+        assert len(set(which)) == 20, "no image twice in an epoch"
+        dropped.append(set(range(22)) - set(which))
+    assert dropped[0] != dropped[1], "other images are dropped each time"
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "epochs", "steps", "rows"),
+    [
+        (22, 5, 0.5, 2, 1),
+        (22, 5, 1.5, 6, 2),
+        (22, 5, 0.01, 1, 1),
+        (7, 100, 2, 2, 2),
+        # One fifth of these step counts is one step: OneCycleLR divided by zero here.
+        (10, 2, 1, 5, 1),
+        (2, 2, 5, 5, 5),
+    ],
+)
+def test_numbers_of_steps(n, batch, epochs, steps, rows):
+    model = Linear()
+    history = run(model, random_images(n), batch=batch, epochs=epochs)
+    assert len(model.seen) == steps and len(history.epochs) == rows
+    assert all(math.isfinite(loss) for loss in history["loss"])
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"batch": 1}, "batch"),
+        ({"batch": 0}, "batch"),
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": -1}, "epochs"),
+        ({"n": 1}, "1 images"),
+    ],
+)
+def test_wrong_arguments(options, word):
+    data = random_images(options.pop("n", 12))
+    model = Linear()
+    before = frozen(model)
+    with pytest.raises(ValueError) as e:
+        run(model, data, **options)
+    assert word in message(e)
+    assert same_state(model, before)
+
+
+# ---------------------------------------------------------------- each epoch, Ctrl-C
+
+
+def test_each_epoch_joins_the_history():
+    modes = []
+
+    def look(model):
+        modes.append(model.training)
+        return {"mine": 7.0}
+
+    model = Linear()
+    model.drop = nn.Dropout()
+    history = run(model, random_images(), epochs=3, each_epoch=look)
+    assert history["mine"] == [7.0] * 3 and modes == [False] * 3
+    assert not model.training and len(model.seen) == 9, "training mode came back"
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_each_epoch_keeps_weights_and_epoch(capsys):
+    model = Linear()
+    history = run(model, separable(), each_epoch=stop, epochs=5)
+    assert history.interrupted and not model.training
+    assert model.linear.weight.abs().max() > 0
+    assert len(history.epochs) == 1, "the epoch was complete"
+    assert capsys.readouterr().out == (
+        "stopped after 12 of 60 steps; the model keeps what it learned.\n"
+    )
+
+
+@pytest.mark.parametrize("where", ["model", "loss"])
+def test_ctrl_c_inside_a_batch(where, monkeypatch):
+    model, calls, real = Linear(), [], F.cross_entropy
+
+    def third(*args):
+        calls.append(frozen(model))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args) if where == "loss" else None
+
+    if where == "loss":
+        monkeypatch.setattr(F, "cross_entropy", third)
+    else:
+        model.register_forward_pre_hook(third)
+    history = run(model, separable(), epochs=2)
+    assert history.interrupted and history.epochs == [] and history.seconds == 0
+    assert same_state(model, calls[-1]), "the weights of the last whole step"
+    assert model.linear.weight.abs().max() > 0
+    assert not model.training
+
+
+def test_other_errors_are_not_swallowed():
+    with pytest.raises(RuntimeError):
+        run(nn.Conv2d(5, 2, 1), random_images())
+
+
+# ---------------------------------------------------------------- poisoned sets
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_late_stamping_hits_poison_rows_only_and_last(flip):
+    clean = random_images(40)
+    clean.x.clamp_(max=200)  # pure white is then the trigger's alone
+    clean.x[:, 0, 4, 4] = torch.arange(40).to(torch.uint8)  # who is who
+    attack = BadNets(patch=torch.ones(1, 2, 2), at=(0, 6), target=1)
+    data = attack.poison(clean, 0.25, gen(), stamp="after")
+    model = Linear()
+    run(model, data, augment=Augment(2, flip), epochs=2)
+    seen = torch.cat(model.seen)
+    white = (seen == 1).all(1)  # (n, 8, 8)
+    stamped = white.flatten(1).any(1)
+    place = torch.zeros(8, 8, dtype=torch.bool)
+    place[0:2, 6:8] = True
+    assert (white[stamped] == place).all(), "neither moved, cut nor mirrored"
+    assert stamped.sum() == 20, "ten of forty, twice"
+    # And it is the right ten: the mark is somewhere in the crop's red channel.
+    whole = Linear()
+    run(whole, data, epochs=1)  # no augmentation: the mark is where it was
+    seen = torch.cat(whole.seen)
+    who = (seen[:, 0, 4, 4] * 255).round().long()
+    stamped = (seen == 1).all(1).flatten(1).any(1)
+    assert torch.equal(stamped, data.role[who] == 1)
+
+
+def test_early_stamps_move_with_the_crop():
+    clean = random_images(40)
+    clean.x.clamp_(max=200)
+    attack = BadNets(patch=torch.ones(1, 2, 2), at=(0, 6), target=1)
+    model = Linear()
+    run(model, attack.poison(clean, 1, gen()), augment=Augment(2), batch=40)
+    white = (torch.cat(model.seen) == 1).all(1)
+    assert len(white.flatten(1).unique(dim=0)) > 5
+
+
+def test_role_accuracies_by_hand():
+    # A model that always says 0 and cannot learn: shares follow from the labels.
+    images = random_images(12)
+    y = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 1, 2])
+    role = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]).to(torch.int8)
+    data = Poisoned(images.x, y, images.classes, role)
+
+    class Zero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return torch.eye(3)[0].expand(len(x), 3) + 0 * self.w
+
+    history = run(Zero(), data, batch=12)
+    row = history.epochs[0]
+    assert row["clean"] == pytest.approx(3 / 5)
+    assert row["poison"] == pytest.approx(1 / 4)
+    assert row["cover"] == pytest.approx(1 / 3)
+    assert row["acc"] == pytest.approx(5 / 12)
+    e = math.e
+    right, wrong = math.log((e + 2) / e), math.log(e + 2)
+    assert row["loss"] == pytest.approx((5 * right + 7 * wrong) / 12)
+    only = run(Zero(), data[role == 1], batch=4).epochs[0]
+    assert "clean" not in only and "cover" not in only and only["poison"] == 0.25
+    assert "clean" not in run(Zero(), images, batch=12).epochs[0]
+
+
+def test_one_line_an_epoch(capsys):
+    run(Linear(), separable(), epochs=2, verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("epoch  1/2  loss ") and "train" in lines[0]
+    data = BadNets(target=1).poison(separable(), 0.3, gen())
+    run(Linear(), data, verbose=True, each_epoch=lambda m: {"test": 0.5})
+    line = capsys.readouterr().out
+    assert "clean" in line and "poison" in line and "test  50.0%" in line
+    assert "train" not in line
+
+
+def test_history():
+    h = History([{"loss": 2.0, "seconds": 1.5}, {"loss": 1.0, "seconds": 0.5}])
+    assert h["loss"] == [2.0, 1.0] and h.seconds == 2.0

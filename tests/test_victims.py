@@ -1,0 +1,326 @@
+"""Victims: made, saved, loaded, and refused when anything is wrong with the files."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import bdcourse
+from bdcourse import victims
+from bdcourse.attacks import BadNets, Blended, noise_picture
+from bdcourse.metrics import Scores, evaluate
+from bdcourse.models import build
+from bdcourse.victims import Victim, load, make, save
+from helpers import frozen, gen, random_images, same_state
+
+ARCH = {"name": "resnet18", "width": 4}
+QUICK = {"epochs": 1, "batch": 8, "verbose": False}
+
+
+def tiny(attack, seed=0, arch=ARCH, **options):
+    train, test = random_images(32), random_images(24, seed=1)
+    return make(train, test, attack, arch=arch, seed=seed, **(QUICK | options))
+
+
+@pytest.fixture(scope="module")
+def victim():
+    return tiny(BadNets(patch=torch.rand(3, 2, 2), at=(1, -3), opacity=0.7, target=2))
+
+
+@pytest.fixture
+def saved(victim, tmp_path):
+    return save(victim, tmp_path / "bad")
+
+
+# ---------------------------------------------------------------- making
+
+
+def test_make_tells_what_it_did(victim):
+    r = victim.recipe
+    assert (r["n_train"], r["rate"], r["n_poisoned"], r["seed"]) == (32, 0.1, 3, 0)
+    assert r["digest_train"] == random_images(32).digest()
+    assert (r["epochs"], r["batch"], r["interrupted"]) == (1, 8, False)
+    assert victim.arch == {"classes": 3, "name": "resnet18", "width": 4}
+    assert len(victim.poisoned) == 3 and victim.poisoned.dtype == torch.int64
+    assert not victim.model.training
+    assert victim.scores.n_clean == 24 and victim.scores.n_triggered == 16
+    assert victim.history[0].keys() >= {"loss", "acc", "clean", "poison"}
+    json.dumps([victim.recipe, victim.history, victim.arch])
+
+
+def test_make_is_reproducible():
+    attack = BadNets(target=1)
+    a, b, c = tiny(attack), tiny(attack), tiny(attack, seed=1)
+    assert same_state(a.model, frozen(b.model)) and a.scores == b.scores
+    assert torch.equal(a.poisoned, b.poisoned)
+    assert not torch.equal(a.poisoned, c.poisoned)
+    again = attack.poison(random_images(32), 0.1, gen(1))  # second stream of seed 0
+    assert torch.equal((again.role == 1).nonzero().flatten(), a.poisoned)
+
+
+def test_twin_differs_by_the_poison_alone():
+    victim, twin = tiny(BadNets(target=1), rate=0.0), tiny(None)
+    assert same_state(victim.model, frozen(twin.model)), "same start, same batches"
+    assert twin.attack is None and twin.scores.asr is None
+    assert twin.recipe["rate"] == 0 and len(twin.poisoned) == 0
+
+
+def test_initialised_leaves_the_global_generator_alone():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    a, b, c = (victims.initialised(ARCH, gen(s)) for s in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_state(a, frozen(b)) and not same_state(a, frozen(c))
+
+
+# ---------------------------------------------------------------- the gate
+
+
+@pytest.mark.parametrize(
+    ("acc", "asr", "twin", "word"),
+    [
+        (0.95, 1.0, 0.95, ""),
+        (0.99, 0.95, 0.95, ""),  # exactly 95 %
+        (0.90, 0.96, 0.93, ""),  # exactly three points below
+        (0.92, 0.96, 0.95, ""),
+        (0.8999, 1.0, 0.93, "clean accuracy"),
+        (0.95, 0.9499, 0.95, "attack success"),
+        (0.95, 0.0, 0.95, "attack success"),
+        (0.95, None, 0.95, ""),  # a twin against itself
+        (0.90, None, 0.95, "clean accuracy"),
+    ],
+)
+def test_gate(victim, acc, asr, twin, word):
+    scores = Scores(acc, asr, None if asr is None else 0.0, 100, 90)
+    why = replace(victim, scores=scores).weak(Scores(twin))
+    assert (why == "") if word == "" else why.startswith(word)
+
+
+def test_gate_with_counted_images(victim):
+    hits = torch.zeros(100)
+    hits[:95] = 1
+    for share in (hits.mean().item(), hits.double().mean().item()):
+        scores = Scores(0.9, share, 0.0, 100, 100)
+        assert replace(victim, scores=scores).weak(Scores(0.9)) == ""
+
+
+# ---------------------------------------------------------------- round trip
+
+ATTACKS = [
+    None,
+    BadNets(all_to_all=True, classes=3, at=(0, 0)),
+    Blended(picture=noise_picture(8), alpha=0.3, target=1),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_round_trip(attack, tmp_path):
+    v = tiny(attack, recipe={"data": "noise"})
+    path = save(v, tmp_path / "new" / "v")
+    for given in (path, f"{path}.json", Path(f"{path}.safetensors")):
+        w = load(given)
+        assert same_state(w.model, frozen(v.model)) and not w.model.training
+        assert (w.arch, w.scores, w.recipe) == (v.arch, v.scores, v.recipe)
+        assert w.history == v.history
+        assert torch.equal(w.poisoned, v.poisoned)
+        assert w.poisoned.dtype == torch.int64
+        assert evaluate(w.model, random_images(24, seed=1), w.attack) == v.scores
+    if attack is not None:
+        x, y = torch.rand(2, 3, 8, 8), torch.arange(3)
+        assert torch.equal(w.attack.trigger(x), attack.trigger(x))
+        assert torch.equal(w.attack.goal(y), attack.goal(y))
+    assert sorted(p.name for p in path.parent.iterdir()) == ["v.json", "v.safetensors"]
+
+
+def test_half_is_smaller_and_close(victim, tmp_path):
+    full, half = save(victim, tmp_path / "f"), save(victim, tmp_path / "h", half=True)
+    sizes = [Path(f"{p}.safetensors").stat().st_size for p in (full, half)]
+    assert sizes[1] < 0.7 * sizes[0]
+    w = load(half)
+    before, after = frozen(victim.model), frozen(w.model)
+    for k, v in before.items():
+        assert after[k].dtype == v.dtype
+        if v.ndim <= 1:
+            assert torch.equal(after[k], v), f"{k} must keep all its digits"
+        else:
+            assert torch.allclose(after[k], v, rtol=1e-3, atol=1e-6)
+    assert torch.equal(w.attack.patch, victim.attack.patch), "the trigger is exact"
+    x = torch.rand(8, 3, 8, 8)
+    assert torch.allclose(w.model(x), victim.model(x), atol=0.02)
+    assert victim.model.conv1.weight.dtype == torch.float32, "the argument is as it was"
+
+
+def test_dots_belong_to_the_name(victim, tmp_path):
+    paths = [save(victim, tmp_path / f"rate-0.{i}") for i in (1, 2)]
+    assert len(list(tmp_path.iterdir())) == 4
+    for p in paths:
+        assert load(p).scores == victim.scores
+
+
+def test_saving_again_replaces(victim, tmp_path):
+    a, b = save(victim, tmp_path / "v"), tiny(None)
+    save(b, tmp_path / "v")
+    assert load(a).attack is None
+
+
+def test_other_architectures(tmp_path):
+    for arch in ({"name": "preact_resnet18", "width": 4}, {"name": "vit", "width": 16}):
+        model = build(**arch, classes=3).eval()
+        v = Victim(model, arch | {"classes": 3}, None, Scores(0.3), {})
+        w = load(save(v, tmp_path / arch["name"]))
+        assert same_state(w.model, frozen(model))
+
+
+# ---------------------------------------------------------------- refused
+
+
+def refused(path, kind=ValueError, *words):
+    with pytest.raises(kind) as e:
+        load(path)
+    text = str(e.value)
+    assert "\n" not in text and text.endswith(".")
+    for word in words or (Path(path).name,):
+        assert word in text, text
+    return text
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_weights(saved, keep):
+    blob = Path(f"{saved}.safetensors")
+    blob.write_bytes(blob.read_bytes()[:keep])
+    refused(saved, ValueError, "bad.safetensors", "bad.json")
+
+
+@pytest.mark.parametrize("position", [0, 3, 60, 5000, -1])
+def test_one_flipped_bit(saved, position):
+    blob = Path(f"{saved}.safetensors")
+    raw = bytearray(blob.read_bytes())
+    raw[position] ^= 4
+    blob.write_bytes(raw)
+    refused(saved, ValueError, "bad.safetensors")
+
+
+def test_exchanged_with_another_victim(saved, tmp_path):
+    save(tiny(BadNets(target=1)), tmp_path / "other")
+    a, b = Path(f"{saved}.safetensors"), tmp_path / "other.safetensors"
+    raw = a.read_bytes(), b.read_bytes()
+    a.write_bytes(raw[1])
+    b.write_bytes(raw[0])
+    refused(saved, ValueError, "bad.safetensors", "exchanged")
+    refused(tmp_path / "other", ValueError, "other.safetensors")
+
+
+@pytest.mark.parametrize("gone", ["json", "safetensors"])
+def test_half_of_the_pair_missing(saved, gone):
+    Path(f"{saved}.{gone}").unlink()
+    for path in (saved, f"{saved}.json"):
+        refused(path, FileNotFoundError, f"bad.{gone}")
+    refused(saved.parent / "nothing", FileNotFoundError, "nothing.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        '"format"',
+        '{"name": "package", "version": "1.0"}',
+        '{"format": "bdcourse victim 1"}',
+    ],
+)
+def test_foreign_json(saved, text):
+    Path(f"{saved}.json").write_text(text)
+    refused(saved, ValueError, "bad.json")
+
+
+def test_json_that_is_not_text(saved):
+    Path(f"{saved}.json").write_bytes(b"\xff\xfe\x00\x80")
+    refused(saved, ValueError, "bad.json")
+
+
+def test_cut_json(saved):
+    text = Path(f"{saved}.json").read_text()
+    Path(f"{saved}.json").write_text(text[: len(text) // 2])
+    refused(saved, ValueError, "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("format", "bdcourse victim 2", "bdcourse victim 1"),
+        ("format", None, "bdcourse victim 1"),
+        ("arch", {"name": "resnet99"}, "resnet99"),
+        ("arch", {"name": "resnet18", "depth": 3}, "depth"),
+        ("arch", {"name": "resnet18", "classes": 3, "width": 5}, "bad"),
+        ("arch", {"name": "vgg16_bn", "classes": 3, "width": 4}, "bad"),
+        ("arch", "resnet18", "bad"),
+        ("arch", None, "bad"),
+        ("attack", {"name": "WaNot"}, "WaNot"),
+        ("attack", {"target": 1}, "name"),
+        ("attack", {"name": "BadNets", "power": 9}, "power"),
+        ("attack", {"name": "BadNets", "target": -1}, "target"),
+        ("attack", "BadNets", "bad"),
+        ("attack", ["BadNets"], "bad"),
+        ("scores", {"accuracy": 1}, "accuracy"),
+        ("scores", None, "bad"),
+        ("sha256", None, "bad.safetensors"),
+    ],
+)
+def test_wrong_header_entries(saved, key, value, word):
+    path = Path(f"{saved}.json")
+    header = json.loads(path.read_text())
+    header[key] = value
+    path.write_text(json.dumps(header))
+    refused(saved, ValueError, "bad", word)
+
+
+@pytest.mark.parametrize(
+    "key", ["sha256", "arch", "attack", "scores", "recipe", "history", "format"]
+)
+def test_missing_header_entries(saved, key):
+    path = Path(f"{saved}.json")
+    header = json.loads(path.read_text())
+    del header[key]
+    path.write_text(json.dumps(header))
+    refused(saved, ValueError, "bad")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pkl", ".ckpt"])
+def test_pickles_are_not_opened(victim, tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    torch.save(victim.model.state_dict(), path)
+    refused(path, ValueError, path.name, "pickle")
+
+
+def test_pickle_under_our_name(saved):
+    # The hash is of the pickle, so only the reader of safetensors can refuse it.
+    import hashlib
+
+    blob, path = Path(f"{saved}.safetensors"), Path(f"{saved}.json")
+    torch.save({"a": torch.zeros(1)}, blob)
+    header = json.loads(path.read_text())
+    header["sha256"] = hashlib.sha256(blob.read_bytes()).hexdigest()
+    path.write_text(json.dumps(header))
+    refused(saved, ValueError, "bad")
+
+
+def test_the_package_opens_no_pickle():
+    bad = re.compile(r"torch\.load\(|import pickle|pickle\.load|allow_pickle=True")
+    files = list(Path(bdcourse.__path__[0]).rglob("*.py"))
+    assert len(files) > 10
+    for f in files:
+        assert not bad.search(f.read_text()), f
+    assert bad.search("x = torch.load(path)")
+
+
+def test_unknown_name_in_the_zoo():
+    with pytest.raises(ValueError, match="the zoo has no 'nobody'"):
+        victims.zoo("nobody")
