@@ -72,7 +72,8 @@ lab: $(READY)
 	  echo 'No display here: open the address that appears below in a browser.'; \
 	  set -- "$$@" --no-browser; \
 	fi; \
-	exec $(PY) -m jupyterlab "$$@" --ServerApp.root_dir=. notebooks/00_welcome.ipynb
+	exec $(PY) -m jupyterlab "$$@" --ServerApp.root_dir=. \
+	  --LabApp.default_url=/lab/tree/notebooks/00_welcome.ipynb
 
 book: $(READY)
 	$(PY) tools/check_book.py

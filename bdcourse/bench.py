@@ -123,9 +123,10 @@ class Recipe:
     bf16: bool | None = None
 
 
-# Built-in signs: small batches, since the trigger takes steps to learn, not epochs; and
-# no mirroring, since a mirrored "turn left" is a "turn right".
-SIGNS = Recipe(epochs=8, batch=32, pad=2, flip=False)
+# Built-in signs: small batches, since the trigger takes steps to learn, not epochs; half
+# the rate, since at 0.1 some seeds never find it; and no mirroring, since a mirrored
+# "turn left" is a "turn right".
+SIGNS = Recipe(epochs=8, batch=32, lr=0.05, pad=2, flip=False)
 
 
 def train_victim(

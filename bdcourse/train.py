@@ -55,9 +55,7 @@ class Augment:
         x = crops[index, i, j].unflatten(2, (-1, channels))  # (b, h, w, c)
         if self.flip:
             mirrored = torch.rand(b, generator=generator, device=d) < 0.5
-            # Exclusive or swaps the mirrored rows in, bit for bit; on a CPU it takes a
-            # third of the time of torch.where on bytes.
-            x = x ^ ((x ^ x.flip(2)) * mirrored.view(b, 1, 1, 1))
+            x = torch.where(mirrored.view(b, 1, 1, 1), x.flip(2), x)
         return x.permute(0, 3, 1, 2)
 
 

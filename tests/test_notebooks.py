@@ -296,7 +296,7 @@ def test_guard_notices(guard: Callable, change: Callable) -> None:
 @pytest.mark.parametrize(
     "guard, change",
     [
-        (guards.no_errors, insert(8, code("1/0", "raises-exception", outputs=(error,)))),
+        (guards.no_errors, insert(8, code("1", "raises-exception", outputs=(error,)))),
         (guards.nothing_local, prints("ResNet-18s, 1/2, and/or, 3.5 %, 64x64, 0x1F")),
         (guards.nothing_local, output(5, stream("saved in /home/me/data.npz"))),
         (guards.headings_in_order, source(10, "```\n#### a comment\n```")),

@@ -1,0 +1,96 @@
+"""How much faster is batched CLP scoring than one SVD per channel?
+
+PreActResNet-18, width 64, with random weights and statistics. Baseline, timed in the
+same run and in turns with ours: the loop of the released code, an SVD for each channel
+of the very same layers. `scores()` also finds the pairs; that share is printed beside
+it. The last lines compare the channels that both would prune.
+
+    python benchmarks/clp.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from statistics import median
+
+import torch
+
+from bdcourse.defenses.clp import channel_norms, flagged, plain_scores, scores
+from bdcourse.models import build
+from bdcourse.surgery import pair_by_flow
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seconds(job) -> float:
+    """Wall-clock time of `job()`, with the GPU's queue empty at both ends."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    job()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def network():
+    torch.manual_seed(0)
+    model = build("preact_resnet18")
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.weight.data.normal_(1, 0.3)
+            m.running_var.uniform_(0.2, 2)
+    return model.to(DEVICE).eval()
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    repeats = 3 if parser.parse_args().quick else 9
+    model = network()
+    pairs = pair_by_flow(model).pairs
+    layers = [(model.get_submodule(p.conv), model.get_submodule(p.bn)) for p in pairs]
+    channels = sum(bn.num_features for _, bn in layers)
+    print(f"torch {torch.__version__}, {DEVICE.type}; {len(layers)} layers, ", end="")
+    print(f"{channels} channels; median of {repeats}; ms")
+
+    jobs = {
+        "one SVD per channel": lambda: [plain_scores(c, b) for c, b in layers],
+        "batched norms": lambda: [channel_norms(c.weight) for c, _ in layers],
+        "pairing": lambda: pair_by_flow(model),
+        "scores(), all in": lambda: scores(model),
+    }
+    default = torch.get_num_threads()
+    for threads in sorted({1, default}):
+        torch.set_num_threads(threads)
+        times: dict[str, list[float]] = {name: [] for name in jobs}
+        for i in range(repeats + 1):  # the first round warms up
+            for name, job in jobs.items():
+                t = seconds(job)
+                if i:
+                    times[name].append(t)
+        print(f"threads: {threads}")
+        base = times["one SVD per channel"]
+        for name, ours in times.items():
+            line = f"  {name:<20}{1e3 * median(ours):10.1f}"
+            if name == "scores(), all in":
+                ratios = [a / b for a, b in zip(base, ours, strict=True)]
+                line += f"   {median(ratios):.1f} times the speed of the SVD loop"
+                line += f" ({min(ratios):.1f} to {max(ratios):.1f})"
+            print(line)
+
+    fast = scores(model)
+    slow = {p.bn: plain_scores(*layer) for p, layer in zip(pairs, layers, strict=True)}
+    error = max(float(((fast[k] - slow[k]) / slow[k]).abs().max()) for k in slow)
+    print(f"largest relative difference of two scores: {error:.1e}")
+    for u in (3, 1, 0.5):
+        a, b = flagged(fast, u), flagged(slow, u)
+        same = all(torch.equal(a[k], b[k]) for k in b)
+        print(f"u = {u}: {sum(map(len, b.values()))} channels pruned, ", end="")
+        print("the same by both" if same else "NOT the same by both")
+
+
+if __name__ == "__main__":
+    main()
