@@ -33,7 +33,8 @@ help:
 
 # --- Set-up ----------------------------------------------------------------------
 
-# .installing marks a .venv that pip has not finished; what is in it cannot be trusted.
+# .installing marks a .venv in which pip was stopped half-way: it is made afresh. Where
+# pip itself gave up, say without a network, what was there before still works.
 $(READY): pyproject.toml constraints.txt
 	@if [ -e .venv/.installing ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  command -v '$(PYTHON)' >/dev/null || { \
@@ -50,7 +51,7 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $(READY)
 	@touch .venv/.installing
 	$(PY) -m pip install --disable-pip-version-check $(PIP_FLAGS) \
-	  -c constraints.txt -e '.[dev]'
+	  -c constraints.txt -e '.[dev]' || { rm .venv/.installing; exit 1; }
 	@rm .venv/.installing
 	@echo '$(CURDIR)' > $(READY)
 

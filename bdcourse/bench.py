@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -30,6 +31,9 @@ from bdcourse.defenses.clp import choose_u, sweep
 from bdcourse.surgery import without
 from bdcourse.train import Augment
 from bdcourse.victims import Victim
+
+if TYPE_CHECKING:
+    from bdcourse.show import Table
 
 RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
 US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every CLP sweep: 6 .. 1
@@ -342,3 +346,23 @@ def table_row(rows: Sequence[dict], **first) -> dict:
         "seconds": round(mean(r["seconds"] for r in rows), 2),
         "seeds": len(rows),
     }
+
+
+DEFENSES = ("none", "clp", "clp, u by held-out acc", "random channels", "fine-tuning")
+
+
+def standard_table(name: str, caption: str = "") -> Table:
+    """The course's result table: each attack of data/results/NAME.json, each defense."""
+    from bdcourse.show import Table
+
+    found = results(name).rows
+    lines = []
+    for attack in dict.fromkeys(r["attack"] for r in found):
+        for defense in DEFENSES:
+            rows = [
+                r for r in found if r["attack"] == attack and r["defense"] == defense
+            ]
+            if rows:
+                label = "(benign twin)" if attack == "none" else attack
+                lines.append(table_row(rows, attack=label, defense=defense))
+    return Table(lines, caption)

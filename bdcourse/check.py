@@ -284,10 +284,11 @@ def lost(fn: Callable[[int, int, int, int], float]) -> None:
                 gone += kept[0] * kept[1] == 0
         return gone / (2 * pad + 1) ** 2
 
-    for _ in range(6):
-        side, size = random.randint(12, 40), random.randint(1, 4)
-        pad = random.randint(2, 6)
-        start = side - size - random.randint(0, 1)
+    for k in range(8):
+        side, size = random.randint(12, 40), random.randint(2, 4)
+        pad = random.randint(size + 1, size + 4)
+        # In turns near the far edge and near the near one, where the size matters.
+        start = random.randint(0, 1) if k % 2 else side - size - random.randint(0, 1)
         out = _number(name, _call(name, fn, pad, start, size, side))
         want = truth(pad, start, size, side)
         one_axis = 1 - math.sqrt(1 - want)

@@ -41,7 +41,8 @@ def network():
         if isinstance(m, torch.nn.BatchNorm2d):
             m.weight.data.normal_(1, 0.3)
             m.running_var.uniform_(0.2, 2)
-    return model.to(DEVICE).eval()
+    # The layout that `fit` and `victims.load` leave a network in.
+    return model.to(DEVICE, memory_format=torch.channels_last).eval()
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ with ours, because a machine's speed drifts:
    with two, whichever is quicker on this machine;
 2. whole training: batches of the same images through the same network. Baseline: that
    DataLoader, contiguous float32 tensors, and `.item()` after every step. `fit` runs as
-   it is by default and with bf16=True; on a CPU the latter pays only where the processor
-   computes in bfloat16 itself (AVX512_BF16, AMX).
+   it is by default and with bf16=True; on a CPU the latter pays only where the
+   processor computes in bfloat16 itself (AVX512_BF16, AMX).
 
     python benchmarks/train.py [--quick]
 """

@@ -60,14 +60,12 @@ from bdcourse import (
     victims,
     widgets,
 )
-from bdcourse.defenses import clp, finetune, prune_random
+from bdcourse.defenses import clp, prune_random
 from bdcourse.defenses.clp import (
     channel_norms,
-    flagged,
     plain_scores,
     scores,
     sweep,
-    threshold,
 )
 
 g = torch.Generator().manual_seed(0)
@@ -326,7 +324,7 @@ show.strips(
     z(scores(victim.model)),
     highlight=purified.pruned,
     highlighted="switched off",
-    cut={name: 3.0 for name in purified.pruned},
+    cut=dict.fromkeys(purified.pruned, 3.0),
     beside=z(scores(twin.model)),
     beside_title=f"The benign twin: CLP would switch off {clp(twin.model).count}",
     title=f"What CLP sees in the victim, and the {purified.count} channels it switches off",

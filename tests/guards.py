@@ -194,16 +194,12 @@ def one_title(nb: NotebookNode) -> list[str]:
 
 
 def box(nb: NotebookNode) -> list[str]:
-    quoted = [
-        line.lower()
-        for text in prose(nb)[:4]
-        for line in text.splitlines()
-        if line.startswith(">")
-    ]
+    lines = "\n".join(prose(nb)[:4]).splitlines()
+    quoted = " ".join(line[1:].strip() for line in lines if line.startswith(">"))
     return [
-        f"no '{word}' in a quoted box (lines with '> ') near the top"
-        for word in ("reading time", "run time", "prerequisites")
-        if not any(word in line for line in quoted)
+        f"no '{word}:' in a quoted box (lines with '> ') near the top"
+        for word in ("reading", "run time", "prerequisites")
+        if f"{word}:" not in quoted.lower()
     ]
 
 

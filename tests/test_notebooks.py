@@ -74,7 +74,7 @@ def test_relaxations_name_lessons_and_guards() -> None:
 
 TOP = """# Poison
 
-> Reading time 20 minutes. Run time under a minute.
+> Reading: 20 minutes. Run time: under a minute.
 > Prerequisites: one course of deep learning.
 
 ## Objectives
@@ -212,8 +212,8 @@ BREAKS = {
         insert(0, code("1")),
     ],
     "box": [
-        source(0, "Reading time", "Time"),
-        source(0, "Run time", "Time"),
+        source(0, "Reading:", "Read:"),
+        source(0, "Run time:", "Time:"),
         source(0, "> Prerequisites", "Prerequisites"),
     ],
     "objectives": [

@@ -65,8 +65,9 @@ def channel_norms(
         m = weight.flatten(2)  # (c_out, c_in, kh * kw)
         if m.shape[1] < m.shape[2]:
             m = m.transpose(1, 2)
-        # In float64, because squaring halves the digits.
-        gram = m.double().transpose(1, 2) @ m.double()
+        # Squaring halves the digits of small singular values, but not of the largest.
+        m = m.to(torch.promote_types(m.dtype, torch.float32))
+        gram = m.transpose(1, 2) @ m
         top = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
         return top.to(weight.dtype)
     if norm != "operator":

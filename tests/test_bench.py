@@ -1,0 +1,116 @@
+"""Rows are kept, never measured twice, and never half written; the zoo loads."""
+
+import json
+
+import pytest
+import torch
+
+from bdcourse import bench, victims
+from bdcourse.__main__ import main
+from bdcourse.zoo import ENTRIES
+
+RUN = ["bench", "--data", "signs", "--n", "240", "--width", "4", "--epochs", "0.3",
+       "--attacks", "BadNets", "--clean", "0.1"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    monkeypatch.setenv("BDCOURSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bench, "US", (6.0, 3.0, 1.0))
+
+
+def test_run_writes_every_row_and_repeats_nothing(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    again = [*RUN, "--out", str(out), "--keep", str(tmp_path / "runs")]
+    assert main(again) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [r["attack"] for r in rows].count("BadNets") == 6 and len(rows) == 12
+    for r in rows:
+        assert r["n_train"] == 216 and r["n_defender"] == 24 and r["seed"] == 0
+        assert {"torch", "revision", "device", "digest", "weak"} <= set(r)
+    poisoned = [r for r in rows if r["attack"] == "BadNets"]
+    assert all(r["n_poisoned"] == 22 for r in poisoned)
+    assert next(r for r in poisoned if r["defense"] == "none")["n_triggered"] == 1833
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert main(again) == 0
+    assert out.read_bytes() == before
+    assert "epoch" not in capsys.readouterr().out  # trained before
+
+
+def test_a_run_killed_between_rows_goes_on(tmp_path, monkeypatch):
+    out = tmp_path / "rows.json"
+    command = [*RUN, "--out", str(out), "--keep", str(tmp_path / "runs")]
+    real, calls = bench.Results.add, []
+
+    def dies(self, row):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append(row)
+        real(self, row)
+
+    monkeypatch.setattr(bench.Results, "add", dies)
+    assert main(command) == 130
+    assert len(json.loads(out.read_text())["rows"]) == 4
+    monkeypatch.setattr(bench.Results, "add", real)
+    assert main(command) == 0
+    rows = json.loads(out.read_text())["rows"]
+    keys = {json.dumps([r["attack"], r["defense"], r.get("u")]) for r in rows}
+    assert len(rows) == len(keys) == 12
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--data", "nowhere/at/all"], "no folder"),
+        (["--attacks", "Nonsense"], "unknown attack"),
+        (["--model", "lenet"], "unknown model"),
+        (["--rate", "1.5"], "rate must lie"),
+    ],
+)
+def test_bad_requests_get_one_sentence(wrong, says, tmp_path, capsys):
+    command = [*RUN, "--out", str(tmp_path / "r.json"), "--keep", str(tmp_path), *wrong]
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and says in err and err.count("\n") == 1
+
+
+def test_a_foreign_results_file_is_not_overwritten(tmp_path, capsys):
+    out = tmp_path / "precious.json"
+    out.write_text("my thesis")
+    assert main([*RUN, "--out", str(out), "--keep", str(tmp_path)]) == 1
+    assert out.read_text() == "my thesis" and "not a table" in capsys.readouterr().err
+
+
+def test_table_row_gives_mean_and_half_range():
+    rows = [{"acc": a, "asr": None, "pruned": 2, "clean_used": 0, "seconds": 1.0}
+            for a in (0.9, 0.94)]  # fmt: skip
+    row = bench.table_row(rows, attack="none")
+    assert row["ACC %"] == "92.0 ± 2.0" and row["ASR %"] is None and row["seeds"] == 2
+    assert bench.table_row(rows[:1])["ACC %"] == "90.0"
+    with pytest.raises(ValueError, match="no result"):
+        bench.table_row([], attack="BadNets")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_zoo_holds_each_victim_and_it_passes_the_gate(name):
+    attack, recipe, twin = ENTRIES[name]
+    victim = victims.zoo(name)
+    assert victim.recipe["seed"] == 0 and victim.arch["width"] == recipe.width
+    assert victim.weak(victims.zoo(twin).scores) == ""
+    assert (victim.attack is None) == (attack is None)
+    assert all(p.dtype == torch.float32 for p in victim.model.parameters())
+
+
+def test_an_unknown_zoo_name_lists_the_known():
+    with pytest.raises(ValueError, match="benign"):
+        victims.zoo("unicorn")
+
+
+def test_every_committed_result_is_readable_and_complete():
+    files = sorted(bench.RESULTS.glob("*.json"))
+    assert {"signs", "cifar10"} <= {f.stem for f in files}
+    for f in files:
+        for r in bench.Results(f).rows:
+            assert {"attack", "defense", "seed", "revision", "digest"} <= set(r), f
+            assert r["defense"] == "clp sweep" or 0 <= r["acc"] <= 1

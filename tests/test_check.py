@@ -1,0 +1,330 @@
+"""Every exercise check accepts two right answers and names what is wrong in others."""
+
+import math
+
+import pytest
+import torch
+
+from bdcourse import check
+from bdcourse.check import CheckFailed
+
+# --- right answers: the reference of the lesson, and one written differently ----------
+
+
+def poison(x, y, rate, target, trigger, generator):
+    chosen = torch.randperm(len(x), generator=generator)[: round(rate * len(x))]
+    x, y = x.clone(), y.clone()
+    role = torch.zeros(len(x), dtype=torch.int8)
+    x[chosen] = trigger(x[chosen])
+    y[chosen] = target
+    role[chosen] = 1
+    return x, y, role
+
+
+def poison_by_mask(x, y, rate, target, trigger, generator):
+    score = torch.rand(len(x), generator=generator)
+    role = score.argsort().argsort() < round(rate * len(x))
+    stamped = torch.where(role.view(-1, 1, 1, 1), trigger(x), x)
+    return stamped, torch.where(role, target, y), role.long()
+
+
+def stamp(x, patch, row, col):
+    out = x.clone()
+    out[..., row : row + patch.shape[-2], col : col + patch.shape[-1]] = patch
+    return out
+
+
+def stamp_by_padding(x, patch, row, col):
+    h, w = x.shape[-2:]
+    ph, pw = patch.shape[-2:]
+    room = (col, w - col - pw, row, h - row - ph)
+    mask = torch.nn.functional.pad(torch.ones(ph, pw), room)
+    return (1 - mask) * x + mask * torch.nn.functional.pad(patch, room)
+
+
+def lost(pad, start, size, side):
+    gone = sum(
+        all(not 0 <= start + d + pad - k < side for d in range(size))
+        for k in range(2 * pad + 1)
+    )
+    return 1 - (1 - gone / (2 * pad + 1)) ** 2
+
+
+def lost_in_closed_form(pad, start, size, side):
+    gone = max(0, pad - (side - start) + 1) + max(0, pad - (start + size) + 1)
+    q = gone / (2 * pad + 1)
+    return 2 * q - q * q
+
+
+def largest_z_by_trying(n):
+    s = torch.zeros(n, dtype=torch.float64)
+    s[0] = 1
+    return ((1 - s.mean()) / s.std()).item()
+
+
+def switch_off(bn, channels):
+    with torch.no_grad():
+        bn.weight[channels] = 0
+        bn.bias[channels] = 0
+
+
+def switch_off_by_mask(bn, channels):
+    keep = torch.ones_like(bn.weight)
+    keep[channels] = 0
+    bn.weight.data *= keep
+    bn.bias.data *= keep
+
+
+def asked(said, y, target):
+    return said[y != target], y[y != target]
+
+
+RIGHT = {
+    "take": [
+        lambda x, y, i: (x[i].float() / 255, y[i]),
+        lambda x, y, i: (x.double()[i] * (1 / 255), y.index_select(0, i)),
+    ],
+    "stamp": [stamp, stamp_by_padding],
+    "blend": [lambda x, q, a: (1 - a) * x + a * q, lambda x, q, a: x.lerp(q, a)],
+    "poison": [poison, poison_by_mask],
+    "lost": [lost, lost_in_closed_form],
+    "asr": [
+        lambda s, y, t: (asked(s, y, t)[0] == t).float().mean().item(),
+        lambda s, y, t: ((s == t) & (y != t)).sum() / (y != t).sum(),
+    ],
+    "ra": [
+        lambda s, y, t: (s[y != t] == y[y != t]).float().mean().item(),
+        lambda s, y, t: (
+            sum(a == b != t for a, b in zip(s.tolist(), y.tolist(), strict=True))
+            / sum(b != t for b in y.tolist())
+        ),
+    ],
+    "tac": [
+        lambda a, b: (b - a).flatten(2).norm(dim=2).mean(0),
+        lambda a, b: ((a - b) ** 2).sum((-1, -2)).sqrt().sum(0) / len(a),
+    ],
+    "cam": [
+        lambda m, g: (g.mean((2, 3), keepdim=True) * m).sum(1).relu(),
+        lambda m, g: torch.einsum("nc,nchw->nhw", g.flatten(2).mean(2), m).clamp(min=0),
+    ],
+    "sigma": [
+        lambda w: torch.linalg.matrix_norm(w.flatten(2), ord=2),
+        lambda w: torch.stack([torch.linalg.svdvals(k.flatten(1))[0] for k in w]),
+    ],
+    "score": [
+        lambda s, g, v, e: s * g.abs() / (v + e).sqrt(),
+        lambda s, g, v, e: (s**2 * g**2 / (v + e)) ** 0.5,
+    ],
+    "outliers": [
+        lambda s, u: s > s.mean() + u * s.std(),
+        lambda s, u: (s - s.mean()) > u * s.var().sqrt(),
+    ],
+    "largest_z": [lambda n: (n - 1) / math.sqrt(n), largest_z_by_trying],
+    "switch_off": [switch_off, switch_off_by_mask],
+}
+
+# --- wrong answers: (what a student might write, what the message must say) -----------
+
+
+def in_place(x, patch, row, col):
+    x[..., row : row + patch.shape[-2], col : col + patch.shape[-1]] = patch
+    return x
+
+
+def poison_keeps_labels(x, y, rate, target, trigger, generator):
+    px, _, role = poison(x, y, rate, target, trigger, generator)
+    return px, y.clone(), role
+
+
+def poison_first_rows(x, y, rate, target, trigger, generator):
+    n = round(rate * len(x))
+    px, py = x.clone(), y.clone()
+    px[:n], py[:n] = trigger(x[:n]), target
+    return px, py, torch.arange(len(x)) < n
+
+
+def poison_all_labels(x, y, rate, target, trigger, generator):
+    px, _, role = poison(x, y, rate, target, trigger, generator)
+    return px, torch.full_like(y, target), role
+
+
+def poison_with_repeats(x, y, rate, target, trigger, generator):
+    n = round(rate * len(x))
+    chosen = torch.randint(len(x), (n,), generator=generator)
+    px, py, role = x.clone(), y.clone(), torch.zeros(len(x))
+    px[chosen], py[chosen], role[chosen] = trigger(x[chosen]), target, 1
+    return px, py, role
+
+
+def weight_only(bn, channels):
+    with torch.no_grad():
+        bn.weight[channels] = 0
+
+
+def everything_off(bn, channels):
+    with torch.no_grad():
+        bn.weight.zero_()
+        bn.bias.zero_()
+
+
+def without_no_grad(bn, channels):
+    bn.weight[channels] = 0
+    bn.bias[channels] = 0
+
+
+def statistics_too(bn, channels):
+    switch_off(bn, channels)
+    bn.running_mean[channels] = 0
+
+
+WRONG = {
+    "take": [
+        (lambda x, y, i: (x[i], y[i]), "floats"),
+        (lambda x, y, i: (x[i].float(), y[i]), r"\[0, 1\]"),
+        (lambda x, y, i: (x[i].float() / 255, y[: len(i)]), "labels"),
+        (lambda x, y, i: (x[i].float() / 256, y[i]), "divided by 255"),
+        (lambda x, y, i: x[i].float() / 255, "two tensors"),
+    ],
+    "stamp": [
+        (in_place, "in place"),
+        (lambda x, p, r, c: stamp(x, p, r - 1, c), "not at"),
+        (lambda x, p, r, c: stamp(torch.zeros_like(x), p, r, c), "outside"),
+        (lambda x, p, r, c: stamp(x, p, c, r), "exchanged"),
+    ],
+    "blend": [
+        (lambda x, q, a: x + a * q, "without weakening"),
+        (lambda x, q, a: a * x + (1 - a) * q, "share of the picture"),
+        (lambda x, q, a: ((1 - a) * x + a * q).mean(0), "shape"),
+        (lambda x, q, a: (x + q) / 2, "weighted mean"),
+    ],
+    "poison": [
+        (poison_keeps_labels, "kept its label"),
+        (poison_first_rows, "always chooses the same"),
+        (poison_all_labels, "clean image got a new label"),
+        (poison_with_repeats, "expected"),
+        (lambda x, y, *rest: poison(x, y, *rest)[:2], "x, y, role"),
+    ],
+    "lost": [
+        (lambda *a: 1 - math.sqrt(1 - lost(*a)), "one axis"),
+        (lambda *a: (1 - math.sqrt(1 - lost(*a))) ** 2, "both axes"),
+        (lambda p, s, k, n: lost(p, s, 1, n), "enumeration"),
+        (lambda *a: torch.tensor([0.1, 0.2]), "not a number"),
+    ],
+    "asr": [
+        (lambda s, y, t: (s == t).float().mean().item(), "true class is the target"),
+        (
+            lambda s, y, t: (s[y != t] != y[y != t]).float().mean().item(),
+            "every error as a success",
+        ),
+        (lambda s, y, t: ((s == t) & (y != t)).float().mean().item(), "all images"),
+        (lambda s, y, t: 100.0 * (s[y != t] == t).float().mean().item(), "0..1"),
+    ],
+    "ra": [
+        (lambda s, y, t: (s[y != t] != t).float().mean().item(), "1 - ASR"),
+        (lambda s, y, t: (s == y).float().mean().item(), "target class"),
+        (lambda s, y, t: 0.123, "expected"),
+    ],
+    "tac": [
+        (lambda a, b: (b - a).mean(0).flatten(1).norm(dim=1), "cancel"),
+        (lambda a, b: (b - a).abs().sum((2, 3)).mean(0), "L2"),
+        (lambda a, b: (b - a).square().sum((2, 3)).mean(0), "squared"),
+        (lambda a, b: (b - a).flatten(1).norm(dim=1), "shape"),
+    ],
+    "cam": [
+        (lambda m, g: (g * m).sum(1).relu(), "own gradient"),
+        (lambda m, g: (g.mean((2, 3), keepdim=True) * m).sum(1), "negative"),
+        (
+            lambda m, g: (g.mean((2, 3), keepdim=True) * m).relu().sum(1),
+            "before the sum",
+        ),
+        (lambda m, g: m.sum(1).relu(), "weighted sum"),
+    ],
+    "sigma": [
+        (lambda w: w.flatten(1).norm(dim=1), "Frobenius"),
+        (lambda w: torch.linalg.matrix_norm(w.flatten(1), ord=2), "shape"),
+        (lambda w: torch.linalg.svdvals(w.flatten(2))[:, -1], "wrong"),
+    ],
+    "score": [
+        (lambda s, g, v, e: s * g / (v + e).sqrt(), "negative"),
+        (lambda s, g, v, e: s * g.abs() / (v + e), "standard deviation"),
+        (lambda s, g, v, e: s * g.abs() / v.sqrt(), "eps"),
+    ],
+    "outliers": [
+        (lambda s, u: (s - s.mean()).abs() > u * s.std() / 1, "below the mean"),
+        (lambda s, u: s > s.mean() + u * s.std(unbiased=False), "n - 1"),
+        (lambda s, u: s >= s.mean() + u * s.std(), "equals"),
+        (lambda s, u: (s > s.mean() + u * s.std()).float(), "true and false"),
+        (lambda s, u: s > u * s.std(), "flags"),
+    ],
+    "largest_z": [
+        (lambda n: math.sqrt(n - 1), "n below the root"),
+        (lambda n: math.sqrt(n), "can reach"),
+        (lambda n: float(n), "can reach"),
+    ],
+    "switch_off": [
+        (weight_only, "constant"),
+        (everything_off, "other channels"),
+        (without_no_grad, "no_grad"),
+        (statistics_too, "running statistics"),
+        (lambda bn, channels: None, "changes nothing"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_answers_pass_every_time(name, capsys):
+    for answer in RIGHT[name]:
+        for _ in range(5):  # inputs are fresh each time
+            getattr(check, name)(answer)
+    lines = set(capsys.readouterr().out.splitlines())
+    assert lines == {f"{name}: all checks passed"}  # one constant line for nbval
+
+
+@pytest.mark.parametrize(
+    ("name", "k"), [(name, k) for name in WRONG for k in range(len(WRONG[name]))]
+)
+def test_wrong_answers_fail_for_the_right_reason(name, k):
+    answer, reason = WRONG[name][k]
+    with pytest.raises(CheckFailed, match=reason):
+        for _ in range(3):  # a wrong answer may agree by chance once
+            getattr(check, name)(answer)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_stub_and_missing_return_are_named(name):
+    def stub(*args):
+        raise NotImplementedError
+
+    with pytest.raises(CheckFailed, match="not written yet"):
+        getattr(check, name)(stub)
+    if name != "switch_off":
+        with pytest.raises(CheckFailed, match="returns None"):
+            getattr(check, name)(lambda *args: None)
+
+
+def test_every_check_of_the_module_is_tested_here():
+    import inspect
+
+    found = {
+        n
+        for n, f in vars(check).items()
+        if inspect.isfunction(f) and f.__module__ == check.__name__ and n[0] != "_"
+    }
+    assert found - {"claim", "reveal"} == set(RIGHT) == set(WRONG)
+    assert all(len(wrong) >= 3 for wrong in WRONG.values())
+
+
+def test_claim_prints_a_constant_or_raises_with_the_value(capsys):
+    check.claim("It holds.", 0.97, 0.9, 1)
+    assert capsys.readouterr().out == "It holds.\n"
+    with pytest.raises(AssertionError, match="measured 0.5, expected 0.9 to 1"):
+        check.claim("It holds.", 0.5, 0.9, 1)
+    with pytest.raises(AssertionError):
+        check.claim("It holds.", float("nan"), 0, 1)
+
+
+def test_reveal_says_how_far_apart(capsys):
+    check.reveal(30, 100, "%")
+    check.reveal(7, 7)
+    out = capsys.readouterr().out
+    assert "70 % apart" in out and "spot on" in out

@@ -1,0 +1,103 @@
+"""Pictures need words, keep small, and render the same bytes twice."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bdcourse import show, widgets
+
+WORDS = "A test picture with a description that is long enough to mean something."
+
+
+def draw(**more):
+    return show.lines(
+        [1, 2, 3],
+        {"ACC": [1, 0.9, 0.8], "ASR": [0.2, 0.8, 1]},
+        description=WORDS,
+        title="A title",
+        xlabel="x",
+        percent=True,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("words", ["", "   ", "too short", " ".join(["\n"] * 99)])
+def test_a_figure_without_description_is_refused(words):
+    with pytest.raises(ValueError, match="description"):
+        show.images(torch.zeros(2, 3, 8, 8), description=words)
+
+
+def test_the_description_is_the_text_of_the_output():
+    bundle = draw()._repr_mimebundle_()
+    assert bundle["text/plain"] == WORDS
+    png = base64.b64decode(bundle["image/png"])
+    assert Image.open(io.BytesIO(png)).width == 720
+
+
+def test_the_same_figure_is_the_same_bytes():
+    assert draw().png == draw().png
+    assert draw().png != draw(window=(1, 2)).png
+
+
+def test_a_full_grid_of_photographs_stays_below_60_kb():
+    g = torch.Generator().manual_seed(0)
+    noisy = torch.rand(18, 3, 32, 32, generator=g)
+    assert len(show.images(noisy, description=WORDS).png) < 60_000
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        lambda: show.trigger(*torch.rand(2, 3, 8, 8), description=WORDS),
+        lambda: show.bars(["a", "b"], {"ACC": [1, 0], "ASR": [0, 1]}, percent=True,
+                          title="t", description=WORDS, errors={"ACC": [0.1, 0.1]}),
+        lambda: show.strips({"layer1.0.bn1": torch.rand(8)}, title="t", ylabel="y",
+                            description=WORDS, cut={"layer1.0.bn1": 0.5},
+                            highlight={"layer1.0.bn1": torch.tensor([1])},
+                            beside={"layer1.0.bn1": torch.rand(8)}, beside_title="b"),
+        lambda: show.scatter({"p": (torch.rand(9), torch.rand(9))}, title="t",
+                             xlabel="x", ylabel="y", description=WORDS,
+                             highlight={"p": torch.tensor([0])}, highlighted="h"),
+        lambda: show.heat(torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8), ["a", "b"],
+                          title="t", description=WORDS),
+        lambda: show.heat(torch.rand(2, 3, 8, 8), torch.rand(2, 4, 4), ["a", "b"],
+                          title="t", description=WORDS, over=False),
+    ],
+)  # fmt: skip
+def test_each_kind_of_figure_draws_something(picture):
+    pixels = np.asarray(Image.open(io.BytesIO(picture().png)).convert("L"))
+    assert pixels.std() > 5
+
+
+def test_table_aligns_numbers_and_escapes_html():
+    t = show.Table(
+        [
+            {"defense": "none <b>", "ASR %": 100.0, "n": 5, "RA %": "1.0 ± 0.5"},
+            {"defense": "clp", "ASR %": 0.456, "n": None, "RA %": None},
+        ],
+        caption="c & d",
+    )
+    lines = repr(t).splitlines()
+    assert lines[0] == "c & d" and len({len(line) for line in lines[2:4]}) == 1
+    assert "100.0" in lines[3] and "  0.5" in lines[4] and "–" in lines[4]
+    page = t._repr_html_()
+    assert "none &lt;b&gt;" in page and "c &amp; d" in page and "<b>" not in page
+    assert t.markdown().splitlines()[1] == "| --- | ---: | ---: | ---: |"
+
+
+def test_slider_shows_the_picture_of_its_value():
+    seen = []
+
+    def picture(v):
+        seen.append(v)
+        return show.bars(["a"], {"v": [v]}, title=str(v), description=f"{WORDS} {v}")
+
+    box = widgets.slider("u", [1, 2, 3], picture, start=2)
+    bar, out = box.children
+    assert seen == [1, 2, 3] and bar.value == 2
+    bar.value = 3  # must not draw again
+    assert seen == [1, 2, 3]

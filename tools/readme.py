@@ -1,0 +1,77 @@
+"""Render what README.md shows of the measured results: one picture and one table.
+
+    python tools/readme.py            write both
+    python tools/readme.py --check    exit 1 if the README is out of date
+
+The table is made from data/results/*.json, so that no number in it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from bdcourse import bench, data, metrics, show, victims
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.S)
+COLUMNS = ("attack", "defense", "ACC %", "ASR %", "RA %", "channels", "clean images")
+
+
+def tables() -> str:
+    """Both tables as Markdown, with what they were measured on."""
+    parts = []
+    for name in ("signs", "cifar10"):
+        rows = bench.results(name).rows
+        first, seeds = rows[0], len({r["seed"] for r in rows})
+        table = bench.standard_table(name)
+        keep = [table.head.index(c) for c in COLUMNS]
+        table.head = [table.head[i] for i in keep]
+        table.body = [[row[i] for i in keep] for row in table.body]
+        table.right = [table.right[i] for i in keep]
+        what = "drawn signs" if name == "signs" else "CIFAR-10 from JPEG files"
+        parts.append(
+            f"**{what}**, {first['model']} of width {first['width']}, "
+            f"{first['n_train']:,} training images, {first['epochs']:g} epochs, up to "
+            f"{seeds} seed{'s' * (seeds > 1)}:\n\n{table.markdown()}\n"
+        )
+    return "\n".join(parts)
+
+
+def picture() -> show.Picture:
+    """Four signs as the victim reads them, without and with nine changed pixels."""
+    victim = victims.zoo("badnets")
+    test = data.load("signs", "test")
+    some = test[torch.stack([(test.y == k).nonzero()[2, 0] for k in (3, 4, 8, 10)])]
+    both = torch.cat([some.pixels(), victim.attack.trigger(some.pixels())])
+    said = metrics.predict(victim.model, both)
+    return show.images(
+        both,
+        [f"“{test.classes[k]}”" for k in said],
+        cols=4,
+        title="One network, the same signs, nine pixels",
+        wrong=(said != some.y.repeat(2)).tolist(),
+        description="Two rows of four traffic signs with the network's answer under each. "
+        "Above, the answers are right. Below, a small checkerboard has been added to a "
+        "corner, and every answer is speed limit 30.",
+    )
+
+
+def main() -> int:
+    readme = ROOT / "README.md"
+    old = readme.read_text()
+    new = MARK.sub(lambda m: m[1] + tables() + m[2], old)
+    if "--check" in sys.argv:
+        if new != old:
+            print("README.md shows old results; run python tools/readme.py")
+        return int(new != old)
+    readme.write_text(new)
+    picture().save(ROOT / "book" / "nine-pixels.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
