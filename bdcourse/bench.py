@@ -141,7 +141,7 @@ def train_victim(
     data: str,
     keep: str | os.PathLike = "runs",
 ) -> Victim:
-    """A victim (without attack: the benign twin), trained now or found in `keep`."""
+    """A victim (without attack: the benign twin), new or from `keep`."""
     spec = asdict(recipe) | {"data": data, "seed": seed}
     spec["digest"] = parts.train.digest()
     spec["attack"] = type(attack).__name__ if attack else "none"
@@ -351,14 +351,16 @@ def table_row(rows: Sequence[dict], **first) -> dict:
 DEFENSES = ("none", "clp", "clp, u by held-out acc", "random channels", "fine-tuning")
 
 
-def standard_table(name: str, caption: str = "") -> Table:
-    """The course's result table: each attack of data/results/NAME.json, each defense."""
+def standard_table(
+    name: str, caption: str = "", defenses: Sequence[str] = DEFENSES
+) -> Table:
+    """The course's result table: attacks of data/results/NAME.json x defenses."""
     from bdcourse.show import Table
 
     found = results(name).rows
     lines = []
     for attack in dict.fromkeys(r["attack"] for r in found):
-        for defense in DEFENSES:
+        for defense in defenses:
             rows = [
                 r for r in found if r["attack"] == attack and r["defense"] == defense
             ]

@@ -221,9 +221,7 @@ check.claim(
 # %% tags=["nbval-ignore-output"]
 rows = []
 for name in ("BadNets", "Blended"):
-    for run in bench.results("signs").select(
-        attack=name, defense="clp sweep", rate=0.1, batch=32, pad=2
-    ):
+    for run in bench.results("signs").select(attack=name, defense="clp sweep"):
         curve, start = run["curve"], run["curve"][0]
         honest = next(p for p in curve if p["u"] == 3.0)
         oracle = min(

@@ -422,11 +422,8 @@ widgets.slider("u", us, at, start=3)
 measured = bench.results("signs")
 
 
-def swept(attack, **key):
-    key = {"batch": 32, "pad": 2, "rate": 0.1} | key
-    return [
-        r["curve"] for r in measured.select(attack=attack, defense="clp sweep", **key)
-    ]
+def swept(attack):
+    return [r["curve"] for r in measured.select(attack=attack, defense="clp sweep")]
 
 
 axis = [p["u"] for p in swept("BadNets")[0]]
@@ -521,14 +518,13 @@ check.claim(
 # %% tags=["nbval-ignore-output"]
 rows = []
 for rate in (0.005, 0.01, 0.02, 0.05, 0.1):
-    key = {"attack": "BadNets", "rate": rate, "batch": 32, "pad": 2}
-    strong = [
-        r["seed"] for r in measured.select(defense="none", **key) if not r["weak"]
-    ]
+    file = "signs" if rate == 0.1 else "signs-rates"
+    find, key = bench.results(file).select, {"attack": "BadNets", "rate": rate}
+    strong = [r["seed"] for r in find(defense="none", **key) if not r["weak"]]
     if not strong:
         rows.append({"poison rate %": 100 * rate, "victims": 0})
         continue
-    runs = [r for r in measured.select(defense="clp", **key) if r["seed"] in strong]
+    runs = [r for r in find(defense="clp", **key) if r["seed"] in strong]
     rows.append(
         {"poison rate %": 100 * rate, "victims": len(runs), **bench.table_row(runs)}
     )
@@ -599,43 +595,15 @@ check.claim("The two pairings do not choose the same channels.",
 
 
 # %% tags=["nbval-ignore-output"]
-def table(name, caption, **key):
-    found, rows = bench.results(name), []
-    for attack in ("none", "BadNets", "Blended"):
-        for defense in (
-            "none",
-            "clp",
-            "clp, u by held-out acc",
-            "random channels",
-            "fine-tuning",
-        ):
-            runs = found.select(attack=attack, defense=defense, **key)
-            runs = [r for r in runs if r["rate"] in (0.0, 0.1)]
-            if runs:
-                rows.append(bench.table_row(runs, attack=attack, defense=defense))
-    return show.Table(rows, caption)
-
-
-table(
-    "signs",
-    "Signs, ResNet-18 of width 16; mean ± half range over seeds",
-    batch=32,
-    pad=2,
+bench.standard_table(
+    "signs", "Signs, ResNet-18 of width 16; mean ± half range of seeds"
 )
 
 # %% tags=["nbval-ignore-output"]
-table(
-    "cifar10",
-    "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epochs; attack none is the benign twin",
-)
+bench.standard_table("cifar10", "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epochs")
 
 # %% tags=["claim"]
-plain = [
-    r["asr"]
-    for r in measured.select(
-        attack="BadNets", defense="fine-tuning", rate=0.1, batch=32, pad=2
-    )
-]
+plain = [r["asr"] for r in measured.select(attack="BadNets", defense="fine-tuning")]
 check.claim(
     "Fine-tuning on the clean signs leaves the backdoor alone.", min(plain), 0.9, 1
 )

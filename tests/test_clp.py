@@ -426,8 +426,9 @@ def test_choose_u_gives_up_honestly(model, monkeypatch):
 
 
 def test_choose_u_at_exactly_the_allowed_drop(model, monkeypatch):
-    # 0.93 - 0.92 is 0.010000000000000009 in floating point.
-    fake_evaluate(monkeypatch, model, lambda off: 0.92 if off else 0.93, [])
+    # Three of 300 images, but 152 / 300 - 0.01 > 149 / 300 in floating point.
+    assert 152 / 300 - 0.01 > 149 / 300
+    fake_evaluate(monkeypatch, model, lambda off: (149 if off else 152) / 300, [])
     assert choose_u(model, random_images(), US, max_drop=0.01) == min(US)
 
 

@@ -32,7 +32,7 @@ def tables() -> str:
         table.head = [table.head[i] for i in keep]
         table.body = [[row[i] for i in keep] for row in table.body]
         table.right = [table.right[i] for i in keep]
-        what = "drawn signs" if name == "signs" else "CIFAR-10 from JPEG files"
+        what = {"signs": "Drawn signs", "cifar10": "CIFAR-10 as JPEG"}[name]
         parts.append(
             f"**{what}**, {first['model']} of width {first['width']}, "
             f"{first['n_train']:,} training images, {first['epochs']:g} epochs, up to "
