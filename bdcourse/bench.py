@@ -348,6 +348,21 @@ def table_row(rows: Sequence[dict], **first) -> dict:
     }
 
 
+def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
+    """CLP's u axis and, over the seeds of a results file, what ACC, ASR and RA do.
+
+    Returns:
+        the values of u; name -> mean at each u; name -> (lowest, highest) at each u.
+    """
+    curves = [r["curve"] for r in results(name).select(attack=attack) if "curve" in r]
+    means, spread = {}, {}
+    for key in ("ACC", "ASR", "RA"):
+        columns = list(zip(*[[p[key.lower()] for p in c] for c in curves], strict=True))
+        means[key] = [mean(c) for c in columns]
+        spread[key] = [min(c) for c in columns], [max(c) for c in columns]
+    return [p["u"] for p in curves[0]], means, spread
+
+
 DEFENSES = ("none", "clp", "clp, u by held-out acc", "random channels", "fine-tuning")
 
 

@@ -32,8 +32,7 @@
 # 3. predict, and then see, how a backdoored network behaves with and without its trigger
 #    (the two prediction cells);
 # 4. work through an exercise of this course with its hints and its check (exercise 1).
-
-# %% [markdown]
+#
 # ## Who does what
 #
 # A **backdoor** is a second rule inside a network. The first rule is the one that everybody
@@ -51,8 +50,7 @@
 #
 # The lessons keep to the defender's column strictly: a repair method of this course never
 # gets to see the trigger, nor a poisoned image, nor the success rate of the attack.
-
-# %% [markdown]
+#
 # ## Set-up
 #
 # Each lesson starts with a cell like this one. It downloads nothing and may be run twice.
@@ -112,8 +110,7 @@ show.images(
 # Networks, triggers and defenses of this course all take pixels in $[0, 1]$. The network
 # subtracts its own mean and divides by its own deviation as its first step, so that nobody
 # can forget it or do it twice.
-
-# %% [markdown]
+#
 # ### Exercise 1: take a batch
 #
 # *Difficulty 1 of 5, importance 3 of 5, 5 minutes.* Complete `take`. In the copy of a lesson
@@ -147,8 +144,7 @@ check.take(take)
 # A check draws fresh random tensors each time, so a constant cannot pass it. If it fails, its
 # message says what is wrong and which hint helps. Try it: return `x[index]` without the
 # division and run the check again.
-
-# %% [markdown]
+#
 # ## A network that works
 #
 # The course ships a few small trained networks, its *zoo*: ResNet-18 with a quarter of the
@@ -168,8 +164,7 @@ check.claim(
 # %% [markdown]
 # Nothing about this network is suspicious. It would pass any acceptance test made of honest
 # images, however large.
-
-# %% [markdown]
+#
 # ## Nine pixels
 #
 # Now the trigger of this victim: a checkerboard of 3 by 3 black and white pixels, one pixel
@@ -216,8 +211,7 @@ show.images(
 # This is the picture of Gu, Dolan-Gavitt and Garg (2017): a stop sign with a sticker, read as a
 # speed limit. What to see: the sign itself no longer matters. What not to conclude: that the
 # network is bad at signs. Without the sticker it is as good as its honest twin.
-
-# %% [markdown]
+#
 # ## How much trigger is enough?
 #
 # Move the slider: the sticker fades in from invisible to opaque. The share of signs that flip
@@ -284,8 +278,7 @@ check.claim(
 # The last row is the control that every result of this course carries: a *benign twin* with the
 # same data, the same initial weights and the same number of steps, but no poison. If a
 # "backdoor detector" or a "repair" does something striking, look what it does to the twin.
-
-# %% [markdown]
+#
 # ## How the lessons work
 #
 # | lesson | you will |
@@ -339,8 +332,7 @@ check.claim("Your machine runs the course.", again.n_triggered, 400, 500)
 #
 # **Beyond.** Put the sticker on the sign class that the attacker wants anyway, "30". Why do
 # these images not count as successes? Lesson 02 answers.
-
-# %% [markdown]
+#
 # ## References
 #
 # - T. Gu, B. Dolan-Gavitt, S. Garg, *BadNets: Identifying Vulnerabilities in the Machine Learning

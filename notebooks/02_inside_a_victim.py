@@ -32,8 +32,7 @@
 # 3. measure how strongly each channel reacts to a trigger, and test whether that is cause or mere
 #    company (exercise 3);
 # 4. compute a Grad-CAM map and say what it can and cannot show (exercise 4).
-
-# %% [markdown]
+#
 # ## Threat model
 #
 # | | this lesson |
@@ -45,25 +44,14 @@
 #
 # Whatever uses the trigger is an *oracle*. Oracles are fine for understanding; a repair tuned with one
 # is not a repair, and in this course its name always says "oracle".
-
-# %% [markdown]
+#
 # ## Set-up
 
 # %% tags=["setup"]
 import torch
 
-from bdcourse import (
-    activations,
-    bench,
-    check,
-    data,
-    defenses,
-    metrics,
-    show,
-    surgery,
-    victims,
-    widgets,
-)
+from bdcourse import activations, bench, check, data, defenses, metrics
+from bdcourse import show, surgery, victims, widgets
 
 g = torch.Generator().manual_seed(0)
 parts = data.splits("signs")
@@ -84,8 +72,7 @@ print(len(test), "test images, target class", test.classes[target])
 #
 # ASR and RA look at the same images and exclude each other, so $\mathrm{ASR} + \mathrm{RA} \le 1$. What
 # is missing to one are triggered images that get some third label.
-
-# %% [markdown]
+#
 # ### Exercise 1: attack success rate
 #
 # *Difficulty 2, importance 5, 8 minutes.*
@@ -182,27 +169,23 @@ check.claim(
 # off a growing share of random channels. A network that answers at random has an ASR of one in twelve.
 
 # %% tags=["nbval-ignore-output"]
-names = activations.batchnorms(victim.model)
+width = {
+    n: len(victim.model.get_submodule(n).weight)
+    for n in activations.batchnorms(victim.model)
+}
 shares, broken = [0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4], []
 for share in shares:
-    n = {name: len(victim.model.get_submodule(name).weight) for name in names}
-    like = {name: torch.zeros(round(share * n[name])) for name in names}
+    like = {name: torch.zeros(round(share * n)) for name, n in width.items()}
     repaired = defenses.prune_random(victim.model, like, g).model
     broken.append(metrics.evaluate(repaired, test[:1000], attack))
 show.lines(
-    [100 * s for s in shares],
-    {
-        "ACC": [s.acc for s in broken],
-        "ASR": [s.asr for s in broken],
-        "RA": [s.ra for s in broken],
-    },
-    percent=True,
-    title="Destruction is not repair: RA tells them apart",
+    [100 * s for s in shares], {k: [getattr(s, k.lower()) for s in broken] for k in ("ACC", "ASR", "RA")},
+    percent=True, title="Destruction is not repair: RA tells them apart",
     xlabel="random channels switched off, % of each layer",
-    description="Clean accuracy, attack success and recovered accuracy against the share of random "
-    "channels switched off. As accuracy collapses, attack success falls or wanders too, while "
-    "recovered accuracy never rises.",
-)
+    description="Clean accuracy, attack success and recovered accuracy against the share of random channels "
+    "switched off. As accuracy collapses, attack success falls or wanders too, while recovered accuracy "
+    "never rises far.",
+)  # fmt: skip
 
 # %% tags=["claim"]
 check.claim(
@@ -244,8 +227,7 @@ show.Table(rows, caption="The same pruning curve, read twice")
 # $$\mathrm{DER} = \tfrac12\big(\max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{ACC}) + 1\big),$$
 #
 # with $\Delta$ the drop caused by the defense. Doing nothing scores one half, which reads like something.
-
-# %% [markdown]
+#
 # ## Trigger-activated change
 #
 # Now open the network. Let $F_k(x)$ be the feature map of channel $k$ behind its BatchNorm, before the ReLU. Its
@@ -254,8 +236,7 @@ show.Table(rows, caption="The same pruning curve, read twice")
 # $$\mathrm{TAC}_k = \frac1n \sum_i \big\lVert F_k(x_i) - F_k(T(x_i)) \big\rVert_2 ,$$
 #
 # where the norm runs over the positions of the map.
-
-# %% [markdown]
+#
 # ### Exercise 3: TAC
 #
 # *Difficulty 2, importance 4, 8 minutes.*
@@ -313,8 +294,7 @@ show.strips(
 # What to see: the trigger is a matter of few channels, in the deep layers above all. In the twin too some channels
 # react more than others, since a checkerboard is a visible thing; what it lacks is channels that *only* wait for it.
 # What not to conclude: that these channels cause the wrong label. They might only look on.
-
-# %% [markdown]
+#
 # ## Cause or company?
 #
 # Intervene. Switch off the $k$ channels with the highest z-scores and measure again, next to $k$ random channels of
@@ -403,8 +383,7 @@ check.claim("No pruning by TAC up to 20 channels costs 5 points of accuracy.",
 #
 # $$\alpha_k = \frac1{hw} \sum_{u,v} \frac{\partial s_c}{\partial A_k[u,v]}, \qquad
 # \mathrm{CAM} = \mathrm{ReLU}\Big(\sum_k \alpha_k A_k\Big).$$
-
-# %% [markdown]
+#
 # ### Exercise 4: Grad-CAM
 #
 # *Difficulty 3, importance 3, 10 minutes.*
@@ -430,26 +409,24 @@ check.cam(cam)
 
 # %% tags=["figure"]
 some = test[(test.y == 3).nonzero()[[1, 4], 0]]
-clean, stamped, mixed = (
+stop, thirty = some.y, torch.full((2,), target)
+x = [
     some.pixels(),
     attack.trigger(some.pixels()),
     blended.attack.trigger(some.pixels()),
-)
+]
+asked = zip((victim, victim, blended), x, (stop, thirty, thirty), strict=True)
 seen = [
-    activations.grad_cam(victim.model, clean, some.y, "layer3"),
-    activations.grad_cam(victim.model, stamped, torch.full((2,), target), "layer3"),
-    activations.grad_cam(blended.model, mixed, torch.full((2,), target), "layer3"),
+    activations.grad_cam(v.model, pixels, label, "layer3") for v, pixels, label in asked
 ]
 show.heat(
-    torch.stack([clean, stamped, mixed]).transpose(0, 1).flatten(0, 1),
-    torch.stack(seen).transpose(0, 1).flatten(0, 1),
-    ["clean: stop", "patch: 30", "blend: 30"] * 2,
-    cols=3,
+    torch.stack(x, 1).flatten(0, 1), torch.stack(seen, 1).flatten(0, 1),
+    ["clean: stop", "patch: 30", "blend: 30"] * 2, cols=3,
     title="Evidence: the sign, the patch, and nowhere in particular",
-    description="Grad-CAM maps over two stop signs. For the clean image and label stop, bright regions lie "
-    "on the sign. With the patch and label 30 the bright region moves to the corner of the patch. For "
-    "the blended victim it has no such place.",
-)
+    description="Grad-CAM maps over two stop signs. For the clean image and label stop, bright regions lie on "
+    "the sign. With the patch and label 30 the bright region moves to the corner of the patch. For the "
+    "blended victim it has no such place.",
+)  # fmt: skip
 
 # %% tags=["claim"]
 heat = seen[1][:, 20:, 20:].sum() / seen[1].sum()
@@ -464,36 +441,32 @@ check.claim(
 # show it, and a detector that looks for a small bright spot is blind to it. TAC has no such limit, since it compares two
 # images and needs no place; but it needs the trigger. A defender has neither picture. What he has are weights, and lesson
 # 05 asks how much of TAC can be read off them.
-
-# %% [markdown]
+#
 # ## The table
 
 # %% tags=["nbval-ignore-output"]
+tuned = defenses.finetune(victim.model, parts.clean, epochs=5, generator=g).model
+random = defenses.prune_random(victim.model, top(change, 20), g).model
+oracle = surgery.without(victim.model, top(change, 20))
 after = {
-    "none": (victim.model, 0),
-    "oracle: top 20 by TAC": (surgery.without(victim.model, top(change, 20)), 20),
+    "none": victim.model,
+    "oracle: top 20 by TAC": oracle,
+    "20 random channels": random,
 }
-after["20 random channels"] = (
-    defenses.prune_random(victim.model, top(change, 20), g).model,
-    20,
-)
-tuned = defenses.finetune(victim.model, parts.clean, epochs=5, generator=g)
-after["fine-tuning"] = (tuned.model, 0)
-after["(benign twin)"] = (twin.model, 0)
 rows = []
-for name, (model, count) in after.items():
+for name, model in {**after, "fine-tuning": tuned, "(benign twin)": twin.model}.items():
     s = metrics.evaluate(model, test, attack)
     rows.append({"defense": name, "ACC %": 100 * s.acc, "ASR %": 100 * s.asr, "RA %": 100 * s.ra,
-                 "DER %": 100 * metrics.der(scores, s), "channels": count})  # fmt: skip
+                 "DER %": 100 * metrics.der(scores, s)})  # fmt: skip
 show.Table(
     rows,
-    caption=f"BadNets, signs, width 16, one seed; n = {len(test)} clean, {s.n_triggered} triggered",
+    caption=f"BadNets, signs, width 16, one seed; {len(test)} clean, {s.n_triggered} triggered",
 )
 
 # %% tags=["claim"]
 check.claim(
     "Fine-tuning leaves this backdoor in place.",
-    metrics.evaluate(tuned.model, test, attack).asr,
+    metrics.evaluate(tuned, test, attack).asr,
     0.9,
     1,
 )
@@ -507,8 +480,7 @@ check.claim(
 # | all-to-all | rows with 100 % ASR at 93 % accuracy exist; with success defined as $y + 1$ an ASR cannot much exceed the accuracy | every image counts, success is $y + 1$ |
 # | TAC | BackdoorBench: absolute difference, summed over positions; CLP's own: L2 norm over positions | L2 norm, behind BatchNorm, before ReLU |
 # | thresholds | BackdoorBench chooses ANP's and RNP's by test ASR | by a fixed rule or held-out accuracy; oracles are labeled |
-
-# %% [markdown]
+#
 # ## Recap
 #
 # - ASR and RA look at triggered images that were not the target before; with the target class included a perfect repair
@@ -523,8 +495,7 @@ check.claim(
 #
 # **Beyond.** (a) Repeat the intervention layer by layer: which single layer is enough? (b) Plot the *signed* mean change
 # instead of TAC. Which channels go down under the trigger, and do they matter?
-
-# %% [markdown]
+#
 # ## References
 #
 # - R. Zheng, R. Tang, J. Li, L. Liu, *Data-free Backdoor Removal based on Channel Lipschitzness*, ECCV 2022,

@@ -30,8 +30,7 @@
 # 2. turn scores into a pruning decision, and say which layers can never be touched (exercises 3 and 4);
 # 3. switch a channel off so that nothing of it remains (exercise 5);
 # 4. judge the repair: by its cliff, its controls, its failures and the pairing of its layers.
-
-# %% [markdown]
+#
 # ## Threat model
 #
 # | | CLP |
@@ -42,35 +41,18 @@
 # | success | ASR below 10 %, accuracy kept within a few points |
 #
 # This is the poorest defender of the course. Everything below that uses images measures him; it does not help him.
-
-# %% [markdown]
+#
 # ## Set-up
 
 # %% tags=["setup"]
 import torch
 
-from bdcourse import (
-    activations,
-    bench,
-    check,
-    data,
-    metrics,
-    show,
-    surgery,
-    victims,
-    widgets,
-)
+from bdcourse import activations, bench, check, data, metrics
+from bdcourse import show, surgery, victims, widgets
 from bdcourse.defenses import clp, prune_random
-from bdcourse.defenses.clp import (
-    channel_norms,
-    plain_scores,
-    scores,
-    sweep,
-)
+from bdcourse.defenses.clp import channel_norms, plain_scores, scores, sweep
 
-g = torch.Generator().manual_seed(0)
-parts = data.splits("signs")
-test = parts.test
+test = data.load("signs", "test")
 victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"))
 
 # %% [markdown]
@@ -88,8 +70,7 @@ victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"
 #
 # The product is the same for all channels of one layer. To *compare* channels of a layer, the first factor is enough,
 # and that one is a matter of the channel's own weights.
-
-# %% [markdown]
+#
 # ### Exercise 1: one number for a kernel
 #
 # *Difficulty 2, importance 5, 8 minutes.* Output channel $k$ of a convolution has the weight
@@ -244,8 +225,7 @@ for extreme in (6, 7):
 # A layer of ten channels is safe from CLP whatever it contains. And outliers hide each other: six of 64 are caught, seven
 # are not. In general $m$ of $n$ equally extreme channels are flagged only if $m/n$ is below about $1/(1+u^2)$, one tenth at
 # $u = 3$. An attacker who knows this spreads the backdoor.
-
-# %% [markdown]
+#
 # ### Exercise 5: switch it off
 #
 # *Difficulty 2, importance 4, 6 minutes.* Make the chosen channels of a BatchNorm output exactly zero, in place.
@@ -338,8 +318,7 @@ show.strips(
 # The lower panel is the control. A clean network has sensitive channels too, and CLP prunes it as well. A high score does
 # not prove a backdoor, and CLP is no detector. It works if two things hold: the channels of the backdoor are among the
 # outliers, and the other outliers are not needed.
-
-# %% [markdown]
+#
 # ## Does the score see the trigger?
 #
 # TAC of lesson 02 is what we would like to know; the score is what a defender can. If the second predicts the first, CLP
@@ -347,44 +326,32 @@ show.strips(
 
 # %% tags=["figure"]
 tac = activations.tac(victim.model, test[:500], victim.attack)
-lipschitz = purified.log["scores"]
+s = purified.log["scores"]
 deep = sorted(purified.pruned, key=lambda name: -len(purified.pruned[name]))[:3]
+named = {f"{n}: rank corr. {spearman(s[n], tac[n]):.2f}": n for n in deep}
 show.scatter(
-    {
-        f"{n}: rank corr. {spearman(lipschitz[n], tac[n]):.2f}": (lipschitz[n], tac[n])
-        for n in deep
-    },
-    highlight={
-        f"{n}: rank corr. {spearman(lipschitz[n], tac[n]):.2f}": purified.pruned[n]
-        for n in deep
-    },
+    {title: (s[n], tac[n]) for title, n in named.items()},
+    highlight={title: purified.pruned[n] for title, n in named.items()},
     highlighted="switched off",
     title="Score against trigger-activated change, the three most pruned layers",
-    xlabel="Lipschitz score",
-    ylabel="TAC (oracle)",
-    description="Three scatter plots, one for each of the three layers in which most channels were switched off: "
-    "Lipschitz score across, trigger-activated change upwards. Squares mark the channels switched off, at the "
-    "right edge by construction; many of them lie at the top as well.",
-)
+    xlabel="Lipschitz score", ylabel="TAC (oracle)",
+    description="Three scatter plots, one for each of the three layers in which most channels were "
+    "switched off: Lipschitz score across, trigger-activated change upwards. Squares mark the channels "
+    "switched off, at the right edge by construction; many of them lie at the top as well.",
+)  # fmt: skip
 
 # %% tags=["figure"]
-layer = deep[0]
-worst = lipschitz[layer].argmax().item()
-some = test[(test.y == 3).nonzero()[:3, 0]]
-pictures = some.pixels(), victim.attack.trigger(some.pixels())
+worst, stop = s[deep[0]].argmax().item(), test.pixels()[test.y == 3][:3]
 maps = [
-    activations.outputs(victim.model, x, [layer])[layer][:, worst].relu()
-    for x in pictures
+    activations.outputs(victim.model, x, deep[:1])[deep[0]][:, worst].relu()
+    for x in (stop, victim.attack.trigger(stop))
 ]
 show.heat(
-    some.x,
-    torch.cat(maps) / max(m.max() for m in maps),
-    ["clean"] * 3 + ["with trigger"] * 3,
-    over=False,
-    title=f"The most sensitive channel of {layer}, before and with the trigger",
-    description="Feature maps of the channel with the highest Lipschitz score in the most pruned layer, for three stop "
-    "signs without and with the trigger. With the trigger a region lights up that is dark without it.",
-)
+    stop, torch.cat(maps) / max(m.max() for m in maps), ["clean"] * 3 + ["with trigger"] * 3, over=False,
+    title=f"The most sensitive channel of {deep[0]}, before and with the trigger",
+    description="Feature maps of the channel with the highest Lipschitz score in the most pruned layer, for "
+    "three stop signs without and with the trigger. With the trigger a region lights up that is dark without it.",
+)  # fmt: skip
 
 # %% [markdown]
 # ## The knob
@@ -393,18 +360,18 @@ show.heat(
 
 
 # %% tags=["nbval-ignore-output"]
-us = [6, 5, 4.5, 4, 3.75, 3.5, 3.25, 3, 2.75, 2.5, 2.25, 2, 1.75, 1.5, 1.25]
-pruned_at = dict(sweep(victim.model, us))
-measured_at = {
-    u: metrics.evaluate(
-        surgery.without(victim.model, channels), test[:1000], victim.attack
+pruned_at = dict(
+    sweep(
+        victim.model, [6, 5, 4.5, 4, 3.75, 3.5, 3.25, 3, 2.75, 2.5, 2.25, 2, 1.75, 1.5]
     )
-    for u, channels in pruned_at.items()
-}
+)
 
 
 def at(u):
-    s, count = measured_at[u], sum(map(len, pruned_at[u].values()))
+    s = metrics.evaluate(
+        surgery.without(victim.model, pruned_at[u]), test[:600], victim.attack
+    )
+    count = sum(map(len, pruned_at[u].values()))
     return show.bars(
         ["ACC", "ASR", "RA"], {"share": [s.acc, s.asr, s.ra]}, percent=True,
         title=f"u = {u}: {count} channels off, ACC {s.acc:.0%}, ASR {s.asr:.0%}",
@@ -413,90 +380,45 @@ def at(u):
     )  # fmt: skip
 
 
-widgets.slider("u", us, at, start=3)
+widgets.slider("u", list(pruned_at), at, start=3)
 
 # %% [markdown]
 # One victim is an anecdote. Three seeds, BadNets and Blended, from `data/results/signs.json`:
 
 # %% tags=["figure"]
-measured = bench.results("signs")
-
-
-def swept(attack):
-    return [r["curve"] for r in measured.select(attack=attack, defense="clp sweep")]
-
-
-axis = [p["u"] for p in swept("BadNets")[0]]
-panels = {}
-for name, k in (("ACC", "acc"), ("ASR", "asr")):
-    columns = list(
-        zip(*[[p[k] for p in curve] for curve in swept("BadNets")], strict=True)
-    )
-    panels[name] = (
-        [bench.mean(c) for c in columns],
-        [min(c) for c in columns],
-        [max(c) for c in columns],
-    )
+us, means, spread = bench.sweep_summary("signs", "BadNets")
 good = [
     u
-    for i, u in enumerate(axis)
-    if panels["ASR"][2][i] < 0.1 and panels["ACC"][1][i] > 0.97
+    for u, a, c in zip(us, spread["ASR"][1], spread["ACC"][0], strict=True)
+    if a < 0.1 and c > 0.97
 ]
 show.lines(
-    axis, {k: p[0] for k, p in panels.items()}, spread={k: p[1:] for k, p in panels.items()},
-    percent=True, invert_x=True, marks={3.0: "u = 3"},
-    window=(min(good), max(good)) if good else None,
+    us, {k: means[k] for k in ("ACC", "ASR")}, spread=spread, percent=True, invert_x=True,
+    window=(min(good), max(good)) if good else None, marks={3.0: "u = 3"},
     title="BadNets: between no effect and no network", xlabel="u (a lower u switches off more)",
-    description="Accuracy and attack success of BadNets victims against u from six down to one, mean and range "
-    "over three seeds. At high u nothing changes; around three attack success drops steeply; below two accuracy "
-    "collapses. The window that works for all seeds, if there is one, is shaded.",
+    description="Accuracy and attack success of BadNets victims against u from six down to one, mean and "
+    "range over three seeds. At high u nothing changes; around three attack success drops steeply; below "
+    "two accuracy collapses. The window that works for all seeds, if there is one, is shaded.",
 )  # fmt: skip
 
-# %% tags=["figure"]
-both = {}
-for name in ("BadNets", "Blended"):
-    columns = zip(*[[p["asr"] for p in curve] for curve in swept(name)], strict=True)
-    both[name] = [bench.mean(c) for c in columns]
-columns = zip(*[[p["acc"] for p in c] for c in swept("Blended")], strict=True)
-both["ACC, Blended"] = [bench.mean(c) for c in columns]
+# %% tags=["figure", "claim"]
+us, blend, spread = bench.sweep_summary("signs", "Blended")
+left = blend["ASR"][us.index(3.0)]
+check.claim("At u = 3 the blended backdoor survives on average.", left, 0.5, 1)
 show.lines(
-    axis, both, percent=True, invert_x=True, ylabel="ASR, %", marks={3.0: "u = 3"},
-    title="Blended: the accuracy goes before the attack does",
+    us, {k: blend[k] for k in ("ACC", "ASR")}, spread=spread, percent=True, invert_x=True,
+    marks={3.0: "u = 3"}, title="Blended: the accuracy goes before the attack does",
     xlabel="u (a lower u switches off more)",
-    description="Attack success of BadNets and of Blended victims against u, mean over three seeds, and the accuracy "
-    "of the Blended victims. Where BadNets has long been removed, the Blended attack is still there; it falls only "
-    "where the accuracy falls.",
+    description="The same curves for Blended victims. Where BadNets has long been removed, this attack is still "
+    "there; it falls only where the accuracy falls as well.",
 )  # fmt: skip
-
-# %% tags=["claim"]
-left = [next(p for p in c if p["u"] == 3.0) for c in swept("Blended")]
-check.claim(
-    "At u = 3 the blended backdoor survives on average.",
-    bench.mean(p["asr"] for p in left),
-    0.5,
-    1,
-)
 
 # %% [markdown]
 # ## Controls
 #
 # Which layers lose channels, and would any channels do? `prune_random` switches off as many random ones in each layer.
 
-# %% tags=["figure"]
-count = {name: len(c) for name, c in purified.pruned.items()}
-show.bars(
-    [
-        n.replace("layer", "").replace("shortcut", "sc") if len(c) else ""
-        for n, c in purified.pruned.items()
-    ],
-    {"channels": list(count.values())},
-    title=f"{purified.count} channels in {sum(map(bool, count.values()))} of {len(count)} layers",
-    ylabel="channels switched off",
-    description="A bar for each of the twenty layers with the number of channels that CLP switches off in the BadNets "
-    "victim; most layers lose none or one.",
-)
-
-# %% tags=["claim"]
+# %% tags=["figure", "claim"]
 random = [
     prune_random(victim.model, purified.pruned, torch.Generator().manual_seed(s)).model
     for s in range(3)
@@ -508,6 +430,14 @@ check.claim(
     0.8,
     1,
 )
+count = {name: len(c) for name, c in purified.pruned.items()}
+show.bars(
+    [n.removeprefix("layer").replace("shortcut", "sc") if c else "" for n, c in count.items()],
+    {"channels": list(count.values())}, ylabel="channels switched off",
+    title=f"{purified.count} channels in {sum(map(bool, count.values()))} of {len(count)} layers",
+    description="A bar for each of the twenty layers with the number of channels that CLP switches off in the "
+    "BadNets victim; most layers lose none or one.",
+)  # fmt: skip
 
 # %% [markdown]
 # ## Where it breaks: the poison rate
@@ -515,23 +445,17 @@ check.claim(
 # Fewer poisoned images make a *less* conspicuous backdoor. Each point is the mean over the victims that pass the gate
 # (ASR of at least 95 % before repair).
 
-# %% tags=["nbval-ignore-output"]
+# %%
 rows = []
 for rate in (0.005, 0.01, 0.02, 0.05, 0.1):
-    file = "signs" if rate == 0.1 else "signs-rates"
-    find, key = bench.results(file).select, {"attack": "BadNets", "rate": rate}
-    strong = [r["seed"] for r in find(defense="none", **key) if not r["weak"]]
-    if not strong:
-        rows.append({"poison rate %": 100 * rate, "victims": 0})
-        continue
+    find = bench.results("signs" if rate == 0.1 else "signs-rates").select
+    key = {"attack": "BadNets", "rate": rate}
+    strong = {r["seed"] for r in find(defense="none", **key) if not r["weak"]}
     runs = [r for r in find(defense="clp", **key) if r["seed"] in strong]
-    rows.append(
-        {"poison rate %": 100 * rate, "victims": len(runs), **bench.table_row(runs)}
-    )
-show.Table(
-    [{k: r.get(k) for k in rows[-1]} for r in rows],
-    caption="CLP at u = 3 on signs, by poison rate",
-)
+    row = bench.table_row(runs) if runs else {}
+    shown = {k: row.get(k) for k in ("ACC %", "ASR %", "RA %", "channels")}
+    rows.append({"poison rate %": 100 * rate, "victims": len(runs), **shown})
+show.Table(rows, caption="CLP at u = 3 on signs, by poison rate")
 
 # %% [markdown]
 # ## Which BatchNorm belongs to which convolution?
@@ -556,17 +480,16 @@ for p in order.pairs:
         )
 
 # %% tags=["nbval-ignore-output"]
-start = metrics.evaluate(preact.model, test, preact.attack)
 rows = [
     {
         "pairing": "(no defense)",
         "channels": 0,
-        "ACC %": 100 * start.acc,
-        "ASR %": 100 * start.asr,
+        "ACC %": 100 * preact.scores.acc,
+        "ASR %": 100 * preact.scores.asr,
     }
 ]
-for name in ("flow", "order"):
-    for u in (3.0, 2.5, 2.0):
+for u in (3.0, 2.5, 2.0):
+    for name in ("flow", "order"):
         p = clp(preact.model, u, pairing=name)
         s = metrics.evaluate(p.model, test, preact.attack)
         rows.append(
@@ -580,30 +503,34 @@ for name in ("flow", "order"):
 show.Table(rows, caption="PreActResNet-18, BadNets, signs, one seed")
 
 # %% tags=["claim"]
-check.claim("The two pairings do not choose the same channels.",
-            float(any(len(v) and not torch.equal(v, clp(preact.model).pruned.get(n, torch.empty(0).long()))
-                      for n, v in clp(preact.model, pairing="order").pruned.items())), 1, 1)  # fmt: skip
+by = [clp(preact.model, pairing=name).pruned for name in ("flow", "order")]
+same = all(
+    torch.equal(c, by[0].get(name, torch.zeros(0).long())) for name, c in by[1].items()
+)
+check.claim("The two pairings do not choose the same channels.", float(same), 0, 0)
 
 # %% [markdown]
 # The wrong pairing is a defect, but do not blame it for everything. Published failures of CLP include networks on which the
 # order is right: the cause there is the statistic, a cut at three deviations, and not the pairing.
-
-# %% [markdown]
+#
 # ## The table: signs, and real photographs
 #
 # The same path on CIFAR-10, as 50,000 JPEG files read by the folder loader. `bench` wrote every row; nothing is typed.
 
 
-# %% tags=["nbval-ignore-output"]
+# %%
 bench.standard_table(
     "signs", "Signs, ResNet-18 of width 16; mean ± half range of seeds"
 )
 
-# %% tags=["nbval-ignore-output"]
+# %%
 bench.standard_table("cifar10", "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epochs")
 
 # %% tags=["claim"]
-plain = [r["asr"] for r in measured.select(attack="BadNets", defense="fine-tuning")]
+plain = [
+    r["asr"]
+    for r in bench.results("signs").select(attack="BadNets", defense="fine-tuning")
+]
 check.claim(
     "Fine-tuning on the clean signs leaves the backdoor alone.", min(plain), 0.9, 1
 )
@@ -619,8 +546,7 @@ check.claim(
 # | $u$ | default 3 on CIFAR-10 | 3, and the whole curve |
 # | BadNets, CIFAR-10 | BackdoorBench's leaderboard, PreActResNet-18, 10 % poison: ASR 95.0 to 77.6 %; another group, ResNet-18, 5 %: 100 to 11.4 % | the table above |
 # | Blended | the same two: 99.9 to 99.7 %, and 99.8 to 95.9 % | survives as well |
-
-# %% [markdown]
+#
 # ## Recap
 #
 # - The score is the stretch of a kernel times BatchNorm's factor: weights in, one number per channel out (objective 1).
@@ -636,8 +562,7 @@ check.claim(
 # **Beyond.** (a) Replace mean and deviation by median and 1.4826 times the median absolute deviation. Do outliers still hide each
 # other? (b) Give the sum in front of a pre-activation BatchNorm a score, such as $\sqrt{\sigma_a^2 + \sigma_b^2}$ of its two branches.
 # (c) Train a victim with an extra loss on $s_k - \mathrm{mean}(s)$ and defeat CLP.
-
-# %% [markdown]
+#
 # ## References
 #
 # - R. Zheng, R. Tang, J. Li, L. Liu, *Data-free Backdoor Removal based on Channel Lipschitzness*, ECCV 2022,
