@@ -36,10 +36,13 @@ class Augment:
     def prepare(self, x: Tensor) -> Tensor:
         """Every possible crop of x (n, c, h, w) as a view: (n, 2p+1, 2p+1, h, w*c).
 
-        Nothing is copied but the padding: crop (i, j) starts at row i and column j of
-        the padded image, and channels lie innermost, so that each crop row is one run
-        of bytes.
+        Crop (i, j) starts at row i and column j of the padded image; channels lie
+        innermost, so that each crop row is one run of bytes. Only the padded images are
+        stored. With `flip` the n mirrored images follow the others: mirroring a set
+        once costs memory, mirroring every batch costs most of the time of a batch.
         """
+        if self.flip:
+            x = torch.cat([x, x.flip(3)])
         n, c, h, w = x.shape
         p = self.pad
         padded = x.new_zeros(n, h + 2 * p, w + 2 * p, c)
@@ -52,10 +55,10 @@ class Augment:
         """Random crops of the images at `index`: uint8 (b, c, h, w), channels last."""
         b, d = len(index), crops.device
         i, j = torch.randint(2 * self.pad + 1, (2, b), generator=generator, device=d)
-        x = crops[index, i, j].unflatten(2, (-1, channels))  # (b, h, w, c)
         if self.flip:
-            mirrored = torch.rand(b, generator=generator, device=d) < 0.5
-            x = torch.where(mirrored.view(b, 1, 1, 1), x.flip(2), x)
+            mirrored = torch.randint(2, (b,), generator=generator, device=d)
+            index = index + mirrored * (len(crops) // 2)
+        x = crops[index, i, j].unflatten(2, (-1, channels))  # (b, h, w, c)
         return x.permute(0, 3, 1, 2)
 
 
