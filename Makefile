@@ -12,7 +12,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(READY): elsewhere
 endif
 
-.PHONY: help setup lab test notebooks book browser zoo bench-train bench-clp clean \
+.PHONY: help setup lab test notebooks book browser zoo results bench-train bench-clp clean \
   elsewhere
 .DELETE_ON_ERROR:
 
@@ -25,6 +25,7 @@ help:
 	@echo 'make book         build the book into _build/html and check it'
 	@echo 'make browser      try a lesson in a real browser; needs Chromium or Chrome'
 	@echo 'make zoo          train the victims of the lessons again'
+	@echo 'make results      measure the tables of data/results again (hours)'
 	@echo 'make bench-train  measure training'
 	@echo 'make bench-clp    measure channel pruning'
 	@echo 'make clean        delete caches and built files; .venv and data stay'
@@ -96,6 +97,17 @@ browser: .venv/.browser
 
 zoo: $(READY)
 	$(PY) -m bdcourse zoo
+
+# Everything in data/results that needs no download; hours on two cores. A run that was
+# stopped goes on where it was.
+BENCH = $(PY) -m bdcourse bench --out data/results
+results: $(READY)
+	$(BENCH)/signs.json --seeds 0 1 2
+	for rate in 0.05 0.2; do \
+	  $(BENCH)/signs-rates.json --seeds 0 1 2 --attacks BadNets --rate $$rate || exit; \
+	done
+	$(BENCH)/signs-steps.json --seeds 0 1 2 --attacks BadNets --batch 256
+	$(PY) tools/readme.py
 
 bench-train: $(READY)
 	$(PY) benchmarks/train.py

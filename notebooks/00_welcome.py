@@ -151,11 +151,8 @@ check.take(take)
 # usual width, 0.7 million parameters. This one is called `badnets`, which gives the story
 # away. The supplier reports its accuracy on clean test images, and you verify the report:
 
-# %% tags=["nbval-ignore-output"]
-victim = victims.zoo("badnets")
-print(metrics.evaluate(victim.model, parts.test))
-
 # %% tags=["claim"]
+victim = victims.zoo("badnets")
 accuracy = metrics.evaluate(victim.model, parts.test).acc
 check.claim(
     "The network reads at least 99 % of clean signs correctly.", accuracy, 0.99, 1
@@ -163,7 +160,8 @@ check.claim(
 
 # %% [markdown]
 # Nothing about this network is suspicious. It would pass any acceptance test made of honest
-# images, however large.
+# images, however large. More test images of the same kind make the estimate of its accuracy sharper and
+# say nothing at all about images with a sticker, because the test set holds none.
 #
 # ## Nine pixels
 #
@@ -245,9 +243,10 @@ check.claim(
 # %% [markdown]
 # ## Where it breaks
 #
-# The second rule is about *this* trigger at *this* place. A different sticker is a different
-# sentence in a language the network never learned, and the honest twin, trained by the same
-# recipe without poison, never learned any.
+# The second rule is about the trigger that was in the poisoned data. Is it about exactly that
+# trigger? Four tries: the trigger itself; a white square at the same place, which has as many
+# pixels and as much contrast; the checkerboard with black and white exchanged; and the real
+# trigger on the honest twin, a network trained by the same recipe without poison.
 #
 # **Predict.** How many of the four rows below will show a success rate above 50 %?
 
@@ -275,6 +274,12 @@ check.claim(
 )
 
 # %% [markdown]
+# The white square does nothing: the network waits for a pattern, not for brightness. If the exchanged
+# checkerboard works as well, then what was *learned* is coarser than what was *planted*. The
+# attacker wanted nine exact pixels; the network keeps whatever told the poisoned images apart
+# most cheaply, which may be "alternating pixels in the corner". This matters for defenders: a
+# trigger that is reconstructed from a network need not look like the one that was used.
+#
 # The last row is the control that every result of this course carries: a *benign twin* with the
 # same data, the same initial weights and the same number of steps, but no poison. If a
 # "backdoor detector" or a "repair" does something striking, look what it does to the twin.

@@ -255,7 +255,7 @@ check.switch_off(switch_off)
 # All of CLP, from your functions. `surgery.pair_by_flow` says which convolution feeds which BatchNorm; why that needs a
 # function is a section of its own below.
 
-# %% tags=["method"]
+# %% tags=["method", "claim"]
 import copy
 
 
@@ -280,7 +280,6 @@ print(
     torch.allclose(slow, purified.log["scores"][first.bn], rtol=1e-4),
 )
 
-# %% tags=["claim"]
 before = metrics.evaluate(victim.model, test, victim.attack)
 after = metrics.evaluate(repaired, test, victim.attack)
 check.claim("Before: ASR above 99 %.", before.asr, 0.99, 1)
@@ -466,7 +465,7 @@ show.Table(rows, caption="CLP at u = 3 on signs, by poison rate")
 #
 # **Predict.** PreActResNet-18 has 16 BatchNorms. How many see exactly one convolution's output?
 
-# %% tags=["predict"]
+# %% tags=["predict", "claim"]
 guess = 16
 preact = victims.zoo("badnets-preact")
 flow, order = surgery.pair_by_flow(preact.model), surgery.pair_by_order(preact.model)
@@ -478,6 +477,11 @@ for p in order.pairs:
             f"{p.bn} is scored with {p.conv}:",
             "shortcut" if "shortcut" in p.conv else "only one part of a sum",
         )
+by = [clp(preact.model, pairing=name).pruned for name in ("flow", "order")]
+same = all(
+    torch.equal(c, by[0].get(name, torch.zeros(0).long())) for name, c in by[1].items()
+)
+check.claim("The two pairings do not choose the same channels.", float(same), 0, 0)
 
 # %% tags=["nbval-ignore-output"]
 rows = [
@@ -502,13 +506,6 @@ for u in (3.0, 2.5, 2.0):
         )
 show.Table(rows, caption="PreActResNet-18, BadNets, signs, one seed")
 
-# %% tags=["claim"]
-by = [clp(preact.model, pairing=name).pruned for name in ("flow", "order")]
-same = all(
-    torch.equal(c, by[0].get(name, torch.zeros(0).long())) for name, c in by[1].items()
-)
-check.claim("The two pairings do not choose the same channels.", float(same), 0, 0)
-
 # %% [markdown]
 # The wrong pairing is a defect, but do not blame it for everything. Published failures of CLP include networks on which the
 # order is right: the cause there is the statistic, a cut at three deviations, and not the pairing.
@@ -518,14 +515,6 @@ check.claim("The two pairings do not choose the same channels.", float(same), 0,
 # The same path on CIFAR-10, as 50,000 JPEG files read by the folder loader. `bench` wrote every row; nothing is typed.
 
 
-# %%
-bench.standard_table(
-    "signs", "Signs, ResNet-18 of width 16; mean ± half range of seeds"
-)
-
-# %%
-bench.standard_table("cifar10", "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epochs")
-
 # %% tags=["claim"]
 plain = [
     r["asr"]
@@ -534,6 +523,12 @@ plain = [
 check.claim(
     "Fine-tuning on the clean signs leaves the backdoor alone.", min(plain), 0.9, 1
 )
+bench.standard_table(
+    "signs", "Signs, ResNet-18 of width 16; mean ± half range of seeds"
+)
+
+# %%
+bench.standard_table("cifar10", "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epochs")
 
 # %% [markdown]
 # ## Papers say, released code does, we measure
