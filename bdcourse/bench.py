@@ -127,9 +127,9 @@ class Recipe:
     bf16: bool | None = None
 
 
-# Built-in signs: small batches, since the trigger takes steps to learn, not epochs; twelve
-# epochs, since some seeds find it only in the seventh; and no mirroring, since a mirrored
-# "turn left" is a "turn right".
+# Built-in signs: small batches, since the trigger takes steps to learn, not epochs;
+# twelve epochs, since some seeds find it only in the seventh; and no mirroring, since a
+# mirrored "turn left" is a "turn right".
 SIGNS = Recipe(epochs=12, batch=32, pad=2, flip=False)
 
 
@@ -249,9 +249,8 @@ def _defend(
 
     if todo("none"):
         note("none", model, 0.0, pruned=0, clean_used=0)
-    at3 = defenses.clp(model, 3.0)
-    for p in (at3, defenses.clp(model, 2.5)):
-        u = p.log["u"]
+    for u in (3.0, 2.5):
+        p = defenses.clp(model, u)
         if todo(f"clp, u = {u:g}"):
             note(
                 f"clp, u = {u:g}", p.model, p.seconds, u=u, pruned=p.count, clean_used=0
@@ -269,7 +268,7 @@ def _defend(
         )
     if todo("random channels"):
         g = torch.Generator().manual_seed(seed)
-        p = defenses.prune_random(model, at3.pruned, g)
+        p = defenses.prune_random(model, defenses.clp(model, 2.5).pruned, g)
         note("random channels", p.model, p.seconds, pruned=p.count, clean_used=0)
     if todo("fine-tuning"):
         g = torch.Generator().manual_seed(seed)
