@@ -216,10 +216,16 @@ def run(
                 "n_poisoned": len(victim.poisoned),
                 "n_defender": len(parts.clean) + len(parts.held),
                 "weak": victim.weak(twin),
+                "learned": _learned(victim.history),
                 "train_seconds": victim.recipe["seconds"],
             }
             _defend(results, key, about | environment(dev), victim, parts, recipe)
     return results
+
+
+def _learned(history: list[dict]) -> int | None:
+    """The first epoch that got half of the poisoned images, or None."""
+    return next((e["epoch"] for e in history if e.get("poison", 0) > 0.5), None)
 
 
 def _defend(
