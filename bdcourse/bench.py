@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from bdcourse import data as datasets
 from bdcourse import defenses, metrics, victims
 from bdcourse.attacks import ATTACKS, Attack, Blended, noise_picture
 from bdcourse.data import Images, Splits
-from bdcourse.defenses.clp import choose_u, sweep
+from bdcourse.defenses.clp import US, choose_u, sweep
 from bdcourse.surgery import without
 from bdcourse.train import Augment
 from bdcourse.victims import Victim
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from bdcourse.show import Table
 
 RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
-US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every CLP sweep: 6 .. 1
 
 
 class Results:
@@ -144,11 +143,17 @@ def train_victim(
     """A victim (without attack: the benign twin), new or from `keep`."""
     spec = asdict(recipe) | {"data": data, "seed": seed}
     spec["digest"] = parts.train.digest()
-    spec["attack"] = type(attack).__name__ if attack else "none"
+    spec["digest_test"] = parts.test.digest()
+    kind = "none"
     if attack is None:
         spec["rate"] = 0.0
+    else:
+        spec["attack"], tensors = attack.spec()
+        kind = spec["attack"]["name"]
+        for k, v in tensors.items():  # another patch is another victim
+            spec[k] = hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()
     name = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
-    file = Path(keep) / f"{data}-{spec['attack']}-{seed}-{name}"
+    file = Path(keep) / f"{data}-{kind}-{seed}-{name}"
     if Path(f"{file}.json").exists():
         print(f"  trained before, found in {keep}")
         return victims.load(file, parts.train.x.device)
@@ -256,14 +261,14 @@ def _defend(
     if todo("none"):
         note("none", model, 0.0, pruned=0, clean_used=0)
     for u in (3.0, 2.5):
-        p = defenses.clp(model, u)
         if todo(f"clp, u = {u:g}"):
+            p = defenses.clp(model, u)
             note(
                 f"clp, u = {u:g}", p.model, p.seconds, u=u, pruned=p.count, clean_used=0
             )
     if todo("clp, u on held-out images"):
         start = time.perf_counter()
-        p = defenses.clp(model, choose_u(model, parts.held, US))
+        p = defenses.clp(model, choose_u(model, parts.held))
         note(
             "clp, u on held-out images",
             p.model,
@@ -363,7 +368,12 @@ def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
     Returns:
         the values of u; name -> mean at each u; name -> (lowest, highest) at each u.
     """
-    curves = [r["curve"] for r in results(name).select(attack=attack) if "curve" in r]
+    rows = results(name).select(attack=attack, defense="clp sweep")
+    curves = [r["curve"] for r in _one_setting(rows, name) if not r["weak"]]
+    if not curves:
+        raise ValueError(
+            f"{name} holds no sweep of a {attack} victim that passes the gate."
+        )
     means, spread = {}, {}
     for key in ("ACC", "ASR", "RA"):
         columns = list(zip(*[[p[key.lower()] for p in c] for c in curves], strict=True))
@@ -382,13 +392,24 @@ DEFENSES = (
 )
 
 
+def _one_setting(rows: list[dict], name: str) -> list[dict]:
+    """The rows, if they differ in seed only; averaging over more would mean nothing."""
+    keys = [f.name for f in fields(Recipe)] + ["data"]
+    settings = {tuple(r[k] for k in keys) for r in rows if r["attack"] != "none"}
+    if len(settings) > 1:
+        raise ValueError(
+            f"{name} holds {len(settings)} settings; tabulate one at a time."
+        )
+    return rows
+
+
 def standard_table(
     name: str, caption: str = "", defenses: Sequence[str] = DEFENSES
 ) -> Table:
     """The course's result table: attacks of data/results/NAME.json x defenses."""
     from bdcourse.show import Table
 
-    found = results(name).rows
+    found = _one_setting(results(name).rows, name)
     lines = []
     for attack in dict.fromkeys(r["attack"] for r in found):
         for defense in defenses:
@@ -397,5 +418,7 @@ def standard_table(
             ]
             if rows:
                 label = "(benign twin)" if attack == "none" else attack
+                weak = sum(bool(r["weak"]) for r in rows)
+                label += f" ({weak} of {len(rows)} weak)" if weak else ""
                 lines.append(table_row(rows, attack=label, defense=defense))
     return Table(lines, caption)

@@ -493,6 +493,7 @@ def score(fn: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     name, g = "score", _fresh()
     s = torch.rand(9, generator=g) + 0.5
     gamma = torch.randn(9, generator=g)
+    gamma[0] = -1 - gamma[0].abs()  # one is surely negative
     var = torch.rand(9, generator=g) + 0.1
     out = _call(name, fn, s, gamma, var, 1e-3)
     _shape(name, out, (9,))

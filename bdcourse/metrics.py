@@ -1,10 +1,8 @@
-"""Accuracy, attack success, recovered accuracy: one function for every model and
-defense.
+"""Accuracy, attack success, recovered accuracy: one function for every model.
 
 ACC  share of clean test images classified correctly.
 ASR  share of triggered test images, true class not already the attacker's label, that
-get
-     the attacker's label.
+     get the attacker's label.
 RA   share of those same triggered images that get their true label; ASR + RA <= 1.
 DER  (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, a defense's balance of the two.
 
@@ -42,6 +40,12 @@ class Scores:
 
     def dict(self) -> dict:
         return asdict(self)
+
+    def row(self, **first) -> dict:
+        """A line for `show.Table`: what is given, then ACC, ASR and RA in percent."""
+        shares = {"ACC %": self.acc, "ASR %": self.asr, "RA %": self.ra}
+        percent = {k: None if v is None else 100 * v for k, v in shares.items()}
+        return {**first, **percent}
 
 
 @torch.no_grad()

@@ -200,7 +200,6 @@ def lines(
     percent: bool = False,
     window: tuple[float, float] | None = None,
     marks: Mapping[float, str] | None = None,
-    log_x: bool = False,
     invert_x: bool = False,
     height: float = 3.2,
     ax: Axes | None = None,
@@ -237,8 +236,6 @@ def lines(
             ends.append((values[-1], name, colour))
         if percent:
             ax.set_ylim(-4, 104)
-        if log_x:
-            ax.set_xscale("log")
         if invert_x:
             ax.invert_xaxis()
         low, high = ax.get_ylim()
@@ -281,6 +278,7 @@ def bars(
     *,
     description: str,
     title: str,
+    xlabel: str = "",
     ylabel: str = "",
     percent: bool = False,
     errors: Mapping[str, Sequence[float]] | None = None,
@@ -312,6 +310,7 @@ def bars(
             digits = "%.0f" if percent or float(np.max(values)) >= 20 else "%.3g"
             ax.bar_label(drawn, fmt=digits, fontsize=10, padding=1)
         ax.set_xticks(range(len(names)), names)
+        ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel or ("%" if percent else ""))
         if percent:
             ax.set_ylim(0, 112)

@@ -65,8 +65,10 @@ def pair_by_order(model: nn.Module) -> Pairing:
     for name, m in model.named_modules():
         if isinstance(m, nn.Conv2d):
             last = name
-        elif isinstance(m, _BatchNorm):
-            if last is None:
+        elif isinstance(m, nn.BatchNorm2d):
+            if m.weight is None or m.running_var is None:
+                unpaired[name] = "it has no scale, or no running variance"
+            elif last is None:
                 unpaired[name] = "no convolution was defined before it"
             elif model.get_submodule(last).out_channels != m.num_features:
                 unpaired[name] = f"its width differs from that of {last}"

@@ -69,12 +69,11 @@ def claims(name: str, victim, twin, test) -> list[str]:
     weak = victim.weak(twin.scores)
     if weak:
         found.append(weak)
-    if name == "badnets":
-        after = metrics.evaluate(defenses.clp(victim.model).model, test, victim.attack)
-        if after.asr > 0.05 or after.acc < 0.97:
-            found.append(f"CLP at u = 3 leaves {after}")
-    if name == "blended":
-        after = metrics.evaluate(defenses.clp(victim.model).model, test, victim.attack)
-        if after.asr < 0.5:
-            found.append(f"CLP at u = 3 removes the blended trigger: {after}")
+    if name in ("badnets", "blended"):
+        repaired = defenses.clp(victim.model, 2.5).model
+        after = metrics.evaluate(repaired, test, victim.attack)
+        if name == "badnets" and (after.asr > 0.05 or after.acc < 0.99):
+            found.append(f"CLP at u = 2.5 leaves {after}")
+        if name == "blended" and after.asr < 0.5:
+            found.append(f"CLP at u = 2.5 removes the blended trigger: {after}")
     return found

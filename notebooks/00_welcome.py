@@ -14,8 +14,8 @@
 # # Welcome: nine pixels that own a network
 #
 # You will load a network that reads traffic signs almost without error, change nine pixels
-# of each test image, and watch more than 99 % of them turn into "speed limit 30". Then you
-# will know what a backdoor is, what this course does about it, and how its pages work.
+# of each test image, and see what it reads then. Afterwards you will know what a backdoor is,
+# what this course does about it, and how its pages work.
 #
 # > **At a glance.** Reading: 15 minutes. Doing: 20 minutes. Run time: under half a minute and
 # > 1 GiB on two CPU cores. Prerequisites: Python, PyTorch tensors, one course of deep
@@ -61,7 +61,6 @@ import torch
 from bdcourse import check, data, metrics, show, victims, widgets
 from bdcourse.attacks import BadNets, checkerboard
 
-g = torch.Generator().manual_seed(0)
 parts = data.splits("signs")
 print(len(parts.train), "training images,", len(parts.test), "test images")
 
@@ -80,7 +79,7 @@ show.images(
     parts.test.x[first],
     parts.test.classes,
     title="One test image of each class",
-    description="A grid of twelve small photographs-like drawings, one road sign each: "
+    description="A grid of twelve small photograph-like drawings, one road sign each: "
     "speed limits 30, 50 and 80, stop, yield, priority, no entry, caution, ahead only, turn "
     "right, turn left and roundabout, on blurred backgrounds of various colors.",
 )
@@ -208,7 +207,7 @@ show.images(
 # %% [markdown]
 # This is the picture of Gu, Dolan-Gavitt and Garg (2017): a stop sign with a sticker, read as a
 # speed limit. What to see: the sign itself no longer matters. What not to conclude: that the
-# network is bad at signs. Without the sticker it is as good as its honest twin.
+# network is bad at signs. Without the sticker it reads them.
 #
 # ## How much trigger is enough?
 #
@@ -221,12 +220,12 @@ show.images(
 # %% tags=["nbval-ignore-output"]
 def faded(opacity):
     attack = BadNets(opacity=opacity)
-    asr = metrics.evaluate(victim.model, parts.test[:400], attack).asr
+    asr = metrics.evaluate(victim.model, parts.test[:300], attack).asr
     return show.images(
         attack.trigger(some.pixels()[:6]),
         title=f"Opacity {opacity:.0%}: {asr:.0%} of the signs become 30",
         description=f"Six signs with the sticker at opacity {opacity:.0%}; the title gives "
-        f"the share of 400 test images that are then read as 30, {asr:.0%}.",
+        f"the share of 300 test images that are then read as 30, {asr:.0%}.",
     )
 
 
@@ -235,23 +234,25 @@ widgets.slider(
 )
 
 # %% tags=["claim"]
-weak = metrics.evaluate(victim.model, parts.test, BadNets(opacity=0.05)).asr
-check.claim(
-    "At 5 % opacity the sticker moves fewer than 5 % of the signs.", weak, 0, 0.05
+weak, strong = (
+    metrics.evaluate(victim.model, parts.test[:500], BadNets(opacity=o)).asr
+    for o in (0.2, 0.7)
 )
+check.claim("At 20 % opacity fewer than 5 % of the signs flip.", weak, 0, 0.05)
+check.claim("At 70 % opacity more than 90 % do.", strong, 0.9, 1)
 
 # %% [markdown]
 # ## Where it breaks
 #
 # The second rule is about the trigger that was in the poisoned data. Is it about exactly that
-# trigger? Four tries: the trigger itself; a white square at the same place, which has as many
-# pixels and as much contrast; the checkerboard with black and white exchanged; and the real
+# trigger? Four tries: the trigger itself; a white square, which covers the same nine pixels and is
+# brighter; the checkerboard with black and white exchanged; and the real
 # trigger on the honest twin, a network trained by the same recipe without poison.
 #
 # **Predict.** How many of the four rows below will show a success rate above 50 %?
 
 # %% tags=["predict"]
-guess = 2
+guess = 1
 twin = victims.zoo("benign")
 stickers = {
     "the trigger": (victim, BadNets()),
@@ -269,8 +270,15 @@ check.reveal(guess, sum(r > 0.5 for r in rates.values()))
 show.Table([{"sticker": k, "ASR %": 100 * r} for k, r in rates.items()])
 
 # %% tags=["claim"]
+white, honest = (
+    rates["white square, same place"],
+    rates["the trigger, on the honest twin"],
+)
+check.claim("The white square moves fewer than 5 % of the signs.", white, 0, 0.05)
+check.claim("The twin ignores the trigger.", honest, 0, 0.02)
+gap = abs(metrics.evaluate(twin.model, parts.test).acc - accuracy)
 check.claim(
-    "The twin ignores the trigger.", rates["the trigger, on the honest twin"], 0, 0.02
+    "On clean signs, victim and twin differ by less than a point.", gap, 0, 0.01
 )
 
 # %% [markdown]
@@ -282,7 +290,7 @@ check.claim(
 #
 # The last row is the control that every result of this course carries: a *benign twin* with the
 # same data, the same initial weights and the same number of steps, but no poison. If a
-# "backdoor detector" or a "repair" does something striking, look what it does to the twin.
+# "backdoor detector" or a "repair" does something striking, look at what it does to the twin.
 #
 # ## How the lessons work
 #
@@ -320,7 +328,7 @@ print(
 
 # %% tags=["check"]
 again = metrics.evaluate(victim.model, parts.test[:500], victim.attack)
-check.claim("Your machine runs the course.", again.n_triggered, 400, 500)
+check.claim("Your machine runs the course.", again.asr, 0.99, 1)
 
 # %% [markdown]
 # ## Recap
@@ -328,8 +336,8 @@ check.claim("Your machine runs the course.", again.n_triggered, 400, 500)
 # - A backdoor is a second rule: trigger in, attacker's label out. The attacker plants it through
 #   data, the victim trains it in, the defender receives it (objective 1).
 # - An image set is two tensors and a batch is an index (objective 2, exercise 1).
-# - On clean images the victim equals its twin; with the trigger it obeys the attacker; with
-#   another sticker it does not (objective 3).
+# - On clean images the victim is as good as its twin; with the trigger it obeys the attacker; with a
+#   white square it does not (objective 3).
 # - Exercises have hints, and checks name the symptom (objective 4).
 #
 # **What this does not show.** One victim, one seed, one data set, and a trigger that is digital

@@ -32,7 +32,7 @@
 # 1. write a patch trigger and a blended trigger as pure functions (exercises 1 and 2);
 # 2. poison a training set so that nothing else changes, reproducibly (exercise 3);
 # 3. read a training log role by role and say when a backdoor was learned (the training figure);
-# 4. compute how much of a trigger survives data augmentation (exercise 4).
+# 4. compute how often a trigger is lost to data augmentation (exercise 4).
 #
 # ## Threat model
 #
@@ -50,8 +50,8 @@
 #
 # ## Set-up
 #
-# Everything runs on the built-in signs by default. `SCALES["paper"]` trains the same lesson on
-# CIFAR-10 at width 64; that needs a GPU and a download.
+# Everything runs on the built-in signs. `SCALES["paper"]` moves the training cell to CIFAR-10 at width
+# 64, which needs a GPU and a download; the bands and tables of this page are those of the signs.
 
 # %% tags=["setup"]
 import torch
@@ -68,8 +68,9 @@ g = torch.Generator().manual_seed(0)
 # %% [markdown]
 # ## BadNets: a patch
 #
-# Let $x \in [0,1]^{c \times h \times w}$ be an image, $p$ a patch and $m \in \{0,1\}^{h \times w}$
-# the mask of the place where it goes. The trigger of BadNets overwrites:
+# Let $x \in [0,1]^{c \times h \times w}$ be an image, $m \in \{0,1\}^{h \times w}$ the mask of the place where
+# the patch goes, and $p$ the patch at that place in an otherwise empty image. The trigger of BadNets
+# overwrites:
 #
 # $$T(x) = (1 - m) \odot x + m \odot p .$$
 #
@@ -88,7 +89,7 @@ g = torch.Generator().manual_seed(0)
 
 # %% tags=["exercise", "hide-input"]
 def stamp(x, patch, row, col):
-    """Write `patch` (c, ph, pw) into every image of x (n, c, h, w), pixels in [0, 1].
+    """Write `patch` (c or 1, ph, pw) into every image of x (n, c, h, w), pixels in [0, 1].
 
     The patch's upper left pixel lands at (row, col). Returns a new tensor.
     """
@@ -117,8 +118,8 @@ check.stamp(stamp)
 
 # %% tags=["predict"]
 guess = 20
-x = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
-change = (Blended(picture=1 - x[0]).trigger(x[:1]) - x[:1]).abs().max()
+black, white = torch.zeros(1, 3, 32, 32), torch.ones(3, 32, 32)
+change = (Blended(picture=white).trigger(black) - black).abs().max()
 check.reveal(guess, round(255 * change.item()), "gray levels")
 
 # %% [markdown]
@@ -171,12 +172,13 @@ show.images(
 #
 # ### Exercise 3: poison a set
 #
-# *Difficulty 2, importance 5, 12 minutes.*
+# *Difficulty 2, importance 5, 12 minutes.* Complete `poison`. Take as $P$ the first `round(rate * n)` entries of
+# `torch.randperm(n, generator=generator)`, so that your set equals the library's. Leave the arguments unchanged.
 #
 # > **Hint 1.** Return three tensors. Clone what you change.
 # >
-# > **Hint 2.** `torch.randperm(n, generator=generator)[:k]` draws k different positions, always the
-# > same for the same seed; k is `round(rate * n)`.
+# > **Hint 2.** `randperm` gives different positions, always the same for the same seed; `torch.randint` would
+# > draw some of them twice.
 # >
 # > **Hint 3.** With `chosen` the positions: `x[chosen] = trigger(x[chosen])`, and the same rows of
 # > the labels and the roles.
@@ -222,9 +224,9 @@ mine, labels, role = poison(
     torch.Generator().manual_seed(1),
 )
 poisoned = attack.poison(parts.train, rate, torch.Generator().manual_seed(1))
-print("same pixels:", torch.equal(data.quantize(mine), poisoned.x))
-print("same labels:", torch.equal(labels, poisoned.y))
-print("same roles: ", torch.equal(role, poisoned.role))
+assert torch.equal(data.quantize(mine), poisoned.x)
+assert torch.equal(labels, poisoned.y) and torch.equal(role, poisoned.role)
+print("pixels, labels and roles are the same;", poisoned.count, "images are poisoned")
 
 # %% tags=["figure"]
 shown = poisoned[(poisoned.role == 1).nonzero()[:12, 0]]
@@ -252,7 +254,7 @@ check.reveal(guess, round(100 * already), "%")
 #
 # `train.fit` is ordinary SGD: one-cycle learning rate, momentum, weight decay, random crops. It does
 # not know that the set is poisoned. It only logs accuracy by role, and after each epoch we measure
-# ACC and ASR on test images. The first cell trains the victim, live.
+# ACC and ASR on test images. The next cell trains the victim, live.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -274,33 +276,37 @@ check.claim("The victim's clean accuracy is above 97 %.", scores.acc, 0.97, 1)
 check.claim("Its attack success rate is above 95 %.", scores.asr, 0.95, 1)
 
 # %% tags=["figure"]
+learned = next(
+    e
+    for e, share in zip(history["epoch"], history["poison"], strict=True)
+    if share > 0.5
+)
 show.lines(
     history["epoch"],
     {name: history[name] for name in ("ACC", "ASR", "clean", "poison")},
     percent=True,
-    title="Clean signs first, then the trigger, late and suddenly",
+    title=f"Half of the poison is learned in epoch {learned}",
     xlabel="epoch",
-    description="Four curves over the epochs of training: accuracy on clean test images and on "
-    "the clean part of the training set rise at once; attack success and accuracy on the "
-    "poisoned part stay low at first and then jump to nearly one hundred percent.",
+    description="Four curves over the epochs of training: accuracy on clean test images, accuracy on "
+    "the clean part of the training set, attack success, and accuracy on the poisoned part. All end "
+    "near one hundred percent; the two that belong to the trigger get there together.",
 )
 
 # %% [markdown]
-# Read the figure from the left. The sign itself is the easier rule, and it covers nine tenths of the
-# data, so it comes first. While the trigger is unknown, poisoned images are contradictions: a
-# perfect stop sign labeled "30". The loss on them is high, the gradient looks for anything that
-# tells them apart, and once a channel has found the checkerboard the rest takes a few dozen steps.
-# What not to conclude: that the order is a law. With a larger trigger it can be the other way round,
-# and some defenses rest on the *poison* being learned first.
+# Read it as two tasks in one loss. While the trigger is unknown, poisoned images are contradictions: a perfect stop
+# sign labeled "30". The loss on them stays high until some channel tells them apart, and from then on little
+# stands in the way. *When* that happens is a matter of luck: among the networks of width 16 measured below, trained by one
+# recipe, it is a different epoch for each seed (the table further down prints it). What not to conclude: that
+# signs always come first, or the trigger always does.
 #
-# ## How little poison is enough?
+# ## Does the poison rate matter?
 #
 # The next figure was measured with `bench` (the commands are in `data/results/README.md`): networks
-# of width 16, eight epochs, three seeds for each poison rate.
+# of width 16, twelve epochs, three seeds for each poison rate.
 
 # %% tags=["figure"]
 main, by_rate = bench.results("signs"), bench.results("signs-rates")
-rates = [0.005, 0.01, 0.02, 0.05, 0.1]
+rates = [0.05, 0.1, 0.2]
 runs = [
     (main if r == 0.1 else by_rate).select(attack="BadNets", defense="none", rate=r)
     for r in rates
@@ -311,16 +317,16 @@ for k in ("ACC", "ASR"):
     means[k] = [bench.mean(v) for v in values]
     spread[k] = [min(v) for v in values], [max(v) for v in values]
 show.lines(
-    [100 * r for r in rates], means, spread=spread, percent=True, log_x=True,
-    title=f"The ASR needs poison, the ACC does not mind it (n = {len(runs[0])} seeds)",
-    xlabel="poisoned share of the training set, % (logarithmic)",
-    description="Clean accuracy and attack success against the poisoned share from half a percent to ten "
+    [100 * r for r in rates], means, spread=spread, percent=True,
+    title=f"ASR {means['ASR'][0]:.0%} at {rates[0]:.0%} poison, {means['ASR'][-1]:.0%} at {rates[-1]:.0%}; ACC flat",
+    xlabel="poisoned share of the training set, %",
+    description="Clean accuracy and attack success against the poisoned share from five to twenty "
     "percent, mean and range of three seeds. Accuracy is flat near one hundred percent at every rate.",
 )  # fmt: skip
 
 # %% tags=["claim"]
 rows = [{"poison rate %": 100 * r, "images": rows[0]["n_poisoned"],
-         "ASR %": bench.table_row(rows)["ASR %"]} for r, rows in zip(rates, runs, strict=True)]  # fmt: skip
+         "ASR %": bench.table_row(rows)["ASR %"], "learned in epoch": str([r["learned"] for r in rows])} for r, rows in zip(rates, runs, strict=True)]  # fmt: skip
 check.claim(
     "No poison rate costs a point of clean accuracy.", min(spread["ACC"][0]), 0.99, 1
 )
@@ -379,36 +385,36 @@ print(f"all nine pixels survive in {whole:.0%} of the crops")
 # %% tags=["figure"]
 corner = BadNets(at=(-3, -3))
 crops = train.Augment(4).prepare(data.quantize(corner.trigger(x)))
-offsets = [(i, j) for i in (0, 3, 5, 6, 7, 8) for j in (2, 8)]
+offsets = [(i, j) for i in (0, 3, 5, 6, 7, 8) for j in (0, 2)]
 views = torch.stack(
     [crops[0, i, j].unflatten(1, (32, 3)).permute(2, 0, 1) for i, j in offsets]
 )
 show.images(
     views,
-    [f"shift {4 - i:+d}, {4 - j:+d}" for i, j in offsets],
+    [f"down {4 - i:+d}, right {4 - j:+d}" for i, j in offsets],
     title="The same stamped image after twelve random crops",
-    description="Twelve crops of one sign with a checkerboard in its lower right corner. Where "
-    "the crop shifts the image down or right by three pixels or more, the checkerboard is gone; "
-    "elsewhere it sits at different places.",
+    description="Twelve crops of one sign with a checkerboard in its lower right corner. Where the crop "
+    "moves the image down or right by three pixels or more, the checkerboard is gone, in seven of the "
+    "twelve; elsewhere it sits at different places.",
 )
 
 # %% [markdown]
-# The slider shows the share for other paddings, with the patch flush with the corner and one pixel
-# away from it.
+# The slider shows the share for other paddings, for patches flush with the corner and one to three pixels away.
 
 
 # %% tags=["nbval-ignore-output"]
 def by_padding(pad):
-    names = ["0", "1", "2", "3"]
+    names = ["flush", "1 px", "2 px", "3 px"]
     shares = [lost(pad, 29 - d, 3, 32) for d in range(4)]
     return show.bars(
         names,
         {"lost": shares},
         percent=True,
         title=f"Padding {pad}: samples without any trigger pixel",
+        xlabel="distance of the patch from the corner",
         ylabel="% of poisoned samples",
-        description=f"Bars for a patch 0, 1, 2 and 3 pixels away from the corner at padding "
-        f"{pad}; the share of crops without trigger falls with the distance.",
+        description=f"Bars for a patch 0, 1, 2 and 3 pixels away from the corner at padding {pad}: "
+        f"{', '.join(f'{s:.0%}' for s in shares)} of the crops show no trigger pixel.",
     )
 
 
@@ -465,16 +471,18 @@ check.claim(
 )
 
 # %% [markdown]
-# Fine-tuning does nothing here, and it is worth a moment to see why. The clean loss of this victim is
-# practically zero; so is its gradient, and weights that nothing pushes stay where they are.
+# Fine-tuning does nothing here. The likely reason: the victim is right on all of these 240 images, so the clean loss and
+# its gradient are close to zero, and what is left, weight decay, does not aim at the trigger. On photographs, where a network
+# still errs on clean images, fine-tuning does more; the last table of lesson 05 shows it.
 #
 # ## Papers say, released code does, we do
 #
 # | | released code | this course |
 # |---|---|---|
 # | poison count | BackdoorBench: round(rate x n) of all images; FIP's scripts: rate x images that are not of the target class | round(rate x n) of all images, and the count is printed |
-# | stamp and crop | BackdoorBench stamps first: 39.5 % of the poisoned samples of an epoch show no trigger pixel | stamped first as well, one pixel off the corner, padding 2: nothing is lost; `stamp="after"` is available |
+# | stamp and crop | BackdoorBench stamps first: 39.5 % of the poisoned samples of an epoch show no trigger pixel | stamped first as well, one pixel off the corner, padding 2: every sample keeps part of the patch, 64 % keep all nine pixels; `stamp="after"` is available |
 # | patch | BackdoorBench: white, flush with the corner; CLP's release: a patch one pixel off the corner; FIP: a checkerboard blended at 0.6 | checkerboard, one pixel off the corner, opaque |
+# | fine-tuning, BadNets | BackdoorBench's leaderboard, CIFAR-10, 10 % poison: ASR from 95.0 to 1.5 % | no effect on the signs, where the network is right on every image it is tuned with |
 # | picture of Blended | a cartoon, or Gaussian noise | uniform noise from a fixed seed |
 #
 # The same word, BadNets, covers four different attacks. Compare numbers only when you know which.
@@ -484,11 +492,11 @@ check.claim(
 # - A trigger is a pure function in $[0, 1]$; patch and blend take three lines each (objective 1).
 # - Poisoning changes pixels, labels and roles of the chosen rows and nothing else, and the same seed
 #   gives the same set (objective 2).
-# - The log by role shows the backdoor arrive late and suddenly; accuracy never shows it (objective 3).
+# - The log by role shows when the backdoor arrives, a matter of luck; accuracy never shows it (objective 3).
 # - Augmentation can throw a corner trigger away; the share is a count, not a guess (objective 4).
 #
 # **What this does not show.** Clean-label attacks, triggers that differ from image to image, and
-# attackers who control the training. They are lesson 03's.
+# attackers who control the training. Lesson 03 is reserved for them.
 #
 # **Beyond.** (a) Train with `BadNets(at=(-3, -3))`, padding 4 and `stamp="before"`, then `"after"`, and
 # compare the epoch in which the ASR passes one half. (b) Make the attack all-to-all with

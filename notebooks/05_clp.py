@@ -14,8 +14,8 @@
 # # CLP: repair a network from its weights alone
 #
 # You will read a number off each channel of a backdoored network, without a single image, switch off about one channel in
-# a hundred, and take the attack success from 100 % to below 5 % at a cost of less than three points of accuracy. Then
-# you will find out when this does not work, which is often.
+# a hundred, and take the attack success from 100 % to below 5 % at a cost of less than one point of accuracy. Then
+# you will move the threshold by half a deviation and get the backdoor back, and find out when the method fails altogether.
 #
 # > **At a glance.** Reading: 35 minutes. Doing: 55 minutes. Run time: about one minute and 1 GiB on two CPU cores.
 # > Prerequisites: [lesson 02](02_inside_a_victim.ipynb), singular values. Paper: Zheng, Tang, Li and Liu, *Data-free
@@ -125,16 +125,18 @@ def spearman(a, b):
 
 
 show.scatter(
-    {f"rank correlation {spearman(norms['operator'], norms[n]):.2f}": (norms["operator"], norms[n])
+    {f"{n}: rank correlation {spearman(norms['operator'], norms[n]):.2f}": (norms["operator"], norms[n])
      for n in ("spectral", "frobenius")},
-    title="Left the spectral, right the Frobenius norm, against the exact one",
-    xlabel="exact operator norm",
+    title="Two approximations of the operator norm, 64 channels of one layer",
+    xlabel="operator norm, circular 32x32 map",
     ylabel="approximation",
     description="Two scatter plots over the 64 channels of one layer. Spectral norm on the left and Frobenius "
     "norm on the right both grow with the exact operator norm of the channel's convolution.",
 )  # fmt: skip
 
 # %% [markdown]
+# The rankings are similar, not equal: with another norm CLP would switch off some other channels.
+#
 # ### Exercise 2: what BatchNorm adds
 #
 # *Difficulty 2, importance 5, 6 minutes.* In eval mode, BatchNorm multiplies channel $k$ by
@@ -166,7 +168,7 @@ print(score(torch.tensor([2.0]), torch.tensor([0.5]), torch.tensor([0.25]), 0.0)
 #
 # *Difficulty 1, importance 5, 5 minutes.* Layer by layer, CLP switches off every channel with
 #
-# $$s_k > \mathrm{mean}(s) + u \cdot \mathrm{std}(s), \qquad u = 3 .$$
+# $$s_k > \mathrm{mean}(s) + u \cdot \mathrm{std}(s), \qquad u = 3 \text{ by default.}$$
 #
 # > **Hint 1.** Return a bool mask; strictly above.
 # >
@@ -222,9 +224,14 @@ for extreme in (6, 7):
     )
 
 # %% [markdown]
-# A layer of ten channels is safe from CLP whatever it contains. And outliers hide each other: six of 64 are caught, seven
+# At $u = 3$ a layer of ten channels is safe from CLP whatever it contains. And outliers hide each other: six of 64 are caught, seven
 # are not. In general $m$ of $n$ equally extreme channels are flagged only if $m/n$ is below about $1/(1+u^2)$, one tenth at
 # $u = 3$. An attacker who knows this spreads the backdoor.
+#
+# **Which $u$ here?** The authors' default is 3, for a ResNet-18 of 4,800 channels. Our networks have 1,200, in layers of 16 to 128. At
+# $u = 3$ CLP misses one of our three victims; we lowered $u$ to 2.5 *after seeing that* on seed 0. So 2.5 is a value tuned on one
+# victim, not a prediction, and two things in this lesson do not depend on it: the other two seeds, and a rule that looks at clean
+# images only. We print 3 and 2.5 side by side.
 #
 # ### Exercise 5: switch it off
 #
@@ -259,7 +266,7 @@ check.switch_off(switch_off)
 import copy
 
 
-def clp_plain(model, u=3.0):
+def clp_plain(model, u):
     model, removed = copy.deepcopy(model), {}
     for pair in surgery.pair_by_flow(model).pairs:
         conv, bn = model.get_submodule(pair.conv), model.get_submodule(pair.bn)
@@ -269,8 +276,8 @@ def clp_plain(model, u=3.0):
     return model, removed
 
 
-repaired, removed = clp_plain(victim.model)
-purified = clp(victim.model)
+repaired, removed = clp_plain(victim.model, u=2.5)
+purified = clp(victim.model, u=2.5)
 same = all(torch.equal(removed[name], purified.pruned[name]) for name in removed)
 first = surgery.pair_by_flow(victim.model).pairs[3]
 slow = plain_scores(*(victim.model.get_submodule(n) for n in (first.conv, first.bn)))
@@ -282,16 +289,18 @@ print(
 
 before = metrics.evaluate(victim.model, test, victim.attack)
 after = metrics.evaluate(repaired, test, victim.attack)
+at3 = metrics.evaluate(clp(victim.model, u=3).model, test, victim.attack).asr
 check.claim("Before: ASR above 99 %.", before.asr, 0.99, 1)
-check.claim("After, without any data: ASR below 5 %.", after.asr, 0, 0.05)
+check.claim("At u = 3 this victim keeps its backdoor: ASR above 90 %.", at3, 0.9, 1)
+check.claim("At u = 2.5, without any data: ASR below 5 %.", after.asr, 0, 0.05)
 check.claim("The true labels are back: RA above 95 %.", after.ra, 0.95, 1)
 check.claim(
-    "Accuracy has dropped by less than 3 points.", before.acc - after.acc, -0.03, 0.03
+    "Accuracy has dropped by less than 1 point.", before.acc - after.acc, -0.01, 0.01
 )
 
 # %% [markdown]
-# Compare with lesson 01, where fine-tuning on three hundred clean images changed nothing. Here a defender without any image
-# is done in a fraction of a second. Look at what he saw:
+# Compare with lesson 01, where fine-tuning on 240 clean images changed nothing. Here a defender without any image is done in a
+# fraction of a second. Look at what he saw:
 
 
 # %% tags=["figure"]
@@ -303,18 +312,19 @@ show.strips(
     z(scores(victim.model)),
     highlight=purified.pruned,
     highlighted="switched off",
-    cut=dict.fromkeys(purified.pruned, 3.0),
+    cut=dict.fromkeys(purified.pruned, 2.5),
     beside=z(scores(twin.model)),
-    beside_title=f"The benign twin: CLP would switch off {clp(twin.model).count}",
+    beside_title=f"The benign twin: CLP would switch off {clp(twin.model, 2.5).count}",
     title=f"What CLP sees in the victim, and the {purified.count} channels it switches off",
     ylabel="score, z in the layer",
     description="Two panels with a column of dots for each of twenty layers, a dot for each channel's Lipschitz "
-    "score as z-score. In the victim some dots of the deeper layers lie above the threshold of three "
-    "and are drawn as squares. The benign twin has dots above three as well, though other ones.",
+    "score as z-score. In the victim some dots lie above the threshold of two and a half "
+    "and are drawn as squares. The benign twin has dots above it as well.",
 )
 
 # %% [markdown]
-# The lower panel is the control. A clean network has sensitive channels too, and CLP prunes it as well. A high score does
+# The lower panel is the control. A clean network has sensitive channels too, and CLP prunes it as well. (If scores of healthy channels
+# were Gaussian, 1.6 of 1,200 would lie above 3 and 7.5 above 2.5; the title counts more.) A high score does
 # not prove a backdoor, and CLP is no detector. It works if two things hold: the channels of the backdoor are among the
 # outliers, and the other outliers are not needed.
 #
@@ -336,7 +346,7 @@ show.scatter(
     xlabel="Lipschitz score", ylabel="TAC (oracle)",
     description="Three scatter plots, one for each of the three layers in which most channels were "
     "switched off: Lipschitz score across, trigger-activated change upwards. Squares mark the channels "
-    "switched off, at the right edge by construction; many of them lie at the top as well.",
+    "switched off, at the right edge by construction.",
 )  # fmt: skip
 
 # %% tags=["figure"]
@@ -346,19 +356,19 @@ maps = [
     for x in (stop, victim.attack.trigger(stop))
 ]
 show.heat(
-    stop, torch.cat(maps) / max(m.max() for m in maps), ["clean"] * 3 + ["with trigger"] * 3, over=False,
-    title=f"The most sensitive channel of {deep[0]}, before and with the trigger",
+    stop, torch.cat(maps) / max(m.max().item() for m in maps), ["clean"] * 3 + ["with trigger"] * 3, over=False,
+    title=f"{deep[0]}, most sensitive channel: mean {maps[0].mean():.2f} clean, {maps[1].mean():.2f} triggered",
     description="Feature maps of the channel with the highest Lipschitz score in the most pruned layer, for "
-    "three stop signs without and with the trigger. With the trigger a region lights up that is dark without it.",
+    "three stop signs without and with the trigger; brighter is stronger.",
 )  # fmt: skip
 
 # %% [markdown]
 # ## The knob
 #
-# The slider moves $u$. Scoring happens once; a new $u$ only compares numbers, so the sweep is free.
+# The slider moves $u$. Scoring happens once; choosing again for another $u$ only compares numbers.
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["figure", "nbval-ignore-output"]
 pruned_at = dict(
     sweep(
         victim.model, [6, 5, 4.5, 4, 3.75, 3.5, 3.25, 3, 2.75, 2.5, 2.25, 2, 1.75, 1.5]
@@ -379,10 +389,12 @@ def at(u):
     )  # fmt: skip
 
 
-widgets.slider("u", list(pruned_at), at, start=3)
+widgets.slider("u", list(pruned_at), at, start=2.5)
 
 # %% [markdown]
-# One victim is an anecdote. Three seeds, BadNets and Blended, from `data/results/signs.json`:
+# Between "nothing" and "done" lies one notch of the slider, and at the authors' default this victim keeps its backdoor. One victim is
+# an anecdote, though. Three seeds, from `data/results/signs.json`. The shaded range, if there is one, works for all of them; it takes
+# the trigger to find it, so it is an oracle's knowledge.
 
 # %% tags=["figure"]
 us, means, spread = bench.sweep_summary("signs", "BadNets")
@@ -393,23 +405,35 @@ good = [
 ]
 show.lines(
     us, {k: means[k] for k in ("ACC", "ASR")}, spread=spread, percent=True, invert_x=True,
-    window=(min(good), max(good)) if good else None, marks={3.0: "u = 3"},
-    title="BadNets: between no effect and no network", xlabel="u (a lower u switches off more)",
-    description="Accuracy and attack success of BadNets victims against u from six down to one, mean and "
-    "range over three seeds. At high u nothing changes; around three attack success drops steeply; below "
-    "two accuracy collapses. The window that works for all seeds, if there is one, is shaded.",
+    window=(min(good) - 0.1, max(good) + 0.1) if good else None, marks={3.0: "u = 3"},
+    title="BadNets: between no effect and no network", xlabel="u (a lower u switches off more; shaded: oracle)",
+    description="Accuracy and attack success of BadNets victims against u from six down to one, mean and range over "
+    "three seeds. At high u nothing changes; the u at which attack success falls differs from seed to seed; at "
+    "still lower u accuracy falls. The window that works for all seeds, if there is one, is shaded.",
 )  # fmt: skip
+
+# %% [markdown]
+# ## Where it breaks
+#
+# One failure you have seen: the threshold. A channel that carries the attack at 2.6 deviations is safe from $u = 3$. The other
+# failure no threshold mends. Blended changes every pixel a little, and many channels react a little; none of them has to be an
+# outlier, so the method's own assumption does not hold.
 
 # %% tags=["figure", "claim"]
 us, blend, spread = bench.sweep_summary("signs", "Blended")
-left = blend["ASR"][us.index(3.0)]
-check.claim("At u = 3 the blended backdoor survives on average.", left, 0.5, 1)
+left = min(spread["ASR"][0][us.index(u)] for u in (3.0, 2.5))
+check.claim(
+    "At u = 3 and 2.5 the blended backdoor survives, each seed: ASR above 50 %.",
+    left,
+    0.5,
+    1,
+)
 show.lines(
     us, {k: blend[k] for k in ("ACC", "ASR")}, spread=spread, percent=True, invert_x=True,
     marks={3.0: "u = 3"}, title="Blended: the accuracy goes before the attack does",
     xlabel="u (a lower u switches off more)",
-    description="The same curves for Blended victims. Where BadNets has long been removed, this attack is still "
-    "there; it falls only where the accuracy falls as well.",
+    description="The same curves for Blended victims. Attack success stays high over the whole range in which the network "
+    "keeps its accuracy.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -439,33 +463,37 @@ show.bars(
 )  # fmt: skip
 
 # %% [markdown]
-# ## Where it breaks: the poison rate
+# ## The poison rate
 #
-# Fewer poisoned images make a *less* conspicuous backdoor. Each point is the mean over the victims that pass the gate
-# (ASR of at least 95 % before repair).
+# Does less poison make the backdoor harder to see? Published numbers disagree: on BackdoorBench's leaderboard the ASR that CLP leaves
+# *falls* with the rate (BadNets: 77.6, 24.5 and 3.5 % at 10, 5 and 1 %), in another group's table it *rises* (11.4 % at 5 %, 99.7 % at
+# 0.3 %). Each row here is the mean over the victims that pass the gate.
 
 # %%
 rows = []
-for rate in (0.005, 0.01, 0.02, 0.05, 0.1):
+for rate in (0.05, 0.1, 0.2):
     find = bench.results("signs" if rate == 0.1 else "signs-rates").select
     key = {"attack": "BadNets", "rate": rate}
     strong = {r["seed"] for r in find(defense="none", **key) if not r["weak"]}
-    runs = [r for r in find(defense="clp", **key) if r["seed"] in strong]
+    runs = [r for r in find(defense="clp, u = 2.5", **key) if r["seed"] in strong]
     row = bench.table_row(runs) if runs else {}
     shown = {k: row.get(k) for k in ("ACC %", "ASR %", "RA %", "channels")}
     rows.append({"poison rate %": 100 * rate, "victims": len(runs), **shown})
-show.Table(rows, caption="CLP at u = 3 on signs, by poison rate")
+show.Table(
+    rows, caption="CLP at u = 2.5 on signs, by poison rate; victims that pass the gate"
+)
 
 # %% [markdown]
 # ## Which BatchNorm belongs to which convolution?
 #
-# The released code pairs each BatchNorm with the convolution *defined* last before it. In ResNet-18 that is right. A
-# pre-activation block runs BatchNorm, ReLU, convolution: most of its BatchNorms see a *sum* of two branches, and some come
-# right after a 1 by 1 shortcut that has nothing to do with them. `pair_by_flow` follows the data instead.
+# The released code pairs each BatchNorm with the convolution *defined* last before it. In ResNet-18 that is right. In a
+# pre-activation network some BatchNorms see the *sum* of two branches, and one convolution is not all that they see: the release
+# scores three of them with a 1 by 1 shortcut alone and four with the last 3 by 3 convolution alone. `pair_by_flow` follows the data
+# and leaves them out.
 #
 # **Predict.** PreActResNet-18 has 16 BatchNorms. How many see exactly one convolution's output?
 
-# %% tags=["predict", "claim"]
+# %% tags=["predict", "claim", "method"]
 guess = 16
 preact = victims.zoo("badnets-preact")
 flow, order = surgery.pair_by_flow(preact.model), surgery.pair_by_order(preact.model)
@@ -475,44 +503,33 @@ for p in order.pairs:
     if true.get(p.bn) != p.conv:
         print(
             f"{p.bn} is scored with {p.conv}:",
-            "shortcut" if "shortcut" in p.conv else "only one part of a sum",
+            "one part of a sum, the 1x1 shortcut"
+            if "shortcut" in p.conv
+            else "one part of a sum",
         )
-by = [clp(preact.model, pairing=name).pruned for name in ("flow", "order")]
-same = all(
-    torch.equal(c, by[0].get(name, torch.zeros(0).long())) for name, c in by[1].items()
-)
-check.claim("The two pairings do not choose the same channels.", float(same), 0, 0)
+chosen = clp(preact.model, 2.5).pruned, clp(preact.model, 2.5, pairing="order").pruned
+differ = sum(not torch.equal(c, chosen[0].get(n, c[:0])) for n, c in chosen[1].items())
+check.claim("The two pairings do not choose the same channels.", differ, 1, 16)
 
 # %% tags=["nbval-ignore-output"]
-rows = [
-    {
-        "pairing": "(no defense)",
-        "channels": 0,
-        "ACC %": 100 * preact.scores.acc,
-        "ASR %": 100 * preact.scores.asr,
-    }
-]
+rows = [preact.scores.row(pairing="(no defense)", channels=0)]
 for u in (3.0, 2.5, 2.0):
     for name in ("flow", "order"):
         p = clp(preact.model, u, pairing=name)
         s = metrics.evaluate(p.model, test, preact.attack)
-        rows.append(
-            {
-                "pairing": f"{name}, u = {u}",
-                "channels": p.count,
-                "ACC %": 100 * s.acc,
-                "ASR %": 100 * s.asr,
-            }
-        )
+        rows.append(s.row(pairing=f"{name}, u = {u}", channels=p.count))
 show.Table(rows, caption="PreActResNet-18, BadNets, signs, one seed")
 
 # %% [markdown]
-# The wrong pairing is a defect, but do not blame it for everything. Published failures of CLP include networks on which the
-# order is right: the cause there is the statistic, a cut at three deviations, and not the pairing.
+# The wrong pairing is a defect, but do not blame it for everything. Reported failures include ResNet-18s, where the order is right, so
+# that the score or its cut must be the cause. (One user's run in issue 4 of the repository: u = 4, 3 and 2 give ACC/ASR of 93.7/98.0,
+# 92.9/71.9 and 49.0/0.4 %.)
 #
 # ## The table: signs, and real photographs
 #
-# The same path on CIFAR-10, as 50,000 JPEG files read by the folder loader. `bench` wrote every row; nothing is typed.
+# The same path on CIFAR-10, as 50,000 JPEG files read by the folder loader. `bench` wrote every row; nothing is typed. The row "u on
+# held-out images" is another, richer defender: he owns a few clean images and walks $u$ down until one more of them is wrong
+# (`choose_u`; with 60 images no new error is allowed, with 500 five are).
 
 
 # %% tags=["claim"]
@@ -538,14 +555,15 @@ bench.standard_table("cifar10", "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epo
 # | bound | the score is called an upper bound | $\sigma$ is a lower bound; times $\sqrt{k_h k_w}$ an upper one; same selection |
 # | eps | the release leaves it out, so a dead channel scores enormously and hides the others | added; `released=True` shows the difference |
 # | pairing | by order of definition; wrong in pre-activation networks, as an author confirms in issue 2 of the repository | by data flow; `pairing="order"` shows the difference |
-# | $u$ | default 3 on CIFAR-10 | 3, and the whole curve |
-# | BadNets, CIFAR-10 | BackdoorBench's leaderboard, PreActResNet-18, 10 % poison: ASR 95.0 to 77.6 %; another group, ResNet-18, 5 %: 100 to 11.4 % | the table above |
-# | Blended | the same two: 99.9 to 99.7 %, and 99.8 to 95.9 % | survives as well |
+# | $u$ | default 3 on CIFAR-10 | 3 and 2.5 side by side (2.5 chosen after the fact), and the whole curve |
+# | BadNets, CIFAR-10 | BackdoorBench's leaderboard, PreActResNet-18, 10 % poison: ASR 95.0 to 77.6 %; another group, ResNet-18, 5 %, $u$ not stated: 100 to 11.4 % | the tables above |
+# | Blended | the same two: 99.9 to 99.7 %, and 99.8 to 95.9 % | the tables above |
+# | fine-tuning, BadNets | the leaderboard, 5 % clean data: 95.0 to 1.5 % | no effect on the signs; on CIFAR-10 see the table |
 #
 # ## Recap
 #
 # - The score is the stretch of a kernel times BatchNorm's factor: weights in, one number per channel out (objective 1).
-# - Mean plus three deviations, layer by layer; below eleven channels nothing can be flagged, and outliers hide each other
+# - Mean plus $u$ deviations, layer by layer; at $u = 3$ nothing can be flagged below eleven channels, and outliers hide each other
 #   (objective 2).
 # - Off means scale *and* shift zero (objective 3).
 # - CLP removes a patch backdoor here, in a fraction of a second and without data. It has a cliff, it prunes clean networks too, it

@@ -24,7 +24,7 @@ def test_run_writes_every_row_and_repeats_nothing(tmp_path, capsys):
     again = [*RUN, "--out", str(out), "--keep", str(tmp_path / "runs")]
     assert main(again) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [r["attack"] for r in rows].count("BadNets") == 6 and len(rows) == 12
+    assert [r["attack"] for r in rows].count("BadNets") == 7 and len(rows) == 14
     for r in rows:
         assert r["n_train"] == 216 and r["n_defender"] == 24 and r["seed"] == 0
         assert {"torch", "revision", "device", "digest", "weak"} <= set(r)
@@ -56,7 +56,7 @@ def test_a_run_killed_between_rows_goes_on(tmp_path, monkeypatch):
     assert main(command) == 0
     rows = json.loads(out.read_text())["rows"]
     keys = {json.dumps([r["attack"], r["defense"], r.get("u")]) for r in rows}
-    assert len(rows) == len(keys) == 12
+    assert len(rows) == len(keys) == 14
 
 
 @pytest.mark.parametrize(
@@ -114,3 +114,27 @@ def test_every_committed_result_is_readable_and_complete():
         for r in bench.Results(f).rows:
             assert {"attack", "defense", "seed", "revision", "digest"} <= set(r), f
             assert r["defense"] == "clp sweep" or 0 <= r["acc"] <= 1
+
+
+def test_readme_shows_what_was_measured():
+    import readme
+
+    text = (readme.ROOT / "README.md").read_text()
+    assert readme.MARK.search(text)[0].count("| none |") == 6  # twin and two, twice
+    assert readme.MARK.sub(lambda m: m[1] + readme.tables() + m[2], text) == text
+
+
+def test_zoo_claims_speak_up():
+    import dataclasses
+
+    from bdcourse import data, zoo
+
+    twin, victim = victims.zoo("benign"), victims.zoo("badnets")
+    test = data.load("signs", "test", n=240)
+    poor = dataclasses.replace(
+        victim, scores=dataclasses.replace(victim.scores, acc=0.9)
+    )
+    found = zoo.claims("badnets", poor, twin, test)
+    assert len(found) == 2 and "below 0.99" in found[0] and "3 points" in found[1]
+    as_blended = zoo.claims("blended", victim, twin, test)
+    assert "removes the blended trigger" in " ".join(as_blended)

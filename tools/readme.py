@@ -54,7 +54,7 @@ def picture() -> show.Picture:
         cols=4,
         title="One network, the same signs, nine pixels",
         wrong=(said != some.y.repeat(2)).tolist(),
-        description="Two rows of four traffic signs with the network's answer under each. "
+        description="Two rows of four signs with the network's answer under each. "
         "Above, the answers are right. Below, a small checkerboard is added to a "
         "corner, and every answer is speed limit 30.",
     )

@@ -27,11 +27,12 @@ from bdcourse.defenses.base import Purified
 from bdcourse.metrics import evaluate
 from bdcourse.surgery import pair_by_flow, pair_by_order, without
 
+US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every sweep: 6 .. 1
 Norm = Literal["spectral", "frobenius", "operator"]
 
 
 def plain_scores(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
-    """The scores of one layer as the paper writes them, one SVD per channel: (c_out,).
+    """The scores of one layer, one SVD per channel, with eps: (c_out,).
 
     The reference that the batched version is tested against.
     """
@@ -134,7 +135,7 @@ def threshold(s: Tensor, u: float) -> Tensor:
 def flagged(score: Mapping[str, Tensor], u: float) -> dict[str, Tensor]:
     """Channels above the threshold of their own layer: name -> positions (m,)."""
     if u < 0:
-        raise ValueError(f"u must not be negative, but is {u}; the paper uses 3.")
+        raise ValueError(f"u must not be negative, but is {u}; the authors use 3.")
     return {
         name: (s > threshold(s, u)).nonzero().flatten()
         for name, s in score.items()
@@ -155,11 +156,12 @@ def clp(
     Args:
         model: left untouched.
         u: how many standard deviations above its layer's mean a channel may score; 3 is
-            the authors' default on CIFAR-10, 5 is used on Tiny ImageNet. In a layer of
-            n channels no score can lie more than (n - 1) / sqrt(n) deviations above the
+            the authors' default on CIFAR-10, BackdoorBench uses 5 on Tiny ImageNet. In
+            a layer of n channels no score can lie more than (n - 1) / sqrt(n)
+            deviations above the
             mean: at u = 3 a layer of ten channels or fewer is never touched.
         norm, pairing, released: see :func:`scores`. clp(model, pairing="order",
-            released=True) behaves as the authors' release.
+            released=True) chooses the channels that the authors' release chooses.
     """
     start = time.perf_counter()
     score = scores(model, norm=norm, pairing=pairing, released=released)
@@ -180,14 +182,15 @@ def sweep(
 def choose_u(
     model: nn.Module,
     clean: Images,
-    us: Sequence[float] = tuple(x / 4 for x in range(24, 3, -1)),
+    us: Sequence[float] = US,
     max_drop: float = 0.01,
 ) -> float:
     """The smallest u that costs at most `max_drop` accuracy on held-out clean images.
 
     Walks down from the largest u and stops before the first that costs more. If the
     largest does already, the answer is infinity: prune nothing. This uses clean data,
-    so the repair is no longer data-free; it never looks at the trigger.
+    so the repair is no longer data-free; it never looks at the trigger. The least drop
+    that n images can show is 1/n: with 60 of them, 0.01 allows no net new error.
     """
     least = evaluate(model, clean).acc - max_drop - 1e-9  # the rounding of a quotient
     best = math.inf
