@@ -14,7 +14,7 @@
 # # Inside a victim: measure it, then open it
 #
 # You will compute the three numbers that every table of this field rests on, catch three ways in which
-# they go wrong in print, and then open a victim: switching off at most 60 of its 1,200 channels, if they are the right
+# they go wrong in print, and then open a victim: switching off at most ten of its 1,200 channels, if they are the right
 # ones, brings the attack success from 100 % to below 10 %.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 55 minutes. Run time: about one minute and 1 GiB on
@@ -175,7 +175,7 @@ shares, broken = [0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4], []
 for share in shares:
     like = {name: torch.zeros(round(share * n)) for name, n in width.items()}
     repaired = [defenses.prune_random(victim.model, like, g).model for _ in range(3)]
-    draws = [metrics.evaluate(m, test[:400], attack) for m in repaired]
+    draws = [metrics.evaluate(m, test[:300], attack) for m in repaired]
     broken.append(
         {k: [getattr(s, k.lower()) for s in draws] for k in ("ACC", "ASR", "RA")}
     )
@@ -268,7 +268,7 @@ check.tac(tac)
 # of each channel in its layer: how many standard deviations it lies above its layer's mean.
 
 # %% tags=["method"]
-sample = test[:500]
+sample = test[:300]
 layer = "layer4.0.bn2"
 maps = [activations.outputs(victim.model, x, [layer])[layer]
         for x in (sample.pixels(), attack.trigger(sample.pixels()))]  # fmt: skip
@@ -325,7 +325,7 @@ def top(values, k):
     return {name: torch.tensor(i) for name, i in chosen.items()}
 
 
-counts = [0, 2, 5, 10, 20, 30, 40, 60]
+counts = [0, 2, 5, 10, 20, 40, 60]
 curves = {}
 for name, v in (("BadNets", victim), ("Blended", blended)):
     scored = activations.tac(v.model, sample, v.attack)
@@ -333,7 +333,7 @@ for name, v in (("BadNets", victim), ("Blended", blended)):
         oracle = surgery.without(v.model, top(scored, k))
         random = defenses.prune_random(v.model, top(scored, k), g).model
         curves[name, k] = [
-            metrics.evaluate(m, test[:1000], v.attack) for m in (oracle, random)
+            metrics.evaluate(m, test[:400], v.attack) for m in (oracle, random)
         ]
 
 # %% tags=["figure"]
@@ -348,7 +348,7 @@ show.lines(
     },
     percent=True,
     ylabel="ASR, %",
-    title=f"With {few} channels off by TAC the ASR is below 10 %; random ones do nothing",
+    title=f"{few} channels off by TAC end the attack, 60 random ones do not",
     xlabel="channels switched off, of 1,200",
     description="Attack success against the number of channels switched off. With the highest reacting "
     "channels removed, the BadNets curve falls steeply; with as many random channels of the same "
@@ -356,14 +356,18 @@ show.lines(
 )
 
 # %% tags=["claim"]
-best = min(curves["BadNets", k][0].asr for k in counts)
+best = min(curves["BadNets", k][0].asr for k in counts if k <= 10)
 check.claim(
-    "Oracle pruning of at most 60 channels brings the ASR below 10 %.", best, 0, 0.1
+    "Oracle pruning of at most 10 channels brings the ASR below 10 %.", best, 0, 0.1
 )
 kept = min(curves["BadNets", k][1].asr for k in counts)
 check.claim("As many random channels leave it above 80 %.", kept, 0.8, 1)
 
 # %% [markdown]
+# Look back at the figure of TAC: the channels that stand apart most lie in the *first* layers. They are the detector of the
+# checkerboard, and without it nothing behind them ever hears of the trigger. That the deep layers react as well is its consequence.
+# Blended has no such bottleneck; it takes dozens of channels, and accuracy goes with them.
+#
 # The slider goes through the same numbers. Watch RA, not only ASR: where the trigger is really gone, the true labels come back.
 
 
@@ -479,7 +483,7 @@ after = {
 after |= {"fine-tuning": tuned, "(benign twin)": twin.model}
 rows = []
 for name, model in after.items():
-    s = metrics.evaluate(model, test, attack)
+    s = metrics.evaluate(model, test[:1000], attack)
     rows.append({**s.row(defense=name), "DER %": 100 * metrics.der(scores, s)})
 show.Table(rows, caption=f"BadNets, signs, width 16, one seed; {s.n_clean} clean, {s.n_triggered} triggered")  # fmt: skip
 
