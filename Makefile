@@ -104,9 +104,8 @@ BENCH = $(PY) -m bdcourse bench --out data/results
 results: $(READY)
 	$(BENCH)/signs.json --seeds 0 1 2
 	for rate in 0.05 0.2; do \
-	  $(BENCH)/signs-rates.json --seeds 0 1 2 --attacks BadNets --rate $$rate || exit; \
+	  $(BENCH)/signs-rates.json --seeds 0 --attacks BadNets --rate $$rate || exit; \
 	done
-	$(BENCH)/signs-steps.json --seeds 0 1 2 --attacks BadNets --batch 256
 	$(PY) tools/readme.py
 
 bench-train: $(READY)

@@ -243,7 +243,7 @@ def lines(
             ax.axvline(at, color=QUIET, lw=1, ls=":")
             ax.annotate(
                 word,
-                (at, 1),
+                (at, 0.5),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, -3),
                 textcoords="offset points",
