@@ -433,23 +433,27 @@ show.lines(
 #
 # One failure you have seen: the threshold. A channel that carries the attack at 2.6 deviations is safe from $u = 3$. The other
 # failure no threshold mends. Blended changes every pixel a little, and many channels react a little; none of them has to be an
-# outlier, so the method's own assumption does not hold.
+# outlier, so the method's own assumption does not hold. Read the three curves together. On average over seeds the ASR does fall before
+# the accuracy does, and a table without RA would call that a repair. But the true labels do not come back: what was "30" is now mostly
+# some third sign.
 
 # %% tags=["figure", "claim"]
 us, blend, spread = bench.sweep_summary("signs", "Blended")
-left = min(spread["ASR"][0][us.index(u)] for u in (3.0, 2.5))
+curves = bench.results("signs").select(attack="Blended", defense="clp sweep")
+best = max(p["ra"] for r in curves for p in r["curve"] if p["acc"] > 0.95)
 check.claim(
-    "At u = 3 and 2.5 the blended backdoor survives, each seed: ASR above 50 %.",
-    left,
+    "No u that keeps 95 % accuracy brings half of the labels back, on any seed.",
+    best,
+    0,
     0.5,
-    1,
 )
 show.lines(
-    us, {k: blend[k] for k in ("ACC", "ASR")}, spread=spread, percent=True, invert_x=True,
-    marks={3.0: "u = 3"}, title="Blended: the accuracy goes before the attack does",
+    us, blend, spread=spread, percent=True, invert_x=True, marks={3.0: "u = 3"},
+    title=f"Blended: whatever the ASR does, RA stays below {best:.0%} while ACC is above 95 %",
     xlabel="u (a lower u switches off more)",
-    description="The same curves for Blended victims. Attack success stays high over the whole range in which the network "
-    "keeps its accuracy.",
+    description="Accuracy, attack success and recovered accuracy of Blended victims against u, mean and range over three "
+    "seeds. Attack success falls at a u that differs widely from seed to seed, recovered accuracy stays low "
+    "throughout, and accuracy falls below u of two.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -555,10 +559,20 @@ bench.standard_table(
     "signs", "Signs, ResNet-18 of width 16; mean ± half range of seeds"
 )
 
-# %%
+# %% tags=["claim"]
+photos = bench.results("cifar10").select(attack="BadNets", defense="clp, u = 2.5")
+left = max(r["asr"] for r in photos)
+check.claim(
+    "u = 2.5, fixed on the signs, leaves BadNets below 10 % on CIFAR-10.", left, 0, 0.1
+)
 bench.standard_table("cifar10", "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epochs")
 
 # %% [markdown]
+# What to see in the second table: the threshold that was tuned on one sign victim works on photographs it was not tuned on, at a cost of
+# about a point, while the default does nothing and the careful held-out rule stops too early, since it may not lose a point. On
+# Blended, CLP lowers the ASR only together with the accuracy. And fine-tuning, powerless on the signs, does something here, at a price
+# in accuracy. What not to conclude: that 2.5 is the right $u$. One seed, one width, short training.
+#
 # ## Papers say, released code does, we measure
 #
 # | | paper or released code | here |
@@ -578,7 +592,7 @@ bench.standard_table("cifar10", "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epo
 #   (objective 2).
 # - Off means scale *and* shift zero (objective 3).
 # - CLP removes a patch backdoor here, in a fraction of a second and without data. It has a cliff, it prunes clean networks too, it
-#   does not remove Blended, and it needs the right pairing (objective 4).
+#   does not bring the labels of a Blended victim back, and it needs the right pairing (objective 4).
 #
 # **What this does not show.** Small networks on drawn signs. A width of 64 has other layers and other arithmetic; the CIFAR-10
 # table above says what happened on photographs at width 16, and only that.
