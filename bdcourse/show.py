@@ -38,8 +38,8 @@ MEANING = {
     "ACC": (CLEAN, "-", "o"),
     "ASR": (TRIGGERED, "--", "s"),
     "RA": (DEFENDED, "-.", "^"),
-    "clean": (CLEAN, "-", "o"),
-    "poison": (TRIGGERED, "--", "s"),
+    "clean": (CLEAN, ":", "D"),
+    "poison": (TRIGGERED, "-.", "^"),
     "cover": (OTHER, ":", "D"),
 }
 STYLE = {
@@ -424,7 +424,7 @@ def heat(
     cols: int = 6,
     over: bool = True,
 ) -> Picture:
-    """Heat maps (n, h, w): laid over the images x, or alone with `over=False`."""
+    """Heat maps (n, h, w) in [0, 1]: over the images x, or alone with `over=False`."""
     rows = -(-len(maps) // cols)
     step = 7.2 / cols
     with _style():
@@ -439,7 +439,7 @@ def heat(
                 ax.imshow(grey, cmap="gray", vmin=0, vmax=grey.max())
                 ax.imshow(m, cmap="viridis", alpha=0.25 + 0.55 * m, vmin=0, vmax=1)
             else:
-                ax.imshow(m, cmap="viridis", interpolation="nearest")
+                ax.imshow(m, cmap="viridis", interpolation="nearest", vmin=0, vmax=1)
             ax.set_title(
                 labels[i], fontsize=11, loc="center", pad=3, fontweight="normal"
             )

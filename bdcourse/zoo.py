@@ -1,7 +1,7 @@
 """Train the victims that the lessons load, and check what the lessons claim of them.
 
 `make zoo` does it again from nothing. Every entry is trained on the built-in signs with
-seed 0 of the protocol. The seed was not chosen for its result. The recipe (epochs, rate)
+seed 0 of the protocol, which was not chosen for its result. The recipe (epochs, rate)
 was, so that victims pass the gate, and u = 2.5 was added after u = 3 missed "badnets".
 """
 
