@@ -233,7 +233,7 @@ BREAKS = {
     ],
     "cell_count": [
         lambda nb: nb.cells.pop(),
-        insert(20, *[new_markdown_cell("Words.") for _ in range(21)]),
+        insert(20, *[new_markdown_cell("Words.") for _ in range(26)]),
     ],
     "word_count": [
         source(0, TOP),
