@@ -451,7 +451,7 @@ check.claim(
 )
 show.lines(
     us, blend, spread=spread, percent=True, invert_x=True, marks={3.0: "u = 3"},
-    title=f"Blended: whatever the ASR does, RA stays below {best:.0%} while ACC is above 95 %",
+    title=f"Blended: while the accuracy holds, RA never passes {best:.0%}",
     xlabel="u (a lower u switches off more)",
     description="Accuracy, attack success and recovered accuracy of Blended victims against u, mean and range over three "
     "seeds. Attack success falls at a u that differs widely from seed to seed, recovered accuracy stays low "
