@@ -12,7 +12,6 @@ the channels that both would prune.
 from __future__ import annotations
 
 import argparse
-import time
 from statistics import median
 
 import torch
@@ -20,19 +19,7 @@ import torch
 from bdcourse.defenses.clp import channel_norms, flagged, plain_scores, scores
 from bdcourse.models import build
 from bdcourse.surgery import pair_by_flow
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def seconds(job) -> float:
-    """Wall-clock time of `job()`, with the GPU's queue empty at both ends."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    job()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+from timing import DEVICE, seconds
 
 
 def network():

@@ -17,7 +17,6 @@ with ours, because a machine's speed drifts:
 from __future__ import annotations
 
 import argparse
-import time
 from statistics import median
 
 import torch
@@ -29,20 +28,9 @@ from bdcourse import models, signs
 from bdcourse.compat import import_torchvision
 from bdcourse.data import Images
 from bdcourse.train import Augment, fit
+from timing import DEVICE, seconds
 
 EPOCHS = 4  # of our data path in one timing; `fit` runs 8 by default
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def seconds(job) -> float:
-    """Wall-clock time of `job()`, with the GPU's queue empty at both ends."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    job()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def in_turns(jobs: dict, repeats: int) -> dict[str, list[float]]:
