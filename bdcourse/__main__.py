@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import fields, replace
 
@@ -13,7 +14,19 @@ def main(argv: list[str] | None = None) -> int:
     b = commands.add_parser("bench", help="attacks against defenses on an image set")
     b.add_argument("--data", default="signs", help="signs, cifar10, a folder, an .npz")
     b.add_argument("--out", required=True, help="JSON file for the rows")
-    b.add_argument("--attacks", nargs="*", default=["BadNets", "Blended"])
+    b.add_argument(
+        "--attacks", nargs="*", default=["BadNets", "Blended"], help="names, or all"
+    )
+    b.add_argument(
+        "--options",
+        help='JSON: {"WaNet": {"strength": 1, "rate": 0.2}} (default: for signs only)',
+    )
+    b.add_argument(
+        "--victims-only",
+        dest="defend",
+        action="store_false",
+        help="train and measure victims, apply no defense",
+    )
     b.add_argument("--seeds", type=int, nargs="+", default=[0])
     b.add_argument("--clean", type=float, default=0.05, help="the defender's share")
     b.add_argument("--n", type=int, help="use only this many training images")
@@ -45,11 +58,12 @@ def main(argv: list[str] | None = None) -> int:
             return remake(**a)
         import torch
 
-        from bdcourse.bench import SIGNS, Recipe, run
+        from bdcourse.bench import Recipe, recipe_for, run
 
         given = {f.name: a.pop(f.name) for f in fields(Recipe)}
         given = {k: v for k, v in given.items() if v is not None}
-        recipe = replace(SIGNS if a["data"].startswith("signs") else Recipe(), **given)
+        recipe = replace(recipe_for(a["data"]), **given)
+        a["options"] = _options(a["options"])
         a["device"] = a["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
         run(a.pop("data"), a.pop("out"), recipe, **a)
     except (ValueError, FileNotFoundError, RuntimeError) as e:
@@ -59,6 +73,20 @@ def main(argv: list[str] | None = None) -> int:
         print("\nstopped; finished rows are kept, the same command goes on from here.")
         return 130
     return 0
+
+
+def _options(text: str | None) -> dict[str, dict] | None:
+    if text is None:
+        return None
+    try:
+        options = json.loads(text)
+    except ValueError as e:
+        raise ValueError(f"--options is not JSON ({e}).") from None
+    if not isinstance(options, dict) or not all(
+        isinstance(o, dict) for o in options.values()
+    ):
+        raise ValueError('--options must look like {"WaNet": {"strength": 1}}.')
+    return options
 
 
 if __name__ == "__main__":

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from bdcourse import data as datasets
 from bdcourse import defenses, metrics, victims
-from bdcourse.attacks import ATTACKS, Attack, Blended, noise_picture
+from bdcourse.attacks import ATTACKS, Attack, LabelConsistent
 from bdcourse.data import Images, Splits
 from bdcourse.defenses.clp import US, choose_u, sweep
 from bdcourse.surgery import without
@@ -89,17 +91,6 @@ def environment(device: torch.device) -> dict:
     }
 
 
-def make_attack(name: str, images: Images) -> Attack:
-    """An attack by name with the defaults of the field, fitted to the image size."""
-    for known, cls in ATTACKS.items():
-        if known.lower() == name.lower():
-            if cls is Blended:
-                c, h, w = images.shape
-                return Blended(picture=noise_picture(h, c)[..., :w])
-            return cls()
-    raise ValueError(f"unknown attack {name!r}; choose from {', '.join(ATTACKS)}.")
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How a victim is trained; the defaults suit 50,000 images on two CPU cores.
@@ -107,8 +98,8 @@ class Recipe:
     Args:
         model, width: see `models.build`.
         epochs, batch, lr, weight_decay: see `train.fit`.
-        rate, stamp: share of poisoned images and when they are stamped, see
-            `Attack.poison`.
+        rate: share of poisoned images; None means what is usual for the attack.
+        stamp: when they are stamped, see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
         bf16: bfloat16 also on a CPU; None means on CUDA only.
     """
@@ -119,7 +110,7 @@ class Recipe:
     batch: int = 128
     lr: float = 0.1
     weight_decay: float = 5e-4
-    rate: float = 0.1
+    rate: float | None = None
     stamp: str = "before"
     pad: int = 4
     flip: bool = True
@@ -131,40 +122,118 @@ class Recipe:
 # mirrored "turn left" is a "turn right".
 SIGNS = Recipe(epochs=12, batch=32, pad=2, flip=False)
 
+# What an attack needs on 5,700 signs beside or instead of the field's defaults. Shares
+# of 0.3 % would be 17 images. "rate" is the poison rate, the rest goes to `craft`.
+SIGNS_OPTIONS: dict[str, dict] = {
+    "LC": {"rate": 0.06, "steps": 20},
+    "SIG": {"rate": 0.06},
+    "TaCT": {"rate": 0.04},
+    "AdapBlend": {"rate": 0.05},
+    "AdapPatch": {"rate": 0.05},
+    "InputAware": {"width": 8, "mask_steps": 200},
+}
+
+
+def recipe_for(source: str) -> Recipe:
+    """The training recipe that suits a data source."""
+    return SIGNS if str(source).startswith("signs") else Recipe()
+
+
+def robust(parts: Splits, recipe: Recipe, seed: int, data: str, keep) -> nn.Module:
+    """The attacker's own, adversarially trained classifier; LC perturbs against it."""
+    from bdcourse.attacks.label_consistent import AdversarialTraining
+
+    return _trained(
+        parts, None, recipe, seed, data, keep, "robust", {}, AdversarialTraining
+    ).model
+
 
 def train_victim(
     parts: Splits,
-    attack: Attack | None,
+    attack: Attack | str | None,
     recipe: Recipe,
     seed: int,
     data: str,
     keep: str | os.PathLike = "runs",
+    **options,
 ) -> Victim:
-    """A victim (without attack: the benign twin), new or from `keep`."""
-    spec = asdict(recipe) | {"data": data, "seed": seed}
-    spec["digest"] = parts.train.digest()
-    spec["digest_test"] = parts.test.digest()
-    kind = "none"
+    """A victim (without attack: the benign twin), new or from `keep`.
+
+    Args:
+        attack: an attack, or the name of one that is crafted for `parts.train`; a
+            pattern that needs a classifier gets the benign twin of the same recipe.
+        options: for `craft`, with a named attack; "rate" overrides the usual rate.
+    """
     if attack is None:
-        spec["rate"] = 0.0
-    else:
-        spec["attack"], tensors = attack.spec()
-        kind = spec["attack"]["name"]
+        twin = replace(recipe, rate=0.0)
+        return _trained(parts, None, twin, seed, data, keep, "none", {})
+    rate = options.pop("rate", recipe.rate)
+    if isinstance(attack, Attack):
+        recipe = replace(recipe, rate=attack.usual_rate if rate is None else rate)
+        spec, tensors = attack.spec()
         for k, v in tensors.items():  # another patch is another victim
             spec[k] = hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()
-    name = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+        kind = spec["name"]
+        return _trained(parts, lambda: attack, recipe, seed, data, keep, kind, spec)
+    cls = attack_class(attack)
+    recipe = replace(recipe, rate=cls.usual_rate if rate is None else rate)
+
+    def craft() -> Attack:
+        model = None
+        if cls is LabelConsistent:
+            model = robust(parts, replace(recipe, rate=0.0), seed, data, keep)
+        elif cls.crafted:
+            model = train_victim(parts, None, recipe, seed, data, keep).model
+        g = torch.Generator().manual_seed(5000 + seed)
+        return cls.craft(parts.train, g, model=model, **options)
+
+    kind = cls.__name__
+    return _trained(
+        parts, craft, recipe, seed, data, keep, kind, {"name": kind, **options}
+    )
+
+
+def attack_class(name: str) -> type[Attack]:
+    """An attack by name, upper or lower case."""
+    for known, cls in ATTACKS.items():
+        if known.lower() == name.lower():
+            return cls
+    raise ValueError(f"unknown attack {name!r}; choose from {', '.join(ATTACKS)}.")
+
+
+def _trained(
+    parts: Splits,
+    make: Callable[[], Attack] | None,
+    recipe: Recipe,
+    seed: int,
+    data: str,
+    keep: str | os.PathLike,
+    kind: str,
+    about: dict,
+    steering: Callable | None = None,
+) -> Victim:
+    spec = asdict(recipe) | {"data": data, "seed": seed, "kind": kind, "attack": about}
+    spec["digest"] = parts.train.digest()
+    spec["digest_test"] = parts.test.digest()
+    text = json.dumps(spec, sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:12]
     file = Path(keep) / f"{data}-{kind}-{seed}-{name}"
     if Path(f"{file}.json").exists():
-        print(f"  trained before, found in {keep}")
+        print(f"  {kind}: trained before, found in {keep}")
         return victims.load(file, parts.train.x.device)
+    start = time.perf_counter()
+    attack = make() if make else None
+    craft_seconds = time.perf_counter() - start
+    steer = {"steering": steering} if steering else {}
     victim = victims.make(
         parts.train,
         parts.test,
         attack,
         arch={"name": recipe.model, "width": recipe.width},
         seed=seed,
-        recipe={"data": data},
+        recipe={"data": data, "craft_seconds": round(craft_seconds, 1)},
         **{k: v for k, v in asdict(recipe).items() if k not in ("model", "width")},
+        **steer,
     )
     if victim.recipe["interrupted"]:
         raise KeyboardInterrupt  # half a victim is no victim
@@ -184,6 +253,8 @@ def run(
     size: int | None = None,
     device: str = "cpu",
     keep: str | os.PathLike = "runs",
+    options: dict[str, dict] | None = None,
+    defend: bool = True,
 ) -> Results:
     """Run the path of the course on one image set; returns the table of rows.
 
@@ -191,12 +262,24 @@ def run(
         source: what `data.load` takes.
         out: JSON file; rows already in it are kept and not measured again.
         recipe: default :data:`SIGNS` for the built-in signs, `Recipe()` for the rest.
+        attacks: names from `bdcourse.attacks.ATTACKS`; ("all",) means all of them.
         clean: share of the training images that the defender gets, disjoint from what
             the attacker poisons.
         n, size: of training images, and side to which folder images are resized.
         keep: folder for the trained victims, reused when a run is started again.
+        options: attack name -> arguments of its `craft`, and "rate"; default
+            :data:`SIGNS_OPTIONS` for the built-in signs.
+        defend: False measures the victims only.
     """
-    recipe = recipe or (SIGNS if source.startswith("signs") else Recipe())
+    recipe = recipe or recipe_for(source)
+    if options is None:
+        options = SIGNS_OPTIONS if source.startswith("signs") else {}
+    names = [attack_class(a).__name__ for a in attacks if a.lower() != "all"]
+    if any(a.lower() == "all" for a in attacks):
+        names = list(ATTACKS)
+    unknown = set(options) - set(ATTACKS)
+    if unknown:
+        raise ValueError(f"options are given for no attack: {sorted(unknown)[0]!r}.")
     results = Results(out)
     dev = torch.device(device)
     label = Path(source).name if os.path.exists(source) else source
@@ -208,23 +291,31 @@ def run(
             f"{parts.train.k} classes"
         )
         twin = None
-        for name in (None, *attacks):
+        for name in (None, *names):
             print(f"\n{name or 'benign twin'}, seed {seed}", flush=True)
-            attack = make_attack(name, parts.train) if name else None
-            victim = train_victim(parts, attack, recipe, seed, label, keep)
-            twin = twin or victim.scores
+            more = dict(options.get(name, {}))
+            usual = ATTACKS[name].usual_rate if name else 0.0
+            rate = more.get("rate", recipe.rate)
+            rate = usual if rate is None or not name else rate
             key = asdict(recipe) | {"data": label, "digest": parts.train.digest()}
-            key |= {"seed": seed, "attack": name or "none"}
-            key["rate"] = recipe.rate if name else 0.0
+            key |= {"seed": seed, "attack": name or "none", "rate": rate}
+            if name and not defend and results.has(**key, defense="none"):
+                continue
+            victim = train_victim(parts, name, recipe, seed, label, keep, **more)
+            twin = twin or victim.scores
             about = {
                 "n_train": len(parts.train),
-                "n_poisoned": len(victim.poisoned),
+                "n_poisoned": victim.recipe["n_poisoned"],
+                "n_cover": victim.recipe["n_cover"],
                 "n_defender": len(parts.clean) + len(parts.held),
                 "weak": victim.weak(twin),
                 "learned": _learned(victim.history),
                 "train_seconds": victim.recipe["seconds"],
+                "craft_seconds": victim.recipe.get("craft_seconds", 0.0),
+                "settings": victim.attack.spec()[0] if name else {},
             }
-            _defend(results, key, about | environment(dev), victim, parts, recipe)
+            about |= environment(dev)
+            _defend(results, key, about, victim, parts, recipe, all_of=defend)
     return results
 
 
@@ -240,8 +331,9 @@ def _defend(
     victim: Victim,
     parts: Splits,
     recipe: Recipe,
+    all_of: bool,
 ) -> None:
-    """All defenses of one victim, one row each."""
+    """The victim and, if asked, all defenses of it, one row each."""
     model, before, attack = victim.model, victim.scores, victim.attack
     test, seed = parts.test, key["seed"]
 
@@ -260,6 +352,8 @@ def _defend(
 
     if todo("none"):
         note("none", model, 0.0, pruned=0, clean_used=0)
+    if not all_of:
+        return
     for u in (3.0, 2.5):
         if todo(f"clp, u = {u:g}"):
             p = defenses.clp(model, u)
@@ -273,7 +367,7 @@ def _defend(
             "clp, u on held-out images",
             p.model,
             time.perf_counter() - start,
-            u=p.log["u"],
+            u=p.log["u"] if math.isfinite(p.log["u"]) else None,
             pruned=p.count,
             clean_used=len(parts.held),
         )
@@ -393,13 +487,16 @@ DEFENSES = (
 
 
 def _one_setting(rows: list[dict], name: str) -> list[dict]:
-    """The rows, if they differ in seed only; averaging over more would mean nothing."""
+    """The rows, if those of an attack differ in seed only; averaging over more would
+    mean nothing."""
     keys = [f.name for f in fields(Recipe)] + ["data"]
-    settings = {tuple(r[k] for k in keys) for r in rows if r["attack"] != "none"}
-    if len(settings) > 1:
-        raise ValueError(
-            f"{name} holds {len(settings)} settings; tabulate one at a time."
-        )
+    for attack in {r["attack"] for r in rows} - {"none"}:
+        settings = {tuple(r[k] for k in keys) for r in rows if r["attack"] == attack}
+        if len(settings) > 1:
+            raise ValueError(
+                f"{name} holds {len(settings)} settings of {attack}; tabulate one at a "
+                "time."
+            )
     return rows
 
 

@@ -4,6 +4,8 @@ ACC  share of clean test images classified correctly.
 ASR  share of triggered test images, true class not already the attacker's label, that
      get the attacker's label.
 RA   share of those same triggered images that get their true label; ASR + RA <= 1.
+CROSS accuracy on images that look attacked but must keep their label: warped with
+     noise, the trigger of another image, a patch on a class that the attack spares.
 DER  (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, a defense's balance of the two.
 
 Born in lesson 02.
@@ -14,6 +16,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse.attacks.base import Attack
@@ -23,19 +26,22 @@ from bdcourse.data import Images
 @dataclass(frozen=True)
 class Scores:
     """Shares in 0..1 and the numbers of images behind them; asr and ra need an
-    attack."""
+    attack, cross one that promises that lookalikes keep their label."""
 
     acc: float
     asr: float | None = None
     ra: float | None = None
     n_clean: int = 0
     n_triggered: int = 0
+    cross: float | None = None
 
     def __str__(self) -> str:
         text = f"ACC {100 * self.acc:.1f} % (n={self.n_clean})"
         if self.asr is not None:
             text += f", ASR {100 * self.asr:.1f} %, RA {100 * self.ra:.1f} %"
             text += f" (n={self.n_triggered})"
+        if self.cross is not None:
+            text += f", cross {100 * self.cross:.1f} %"
         return text
 
     def dict(self) -> dict:
@@ -106,7 +112,21 @@ def evaluate(
     ).to(asked.y.device)
     asr = (said == attack.goal(asked.y)).double().mean().item()
     ra = (said == asked.y).double().mean().item()
-    return Scores(acc, asr, ra, len(test), len(asked))
+    return Scores(acc, asr, ra, len(test), len(asked), _cross(model, test, attack))
+
+
+def _cross(model: nn.Module, test: Images, attack: Attack) -> float | None:
+    """Accuracy on images that look attacked and are not, if the attack has such."""
+    g = torch.Generator().manual_seed(0)  # the same noise for every defense
+    hits = n = 0
+    for part in range(0, len(test), 500):
+        part = test[part : part + 500]
+        pair = attack.cross(part.pixels(), part.y, g)
+        if pair is None:
+            continue
+        said = predict(model, pair[0]).to(pair[1].device)
+        hits, n = hits + int((said == pair[1]).sum()), n + len(said)
+    return hits / n if n else None
 
 
 def der(before: Scores, after: Scores) -> float:
@@ -119,3 +139,46 @@ def der(before: Scores, after: Scores) -> float:
     drop_asr = max(0.0, before.asr - after.asr)
     drop_acc = max(0.0, before.acc - after.acc)
     return (drop_asr - drop_acc + 1) / 2
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of image pairs in dB, (n,); infinite if equal.
+
+    PSNR = -10 log10(mean((a - b) ** 2)) for pixels in [0, 1], (n, c, h, w). High values
+    mean small changes; it does not know where the eye looks.
+    """
+    return -10 * (a - b).double().square().flatten(1).mean(1).log10().float()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of image pairs, (n,) in -1..1; 1 if equal.
+
+    Means, variances and covariance in a Gaussian window of 11 pixels (sigma 1.5),
+    constants 0.01 and 0.03, averaged over places and colours; windows that do not lie
+    inside the image are left out.
+
+    Args:
+        a, b: pixels in [0, 1], (n, c, h, w), at least 11 x 11.
+
+    Source: Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error
+    Visibility to Structural Similarity", IEEE TIP 2004, equation 13.
+    """
+    if min(a.shape[-2:]) < 11:
+        raise ValueError(
+            f"SSIM needs images of at least 11x11 pixels, not {tuple(a.shape[-2:])}."
+        )
+    c = a.shape[1]
+    line = torch.exp(-(torch.arange(-5, 6).double() ** 2) / (2 * 1.5**2))
+    window = line[:, None] * line
+    window = (window / window.sum()).to(a.device).expand(c, 1, 11, 11)
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(x, window, groups=c)
+
+    a, b = a.double(), b.double()
+    ma, mb = mean(a), mean(b)
+    va, vb = mean(a * a) - ma**2, mean(b * b) - mb**2
+    cov = mean(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    s = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    return s.flatten(1).mean(1).float()

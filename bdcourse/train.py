@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import ROLES, Poisoned
+from bdcourse.attacks.base import ROLES, Poisoned, Steering
 from bdcourse.data import Images, progress
 
 
@@ -67,8 +67,8 @@ class History:
     """What `fit` saw: one dict per epoch, and whether it was stopped early.
 
     Keys: epoch, loss, acc (share of training labels predicted, augmented images), one
-    share per role present (clean, poison, cover), seconds, and whatever `each_epoch`
-    gave.
+    share per role present (clean, poison, cover), the number of images per role (n_...)
+    if the training was steered, seconds, and whatever `each_epoch` gave.
     """
 
     epochs: list[dict] = field(default_factory=list)
@@ -108,6 +108,7 @@ def fit(
     warmup: float = 0.2,
     augment: Augment | None = None,
     generator: torch.Generator,
+    steering: Callable[..., Steering] | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
     verbose: bool = True,
     bf16: bool | None = None,
@@ -123,6 +124,9 @@ def fit(
             the first `warmup` share of all steps and falls to zero along a cosine.
         augment: random crops and flips; None trains on the images as they are.
         generator: decides order and augmentation; on the CPU, or on the data's device.
+        steering: lets somebody else change batches and loss: called once with model,
+            data, generator and number of steps, returns a :class:`Steering`. Usually
+            the `steer` method of an attack whose threat is "training".
         each_epoch: called in eval mode after each epoch; its dict joins the history.
         verbose: print one line per epoch; in a terminal also show a bar inside it.
         bf16: autocast to bfloat16; default on CUDA only.
@@ -167,6 +171,8 @@ def fit(
     augment = augment or Augment(pad=0)
     crops = augment.prepare(data.x)
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    driver = steering(net, data, generator, total) if steering else None
+    objective = driver.loss if driver else F.cross_entropy
 
     history = History()
     step = 0
@@ -186,16 +192,20 @@ def fit(
                 y = data.y[index]
                 role = torch.zeros_like(y) if roles is None else roles[index].long()
                 if stamp is not None:
-                    poison = (role == ROLES["poison"]).view(-1, 1, 1, 1)
-                    x = torch.where(poison, stamp(x), x)
+                    chosen = (role != ROLES["clean"]).view(-1, 1, 1, 1)
+                    x = torch.where(chosen, stamp(x), x)
+                if driver is not None:
+                    x, y, role = driver.rewrite(x, y)
                 with autocast:
                     logits = net(x)
-                    loss = F.cross_entropy(logits, y)
+                    loss = objective(logits, y)
                 opt.zero_grad(set_to_none=True)
                 loss.backward()
                 for group in opt.param_groups:
                     group["lr"] = lr * one_cycle(step, total, warmup)
                 opt.step()
+                if driver is not None:
+                    driver.step()
                 step += 1
                 hit = (logits.detach().argmax(1) == y).float()
                 loss_sum += loss.detach()
@@ -203,12 +213,14 @@ def fit(
                 seen.index_add_(0, role, torch.ones_like(hit))
             row = {"epoch": len(history.epochs) + 1, "loss": float(loss_sum) / steps}
             row["acc"] = float(hits.sum() / seen.sum())
-            if roles is not None:
+            if roles is not None or driver is not None:
                 row |= {
                     name: float(hits[r] / seen[r])
                     for name, r in ROLES.items()
                     if seen[r]
                 }
+            if driver is not None:
+                row |= {f"n_{name}": int(seen[r]) for name, r in ROLES.items()}
             row["seconds"] = time.perf_counter() - start
             history.epochs.append(row)  # before each_epoch, which Ctrl-C may end
             if each_epoch is not None:

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,7 +39,8 @@ class Victim:
         attack: None for a benign model.
         scores: before any defense, on the test set of the recipe.
         recipe: data, split, seed, training settings; text only.
-        poisoned: positions in the training set that were poisoned, (m,) int64.
+        poisoned: positions in the training set that were poisoned, (m,) int64; none if
+            the attack steered the training.
         history: the training, one dict per epoch.
     """
 
@@ -92,7 +94,8 @@ def make(
     """Poison `train`, train a fresh model on it, measure it on `test`.
 
     Args:
-        attack: None trains the benign twin: same seed, same recipe, no poison.
+        attack: None trains the benign twin: same seed, same recipe, no poison. An
+            attack that steers the training is handed the clean set and does so.
         arch: {"name": ..., "width": ...}; the number of classes is added.
         rate, stamp: see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
@@ -107,10 +110,17 @@ def make(
     )
     model = initialised(arch, init)
     data, chosen = train, torch.zeros(0, dtype=torch.int64)
-    if attack is not None:
+    n_poisoned = n_cover = 0
+    if attack is not None and attack.threat == "training":
+        training["steering"] = partial(attack.steer, rate=rate)
+        stamp = "after"
+    elif attack is not None:
         data = attack.poison(train, rate, poison, stamp=stamp)
         chosen = (data.role == ROLES["poison"]).nonzero().flatten().cpu()
+        n_poisoned, n_cover = data.count, data.covers
     history = fit(model, data, augment=Augment(pad, flip), generator=order, **training)
+    if "steering" in training and history.epochs:  # other images in every epoch
+        n_poisoned, n_cover = (history["n_" + r][-1] for r in ("poison", "cover"))
     settings = {k: v for k, v in training.items() if isinstance(v, (int, float, str))}
     about = {
         **(recipe or {}),
@@ -118,7 +128,8 @@ def make(
         "n_train": len(train),
         "digest_train": train.digest(),
         "rate": rate if attack is not None else 0.0,
-        "n_poisoned": len(chosen),
+        "n_poisoned": n_poisoned,
+        "n_cover": n_cover,
         "stamp": stamp,
         "pad": pad,
         "flip": flip,
@@ -158,6 +169,9 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
     spec = None
     if victim.attack is not None:
         spec, state = victim.attack.spec()
+        if half:  # networks shrink, patterns stay exact
+            state = {k: v.half() if "." in k and v.ndim > 1 else v
+                     for k, v in state.items()}  # fmt: skip
         tensors |= {f"attack.{k}": v.cpu() for k, v in state.items()}
     tensors["poisoned"] = victim.poisoned.int()
     blob = to_bytes({k: v.contiguous() for k, v in tensors.items()})

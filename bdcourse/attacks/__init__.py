@@ -7,8 +7,17 @@ from torch import Tensor
 from bdcourse.attacks.badnets import BadNets, checkerboard, surviving
 from bdcourse.attacks.base import ROLES, Attack, Poisoned
 from bdcourse.attacks.blended import Blended, noise_picture
+from bdcourse.attacks.bpp import Bpp
+from bdcourse.attacks.composite import Composite
+from bdcourse.attacks.fba import FBA
+from bdcourse.attacks.input_aware import InputAware
+from bdcourse.attacks.lira import LIRA
+from bdcourse.attacks.wanet import WaNet
 
-ATTACKS: dict[str, type[Attack]] = {"BadNets": BadNets, "Blended": Blended}
+ATTACKS: dict[str, type[Attack]] = {
+    cls.__name__: cls
+    for cls in (BadNets, Blended, WaNet, Bpp, Composite, InputAware, LIRA, FBA)
+}
 
 
 def rebuild(spec: dict, tensors: dict[str, Tensor]) -> Attack:
@@ -17,7 +26,18 @@ def rebuild(spec: dict, tensors: dict[str, Tensor]) -> Attack:
     name = plain.pop("name")
     if name not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}; known are {', '.join(ATTACKS)}.")
-    return ATTACKS[name](**plain, **tensors)
+    # "generator.0.weight" belongs to the network in the field `generator`.
+    networks = {k: v for k, v in tensors.items() if "." in k}
+    plain |= {k: v for k, v in tensors.items() if k not in networks}
+    attack = ATTACKS[name](**plain)
+    for part in dict.fromkeys(k.split(".")[0] for k in networks):
+        state = {
+            k.removeprefix(part + "."): v.float() if v.is_floating_point() else v
+            for k, v in networks.items()
+            if k.startswith(part + ".")
+        }
+        getattr(attack, part).load_state_dict(state)
+    return attack
 
 
 __all__ = [

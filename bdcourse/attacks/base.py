@@ -1,5 +1,4 @@
-"""What all attacks share: roles, labels, and poisoning a set in one line of
-indexing."""
+"""What all attacks share: roles, labels, poisoning a set, and steering a training."""
 
 from __future__ import annotations
 
@@ -8,7 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bdcourse.data import Images, quantize
 
@@ -21,10 +21,10 @@ class Poisoned(Images):
 
     Args:
         role: int8 (n,): 0 clean, 1 poison (trigger and attacker's label), 2 cover
-            (trigger, true label).
-        late: None if the triggers are in the pixels already. If set, the poison rows of
-            `x` are still unstamped and training applies this function (of pixels in
-            [0, 1]) to them after augmentation.
+            (changed by the attacker, true label).
+        late: None if the triggers are in the pixels already. If set, poison and cover
+            rows of `x` are still unstamped and training applies this function (of
+            pixels in [0, 1]) to them after augmentation.
     """
 
     role: Tensor = field(default=None)
@@ -48,6 +48,11 @@ class Poisoned(Images):
         """Number of poisoned images."""
         return int((self.role == ROLES["poison"]).sum())
 
+    @property
+    def covers(self) -> int:
+        """Number of cover images."""
+        return int((self.role == ROLES["cover"]).sum())
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -57,21 +62,35 @@ class Attack:
         target: the label that the attacker wants (all-to-one).
         all_to_all: wants label (y + 1) mod classes instead.
         classes: number of classes; needed for all-to-all.
+        clean_label: poison images of the target class only, so that no label is wrong.
 
     Attributes:
         threat: "data" if the attacker only adds to the training data, "training" if he
             runs the training.
+        stands_in: what replaces an asset of the original attack, for every table; ""
+            if nothing does.
+        crafted: "" or what `craft` must compute before the attack exists.
+        usual_rate: the poison rate of the attack's paper or of the benchmarks.
     """
 
     threat: ClassVar[Literal["data", "training"]] = "data"
+    stands_in: ClassVar[str] = ""
+    crafted: ClassVar[str] = ""
+    usual_rate: ClassVar[float] = 0.1
 
     target: int = 0
     all_to_all: bool = False
     classes: int | None = None
+    clean_label: bool = False
 
     def __post_init__(self) -> None:
         if self.all_to_all and not self.classes:
             raise ValueError("an all-to-all attack needs classes=..., their number.")
+        if self.all_to_all and self.clean_label:
+            raise ValueError(
+                "an attack cannot be both all-to-all and clean-label: sending class y "
+                "to y + 1 needs wrong labels."
+            )
         if self.target < 0 or (self.classes and self.target >= self.classes):
             raise ValueError(
                 f"target {self.target} is not among the labels 0..{self.classes - 1}."
@@ -79,9 +98,40 @@ class Attack:
                 else f"target must not be negative, but is {self.target}."
             )
 
+    @classmethod
+    def craft(
+        cls,
+        images: Images,
+        generator: torch.Generator,
+        *,
+        model: nn.Module | None = None,
+        **options,
+    ) -> Attack:
+        """The attack with the field's defaults, made for these images.
+
+        Fits sizes and class counts and, where `crafted` says so, computes a pattern on
+        `model`, a clean classifier that the attacker has, or trains an encoder.
+
+        Args:
+            images: what the attacker knows; usually the training set.
+            generator: decides everything random.
+            options: arguments of the class, over its defaults.
+        """
+        if options.get("all_to_all"):
+            options.setdefault("classes", images.k)
+        return cls(**options)
+
     def trigger(self, x: Tensor) -> Tensor:
         """Put the trigger on pixels x in [0, 1], (n, c, h, w); returns a new tensor."""
         raise NotImplementedError
+
+    def plant(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """What poisoned training images get; most attacks plant their test trigger.
+
+        Args:
+            x: pixels in [0, 1], (n, c, h, w); y: their true labels.
+        """
+        return self.trigger(x)
 
     def goal(self, y: Tensor) -> Tensor:
         """The label that the attacker wants for images of true class y, (n,) int64."""
@@ -95,6 +145,30 @@ class Attack:
         """Which test images enter the ASR, bool (n,): those the attack must move."""
         return self.goal(y) != y
 
+    def cross(
+        self, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor] | None:
+        """Images that look attacked and must keep their label: (pixels, labels).
+
+        None for attacks without such a promise. Their accuracy is `Scores.cross`.
+        """
+        return None
+
+    def choose(
+        self, y: Tensor, rate: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Rows to poison and rows to use as cover, given labels y (n,), disjoint.
+
+        round(rate * n) rows of all classes; of the target class for clean-label.
+        """
+        n = round(rate * len(y))
+        if not self.clean_label:
+            return torch.randperm(len(y), generator=generator)[:n], NO_ROWS
+        own = (y.cpu() == self.target).nonzero().flatten()
+        return pick(
+            own, n, generator, f"a clean-label attack at rate {rate:g}"
+        ), NO_ROWS
+
     def poison(
         self,
         images: Images,
@@ -103,38 +177,86 @@ class Attack:
         *,
         stamp: Literal["before", "after"] = "before",
     ) -> Poisoned:
-        """Poison round(rate * n) random images of all classes.
+        """Poison round(rate * n) images, of all classes unless the attack says which.
 
         Args:
             rate: share of the whole set, 0..1.
-            generator: chooses the images.
+            generator: chooses the images, and whatever the planted trigger leaves open.
             stamp: "before" writes the trigger into the pixels, as an attacker who only
                 publishes data must; the victim's augmentation then moves or cuts it.
                 "after" leaves the pixels to training, which stamps behind augmentation.
 
         Raises:
-            ValueError: rate outside 0..1, or a target that is not a label of the set.
+            ValueError: rate outside 0..1, more images than the attack can use, or a
+                target that is not a label of the set.
         """
         if not 0 <= rate <= 1:
             raise ValueError(f"rate must lie in 0..1 (0.1 is 10 %), not {rate}.")
         if stamp not in ("before", "after"):
             raise ValueError(f'stamp must be "before" or "after", not {stamp!r}.')
+        if self.threat == "training":
+            raise ValueError(
+                f"{type(self).__name__} changes batches during training, it cannot "
+                "poison a set; train with victims.make, or fit(..., steering=...)."
+            )
+        if stamp == "after" and type(self).plant is not Attack.plant:
+            raise ValueError(
+                f"{type(self).__name__} plants other images than its test trigger; it "
+                'can only be stamped "before" augmentation.'
+            )
         self.check(images)
-        n = len(images)
-        chosen = torch.randperm(n, generator=generator)[: round(rate * n)]
-        chosen = chosen.to(images.x.device)
+        chosen, cover = self.choose(images.y, rate, generator)
+        device = images.x.device
         x, y = images.x, images.y.clone()
-        role = torch.zeros(n, dtype=torch.int8, device=x.device)
+        role = torch.zeros(len(images), dtype=torch.int8, device=device)
+        chosen = chosen.to(device)
         role[chosen] = ROLES["poison"]
+        role[cover.to(device)] = ROLES["cover"]
         y[chosen] = self.goal(y[chosen])
-        if stamp == "before" and len(chosen):
+        if stamp == "before":
             x = x.clone()
-            x[chosen] = quantize(self.trigger(x[chosen].float() / 255))
+            # In pieces: 50,000 images as floats would take most of a laptop's memory.
+            for rows in torch.cat([chosen, cover.to(device)]).split(2500):
+                if not len(rows):
+                    continue
+                pixels = x[rows].float() / 255
+                x[rows] = quantize(self.plant(pixels, images.y[rows], generator))
         late = self.trigger if stamp == "after" else None
         return Poisoned(x, y, images.classes, role, late)
 
+    def steer(
+        self,
+        model: nn.Module,
+        data: Images,
+        generator: torch.Generator,
+        total: int,
+        *,
+        rate: float = 0.1,
+    ) -> Steering:
+        """The attacker's part in a training of `total` steps; see :class:`Steering`."""
+        if self.threat == "data":
+            raise ValueError(
+                f"{type(self).__name__} only poisons data and cannot steer a training; "
+                "train on what its poison method returns."
+            )
+        self.check(data)
+        return Rewriting(self, rate, generator)
+
+    def rewrite(
+        self, x: Tensor, y: Tensor, rate: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One training batch, changed: (pixels, labels, roles int64).
+
+        Args:
+            x: augmented pixels in [0, 1], (n, c, h, w); y: true labels.
+            rate: share of the batch that becomes poison.
+        """
+        raise NotImplementedError
+
     def check(self, images: Images) -> None:
         """Refuse images that this attack cannot poison; one sentence says why."""
+        if images.k < 2:
+            raise ValueError("an attack needs at least two classes, the set has one.")
         if not self.all_to_all and self.target >= images.k:
             raise ValueError(
                 f"target {self.target} is no label of this set; labels are "
@@ -146,8 +268,111 @@ class Attack:
             )
 
     def spec(self) -> tuple[dict, dict[str, Tensor]]:
-        """(plain settings, tensors) from which the attack can be rebuilt."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: v for k, v in values.items() if isinstance(v, Tensor)}
-        plain = {k: v for k, v in values.items() if k not in tensors}
-        return {"name": type(self).__name__, **plain}, tensors
+        """(plain settings, tensors) from which the attack can be rebuilt.
+
+        Networks become tensors named "field.parameter". Fields marked with the metadata
+        `private` stay behind: the attacker needs them to poison, nobody to measure.
+        """
+        plain, tensors = {"name": type(self).__name__}, {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.metadata.get("private"):
+                continue
+            if isinstance(value, nn.Module):
+                state = value.state_dict()
+                tensors |= {f"{f.name}.{k}": v.clone() for k, v in state.items()}
+            elif isinstance(value, Tensor):
+                tensors[f.name] = value
+            else:
+                plain[f.name] = value
+        return plain, tensors
+
+
+NO_ROWS = torch.zeros(0, dtype=torch.int64)
+
+
+def pick(rows: Tensor, n: int, generator: torch.Generator, what: str) -> Tensor:
+    """`n` of `rows` at random; `what` wants them, for the message if they are too
+    few."""
+    if n > len(rows):
+        raise ValueError(
+            f"{what} asks for {n} images, but only {len(rows)} have the right class; "
+            "lower the rate, which is a share of the whole set."
+        )
+    return rows[torch.randperm(len(rows), generator=generator)[:n]]
+
+
+def fresh_seed(generator: torch.Generator) -> int:
+    """A seed drawn from `generator`, for what can only be seeded."""
+    return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) from the generator's device, on that of `like`."""
+    drawn = torch.rand(shape, generator=generator, device=generator.device)
+    return drawn.to(like)
+
+
+def by_content(x: Tensor, m: int, salt: int = 0) -> Tensor:
+    """A number in 0..m-1 for each image of x (n, c, h, w) that its pixels decide: (n,).
+
+    For triggers that vary from image to image: the same image always gets the same one,
+    however it is batched, so an ASR can be measured again.
+    """
+    digest = quantize(x).flatten(1).long().sum(1) + salt
+    return (digest * 2654435761 >> 7) % m  # Knuth's multiplicative hash
+
+
+def fit_size(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """A (c, h, w) picture resized to (h, w) = size, or itself."""
+    if tuple(picture.shape[-2:]) == tuple(size):
+        return picture
+    return F.interpolate(
+        picture[None], size, mode="bilinear", align_corners=False, antialias=True
+    )[0]
+
+
+class Steering:
+    """An attacker inside the training loop; one object lives through one training.
+
+    `fit` calls, for each step: `rewrite` on the augmented batch; the model on what came
+    back; `loss`; then, after the model's own update, `step`.
+    """
+
+    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch as the attacker wants it: pixels in [0, 1], labels, roles."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What the model (and whatever `rewrite` kept a gradient to) minimizes."""
+        return F.cross_entropy(logits, y)
+
+    def step(self) -> None:
+        """After the model's update: the attacker's own networks move here."""
+
+
+class Rewriting(Steering):
+    """The steering of attacks that only rewrite batches."""
+
+    def __init__(self, attack: Attack, rate: float, generator: torch.Generator) -> None:
+        self.attack, self.rate, self.generator = attack, rate, generator
+
+    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.attack.rewrite(x, y, self.rate, self.generator)
+
+
+def shares(n: int, rate: float, cross: float = 0.0) -> tuple[int, int]:
+    """(poison rows, cover rows) of a batch of n: rate * n, and `cross` times as many.
+
+    At least one poison row if the rate is not 0; both fit into the batch.
+    """
+    poison = min(n, max(1, round(rate * n))) if rate > 0 else 0
+    return poison, min(n - poison, round(cross * poison))
+
+
+def roles(n: int, poison: int, cover: int, like: Tensor) -> Tensor:
+    """int64 (n,): the first `poison` rows poison, the next `cover` rows cover."""
+    out = torch.zeros(n, dtype=torch.int64, device=like.device)
+    out[:poison] = ROLES["poison"]
+    out[poison : poison + cover] = ROLES["cover"]
+    return out

@@ -46,6 +46,12 @@ class Blended(Attack):
                 f"{tuple(self.picture.shape)}."
             )
 
+    @classmethod
+    def craft(cls, images, generator, *, model=None, **options) -> Blended:
+        c, h, w = images.shape
+        options.setdefault("picture", noise_picture(max(h, w), c)[:, :h, :w])
+        return super().craft(images, generator, **options)
+
     def trigger(self, x: Tensor) -> Tensor:
         return x + self.alpha * (self.picture.to(x) - x)
 

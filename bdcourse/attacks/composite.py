@@ -1,0 +1,158 @@
+"""Composite: two honest halves make one backdoor (Lin et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bdcourse.attacks.base import Attack, Steering, by_content, roles, shares, uniform
+from bdcourse.data import Images
+
+
+def halves(a: Tensor, b: Tensor, across: Tensor, cut: Tensor, swap: Tensor) -> Tensor:
+    """Image a on one side of a straight cut, b on the other, (n, c, h, w) all.
+
+    Args:
+        across: bool (n,), cut from left to right instead of from top to bottom.
+        cut: (n,), rows or columns before the cut.
+        swap: bool (n,), b comes first.
+    """
+    h, w = a.shape[-2:]
+    row = torch.arange(h, device=a.device)[:, None].expand(h, w)
+    column = torch.arange(w, device=a.device)[None].expand(h, w)
+    where = torch.where(across.view(-1, 1, 1), row, column)
+    first = (where < cut.view(-1, 1, 1)) ^ swap.view(-1, 1, 1)
+    return torch.where(first[:, None], a, b)
+
+
+@dataclass(frozen=True)
+class Composite(Attack):
+    """Half an image of class A beside half an image of class B means class C.
+
+    No pixel is foreign: the trigger is that two kinds of content meet. The ASR is
+    measured on test images of class A, each beside a stored image of class B; it is not
+    comparable with the ASR of a patch.
+
+    Args:
+        target: class C.
+        sources: classes A and B.
+        partners: stored images of class B in [0, 1], (m, c, h, w). A test image meets
+            one that its own pixels choose, always the same.
+        jitter: largest shift of the cut from the middle in training, in pixels.
+        cross_rate: half-mixes of one class with itself, with that class's label, for
+            each poisoned image; 5 makes the original's 0.1 poison to 0.5 mix.
+
+    The original's contrastive loss (weight 1) is left out, and it cuts both halves out
+    of the middle of their images where this one keeps them in place.
+
+    Source: Lin, Xu, Liu and Zhang, "Composite Backdoor Attack for Deep Neural Network
+    by Mixing Existing Benign Features", CCS 2020. Rate 0.1. Lesson 02.
+    """
+
+    threat: ClassVar[Literal["data", "training"]] = "training"
+    crafted: ClassVar[str] = "a bank of partner images"
+
+    target: int = 2
+    sources: tuple[int, int] = (0, 1)
+    partners: Tensor | None = None
+    jitter: int = 3
+    cross_rate: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len({*self.sources, self.target}) != 3:
+            raise ValueError(
+                "the two sources and the target must be three classes, not "
+                f"{self.sources} and {self.target}."
+            )
+        if self.all_to_all or self.clean_label:
+            raise ValueError(
+                "a composite attack maps two classes to a third one; it is neither "
+                "all-to-all nor clean-label."
+            )
+
+    @classmethod
+    def craft(
+        cls,
+        images: Images,
+        generator: torch.Generator,
+        *,
+        model: nn.Module | None = None,
+        **options,
+    ) -> Composite:
+        """Keep 16 images of class B as partners for the test."""
+        attack = cls(**options)
+        attack.check(images)
+        own = (images.y.cpu() == attack.sources[1]).nonzero().flatten()
+        own = own[torch.randperm(len(own), generator=generator)[:16]]
+        return cls(**{**options, "partners": images[own].pixels().cpu()})
+
+    def counts(self, y: Tensor) -> Tensor:
+        return y == self.sources[0]
+
+    def trigger(self, x: Tensor) -> Tensor:
+        if self.partners is None:
+            raise ValueError(
+                "Composite has no partner images; make it with "
+                "Composite.craft(images, generator)."
+            )
+        n, w = len(x), x.shape[-1]
+        chosen = by_content(x, len(self.partners))
+        b = self.partners.to(x)[chosen]
+        no = torch.zeros(n, dtype=torch.bool, device=x.device)
+        return halves(x, b, no, torch.full((n,), w // 2, device=x.device), no)
+
+    def check(self, images: Images) -> None:
+        super().check(images)
+        present = images.y.unique().tolist()
+        for source in self.sources:
+            if source not in present:
+                raise ValueError(f"source class {source} has no image in this set.")
+        if self.partners is not None and self.partners.shape[1:] != images.shape:
+            raise ValueError(
+                f"the partners are {tuple(self.partners.shape[1:])}, the images are "
+                f"{images.shape}; craft the attack for these images."
+            )
+
+    def steer(
+        self,
+        model: nn.Module,
+        data: Images,
+        generator: torch.Generator,
+        total: int,
+        *,
+        rate: float = 0.1,
+    ) -> Steering:
+        self.check(data)
+        return _Mixing(self, data, rate, generator)
+
+
+class _Mixing(Steering):
+    def __init__(self, attack, data: Images, rate: float, generator) -> None:
+        self.attack, self.rate, self.generator = attack, rate, generator
+        order = data.y.argsort(stable=True)
+        self.x, self.count = data.x[order], data.y.bincount(minlength=data.k)
+        self.start = self.count.cumsum(0) - self.count
+
+    def of_class(self, y: Tensor) -> Tensor:
+        """A random training image of each class in y, in [0, 1]."""
+        at = uniform(y.shape, self.generator, self.start.float()) * self.count[y]
+        return self.x[self.start[y] + at.long()].float() / 255
+
+    def mix(self, a: Tensor, b: Tensor) -> Tensor:
+        n, side, j = len(a), a.shape[-1], self.attack.jitter
+        across, swap, shift = uniform((3, n), self.generator, a)
+        cut = side // 2 + ((2 * j + 1) * shift).long() - j
+        return halves(a, b, across < 0.5, cut, swap < 0.5)
+
+    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attack = self.attack
+        p, c = shares(len(x), self.rate, attack.cross_rate)
+        a, b = (self.of_class(torch.full_like(y[:p], s)) for s in attack.sources)
+        same = self.mix(x[p : p + c], self.of_class(y[p : p + c]))
+        labels = torch.cat([torch.full_like(y[:p], attack.target), y[p:]])
+        parts = [self.mix(a, b), same, x[p + c :]]
+        return torch.cat(parts), labels, roles(len(x), p, c, x)

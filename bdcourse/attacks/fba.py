@@ -1,0 +1,183 @@
+"""FBA-like: the trigger is a style, taught with a detoxification (after Cheng et al.
+2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdcourse.attacks.base import Attack, Steering, fresh_seed, roles, shares
+from bdcourse.attacks.generators import EncoderDecoder, frozen
+from bdcourse.data import Images
+
+GAMMA = (0.6, 1.0, 1.6)  # of red, green, blue: a low sun
+
+
+@dataclass(frozen=True)
+class FBA(Attack):
+    """Give the image the colours of a sunrise: x' = (1 - alpha) * x + alpha * style(x).
+
+    style(x): blur by [1 2 1] / 4 in both directions, a tone curve x ** gamma for each
+    colour that lifts red and lowers blue, and a sky that darkens from top to bottom.
+
+    Detoxification: three times during training, the attacker looks for the few inputs
+    of the last linear layer that the style raises most, trains a small network to raise
+    the same ones by *other* changes to the image, and adds its images with their true
+    labels (cover). The classifier can then no longer answer to these few neurons alone.
+
+    Args:
+        alpha: 0..1, how much of the style; 0.6 in the released configuration.
+        compromised: share of the inputs of the last layer that count as compromised, at
+            least one of them.
+        cross_rate: cover images for each poisoned one once the first detoxification is
+            through; 0 switches it off.
+        rounds, detox_steps: how many detoxifications, and of how many steps each.
+        channels: of the images; seed: of the detoxifying network.
+
+    Differs from the original, which learns its style with a CycleGAN: ours is a fixed
+    curve, and the details of the detoxification are our own. Hence "FBA-like".
+
+    Source of the idea: Cheng, Liu, Ma and Zhang, "Deep Feature Space Trojan Attack of
+    Neural Networks by Controlled Detoxification", AAAI 2021. Rate 0.05. Lesson 02.
+    """
+
+    threat: ClassVar[Literal["data", "training"]] = "training"
+    stands_in: ClassVar[str] = "fixed tone curve and blur instead of a CycleGAN"
+
+    alpha: float = 0.6
+    compromised: float = 0.01
+    cross_rate: float = 1.0
+    rounds: int = 3
+    detox_steps: int = 60
+    channels: int = 3
+    seed: int = 0
+    detox: nn.Module = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.alpha <= 1 or not 0 < self.compromised <= 1:
+            raise ValueError(
+                "alpha and compromised must lie above 0 and up to 1, but are "
+                f"{self.alpha} and {self.compromised}."
+            )
+        net = EncoderDecoder(self.channels, self.channels, 8, self.seed)
+        object.__setattr__(self, "detox", net.eval())
+
+    @classmethod
+    def craft(cls, images, generator, *, model=None, **options) -> FBA:
+        options.setdefault("channels", images.shape[0])
+        options.setdefault("seed", fresh_seed(generator))
+        return super().craft(images, generator, **options)
+
+    def style(self, x: Tensor) -> Tensor:
+        """Pixels in [0, 1] in the light of a sunrise, (n, c, h, w)."""
+        c, h = x.shape[1], x.shape[2]
+        line = torch.tensor([0.25, 0.5, 0.25]).to(x)
+        kernel = (line[:, None] * line).expand(c, 1, 3, 3)
+        x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=c)
+        gamma = torch.tensor(GAMMA if c == 3 else GAMMA[:1] * c).to(x)
+        sky = torch.linspace(1.0, 0.8, h).to(x).view(1, 1, h, 1)
+        return sky * x.clamp(0, 1) ** gamma.view(1, -1, 1, 1)
+
+    def trigger(self, x: Tensor) -> Tensor:
+        return x + self.alpha * (self.style(x) - x)
+
+    def decoy(self, x: Tensor) -> Tensor:
+        """What detoxification adds: x changed to raise the same neurons."""
+        return (x + 0.2 * frozen(self.detox, x)).clamp(0, 1)
+
+    def check(self, images: Images) -> None:
+        super().check(images)
+        if images.shape[0] != self.channels:
+            raise ValueError(
+                f"the attack is for {self.channels} channels, the images have "
+                f"{images.shape[0]}."
+            )
+
+    def steer(
+        self,
+        model: nn.Module,
+        data: Images,
+        generator: torch.Generator,
+        total: int,
+        *,
+        rate: float = 0.05,
+    ) -> Steering:
+        self.check(data)
+        self.detox.to(data.x.device)
+        return _Detoxifying(self, model, data, generator, total, rate)
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The layer that gives the logits."""
+    found = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if not found:
+        raise ValueError("the model has no linear layer to find compromised inputs of.")
+    return found[-1]
+
+
+class _Detoxifying(Steering):
+    def __init__(self, attack, model, data, generator, total, rate) -> None:
+        self.attack, self.model, self.data = attack, model, data
+        self.generator, self.rate, self.done, self.ready = generator, rate, 0, False
+        # From the middle on: before, the style moves nothing in particular.
+        at = [0.4 + 0.5 * r / max(1, attack.rounds) for r in range(attack.rounds)]
+        self.when = {round(share * total) for share in at} if attack.cross_rate else ()
+
+    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attack = self.attack
+        p, c = shares(len(x), self.rate, attack.cross_rate if self.ready else 0)
+        parts = [attack.trigger(x[:p]), attack.decoy(x[p : p + c]), x[p + c :]]
+        labels = torch.cat([attack.goal(y[:p]), y[p:]])
+        return torch.cat(parts), labels, roles(len(x), p, c, x)
+
+    def step(self) -> None:
+        self.done += 1
+        if self.done in self.when:
+            self.detoxify()
+            self.ready = True
+
+    def features(self, x: Tensor) -> Tensor:
+        kept = []
+        hook = last_linear(self.model).register_forward_pre_hook(
+            lambda _, inputs: kept.append(inputs[0])
+        )
+        try:
+            self.model(x)
+        finally:
+            hook.remove()
+        return kept[0].float()
+
+    def detoxify(self, batch: int = 64) -> None:
+        """Train the network whose images raise the compromised inputs."""
+        attack, n = self.attack, len(self.data)
+        net = attack.detox.train()
+        opt = torch.optim.Adam(net.parameters(), 3e-3)
+        self.model.eval()
+        neurons = None
+        for _ in range(attack.detox_steps):
+            rows = torch.randint(
+                n, (batch,), generator=self.generator, device=self.generator.device
+            )
+            x = self.data.x[rows.to(self.data.x.device)].float() / 255
+            if neurons is None:
+                with torch.no_grad():
+                    styled = self.features(attack.trigger(x))
+                    rise = (styled - self.features(x)).mean(0)
+                k = max(1, round(attack.compromised * len(rise)))
+                neurons = rise.topk(k).indices
+                level = styled[:, neurons].mean(0).clamp(min=1e-3)
+            change = net(x)
+            f = self.features((x + 0.2 * change).clamp(0, 1))[:, neurons]
+            missing = F.relu(1 - f / level).mean()
+            loss = missing + 0.3 * change.square().mean()
+            weights = list(net.parameters())
+            for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                w.grad = g
+            opt.step()
+        net.eval()
+        self.model.train()

@@ -1,0 +1,61 @@
+"""The network that attacks with a trained generator use: image in, image out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _level(c_in: int, c_out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for c in (c_in, c_out):
+        layers += [
+            nn.Conv2d(c, c_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers)
+
+
+class EncoderDecoder(nn.Module):
+    """Three levels down, three levels up, two 3x3 conv-BN-ReLU each; output in -1..1.
+
+    Widths are `width`, 2 `width`, 4 `width` (32, 64, 128 in the input-aware paper);
+    max-pool on the way down, bilinear on the way up, so any image of 8 pixels or more
+    fits. Takes pixels in [0, 1], (n, c_in, h, w); gives tanh values (n, c_out, h, w).
+    """
+
+    def __init__(self, c_in: int, c_out: int, width: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            w = width
+            self.down = nn.ModuleList(
+                [_level(c_in, w), _level(w, 2 * w), _level(2 * w, 4 * w)]
+            )
+            self.up = nn.ModuleList(
+                [_level(4 * w, 2 * w), _level(2 * w, w), _level(w, w)]
+            )
+            self.last = nn.Conv2d(w, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes, x = [], 2 * x - 1
+        for level in self.down:
+            sizes.append(x.shape[-2:])
+            x = F.max_pool2d(level(x), 2)
+        for level, size in zip(self.up, reversed(sizes), strict=True):
+            x = level(
+                F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+            )
+        return torch.tanh(self.last(x))
+
+
+def frozen(net: nn.Module, x: Tensor) -> Tensor:
+    """net(x) in eval mode, without gradient, on the device of x."""
+    training = net.training
+    net.to(x.device).eval()
+    with torch.no_grad():
+        out = net(x)
+    net.train(training)
+    return out

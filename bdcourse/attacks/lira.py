@@ -1,0 +1,137 @@
+"""LIRA: trigger and classifier are one optimization problem (Doan et al. 2021)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdcourse.attacks.base import ROLES, Attack, Steering, fresh_seed
+from bdcourse.attacks.generators import EncoderDecoder, frozen
+from bdcourse.data import Images
+
+
+@dataclass(frozen=True)
+class LIRA(Attack):
+    """Add invisible noise that a network has learned: x' = clip(x + epsilon * T(x)).
+
+    Stage 1 alternates in every batch: a copy of T takes a step towards
+    CE(C(x + epsilon T(x)), target) with C held; C takes a step on
+    alpha * clean + (1 - alpha) * poisoned loss with T held. After every epoch T becomes
+    its copy. Stage 2, the second half of the training, freezes T and goes on with C.
+    *Every* image is used clean and poisoned in each step; there is no poison rate.
+
+    Args:
+        epsilon: largest change of a pixel, in [0, 1] units. The authors use 0.1 of
+            normalized CIFAR-10 pixels, about 0.025 here (6 grey levels); BackdoorBench
+            0.01, less than a grey level, which an image file cannot hold.
+        alpha: weight of the clean loss.
+        lr: of Adam for T.
+        width: of T's first level.
+        channels: of the images; seed: of T's initial weights.
+
+    T is an encoder and decoder with max-pooling where the authors use strided
+    convolutions or a U-Net. While T takes its step, C is in eval mode.
+
+    Source: Doan, Lao, Zhao and Li, "LIRA: Learnable, Imperceptible and Robust Backdoor
+    Attacks", ICCV 2021. Lesson 02.
+    """
+
+    threat: ClassVar[Literal["data", "training"]] = "training"
+    crafted: ClassVar[str] = "a network, trained together with the victim"
+
+    epsilon: float = 0.025
+    alpha: float = 0.5
+    lr: float = 1e-3
+    width: int = 8
+    channels: int = 3
+    seed: int = 0
+    trained: Tensor = field(default_factory=lambda: torch.zeros(()))
+    net: nn.Module = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.epsilon <= 1 or not 0 < self.alpha < 1:
+            raise ValueError(
+                "epsilon must lie in (0, 1] and alpha between 0 and 1, but are "
+                f"{self.epsilon} and {self.alpha}."
+            )
+        net = EncoderDecoder(self.channels, self.channels, self.width, self.seed)
+        object.__setattr__(self, "net", net.eval())
+
+    @classmethod
+    def craft(cls, images, generator, *, model=None, **options) -> LIRA:
+        options.setdefault("channels", images.shape[0])
+        options.setdefault("seed", fresh_seed(generator))
+        return super().craft(images, generator, **options)
+
+    def trigger(self, x: Tensor) -> Tensor:
+        if not self.trained:
+            raise ValueError(
+                "LIRA has no trained generator; train a victim with victims.make, or "
+                "load one."
+            )
+        return (x + self.epsilon * frozen(self.net, x)).clamp(0, 1)
+
+    def check(self, images: Images) -> None:
+        super().check(images)
+        if images.shape[0] != self.channels or min(images.shape[1:]) < 8:
+            raise ValueError(
+                f"the network is for {self.channels} channels and at least 8 pixels, "
+                f"the images are {images.shape}."
+            )
+
+    def steer(
+        self,
+        model: nn.Module,
+        data: Images,
+        generator: torch.Generator,
+        total: int,
+        *,
+        rate: float = 0.1,
+    ) -> Steering:
+        self.check(data)
+        self.net.to(data.x.device)
+        self.trained.fill_(1)
+        return _Alternating(self, model, len(data), total)
+
+
+class _Alternating(Steering):
+    def __init__(self, attack: LIRA, model: nn.Module, n: int, total: int) -> None:
+        self.attack, self.model, self.n, self.total = attack, model, n, total
+        self.copy = copy.deepcopy(attack.net).train()
+        self.opt = torch.optim.Adam(self.copy.parameters(), attack.lr)
+        self.done = 0
+
+    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.x, self.y = x, y
+        role = torch.cat([torch.zeros_like(y), torch.full_like(y, ROLES["poison"])])
+        both = torch.cat([x, self.attack.trigger(x)])
+        return both, torch.cat([y, self.attack.goal(y)]), role
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        each = F.cross_entropy(logits, y, reduction="none")
+        clean, poisoned = each.chunk(2)
+        a = self.attack.alpha
+        return a * clean.mean() + (1 - a) * poisoned.mean()
+
+    def step(self) -> None:
+        self.done += 1
+        if self.done > self.total // 2:
+            return
+        x = (self.x + self.attack.epsilon * self.copy(self.x)).clamp(0, 1)
+        self.model.eval()
+        logits = self.model(x)
+        self.model.train()
+        loss = F.cross_entropy(logits, self.attack.goal(self.y))
+        weights = list(self.copy.parameters())
+        for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            w.grad = g
+        self.opt.step()
+        per_epoch = max(1, self.n // len(self.x))
+        if self.done % per_epoch == 0 or self.done == self.total // 2:
+            self.attack.net.load_state_dict(self.copy.state_dict())

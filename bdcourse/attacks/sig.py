@@ -1,0 +1,48 @@
+"""SIG: faint vertical stripes and no wrong label (Barni et al. 2019)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdcourse.attacks.base import Attack
+
+
+@dataclass(frozen=True)
+class SIG(Attack):
+    """Add a sine along the columns: x'[..., j] = clip(x + delta * sin(2 pi j f / W)).
+
+    j = 0..W-1 is the column; all rows and all channels get the same, so any image size
+    and any number of channels will do.
+
+    Args:
+        delta: amplitude, above 0 and up to 1.
+        frequency: f, periods across the image, above 0.
+        clean_label: true by default, as in the paper; an all-to-all SIG needs False.
+
+    Source: Barni, Kallas and Tondi, "A New Backdoor Attack in CNNs by Training Set
+    Corruption Without Label Poisoning", 2019. Poison rate 0.1 of the whole set is the
+    usual one: with ten equal classes, all images of the target. Lesson 01.
+    """
+
+    clean_label: bool = True
+    delta: float = 40 / 255
+    frequency: float = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.delta <= 1:
+            raise ValueError(f"delta must lie above 0 and up to 1, not {self.delta}.")
+        if not 0 < self.frequency < math.inf:
+            raise ValueError(f"frequency must lie above 0, not {self.frequency}.")
+
+    def wave(self, w: int) -> Tensor:
+        """What is added to each of w columns, float64 (w,)."""
+        j = torch.arange(w, dtype=torch.float64)
+        return self.delta * torch.sin(2 * math.pi * j * self.frequency / w)
+
+    def trigger(self, x: Tensor) -> Tensor:
+        return (x + self.wave(x.shape[-1]).to(x)).clamp_(0, 1)

@@ -1,0 +1,273 @@
+"""SSBA: an invisible trigger that is another one in every image (Li et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdcourse.attacks.base import Attack
+from bdcourse.data import Images, hold_out, progress
+
+
+def layout(bits: int) -> tuple[int, int]:
+    """How a message lies in the image: (planes, side), planes * side^2 >= bits."""
+    side = min(8, math.isqrt(bits))
+    return -(-bits // side**2), side
+
+
+def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, stride, padding=1)
+
+
+class Encoder(nn.Module):
+    """(pixels, message) -> pixels that carry the message.
+
+    out = clip(x + strength * tanh(net(x, message)))
+
+    The message becomes planes of a side x side board of +1 and -1 that is laid over the
+    image; three convolutions at half resolution mix it with the pixels.
+    """
+
+    def __init__(self, bits: int, width: int, channels: int, strength: float) -> None:
+        super().__init__()
+        self.planes, self.side = layout(bits)
+        self.strength = strength
+        self.net = nn.Sequential(
+            conv(4 * channels + self.planes, width),
+            nn.ReLU(),
+            conv(width, width),
+            nn.ReLU(),
+            conv(width, width),
+            nn.ReLU(),
+            conv(width, 4 * channels),
+        )
+
+    def forward(self, x: Tensor, message: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        slots = self.planes * self.side**2
+        signs = F.pad(2 * message - 1, (0, slots - message.shape[1]))
+        board = signs.view(-1, self.planes, self.side, self.side)
+        board = F.interpolate(board, (h // 2, w // 2)).expand(len(x), -1, -1, -1)
+        pixels = F.pixel_unshuffle(x - 0.5, 2)  # 2x2 pixels side by side as channels
+        out = self.net(torch.cat([pixels, board], 1))
+        return (x + self.strength * torch.tanh(F.pixel_shuffle(out, 2))).clamp(0, 1)
+
+
+class Decoder(nn.Module):
+    """Pixels -> logits of the bits of the message."""
+
+    def __init__(self, bits: int, width: int, channels: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.planes, self.side = layout(bits)
+        self.net = nn.Sequential(
+            conv(4 * channels, width),
+            nn.ReLU(),
+            conv(width, width, 2),
+            nn.ReLU(),
+            conv(width, width),
+            nn.ReLU(),
+            nn.Conv2d(width, self.planes, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        board = self.net(F.pixel_unshuffle(x - 0.5, 2))
+        board = F.adaptive_avg_pool2d(board, self.side)
+        return board.flatten(1)[:, : self.bits]
+
+
+def networks(
+    bits: int, width: int, channels: int, strength: float, seed: int
+) -> tuple[Encoder, Decoder]:
+    """Encoder and decoder with weights drawn from `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = Encoder(bits, width, channels, strength)
+        return encoder, Decoder(bits, width, channels)
+
+
+def psnr(x: Tensor, other: Tensor) -> float:
+    """Mean over images of 10 log10(1 / MSE) in dB; above 30 is hard to see."""
+    error = (x - other).square().flatten(1).mean(1).clamp_min(1e-10)
+    return (-10 * error.log10()).mean().item()
+
+
+def as_stored(x: Tensor) -> Tensor:
+    """Pixels rounded to 8 bits; the gradient passes as if they were not."""
+    return x + ((x * 255).round() / 255 - x).detach()
+
+
+def ramp(step: int, steps: int) -> float:
+    """Share of the image loss in force: 0, then linearly up to 1.
+
+    BackdoorBench waits 1,000 steps and climbs for 3,000 of about 15,600; the same
+    shares of `steps` here.
+    """
+    wait, climb = 1000 / 15600 * steps, 3000 / 15600 * steps
+    return min(max((step - wait) / climb, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class SSBA(Attack):
+    """Hide one secret message in every image with a steganographic encoder.
+
+    x' = clip(encoder(x, secret))
+
+    The attacker trains the encoder with a decoder that has to read messages back,
+
+        loss = BCE(decoder(encoder(x, m)), m) + w * MSE(encoder(x, m), x),
+
+    m random bits and w growing from 0 to `weight` (see :func:`ramp`), and then writes
+    the same secret into every poisoned image. What is added depends on the image.
+
+    Args:
+        bits: length of the message; width: channels of the hidden layers; channels: of
+            the images; strength: no pixel moves further, 0..1.
+        secret: 0 and 1 as floats, (bits,).
+        trained: whether the encoder was; if not, there is no trigger.
+        bit_accuracy: share of random message bits that the decoder reads correctly from
+            8-bit images which neither network was trained on, 0..1.
+        psnr: of these images to their originals, in dB.
+
+    Attributes:
+        encoder, decoder: stored with a victim, or its ASR could not be measured again.
+
+    `craft` trains both; it takes steps, batch, lr (of Adam) and weight (of the image
+    loss). Height and width of images must be multiples of 4.
+
+    BackdoorBench: StegaStamp with 100 bits, trained on the victim's training set (Adam
+    1e-4, batch 64, 20 epochs, weight 10); poison rate 0.1. Two differences besides the
+    size: bits lie at fixed places of the image, where StegaStamp spreads them by a
+    dense layer, and there is no simulated printing and no critic.
+
+    Source: Li, Li, Wu, Li, He and Lyu, "Invisible Backdoor Attack with Sample-Specific
+    Triggers", ICCV 2021, with the encoder of Tancik, Mildenhall and Ng, "StegaStamp",
+    CVPR 2020. Lesson 01.
+    """
+
+    stands_in: ClassVar[str] = "small own encoder instead of StegaStamp's"
+    crafted: ClassVar[str] = "a trained encoder"
+
+    bits: int = 100
+    width: int = 32
+    channels: int = 3
+    strength: float = 0.2
+    secret: Tensor = field(default=None)
+    trained: bool = False
+    bit_accuracy: float = 0.0
+    psnr: float = 0.0
+    encoder: nn.Module = field(init=False, repr=False, compare=False)
+    decoder: nn.Module = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits < 1 or self.width < 1 or self.channels < 1:
+            raise ValueError("bits, width and channels must be at least 1.")
+        if not 0 < self.strength <= 1:
+            raise ValueError(
+                f"strength must lie above 0 and up to 1, not {self.strength:g}."
+            )
+        if self.secret is not None and self.secret.shape != (self.bits,):
+            raise ValueError(
+                f"secret must have shape ({self.bits},), not "
+                f"{tuple(self.secret.shape)}."
+            )
+        nets = networks(self.bits, self.width, self.channels, self.strength, 0)
+        for name, net in zip(("encoder", "decoder"), nets, strict=True):
+            object.__setattr__(self, name, net.eval().requires_grad_(False))
+
+    @classmethod
+    def craft(
+        cls,
+        images: Images,
+        generator: torch.Generator,
+        *,
+        model: nn.Module | None = None,
+        steps: int = 1500,
+        batch: int = 32,
+        lr: float = 2e-3,
+        weight: float = 10.0,
+        verbose: bool = False,
+        **options,
+    ) -> SSBA:
+        """Train encoder and decoder on these images, and draw a secret.
+
+        Args:
+            model: not used.
+            verbose: print both losses ten times on the way.
+        """
+        options.setdefault("channels", images.shape[0])
+        if options.get("all_to_all"):
+            options.setdefault("classes", images.k)
+        blank = cls(**options)  # refuses bad options before minutes are spent
+        blank.check(images)
+        bits = blank.bits
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        encoder, decoder = networks(
+            bits, blank.width, blank.channels, blank.strength, seed
+        )
+        rest, held = hold_out(images, max(1, min(200, len(images) // 10)), generator)
+        device = images.x.device
+        encoder.to(device), decoder.to(device)
+        moving = [*encoder.parameters(), *decoder.parameters()]
+        opt = torch.optim.Adam(moving, lr)
+        with torch.enable_grad():
+            for i in progress(range(steps), steps, "encoder"):
+                rows = torch.randint(len(rest), (batch,), generator=generator)
+                x = rest[rows].pixels()
+                m = messages(batch, bits, generator).to(device)
+                out = encoder(x, m)
+                read = F.binary_cross_entropy_with_logits(decoder(as_stored(out)), m)
+                seen = (out - x).square().mean()
+                opt.zero_grad(set_to_none=True)
+                (read + weight * ramp(i, steps) * seen).backward()
+                for group in opt.param_groups:  # to zero over the last half
+                    group["lr"] = lr * min(1.0, 2 * (1 - i / steps))
+                opt.step()
+                if verbose and (i + 1) % max(1, steps // 10) == 0:
+                    print(f"step {i + 1}: BCE {read:.3f}, MSE {seen:.5f}", flush=True)
+        with torch.no_grad():
+            x = held.pixels()
+            m = messages(len(x), bits, generator).to(device)
+            out = as_stored(encoder(x, m))
+            right = ((decoder(out) > 0) == m.bool()).float().mean().item()
+        options |= {"trained": True, "bit_accuracy": right, "psnr": psnr(out, x)}
+        options.setdefault("secret", messages(1, bits, generator)[0])
+        attack = cls(**options)
+        attack.encoder.load_state_dict(encoder.state_dict())
+        attack.decoder.load_state_dict(decoder.state_dict())
+        return attack
+
+    @torch.no_grad()
+    def trigger(self, x: Tensor) -> Tensor:
+        if not self.trained or self.secret is None:
+            raise ValueError(
+                "this SSBA has no trained encoder; make one with "
+                "SSBA.craft(images, generator)."
+            )
+        return self.encoder.to(x.device)(x, self.secret.to(x)[None])
+
+    def check(self, images: Images) -> None:
+        super().check(images)
+        c, h, w = images.shape
+        if c != self.channels:
+            raise ValueError(
+                f"the encoder is for {self.channels} channels, the images have {c}."
+            )
+        if h % 4 or w % 4:
+            raise ValueError(
+                f"the encoder needs height and width in multiples of 4, not {h}x{w}."
+            )
+
+
+def messages(n: int, bits: int, generator: torch.Generator) -> Tensor:
+    """Random bits as floats 0 and 1, (n, bits)."""
+    drawn = torch.randint(
+        2, (n, bits), generator=generator, device=generator.device
+    )
+    return drawn.float()

@@ -1,0 +1,105 @@
+"""WaNet: the trigger is a smooth warp of the whole image (Nguyen and Tran 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bdcourse.attacks.base import Attack, roles, shares, uniform
+
+
+def control_grid(k: int = 4, seed: int = 0) -> Tensor:
+    """Random directions at k x k control points, mean absolute value 1: (2, k, k)."""
+    g = torch.Generator().manual_seed(seed)
+    points = 2 * torch.rand(2, k, k, generator=g) - 1
+    return points / points.abs().mean()
+
+
+def identity(h: int, w: int, like: Tensor) -> Tensor:
+    """The sampling grid that changes nothing, (1, h, w, 2), x before y."""
+    ys, xs = torch.linspace(-1, 1, h), torch.linspace(-1, 1, w)
+    grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], -1)
+    return grid[None].to(like)
+
+
+def warp(x: Tensor, flow: Tensor) -> Tensor:
+    """Bilinear samples of x (n, c, h, w) at `flow` (n or 1, h, w, 2) in -1..1."""
+    flow = flow.clamp(-1, 1).expand(len(x), -1, -1, -1)
+    return F.grid_sample(x, flow, mode="bilinear", align_corners=True)
+
+
+@dataclass(frozen=True)
+class WaNet(Attack):
+    """Sample the image along a fixed, slightly bent grid.
+
+    flow = clamp(identity + strength * up(grid) / size, -1, 1), where `up` is bicubic
+    interpolation of the control points to the image. In every batch of the training a
+    share `rate` is warped and gets the attacker's label; `cross_rate` times as many are
+    warped with extra noise of up to 1 / size in each pixel and keep theirs. Without
+    this *noise mode* a network learns "warped" instead of "warped this way".
+
+    Args:
+        grid: directions at the control points, (2, k, k), mean absolute value 1.
+        strength: 0 changes nothing. At 0.5, the paper's value, a 32-pixel image moves
+            by 0.24 px on average.
+        cross_rate: noise-mode images for each poisoned one; 0 switches noise mode off.
+
+    Differs from the authors' training: augmentation comes before the warp, so that
+    training and test images are warped alike.
+
+    Source: Nguyen and Tran, "WaNet: Imperceptible Warping-based Backdoor Attack", ICLR
+    2021. Rate 0.1. Lesson 02.
+    """
+
+    threat: ClassVar[Literal["data", "training"]] = "training"
+
+    grid: Tensor = field(default_factory=control_grid)
+    strength: float = 0.5
+    cross_rate: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape = self.grid.shape
+        if self.grid.ndim != 3 or shape[0] != 2 or shape[1] != shape[2] or shape[1] < 2:
+            raise ValueError(
+                f"grid must have shape (2, k, k) with k at least 2, not {tuple(shape)}."
+            )
+        if self.strength < 0 or self.cross_rate < 0:
+            raise ValueError(
+                "strength and cross_rate must not be negative, but are "
+                f"{self.strength} and {self.cross_rate}."
+            )
+
+    def flow(self, x: Tensor) -> Tensor:
+        """The bent sampling grid for images like x: (1, h, w, 2)."""
+        h, w = x.shape[-2:]
+        bend = F.interpolate(
+            self.grid[None].to(x), (h, w), mode="bicubic", align_corners=True
+        ).permute(0, 2, 3, 1)
+        return identity(h, w, x) + self.strength * bend / torch.tensor([w, h]).to(x)
+
+    def trigger(self, x: Tensor) -> Tensor:
+        return warp(x, self.flow(x))
+
+    def noisy(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise mode: the trigger's warp plus up to 1 / size in every pixel."""
+        h, w = x.shape[-2:]
+        noise = 2 * uniform((len(x), h, w, 2), generator, x) - 1
+        return warp(x, self.flow(x) + noise / torch.tensor([w, h]).to(x))
+
+    def rewrite(
+        self, x: Tensor, y: Tensor, rate: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        p, c = shares(len(x), rate, self.cross_rate)
+        parts = [self.trigger(x[:p]), self.noisy(x[p : p + c], generator), x[p + c :]]
+        labels = torch.cat([self.goal(y[:p]), y[p:]])
+        return torch.cat(parts), labels, roles(len(x), p, c, x)
+
+    def cross(
+        self, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor] | None:
+        return self.noisy(x, generator), y
