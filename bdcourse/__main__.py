@@ -22,10 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         help='JSON: {"WaNet": {"strength": 1, "rate": 0.2}} (default: for signs only)',
     )
     b.add_argument(
-        "--victims-only",
-        dest="defend",
-        action="store_false",
-        help="train and measure victims, apply no defense",
+        "--defenses", dest="only", nargs="+", default=(), help="names (default: all)"
     )
     b.add_argument("--seeds", type=int, nargs="+", default=[0])
     b.add_argument("--clean", type=float, default=0.05, help="the defender's share")

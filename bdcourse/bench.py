@@ -123,14 +123,15 @@ class Recipe:
 SIGNS = Recipe(epochs=12, batch=32, pad=2, flip=False)
 
 # What an attack needs on 5,700 signs beside or instead of the field's defaults. Shares
-# of 0.3 % would be 17 images. "rate" is the poison rate, the rest goes to `craft`.
+# of 0.3 % would be 17 images. Entries of the recipe replace those of SIGNS, the rest
+# goes to `craft`.
 SIGNS_OPTIONS: dict[str, dict] = {
-    "LC": {"rate": 0.06, "steps": 20},
+    "LabelConsistent": {"rate": 0.06, "steps": 20},
     "SIG": {"rate": 0.06},
     "TaCT": {"rate": 0.04},
     "AdapBlend": {"rate": 0.05},
     "AdapPatch": {"rate": 0.05},
-    "InputAware": {"width": 8, "mask_steps": 200},
+    "InputAware": {"filters": 8, "mask_steps": 200},
 }
 
 
@@ -162,21 +163,21 @@ def train_victim(
     Args:
         attack: an attack, or the name of one that is crafted for `parts.train`; a
             pattern that needs a classifier gets the benign twin of the same recipe.
-        options: for `craft`, with a named attack; "rate" overrides the usual rate.
+        options: for `craft`, with a named attack.
     """
     if attack is None:
         twin = replace(recipe, rate=0.0)
         return _trained(parts, None, twin, seed, data, keep, "none", {})
-    rate = options.pop("rate", recipe.rate)
+    if recipe.rate is None:
+        usual = attack if isinstance(attack, Attack) else attack_class(attack)
+        recipe = replace(recipe, rate=usual.usual_rate)
     if isinstance(attack, Attack):
-        recipe = replace(recipe, rate=attack.usual_rate if rate is None else rate)
         spec, tensors = attack.spec()
         for k, v in tensors.items():  # another patch is another victim
             spec[k] = hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()
         kind = spec["name"]
         return _trained(parts, lambda: attack, recipe, seed, data, keep, kind, spec)
     cls = attack_class(attack)
-    recipe = replace(recipe, rate=cls.usual_rate if rate is None else rate)
 
     def craft() -> Attack:
         model = None
@@ -191,6 +192,19 @@ def train_victim(
     return _trained(
         parts, craft, recipe, seed, data, keep, kind, {"name": kind, **options}
     )
+
+
+def split_options(
+    recipe: Recipe, name: str | None, options: dict[str, dict]
+) -> tuple[Recipe, dict]:
+    """The recipe for one attack (None: the benign twin), and the rest for `craft`."""
+    if name is None:
+        return replace(recipe, rate=0.0), {}
+    mine, known = options.get(name, {}), {f.name for f in fields(Recipe)}
+    own = replace(recipe, **{k: v for k, v in mine.items() if k in known})
+    if own.rate is None:
+        own = replace(own, rate=ATTACKS[name].usual_rate)
+    return own, {k: v for k, v in mine.items() if k not in known}
 
 
 def attack_class(name: str) -> type[Attack]:
@@ -254,7 +268,7 @@ def run(
     device: str = "cpu",
     keep: str | os.PathLike = "runs",
     options: dict[str, dict] | None = None,
-    defend: bool = True,
+    only: Sequence[str] = (),
 ) -> Results:
     """Run the path of the course on one image set; returns the table of rows.
 
@@ -267,9 +281,11 @@ def run(
             the attacker poisons.
         n, size: of training images, and side to which folder images are resized.
         keep: folder for the trained victims, reused when a run is started again.
-        options: attack name -> arguments of its `craft`, and "rate"; default
-            :data:`SIGNS_OPTIONS` for the built-in signs.
-        defend: False measures the victims only.
+        options: attack name -> arguments of its `craft`, and entries of the recipe
+            such as "rate" or "epochs", for which its benign twin is then trained too;
+            default :data:`SIGNS_OPTIONS` for the built-in signs.
+        only: names of defenses, see :data:`DEFENSES`; default all of them. "none"
+            measures the victim as it is.
     """
     recipe = recipe or recipe_for(source)
     if options is None:
@@ -280,6 +296,11 @@ def run(
     unknown = set(options) - set(ATTACKS)
     if unknown:
         raise ValueError(f"options are given for no attack: {sorted(unknown)[0]!r}.")
+    if wrong := set(only) - {*DEFENSES, "clp sweep"}:
+        raise ValueError(
+            f"unknown defense {sorted(wrong)[0]!r}; choose from {', '.join(DEFENSES)}, "
+            "clp sweep."
+        )
     results = Results(out)
     dev = torch.device(device)
     label = Path(source).name if os.path.exists(source) else source
@@ -290,19 +311,15 @@ def run(
             f"{len(parts.train)} training and {len(parts.test)} test images, "
             f"{parts.train.k} classes"
         )
-        twin = None
         for name in (None, *names):
-            print(f"\n{name or 'benign twin'}, seed {seed}", flush=True)
-            more = dict(options.get(name, {}))
-            usual = ATTACKS[name].usual_rate if name else 0.0
-            rate = more.get("rate", recipe.rate)
-            rate = usual if rate is None or not name else rate
-            key = asdict(recipe) | {"data": label, "digest": parts.train.digest()}
-            key |= {"seed": seed, "attack": name or "none", "rate": rate}
-            if name and not defend and results.has(**key, defense="none"):
+            own, more = split_options(recipe, name, options)
+            key = asdict(own) | {"data": label, "digest": parts.train.digest()}
+            key |= {"seed": seed, "attack": name or "none"}
+            if name and only and all(results.has(**key, defense=d) for d in only):
                 continue
-            victim = train_victim(parts, name, recipe, seed, label, keep, **more)
-            twin = twin or victim.scores
+            print(f"\n{name or 'benign twin'}, seed {seed}", flush=True)
+            twin = train_victim(parts, None, own, seed, label, keep).scores
+            victim = train_victim(parts, name, own, seed, label, keep, **more)
             about = {
                 "n_train": len(parts.train),
                 "n_poisoned": victim.recipe["n_poisoned"],
@@ -315,7 +332,7 @@ def run(
                 "settings": victim.attack.spec()[0] if name else {},
             }
             about |= environment(dev)
-            _defend(results, key, about, victim, parts, recipe, all_of=defend)
+            _defend(results, key, about, victim, parts, own, only)
     return results
 
 
@@ -331,9 +348,9 @@ def _defend(
     victim: Victim,
     parts: Splits,
     recipe: Recipe,
-    all_of: bool,
+    only: Sequence[str],
 ) -> None:
-    """The victim and, if asked, all defenses of it, one row each."""
+    """The defenses of one victim, one row each."""
     model, before, attack = victim.model, victim.scores, victim.attack
     test, seed = parts.test, key["seed"]
 
@@ -348,12 +365,11 @@ def _defend(
         print(f"  {defense:25s} {s}  {extra}", flush=True)
 
     def todo(defense: str, **more) -> bool:
-        return not results.has(**key, defense=defense, **more)
+        wanted = not only or defense in only
+        return wanted and not results.has(**key, defense=defense, **more)
 
     if todo("none"):
         note("none", model, 0.0, pruned=0, clean_used=0)
-    if not all_of:
-        return
     for u in (3.0, 2.5):
         if todo(f"clp, u = {u:g}"):
             p = defenses.clp(model, u)

@@ -8,7 +8,7 @@ CROSS accuracy on images that look attacked but must keep their label: warped wi
      noise, the trigger of another image, a patch on a class that the attack spares.
 DER  (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, a defense's balance of the two.
 
-Born in lesson 02.
+Born in lesson 03.
 """
 
 from __future__ import annotations

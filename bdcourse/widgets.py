@@ -1,10 +1,17 @@
-"""Sliders: thin over pictures that exist already, so that they answer at once."""
+"""Things to turn and press, each thin over plain functions of the package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+from torch import Tensor
+
+from bdcourse import show, victims
+from bdcourse.attacks import BadNets, checkerboard
+from bdcourse.data import Splits
 from bdcourse.show import Picture
+from bdcourse.victims import Victim
 
 
 def slider(label: str, values: Sequence, draw: Callable[[object], Picture], start=None):
@@ -42,3 +49,98 @@ def slider(label: str, values: Sequence, draw: Callable[[object], Picture], star
     bar.observe(turn, names="value")
     turn({"new": start})
     return ipywidgets.VBox([bar, out])
+
+
+def trial(
+    parts: Splits, patch: Tensor, opacity: float, rate: float, **training
+) -> Victim:
+    """Train one small victim of a patch; what the button of `poison_bench` does.
+
+    Args:
+        patch: pixels in [0, 1], (1, k, k); opacity, rate: see `attacks.BadNets`.
+        training: options of `victims.make`, over a ResNet-18 of width 4 and six epochs.
+    """
+    options = {"arch": {"name": "resnet18", "width": 4}, "epochs": 6, "batch": 32,
+               "lr": 0.05, "verbose": False}  # fmt: skip
+    attack = BadNets(patch=patch, at=(-1 - patch.shape[-1],) * 2, opacity=opacity)
+    return victims.make(
+        parts.train, parts.test, attack, rate=rate, **options | training
+    )
+
+
+def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
+    """Draw a trigger on a grid, choose opacity and poison rate, train, see ACC and ASR.
+
+    Every run stays in the table below, so that settings can be compared.
+
+    Args:
+        parts: `data.splits(...)`.
+        size: of the grid, in pixels.
+        start: run once before anything is pressed, so that there is something to see
+            where no kernel is (book, GitHub).
+        training: see :func:`trial`.
+    """
+    import ipywidgets as w
+    from IPython.display import display
+
+    first = torch.zeros(size, size)
+    first[:3, :3] = checkerboard()[0]
+    cells = [
+        w.ToggleButton(
+            value=bool(v),
+            description="■" if v else "",
+            tooltip=f"row {i // size + 1}, column {i % size + 1}: white or black",
+            layout={"width": "36px", "height": "36px"},
+        )
+        for i, v in enumerate(first.flatten())
+    ]
+    grid = w.GridBox(cells, layout={"grid_template_columns": f"repeat({size}, 40px)"})
+    wide = {"style": {"description_width": "initial"}, "layout": {"width": "320px"}}
+    opacity = w.FloatSlider(
+        1.0, min=0.1, max=1, step=0.1, description="opacity", **wide
+    )
+    rate = w.FloatSlider(0.2, min=0.01, max=0.4, step=0.01, description="poison rate",
+                         **wide)  # fmt: skip
+    button = w.Button(description="Poison and train", button_style="primary")
+    preview, log = w.Output(), w.Output()
+    rows: list[dict] = []
+    sample = parts.test.pixels()[4]
+
+    def patch() -> Tensor:
+        return torch.tensor([float(c.value) for c in cells]).view(1, size, size)
+
+    def look(_=None) -> None:
+        for c in cells:
+            c.description = "■" if c.value else ""
+        attack = BadNets(patch=patch(), at=(-1 - size,) * 2, opacity=opacity.value)
+        with preview:
+            preview.clear_output(wait=True)
+            display(show.trigger(
+                sample, attack.trigger(sample[None])[0],
+                description=f"A sign, the same with a drawn patch of {size} by {size} "
+                f"black and white pixels at opacity {opacity.value:g} near the lower "
+                "right corner, and the difference.",
+            ))  # fmt: skip
+
+    def run(_=None) -> None:
+        button.disabled, button.description = True, "Training ..."
+        try:
+            white = int(patch().sum())
+            victim = trial(parts, patch(), opacity.value, rate.value, **training)
+            rows.append(victim.scores.row(
+                run=len(rows) + 1, white=f"{white} of {size * size}",
+                opacity=f"{opacity.value:g}", poison=victim.recipe["n_poisoned"],
+            ))  # fmt: skip
+        finally:
+            button.disabled, button.description = False, "Poison and train"
+        with log:
+            log.clear_output(wait=True)
+            display(show.Table(rows, caption="Your runs: one small network each"))
+
+    for c in [*cells, opacity]:
+        c.observe(look, names="value")
+    button.on_click(run)
+    look()
+    if start:
+        run()
+    return w.VBox([w.HBox([grid, w.VBox([opacity, rate, button])]), preview, log])

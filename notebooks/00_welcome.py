@@ -297,7 +297,7 @@ check.claim(
 # | lesson | you will |
 # |---|---|
 # | [01 Poisoning](01_poisoning.ipynb) | build two attacks, poison a set, train a victim and watch the backdoor appear |
-# | [02 Inside a victim](02_inside_a_victim.ipynb) | measure an attack correctly, and find the channels that carry it |
+# | [03 Inside a victim](03_inside_a_victim.ipynb) | measure an attack correctly, and find the channels that carry it |
 # | [05 CLP](05_clp.ipynb) | repair a network without any data, from its weights alone |
 #
 # The missing numbers are reserved for the other attacks and for four more repair methods:
@@ -344,7 +344,7 @@ check.claim("Your machine runs the course.", again.asr, 0.99, 1)
 # and always at the same place. How the backdoor got in is the next lesson.
 #
 # **Beyond.** Put the sticker on the sign class that the attacker wants anyway, "30". Why do
-# these images not count as successes? Lesson 02 answers.
+# these images not count as successes? Lesson 03 answers.
 #
 # ## References
 #

@@ -431,7 +431,7 @@ widgets.slider("padding", [1, 2, 3, 4, 5, 6, 8], by_padding, start=4)
 #
 # Every result of the course comes in this form: beside the victim stand its benign twin and the plainest
 # of all repairs, fine-tuning on the defender's clean images. RA, the recovered accuracy, is the share
-# of triggered images that get their *true* label; lesson 02 explains why it matters.
+# of triggered images that get their *true* label; lesson 03 explains why it matters.
 
 # %%
 bench.standard_table(

@@ -18,7 +18,7 @@
 # you will move the threshold by half a deviation and get the backdoor back, and find out when the method fails altogether.
 #
 # > **At a glance.** Reading: 35 minutes. Doing: 55 minutes. Run time: about one minute and 1 GiB on two CPU cores.
-# > Prerequisites: [lesson 02](02_inside_a_victim.ipynb), singular values. Paper: Zheng, Tang, Li and Liu, *Data-free
+# > Prerequisites: [lesson 03](03_inside_a_victim.ipynb), singular values. Paper: Zheng, Tang, Li and Liu, *Data-free
 # > Backdoor Removal based on Channel Lipschitzness*, ECCV 2022, [arXiv 2208.03111](https://arxiv.org/abs/2208.03111).
 
 # %% [markdown]
@@ -330,7 +330,7 @@ show.strips(
 #
 # ## Does the score see the trigger?
 #
-# TAC of lesson 02 is what we would like to know; the score is what a defender can. If the second predicts the first, CLP
+# TAC of lesson 03 is what we would like to know; the score is what a defender can. If the second predicts the first, CLP
 # works for the reason that its paper gives.
 
 # %% tags=["method", "claim"]

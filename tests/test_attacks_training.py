@@ -35,9 +35,9 @@ def pixels(n=4, h=16, w=None, c=3, seed=0):
 def small(cls, images, **options):
     """The attack at test size."""
     if cls is InputAware:
-        options = {"width": 2, "mask_steps": 2, "target": 1} | options
+        options = {"filters": 2, "mask_steps": 2, "target": 1} | options
     elif cls is LIRA:
-        options = {"width": 2, "target": 1} | options
+        options = {"filters": 2, "target": 1} | options
     elif cls is FBA:
         options = {"detox_steps": 2, "target": 1} | options
     elif cls is not Composite:
@@ -158,7 +158,7 @@ def test_triggers_at_any_size(cls, h, w, c, n):
 @pytest.mark.parametrize("cls", [InputAware, LIRA])
 def test_an_untrained_generator_is_refused(cls):
     with pytest.raises(ValueError) as e:
-        cls(width=2).trigger(pixels())
+        cls(filters=2).trigger(pixels())
     assert "no trained generator" in message(e)
 
 
@@ -349,7 +349,7 @@ def test_diversity_falls_as_patterns_part():
 
 def test_input_aware_mask_reaches_its_density_and_only_it_changes():
     images = signs.draw(96)
-    attack = InputAware.craft(images, gen(), width=4, mask_steps=60)
+    attack = InputAware.craft(images, gen(), filters=4, mask_steps=60)
     course = train_mask(attack, images, gen(), batch=16)
     assert len(course) == 60
     m = attack.masked(frozen(attack.mask, images.pixels()))
@@ -414,7 +414,7 @@ def test_lira_stays_within_epsilon_and_learns_only_in_its_first_half():
 
 
 def test_lira_weighs_its_losses():
-    attack = LIRA(width=2, alpha=0.8)
+    attack = LIRA(filters=2, alpha=0.8)
     driver = attack.steer(build("resnet18", width=2), random_images(20, 10), gen(), 2)
     logits = torch.zeros(4, 2)
     logits[:2, 0] = 30.0  # clean rows right, poisoned rows undecided

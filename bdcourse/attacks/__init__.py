@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from bdcourse.attacks.adaptive import AdapBlend, AdapPatch
 from bdcourse.attacks.badnets import BadNets, checkerboard, surviving
-from bdcourse.attacks.base import ROLES, Attack, Poisoned
+from bdcourse.attacks.base import ROLES, Attack, Poisoned, Steering
 from bdcourse.attacks.blended import Blended, noise_picture
 from bdcourse.attacks.bpp import Bpp
 from bdcourse.attacks.composite import Composite
 from bdcourse.attacks.fba import FBA
+from bdcourse.attacks.ftrojan import FTrojan
 from bdcourse.attacks.input_aware import InputAware
+from bdcourse.attacks.label_consistent import LabelConsistent
 from bdcourse.attacks.lira import LIRA
+from bdcourse.attacks.low_frequency import LF
+from bdcourse.attacks.refool import Refool
+from bdcourse.attacks.sig import SIG
+from bdcourse.attacks.ssba import SSBA
+from bdcourse.attacks.tact import TaCT
+from bdcourse.attacks.trojan import TrojanNN
 from bdcourse.attacks.wanet import WaNet
 
+# First those that only poison data, then those that steer the training.
 ATTACKS: dict[str, type[Attack]] = {
     cls.__name__: cls
-    for cls in (BadNets, Blended, WaNet, Bpp, Composite, InputAware, LIRA, FBA)
+    for cls in (
+        *(BadNets, Blended, SIG, LabelConsistent, TrojanNN, LF, SSBA),
+        *(TaCT, AdapBlend, AdapPatch, Refool, FTrojan),
+        *(WaNet, Bpp, Composite, InputAware, LIRA, FBA),
+    )
 }
 
 
@@ -44,11 +58,11 @@ __all__ = [
     "ATTACKS",
     "ROLES",
     "Attack",
-    "BadNets",
-    "Blended",
     "Poisoned",
+    "Steering",
     "checkerboard",
     "noise_picture",
     "rebuild",
     "surviving",
+    *ATTACKS,
 ]

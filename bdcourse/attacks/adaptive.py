@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse.attacks.base import Attack, uniform
-from bdcourse.attacks.blended import Blended, noise_picture
+from bdcourse.attacks.blended import Blended
 from bdcourse.attacks.tact import colour_patch
 from bdcourse.data import Images
 
@@ -88,28 +88,14 @@ class AdapBlend(Adaptive, Blended):
         if self.pieces < 2:
             raise ValueError(f"pieces must be 2 or more, not {self.pieces}.")
 
-    @classmethod
-    def craft(
-        cls,
-        images: Images,
-        generator: torch.Generator,
-        *,
-        model: nn.Module | None = None,
-        **options,
-    ) -> AdapBlend:
-        """Draws the noise picture in the size of the images."""
-        c, h, w = images.shape
-        options.setdefault("picture", noise_picture(max(h, w), c)[:, :h, :w])
-        return super().craft(images, generator, model=model, **options)
-
     def trigger(self, x: Tensor) -> Tensor:
         return x.lerp(self.picture.to(x), self.test_alpha)
 
     def shown(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """1 where the picture is planted, 0 in the masked half, (n, 1, h, w)."""
         (n, _, h, w), p = x.shape, self.pieces
-        rank = uniform((n, p * p), generator, x).argsort(1).argsort(1)
-        tiles = (rank >= p * p // 2).to(x.dtype).view(n, 1, p, p)
+        order = uniform((n, p * p), generator, x).argsort(1)
+        tiles = (order >= p * p // 2).to(x.dtype).view(n, 1, p, p)
         rows = torch.arange(h, device=x.device) * p // h
         columns = torch.arange(w, device=x.device) * p // w
         return tiles[:, :, rows][..., columns]

@@ -44,11 +44,12 @@ class InputAware(Attack):
     Args:
         density: the mean that the mask may have without penalty.
         cross_rate: cross-trigger images for each poisoned one.
-        width: of the first level of both networks; 32 in the paper, 8 does on a laptop.
+        filters: channels of the first level of both networks; 32 in the paper, 8 do on
+            a laptop.
         channels: of the images.
         mask_steps: optimizer steps for M; the paper trains 25 epochs, 200 steps do for
             small sets.
-        lr: of Adam, betas (0.5, 0.9), for both networks.
+        generator_lr: of Adam, betas (0.5, 0.9), for both networks.
         seed: of their initial weights.
 
     Both released versions never zero G's gradients, so that they add up; here they are
@@ -63,10 +64,10 @@ class InputAware(Attack):
 
     density: float = 0.032
     cross_rate: float = 1.0
-    width: int = 32
+    filters: int = 32
     channels: int = 3
     mask_steps: int = 1000
-    lr: float = 0.01
+    generator_lr: float = 0.01
     seed: int = 0
     trained: Tensor = field(default_factory=lambda: torch.zeros(()))
     mask: nn.Module = field(init=False, default=None)
@@ -77,7 +78,7 @@ class InputAware(Attack):
         if not 0 < self.density < 1:
             raise ValueError(f"density must lie between 0 and 1, not {self.density}.")
         for name, outputs in (("mask", 1), ("pattern", self.channels)):
-            net = EncoderDecoder(self.channels, outputs, self.width, self.seed)
+            net = EncoderDecoder(self.channels, outputs, self.filters, self.seed)
             object.__setattr__(self, name, net.eval())
 
     @classmethod
@@ -139,7 +140,7 @@ def train_mask(
 ) -> list[float]:
     """Stage 1: train the mask network alone; returns its mean density, step by step."""
     net, n = attack.mask, len(data)
-    opt = torch.optim.Adam(net.parameters(), attack.lr, betas=(0.5, 0.9))
+    opt = torch.optim.Adam(net.parameters(), attack.generator_lr, betas=(0.5, 0.9))
     marks = [round(0.4 * attack.mask_steps), round(0.8 * attack.mask_steps)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(opt, marks)
     course: list[float] = []
@@ -168,7 +169,9 @@ class _Joint(Steering):
     def __init__(self, attack: InputAware, rate: float, total: int) -> None:
         self.attack, self.rate = attack, rate
         self.net = attack.pattern
-        self.opt = torch.optim.Adam(self.net.parameters(), attack.lr, betas=(0.5, 0.9))
+        self.opt = torch.optim.Adam(
+            self.net.parameters(), attack.generator_lr, betas=(0.5, 0.9)
+        )
         # The authors train G for hundreds of epochs and cut its rate four times; over a
         # short training one smooth descent does the same.
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.opt, total)

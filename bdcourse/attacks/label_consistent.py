@@ -94,9 +94,7 @@ class AdversarialTraining(Steering):
         self.stride = 1.25 * epsilon if step is None else step
 
     def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        hard = pgd(
-            (self.model,), x, y, self.epsilon, self.stride, 1, self.generator
-        )
+        hard = pgd((self.model,), x, y, self.epsilon, self.stride, 1, self.generator)
         return hard, y, torch.zeros_like(y)
 
 

@@ -30,8 +30,8 @@ class LIRA(Attack):
             normalized CIFAR-10 pixels, about 0.025 here (6 grey levels); BackdoorBench
             0.01, less than a grey level, which an image file cannot hold.
         alpha: weight of the clean loss.
-        lr: of Adam for T.
-        width: of T's first level.
+        generator_lr: of Adam for T.
+        filters: of T's first level.
         channels: of the images; seed: of T's initial weights.
 
     T is an encoder and decoder with max-pooling where the authors use strided
@@ -46,8 +46,8 @@ class LIRA(Attack):
 
     epsilon: float = 0.025
     alpha: float = 0.5
-    lr: float = 1e-3
-    width: int = 8
+    generator_lr: float = 1e-3
+    filters: int = 8
     channels: int = 3
     seed: int = 0
     trained: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -60,7 +60,7 @@ class LIRA(Attack):
                 "epsilon must lie in (0, 1] and alpha between 0 and 1, but are "
                 f"{self.epsilon} and {self.alpha}."
             )
-        net = EncoderDecoder(self.channels, self.channels, self.width, self.seed)
+        net = EncoderDecoder(self.channels, self.channels, self.filters, self.seed)
         object.__setattr__(self, "net", net.eval())
 
     @classmethod
@@ -104,7 +104,7 @@ class _Alternating(Steering):
     def __init__(self, attack: LIRA, model: nn.Module, n: int, total: int) -> None:
         self.attack, self.model, self.n, self.total = attack, model, n, total
         self.copy = copy.deepcopy(attack.net).train()
-        self.opt = torch.optim.Adam(self.copy.parameters(), attack.lr)
+        self.opt = torch.optim.Adam(self.copy.parameters(), attack.generator_lr)
         self.done = 0
 
     def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

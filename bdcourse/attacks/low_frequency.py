@@ -153,11 +153,8 @@ class LF(Attack):
             chosen = images[rows].to(device)
             x, goal = chosen.pixels(), wants.goal(chosen.y)
             total = torch.zeros(images.shape, device=device)
-            pattern = best = total
-            most = fooled(model, x, goal)
+            pattern, best, most = total, total, -1.0
             for _ in range(passes):
-                if most >= enough:
-                    break
                 for part in torch.randperm(len(x), generator=generator).split(batch):
                     part = part.to(device)
                     seen = (x[part] + pattern).clamp(0, 1)
@@ -165,8 +162,10 @@ class LF(Attack):
                     total = total + smooth(step, sigma, taps)
                     pattern = rescale(total)
                 share = fooled(model, (x + pattern).clamp(0, 1), goal)
-                if share > most or best is not pattern and not best.any():
+                if share >= most:
                     best, most = pattern, share
+                if share >= enough:
+                    break
             options |= {
                 "pattern": best.cpu(),
                 "fooling": most,
