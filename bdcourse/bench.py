@@ -131,6 +131,7 @@ SIGNS_OPTIONS: dict[str, dict] = {
     "TaCT": {"rate": 0.04},
     "AdapBlend": {"rate": 0.05},
     "AdapPatch": {"rate": 0.05},
+    "FBA": {"rate": 0.1},
     "InputAware": {"filters": 8, "mask_steps": 200},
 }
 
@@ -535,3 +536,44 @@ def standard_table(
                 label += f" ({weak} of {len(rows)} weak)" if weak else ""
                 lines.append(table_row(rows, attack=label, defense=defense))
     return Table(lines, caption)
+
+
+def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> Table:
+    """Victims of data/results/NAME.json, one line each, beside their benign twin.
+
+    Args:
+        attacks: which, in this order; default all in the file.
+
+    A star marks attacks whose original needs an asset that we replace; what replaces it
+    stands under the caption.
+    """
+    from bdcourse.show import Table
+
+    found = _one_setting(results(name).rows, name)
+    names = attacks or [n for n in ATTACKS if any(r["attack"] == n for r in found)]
+    lines, replaced = [], []
+    for attack in ("none", *names):
+        rows = [r for r in found if r["attack"] == attack]
+        plain = [r for r in rows if r["defense"] == "none"]
+        tuned = [r["asr"] for r in rows if r["defense"] == "fine-tuning"]
+        if not plain:
+            continue
+        label = "(benign twin)"
+        if attack != "none":
+            cls = ATTACKS[attack]
+            label = cls.__name__ + ("*" if cls.stands_in else "")
+            if cls.stands_in:
+                replaced.append(f"{attack}: {cls.stands_in}")
+        row = table_row(plain, attack=label)
+        crossed = [r["cross"] for r in plain if r.get("cross") is not None]
+        lines.append({
+            "attack": label,
+            "poison": round(mean(r["n_poisoned"] for r in plain)),
+            "cover": round(mean(r.get("n_cover", 0) for r in plain)),
+            **{k: row[k] for k in ("ACC %", "ASR %", "RA %")},
+            "cross %": 100 * mean(crossed) if crossed else None,
+            "ASR % tuned": 100 * mean(tuned) if tuned and attack != "none" else None,
+            "gate": "weak" if any(r["weak"] for r in plain) else "passes",
+        })  # fmt: skip
+    note = " * " + "; ".join(replaced) + "." if replaced else ""
+    return Table(lines, caption + note)

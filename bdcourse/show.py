@@ -414,6 +414,122 @@ def scatter(
         return Picture(fig, description)
 
 
+def points(
+    named: Mapping[str, tuple[float, float]],
+    *,
+    description: str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    highlight: Sequence[str] = (),
+    height: float = 3.8,
+) -> Picture:
+    """A few points, each with its name beside it: name -> (x, y)."""
+    with _style():
+        fig, axes = canvas(height=height)
+        ax = axes[0, 0]
+        for name, (x, y) in named.items():
+            on = name in highlight
+            ax.plot(x, y, "s" if on else "o", ms=7, color=TRIGGERED if on else CLEAN)
+        ax.margins(0.12, 0.1)
+        fig.canvas.draw()
+        # Names must not overlap: from left to right, each takes the first free place of
+        # a few around its point.
+        taken = []
+        for name, (x, y) in sorted(named.items(), key=lambda p: p[1]):
+            for place in PLACES:
+                dx, dy, side = place
+                text = ax.annotate(
+                    name, (x, y), xytext=(dx, dy), textcoords="offset points",
+                    ha=side, va="center", fontsize=11,
+                )  # fmt: skip
+                box = text.get_window_extent().expanded(1.0, 0.9)
+                if place == PLACES[-1] or not any(box.overlaps(t) for t in taken):
+                    taken.append(box)
+                    break
+                text.remove()
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.set_title(title)
+        ax.grid(color="#e6e6e6", lw=0.8)
+        return Picture(fig, description)
+
+
+PLACES = (
+    (8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -12, "center"),
+    (8, 11, "left"), (8, -12, "left"), (-8, 11, "right"), (-8, -12, "right"),
+    (8, 22, "left"), (8, -24, "left"), (8, 33, "left"), (8, -36, "left"),
+)  # fmt: skip
+
+
+def clouds(
+    panels: Mapping[str, Mapping[str, Tensor]],
+    *,
+    description: str,
+    title: str,
+    cols: int = 3,
+) -> Picture:
+    """Flat maps of points without axes: panel -> group -> (n, 2).
+
+    Groups called "other", "target" and "triggered" keep their look in the whole course.
+    """
+    looks = {"other": ("o", "#b8b8b8", 3), "target": ("o", CLEAN, 4),
+             "triggered": ("s", TRIGGERED, 4)}  # fmt: skip
+    rows = -(-len(panels) // cols)
+    with _style():
+        fig, axes = canvas(rows, cols, height=rows * (7.2 / cols + 0.1) + 0.7)
+        for ax in axes.flat:
+            ax.axis("off")
+        for ax, (name, groups) in zip(axes.flat, panels.items(), strict=False):
+            for group, at in groups.items():
+                marker, colour, size = looks[group]
+                ax.plot(*at.T, marker, color=colour, ms=size, mew=0, alpha=0.7,
+                        label=group, ls="")  # fmt: skip
+            ax.set_title(name, fontsize=11, loc="center", fontweight="normal")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        fig.legend(handles, labels, ncols=3, loc="outside lower left", fontsize=11)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        return Picture(fig, description)
+
+
+def matrix(
+    values: Tensor,
+    names: Sequence[str],
+    columns: Sequence[str] | None = None,
+    *,
+    description: str,
+    title: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    numbers: bool = False,
+    height: float = 4.4,
+) -> Picture:
+    """A table of shares (rows, columns) in [0, 1] as fields from pale to dark.
+
+    Args:
+        names: of the rows, and of the columns unless `columns` names those.
+        numbers: print each share in percent into its field.
+    """
+    columns = names if columns is None else columns
+    with _style():
+        fig, axes = canvas(height=height)
+        ax = axes[0, 0]
+        v = values.detach().cpu().numpy()
+        ax.imshow(v, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+        ax.set_yticks(range(len(names)), names)
+        if numbers:
+            for (i, j), share in np.ndenumerate(v):
+                ink = "black" if share > 0.5 else "white"
+                ax.text(j, i, f"{100 * share:.0f}", ha="center", va="center",
+                        color=ink, fontsize=10)  # fmt: skip
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.set_title(title)
+        ax.spines[:].set_visible(False)
+        return Picture(fig, description)
+
+
 def heat(
     x: Tensor,
     maps: Tensor,

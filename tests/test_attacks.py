@@ -267,7 +267,10 @@ def test_all_to_all_goal_wraps():
 
 
 def test_threat_and_base():
-    assert all(a.threat == "data" for a in ATTACKS.values())
+    steering = {"WaNet", "Bpp", "Composite", "InputAware", "LIRA", "FBA"}
+    for name, cls in ATTACKS.items():
+        assert cls.__name__ == name and cls.threat in ("data", "training")
+        assert (cls.threat == "training") == (name in steering)
     with pytest.raises(NotImplementedError):
         Attack().trigger(pixels(1))
 

@@ -18,7 +18,13 @@ from guards import GUARDS
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
-PROMISED = ("00_welcome", "01_poisoning", "02_controlling_training", "03_inside_a_victim", "05_clp")
+PROMISED = (
+    "00_welcome",
+    "01_poisoning",
+    "02_controlling_training",
+    "03_inside_a_victim",
+    "05_clp",
+)
 
 # The tour has no attacker of its own and may leave all exercises to the lessons.
 RELAXED = {"00_welcome": {"exercises", "threat_model"}}

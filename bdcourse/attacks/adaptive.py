@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,8 @@ class AdapBlend(Adaptive, Blended):
     many covers. Lesson 01.
     """
 
-    stands_in = "a seeded noise picture"
+    usual_rate: ClassVar[float] = 0.003
+    stands_in: ClassVar[str] = "a seeded noise picture"
 
     alpha: float = 0.15
     test_alpha: float = 0.2
@@ -140,7 +142,8 @@ class AdapPatch(Adaptive):
     as many covers. Lesson 01.
     """
 
-    stands_in = "four seeded colour patches"
+    usual_rate: ClassVar[float] = 0.003
+    stands_in: ClassVar[str] = "four seeded colour patches"
 
     cover: float = 2.0
     patches: Tensor = field(default_factory=colour_patches)

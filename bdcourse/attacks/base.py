@@ -215,8 +215,9 @@ class Attack:
         y[chosen] = self.goal(y[chosen])
         if stamp == "before":
             x = x.clone()
-            # In pieces: 50,000 images as floats would take most of a laptop's memory.
-            for rows in torch.cat([chosen, cover.to(device)]).split(2500):
+            # In pieces: 50,000 images as floats would take most of a laptop's memory,
+            # and small pieces stay in its cache.
+            for rows in torch.cat([chosen, cover.to(device)]).split(500):
                 if not len(rows):
                     continue
                 pixels = x[rows].float() / 255
@@ -313,14 +314,19 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) ->
     return drawn.to(like)
 
 
-def by_content(x: Tensor, m: int, salt: int = 0) -> Tensor:
+def by_content(x: Tensor, m: int) -> Tensor:
     """A number in 0..m-1 for each image of x (n, c, h, w) that its pixels decide: (n,).
 
     For triggers that vary from image to image: the same image always gets the same one,
-    however it is batched, so an ASR can be measured again.
+    however it is batched and on every machine, so an ASR can be measured again.
     """
-    digest = quantize(x).flatten(1).long().sum(1) + salt
-    return (digest * 2654435761 >> 7) % m  # Knuth's multiplicative hash
+    levels = x.float().clamp(0, 1).mul_(255).round_()
+    # Whole numbers below 2^24 add up to the same in every order, so long as the image
+    # has at most 1,000 columns.
+    j = torch.arange(levels.shape[-1], device=x.device)
+    rows = levels.mul_(1 + 37 * j % 61).sum(-1).long().flatten(1)
+    i = torch.arange(rows.shape[1], device=x.device)
+    return (rows * ((i + 1) * 48271 % 999983)).sum(1) % m
 
 
 def fit_size(picture: Tensor, size: tuple[int, int]) -> Tensor:

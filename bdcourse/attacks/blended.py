@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Blended(Attack):
     Source: Chen, Liu, Li, Lu and Song, "Targeted Backdoor Attacks on Deep Learning
     Systems Using Data Poisoning", 2017. Lesson 01.
     """
+
+    stands_in: ClassVar[str] = "uniform noise instead of a cartoon"
 
     picture: Tensor = field(default_factory=noise_picture)
     alpha: float = 0.2

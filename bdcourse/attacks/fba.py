@@ -45,6 +45,7 @@ class FBA(Attack):
     Neural Networks by Controlled Detoxification", AAAI 2021. Rate 0.05. Lesson 02.
     """
 
+    usual_rate: ClassVar[float] = 0.05
     threat: ClassVar[Literal["data", "training"]] = "training"
     stands_in: ClassVar[str] = "fixed tone curve and blur instead of a CycleGAN"
 

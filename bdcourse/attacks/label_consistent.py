@@ -60,8 +60,10 @@ def pgd(
 class AdversarialTraining(Steering):
     """Fast adversarial training: every batch is one FGSM step away from the truth.
 
-    fit(model, train, steering=AdversarialTraining, ...) gives a robust surrogate; for
+    fit(model, train, steering=AdversarialTraining, ...) makes a robust surrogate; for
     another radius, steering=functools.partial(AdversarialTraining, epsilon=4 / 255).
+    Start from a trained model: on signs, 1.5 epochs at lr 0.03 from the zoo's clean one
+    hold 97 % under PGD of 8/255, while 6 epochs from scratch never learn the digits.
 
     delta = clip(U(-epsilon, epsilon) + step * sign(gradient)), into +- epsilon
 
@@ -138,6 +140,7 @@ class LabelConsistent(Attack):
     Lesson 01.
     """
 
+    usual_rate: ClassVar[float] = 0.05
     stands_in: ClassVar[str] = "own fast adversarially trained surrogate"
     crafted: ClassVar[str] = "poison images, on a surrogate model"
 
@@ -188,7 +191,7 @@ class LabelConsistent(Attack):
             return self.trigger(x)
         if not self.surrogates:
             raise ValueError(
-                "a label-consistent attack with epsilon above 0 needs surrogates=(...), "
+                "LabelConsistent with epsilon above 0 needs surrogates=(...), "
                 "classifiers to compute the perturbation on; epsilon=0 needs none."
             )
         device = next(self.surrogates[0].parameters()).device

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack, fit_size
+from bdcourse.attacks.base import Attack, by_content, fit_size
 from bdcourse.data import Images
 
 GAMMA = 2.2  # of screens: light = pixel ** GAMMA
@@ -76,7 +77,7 @@ class Refool(Attack):
     Poison rate 0.1 is the usual one. Lesson 01.
     """
 
-    stands_in = "Refool-like: drawn scenes for photographs"
+    stands_in: ClassVar[str] = "Refool-like: drawn scenes for photographs"
 
     bank: Tensor = field(default_factory=reflections)
     draws: Tensor = field(default_factory=draws)
@@ -118,13 +119,7 @@ class Refool(Attack):
 
     def kind(self, x: Tensor) -> Tensor:
         """Which row of `draws` each image gets, int64 (n,), from its 8-bit pixels."""
-        levels = x.float().clamp(0, 1).mul_(255).round_()
-        # Whole numbers below 2^24 add up to the same in every order, on every machine,
-        # so long as the image has at most 1,000 columns.
-        j = torch.arange(levels.shape[-1], device=x.device)
-        rows = levels.mul_(1 + 37 * j % 61).sum(-1).long().flatten(1)
-        i = torch.arange(rows.shape[1], device=x.device)
-        return (rows * ((i + 1) * 48271 % 999983)).sum(1) % len(self.draws)
+        return by_content(x, len(self.draws))
 
     def layers(self, kinds: Tensor, c: int, h: int, w: int) -> tuple[Tensor, Tensor]:
         """Light r of these kinds before excess and vignette, (k, c, h, w), and the

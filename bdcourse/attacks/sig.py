@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class SIG(Attack):
     usual one: with ten equal classes, all images of the target. Lesson 01.
     """
 
+    usual_rate: ClassVar[float] = 0.05
     clean_label: bool = True
     delta: float = 40 / 255
     frequency: float = 6

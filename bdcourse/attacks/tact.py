@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class TaCT(BadNets):
     0.003 of the whole set, and as many covers. Lesson 01.
     """
 
-    stands_in = "a seeded colour patch"
+    usual_rate: ClassVar[float] = 0.003
+    stands_in: ClassVar[str] = "a seeded colour patch"
 
     patch: Tensor = field(default_factory=colour_patch)
     at: tuple[int, int] = (-6, -6)
