@@ -64,8 +64,12 @@ class Victim:
                 f"clean accuracy {100 * self.scores.acc:.1f} % is more than 3 points "
                 f"below its benign twin's {100 * twin.acc:.1f} %"
             )
-        if self.scores.asr is not None and self.scores.asr < 0.95 - rounding:
-            return f"attack success {100 * self.scores.asr:.1f} % is below 95 %"
+        gate = 0.95 if self.attack is None else self.attack.gate
+        if self.scores.asr is not None and self.scores.asr < gate - rounding:
+            return (
+                f"attack success {100 * self.scores.asr:.1f} % is below "
+                f"{100 * gate:.0f} %"
+            )
         return ""
 
 

@@ -296,12 +296,13 @@ check.claim(
 #
 # | lesson | you will |
 # |---|---|
-# | [01 Poisoning](01_poisoning.ipynb) | build two attacks, poison a set, train a victim and watch the backdoor appear |
+# | [01 Poisoning](01_poisoning.ipynb) | build two attacks, poison a set, train a victim and watch the backdoor appear; meet ten more |
+# | [02 Controlling the training](02_controlling_training.ipynb) | build WaNet and the input-aware attack, whose author runs the training |
 # | [03 Inside a victim](03_inside_a_victim.ipynb) | measure an attack correctly, and find the channels that carry it |
 # | [05 CLP](05_clp.ipynb) | repair a network without any data, from its weights alone |
 #
-# The missing numbers are reserved for the other attacks and for four more repair methods:
-# l-infinity activation pruning, FMP, MNP and FIP.
+# The missing numbers are reserved for four more repair methods: l-infinity activation pruning, FMP, MNP
+# and FIP.
 #
 # - **Predict cells** ask you to commit to a number first. A wrong guess that you have written
 #   down teaches more than a right one that you only thought.

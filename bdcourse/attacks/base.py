@@ -70,12 +70,14 @@ class Attack:
         stands_in: what replaces an asset of the original attack, for every table; ""
             if nothing does.
         crafted: "" or what `craft` must compute before the attack exists.
+        gate: the ASR from which a victim counts as backdoored.
         usual_rate: the poison rate of the attack's paper or of the benchmarks.
     """
 
     threat: ClassVar[Literal["data", "training"]] = "data"
     stands_in: ClassVar[str] = ""
     crafted: ClassVar[str] = ""
+    gate: ClassVar[float] = 0.95
     usual_rate: ClassVar[float] = 0.1
 
     target: int = 0

@@ -54,6 +54,7 @@ class Composite(Attack):
 
     threat: ClassVar[Literal["data", "training"]] = "training"
     crafted: ClassVar[str] = "a bank of partner images"
+    gate: ClassVar[float] = 0.9
 
     target: int = 2
     sources: tuple[int, int] = (0, 1)

@@ -40,6 +40,7 @@ class TaCT(BadNets):
     0.003 of the whole set, and as many covers. Lesson 01.
     """
 
+    gate: ClassVar[float] = 0.9
     usual_rate: ClassVar[float] = 0.003
     stands_in: ClassVar[str] = "a seeded colour patch"
 
