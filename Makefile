@@ -12,8 +12,8 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(READY): elsewhere
 endif
 
-.PHONY: help setup lab test notebooks book browser zoo results bench-train bench-clp clean \
-  elsewhere
+.PHONY: help setup lab test notebooks book browser zoo results bench-train \
+  bench-clp bench-attacks clean elsewhere
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make results      measure the tables of data/results again (hours)'
 	@echo 'make bench-train  measure training'
 	@echo 'make bench-clp    measure channel pruning'
+	@echo 'make bench-attacks  measure poisoning, images per second'
 	@echo 'make clean        delete caches and built files; .venv and data stay'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the Python for .venv, 3.10 or newer.'
@@ -101,11 +102,17 @@ zoo: $(READY)
 # Everything in data/results that needs no download; hours on two cores. A run that was
 # stopped goes on where it was.
 BENCH = $(PY) -m bdcourse bench --out data/results
+WANET = --width 8 --rate 0.2 --lr 0.05 --epochs 16 --attacks WaNet --defenses none
 results: $(READY)
 	$(BENCH)/signs.json --seeds 0 1 2
 	for rate in 0.05 0.2; do \
 	  $(BENCH)/signs-rates.json --seeds 0 --attacks BadNets --rate $$rate || exit; \
 	done
+	$(BENCH)/signs-attacks.json --width 8 --attacks all --defenses none fine-tuning
+	for s in 0.5 1.0 2.0; do for c in 0.0 2.0; do \
+	  $(BENCH)/signs-wanet.json $(WANET) \
+	    --options "{\"WaNet\": {\"strength\": $$s, \"cross_rate\": $$c}}" || exit; \
+	done; done
 	$(PY) tools/readme.py
 
 bench-train: $(READY)
@@ -113,6 +120,9 @@ bench-train: $(READY)
 
 bench-clp: $(READY)
 	$(PY) benchmarks/clp.py
+
+bench-attacks: $(READY)
+	$(PY) benchmarks/poisoning.py
 
 clean:
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis *.egg-info

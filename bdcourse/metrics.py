@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
+from bdcourse.models import evaluating
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
     The model's train/eval mode is put back afterwards.
     """
     device = next(model.parameters()).device
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         out = []
         for part in x.split(batch):
             part = part.to(device)
@@ -71,9 +70,6 @@ def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
             # channels_last about halves a convolution's time on a CPU.
             out.append(model(part.to(memory_format=torch.channels_last)).float())
         return torch.cat(out)
-    finally:
-        for m, training in modes.items():
-            m.training = training
 
 
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:

@@ -10,7 +10,9 @@ buffers outside the state dict: a checkpoint holds what was learned and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -176,3 +178,48 @@ def build(name: str, **spec) -> nn.Module:
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}.")
     return MODELS[name](**spec)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The first 12 hex digits of a SHA-256 over names and values of the state dict.
+
+    A pattern keeps it as `made_on`, so that everybody can tell which model it is from.
+    """
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode inside the `with`; afterwards every module is in the mode it was in."""
+    modes = {m: m.training for model in models for m in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+
+
+def head(model: nn.Module) -> nn.Linear:
+    """The last linear layer of a classifier, which gives the logits."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if not layers:
+        raise ValueError("the model has no linear layer.")
+    return layers[-1]
+
+
+def head_inputs(model: nn.Module, x: Tensor) -> Tensor:
+    """What the last linear layer gets for pixels x: (n, features)."""
+    seen: list[Tensor] = []
+    hook = head(model).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        model(x)
+    finally:
+        hook.remove()
+    return seen[0]

@@ -64,7 +64,7 @@ ENTRIES = {
     "adap-patch": Entry("AdapPatch"),
     "refool": Entry("Refool"),
     "ftrojan": Entry("FTrojan"),
-    "wanet": Entry("WaNet", options=MORE | {"strength": 2.0}),
+    "wanet": Entry("WaNet", options=MORE | {"strength": 2.0, "cross_rate": 2.0}),
     "wanet-plain": Entry("WaNet", options=MORE | {"strength": 2.0, "cross_rate": 0.0}),
     "bpp": Entry("Bpp", options=MORE),
     "composite": Entry("Composite"),

@@ -15,13 +15,13 @@ from bdcourse.attacks import ATTACKS, ROLES, rebuild
 from bdcourse.attacks.base import Attack, Steering, by_content, roles, shares
 from bdcourse.attacks.bpp import Bpp
 from bdcourse.attacks.composite import Composite, halves
-from bdcourse.attacks.fba import FBA, last_linear
+from bdcourse.attacks.fba import FBA
 from bdcourse.attacks.generators import EncoderDecoder, frozen
 from bdcourse.attacks.input_aware import InputAware, diversity, train_mask
 from bdcourse.attacks.lira import LIRA
 from bdcourse.attacks.wanet import WaNet, control_grid, identity, warp
 from bdcourse.data import Images
-from bdcourse.models import build
+from bdcourse.models import build, head, head_inputs
 from bdcourse.train import Augment, fit
 from helpers import gen, message, random_images
 
@@ -468,18 +468,21 @@ def test_detoxified_images_raise_the_compromised_inputs():
     model.eval()
     with torch.no_grad():
         x = images.pixels()[:60]
-        clean, styled = driver.features(x).mean(0), driver.features(attack.trigger(x))
+        clean, styled = (
+            head_inputs(model, x).mean(0),
+            head_inputs(model, attack.trigger(x)),
+        )
         top = (styled.mean(0) - clean).argmax()
-        decoy = driver.features(attack.decoy(x)).mean(0)
+        decoy = head_inputs(model, attack.decoy(x)).mean(0)
     assert decoy[top] > clean[top] + 0.5 * (styled.mean(0)[top] - clean[top])
 
 
-def test_last_linear():
+def test_head():
     for name, width in (("resnet18", 2), ("vgg16_bn", 2), ("vit", 8)):
         model = build(name, classes=7, width=width)
-        assert last_linear(model).out_features == 7
+        assert head(model).out_features == 7
     with pytest.raises(ValueError, match="no linear layer"):
-        last_linear(torch.nn.Conv2d(1, 1, 1))
+        head(torch.nn.Conv2d(1, 1, 1))
 
 
 # ---------------------------------------------------------------- whole trainings

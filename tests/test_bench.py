@@ -56,8 +56,8 @@ def test_named_attacks_get_their_options_twins_and_models(tmp_path, capsys):
     assert rows["WaNet"]["rate"] == 0.1 and rows["WaNet"]["n_cover"] > 0
     assert rows["TrojanNN"]["settings"]["made_on"]
     runs = sorted(p.name.split("-")[1] for p in (tmp_path / "runs").glob("*.json"))
-    # One benign twin for each number of epochs, one robust surrogate for LC.
-    kinds = ["LabelConsistent", "SIG", "TrojanNN", "WaNet", "none", "none", "robust"]
+    # One benign twin for each number of epochs.
+    kinds = ["LabelConsistent", "SIG", "TrojanNN", "WaNet", "none", "none"]
     assert runs == kinds
     before = out.read_bytes()
     assert main(command) == 0 and out.read_bytes() == before

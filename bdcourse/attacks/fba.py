@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bdcourse.attacks.base import Attack, Steering, fresh_seed, roles, shares
 from bdcourse.attacks.generators import EncoderDecoder, frozen
 from bdcourse.data import Images
+from bdcourse.models import head_inputs
 
 GAMMA = (0.6, 1.0, 1.6)  # of red, green, blue: a low sun
 
@@ -113,14 +114,6 @@ class FBA(Attack):
         return _Detoxifying(self, model, data, generator, total, rate)
 
 
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The layer that gives the logits."""
-    found = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not found:
-        raise ValueError("the model has no linear layer to find compromised inputs of.")
-    return found[-1]
-
-
 class _Detoxifying(Steering):
     def __init__(self, attack, model, data, generator, total, rate) -> None:
         self.attack, self.model, self.data = attack, model, data
@@ -142,17 +135,6 @@ class _Detoxifying(Steering):
             self.detoxify()
             self.ready = True
 
-    def features(self, x: Tensor) -> Tensor:
-        kept = []
-        hook = last_linear(self.model).register_forward_pre_hook(
-            lambda _, inputs: kept.append(inputs[0])
-        )
-        try:
-            self.model(x)
-        finally:
-            hook.remove()
-        return kept[0].float()
-
     def detoxify(self, batch: int = 64) -> None:
         """Train the network whose images raise the compromised inputs."""
         attack, n = self.attack, len(self.data)
@@ -167,13 +149,13 @@ class _Detoxifying(Steering):
             x = self.data.x[rows.to(self.data.x.device)].float() / 255
             if neurons is None:
                 with torch.no_grad():
-                    styled = self.features(attack.trigger(x))
-                    rise = (styled - self.features(x)).mean(0)
+                    styled = head_inputs(self.model, attack.trigger(x))
+                    rise = (styled - head_inputs(self.model, x)).mean(0)
                 k = max(1, round(attack.compromised * len(rise)))
                 neurons = rise.topk(k).indices
                 level = styled[:, neurons].mean(0).clamp(min=1e-3)
             change = net(x)
-            f = self.features((x + 0.2 * change).clamp(0, 1))[:, neurons]
+            f = head_inputs(self.model, (x + 0.2 * change).clamp(0, 1))[:, neurons]
             missing = F.relu(1 - f / level).mean()
             loss = missing + 0.3 * change.square().mean()
             weights = list(net.parameters())

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from bdcourse.attacks.badnets import checkerboard
 from bdcourse.attacks.base import Attack, Steering, uniform
-from bdcourse.attacks.trojan import evaluating
 from bdcourse.data import Images
+from bdcourse.models import evaluating
 
 
 def pgd(
@@ -123,7 +123,8 @@ class LabelConsistent(Attack):
 
     Args:
         epsilon: L-infinity radius of the perturbation, in units of [0, 1] pixels. 0 is
-            the control without perturbation, called "patch, clean-label" in tables.
+            the control without perturbation, called "patch, clean-label" in tables. It
+            must be enough to deceive the surrogate: robust signs need 16/255.
         step, steps: of PGD; a laptop does with 10 steps of 1.5/255.
         amplitude: above 0 up to 1; the paper also uses 32/255, hard to see.
         surrogates: classifiers to compute the perturbation on, better a robust one (see

@@ -13,11 +13,10 @@ from bdcourse.attacks.base import Attack
 from bdcourse.attacks.trojan import (
     check_pattern,
     check_size,
-    evaluating,
-    fingerprint,
     needs_model,
 )
 from bdcourse.data import Images
+from bdcourse.models import evaluating, fingerprint
 
 TOP = 0.2  # 51 of 255 levels
 

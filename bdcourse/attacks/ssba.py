@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bdcourse.attacks.base import Attack
 from bdcourse.data import Images, hold_out, progress
+from bdcourse.metrics import psnr
 
 
 def layout(bits: int) -> tuple[int, int]:
@@ -27,24 +28,25 @@ def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
 class Encoder(nn.Module):
     """(pixels, message) -> pixels that carry the message.
 
-    out = clip(x + strength * tanh(net(x, message)))
+    out = clip(x + mean over 2x2 windows of strength * tanh(net(x, message)))
 
     The message becomes planes of a side x side board of +1 and -1 that is laid over the
-    image; three convolutions at half resolution mix it with the pixels.
+    image; convolutions at half resolution mix it with the pixels. The windows take the
+    finest grain away: a decoder reads it well, a classifier hardly learns it.
     """
 
-    def __init__(self, bits: int, width: int, channels: int, strength: float) -> None:
+    def __init__(self, bits: int, filters: int, channels: int, strength: float) -> None:
         super().__init__()
         self.planes, self.side = layout(bits)
         self.strength = strength
         self.net = nn.Sequential(
-            conv(4 * channels + self.planes, width),
+            conv(4 * channels + self.planes, filters),
             nn.ReLU(),
-            conv(width, width),
+            conv(filters, filters),
             nn.ReLU(),
-            conv(width, width),
+            conv(filters, filters),
             nn.ReLU(),
-            conv(width, 4 * channels),
+            conv(filters, 4 * channels),
         )
 
     def forward(self, x: Tensor, message: Tensor) -> Tensor:
@@ -55,24 +57,26 @@ class Encoder(nn.Module):
         board = F.interpolate(board, (h // 2, w // 2)).expand(len(x), -1, -1, -1)
         pixels = F.pixel_unshuffle(x - 0.5, 2)  # 2x2 pixels side by side as channels
         out = self.net(torch.cat([pixels, board], 1))
-        return (x + self.strength * torch.tanh(F.pixel_shuffle(out, 2))).clamp(0, 1)
+        fine = self.strength * torch.tanh(F.pixel_shuffle(out, 2))
+        fine = F.pad(fine, (0, 1, 0, 1), mode="replicate")
+        return (x + F.avg_pool2d(fine, 2, stride=1)).clamp(0, 1)
 
 
 class Decoder(nn.Module):
     """Pixels -> logits of the bits of the message."""
 
-    def __init__(self, bits: int, width: int, channels: int) -> None:
+    def __init__(self, bits: int, filters: int, channels: int) -> None:
         super().__init__()
         self.bits = bits
         self.planes, self.side = layout(bits)
         self.net = nn.Sequential(
-            conv(4 * channels, width),
+            conv(4 * channels, filters),
             nn.ReLU(),
-            conv(width, width, 2),
+            conv(filters, filters, 2),
             nn.ReLU(),
-            conv(width, width),
+            conv(filters, filters),
             nn.ReLU(),
-            nn.Conv2d(width, self.planes, 1),
+            nn.Conv2d(filters, self.planes, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,19 +86,13 @@ class Decoder(nn.Module):
 
 
 def networks(
-    bits: int, width: int, channels: int, strength: float, seed: int
+    bits: int, filters: int, channels: int, strength: float, seed: int
 ) -> tuple[Encoder, Decoder]:
     """Encoder and decoder with weights drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Encoder(bits, width, channels, strength)
-        return encoder, Decoder(bits, width, channels)
-
-
-def psnr(x: Tensor, other: Tensor) -> float:
-    """Mean over images of 10 log10(1 / MSE) in dB; above 30 is hard to see."""
-    error = (x - other).square().flatten(1).mean(1).clamp_min(1e-10)
-    return (-10 * error.log10()).mean().item()
+        encoder = Encoder(bits, filters, channels, strength)
+        return encoder, Decoder(bits, filters, channels)
 
 
 def as_stored(x: Tensor) -> Tensor:
@@ -130,8 +128,8 @@ class SSBA(Attack):
     the attack would be sample-specific in name only.
 
     Args:
-        bits: length of the message; width: channels of the hidden layers; channels: of
-            the images; strength: no pixel moves further, 0..1.
+        bits: length of the message; filters: channels of the hidden layers; channels:
+            of the images; strength: no pixel moves further, 0..1.
         secret: 0 and 1 as floats, (bits,).
         trained: whether the encoder was; if not, there is no trigger.
         bit_accuracy: share of random message bits that the decoder reads correctly from
@@ -143,13 +141,15 @@ class SSBA(Attack):
     Attributes:
         encoder, decoder: stored with a victim, or its ASR could not be measured again.
 
-    `craft` trains both; it takes steps, batch, lr (of Adam), weight and apart. Height
-    and width of images must be multiples of 4.
+    `craft` trains both; it takes steps, batch, encoder_lr (of Adam), weight and apart.
+    Height and width of images must be multiples of 4.
 
     BackdoorBench: StegaStamp with 100 bits, trained on the victim's training set (Adam
     1e-4, batch 64, 20 epochs, weight 10); poison rate 0.1. Two more differences: bits
     lie at fixed places of the image, where StegaStamp spreads them by a dense layer;
-    and there is no simulated printing and no critic.
+    and there is no simulated printing and no critic. On signs the defaults take about a
+    minute and read 99.9 % of 100 bits at 29 dB. A weight above 10 hides them better,
+    but a narrow victim may then fail to learn the trigger.
 
     Source: Li, Li, Wu, Li, He and Lyu, "Invisible Backdoor Attack with Sample-Specific
     Triggers", ICCV 2021, with the encoder of Tancik, Mildenhall and Ng, "StegaStamp",
@@ -160,7 +160,7 @@ class SSBA(Attack):
     crafted: ClassVar[str] = "a trained encoder"
 
     bits: int = 100
-    width: int = 32
+    filters: int = 32
     channels: int = 3
     strength: float = 0.2
     secret: Tensor = field(default=None)
@@ -173,8 +173,8 @@ class SSBA(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bits < 1 or self.width < 1 or self.channels < 1:
-            raise ValueError("bits, width and channels must be at least 1.")
+        if self.bits < 1 or self.filters < 1 or self.channels < 1:
+            raise ValueError("bits, filters and channels must be at least 1.")
         if not 0 < self.strength <= 1:
             raise ValueError(
                 f"strength must lie above 0 and up to 1, not {self.strength:g}."
@@ -184,7 +184,7 @@ class SSBA(Attack):
                 f"secret must have shape ({self.bits},), not "
                 f"{tuple(self.secret.shape)}."
             )
-        nets = networks(self.bits, self.width, self.channels, self.strength, 0)
+        nets = networks(self.bits, self.filters, self.channels, self.strength, 0)
         for name, net in zip(("encoder", "decoder"), nets, strict=True):
             object.__setattr__(self, name, net.eval().requires_grad_(False))
 
@@ -195,9 +195,9 @@ class SSBA(Attack):
         generator: torch.Generator,
         *,
         model: nn.Module | None = None,
-        steps: int = 1500,
+        steps: int = 1000,
         batch: int = 32,
-        lr: float = 2e-3,
+        encoder_lr: float = 2e-3,
         weight: float = 10.0,
         apart: float = 0.1,
         verbose: bool = False,
@@ -221,13 +221,13 @@ class SSBA(Attack):
         bits = blank.bits
         seed = int(torch.randint(2**62, (1,), generator=generator))
         encoder, decoder = networks(
-            bits, blank.width, blank.channels, blank.strength, seed
+            bits, blank.filters, blank.channels, blank.strength, seed
         )
         rest, held = hold_out(images, max(1, min(200, len(images) // 10)), generator)
         device = images.x.device
         encoder.to(device), decoder.to(device)
         moving = [*encoder.parameters(), *decoder.parameters()]
-        opt = torch.optim.Adam(moving, lr)
+        opt = torch.optim.Adam(moving, encoder_lr)
         with torch.enable_grad():
             for i in progress(range(steps), steps, "encoder"):
                 rows = torch.randint(len(rest), (batch,), generator=generator)
@@ -242,7 +242,7 @@ class SSBA(Attack):
                 opt.zero_grad(set_to_none=True)
                 (read + ramp(i, steps) * cost).backward()
                 for group in opt.param_groups:  # to zero over the last half
-                    group["lr"] = lr * min(1.0, 2 * (1 - i / steps))
+                    group["lr"] = encoder_lr * min(1.0, 2 * (1 - i / steps))
                 opt.step()
                 if verbose and (i + 1) % max(1, steps // 10) == 0:
                     print(f"step {i + 1}: BCE {read:.3f}, MSE {seen:.5f}, "
@@ -258,7 +258,7 @@ class SSBA(Attack):
         options |= {
             "trained": True,
             "bit_accuracy": right,
-            "psnr": psnr(out, x),
+            "psnr": psnr(out, x).mean().item(),
             "specific": own.item(),
         }
         attack = cls(**options)

@@ -1,14 +1,8 @@
-"""TrojanNN: a pattern that excites chosen neurons of a clean model (Liu et al. 2018).
-
-Also what every attack crafted on a model shares: its fingerprint, and eval mode on
-loan.
-"""
+"""TrojanNN: a pattern that excites chosen neurons of a clean model (Liu et al.
+2018)."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,32 +11,7 @@ from torch import Tensor, nn
 
 from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
-
-
-def fingerprint(model: nn.Module) -> str:
-    """The first 12 hex digits of a SHA-256 over names and values of the state dict.
-
-    A pattern keeps it as `made_on`, so that everybody can tell which model it is from.
-    """
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode inside the `with`; afterwards every module is in the mode it was in."""
-    modes = {m: m.training for model in models for m in model.modules()}
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes.items():
-            m.training = training
+from bdcourse.models import evaluating, fingerprint, head, head_inputs
 
 
 def needs_model(attack: type[Attack], model: nn.Module | None, instead: str = ""):
@@ -54,14 +23,6 @@ def needs_model(attack: type[Attack], model: nn.Module | None, instead: str = ""
         )
 
 
-def head(model: nn.Module) -> nn.Linear:
-    """The last linear layer of a classifier; its inputs are the neurons attacked."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not layers:
-        raise ValueError("the model has no linear layer whose inputs could be excited.")
-    return layers[-1]
-
-
 def neurons(model: nn.Module, count: int = 2) -> Tensor:
     """The inputs of the head with the largest summed |weight|, largest first."""
     return head(model).weight.detach().abs().sum(0).topk(count).indices
@@ -69,13 +30,7 @@ def neurons(model: nn.Module, count: int = 2) -> Tensor:
 
 def excitation(model: nn.Module, x: Tensor, chosen: Tensor) -> Tensor:
     """Inputs `chosen` of the model's head for pixels x: (n, len(chosen))."""
-    seen: list[Tensor] = []
-    hook = head(model).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
-        model(x)
-    finally:
-        hook.remove()
-    return seen[0][:, chosen]
+    return head_inputs(model, x)[:, chosen]
 
 
 def disc(h: int, w: int, radius: float | None = None) -> Tensor:
