@@ -44,9 +44,12 @@ class Entry:
         return train_victim(parts, self.attack, recipe, 0, "signs", keep, **more)
 
 
-# More poison and a lower rate than the common recipe: with it, these attacks are not
-# learned in the time of a lesson.
-MORE = {"rate": 0.2, "lr": 0.05, "epochs": 16}
+# A lower rate and more epochs than the common recipe, and more poison where there are
+# images for it: with the common recipe these attacks are learned too late or not at
+# all.
+LONG = {"lr": 0.05, "epochs": 16}
+MORE = LONG | {"rate": 0.2}
+WARP = MORE | {"strength": 2.0}
 ENTRIES = {
     "benign": Entry(None, SIGNS, "benign"),
     "badnets": Entry("BadNets", SIGNS, "benign"),
@@ -54,18 +57,18 @@ ENTRIES = {
     "benign-preact": Entry(None, PREACT, "benign-preact"),
     "badnets-preact": Entry("BadNets", PREACT, "benign-preact"),
     "benign-w8": Entry(None),
-    "sig": Entry("SIG"),
-    "lc": Entry("LabelConsistent"),
+    "sig": Entry("SIG", options=LONG),
+    "lc": Entry("LabelConsistent", options=LONG),
     "trojan": Entry("TrojanNN"),
     "lf": Entry("LF"),
-    "ssba": Entry("SSBA", options=MORE),
-    "tact": Entry("TaCT"),
-    "adap-blend": Entry("AdapBlend"),
-    "adap-patch": Entry("AdapPatch"),
+    "ssba": Entry("SSBA"),
+    "tact": Entry("TaCT", options=LONG | {"rate": 0.06}),
+    "adap-blend": Entry("AdapBlend", options=LONG | {"rate": 0.1}),
+    "adap-patch": Entry("AdapPatch", options=LONG | {"rate": 0.1}),
     "refool": Entry("Refool"),
     "ftrojan": Entry("FTrojan"),
-    "wanet": Entry("WaNet", options=MORE | {"strength": 2.0, "cross_rate": 2.0}),
-    "wanet-plain": Entry("WaNet", options=MORE | {"strength": 2.0, "cross_rate": 0.0}),
+    "wanet": Entry("WaNet", options=WARP | {"cross_rate": 2.0}),
+    "wanet-plain": Entry("WaNet", options=WARP | {"cross_rate": 0.0}),
     "bpp": Entry("Bpp", options=MORE),
     "composite": Entry("Composite"),
     "input-aware": Entry("InputAware", options=MORE),
