@@ -425,17 +425,26 @@ def points(
     height: float = 3.8,
 ) -> Picture:
     """A few points, each with its name beside it: name -> (x, y)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
     with _style():
         fig, axes = canvas(height=height)
         ax = axes[0, 0]
         for name, (x, y) in named.items():
             on = name in highlight
             ax.plot(x, y, "s" if on else "o", ms=7, color=TRIGGERED if on else CLEAN)
-        ax.margins(0.12, 0.1)
-        fig.canvas.draw()
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.set_title(title)
+        ax.grid(color="#e6e6e6", lw=0.8)
+        ax.margins(0.12, 0.12)
+        FigureCanvasAgg(fig).draw()  # fixes the layout, so that places can be measured
+        fig.set_layout_engine("none")
         # Names must not overlap: from left to right, each takes the first free place of
         # a few around its point.
-        taken = []
+        dots = ax.transData.transform(list(named.values()))
+        taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
         for name, (x, y) in sorted(named.items(), key=lambda p: p[1]):
             for place in PLACES:
                 dx, dy, side = place
@@ -448,10 +457,6 @@ def points(
                     taken.append(box)
                     break
                 text.remove()
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
-        ax.set_title(title)
-        ax.grid(color="#e6e6e6", lw=0.8)
         return Picture(fig, description)
 
 

@@ -57,7 +57,8 @@
 # %% tags=["setup"]
 import torch
 
-from bdcourse import bench, check, data, metrics, show, train, victims, widgets
+from bdcourse import bench, check, data, metrics, show, train, victims
+from bdcourse import visibility, widgets
 from bdcourse.attacks import ATTACKS, SIG, BadNets, Blended, checkerboard
 from bdcourse.attacks import noise_picture, surviving
 
@@ -437,7 +438,7 @@ one = parts.test[4:5].pixels()
 
 def gallery(names, description, title):
     seen = torch.cat([family[n].attack.trigger(one) for n in names])
-    gain = [(0.5 / (s - one).abs().max()).clamp(1, 10).round().item() for s in seen]
+    gain = [(0.5 / (s - one).abs().max()).clamp(1, 20).round().item() for s in seen]
     apart = torch.stack([(k * (s - one[0]).abs()).clamp(0, 1) for k, s in zip(gain, seen, strict=True)])  # fmt: skip
     labels = [*names, *(f"difference x {k:.0f}" for k in gain)]
     return show.images(torch.cat([seen, apart]), labels, cols=len(names), title=title, description=description)  # fmt: skip
@@ -505,8 +506,8 @@ seen, likeness = {}, {}
 for name, attack in look.items():
     row = measured.select(attack=label.get(name, name), defense="none")[0]
     x = some[attack.counts(some.y)].pixels()
-    likeness[name] = metrics.ssim(x, attack.trigger(x)).mean().item()
-    seen[name] = metrics.psnr(x, attack.trigger(x)).mean().item(), 100 * row["asr"]
+    likeness[name] = visibility.ssim(x, attack.trigger(x)).mean().item()
+    seen[name] = visibility.psnr(x, attack.trigger(x)).mean().item(), 100 * row["asr"]
 show.points(
     seen, xlabel="PSNR, dB: to the right, less visible", ylabel="ASR, %", title="Hard to see is not the same as hard to learn",
     description="A point for each of twelve attacks: PSNR of its trigger from about twelve to fifty decibels, and attack success under one "

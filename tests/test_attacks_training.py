@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdcourse import metrics, signs, victims
+from bdcourse import metrics, signs, victims, visibility
 from bdcourse.attacks import ATTACKS, ROLES, rebuild
 from bdcourse.attacks.base import Attack, Steering, by_content, roles, shares
 from bdcourse.attacks.bpp import Bpp
@@ -254,7 +254,7 @@ def test_bpp_error_and_psnr():
     x = pixels(200, 32)
     out = Bpp().trigger(x)
     assert (out - x).abs().max() <= 1 / 14 + 1e-6
-    assert metrics.psnr(out, x).mean() == pytest.approx(27.7, abs=0.1)
+    assert visibility.psnr(out, x).mean() == pytest.approx(27.7, abs=0.1)
 
 
 def test_dither_keeps_the_mean():
@@ -563,18 +563,18 @@ def test_a_steered_training_plants_the_backdoor():
 
 def test_psnr_and_ssim():
     x = pixels(4, 32)
-    assert metrics.psnr(x, (x + 0.1)).tolist() == pytest.approx([20.0] * 4, abs=1e-3)
-    assert metrics.psnr(x, x).isinf().all()
-    assert torch.allclose(metrics.ssim(x, x), torch.ones(4))
+    assert visibility.psnr(x, (x + 0.1)).tolist() == pytest.approx([20.0] * 4, abs=1e-3)
+    assert visibility.psnr(x, x).isinf().all()
+    assert torch.allclose(visibility.ssim(x, x), torch.ones(4))
     noise = 0.1 * torch.randn(4, 3, 32, 32, generator=gen())
-    near, far = metrics.ssim(x, x + noise / 4), metrics.ssim(x, x + noise)
+    near, far = visibility.ssim(x, x + noise / 4), visibility.ssim(x, x + noise)
     assert (far < near).all() and (near < 1).all() and (far > 0).all()
     # A constant shift by d of a constant image m: structure and contrast are equal.
     m, d = torch.full((1, 1, 16, 16), 0.5), 0.2
     want = (2 * 0.5 * 0.7 + 1e-4) / (0.5**2 + 0.7**2 + 1e-4)
-    assert metrics.ssim(m, m + d).item() == pytest.approx(want, abs=1e-6)
+    assert visibility.ssim(m, m + d).item() == pytest.approx(want, abs=1e-6)
     with pytest.raises(ValueError, match="11x11"):
-        metrics.ssim(pixels(1, 8), pixels(1, 8))
+        visibility.ssim(pixels(1, 8), pixels(1, 8))
 
 
 def test_ssim_agrees_with_a_loop():
@@ -591,4 +591,4 @@ def test_ssim_agrees_with_a_loop():
             top = (2 * mp * mq + 1e-4) * (2 * cov + 9e-4)
             total.append(top / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
     want = torch.stack(total).mean().item()
-    assert metrics.ssim(a, b).item() == pytest.approx(want, abs=1e-6)
+    assert visibility.ssim(a, b).item() == pytest.approx(want, abs=1e-6)

@@ -94,6 +94,29 @@ def test_import_loads_nothing_optional() -> None:
     assert python(code) == "set()\n"
 
 
+@pytest.mark.parametrize(
+    "module",
+    sorted(
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for p in (ROOT / "bdcourse").rglob("*.py")
+    ),
+)
+def test_every_module_can_be_the_first_to_be_imported(module: str) -> None:
+    # In one process, for speed: forget the package, then import from this end.
+    code = "import importlib, sys\n"
+    code += (
+        "[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('bdcourse')]"
+    )
+    code += f"\nimportlib.import_module({module!r})"
+    kept = {m: v for m, v in sys.modules.items() if m.startswith("bdcourse")}
+    try:
+        exec(code, {})
+    finally:
+        for m in [m for m in sys.modules if m.startswith("bdcourse")]:
+            del sys.modules[m]
+        sys.modules.update(kept)
+
+
 def test_import_works_where_nothing_optional_is_installed() -> None:
     # None in sys.modules makes an import fail as if the package were missing.
     code = "import sys, torch\n"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bdcourse.attacks.base import Attack
 from bdcourse.data import Images, hold_out, progress
-from bdcourse.metrics import psnr
+from bdcourse.visibility import psnr
 
 
 def layout(bits: int) -> tuple[int, int]:
