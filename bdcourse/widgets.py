@@ -58,20 +58,21 @@ def trial(
 
     Args:
         patch: pixels in [0, 1], (1, k, k); opacity, rate: see `attacks.BadNets`.
-        training: options of `victims.make`, over a ResNet-18 of width 4 and six epochs.
+        training: options of `victims.make`, over a ResNet-18 of width 4 and six epochs
+            on at most 3,000 images.
     """
     options = {"arch": {"name": "resnet18", "width": 4}, "epochs": 6, "batch": 32,
                "lr": 0.05, "verbose": False}  # fmt: skip
     attack = BadNets(patch=patch, at=(-1 - patch.shape[-1],) * 2, opacity=opacity)
-    return victims.make(
-        parts.train, parts.test, attack, rate=rate, **options | training
-    )
+    few = parts.train[:3000]
+    return victims.make(few, parts.test, attack, rate=rate, **options | training)
 
 
 def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
     """Draw a trigger on a grid, choose opacity and poison rate, train, see ACC and ASR.
 
-    Every run stays in the table below, so that settings can be compared.
+    Every run stays in the table below, so that settings can be compared; the trained
+    victims are in the attribute `runs` of what is returned.
 
     Args:
         parts: `data.splits(...)`.
@@ -104,6 +105,7 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
     button = w.Button(description="Poison and train", button_style="primary")
     preview, log = w.Output(), w.Output()
     rows: list[dict] = []
+    runs: list[Victim] = []
     sample = parts.test.pixels()[4]
 
     def patch() -> Tensor:
@@ -127,6 +129,7 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
         try:
             white = int(patch().sum())
             victim = trial(parts, patch(), opacity.value, rate.value, **training)
+            runs.append(victim)
             rows.append(victim.scores.row(
                 run=len(rows) + 1, white=f"{white} of {size * size}",
                 opacity=f"{opacity.value:g}", poison=victim.recipe["n_poisoned"],
@@ -143,4 +146,6 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
     look()
     if start:
         run()
-    return w.VBox([w.HBox([grid, w.VBox([opacity, rate, button])]), preview, log])
+    box = w.VBox([w.HBox([grid, w.VBox([opacity, rate, button])]), preview, log])
+    box.runs = runs
+    return box

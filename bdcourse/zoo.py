@@ -44,12 +44,8 @@ class Entry:
         return train_victim(parts, self.attack, recipe, 0, "signs", keep, **more)
 
 
-# A lower rate and more epochs than the common recipe, and more poison where there are
-# images for it: with the common recipe these attacks are learned too late or not at
-# all.
+# With the common recipe these are learned too late or not at all.
 LONG = {"lr": 0.05, "epochs": 16}
-MORE = LONG | {"rate": 0.2}
-WARP = MORE | {"strength": 2.0}
 ENTRIES = {
     "benign": Entry(None, SIGNS, "benign"),
     "badnets": Entry("BadNets", SIGNS, "benign"),
@@ -67,11 +63,11 @@ ENTRIES = {
     "adap-patch": Entry("AdapPatch", options=LONG | {"rate": 0.1}),
     "refool": Entry("Refool"),
     "ftrojan": Entry("FTrojan"),
-    "wanet": Entry("WaNet", options=WARP | {"cross_rate": 2.0}),
-    "wanet-plain": Entry("WaNet", options=WARP | {"cross_rate": 0.0}),
-    "bpp": Entry("Bpp", options=MORE),
+    "wanet": Entry("WaNet"),
+    "wanet-plain": Entry("WaNet", options={"cross_rate": 0.0}),
+    "bpp": Entry("Bpp"),
     "composite": Entry("Composite"),
-    "input-aware": Entry("InputAware", options=MORE),
+    "input-aware": Entry("InputAware"),
     "lira": Entry("LIRA"),
     "fba": Entry("FBA"),
 }
