@@ -62,7 +62,7 @@ ENTRIES = {
     "adap-blend": Entry("AdapBlend", options=LONG | {"rate": 0.1}),
     "adap-patch": Entry("AdapPatch", options=LONG | {"rate": 0.1}),
     "refool": Entry("Refool"),
-    "ftrojan": Entry("FTrojan"),
+    "ftrojan": Entry("FTrojan", options=LONG | {"rate": 0.2, "magnitude": 60 / 255}),
     "wanet": Entry("WaNet"),
     "wanet-plain": Entry("WaNet", options={"cross_rate": 0.0}),
     "bpp": Entry("Bpp"),
