@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -198,16 +199,21 @@ def train_victim(
 
     def craft() -> Attack:
         model, g = None, torch.Generator().manual_seed(5000 + seed)
-        if cls.crafted:
+        if cls.needs_model:
             model = train_victim(parts, None, recipe, seed, data, keep).model
         if cls is LabelConsistent:
             model = robust(model, parts.train, g, recipe)
         return cls.craft(parts.train, g, model=model, **options)
 
     kind = cls.__name__
-    return _trained(
-        parts, craft, recipe, seed, data, keep, kind, {"name": kind, **options}
-    )
+    about = {"name": kind, **_defaults(cls), **_defaults(cls.craft), **options}
+    return _trained(parts, craft, recipe, seed, data, keep, kind, about)
+
+
+def _defaults(of: Callable) -> dict:
+    """Plain defaults of a class or function: with others, a victim is another one."""
+    found = {p.name: p.default for p in inspect.signature(of).parameters.values()}
+    return {k: v for k, v in found.items() if isinstance(v, (int, float, str, tuple))}
 
 
 def split_options(
@@ -218,8 +224,9 @@ def split_options(
         return replace(recipe, rate=0.0), {}
     mine, known = options.get(name, {}), {f.name for f in fields(Recipe)}
     own = replace(recipe, **{k: v for k, v in mine.items() if k in known})
-    if own.rate is None:
-        own = replace(own, rate=ATTACKS[name].usual_rate)
+    usual = ATTACKS[name].usual_rate
+    if own.rate is None or usual == 1:  # LIRA uses every image, whatever is asked
+        own = replace(own, rate=usual)
     return own, {k: v for k, v in mine.items() if k not in known}
 
 

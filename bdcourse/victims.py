@@ -8,18 +8,19 @@ Born in lesson 01.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import tempfile
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bdcourse.attacks import ROLES, Attack, rebuild
+from bdcourse.attacks.base import fresh_seed
 from bdcourse.data import Images
 from bdcourse.metrics import Scores, evaluate
 from bdcourse.models import build
@@ -65,6 +66,8 @@ class Victim:
                 f"below its benign twin's {100 * twin.acc:.1f} %"
             )
         gate = 0.95 if self.attack is None else self.attack.gate
+        if self.attack is not None and self.attack.all_to_all:
+            gate *= twin.acc  # its ASR cannot much exceed the accuracy
         if self.scores.asr is not None and self.scores.asr < gate - rounding:
             return (
                 f"attack success {100 * self.scores.asr:.1f} % is below "
@@ -87,7 +90,7 @@ def make(
     attack: Attack | None,
     *,
     arch: dict,
-    rate: float = 0.1,
+    rate: float | None = None,
     stamp: str = "before",
     seed: int = 0,
     pad: int = 2,
@@ -101,7 +104,8 @@ def make(
         attack: None trains the benign twin: same seed, same recipe, no poison. An
             attack that steers the training is handed the clean set and does so.
         arch: {"name": ..., "width": ...}; the number of classes is added.
-        rate, stamp: see `Attack.poison`.
+        rate: share of poisoned images; default the attack's `usual_rate`.
+        stamp: see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
         recipe: further text to keep with the victim, such as the name of the data.
         training: options of `train.fit`.
@@ -115,8 +119,19 @@ def make(
     model = initialised(arch, init)
     data, chosen = train, torch.zeros(0, dtype=torch.int64)
     n_poisoned = n_cover = 0
+    if attack is not None and rate is None:
+        rate = attack.usual_rate
     if attack is not None and attack.threat == "training":
-        training["steering"] = partial(attack.steer, rate=rate)
+        # Its networks move in training: the caller's attack stays as it was, and what
+        # the attacker draws leaves the order of the batches alone.
+        attack = copy.deepcopy(attack)
+
+        def steering(model, images, generator, total):
+            own = fresh_seed(poison)
+            own = torch.Generator(generator.device).manual_seed(own)
+            return attack.steer(model, images, own, total, rate=rate)
+
+        training["steering"] = steering
         stamp = "after"
     elif attack is not None:
         data = attack.poison(train, rate, poison, stamp=stamp)
@@ -124,7 +139,7 @@ def make(
         n_poisoned, n_cover = data.count, data.covers
     history = fit(model, data, augment=Augment(pad, flip), generator=order, **training)
     if "steering" in training and history.epochs:  # other images in every epoch
-        n_poisoned, n_cover = (history["n_" + r][-1] for r in ("poison", "cover"))
+        n_poisoned, n_cover = (max(history["n_" + r]) for r in ("poison", "cover"))
     settings = {k: v for k, v in training.items() if isinstance(v, (int, float, str))}
     about = {
         **(recipe or {}),

@@ -46,6 +46,7 @@ class Entry:
 
 # With the common recipe these are learned too late or not at all.
 LONG = {"lr": 0.05, "epochs": 16}
+TWIN = "benign-long"
 ENTRIES = {
     "benign": Entry(None, SIGNS, "benign"),
     "badnets": Entry("BadNets", SIGNS, "benign"),
@@ -53,21 +54,24 @@ ENTRIES = {
     "benign-preact": Entry(None, PREACT, "benign-preact"),
     "badnets-preact": Entry("BadNets", PREACT, "benign-preact"),
     "benign-w8": Entry(None),
-    "sig": Entry("SIG", options=LONG),
-    "lc": Entry("LabelConsistent", options=LONG),
+    "benign-long": Entry(None, replace(SMALL, **LONG), TWIN),
+    "sig": Entry("SIG", twin=TWIN, options=LONG),
+    "lc": Entry("LabelConsistent", twin=TWIN, options=LONG),
     "trojan": Entry("TrojanNN"),
     "lf": Entry("LF"),
     "ssba": Entry("SSBA"),
-    "tact": Entry("TaCT", options=LONG | {"rate": 0.06}),
-    "adap-blend": Entry("AdapBlend", options=LONG | {"rate": 0.1}),
-    "adap-patch": Entry("AdapPatch", options=LONG | {"rate": 0.1}),
+    "tact": Entry("TaCT", twin=TWIN, options=LONG | {"rate": 0.06}),
+    "adap-blend": Entry("AdapBlend", twin=TWIN, options=LONG | {"rate": 0.1}),
+    "adap-patch": Entry("AdapPatch", twin=TWIN, options=LONG | {"rate": 0.1}),
     "refool": Entry("Refool"),
-    "ftrojan": Entry("FTrojan", options=LONG | {"rate": 0.2, "magnitude": 60 / 255}),
-    "wanet": Entry("WaNet"),
-    "wanet-plain": Entry("WaNet", options={"cross_rate": 0.0}),
-    "bpp": Entry("Bpp"),
+    "ftrojan": Entry(
+        "FTrojan", twin=TWIN, options=LONG | {"rate": 0.2, "magnitude": 60 / 255}
+    ),
+    "wanet": Entry("WaNet", twin=TWIN),
+    "wanet-plain": Entry("WaNet", twin=TWIN, options={"cross_rate": 0.0}),
+    "bpp": Entry("Bpp", twin=TWIN),
     "composite": Entry("Composite"),
-    "input-aware": Entry("InputAware"),
+    "input-aware": Entry("InputAware", twin=TWIN),
     "lira": Entry("LIRA"),
     "fba": Entry("FBA"),
 }

@@ -206,7 +206,7 @@ def test_poison_works_on_other_positions_than_the_defender_owns():
     from bdcourse.data import hold_out
 
     x = torch.arange(100).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
-    images = Images(x.contiguous(), torch.zeros(100).long(), ("a", "b"))
+    images = Images(x.contiguous(), torch.arange(100) % 2, ("a", "b"))
     train, clean = hold_out(images, 20, gen(1))
     p = BadNets(target=1).poison(train, 0.3, gen(2))
     touched = set(p.x[p.role == 1][:, 0, 0, 0].tolist())
@@ -219,6 +219,13 @@ def test_rates_refused(rate):
     with pytest.raises(ValueError) as e:
         BadNets().poison(random_images(), rate, gen())
     assert "0..1" in message(e)
+
+
+def test_sets_with_one_label_are_refused():
+    images = random_images(30)
+    with pytest.raises(ValueError) as e:
+        BadNets().poison(images[images.y == 1], 0.1, gen())
+    assert "one label" in message(e)
 
 
 def test_stamp_and_target_refused():

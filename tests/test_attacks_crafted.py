@@ -794,5 +794,6 @@ def test_spec_survives_json(stego, monkeypatch):
 
 def test_every_class_says_what_it_stands_in_for():
     for cls in (LabelConsistent, TrojanNN, LF, SSBA):
-        assert cls.stands_in and cls.crafted and cls.threat == "data"
+        assert cls.stands_in and cls.threat == "data"
+        assert cls.needs_model == (cls is not SSBA)
     assert LabelConsistent.clean_label and not TrojanNN.clean_label

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -92,10 +93,13 @@ def test_steering_attacks_do_not_poison_sets_and_others_do_not_steer(cls):
 
 
 @pytest.mark.parametrize("cls", STEERING)
+@pytest.mark.parametrize("all_to_all", [False, True])
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
-def test_rewritten_batches(cls, rate):
+def test_rewritten_batches(cls, rate, all_to_all):
+    if cls is Composite and all_to_all:
+        return  # refused, see below
     images = random_images(60, side=16)
-    attack = small(cls, images)
+    attack = small(cls, images, **({"all_to_all": True} if all_to_all else {}))
     driver = steer(attack, images, rate=rate)
     assert isinstance(driver, Steering)
     x, y = pixels(16), images.y[:16]
@@ -107,16 +111,41 @@ def test_rewritten_batches(cls, rate):
     if cls is LIRA:
         assert torch.equal(out[:16], x) and torch.equal(labels[:16], y)
         assert role.tolist() == [0] * 16 + [1] * 16
-        assert (labels[16:] == 1).all()
+        assert torch.equal(labels[16:], attack.goal(y))
         return
     poison, cover, clean = (role == ROLES[r] for r in ("poison", "cover", "clean"))
     assert int(poison.sum()) == 16 * rate
-    want = torch.full_like(y, attack.target)
+    want = (y + 1) % 3 if all_to_all else torch.full_like(y, attack.target)
     assert torch.equal(labels, torch.where(poison, want, y))
     assert torch.equal(out[clean], x[clean])
     if rate and cls is not Bpp:  # its lookalikes may happen to round to themselves
         changed = (out != x).flatten(1).any(1)
         assert changed[poison | cover].all()
+
+
+@pytest.mark.parametrize("cls", STEERING)
+@pytest.mark.parametrize("rate", [-0.1, 1.1, 10, float("nan")])
+def test_impossible_rates_and_sets_do_not_steer(cls, rate):
+    images = random_images(60, side=16)
+    attack = small(cls, images)
+    with pytest.raises(ValueError) as e:
+        steer(attack, images, rate=rate)
+    assert "0..1" in message(e)
+    one = images[images.y == 1]
+    with pytest.raises(ValueError):
+        steer(attack, one)
+
+
+@pytest.mark.parametrize("cls", STEERING)
+def test_settings_that_all_refuse(cls):
+    if cls is not Composite:  # has its own words
+        with pytest.raises(ValueError) as e:
+            cls(clean_label=True)
+        assert "no clean-label form" in message(e)
+    if cls is not LIRA:
+        with pytest.raises(ValueError) as e:
+            cls(cross_rate=-0.5)
+        assert "must not be negative" in message(e)
 
 
 @pytest.mark.parametrize("cls", STEERING)
@@ -168,15 +197,15 @@ def test_an_untrained_generator_is_refused(cls):
         (WaNet, {"grid": torch.zeros(3, 4, 4)}, "(2, k, k)"),
         (WaNet, {"grid": torch.zeros(2, 4, 5)}, "(2, k, k)"),
         (WaNet, {"strength": -1.0}, "negative"),
-        (WaNet, {"cross_rate": -1.0}, "negative"),
         (Bpp, {"levels": 1}, "at least 2"),
-        (Bpp, {"cross_rate": -0.1}, "negative"),
         (Composite, {"sources": (1, 1)}, "three classes"),
         (Composite, {"target": 0}, "three classes"),
         (Composite, {"all_to_all": True, "classes": 3}, "neither"),
         (InputAware, {"density": 1.5}, "density"),
         (LIRA, {"epsilon": 0.0}, "epsilon"),
         (LIRA, {"alpha": 1.0}, "alpha"),
+        (LIRA, {"filters": 0}, "filters"),
+        (InputAware, {"mask_steps": 0}, "mask_steps"),
         (FBA, {"alpha": 1.2}, "alpha"),
         (FBA, {"compromised": 0.0}, "compromised"),
     ],
@@ -307,6 +336,19 @@ def test_composite_mixes_the_classes_it_says():
         share = (image[0] * 255).round().eq(20).float().mean()
         assert 3 / 12 <= share <= 9 / 12, "the cut is within 3 pixels of the middle"
     assert torch.allclose(mixed[4:], x[4:], atol=1e-6), "same class, same pixels"
+
+
+def test_composite_halves_an_image_that_is_not_square():
+    y = torch.arange(60) % 4
+    x = (20 + 50 * y).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 10, 30)
+    images = Images(x.contiguous(), y, tuple("abcd"))
+    attack = Composite.craft(images, gen(), sources=(0, 3), target=1)
+    mixed, _, role = steer(attack, images, rate=1.0).rewrite(images.pixels(), y)
+    for image in mixed[role == 1]:
+        assert (image * 255).round().unique().tolist() == [20, 170]
+    wide = Composite.craft(images, gen(), jitter=4)
+    with pytest.raises(ValueError, match="lack one of its halves"):
+        replace(wide, jitter=5).check(images)
 
 
 def test_composite_refuses():
@@ -502,7 +544,7 @@ def test_make_save_load_and_measure_again(cls, tmp_path):
     assert victim.history[0]["n_clean"] + about["n_poisoned"] + about["n_cover"] == (
         128 if cls is LIRA else 64
     )
-    if cls in (WaNet, Bpp, InputAware):
+    if cls in (WaNet, Bpp, InputAware, FBA):
         assert 0 <= victim.scores.cross <= 1
     else:
         assert victim.scores.cross is None
@@ -512,9 +554,28 @@ def test_make_save_load_and_measure_again(cls, tmp_path):
     victims.save(victim, tmp_path / "half", half=True)
     half = victims.load(tmp_path / "half")
     x = pixels(3)
-    assert torch.allclose(half.attack.trigger(x), attack.trigger(x), atol=0.02)
+    own = victim.attack
+    assert torch.allclose(half.attack.trigger(x), own.trigger(x), atol=0.02)
+    # The caller's attack stays as it was and can train another victim.
+    if hasattr(attack, "trained"):
+        assert own is not attack and own.trained and not attack.trained
+        with pytest.raises(ValueError, match="trained with a victim already"):
+            steer(own, images)
+        with pytest.raises(ValueError, match="no trained generator"):
+            replace(own, target=2).trigger(x)
     networks = [k for k in half.attack.spec()[1] if "." in k]
     assert bool(networks) == (cls in (InputAware, LIRA, FBA))
+
+
+def test_all_to_all_passes_the_gate_at_its_ceiling():
+    from bdcourse.metrics import Scores
+
+    twin = Scores(0.93)
+    model = build("resnet18", classes=3, width=2)
+    for attack, weak in ((WaNet(all_to_all=True, classes=3), False), (WaNet(), True)):
+        scores = Scores(0.92, asr=0.9)
+        victim = victims.Victim(model, {}, attack, scores, {})
+        assert bool(victim.weak(twin)) == weak
 
 
 def test_a_steered_training_depends_on_its_seed_only():

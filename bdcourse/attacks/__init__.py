@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from torch import Tensor
 
 from bdcourse.attacks.adaptive import AdapBlend, AdapPatch
@@ -42,8 +44,12 @@ def rebuild(spec: dict, tensors: dict[str, Tensor]) -> Attack:
         raise ValueError(f"unknown attack {name!r}; known are {', '.join(ATTACKS)}.")
     # "generator.0.weight" belongs to the network in the field `generator`.
     networks = {k: v for k, v in tensors.items() if "." in k}
-    plain |= {k: v for k, v in tensors.items() if k not in networks}
+    given = {f.name for f in fields(ATTACKS[name]) if f.init}
+    later = {k: v for k, v in tensors.items() if k not in networks and k not in given}
+    plain |= {k: v for k, v in tensors.items() if k in given}
     attack = ATTACKS[name](**plain)
+    for k, v in later.items():
+        getattr(attack, k).copy_(v)
     for part in dict.fromkeys(k.split(".")[0] for k in networks):
         state = {
             k.removeprefix(part + "."): v.float() if v.is_floating_point() else v

@@ -31,6 +31,9 @@ class BadNets(Attack):
             corner.
         opacity: 0..1; 1 overwrites.
 
+    BackdoorBench writes a white 3x3 patch flush with the lower right corner, and there
+    a black pixel of the trigger file means "unchanged".
+
     Source: Gu, Dolan-Gavitt and Garg, "BadNets", 2017. Poison rate 0.1 is the usual
     one. Lesson 01.
     """

@@ -69,14 +69,14 @@ class Attack:
             runs the training.
         stands_in: what replaces an asset of the original attack, for every table; ""
             if nothing does.
-        crafted: "" or what `craft` must compute before the attack exists.
+        needs_model: whether `craft` computes on a clean classifier.
         gate: the ASR from which a victim counts as backdoored.
         usual_rate: the poison rate of the attack's paper or of the benchmarks.
     """
 
     threat: ClassVar[Literal["data", "training"]] = "data"
     stands_in: ClassVar[str] = ""
-    crafted: ClassVar[str] = ""
+    needs_model: ClassVar[bool] = False
     gate: ClassVar[float] = 0.95
     usual_rate: ClassVar[float] = 0.1
 
@@ -92,6 +92,15 @@ class Attack:
             raise ValueError(
                 "an attack cannot be both all-to-all and clean-label: sending class y "
                 "to y + 1 needs wrong labels."
+            )
+        if self.clean_label and self.threat == "training":
+            raise ValueError(
+                f"{type(self).__name__} changes labels batch by batch and has no "
+                "clean-label form."
+            )
+        if not getattr(self, "cross_rate", 0) >= 0:
+            raise ValueError(
+                f"cross_rate must not be negative, but is {self.cross_rate}."
             )
         if self.target < 0 or (self.classes and self.target >= self.classes):
             raise ValueError(
@@ -111,8 +120,8 @@ class Attack:
     ) -> Attack:
         """The attack with the field's defaults, made for these images.
 
-        Fits sizes and class counts and, where `crafted` says so, computes a pattern on
-        `model`, a clean classifier that the attacker has, or trains an encoder.
+        Fits sizes and class counts and, where the attack has such, computes a pattern
+        on `model`, a clean classifier that the attacker has, or trains an encoder.
 
         Args:
             images: what the attacker knows; usually the training set.
@@ -192,8 +201,7 @@ class Attack:
             ValueError: rate outside 0..1, more images than the attack can use, or a
                 target that is not a label of the set.
         """
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate must lie in 0..1 (0.1 is 10 %), not {rate}.")
+        self._possible(images, rate)
         if stamp not in ("before", "after"):
             raise ValueError(f'stamp must be "before" or "after", not {stamp!r}.')
         if self.threat == "training":
@@ -206,7 +214,6 @@ class Attack:
                 f"{type(self).__name__} plants other images than its test trigger; it "
                 'can only be stamped "before" augmentation.'
             )
-        self.check(images)
         chosen, cover = self.choose(images.y, rate, generator)
         device = images.x.device
         x, y = images.x, images.y.clone()
@@ -227,6 +234,14 @@ class Attack:
         late = self.trigger if stamp == "after" else None
         return Poisoned(x, y, images.classes, role, late)
 
+    def _possible(self, images: Images, rate: float) -> None:
+        """Refuse a rate or a set with which nothing can be attacked."""
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate must lie in 0..1 (0.1 is 10 %), not {rate}.")
+        self.check(images)
+        if len(images) and len(images.y.unique()) < 2:
+            raise ValueError("all images have one label; an attack needs two classes.")
+
     def steer(
         self,
         model: nn.Module,
@@ -234,15 +249,37 @@ class Attack:
         generator: torch.Generator,
         total: int,
         *,
-        rate: float = 0.1,
+        rate: float | None = None,
     ) -> Steering:
-        """The attacker's part in a training of `total` steps; see :class:`Steering`."""
+        """The attacker's part in a training of `total` steps; see :class:`Steering`.
+
+        Args:
+            rate: share of each batch that is poisoned; default `usual_rate`. A batch
+                gets at least one poisoned image.
+        """
         if self.threat == "data":
             raise ValueError(
                 f"{type(self).__name__} only poisons data and cannot steer a training; "
                 "train on what its poison method returns."
             )
-        self.check(data)
+        rate = self.usual_rate if rate is None else rate
+        self._possible(data, rate)
+        if bool(getattr(self, "trained", False)):
+            raise ValueError(
+                f"this {type(self).__name__} was trained with a victim already; make a "
+                "new one."
+            )
+        return self.steering(model, data, generator, total, rate)
+
+    def steering(
+        self,
+        model: nn.Module,
+        data: Images,
+        generator: torch.Generator,
+        total: int,
+        rate: float,
+    ) -> Steering:
+        """What `steer` returns; for attacks that do more than rewrite batches."""
         return Rewriting(self, rate, generator)
 
     def rewrite(
@@ -259,7 +296,7 @@ class Attack:
     def check(self, images: Images) -> None:
         """Refuse images that this attack cannot poison; one sentence says why."""
         if images.k < 2:
-            raise ValueError("an attack needs at least two classes, the set has one.")
+            raise ValueError("an attack needs two classes, the set has one.")
         if not self.all_to_all and self.target >= images.k:
             raise ValueError(
                 f"target {self.target} is no label of this set; labels are "

@@ -34,7 +34,8 @@ class Bpp(Attack):
 
     Source: Wang, Zhai and Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against
     Deep Neural Networks via Image Quantization and Contrastive Adversarial Learning",
-    CVPR 2022. BackdoorBench: rates 0.1 and 0.1. Lesson 02.
+    CVPR 2022. rates 0.2 and 0.2; BackdoorBench
+    0.1 and 0.1. Lesson 02.
     """
 
     threat: ClassVar[Literal["data", "training"]] = "training"
@@ -47,10 +48,6 @@ class Bpp(Attack):
         super().__post_init__()
         if self.levels < 2:
             raise ValueError(f"levels must be at least 2, not {self.levels}.")
-        if self.cross_rate < 0:
-            raise ValueError(
-                f"cross_rate must not be negative, but is {self.cross_rate}."
-            )
 
     def trigger(self, x: Tensor) -> Tensor:
         steps = self.levels - 1

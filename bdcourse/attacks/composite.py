@@ -45,15 +45,16 @@ class Composite(Attack):
         cross_rate: half-mixes of one class with itself, with that class's label, for
             each poisoned image; 5 makes the original's 0.1 poison to 0.5 mix.
 
-    The original's contrastive loss (weight 1) is left out, and it cuts both halves out
-    of the middle of their images where this one keeps them in place.
+    Differs from the original: no contrastive loss (weight 1 there), SGD for Adam,
+    halves stay where they were in their images, poison comes from images without
+    augmentation, and the mixes are part of each batch instead of additional to it. The
+    test puts A left and B right, cut in the middle.
 
     Source: Lin, Xu, Liu and Zhang, "Composite Backdoor Attack for Deep Neural Network
     by Mixing Existing Benign Features", CCS 2020. Rate 0.1. Lesson 02.
     """
 
     threat: ClassVar[Literal["data", "training"]] = "training"
-    crafted: ClassVar[str] = "a bank of partner images"
     gate: ClassVar[float] = 0.9
 
     target: int = 2
@@ -112,22 +113,25 @@ class Composite(Attack):
         for source in self.sources:
             if source not in present:
                 raise ValueError(f"source class {source} has no image in this set.")
+        if not 0 <= self.jitter < min(images.shape[1:]) // 2:
+            raise ValueError(
+                f"jitter {self.jitter} must lie in 0..{min(images.shape[1:]) // 2 - 1} "
+                "for these images, or a mix could lack one of its halves."
+            )
         if self.partners is not None and self.partners.shape[1:] != images.shape:
             raise ValueError(
                 f"the partners are {tuple(self.partners.shape[1:])}, the images are "
                 f"{images.shape}; craft the attack for these images."
             )
 
-    def steer(
+    def steering(
         self,
         model: nn.Module,
         data: Images,
         generator: torch.Generator,
         total: int,
-        *,
-        rate: float = 0.1,
+        rate: float,
     ) -> Steering:
-        self.check(data)
         return _Mixing(self, data, rate, generator)
 
 
@@ -144,9 +148,11 @@ class _Mixing(Steering):
         return self.x[self.start[y] + at.long()].float() / 255
 
     def mix(self, a: Tensor, b: Tensor) -> Tensor:
-        n, side, j = len(a), a.shape[-1], self.attack.jitter
+        n, j = len(a), self.attack.jitter
+        h, w = a.shape[-2:]
         across, swap, shift = uniform((3, n), self.generator, a)
-        cut = side // 2 + ((2 * j + 1) * shift).long() - j
+        middle = torch.where(across < 0.5, h // 2, w // 2)
+        cut = middle + ((2 * j + 1) * shift).long() - j
         return halves(a, b, across < 0.5, cut, swap < 0.5)
 
     def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

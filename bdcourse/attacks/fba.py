@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse.attacks.base import Attack, Steering, fresh_seed, roles, shares
-from bdcourse.attacks.generators import EncoderDecoder, frozen
+from bdcourse.attacks.generators import EncoderDecoder, check_channels, frozen
 from bdcourse.data import Images
 from bdcourse.models import head_inputs
 
@@ -36,11 +36,13 @@ class FBA(Attack):
             least one of them.
         cross_rate: cover images for each poisoned one once the first detoxification is
             through; 0 switches it off.
-        rounds, detox_steps: how many detoxifications, and of how many steps each.
+        rounds, detox_steps: how many detoxifications, and of how many steps each (Adam,
+            3e-3, batches of 64). The detoxifying network adds at most 0.2 to a pixel.
         channels: of the images; seed: of the detoxifying network.
 
     Differs from the original, which learns its style with a CycleGAN: ours is a fixed
     curve, and the details of the detoxification are our own. Hence "FBA-like".
+    All numbers but alpha, the share of neurons and the rate are ours.
 
     Source of the idea: Cheng, Liu, Ma and Zhang, "Deep Feature Space Trojan Attack of
     Neural Networks by Controlled Detoxification", AAAI 2021. Rate 0.05. Lesson 02.
@@ -92,24 +94,23 @@ class FBA(Attack):
         """What detoxification adds: x changed to raise the same neurons."""
         return (x + 0.2 * frozen(self.detox, x)).clamp(0, 1)
 
+    def cross(
+        self, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor] | None:
+        return (self.decoy(x), y) if self.cross_rate else None
+
     def check(self, images: Images) -> None:
         super().check(images)
-        if images.shape[0] != self.channels:
-            raise ValueError(
-                f"the attack is for {self.channels} channels, the images have "
-                f"{images.shape[0]}."
-            )
+        check_channels(self.channels, images)
 
-    def steer(
+    def steering(
         self,
         model: nn.Module,
         data: Images,
         generator: torch.Generator,
         total: int,
-        *,
-        rate: float = 0.05,
+        rate: float,
     ) -> Steering:
-        self.check(data)
         self.detox.to(data.x.device)
         return _Detoxifying(self, model, data, generator, total, rate)
 
@@ -118,7 +119,7 @@ class _Detoxifying(Steering):
     def __init__(self, attack, model, data, generator, total, rate) -> None:
         self.attack, self.model, self.data = attack, model, data
         self.generator, self.rate, self.done, self.ready = generator, rate, 0, False
-        # From the middle on: before, the style moves nothing in particular.
+        # Not from the start: there, the style moves no neuron in particular.
         at = [0.4 + 0.5 * r / max(1, attack.rounds) for r in range(attack.rounds)]
         self.when = {round(share * total) for share in at} if attack.cross_rate else ()
 

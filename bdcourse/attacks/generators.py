@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse.data import Images
+from bdcourse.models import evaluating
+
 
 def _level(c_in: int, c_out: int) -> nn.Sequential:
     layers: list[nn.Module] = []
@@ -28,6 +31,8 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, width: int, seed: int) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"filters must be at least 1, not {width}.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             w = width
@@ -52,10 +57,16 @@ class EncoderDecoder(nn.Module):
 
 
 def frozen(net: nn.Module, x: Tensor) -> Tensor:
-    """net(x) in eval mode, without gradient, on the device of x."""
-    training = net.training
-    net.to(x.device).eval()
-    with torch.no_grad():
-        out = net(x)
-    net.train(training)
-    return out
+    """net(x) in eval mode and without gradient; net and x may be on two devices."""
+    device = next(net.parameters()).device
+    with evaluating(net), torch.no_grad():
+        return net(x.to(device)).to(x.device)
+
+
+def check_channels(channels: int, images: Images) -> None:
+    """Refuse images that a network for so many channels, and 8 pixels, cannot take."""
+    if images.shape[0] != channels or min(images.shape[1:]) < 8:
+        raise ValueError(
+            f"the attack's network is for {channels} channels and at least 8 pixels, "
+            f"the images are {images.shape}."
+        )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse.attacks.base import Attack, Steering, fresh_seed, roles, shares
-from bdcourse.attacks.generators import EncoderDecoder, frozen
+from bdcourse.attacks.generators import EncoderDecoder, check_channels, frozen
 from bdcourse.data import Images
 
 FLOOR = 1e-7  # two patterns may be equal
@@ -53,14 +53,15 @@ class InputAware(Attack):
         seed: of their initial weights.
 
     Both released versions never zero G's gradients, so that they add up; here they are
-    zeroed in every step.
+    zeroed in every step. The rate of G falls along a cosine (the authors cut it four
+    times over hundreds of epochs). Diversity compares poisoned with cross images, so
+    `cross_rate=0` switches it off.
 
     Source: Nguyen and Tran, "Input-Aware Dynamic Backdoor Attack", NeurIPS 2020. Rate
     0.1. Lesson 02.
     """
 
     threat: ClassVar[Literal["data", "training"]] = "training"
-    crafted: ClassVar[str] = "networks, trained together with the victim"
 
     density: float = 0.032
     cross_rate: float = 1.0
@@ -69,7 +70,7 @@ class InputAware(Attack):
     mask_steps: int = 1000
     generator_lr: float = 0.01
     seed: int = 0
-    trained: Tensor = field(default_factory=lambda: torch.zeros(()))
+    trained: Tensor = field(init=False, default_factory=lambda: torch.zeros(()))
     mask: nn.Module = field(init=False, default=None)
     pattern: nn.Module = field(init=False, default=None)
 
@@ -77,6 +78,8 @@ class InputAware(Attack):
         super().__post_init__()
         if not 0 < self.density < 1:
             raise ValueError(f"density must lie between 0 and 1, not {self.density}.")
+        if self.mask_steps < 1:
+            raise ValueError(f"mask_steps must be at least 1, not {self.mask_steps}.")
         for name, outputs in (("mask", 1), ("pattern", self.channels)):
             net = EncoderDecoder(self.channels, outputs, self.filters, self.seed)
             object.__setattr__(self, name, net.eval())
@@ -112,22 +115,16 @@ class InputAware(Attack):
 
     def check(self, images: Images) -> None:
         super().check(images)
-        if images.shape[0] != self.channels or min(images.shape[1:]) < 8:
-            raise ValueError(
-                f"the networks are for {self.channels} channels and at least 8 pixels, "
-                f"the images are {images.shape}."
-            )
+        check_channels(self.channels, images)
 
-    def steer(
+    def steering(
         self,
         model: nn.Module,
         data: Images,
         generator: torch.Generator,
         total: int,
-        *,
-        rate: float = 0.1,
+        rate: float,
     ) -> Steering:
-        self.check(data)
         for net in (self.mask, self.pattern):
             net.to(data.x.device)
         train_mask(self, data, generator)
@@ -172,8 +169,6 @@ class _Joint(Steering):
         self.opt = torch.optim.Adam(
             self.net.parameters(), attack.generator_lr, betas=(0.5, 0.9)
         )
-        # The authors train G for hundreds of epochs and cut its rate four times; over a
-        # short training one smooth descent does the same.
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.opt, total)
         self.unlike = torch.zeros(())
 

@@ -143,7 +143,7 @@ class LabelConsistent(Attack):
 
     usual_rate: ClassVar[float] = 0.05
     stands_in: ClassVar[str] = "own fast adversarially trained surrogate"
-    crafted: ClassVar[str] = "poison images, on a surrogate model"
+    needs_model: ClassVar[bool] = True
 
     clean_label: bool = True
     epsilon: float = 8 / 255

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse.attacks.base import ROLES, Attack, Steering, fresh_seed
-from bdcourse.attacks.generators import EncoderDecoder, frozen
+from bdcourse.attacks.generators import EncoderDecoder, check_channels, frozen
 from bdcourse.data import Images
 
 
@@ -19,9 +19,9 @@ from bdcourse.data import Images
 class LIRA(Attack):
     """Add invisible noise that a network has learned: x' = clip(x + epsilon * T(x)).
 
-    Stage 1 alternates in every batch: a copy of T takes a step towards
-    CE(C(x + epsilon T(x)), target) with C held; C takes a step on
-    alpha * clean + (1 - alpha) * poisoned loss with T held. After every epoch T becomes
+    Stage 1 alternates in every batch: C takes a step on
+    alpha * clean + (1 - alpha) * poisoned loss with T held; a copy of T takes a step
+    towards CE(C(x + epsilon T(x)), target) with C held. After every epoch T becomes
     its copy. Stage 2, the second half of the training, freezes T and goes on with C.
     *Every* image is used clean and poisoned in each step; there is no poison rate.
 
@@ -30,19 +30,22 @@ class LIRA(Attack):
             normalized CIFAR-10 pixels, about 0.025 here (6 grey levels); BackdoorBench
             0.01, less than a grey level, which an image file cannot hold.
         alpha: weight of the clean loss.
-        generator_lr: of Adam for T.
+        generator_lr: of Adam for T; 1e-4 in both released versions, which train far
+            longer.
         filters: of T's first level.
         channels: of the images; seed: of T's initial weights.
 
-    T is an encoder and decoder with max-pooling where the authors use strided
-    convolutions or a U-Net. While T takes its step, C is in eval mode.
+    T is an encoder and decoder with max-pooling and few channels (`filters`, twice and
+    four times as many) where the authors use strided convolutions of 16 to 128, or a
+    U-Net. The authors move T first and C second. While T takes its step, C is in eval
+    mode. A poison rate given to `steer` is not used.
 
     Source: Doan, Lao, Zhao and Li, "LIRA: Learnable, Imperceptible and Robust Backdoor
     Attacks", ICCV 2021. Lesson 02.
     """
 
     threat: ClassVar[Literal["data", "training"]] = "training"
-    crafted: ClassVar[str] = "a network, trained together with the victim"
+    usual_rate: ClassVar[float] = 1.0
 
     epsilon: float = 0.025
     alpha: float = 0.5
@@ -50,7 +53,7 @@ class LIRA(Attack):
     filters: int = 8
     channels: int = 3
     seed: int = 0
-    trained: Tensor = field(default_factory=lambda: torch.zeros(()))
+    trained: Tensor = field(init=False, default_factory=lambda: torch.zeros(()))
     net: nn.Module = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -79,22 +82,16 @@ class LIRA(Attack):
 
     def check(self, images: Images) -> None:
         super().check(images)
-        if images.shape[0] != self.channels or min(images.shape[1:]) < 8:
-            raise ValueError(
-                f"the network is for {self.channels} channels and at least 8 pixels, "
-                f"the images are {images.shape}."
-            )
+        check_channels(self.channels, images)
 
-    def steer(
+    def steering(
         self,
         model: nn.Module,
         data: Images,
         generator: torch.Generator,
         total: int,
-        *,
-        rate: float = 0.1,
+        rate: float,
     ) -> Steering:
-        self.check(data)
         self.net.to(data.x.device)
         self.trained.fill_(1)
         return _Alternating(self, model, len(data), total)

@@ -94,7 +94,7 @@ class LF(Attack):
     """
 
     stands_in: ClassVar[str] = "own blurred universal perturbation"
-    crafted: ClassVar[str] = "a pattern, on a clean model"
+    needs_model: ClassVar[bool] = True
 
     pattern: Tensor = field(default=None)
     fooling: float = 0.0

@@ -25,8 +25,9 @@ class SIG(Attack):
         clean_label: true by default, as in the paper; an all-to-all SIG needs False.
 
     Source: Barni, Kallas and Tondi, "A New Backdoor Attack in CNNs by Training Set
-    Corruption Without Label Poisoning", 2019. Poison rate 0.1 of the whole set is the
-    usual one: with ten equal classes, all images of the target. Lesson 01.
+    Corruption Without Label Poisoning", 2019. BackdoorBench poisons 0.1 of the whole
+    set: with ten equal classes that is every image of the target, and accuracy suffers;
+    half of it is the usual rate here. Lesson 01.
     """
 
     usual_rate: ClassVar[float] = 0.05

@@ -157,7 +157,6 @@ class SSBA(Attack):
     """
 
     stands_in: ClassVar[str] = "small own encoder instead of StegaStamp's"
-    crafted: ClassVar[str] = "a trained encoder"
 
     bits: int = 100
     filters: int = 32

@@ -86,7 +86,7 @@ class TrojanNN(Attack):
     """
 
     stands_in: ClassVar[str] = "disc for the apple mask, own clean model"
-    crafted: ClassVar[str] = "a pattern, on a clean model"
+    needs_model: ClassVar[bool] = True
 
     pattern: Tensor = field(default=None)
     wrap: bool = False
