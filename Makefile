@@ -109,7 +109,7 @@ results: $(READY)
 	  $(BENCH)/signs-rates.json --seeds 0 --attacks BadNets --rate $$rate || exit; \
 	done
 	$(BENCH)/signs-attacks.json --width 8 --attacks all --defenses none fine-tuning
-	for s in 0.5 1.0 2.0; do for c in 0.0 2.0; do \
+	for s in 0.5 3.0; do for c in 0.0 2.0; do \
 	  $(BENCH)/signs-wanet.json $(WANET) \
 	    --options "{\"WaNet\": {\"strength\": $$s, \"cross_rate\": $$c}}" || exit; \
 	done; done

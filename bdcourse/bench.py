@@ -126,8 +126,8 @@ class Recipe:
 SIGNS = Recipe(epochs=12, batch=32, pad=2, flip=False)
 
 # What an attack needs on 5,700 signs beside or instead of the field's defaults: shares
-# of 0.3 % would be 17 images; and three that steer the training are learned too late,
-# or not at all, without more poison, a lower rate and more epochs. Entries of the
+# of 0.3 % would be 17 images; and four that steer the training are learned too late, or
+# not at all, without more poison, a lower rate or more epochs. Entries of the
 # recipe replace those of SIGNS, the rest goes to `craft`.
 MORE = {"rate": 0.2, "lr": 0.05, "epochs": 16}
 SIGNS_OPTIONS: dict[str, dict] = {
@@ -138,9 +138,10 @@ SIGNS_OPTIONS: dict[str, dict] = {
     "TaCT": {"rate": 0.04},
     "AdapBlend": {"rate": 0.05},
     "AdapPatch": {"rate": 0.05},
-    "WaNet": MORE | {"strength": 2.0, "cross_rate": 2.0},
+    "WaNet": MORE | {"strength": 3.0},
     "Bpp": MORE,
     "InputAware": MORE | {"filters": 8, "mask_steps": 200},
+    "Composite": {"lr": 0.05, "epochs": 16},
     "FBA": {"rate": 0.1},
 }  # fmt: skip
 

@@ -70,7 +70,7 @@ ENTRIES = {
     "wanet": Entry("WaNet", twin=TWIN),
     "wanet-plain": Entry("WaNet", twin=TWIN, options={"cross_rate": 0.0}),
     "bpp": Entry("Bpp", twin=TWIN),
-    "composite": Entry("Composite"),
+    "composite": Entry("Composite", twin=TWIN),
     "input-aware": Entry("InputAware", twin=TWIN),
     "lira": Entry("LIRA"),
     "fba": Entry("FBA"),
