@@ -568,17 +568,21 @@ def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> T
     Args:
         attacks: which, in this order; default all in the file.
 
-    A star marks attacks whose original needs an asset that we replace; what replaces it
-    stands under the caption.
+    A star marks attacks whose original needs an asset that we replace. What replaces
+    it, and where an attack got another recipe or other arguments than the rest, stands
+    in the caption.
     """
     from bdcourse.show import Table
 
     found = _one_setting(results(name).rows, name)
     names = attacks or [n for n in ATTACKS if any(r["attack"] == n for r in found)]
-    lines, replaced = [], []
+    lines, replaced, changed = [], [], []
+    twins = [r for r in found if r["attack"] == "none" and r["defense"] == "none"]
     for attack in ("none", *names):
         rows = [r for r in found if r["attack"] == attack]
         plain = [r for r in rows if r["defense"] == "none"]
+        if attack == "none":  # the one of the recipe that most attacks share
+            plain = [r for r in plain if r["epochs"] == twins[0]["epochs"]]
         tuned = [r["asr"] for r in rows if r["defense"] == "fine-tuning"]
         if not plain:
             continue
@@ -588,6 +592,12 @@ def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> T
             label = cls.__name__ + ("*" if cls.stands_in else "")
             if cls.stands_in:
                 replaced.append(f"{attack}: {cls.stands_in}")
+            other = {k: plain[0][k] for k in ("epochs", "lr")}
+            other = {k: v for k, v in other.items() if v != twins[0][k]}
+            other |= plain[0].get("options") or {}
+            if other:
+                text = ", ".join(f"{k} {v:.3g}" for k, v in other.items())
+                changed.append(f"{attack}: {text}")
         row = table_row(plain, attack=label)
         crossed = [r["cross"] for r in plain if r.get("cross") is not None]
         lines.append({
@@ -600,4 +610,5 @@ def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> T
             "gate": "weak" if any(r["weak"] for r in plain) else "passes",
         })  # fmt: skip
     note = " * " + "; ".join(replaced) + "." if replaced else ""
+    note += " Other settings: " + "; ".join(changed) + "." if changed else ""
     return Table(lines, caption + note)

@@ -134,6 +134,10 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
                 run=len(rows) + 1, white=f"{white} of {size * size}",
                 opacity=f"{opacity.value:g}", poison=victim.recipe["n_poisoned"],
             ))  # fmt: skip
+        except (ValueError, RuntimeError) as e:
+            with log:
+                print(f"this run failed: {e}")
+            return
         finally:
             button.disabled, button.description = False, "Poison and train"
         with log:

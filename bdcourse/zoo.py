@@ -55,7 +55,7 @@ ENTRIES = {
     "badnets-preact": Entry("BadNets", PREACT, "benign-preact"),
     "benign-w8": Entry(None),
     "benign-long": Entry(None, replace(SMALL, **LONG), TWIN),
-    "sig": Entry("SIG", twin=TWIN, options=LONG),
+    "sig": Entry("SIG", twin=TWIN, options=LONG | {"rate": 0.07, "delta": 60 / 255}),
     "lc": Entry("LabelConsistent", twin=TWIN, options=LONG),
     "trojan": Entry("TrojanNN"),
     "lf": Entry("LF"),

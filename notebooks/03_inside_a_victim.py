@@ -153,8 +153,6 @@ guess = 0
 said_twin = metrics.predict(twin.model, attack.trigger(test.pixels()))
 wrong_asr = (said_twin == target).float().mean().item()
 check.reveal(guess, round(100 * wrong_asr), "%")
-
-# %% tags=["claim"]
 check.claim(
     "Counted rightly, the twin's ASR is below 1 %.",
     asr(said_twin, test.y, target),
@@ -517,7 +515,7 @@ check.claim("In the first layer victim and twin differ by less than a factor of 
 # The end of the network as a map: t-SNE puts images that the last layer describes alike side by side. It keeps neighborhoods, not
 # distances and not sizes; do not read areas or gaps.
 
-# %% tags=["figure", "nbval-ignore-output"]
+# %% tags=["figure"]
 from sklearn.manifold import TSNE
 
 
@@ -573,9 +571,6 @@ show.bars(
     description="Pairs of bars for five attacks with a local trigger: the share of Grad-CAM evidence that lies on changed pixels, and the share "
     "of the image that they cover. Evidence exceeds area by several times for the small patches.",
 )  # fmt: skip
-
-# %% tags=["claim"]
-check.claim("Evidence gathers on the patch of BadNets.", local["BadNets"][0] / local["BadNets"][1], 2, 200)  # fmt: skip
 
 # %% [markdown]
 # ## Where it breaks

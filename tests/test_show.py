@@ -108,3 +108,43 @@ def test_slider_shows_the_picture_of_its_value():
     assert seen == [1, 2, 3] and bar.value == 2
     bar.value = 3  # must not draw again
     assert seen == [1, 2, 3]
+
+
+def test_poison_bench_trains_what_is_drawn(monkeypatch):
+    import ipywidgets as w
+
+    from bdcourse import data
+    from bdcourse.metrics import Scores
+    from bdcourse.victims import Victim
+
+    asked = []
+
+    def trial(parts, patch, opacity, rate, **training):
+        asked.append((patch, opacity, rate, training))
+        scores = Scores(0.9, 0.5, 0.4, 10, 9)
+        return Victim(None, {}, None, scores, {"n_poisoned": 7})
+
+    monkeypatch.setattr(widgets, "trial", trial)
+    few = data.load("signs", "test", n=12)
+    box = widgets.poison_bench(data.Splits(few, few, few, few), size=3, epochs=1)
+    top, preview, log = box.children
+    grid, side = top.children
+    opacity, rate, button = side.children
+    patch, *rest = asked[0]
+    assert patch.tolist() == [[[1, 0, 1], [0, 1, 0], [1, 0, 1]]]
+    assert rest == [1.0, 0.2, {"epochs": 1}] and len(box.runs) == 1
+    assert all(isinstance(c, w.ToggleButton) and c.tooltip for c in grid.children)
+    grid.children[1].value = True
+    opacity.value, rate.value = 0.5, 0.1
+    button.click()
+    assert asked[1][0][0, 0].tolist() == [1, 1, 1]
+    assert asked[1][1:3] == (0.5, pytest.approx(0.1))
+    assert len(box.runs) == 2 and not button.disabled
+
+    def fails(*a, **k):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(widgets, "trial", fails)
+    button.click()
+    assert len(box.runs) == 2
+    assert not button.disabled, "a failed run must not lock the button"
