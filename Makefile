@@ -102,17 +102,19 @@ zoo: $(READY)
 # Everything in data/results that needs no download; hours on two cores. A run that was
 # stopped goes on where it was.
 BENCH = $(PY) -m bdcourse bench --out data/results
-WANET = --width 8 --rate 0.2 --lr 0.05 --epochs 16 --attacks WaNet --defenses none
+WANET = $(BENCH)/signs-wanet.json --rate 0.2 --lr 0.05 --attacks WaNet --defenses none
 results: $(READY)
 	$(BENCH)/signs.json --seeds 0 1 2
 	for rate in 0.05 0.2; do \
 	  $(BENCH)/signs-rates.json --seeds 0 --attacks BadNets --rate $$rate || exit; \
 	done
 	$(BENCH)/signs-attacks.json --width 8 --attacks all --defenses none fine-tuning
-	for s in 0.5 3.0; do for c in 0.0 2.0; do \
-	  $(BENCH)/signs-wanet.json $(WANET) \
-	    --options "{\"WaNet\": {\"strength\": $$s, \"cross_rate\": $$c}}" || exit; \
-	done; done
+	for o in '"strength": 0.5' '"strength": 3.0' '"strength": 3.0, "cross_rate": 0.0'; do \
+	  $(WANET) --width 8 --epochs 16 --options "{\"WaNet\": {$$o}}" || exit; \
+	done
+	for o in '"strength": 3.0' '"strength": 3.0, "cross_rate": 0.0'; do \
+	  $(WANET) --width 16 --epochs 20 --options "{\"WaNet\": {$$o}}" || exit; \
+	done
 	$(PY) tools/readme.py
 
 bench-train: $(READY)

@@ -444,6 +444,7 @@ def points(
         # Names must not overlap: from left to right, each takes the first free place of
         # a few around its point.
         dots = ax.transData.transform(list(named.values()))
+        frame = ax.get_window_extent()
         taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
         for name, (x, y) in sorted(named.items(), key=lambda p: p[1]):
             for place in PLACES:
@@ -453,7 +454,9 @@ def points(
                     ha=side, va="center", fontsize=11,
                 )  # fmt: skip
                 box = text.get_window_extent().expanded(1.0, 0.9)
-                if place == PLACES[-1] or not any(box.overlaps(t) for t in taken):
+                free = frame.x0 < box.x0 and box.x1 < frame.x1
+                free = free and not any(box.overlaps(t) for t in taken)
+                if free or place == PLACES[-1]:
                     taken.append(box)
                     break
                 text.remove()

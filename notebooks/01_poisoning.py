@@ -59,8 +59,8 @@ import torch
 
 from bdcourse import bench, check, data, metrics, show, train, victims
 from bdcourse import visibility, widgets
-from bdcourse.attacks import ATTACKS, SIG, BadNets, Blended, checkerboard
-from bdcourse.attacks import noise_picture, surviving
+from bdcourse.attacks import AdapBlend, AdapPatch, BadNets, Blended, FTrojan, LabelConsistent
+from bdcourse.attacks import Refool, SIG, TaCT, checkerboard, noise_picture, surviving
 
 SCALES = {"laptop": ("signs", 8, 6, 32), "paper": ("cifar10", 64, 15, 128)}
 source, width, epochs, batch = SCALES["laptop"]
@@ -430,14 +430,16 @@ show.images(
 # rule. Where an original needs a file or a network that is not ours, something of ours stands in; the table below says what.
 
 # %% tags=["figure"]
-zoo = {"SIG": "sig", "LC": "lc", "TrojanNN": "trojan", "LF": "lf", "SSBA": "ssba", "TaCT": "tact",
-       "AdapBlend": "adap-blend", "AdapPatch": "adap-patch", "Refool-like": "refool", "FTrojan": "ftrojan"}  # fmt: skip
-family = {name: victims.zoo(file) for name, file in zoo.items()}
+fixed = {"SIG": SIG, "LC": LabelConsistent, "TaCT": TaCT, "AdapBlend": AdapBlend, "AdapPatch": AdapPatch,
+         "Refool-like": Refool, "FTrojan": FTrojan}  # fmt: skip
+family = {name: cls.craft(parts.train, g) for name, cls in fixed.items()}
+for name, file in (("TrojanNN", "trojan"), ("LF", "lf"), ("SSBA", "ssba")):
+    family[name] = victims.zoo(file).attack  # computed on a network, or trained
 one = parts.test[4:5].pixels()
 
 
 def gallery(names, description, title):
-    seen = torch.cat([family[n].attack.trigger(one) for n in names])
+    seen = torch.cat([family[n].trigger(one) for n in names])
     gain = [(0.5 / (s - one).abs().max()).clamp(1, 20).round().item() for s in seen]
     apart = torch.stack([(k * (s - one[0]).abs()).clamp(0, 1) for k, s in zip(gain, seen, strict=True)])  # fmt: skip
     labels = [*names, *(f"difference x {k:.0f}" for k in gain)]
@@ -456,7 +458,7 @@ gallery(
     ["TaCT", "AdapBlend", "AdapPatch", "Refool-like", "FTrojan"],
     "The same sign under five more triggers with their differences: one colored patch; faint noise everywhere; two colored "
     "patches; the soft shapes of a reflection; a fine colored checker pattern.",
-    "A patch with a source class, half a picture, two patches, a reflection, two frequencies",
+    "A patch, half a picture, two patches, a reflection, two frequencies",
 )
 
 # %% [markdown]
@@ -499,7 +501,7 @@ print("as the library:", torch.allclose(stripes(one, 40 / 255, 6), SIG().trigger
 
 # %% tags=["figure"]
 some = parts.test[:300]
-look = {n: v.attack for n, v in family.items()} | {"BadNets": BadNets(), "Blended": Blended()}  # fmt: skip
+look = {"BadNets": BadNets(), "Blended": Blended()} | family
 label = {"LC": "LabelConsistent", "Refool-like": "Refool"}
 measured = bench.results("signs-attacks")
 seen, likeness = {}, {}
@@ -517,18 +519,23 @@ show.points(
 # %%
 bench.attack_table(
     "signs-attacks",
-    [label.get(n, n) for n in ("BadNets", "Blended", *zoo)],
+    [label.get(n, n) for n in look],
     "One recipe for all: signs, ResNet-18 of width 8, twelve epochs, one seed.",
 )
 
 # %% tags=["claim"]
 faint, plain = (n for n in (max(likeness, key=likeness.get), min(likeness, key=likeness.get)))  # fmt: skip
 print("most alike by SSIM:", faint, "- least alike:", plain)
-check.claim("No attack of the family costs three points of accuracy.", min(r["acc"] for r in measured.rows if r["attack"] in ATTACKS and ATTACKS[r["attack"]].threat == "data" and r["defense"] == "none"), 0.97, 1)  # fmt: skip
+rows = [r for r in measured.rows if r["attack"] in look or r["attack"] in label.values()]
+strong = [r["asr"] for r in rows if r["defense"] == "none" and not r["weak"]]
+check.claim("At least five of these attacks pass the gate.", len(strong), 5, 12)
+tuned = [r["asr"] for r in rows if r["defense"] == "fine-tuning" and not r["weak"]]
+check.claim("And fine-tuning on clean signs removes none of those.", min(tuned), 0.8, 1)
 
 # %% [markdown]
-# Rows marked *weak* are attacks that this recipe does not plant; the zoo's victims of the same attacks, trained with more poison or a
-# lower learning rate, pass the gate. Read the column before the last one, too: it is the ASR after fine-tuning on clean images.
+# Rows marked *weak* fail the gate for one of two reasons. Some attacks are not planted by this recipe: their ASR is low. And some networks
+# did not learn the *signs*: at width 8 and this learning rate training can stay on a plateau near 80 %, with or without poison, which no table of ASR alone would
+# show. The victims of lesson 03 have width 16 or a lower rate and pass. Read the column before the last one, too: it is the ASR after fine-tuning on clean images.
 #
 # ## Your own attack
 #

@@ -142,7 +142,8 @@ def test_the_zoo_holds_each_victim_and_it_passes_the_gate(name):
     entry = ENTRIES[name]
     victim = victims.zoo(name)
     assert victim.recipe["seed"] == 0 and victim.arch["width"] == entry.recipe.width
-    assert victim.weak(victims.zoo(entry.twin).scores) == ""
+    weak = victim.weak(victims.zoo(entry.twin).scores)
+    assert bool(weak) == bool(entry.weak), weak or "passes after all"
     assert (entry.attack or "NoneType") == type(victim.attack).__name__
     assert all(p.dtype == torch.float32 for p in victim.model.parameters())
 
