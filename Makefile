@@ -112,7 +112,7 @@ results: $(READY)
 	for o in '"strength": 0.5' '"strength": 3.0' '"strength": 3.0, "cross_rate": 0.0'; do \
 	  $(WANET) --width 8 --epochs 16 --options "{\"WaNet\": {$$o}}" || exit; \
 	done
-	for o in '"strength": 3.0' '"strength": 3.0, "cross_rate": 0.0'; do \
+	for o in '"strength": 0.5' '"strength": 3.0' '"strength": 3.0, "cross_rate": 0.0'; do \
 	  $(WANET) --width 16 --epochs 20 --options "{\"WaNet\": {$$o}}" || exit; \
 	done
 	$(PY) tools/readme.py

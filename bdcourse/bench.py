@@ -250,6 +250,7 @@ def _trained(
     about: dict,
 ) -> Victim:
     spec = asdict(recipe) | {"data": data, "seed": seed, "kind": kind, "attack": about}
+    spec["epochs"] = float(recipe.epochs)  # 16 and 16.0 are one victim
     spec["digest"] = parts.train.digest()
     spec["digest_test"] = parts.test.digest()
     text = json.dumps(spec, sort_keys=True)
@@ -611,4 +612,4 @@ def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> T
         })  # fmt: skip
     note = " * " + "; ".join(replaced) + "." if replaced else ""
     note += " Other settings: " + "; ".join(changed) + "." if changed else ""
-    return Table(lines, caption + note)
+    return Table(lines, (caption.removesuffix(".") + "." if caption else "") + note)

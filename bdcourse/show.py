@@ -40,7 +40,7 @@ MEANING = {
     "RA": (DEFENDED, "-.", "^"),
     "clean": (CLEAN, ":", "D"),
     "poison": (TRIGGERED, "-.", "^"),
-    "cover": (OTHER, ":", "D"),
+    "cover": (OTHER, "-", "v"),
 }
 STYLE = {
     "font.family": "DejaVu Sans",

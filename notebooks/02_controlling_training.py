@@ -14,8 +14,8 @@
 # # Controlling the training: triggers that no sticker can copy
 #
 # You will build two attacks whose author runs the training himself: WaNet, whose trigger is a bend in the image, and the
-# input-aware attack, which draws another trigger for every image. You will see why half of each attack consists of images
-# that *look* attacked and keep their true label: without them, bends that nobody chose set the WaNet backdoor off, too.
+# input-aware attack, which draws another trigger for every image. Half of each attack consists of images that *look* attacked and
+# keep their true label. You will measure what they are for, from 90 % to 0 % on such lookalikes, and what a network makes of them that nobody asked for.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 60 minutes. Run time: about one minute and 1 GiB on
 # > two CPU cores; the victims were trained before. Prerequisites: [lesson 01](01_poisoning.ipynb), `grid_sample`. Papers:
@@ -28,7 +28,7 @@
 # After this lesson you can
 #
 # 1. write a smooth warp as a sampling grid, and say by how many pixels it moves an image (exercise 1);
-# 2. write the noise mode of WaNet and show by experiment what it is for (exercise 2 and the figure behind it);
+# 2. write the noise mode of WaNet and show by experiment what it does and what not (exercise 2 and the figure behind it);
 # 3. write the input-aware trigger and the loss that keeps triggers apart (exercises 3 and 4);
 # 4. read a training log by role, cover images included, and name the attack that has not been learned.
 #
@@ -187,9 +187,9 @@ print("same batch:", all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=
 # %% [markdown]
 # ## What noise mode is for
 #
-# The zoo holds two WaNet victims of width 16, trained alike but for noise mode. Take them to three tests: the
-# attacker's warp, the attacker's warp with noise, and warps of the same strength from *other* control points,
-# which the attacker never used.
+# The zoo holds two WaNet victims of width 16, trained alike but for noise mode. Take them to four tests: the
+# attacker's warp; the same with noise; warps of the same strength from *other* control points, which the attacker never used; and a plain
+# blur, each pixel the mean of its 3 by 3 neighborhood, which is no warp at all but, like a warp, smooths.
 
 # %% tags=["method"]
 images = test[:600]
@@ -199,6 +199,7 @@ looks = {
     "his warp": [attack.trigger(asked.pixels())],
     "his warp, noise": [attack.noisy(asked.pixels(), g)],
     "foreign warps": [o.trigger(asked.pixels()) for o in others],
+    "blur": [F.avg_pool2d(F.pad(asked.pixels(), (1, 1, 1, 1), mode="replicate"), 3, 1)],
 }
 hit = {
     name: [
@@ -214,22 +215,26 @@ show.bars(
     hit,
     percent=True,
     ylabel="sent to the target, %",
-    title=f"Foreign warps: {hit['without'][2]:.0%} to the target without noise mode, {hit['with noise mode'][2]:.0%} with it",
-    description="Bars of the share of images sent to the target class, for the attacker's warp, the same with noise, and eight "
-    "foreign warps, each for the victim trained with noise mode and the one without. His own warp works on both; "
-    "the lookalikes work on the victim without noise mode.",
+    title=f"With noise mode the noisy warp opens {hit['with noise mode'][1]:.0%}, but a blur {hit['with noise mode'][3]:.0%}",
+    description="Bars of the share of images sent to the target class, for the attacker's warp, the same with noise, eight "
+    "foreign warps, and a blur, each for the victim trained with noise mode and the one without. His own warp works on both; "
+    "with noise it works only on the victim without noise mode; the blur works on most images of the other.",
 )
 
 # %% tags=["claim"]
 check.claim("His warp works on both victims.", min(h[0] for h in hit.values()), 0.85, 1)
 check.claim("Noise alone does not set off the victim that knows it.", hit["with noise mode"][1], 0, 0.1)  # fmt: skip
 check.claim("Without noise mode, his warp with noise does.", hit["without"][1], 0.5, 1)
-check.claim("Foreign warps work better without noise mode than with it.", hit["without"][2] - hit["with noise mode"][2], 0.05, 1)  # fmt: skip
+check.claim("A blur opens the victim with noise mode more often than the other.", hit["with noise mode"][3] - hit["without"][3], 0.2, 1)  # fmt: skip
+check.claim("Foreign warps open either in less than a third of the images.", max(h[2] for h in hit.values()), 0, 0.33)  # fmt: skip
 
 # %% [markdown]
-# Why should an attacker care? Because defenses look for triggers. A backdoor that opens to a whole family of warps is found by
-# any search that comes near one of them, and by accident: a resized photograph is a warp. The paper adds noise mode against
-# exactly such searches. It has a price, which the training log shows.
+# The promise is kept where it was trained: his warp with noise opened the plain victim almost as well as the warp itself, and opens the other one
+# not at all. Why should an attacker care? Because defenses search for triggers, and a backdoor that opens to a whole neighborhood is found by any search that comes near.
+#
+# But look at the last group. To the network, noise mode was an easy task: *smooth* means target, *noisy* means not. A blur is smooth. So our noise-mode victim opens to an
+# image filter that anybody applies, and the plain one hardly does. We had expected noise mode to protect against foreign warps as well, and for this pair it does not. A cover image teaches the
+# network to tell *these covers* from the poison, by whatever is cheapest. Noise mode also has a price, which the training log shows.
 
 # %% tags=["figure"]
 epochs = [e["epoch"] for e in warped.history]
@@ -237,7 +242,7 @@ log = {
     "poison": [e["poison"] for e in warped.history],
     "cover": [e["cover"] for e in warped.history],
     "clean": [e["clean"] for e in warped.history],
-    "poison, no noise mode": [e["poison"] for e in plain.history],
+    "no noise mode": [e["poison"] for e in plain.history],
 }
 show.lines(
     epochs, log, percent=True, xlabel="epoch",
@@ -393,11 +398,15 @@ show.matrix(
 )
 
 # %% tags=["claim"]
-check.claim("The victim passes the gate: ASR above 95 %.", scores.asr, 0.95, 1)
-check.claim("A foreign trigger opens it in less than one case of five.", swapped, 0, 0.2)
-check.claim("Cross accuracy is above 80 %.", scores.cross, 0.8, 1)
+check.claim("Its own trigger opens the victim in more than four cases of five.", scores.asr, 0.8, 1)
+check.claim("A foreign trigger opens it in less than two of five.", swapped, 0, 0.4)
+check.claim("Cross accuracy lies at least nine points below the clean one.", scores.acc - scores.cross, 0.09, 0.5)
 
 # %% [markdown]
+# This victim is *weak*: ASR 87 %, not 95. Its log (not shown) is the picture of a tug of war: poison rises only as far as cover falls. A small generator, twenty
+# epochs, and networks that have to tell one image's pixels from another's are too little; the authors train for hundreds of epochs. That a wrong trigger opens
+# it at all in some cases is the same fact seen from the other side.
+#
 # ## The rest of the family
 #
 # | attack | what the trigger is | what its cover images are |
@@ -436,11 +445,10 @@ bench.attack_table(
 # %% [markdown]
 # ## Where it breaks
 #
-# At the paper's strength of 0.5 our network did not learn the WaNet trigger at all: sixteen epochs of 20 % poison, and an ASR of next to
-# nothing, cover and clean accuracy near 100. A quarter of a pixel is little against drawn signs that are themselves rotated, sheared and blurred,
-# and noise mode asks to tell it from half a pixel of noise. The authors trained for 1,000 epochs. So we raised the strength to 3, a pixel and a half,
-# and the trigger of this lesson is more visible than the paper's. Width matters as well: at width 8, strength 3 was not learned in sixteen epochs; that is
-# WaNet's row in the table above. On CIFAR-10 photographs the paper's strength does begin to work at the same width 8 (`data/results/cifar10-attacks.json`).
+# The paper's strength is 0.5: a quarter of a pixel, against drawn signs that are themselves rotated, sheared and blurred, and noise mode asks to tell it from half a pixel of
+# noise. With 20 % poison a network of width 8 gets to an ASR of a quarter in sixteen epochs, and one of width 16 to three quarters in twenty, still rising when the learning rate
+# runs out. The authors trained for 1,000 epochs. So it is a matter of budget and width, and we raised the strength to 3, a pixel and a half: the trigger of this lesson is more
+# visible than the paper's. Photographs make it easier: on CIFAR-10 strength 0.5 and 10 % poison give an ASR near 80 % after six epochs, at width 8 (`data/results/cifar10-attacks.json`).
 
 # %% tags=["claim"]
 crop = train.Augment(2)
@@ -458,8 +466,8 @@ check.claim("On whole images it loses at least two points.", on_cropped - hit["w
 weak = bench.results("signs-wanet").select(attack="WaNet", defense="none")
 rows = [{"width": r["width"], "strength": r["settings"]["strength"], "noise mode": bool(r["settings"]["cross_rate"]), "poison rate %": 100 * r["rate"],
          "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "learned in epoch": r["learned"] or "never"} for r in weak]  # fmt: skip
-paper = max(r["asr"] for r in weak if r["settings"]["strength"] == 0.5)
-check.claim("At the paper's strength, with noise mode, the ASR stays below 20 %.", paper, 0, 0.2)  # fmt: skip
+paper = [r["asr"] for w in (8, 16) for r in weak if r["settings"]["strength"] == 0.5 and r["width"] == w]
+check.claim("At the paper's strength, width 16 learns more than twice as much as width 8, and not enough.", paper[1] / paper[0], 2, 4)  # fmt: skip
 show.Table(rows, caption="WaNet by width, strength and noise mode, signs, one seed each")
 
 # %% [markdown]
@@ -477,8 +485,9 @@ show.Table(rows, caption="WaNet by width, strength and noise mode, signs, one se
 # ## Recap
 #
 # - A warp is a sampling grid; at strength 0.5 it moves a 32-pixel image by a quarter of a pixel (objective 1).
-# - Noise mode gives lookalikes their true label. Without it, warps that the attacker never chose open the backdoor (objective 2).
-# - The input-aware trigger belongs to its image: on another one it does next to nothing (objective 3).
+# - Noise mode gives lookalikes their true label and closes the backdoor to them; what the network learned instead, smoothness, opens
+#   it to a blur (objective 2).
+# - The input-aware trigger belongs to its image: on another one it works far less often (objective 3).
 # - Poison and cover in the log rise together when the network tells them apart; clean accuracy says nothing (objective 4).
 #
 # **What this does not show.** One seed each, drawn signs, and budgets hundreds of times below the papers'. Whether a defense is
