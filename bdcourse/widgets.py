@@ -58,10 +58,10 @@ def trial(
 
     Args:
         patch: pixels in [0, 1], (1, k, k); opacity, rate: see `attacks.BadNets`.
-        training: options of `victims.make`, over a ResNet-18 of width 4 and six epochs
+        training: options of `victims.make`, over a ResNet-18 of width 8 and six epochs
             on at most 3,000 images.
     """
-    options = {"arch": {"name": "resnet18", "width": 4}, "epochs": 6, "batch": 32,
+    options = {"arch": {"name": "resnet18", "width": 8}, "epochs": 6, "batch": 32,
                "lr": 0.05, "verbose": False}  # fmt: skip
     attack = BadNets(patch=patch, at=(-1 - patch.shape[-1],) * 2, opacity=opacity)
     few = parts.train[:3000]

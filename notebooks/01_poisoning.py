@@ -539,15 +539,16 @@ check.claim("And fine-tuning on clean signs removes none of those.", min(tuned),
 #
 # ## Your own attack
 #
-# Draw a trigger, choose how opaque it is and how much of the training set gets it, and train. A run takes a few seconds to half a
-# minute; each adds a line to the table. Find the smallest number of white pixels, or the lowest rate, that still works.
+# Draw a trigger, choose how opaque it is and how much of the training set gets it, and train. A run takes a quarter to half a
+# minute; each adds a line to the table. Find the smallest number of white pixels, or the lowest rate, that still works. The networks are small and trained for
+# little, so that their accuracy varies; a run with a low ACC says nothing about your trigger.
 
 # %% tags=["nbval-ignore-output"]
 desk = widgets.poison_bench(parts)
 desk
 
 # %% tags=["claim"]
-check.claim("The first run's network learned the signs.", desk.runs[0].scores.acc, 0.9, 1)
+check.claim("The first run planted its trigger.", desk.runs[0].scores.asr, 0.8, 1)
 
 # %% [markdown]
 # ## The table
