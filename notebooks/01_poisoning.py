@@ -535,7 +535,7 @@ check.claim("And fine-tuning on clean signs removes none of those.", min(tuned),
 # %% [markdown]
 # Rows marked *weak* fail the gate for one of two reasons. Some attacks are not planted by this recipe: their ASR is low. And some networks
 # did not learn the *signs*: at width 8 and this learning rate training can stay on a plateau near 80 %, with or without poison, which no table of ASR alone would
-# show. The victims of lesson 03 have width 16 or a lower rate and pass. Read the column before the last one, too: it is the ASR after fine-tuning on clean images.
+# show. The victims of lesson 03 have width 16 or a lower learning rate; there the signs are learned, and all but SIG of those that only poison data pass. Read the column before the last one, too: it is the ASR after fine-tuning on clean images.
 #
 # ## Your own attack
 #
