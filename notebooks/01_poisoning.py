@@ -59,8 +59,9 @@ import torch
 
 from bdcourse import bench, check, data, metrics, show, train, victims
 from bdcourse import visibility, widgets
-from bdcourse.attacks import AdapBlend, AdapPatch, BadNets, Blended, FTrojan, LabelConsistent
-from bdcourse.attacks import Refool, SIG, TaCT, checkerboard, noise_picture, surviving
+from bdcourse.attacks import AdapBlend, AdapPatch, BadNets, Blended, FTrojan
+from bdcourse.attacks import LabelConsistent, Refool, SIG, TaCT, checkerboard
+from bdcourse.attacks import noise_picture, surviving
 
 SCALES = {"laptop": ("signs", 8, 6, 32), "paper": ("cifar10", 64, 15, 128)}
 source, width, epochs, batch = SCALES["laptop"]
@@ -526,7 +527,9 @@ bench.attack_table(
 # %% tags=["claim"]
 faint, plain = (n for n in (max(likeness, key=likeness.get), min(likeness, key=likeness.get)))  # fmt: skip
 print("most alike by SSIM:", faint, "- least alike:", plain)
-rows = [r for r in measured.rows if r["attack"] in look or r["attack"] in label.values()]
+rows = [
+    r for r in measured.rows if r["attack"] in look or r["attack"] in label.values()
+]
 strong = [r["asr"] for r in rows if r["defense"] == "none" and not r["weak"]]
 check.claim("At least five of these attacks pass the gate.", len(strong), 5, 12)
 tuned = [r["asr"] for r in rows if r["defense"] == "fine-tuning" and not r["weak"]]

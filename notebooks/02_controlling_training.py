@@ -115,9 +115,14 @@ check.reveal(guess, round(100 * at_control_points), "hundredths of a pixel")
 
 # %% tags=["figure"]
 x = test.pixels()[4:5]
-same = torch.allclose(WaNet().trigger(x), F.grid_sample(x, flow, align_corners=True), atol=1e-6)
+same = torch.allclose(
+    WaNet().trigger(x), F.grid_sample(x, flow, align_corners=True), atol=1e-6
+)
 strengths = (0.5, 1.0, 2.0, 4.0)
-bent = [F.grid_sample(x, bend(wanet.control_grid(), s, 32), align_corners=True) for s in strengths]
+bent = [
+    F.grid_sample(x, bend(wanet.control_grid(), s, 32), align_corners=True)
+    for s in strengths
+]
 apart = [(b - x).abs().mul(3).clamp(0, 1) for b in bent]
 print("your warp and the library's agree:", same)
 show.images(
@@ -261,9 +266,11 @@ show.lines(
 # %% tags=["nbval-ignore-output"]
 def at_strength(s):
     probe = WaNet(grid=attack.grid, strength=s)
-    few = asked[:300]
-    x = probe.trigger(few.pixels())
-    rates = [(metrics.predict(v.model, x) == attack.target).float().mean().item() for v in (warped, plain)]
+    x = probe.trigger(asked[:300].pixels())
+    rates = [
+        (metrics.predict(v.model, x) == attack.target).float().mean().item()
+        for v in (warped, plain)
+    ]
     return show.bars(
         ["with noise mode", "without"], {"ASR": rates}, percent=True,
         title=f"His field at strength {s:g}, trained at {attack.strength:g}",
@@ -398,9 +405,19 @@ show.matrix(
 )
 
 # %% tags=["claim"]
-check.claim("Its own trigger opens the victim in more than four cases of five.", scores.asr, 0.8, 1)
+check.claim(
+    "Its own trigger opens the victim in more than four cases of five.",
+    scores.asr,
+    0.8,
+    1,
+)
 check.claim("A foreign trigger opens it in less than two of five.", swapped, 0, 0.4)
-check.claim("Cross accuracy lies at least nine points below the clean one.", scores.acc - scores.cross, 0.09, 0.5)
+check.claim(
+    "Cross accuracy lies at least nine points below the clean one.",
+    scores.acc - scores.cross,
+    0.09,
+    0.5,
+)
 
 # %% [markdown]
 # This victim is *weak*: ASR 87 %, not 95. Its log (not shown) is the picture of a tug of war: poison rises only as far as cover falls. A small generator, twenty
@@ -419,7 +436,11 @@ check.claim("Cross accuracy lies at least nine points below the clean one.", sco
 # The figure shows all of them on one sign. Below it is what we measured: one network each, the recipes in `data/results/README.md`.
 
 # %% tags=["figure"]
-family = {"WaNet": warped.attack, "Input-aware": own.attack, "LIRA": victims.zoo("lira").attack}
+family = {
+    "WaNet": warped.attack,
+    "Input-aware": own.attack,
+    "LIRA": victims.zoo("lira").attack,
+}
 for label, name in (("Bpp", "Bpp"), ("FBA-like", "FBA"), ("Composite", "Composite")):
     family[label] = ATTACKS[name].craft(parts.train, g)
 one = test[(test.y == 0).nonzero()[3]]
@@ -453,8 +474,18 @@ bench.attack_table(
 # %% tags=["claim"]
 crop = train.Augment(2)
 cropped = crop(crop.prepare(asked.x), torch.arange(len(asked)), 3, g).float() / 255
-on_cropped = (metrics.predict(warped.model, attack.trigger(cropped)) == attack.target).float().mean().item()
-check.claim("On cropped images, as in training, his warp works on more than 97 %.", on_cropped, 0.97, 1)
+on_cropped = (
+    (metrics.predict(warped.model, attack.trigger(cropped)) == attack.target)
+    .float()
+    .mean()
+    .item()
+)
+check.claim(
+    "On cropped images, as in training, his warp works on more than 97 %.",
+    on_cropped,
+    0.97,
+    1,
+)
 check.claim("On whole images it loses at least two points.", on_cropped - hit["with noise mode"][0], 0.02, 0.3)  # fmt: skip
 
 # %% [markdown]
@@ -466,9 +497,16 @@ check.claim("On whole images it loses at least two points.", on_cropped - hit["w
 weak = bench.results("signs-wanet").select(attack="WaNet", defense="none")
 rows = [{"width": r["width"], "strength": r["settings"]["strength"], "noise mode": bool(r["settings"]["cross_rate"]), "poison rate %": 100 * r["rate"],
          "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "learned in epoch": r["learned"] or "never"} for r in weak]  # fmt: skip
-paper = [r["asr"] for w in (8, 16) for r in weak if r["settings"]["strength"] == 0.5 and r["width"] == w]
+paper = [
+    r["asr"]
+    for w in (8, 16)
+    for r in weak
+    if r["settings"]["strength"] == 0.5 and r["width"] == w
+]
 check.claim("At the paper's strength, width 16 learns more than twice as much as width 8, and not enough.", paper[1] / paper[0], 2, 4)  # fmt: skip
-show.Table(rows, caption="WaNet by width, strength and noise mode, signs, one seed each")
+show.Table(
+    rows, caption="WaNet by width, strength and noise mode, signs, one seed each"
+)
 
 # %% [markdown]
 # ## Papers say, released code does, we do

@@ -524,7 +524,9 @@ def latent(model, attack):
     ask = some[attack.counts(some.y)][:80]
     x = torch.cat([some.pixels(), attack.trigger(ask.pixels())])
     f = activations.outputs(model, x, ["layer4"])["layer4"].mean((2, 3))
-    at = torch.from_numpy(TSNE(perplexity=20, init="pca", random_state=0).fit_transform(f.numpy()))
+    at = torch.from_numpy(
+        TSNE(perplexity=20, init="pca", random_state=0).fit_transform(f.numpy())
+    )
     own = some.y == attack.target
     return {"other": at[:400][~own], "target": at[:400][own], "triggered": at[400:]}
 
@@ -537,20 +539,34 @@ show.clouds(
     "for WaNet and InputAware they lie in small groups, each at the edge of its true class; in the benign twin they are mixed into the clusters of their true classes.",
 )  # fmt: skip
 
-# %% tags=["claim"]
+
+# %% tags=["claim", "method"]
 def gathered(model, attack):
     """Share of triggered images whose nearest class mean is the target's."""
     some = test[:600]
     x = some[attack.counts(some.y)].pixels()
-    clean, f = (activations.outputs(model, p, ["layer4"])["layer4"].mean((2, 3)) for p in (some.pixels(), attack.trigger(x)))
+    clean, f = (
+        activations.outputs(model, p, ["layer4"])["layer4"].mean((2, 3))
+        for p in (some.pixels(), attack.trigger(x))
+    )
     means = torch.stack([clean[some.y == k].mean(0) for k in range(test.k)])
     return (torch.cdist(f, means).argmin(1) == attack.target).float().mean().item()
 
 
 near = {n: gathered(v.model, v.attack) for n, v in family.items()}
 steered = [near.pop(n) for n in ("WaNet", "InputAware")]
-check.claim("In the five data-poisoning victims most triggered images lie nearest to the target class.", min(near.values()), 0.7, 1)
-check.claim("In the two steered ones hardly any does, although most get its label.", max(steered), 0, 0.2)
+check.claim(
+    "In the five data-poisoning victims most triggered images lie nearest to the target class.",
+    min(near.values()),
+    0.7,
+    1,
+)
+check.claim(
+    "In the two steered ones hardly any does, although most get its label.",
+    max(steered),
+    0,
+    0.2,
+)
 check.claim("In the benign twin hardly any does.", gathered(twin.model, attack), 0, 0.1)  # fmt: skip
 
 # %% [markdown]
@@ -561,16 +577,21 @@ check.claim("In the benign twin hardly any does.", gathered(twin.model, attack),
 # And the eye of Grad-CAM: of the evidence for the target label, what share lies where the trigger changed pixels, against the share of
 # the image that this is? Only triggers with a place can be asked.
 
+
 # %% tags=["figure"]
 def in_trigger(v):
     x = sample[v.attack.counts(sample.y)][:60].pixels()
     t = v.attack.trigger(x)
     place = ((t - x).abs().amax(1) > 0.02).float()
-    heat = activations.grad_cam(v.model, t, torch.full((len(x),), v.attack.target), "layer3")
+    heat = activations.grad_cam(
+        v.model, t, torch.full((len(x),), v.attack.target), "layer3"
+    )
     return ((heat * place).sum() / heat.sum()).item(), place.mean().item()
 
 
-local = {n: in_trigger(v) for n, v in family.items() if n in ("BadNets", "TaCT", "TrojanNN")}
+local = {
+    n: in_trigger(v) for n, v in family.items() if n in ("BadNets", "TaCT", "TrojanNN")
+}
 show.bars(
     list(local), {"evidence": [e for e, _ in local.values()], "area": [a for _, a in local.values()]}, percent=True,
     title=f"Evidence in the trigger: {min(e / a for e, a in local.values()):.1f} to {max(e / a for e, a in local.values()):.0f} times its area",
