@@ -490,8 +490,8 @@ check.claim("On whole images it loses at least two points.", on_cropped - hit["w
 
 # %% [markdown]
 # The second failure is ours. Our victim falls short of the gate: his warp works on about nine of ten whole test images, but on nearly all that were cropped at
-# random first, as in training. The crop leaves a black border on all but one in 25 training images, `steer` warps after it, and the bent border gives the poison away.
-# So the network learned a trigger that the attacker did not mean. The authors warp first and crop afterwards; then the border is straight for everybody.
+# random first, as in training. The crop leaves a black border on all but one in 25 training images, and `steer` warps after it: bent borders, which whole images do not have, are the likely reason.
+# Then the network learned a trigger that the attacker did not mean. The authors warp first and crop afterwards, and the border is straight for everybody.
 
 # %% tags=["claim"]
 weak = bench.results("signs-wanet").select(attack="WaNet", defense="none")
