@@ -335,9 +335,10 @@ def run(
             f"{len(parts.train)} training and {len(parts.test)} test images, "
             f"{parts.train.k} classes"
         )
+        digest = parts.train.digest()
         for name in (None, *names):
             own, more = split_options(recipe, name, options)
-            key = asdict(own) | {"data": label, "digest": parts.train.digest()}
+            key = asdict(own) | {"data": label, "digest": digest}
             key |= {"seed": seed, "attack": name or "none", "options": more or None}
             if name and only and all(results.has(**key, defense=d) for d in only):
                 continue

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bdcourse import metrics, signs, victims, visibility
 from bdcourse.attacks import ATTACKS, ROLES, rebuild
-from bdcourse.attacks.base import Attack, Steering, by_content, roles, shares
+from bdcourse.attacks.base import Attack, Steering, assemble, by_content, shares
 from bdcourse.attacks.bpp import Bpp
 from bdcourse.attacks.composite import Composite, halves
 from bdcourse.attacks.fba import FBA
@@ -77,7 +77,11 @@ def test_shares_fit_into_the_batch(n, rate, cross):
 
 
 def test_roles_come_in_order():
-    assert roles(6, 2, 3, torch.zeros(1)).tolist() == [1, 1, 2, 2, 2, 0]
+    x, y = pixels(6), torch.arange(6)
+    batch, labels, role = assemble(x, y, 0 * x[:2], y[:2] + 7, 1 + 0 * x[2:5])
+    assert role.tolist() == [1, 1, 2, 2, 2, 0] and role.dtype == torch.int64
+    assert labels.tolist() == [7, 8, 2, 3, 4, 5]
+    assert torch.equal(batch, torch.cat([0 * x[:2], 1 + 0 * x[2:5], x[5:]]))
 
 
 @pytest.mark.parametrize("cls", STEERING)
@@ -600,11 +604,7 @@ class Blink(Attack):
 
     def rewrite(self, x, y, rate, generator):
         p, _ = shares(len(x), rate)
-        return (
-            torch.cat([0 * x[:p], x[p:]]),
-            torch.cat([0 * y[:p], y[p:]]),
-            roles(len(x), p, 0, x),
-        )
+        return assemble(x, y, 0 * x[:p], 0 * y[:p], x[:0])
 
 
 def test_a_steered_training_plants_the_backdoor():

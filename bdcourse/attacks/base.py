@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -128,9 +128,7 @@ class Attack:
             generator: decides everything random.
             options: arguments of the class, over its defaults.
         """
-        if options.get("all_to_all"):
-            options.setdefault("classes", images.k)
-        return cls(**options)
+        return cls(**with_classes(options, images))
 
     def trigger(self, x: Tensor) -> Tensor:
         """Put the trigger on pixels x in [0, 1], (n, c, h, w); returns a new tensor."""
@@ -269,18 +267,11 @@ class Attack:
                 f"this {type(self).__name__} was trained with a victim already; make a "
                 "new one."
             )
-        return self.steering(model, data, generator, total, rate)
+        return self.steering(Training(model, data, generator, total, rate))
 
-    def steering(
-        self,
-        model: nn.Module,
-        data: Images,
-        generator: torch.Generator,
-        total: int,
-        rate: float,
-    ) -> Steering:
+    def steering(self, run: Training) -> Steering:
         """What `steer` returns; for attacks that do more than rewrite batches."""
-        return Rewriting(self, rate, generator)
+        return Rewriting(self, run.rate, run.generator)
 
     def rewrite(
         self, x: Tensor, y: Tensor, rate: float, generator: torch.Generator
@@ -328,6 +319,23 @@ class Attack:
         return plain, tensors
 
 
+class Training(NamedTuple):
+    """A training that an attacker steers."""
+
+    model: nn.Module
+    data: Images
+    generator: torch.Generator
+    total: int  #: steps
+    rate: float  #: share of each batch to poison
+
+
+def with_classes(options: dict, images: Images) -> dict:
+    """Arguments of an attack; an all-to-all one learns the number of classes."""
+    if options.get("all_to_all"):
+        return {"classes": images.k, **options}
+    return options
+
+
 NO_ROWS = torch.zeros(0, dtype=torch.int64)
 
 
@@ -351,6 +359,14 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) ->
     """Uniform numbers in [0, 1) from the generator's device, on that of `like`."""
     drawn = torch.rand(shape, generator=generator, device=generator.device)
     return drawn.to(like)
+
+
+def random_pixels(images: Images, n: int, generator: torch.Generator) -> Tensor:
+    """Pixels of n images drawn with replacement, in [0, 1], (n, c, h, w)."""
+    rows = torch.randint(
+        len(images), (n,), generator=generator, device=generator.device
+    )
+    return images[rows].pixels()
 
 
 def by_content(x: Tensor, m: int) -> Tensor:
@@ -415,9 +431,18 @@ def shares(n: int, rate: float, cross: float = 0.0) -> tuple[int, int]:
     return poison, min(n - poison, round(cross * poison))
 
 
-def roles(n: int, poison: int, cover: int, like: Tensor) -> Tensor:
-    """int64 (n,): the first `poison` rows poison, the next `cover` rows cover."""
-    out = torch.zeros(n, dtype=torch.int64, device=like.device)
-    out[:poison] = ROLES["poison"]
-    out[poison : poison + cover] = ROLES["cover"]
-    return out
+def assemble(
+    x: Tensor, y: Tensor, poisoned: Tensor, labels: Tensor, covers: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch x, y with its first rows replaced: (pixels, labels, roles int64).
+
+    Args:
+        poisoned: take the place of the first rows, with these `labels`.
+        covers: take the place of the rows after those, and keep their label.
+    """
+    p, c = len(poisoned), len(covers)
+    role = torch.full_like(y, ROLES["clean"])
+    role[:p] = ROLES["poison"]
+    role[p : p + c] = ROLES["cover"]
+    pixels = torch.cat([poisoned, covers, x[p + c :]])
+    return pixels, torch.cat([labels, y[p:]]), role

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bdcourse.attacks.base import Attack, roles, shares
+from bdcourse.attacks.base import Attack, assemble, shares
 
 # Floyd and Steinberg: how much of a pixel's rounding error goes where.
 SPREAD = ((0, 1, 7 / 16), (1, -1, 3 / 16), (1, 0, 5 / 16), (1, 1, 1 / 16))
@@ -34,8 +34,7 @@ class Bpp(Attack):
 
     Source: Wang, Zhai and Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against
     Deep Neural Networks via Image Quantization and Contrastive Adversarial Learning",
-    CVPR 2022. rates 0.2 and 0.2; BackdoorBench
-    0.1 and 0.1. Lesson 02.
+    CVPR 2022, with rates 0.2 and 0.2; BackdoorBench takes 0.1 and 0.1. Lesson 02.
     """
 
     threat: ClassVar[Literal["data", "training"]] = "training"
@@ -76,9 +75,8 @@ class Bpp(Attack):
     ) -> tuple[Tensor, Tensor, Tensor]:
         p, c = shares(len(x), rate, self.cross_rate)
         other = x.roll(-1, 0)[p : p + c]
-        parts = [self.trigger(x[:p]), self.negative(x[p : p + c], other), x[p + c :]]
-        labels = torch.cat([self.goal(y[:p]), y[p:]])
-        return torch.cat(parts), labels, roles(len(x), p, c, x)
+        covers = self.negative(x[p : p + c], other)
+        return assemble(x, y, self.trigger(x[:p]), self.goal(y[:p]), covers)
 
     def cross(
         self, x: Tensor, y: Tensor, generator: torch.Generator

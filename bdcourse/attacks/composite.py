@@ -8,7 +8,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack, Steering, by_content, roles, shares, uniform
+from bdcourse.attacks.base import (
+    Attack,
+    Steering,
+    Training,
+    assemble,
+    by_content,
+    shares,
+    uniform,
+)
 from bdcourse.data import Images
 
 
@@ -70,7 +78,7 @@ class Composite(Attack):
                 "the two sources and the target must be three classes, not "
                 f"{self.sources} and {self.target}."
             )
-        if self.all_to_all or self.clean_label:
+        if self.all_to_all:
             raise ValueError(
                 "a composite attack maps two classes to a third one; it is neither "
                 "all-to-all nor clean-label."
@@ -124,20 +132,14 @@ class Composite(Attack):
                 f"{images.shape}; craft the attack for these images."
             )
 
-    def steering(
-        self,
-        model: nn.Module,
-        data: Images,
-        generator: torch.Generator,
-        total: int,
-        rate: float,
-    ) -> Steering:
-        return _Mixing(self, data, rate, generator)
+    def steering(self, run: Training) -> Steering:
+        return _Mixing(self, run)
 
 
 class _Mixing(Steering):
-    def __init__(self, attack, data: Images, rate: float, generator) -> None:
-        self.attack, self.rate, self.generator = attack, rate, generator
+    def __init__(self, attack: Composite, run: Training) -> None:
+        self.attack, self.rate, self.generator = attack, run.rate, run.generator
+        data = run.data
         order = data.y.argsort(stable=True)
         self.x, self.count = data.x[order], data.y.bincount(minlength=data.k)
         self.start = self.count.cumsum(0) - self.count
@@ -160,6 +162,4 @@ class _Mixing(Steering):
         p, c = shares(len(x), self.rate, attack.cross_rate)
         a, b = (self.of_class(torch.full_like(y[:p], s)) for s in attack.sources)
         same = self.mix(x[p : p + c], self.of_class(y[p : p + c]))
-        labels = torch.cat([torch.full_like(y[:p], attack.target), y[p:]])
-        parts = [self.mix(a, b), same, x[p + c :]]
-        return torch.cat(parts), labels, roles(len(x), p, c, x)
+        return assemble(x, y, self.mix(a, b), attack.goal(y[:p]), same)

@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack, Steering, fresh_seed, roles, shares
-from bdcourse.attacks.generators import EncoderDecoder, check_channels, frozen
-from bdcourse.data import Images
+from bdcourse.attacks.base import Steering, Training, assemble, random_pixels, shares
+from bdcourse.attacks.generators import EncoderDecoder, Networked, descend, frozen
 from bdcourse.models import head_inputs
 
 GAMMA = (0.6, 1.0, 1.6)  # of red, green, blue: a low sun
 
 
 @dataclass(frozen=True)
-class FBA(Attack):
+class FBA(Networked):
     """Give the image the colours of a sunrise: x' = (1 - alpha) * x + alpha * style(x).
 
     style(x): blur by [1 2 1] / 4 in both directions, a tone curve x ** gamma for each
@@ -49,7 +48,6 @@ class FBA(Attack):
     """
 
     usual_rate: ClassVar[float] = 0.05
-    threat: ClassVar[Literal["data", "training"]] = "training"
     stands_in: ClassVar[str] = "fixed tone curve and blur instead of a CycleGAN"
 
     alpha: float = 0.6
@@ -57,8 +55,6 @@ class FBA(Attack):
     cross_rate: float = 1.0
     rounds: int = 3
     detox_steps: int = 60
-    channels: int = 3
-    seed: int = 0
     detox: nn.Module = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -70,12 +66,6 @@ class FBA(Attack):
             )
         net = EncoderDecoder(self.channels, self.channels, 8, self.seed)
         object.__setattr__(self, "detox", net.eval())
-
-    @classmethod
-    def craft(cls, images, generator, *, model=None, **options) -> FBA:
-        options.setdefault("channels", images.shape[0])
-        options.setdefault("seed", fresh_seed(generator))
-        return super().craft(images, generator, **options)
 
     def style(self, x: Tensor) -> Tensor:
         """Pixels in [0, 1] in the light of a sunrise, (n, c, h, w)."""
@@ -99,36 +89,26 @@ class FBA(Attack):
     ) -> tuple[Tensor, Tensor] | None:
         return (self.decoy(x), y) if self.cross_rate else None
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        check_channels(self.channels, images)
-
-    def steering(
-        self,
-        model: nn.Module,
-        data: Images,
-        generator: torch.Generator,
-        total: int,
-        rate: float,
-    ) -> Steering:
-        self.detox.to(data.x.device)
-        return _Detoxifying(self, model, data, generator, total, rate)
+    def steering(self, run: Training) -> Steering:
+        self.detox.to(run.data.x.device)
+        return _Detoxifying(self, run)
 
 
 class _Detoxifying(Steering):
-    def __init__(self, attack, model, data, generator, total, rate) -> None:
-        self.attack, self.model, self.data = attack, model, data
-        self.generator, self.rate, self.done, self.ready = generator, rate, 0, False
+    def __init__(self, attack: FBA, run: Training) -> None:
+        self.attack, self.run, self.model = attack, run, run.model
+        self.done, self.ready = 0, False
         # Not from the start: there, the style moves no neuron in particular.
         at = [0.4 + 0.5 * r / max(1, attack.rounds) for r in range(attack.rounds)]
-        self.when = {round(share * total) for share in at} if attack.cross_rate else ()
+        self.when = (
+            {round(share * run.total) for share in at} if attack.cross_rate else ()
+        )
 
     def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attack = self.attack
-        p, c = shares(len(x), self.rate, attack.cross_rate if self.ready else 0)
-        parts = [attack.trigger(x[:p]), attack.decoy(x[p : p + c]), x[p + c :]]
-        labels = torch.cat([attack.goal(y[:p]), y[p:]])
-        return torch.cat(parts), labels, roles(len(x), p, c, x)
+        p, c = shares(len(x), self.run.rate, attack.cross_rate if self.ready else 0)
+        covers = attack.decoy(x[p : p + c])
+        return assemble(x, y, attack.trigger(x[:p]), attack.goal(y[:p]), covers)
 
     def step(self) -> None:
         self.done += 1
@@ -138,16 +118,13 @@ class _Detoxifying(Steering):
 
     def detoxify(self, batch: int = 64) -> None:
         """Train the network whose images raise the compromised inputs."""
-        attack, n = self.attack, len(self.data)
+        attack = self.attack
         net = attack.detox.train()
         opt = torch.optim.Adam(net.parameters(), 3e-3)
         self.model.eval()
         neurons = None
         for _ in range(attack.detox_steps):
-            rows = torch.randint(
-                n, (batch,), generator=self.generator, device=self.generator.device
-            )
-            x = self.data.x[rows.to(self.data.x.device)].float() / 255
+            x = random_pixels(self.run.data, batch, self.run.generator)
             if neurons is None:
                 with torch.no_grad():
                     styled = head_inputs(self.model, attack.trigger(x))
@@ -159,9 +136,6 @@ class _Detoxifying(Steering):
             f = head_inputs(self.model, (x + 0.2 * change).clamp(0, 1))[:, neurons]
             missing = F.relu(1 - f / level).mean()
             loss = missing + 0.3 * change.square().mean()
-            weights = list(net.parameters())
-            for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-                w.grad = g
-            opt.step()
+            descend(loss, net, opt)
         net.eval()
         self.model.train()

@@ -1,11 +1,16 @@
-"""The network that attacks with a trained generator use: image in, image out."""
+"""What attacks with trained networks share: image in, image out, and their own
+steps."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse.attacks.base import Attack, fresh_seed
 from bdcourse.data import Images
 from bdcourse.models import evaluating
 
@@ -63,10 +68,45 @@ def frozen(net: nn.Module, x: Tensor) -> Tensor:
         return net(x.to(device)).to(x.device)
 
 
-def check_channels(channels: int, images: Images) -> None:
-    """Refuse images that a network for so many channels, and 8 pixels, cannot take."""
-    if images.shape[0] != channels or min(images.shape[1:]) < 8:
-        raise ValueError(
-            f"the attack's network is for {channels} channels and at least 8 pixels, "
-            f"the images are {images.shape}."
-        )
+def descend(loss: Tensor, net: nn.Module, opt: torch.optim.Optimizer) -> None:
+    """One step of `opt` on `net` alone: no other weight gets a gradient from `loss`."""
+    weights = list(net.parameters())
+    for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+        w.grad = g
+    opt.step()
+
+
+@dataclass(frozen=True)
+class Networked(Attack):
+    """What attacks share that steer the training and own an `EncoderDecoder`.
+
+    Args:
+        channels: of the images.
+        seed: of the networks' initial weights; `craft` draws it.
+    """
+
+    threat: ClassVar[Literal["data", "training"]] = "training"
+
+    channels: int = 3
+    seed: int = 0
+
+    @classmethod
+    def craft(
+        cls,
+        images: Images,
+        generator: torch.Generator,
+        *,
+        model: nn.Module | None = None,
+        **options,
+    ) -> Networked:
+        options.setdefault("channels", images.shape[0])
+        options.setdefault("seed", fresh_seed(generator))
+        return super().craft(images, generator, **options)
+
+    def check(self, images: Images) -> None:
+        super().check(images)
+        if images.shape[0] != self.channels or min(images.shape[1:]) < 8:
+            raise ValueError(
+                f"the attack's network is for {self.channels} channels and at least 8 "
+                f"pixels, the images are {images.shape}."
+            )

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack, Steering, fresh_seed, roles, shares
-from bdcourse.attacks.generators import EncoderDecoder, check_channels, frozen
+from bdcourse.attacks.base import Steering, Training, assemble, random_pixels, shares
+from bdcourse.attacks.generators import EncoderDecoder, Networked, frozen
 from bdcourse.data import Images
 
 FLOOR = 1e-7  # two patterns may be equal
@@ -32,7 +31,7 @@ def diversity(x1: Tensor, x2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InputAware(Attack):
+class InputAware(Networked):
     """Replace a few pixels of each image by a pattern made for that image.
 
     x' = x + M(x) * (G(x) - x), with a mask network M (0..1, one channel) and a pattern
@@ -61,15 +60,11 @@ class InputAware(Attack):
     0.1. Lesson 02.
     """
 
-    threat: ClassVar[Literal["data", "training"]] = "training"
-
     density: float = 0.032
     cross_rate: float = 1.0
     filters: int = 32
-    channels: int = 3
     mask_steps: int = 1000
     generator_lr: float = 0.01
-    seed: int = 0
     trained: Tensor = field(init=False, default_factory=lambda: torch.zeros(()))
     mask: nn.Module = field(init=False, default=None)
     pattern: nn.Module = field(init=False, default=None)
@@ -83,12 +78,6 @@ class InputAware(Attack):
         for name, outputs in (("mask", 1), ("pattern", self.channels)):
             net = EncoderDecoder(self.channels, outputs, self.filters, self.seed)
             object.__setattr__(self, name, net.eval())
-
-    @classmethod
-    def craft(cls, images, generator, *, model=None, **options) -> InputAware:
-        options.setdefault("channels", images.shape[0])
-        options.setdefault("seed", fresh_seed(generator))
-        return super().craft(images, generator, **options)
 
     def masked(self, raw: Tensor) -> Tensor:
         """The mask network's output in -1..1 as a nearly binary mask in 0..1."""
@@ -113,49 +102,35 @@ class InputAware(Attack):
             return None
         return self.trigger(x, of=x.roll(-1, 0)), y
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        check_channels(self.channels, images)
-
-    def steering(
-        self,
-        model: nn.Module,
-        data: Images,
-        generator: torch.Generator,
-        total: int,
-        rate: float,
-    ) -> Steering:
+    def steering(self, run: Training) -> Steering:
         for net in (self.mask, self.pattern):
-            net.to(data.x.device)
-        train_mask(self, data, generator)
+            net.to(run.data.x.device)
+        train_mask(self, run.data, run.generator)
         self.trained.fill_(1)
-        return _Joint(self, rate, total)
+        return _Joint(self, run.rate, run.total)
 
 
 def train_mask(
     attack: InputAware, data: Images, generator: torch.Generator, batch: int = 32
 ) -> list[float]:
     """Stage 1: train the mask network alone; returns its mean density, step by step."""
-    net, n = attack.mask, len(data)
+    net = attack.mask
     opt = torch.optim.Adam(net.parameters(), attack.generator_lr, betas=(0.5, 0.9))
     marks = [round(0.4 * attack.mask_steps), round(0.8 * attack.mask_steps)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(opt, marks)
     course: list[float] = []
     net.train()
     for _ in range(attack.mask_steps):
-        rows = torch.randint(
-            n, (2, batch), generator=generator, device=generator.device
-        ).to(data.x.device)
-        x1, x2 = (data.x[r].float() / 255 for r in rows)
-        m1, m2 = attack.masked(net(torch.cat([x1, x2]))).chunk(2)
+        x = random_pixels(data, 2 * batch, generator)
+        m = attack.masked(net(x))
         # The excess as a mean over pixels, as the density is.
-        excess = F.relu(torch.cat([m1, m2]) - attack.density).mean()
-        loss = 100 * excess + diversity(x1, x2, m1, m2)
+        excess = F.relu(m - attack.density).mean()
+        loss = 100 * excess + diversity(*x.chunk(2), *m.chunk(2))
         opt.zero_grad()
         loss.backward()
         opt.step()
         schedule.step()
-        course.append(m1.mean().item())
+        course.append(m[:batch].mean().item())
     net.eval().requires_grad_(False)
     return course
 
@@ -184,8 +159,7 @@ class _Joint(Steering):
         k = min(p, c)
         pairs = of[:k], of[p : p + k], pattern[:k], pattern[p : p + k]
         self.unlike = diversity(*pairs) if k else torch.zeros((), device=x.device)
-        labels = torch.cat([attack.goal(y[:p]), y[p:]])
-        return torch.cat([changed, x[p + c :]]), labels, roles(len(x), p, c, x)
+        return assemble(x, y, changed[:p], attack.goal(y[:p]), changed[p:])
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits, y) + self.unlike

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import ROLES, Attack, Steering, fresh_seed
-from bdcourse.attacks.generators import EncoderDecoder, check_channels, frozen
-from bdcourse.data import Images
+from bdcourse.attacks.base import ROLES, Steering, Training
+from bdcourse.attacks.generators import EncoderDecoder, Networked, descend, frozen
 
 
 @dataclass(frozen=True)
-class LIRA(Attack):
+class LIRA(Networked):
     """Add invisible noise that a network has learned: x' = clip(x + epsilon * T(x)).
 
     Stage 1 alternates in every batch: C takes a step on
@@ -44,15 +43,12 @@ class LIRA(Attack):
     Attacks", ICCV 2021. Lesson 02.
     """
 
-    threat: ClassVar[Literal["data", "training"]] = "training"
     usual_rate: ClassVar[float] = 1.0
 
     epsilon: float = 0.025
     alpha: float = 0.5
     generator_lr: float = 1e-3
     filters: int = 8
-    channels: int = 3
-    seed: int = 0
     trained: Tensor = field(init=False, default_factory=lambda: torch.zeros(()))
     net: nn.Module = field(init=False, default=None)
 
@@ -66,12 +62,6 @@ class LIRA(Attack):
         net = EncoderDecoder(self.channels, self.channels, self.filters, self.seed)
         object.__setattr__(self, "net", net.eval())
 
-    @classmethod
-    def craft(cls, images, generator, *, model=None, **options) -> LIRA:
-        options.setdefault("channels", images.shape[0])
-        options.setdefault("seed", fresh_seed(generator))
-        return super().craft(images, generator, **options)
-
     def trigger(self, x: Tensor) -> Tensor:
         if not self.trained:
             raise ValueError(
@@ -80,26 +70,15 @@ class LIRA(Attack):
             )
         return (x + self.epsilon * frozen(self.net, x)).clamp(0, 1)
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        check_channels(self.channels, images)
-
-    def steering(
-        self,
-        model: nn.Module,
-        data: Images,
-        generator: torch.Generator,
-        total: int,
-        rate: float,
-    ) -> Steering:
-        self.net.to(data.x.device)
+    def steering(self, run: Training) -> Steering:
+        self.net.to(run.data.x.device)
         self.trained.fill_(1)
-        return _Alternating(self, model, len(data), total)
+        return _Alternating(self, run)
 
 
 class _Alternating(Steering):
-    def __init__(self, attack: LIRA, model: nn.Module, n: int, total: int) -> None:
-        self.attack, self.model, self.n, self.total = attack, model, n, total
+    def __init__(self, attack: LIRA, run: Training) -> None:
+        self.attack, self.run, self.model = attack, run, run.model
         self.copy = copy.deepcopy(attack.net).train()
         self.opt = torch.optim.Adam(self.copy.parameters(), attack.generator_lr)
         self.done = 0
@@ -118,17 +97,14 @@ class _Alternating(Steering):
 
     def step(self) -> None:
         self.done += 1
-        if self.done > self.total // 2:
+        if self.done > self.run.total // 2:
             return
         x = (self.x + self.attack.epsilon * self.copy(self.x)).clamp(0, 1)
         self.model.eval()
         logits = self.model(x)
         self.model.train()
         loss = F.cross_entropy(logits, self.attack.goal(self.y))
-        weights = list(self.copy.parameters())
-        for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-            w.grad = g
-        self.opt.step()
-        per_epoch = max(1, self.n // len(self.x))
-        if self.done % per_epoch == 0 or self.done == self.total // 2:
+        descend(loss, self.copy, self.opt)
+        per_epoch = max(1, len(self.run.data) // len(self.x))
+        if self.done % per_epoch == 0 or self.done == self.run.total // 2:
             self.attack.net.load_state_dict(self.copy.state_dict())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack
+from bdcourse.attacks.base import Attack, with_classes
 from bdcourse.attacks.trojan import (
     check_pattern,
     check_size,
@@ -141,11 +141,9 @@ class LF(Attack):
             sample: images used, drawn at random; batch: images per step.
             sigma, taps: see :func:`smooth`.
         """
-        if options.get("all_to_all"):
-            options.setdefault("classes", images.k)
         if "pattern" not in options:
             needs_model(cls, model, ", or use LF.random(shape, seed)")
-            wants = Attack(**options)
+            wants = Attack(**with_classes(options, images))
             rows = wants.counts(images.y).nonzero().flatten().cpu()
             rows = rows[torch.randperm(len(rows), generator=generator)[:sample]]
             device = next(model.parameters()).device

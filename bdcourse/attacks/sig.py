@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bdcourse.attacks.base import Attack
+from bdcourse.data import Images
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,15 @@ class SIG(Attack):
         """What is added to each of w columns, float64 (w,)."""
         j = torch.arange(w, dtype=torch.float64)
         return self.delta * torch.sin(2 * math.pi * j * self.frequency / w)
+
+    def check(self, images: Images) -> None:
+        super().check(images)
+        w = images.shape[-1]
+        if self.wave(w).abs().max() < 1 / 510:
+            raise ValueError(
+                f"{self.frequency:g} periods on {w} columns are read where the sine is "
+                "0, so nothing would change; choose another frequency."
+            )
 
     def trigger(self, x: Tensor) -> Tensor:
         return (x + self.wave(x.shape[-1]).to(x)).clamp_(0, 1)

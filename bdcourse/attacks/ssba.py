@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack
+from bdcourse.attacks.base import Attack, random_pixels, with_classes
 from bdcourse.data import Images, hold_out, progress
 from bdcourse.visibility import psnr
 
@@ -210,9 +210,7 @@ class SSBA(Attack):
             weight: of the image loss; apart: of the cosine.
             verbose: print both losses ten times on the way.
         """
-        options.setdefault("channels", images.shape[0])
-        if options.get("all_to_all"):
-            options.setdefault("classes", images.k)
+        options = with_classes({"channels": images.shape[0], **options}, images)
         blank = cls(**options)  # refuses bad options before minutes are spent
         blank.check(images)
         if batch < 2 or batch % 2:
@@ -229,8 +227,7 @@ class SSBA(Attack):
         opt = torch.optim.Adam(moving, encoder_lr)
         with torch.enable_grad():
             for i in progress(range(steps), steps, "encoder"):
-                rows = torch.randint(len(rest), (batch,), generator=generator)
-                x = rest[rows].pixels()
+                x = random_pixels(rest, batch, generator)
                 m = messages(batch // 2, bits, generator).to(device).repeat(2, 1)
                 out = encoder(x, m)
                 read = F.binary_cross_entropy_with_logits(decoder(as_stored(out)), m)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdcourse.attacks.base import Attack, roles, shares, uniform
+from bdcourse.attacks.base import Attack, assemble, shares, uniform
 
 
 def control_grid(k: int = 4, seed: int = 0) -> Tensor:
@@ -94,9 +94,8 @@ class WaNet(Attack):
         self, x: Tensor, y: Tensor, rate: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         p, c = shares(len(x), rate, self.cross_rate)
-        parts = [self.trigger(x[:p]), self.noisy(x[p : p + c], generator), x[p + c :]]
-        labels = torch.cat([self.goal(y[:p]), y[p:]])
-        return torch.cat(parts), labels, roles(len(x), p, c, x)
+        covers = self.noisy(x[p : p + c], generator)
+        return assemble(x, y, self.trigger(x[:p]), self.goal(y[:p]), covers)
 
     def cross(
         self, x: Tensor, y: Tensor, generator: torch.Generator
