@@ -9,7 +9,8 @@ convolution and its BatchNorm. So the pairing here follows the data. Born in les
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -176,22 +177,68 @@ def _judge(model: nn.Module, sources: Mapping[str, list[str | None]]) -> Pairing
 
 
 @torch.no_grad()
-def zero_channels(model: nn.Module, channels: Mapping[str, Tensor]) -> None:
-    """Set scale and shift of BatchNorm channels to zero, in place.
+def zero_channels(
+    model: nn.Module, channels: Mapping[str, Tensor], *, shift: bool = True
+) -> None:
+    """Switch channels off, in place.
 
     Args:
-        channels: BatchNorm name -> positions (or a bool mask) of the channels to switch
-            off. Their output is then exactly zero. Zeroing the convolution's filter
-            instead would leave the constant shift - scale * mean / deviation.
+        channels: module name -> positions (or a bool mask). Of a BatchNorm, scale and
+            shift become zero, and the channel's output is then exactly zero. Of a
+            convolution, filter and bias do; a BatchNorm behind it still turns that into
+            the constant shift - scale * mean / deviation.
+        shift: False leaves the BatchNorms' shifts alone, as methods do that mask the
+            scale only; the channel then emits its shift, whatever the input.
     """
     for name, which in channels.items():
-        bn = model.get_submodule(name)
-        bn.weight[which.to(bn.weight.device)] = 0
-        bn.bias[which.to(bn.bias.device)] = 0
+        m = model.get_submodule(name)
+        m.weight[which.to(m.weight.device)] = 0
+        if m.bias is not None and (shift or not isinstance(m, _BatchNorm)):
+            m.bias[which.to(m.bias.device)] = 0
 
 
-def without(model: nn.Module, channels: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the model with these BatchNorm channels switched off."""
+def without(
+    model: nn.Module, channels: Mapping[str, Tensor], *, shift: bool = True
+) -> nn.Module:
+    """A copy of the model with these channels switched off, see `zero_channels`."""
     model = copy.deepcopy(model)
-    zero_channels(model, channels)
+    zero_channels(model, channels, shift=shift)
     return model
+
+
+@contextmanager
+def held(model: nn.Module, channels: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Inside the `with`, what is zero in these channels stays zero under training.
+
+    Training revives a switched-off channel wherever a gradient reaches it. Here the
+    gradient of every weight that is zero on entry is zeroed, and weight decay and a
+    fresh momentum leave a zero alone.
+
+    Args:
+        channels: module name -> positions, as in `Purified.pruned`; None holds nothing.
+    """
+    hooks = []
+    for name, which in (channels or {}).items():
+        m = model.get_submodule(name)
+        for p in (m.weight, m.bias):
+            if p is None:
+                continue
+            keep = torch.ones_like(p)
+            rows = which.to(p.device)
+            keep[rows] = (p.detach()[rows] != 0).to(p.dtype)
+            hooks.append(p.register_hook(lambda g, keep=keep: g * keep))
+    try:
+        yield
+    finally:
+        for h in hooks:
+            h.remove()
+
+
+def revived(model: nn.Module, channels: Mapping[str, Tensor]) -> int:
+    """How many of these channels have a weight again that is not zero."""
+    count = 0
+    for name, which in channels.items():
+        weight = model.get_submodule(name).weight.detach()
+        rows = weight[which.to(weight.device)]  # (m,) or (m, c_in, kh, kw)
+        count += int((rows[..., None].flatten(1) != 0).any(1).sum())
+    return count

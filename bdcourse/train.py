@@ -8,6 +8,7 @@ Born in lesson 01.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse.attacks.base import ROLES, Poisoned, Steering
+from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images, progress
+from bdcourse.models import fingerprint
 
 
 class Augment:
@@ -60,6 +63,11 @@ class Augment:
             index = index + mirrored * (len(crops) // 2)
         x = crops[index, i, j].unflatten(2, (-1, channels))  # (b, h, w, c)
         return x.permute(0, 3, 1, 2)
+
+    def once(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A random crop of each image of a batch that comes only once."""
+        index = torch.arange(len(x), device=x.device)
+        return self(self.prepare(x), index, x.shape[1], generator)
 
 
 @dataclass
@@ -113,6 +121,7 @@ def fit(
     verbose: bool = True,
     bf16: bool | None = None,
     compile: bool | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> History:
     """Train `model` in place on `data`, on the device where the data lies.
 
@@ -131,6 +140,9 @@ def fit(
         verbose: print one line per epoch; in a terminal also show a bar inside it.
         bf16: autocast to bfloat16; default on CUDA only.
         compile: torch.compile the model; default on CUDA, for 1,000 steps or more.
+        checkpoint: file that is renewed after each epoch and deleted at the end. The
+            same call, started again after a stop, goes on there, and ends where it
+            would have ended without the stop.
 
     Returns:
         the history. Ctrl-C ends training after the current step and returns what has
@@ -138,7 +150,7 @@ def fit(
 
     Raises:
         ValueError: fewer than two images, or a batch size or epoch count below its
-            least.
+            least; a checkpoint of other work, or one for a steering that keeps a state.
     """
     n, device = len(data), data.x.device
     if n < 2:
@@ -154,6 +166,13 @@ def fit(
     bf16 = cuda if bf16 is None else bf16
     compile = (cuda and total >= 1000) if compile is None else compile
 
+    about = {}
+    if checkpoint is not None:
+        about = {"model": fingerprint(model), "data": data.digest()}
+        about |= {"epochs": float(epochs), "lr": lr, "batch": batch}
+        about |= {"momentum": momentum, "weight_decay": weight_decay, "warmup": warmup}
+        about["seed"] = generator.initial_seed()
+    keep = Checkpoint(checkpoint, about)
     model.to(device, memory_format=torch.channels_last)
     net = torch.compile(model) if compile else model
     opt = torch.optim.SGD(
@@ -173,9 +192,16 @@ def fit(
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     driver = steering(net, data, generator, total) if steering else None
     objective = driver.loss if driver else F.cross_entropy
+    if checkpoint is not None and driver is not None and not driver.resumable:
+        raise ValueError(
+            "training with this steering keeps a state that no checkpoint holds; leave "
+            "out checkpoint."
+        )
 
     history = History()
     step = 0
+    if (saved := keep.load()) is not None:
+        step, history.epochs = _resume(saved, model, opt, generator)
     try:
         while step < total:
             model.train()
@@ -188,7 +214,11 @@ def fit(
             steps = min(per_epoch, total - step)
             batches = order[: steps * batch].split(batch)
             for index in progress(batches, steps, f"epoch {len(history.epochs) + 1}"):
-                x = augment(crops, index, data.shape[0], generator).float() / 255
+                late = driver is not None and driver.before_augment
+                if late:
+                    x = data.x[index].float() / 255
+                else:
+                    x = augment(crops, index, data.shape[0], generator).float() / 255
                 y = data.y[index]
                 role = torch.zeros_like(y) if roles is None else roles[index].long()
                 if stamp is not None:
@@ -196,6 +226,8 @@ def fit(
                     x = torch.where(chosen, stamp(x), x)
                 if driver is not None:
                     x, y, role = driver.rewrite(x, y)
+                if late:
+                    x = augment.once(x, generator)
                 with autocast:
                     logits = net(x)
                     loss = objective(logits, y)
@@ -226,6 +258,8 @@ def fit(
             if each_epoch is not None:
                 model.eval()
                 row |= each_epoch(model)
+            if checkpoint is not None:
+                _keep(keep, model, opt, generator, step, history)
             if verbose:
                 print(_line(row, -(-total // per_epoch)), flush=True)
     except KeyboardInterrupt:
@@ -233,8 +267,43 @@ def fit(
         print(
             f"stopped after {step} of {total} steps; the model keeps what it learned."
         )
+    else:
+        keep.done()
     model.eval()
     return history
+
+
+def _keep(
+    keep: Checkpoint,
+    model: nn.Module,
+    opt: torch.optim.Optimizer,
+    generator: torch.Generator,
+    step: int,
+    history: History,
+) -> None:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, p in enumerate(opt.param_groups[0]["params"]):
+        if (buffer := opt.state[p].get("momentum_buffer")) is not None:
+            tensors[f"momentum.{i}"] = buffer
+    tensors["generator"] = generator.get_state()
+    keep.save(tensors, step=step, epochs=history.epochs)
+
+
+def _resume(
+    saved: tuple[dict[str, Tensor], dict],
+    model: nn.Module,
+    opt: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> tuple[int, list[dict]]:
+    tensors, notes = saved
+    state = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+    model.load_state_dict(state)
+    for i, p in enumerate(opt.param_groups[0]["params"]):
+        if f"momentum.{i}" in tensors:
+            buffer = tensors[f"momentum.{i}"].to(p)
+            opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
+    generator.set_state(tensors["generator"])
+    return notes["step"], notes["epochs"]
 
 
 def _line(row: dict, epochs: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import warnings
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bdcourse.attacks import BadNets
-from bdcourse.defenses import Purified, clp
+from bdcourse.defenses import Purified, base, clp
 from bdcourse.defenses.clp import (
     channel_norms,
     choose_u,
@@ -35,8 +34,6 @@ from helpers import (
     randomise_norms,
     same_state,
 )
-
-module = importlib.import_module("bdcourse.defenses.clp")  # the name is a function too
 
 NORMS = ("spectral", "frobenius", "operator")
 
@@ -381,7 +378,7 @@ def fake_evaluate(monkeypatch, model, accs, calls):
                   if isinstance(b, nn.BatchNorm2d))  # fmt: skip
         return Scores(accs(off))
 
-    monkeypatch.setattr(module, "evaluate", evaluate)
+    monkeypatch.setattr(base, "evaluate", evaluate)
 
 
 def counts_by_u(model, us):

@@ -14,8 +14,8 @@ from torch import nn
 
 from bdcourse.attacks import BadNets, Poisoned
 from bdcourse.data import Images
-from bdcourse.models import build
 from bdcourse.train import Augment, History, fit, one_cycle
+from bdcourse.victims import initialised
 from helpers import frozen, gen, message, random_images, same_state
 
 # ---------------------------------------------------------------- augmentation
@@ -148,8 +148,9 @@ def run(model, data, **options):
 
 
 def test_learns_a_separable_set():
-    model, data = build("resnet18", classes=3, width=4), separable()
-    history = run(model, data, epochs=8, batch=16)
+    arch = {"name": "resnet18", "classes": 3, "width": 4}
+    model, data = initialised(arch, gen()), separable()
+    history = run(model, data, epochs=8, batch=16, lr=0.05)
     assert history["loss"][-1] < history["loss"][0] / 2
     assert history["acc"][-1] > 0.9
     assert not model.training and not history.interrupted

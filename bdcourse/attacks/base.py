@@ -69,6 +69,8 @@ class Attack:
             runs the training.
         stands_in: what replaces an asset of the original attack, for every table; ""
             if nothing does.
+        before_augment: whether an attack that rewrites batches gets them before the
+            random crop, as a trigger on the image itself does.
         needs_model: whether `craft` computes on a clean classifier.
         gate: the ASR from which a victim counts as backdoored.
         usual_rate: the poison rate of the attack's paper or of the benchmarks.
@@ -76,6 +78,7 @@ class Attack:
 
     threat: ClassVar[Literal["data", "training"]] = "data"
     stands_in: ClassVar[str] = ""
+    before_augment: ClassVar[bool] = False
     needs_model: ClassVar[bool] = False
     gate: ClassVar[float] = 0.95
     usual_rate: ClassVar[float] = 0.1
@@ -396,9 +399,17 @@ def fit_size(picture: Tensor, size: tuple[int, int]) -> Tensor:
 class Steering:
     """An attacker inside the training loop; one object lives through one training.
 
-    `fit` calls, for each step: `rewrite` on the augmented batch; the model on what came
-    back; `loss`; then, after the model's own update, `step`.
+    `fit` calls, for each step: `rewrite` on the batch; the model on what came back;
+    `loss`; then, after the model's own update, `step`.
+
+    Attributes:
+        before_augment: `rewrite` gets the images as they are, and what it returns is
+            cropped and mirrored; otherwise it gets the augmented batch.
+        resumable: there is no state that a checkpoint of `fit` would miss.
     """
+
+    before_augment = False
+    resumable = False
 
     def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The batch as the attacker wants it: pixels in [0, 1], labels, roles."""
@@ -417,6 +428,7 @@ class Rewriting(Steering):
 
     def __init__(self, attack: Attack, rate: float, generator: torch.Generator) -> None:
         self.attack, self.rate, self.generator = attack, rate, generator
+        self.before_augment = attack.before_augment
 
     def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.attack.rewrite(x, y, self.rate, self.generator)

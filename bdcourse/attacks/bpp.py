@@ -30,7 +30,7 @@ class Bpp(Attack):
         cross_rate: negatives for each poisoned image.
 
     The paper also trains the network by contrastive steps that its released code does
-    not need and this one does not have. Augmentation comes before the trigger.
+    not need and this one does not have.
 
     Source: Wang, Zhai and Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against
     Deep Neural Networks via Image Quantization and Contrastive Adversarial Learning",
@@ -38,6 +38,7 @@ class Bpp(Attack):
     """
 
     threat: ClassVar[Literal["data", "training"]] = "training"
+    before_augment: ClassVar[bool] = True
 
     levels: int = 8
     dither: bool = False

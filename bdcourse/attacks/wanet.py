@@ -49,15 +49,12 @@ class WaNet(Attack):
             by 0.24 px on average.
         cross_rate: noise-mode images for each poisoned one; 0 switches noise mode off.
 
-    Differs from the authors' training: augmentation comes before the warp. A crop with
-    black borders is then warped borders and all, which a network may take for the
-    trigger: lesson 02 measures it.
-
     Source: Nguyen and Tran, "WaNet: Imperceptible Warping-based Backdoor Attack", ICLR
     2021. Rate 0.1. Lesson 02.
     """
 
     threat: ClassVar[Literal["data", "training"]] = "training"
+    before_augment: ClassVar[bool] = True
 
     grid: Tensor = field(default_factory=control_grid)
     strength: float = 0.5

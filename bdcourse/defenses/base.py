@@ -1,10 +1,18 @@
-"""What a defense returns."""
+"""What a defense returns, and the one rule by which thresholds are chosen."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+from bdcourse.data import Images
+from bdcourse.metrics import evaluate
+from bdcourse.surgery import without
+
+Setting = TypeVar("Setting")
 
 
 @dataclass(frozen=True)
@@ -13,7 +21,8 @@ class Purified:
 
     Args:
         model: the repaired model; the one that was handed in is untouched.
-        pruned: BatchNorm name -> positions of the channels switched off, (m,) int64.
+        pruned: module name -> positions of the channels switched off, (m,) int64;
+            modules are BatchNorms, or convolutions where the method masks those.
         log: the defense's own course (thresholds, losses), ready to plot.
         seconds: wall-clock time of the defense.
     """
@@ -27,3 +36,38 @@ class Purified:
     def count(self) -> int:
         """Number of channels switched off."""
         return sum(len(v) for v in self.pruned.values())
+
+
+def furthest(
+    model: nn.Module,
+    steps: Iterable[tuple[Setting, Mapping[str, Tensor]]],
+    held: Images,
+    max_drop: float = 0.01,
+    *,
+    shift: bool = True,
+) -> Setting | None:
+    """The last setting before the first that costs too much on held-out clean images.
+
+    The rule by which every pruning method of the course chooses its threshold: it sees
+    clean accuracy and never the trigger.
+
+    Args:
+        steps: (setting, channels it would switch off), from least to most.
+        max_drop: accuracy that may be lost, 0..1. The least drop that n images can
+            show is 1/n: with 60 of them, 0.01 allows no net new error.
+        shift: see `surgery.zero_channels`.
+
+    Returns:
+        None if already the first setting costs too much: prune nothing.
+    """
+    least = evaluate(model, held).acc - max_drop - 1e-9  # the rounding of a quotient
+    best, last, fine = None, -1, True
+    for setting, channels in steps:
+        count = sum(map(len, channels.values()))
+        if count != last:  # steps grow: the same count is the same channels
+            repaired = without(model, channels, shift=shift)
+            fine, last = evaluate(repaired, held).acc >= least, count
+        if not fine:
+            break
+        best = setting
+    return best

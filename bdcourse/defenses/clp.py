@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified
-from bdcourse.metrics import evaluate
+from bdcourse.defenses.base import Purified, furthest
 from bdcourse.surgery import pair_by_flow, pair_by_order, without
 
 US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every sweep: 6 .. 1
@@ -192,10 +191,5 @@ def choose_u(
     so the repair is no longer data-free; it never looks at the trigger. The least drop
     that n images can show is 1/n: with 60 of them, 0.01 allows no net new error.
     """
-    least = evaluate(model, clean).acc - max_drop - 1e-9  # the rounding of a quotient
-    best = math.inf
-    for u, channels in sweep(model, sorted(us, reverse=True)):
-        if evaluate(without(model, channels), clean).acc < least:
-            break
-        best = u
-    return best
+    u = furthest(model, sweep(model, sorted(us, reverse=True)), clean, max_drop)
+    return math.inf if u is None else u

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bdcourse.data import Images
 from bdcourse.defenses.base import Purified
-from bdcourse.surgery import without
+from bdcourse.surgery import held, without
 from bdcourse.train import Augment, fit
 
 
@@ -23,25 +23,32 @@ def finetune(
     lr: float = 0.01,
     batch: int = 32,
     augment: Augment | None = None,
+    hold: Mapping[str, Tensor] | None = None,
     generator: torch.Generator,
     **options,
 ) -> Purified:
     """Train a copy of the model on the defender's clean images, nothing else.
 
-    The control of every defense that owns clean data. Options go to `train.fit`.
+    The control of every defense that owns clean data, and the last step of some.
+
+    Args:
+        hold: channels (module name -> positions) whose zeros stay zero; None lets
+            pruned channels grow back, as they do wherever a gradient reaches them.
+        options: for `train.fit`.
     """
     start = time.perf_counter()
     model = copy.deepcopy(model)
-    history = fit(
-        model,
-        clean,
-        epochs=epochs,
-        lr=lr,
-        batch=batch,
-        augment=augment,
-        generator=generator,
-        **({"verbose": False} | options),
-    )
+    with held(model, hold):
+        history = fit(
+            model,
+            clean,
+            epochs=epochs,
+            lr=lr,
+            batch=batch,
+            augment=augment,
+            generator=generator,
+            **({"verbose": False} | options),
+        )
     log = {"loss": history["loss"], "acc": history["acc"]}
     return Purified(model, log=log, seconds=time.perf_counter() - start)
 
@@ -55,11 +62,11 @@ def prune_random(
     does it already break the backdoor?
 
     Args:
-        like: BatchNorm name -> channels, as in `Purified.pruned`.
+        like: module name -> channels, as in `Purified.pruned`.
     """
     start = time.perf_counter()
     pruned = {}
     for name, channels in like.items():
-        n = model.get_submodule(name).num_features
+        n = len(model.get_submodule(name).weight)
         pruned[name] = torch.randperm(n, generator=generator)[: len(channels)]
     return Purified(without(model, pruned), pruned, seconds=time.perf_counter() - start)

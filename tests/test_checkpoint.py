@@ -1,0 +1,244 @@
+"""Checkpoints, training that goes on, and channels that stay off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bdcourse.attacks.base import Steering
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.defenses import finetune
+from bdcourse.defenses.base import furthest
+from bdcourse.models import build
+from bdcourse.surgery import held, revived, without, zero_channels
+from bdcourse.train import Augment, fit
+from bdcourse.victims import initialised
+from helpers import (
+    frozen,
+    gen,
+    labelled_images,
+    message,
+    random_images,
+    randomise_norms,
+    same_state,
+)
+
+
+def test_round_trip_and_end(tmp_path):
+    keep = Checkpoint(tmp_path / "sub" / "a.safetensors", {"lr": 0.1, "k": (1, 2)})
+    assert keep.load() is None
+    mask = torch.rand(3, 4)
+    keep.save({"mask": mask, "n": torch.tensor(3)}, step=5, seen=[1, 2])
+    again = Checkpoint(keep.path, {"k": (1, 2), "lr": 0.1})
+    tensors, notes = again.load()
+    assert torch.equal(tensors["mask"], mask) and int(tensors["n"]) == 3
+    assert notes == {"step": 5, "seen": [1, 2]}
+    assert len(list(keep.path.parent.iterdir())) == 1, "no half-written files"
+    keep.done()
+    assert keep.load() is None
+
+
+def test_due(tmp_path):
+    assert Checkpoint(tmp_path / "a", {}, every=0).due()
+    assert not Checkpoint(tmp_path / "a", {}, every=60).due()
+    nowhere = Checkpoint(None, {}, every=0)
+    nowhere.save({"a": torch.zeros(1)})
+    nowhere.done()
+    assert not nowhere.due() and nowhere.load() is None
+
+
+def test_other_work_and_damage_are_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    Checkpoint(path, {"lr": 0.1}).save({"a": torch.zeros(1)})
+    for about in ({"lr": 0.2}, {}, {"lr": 0.1, "u": 3}):
+        with pytest.raises(ValueError, match="belongs to other work") as e:
+            Checkpoint(path, about).load()
+        message(e)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged") as e:
+        Checkpoint(path, {"lr": 0.1}).load()
+    message(e)
+
+
+def network(seed: int = 1):
+    arch = {"name": "resnet18", "classes": 3, "width": 4}
+    return randomise_norms(initialised(arch, gen(seed)), seed)
+
+
+def stopping(after: int):
+    """Raises Ctrl-C at the end of an epoch, before its checkpoint is written."""
+    seen = []
+
+    def each_epoch(model):
+        seen.append(1)
+        if len(seen) > after:
+            raise KeyboardInterrupt
+        return {}
+
+    return each_epoch
+
+
+@pytest.mark.parametrize("epochs, after", [(4, 2), (2.5, 1), (3, 0)])
+def test_stopped_training_ends_as_if_never_stopped(tmp_path, epochs, after):
+    images, augment = random_images(24), Augment(1, flip=True)
+    path = tmp_path / "fit.safetensors"
+    settings = {"epochs": epochs, "batch": 8, "augment": augment, "verbose": False}
+
+    whole = network()
+    history = fit(whole, images, generator=gen(), **settings)
+    part = network()
+    first = fit(part, images, generator=gen(), checkpoint=path,
+                each_epoch=stopping(after), **settings)  # fmt: skip
+    assert first.interrupted and path.exists() == (after > 0)
+    rest = network()
+    second = fit(rest, images, generator=gen(), checkpoint=path, **settings)
+    assert same_state(rest, frozen(whole))
+    assert second["loss"] == history["loss"] and len(second.epochs) == len(
+        history.epochs
+    )
+    assert not path.exists(), "done"
+
+
+def test_a_checkpoint_of_another_model_or_rate_is_refused(tmp_path):
+    images, path = random_images(24), tmp_path / "a"
+    model = network()
+    options = {"epochs": 3, "batch": 8, "verbose": False, "checkpoint": path}
+    fit(model, images, generator=gen(), each_epoch=stopping(1), **options)
+    fresh = network()
+    for other, change in (
+        (fresh, {"lr": 0.3}),
+        (fresh, {"generator": gen(3)}),
+        (network(2), {}),
+    ):
+        before = frozen(other)
+        with pytest.raises(ValueError, match="other work"):
+            fit(other, images, **({"generator": gen()} | options | change))
+        assert same_state(other, before)
+
+
+class Late(Steering):
+    before_augment = True
+
+    def rewrite(self, x, y):
+        x = x.clone()
+        x[:, :, -1, -1] = 1
+        return x, y, torch.zeros_like(y)
+
+
+def test_steering_with_a_state_takes_no_checkpoint(tmp_path):
+    model = build("resnet18", classes=3, width=4)
+    with pytest.raises(ValueError, match="keeps a state") as e:
+        fit(model, random_images(24), generator=gen(), checkpoint=tmp_path / "a",
+            steering=lambda *a: Late(), batch=8)  # fmt: skip
+    message(e)
+
+
+class Watch(torch.nn.Module):
+    """A linear model that keeps what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.layer = [], torch.nn.Linear(3 * 8 * 8, 3)
+
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_trigger_before_the_crop_moves_with_it(before):
+    images = random_images(30)
+    images.x[:] = 100
+    driver = Late()
+    driver.before_augment = before
+    model = Watch()
+    fit(model, images, epochs=3, batch=10, augment=Augment(2), generator=gen(),
+        steering=lambda *a: driver, verbose=False)  # fmt: skip
+    x = torch.cat(model.seen)
+    corner = (x[:, 0, -1, -1] == 1).float().mean().item()
+    assert corner == 1 if not before else 0 < corner < 0.3
+    if before:  # stamped on the whole image: gone, or where the crop moved it
+        assert set((x[:, 0] == 1).flatten(1).sum(1).tolist()) <= {0, 1}
+        assert (x == 0).any(), "the crop's border is black"
+
+
+def pruned_model():
+    model = network()
+    off = dict.fromkeys(("layer1.0.conv2", "layer1.0.bn2"), torch.tensor([1, 2]))
+    off |= {"layer4.1.bn2": torch.tensor([0]), "layer2.0.bn1": torch.arange(0)}
+    zero_channels(model, off)
+    return model, off
+
+
+def test_zero_channels_of_convolutions_and_without_shift():
+    model, _ = pruned_model()
+    w = model.layer1[0].conv2.weight
+    assert (w[[1, 2]] == 0).all() and (w[[0, 3]] != 0).all()
+    assert not model.layer1[0].bn2.bias[[1, 2]].any()
+    before = network()
+    after = without(before, {"bn1": torch.tensor([3])}, shift=False)
+    assert after.bn1.weight[3] == 0 and after.bn1.bias[3] == before.bn1.bias[3] != 0
+    flat = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    zero_channels(flat, {"0": torch.tensor([True, False, False, True])}, shift=False)
+    assert not flat(torch.rand(1, 3, 2, 2))[:, [0, 3]].any(), "a bias is no shift"
+
+
+def test_held_channels_stay_off_and_others_train():
+    model, off = pruned_model()
+    images = random_images(24)
+    free = finetune(model, images, epochs=3, batch=8, lr=0.05, generator=gen())
+    kept = finetune(
+        model, images, epochs=3, batch=8, lr=0.05, generator=gen(), hold=off
+    )
+    # The last BatchNorm's output reaches the sum before a ReLU: it grows back.
+    assert revived(free.model, off) > 0
+    assert revived(kept.model, off) == 0
+    bn = kept.model.get_submodule("layer1.0.bn2")
+    assert not bn.bias[[1, 2]].any() and bn.bias[0] != model.layer1[0].bn2.bias[0]
+    conv = kept.model.get_submodule("layer1.0.conv2").weight
+    assert (conv[0] != model.layer1[0].conv2.weight[0]).any()
+    assert (conv[[1, 2]] == 0).all()
+
+
+def test_held_lets_go_afterwards():
+    model, off = pruned_model()
+    with held(model, off):
+        pass
+    fit(model, random_images(24), epochs=2, batch=8, generator=gen(), verbose=False)
+    assert revived(model, off) > 0
+
+
+def test_only_zeros_are_held():
+    model, _ = pruned_model()
+    which = {"layer3.0.bn1": torch.tensor([0, 1])}  # not switched off
+    before = model.layer3[0].bn1.weight.detach().clone()
+    tuned = finetune(model, random_images(24), epochs=1, batch=8, generator=gen(),
+                     hold=which)  # fmt: skip
+    assert (tuned.model.layer3[0].bn1.weight[:2] != before[:2]).all()
+
+
+class Loses(torch.nn.Module):
+    """Reads the label off a pixel, while a weight is on; says class 0 otherwise."""
+
+    def __init__(self, k=10):
+        super().__init__()
+        self.bn, self.k = torch.nn.BatchNorm2d(k), k
+
+    def forward(self, x):
+        label = (x[:, 0, 0, 0] * 255 / 20).round().long()
+        return torch.nn.functional.one_hot(label, self.k) * self.bn.weight + 0.1 * (
+            torch.arange(self.k) == 0
+        )
+
+
+def test_furthest_stops_before_the_first_that_costs_too_much():
+    images = labelled_images(100)
+    model = Loses().eval()
+    steps = [(n, {"bn": torch.arange(n)}) for n in (0, 1, 2, 3, 4)]
+    # Without weight 0 class 0 is still said; each further one costs ten points.
+    assert furthest(model, steps, images, 0.0) == 1
+    assert furthest(model, steps, images, 0.1) == 2
+    assert furthest(model, steps, images, 0.25) == 3
+    assert furthest(model, steps[2:], images, 0.05) is None
+    assert furthest(model, [*steps, (9, {"bn": torch.arange(0)})], images, 0.1) == 2
+    assert furthest(model, [], images) is None
