@@ -1,0 +1,39 @@
+"""Exercise checks: properties on fresh random tensors, and a sentence when one fails.
+
+A check draws new inputs each time, so a constant cannot pass. It tests shape, dtype,
+that nothing is changed in place, and agreement with a reference in float64; its message
+names the symptom and the hint to open. Passing prints one fixed line. One file a
+lesson; notebooks call them from here, `check.asr(...)`.
+"""
+
+from bdcourse.check.clp import largest_z, outliers, score, sigma, switch_off
+from bdcourse.check.core import CheckFailed, claim, reveal
+from bdcourse.check.inside import asr, cam, ra, tac
+from bdcourse.check.poisoning import blend, lost, poison, stamp, stripes
+from bdcourse.check.training import bend, diversity, noise_mode, own_trigger
+from bdcourse.check.welcome import take
+
+__all__ = [
+    "CheckFailed",
+    "asr",
+    "bend",
+    "blend",
+    "cam",
+    "claim",
+    "diversity",
+    "largest_z",
+    "lost",
+    "noise_mode",
+    "outliers",
+    "own_trigger",
+    "poison",
+    "ra",
+    "reveal",
+    "score",
+    "sigma",
+    "stamp",
+    "stripes",
+    "switch_off",
+    "tac",
+    "take",
+]
