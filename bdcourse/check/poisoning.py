@@ -17,6 +17,7 @@ from bdcourse.check.core import (
     need,
     number,
     passed,
+    shaped,
 )
 
 
