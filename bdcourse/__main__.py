@@ -22,8 +22,17 @@ def main(argv: list[str] | None = None) -> int:
         help='JSON: {"WaNet": {"strength": 1, "rate": 0.2}} (default: for signs only)',
     )
     b.add_argument(
-        "--defenses", dest="only", nargs="+", default=(), help="names (default: all)"
+        "--defenses",
+        dest="only",
+        nargs="+",
+        default=(),
+        help="names (default: six and a sweep), or: all",
     )
+    b.add_argument(
+        "--zoo", nargs="*", help="victims of the course, by name, instead of --data"
+    )
+    b.add_argument("--budget", type=int, help="clean images the defender really gets")
+    b.add_argument("--draws", type=int, nargs="+", default=[0], help="which of them")
     b.add_argument("--seeds", type=int, nargs="+", default=[0])
     b.add_argument("--clean", type=float, default=0.05, help="the defender's share")
     b.add_argument("--n", type=int, help="use only this many training images")
@@ -55,13 +64,17 @@ def main(argv: list[str] | None = None) -> int:
             return remake(**a)
         import torch
 
-        from bdcourse.bench import Recipe, recipe_for, run
+        from bdcourse.bench import Recipe, recipe_for, run, run_zoo
 
         given = {f.name: a.pop(f.name) for f in fields(Recipe)}
         given = {k: v for k, v in given.items() if v is not None}
         recipe = replace(recipe_for(a["data"]), **given)
         a["options"] = _options(a["options"])
         a["device"] = a["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        if (zoo := a.pop("zoo")) is not None:
+            shared = {k: a[k] for k in ("only", "budget", "draws", "device")}
+            run_zoo(a["out"], zoo, **shared)
+            return 0
         run(a.pop("data"), a.pop("out"), recipe, **a)
     except (ValueError, FileNotFoundError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)

@@ -12,7 +12,6 @@ import copy
 import hashlib
 import inspect
 import json
-import math
 import os
 import platform
 import statistics
@@ -28,11 +27,12 @@ import torch
 from torch import nn
 
 from bdcourse import data as datasets
-from bdcourse import defenses, metrics, victims
+from bdcourse import metrics, victims
 from bdcourse.attacks import ATTACKS, Attack, LabelConsistent
 from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.data import Images, Splits
-from bdcourse.defenses.clp import US, choose_u, sweep
+from bdcourse.defenses.clp import US, sweep
+from bdcourse.plans import ORACLES, PLANS, Case, notes
 from bdcourse.surgery import without
 from bdcourse.train import Augment, fit
 from bdcourse.victims import Victim
@@ -291,6 +291,8 @@ def run(
     keep: str | os.PathLike = "runs",
     options: dict[str, dict] | None = None,
     only: Sequence[str] = (),
+    budget: int | None = None,
+    draws: Iterable[int] = (0,),
 ) -> Results:
     """Run the path of the course on one image set; returns the table of rows.
 
@@ -306,8 +308,11 @@ def run(
         options: attack name -> arguments of its `craft`, and entries of the recipe
             such as "rate" or "epochs", for which its benign twin is then trained too;
             default :data:`SIGNS_OPTIONS` for the built-in signs.
-        only: names of defenses, see :data:`DEFENSES`; default all of them. "none"
-            measures the victim as it is.
+        only: names from `bdcourse.plans.PLANS`; ("all",) means all of them, default
+            :data:`DEFENSES` and the sweep of CLP. "none" measures the victim as it is.
+        budget: how many clean images the defender really gets, of his share.
+        draws: which of them: each number is another random choice and another seed of
+            the defense, against the same victim.
     """
     recipe = recipe or recipe_for(source)
     if options is None:
@@ -320,11 +325,8 @@ def run(
     unknown = set(options) - set(ATTACKS)
     if unknown:
         raise ValueError(f"options are given for no attack: {sorted(unknown)[0]!r}.")
-    if wrong := set(only) - {*DEFENSES, "clp sweep"}:
-        raise ValueError(
-            f"unknown defense {sorted(wrong)[0]!r}; choose from {', '.join(DEFENSES)}, "
-            "clp sweep."
-        )
+    wanted = _wanted(only)
+    draws = list(draws)
     results = Results(out)
     dev = torch.device(device)
     label = Path(source).name if os.path.exists(source) else source
@@ -340,30 +342,122 @@ def run(
             own, more = split_options(recipe, name, options)
             key = asdict(own) | {"data": label, "digest": digest}
             key |= {"seed": seed, "attack": name or "none", "options": more or None}
-            if name and only and all(results.has(**key, defense=d) for d in only):
+            done = all(results.has(**key, budget=budget, draw=d or None, defense=w)
+                       for d in draws for w in wanted)  # fmt: skip
+            if name and only and done:
                 continue
             print(f"\n{name or 'benign twin'}, seed {seed}", flush=True)
             twin = train_victim(parts, None, own, seed, label, keep).scores
             victim = train_victim(parts, name, own, seed, label, keep, **more)
-            about = {
-                "n_train": len(parts.train),
-                "n_poisoned": victim.recipe["n_poisoned"],
-                "n_cover": victim.recipe["n_cover"],
-                "n_defender": len(parts.clean) + len(parts.held),
-                "weak": victim.weak(twin),
-                "learned": _learned(victim.history),
-                "train_seconds": victim.recipe["seconds"],
-                "craft_seconds": victim.recipe.get("craft_seconds", 0.0),
-                "settings": victim.attack.spec()[0] if name else {},
-            }
-            about |= environment(dev)
-            _defend(results, key, about, victim, parts, own, only)
+            about = _about(victim, twin, parts) | environment(dev)
+            _defend_draws(
+                results, key, about, victim, parts, own, wanted, budget, draws
+            )
     return results
+
+
+def run_zoo(
+    out: str | os.PathLike,
+    names: Sequence[str] = (),
+    only: Sequence[str] = (),
+    *,
+    budget: int | None = None,
+    draws: Iterable[int] = (0,),
+    device: str = "cpu",
+) -> Results:
+    """The same for the victims that ship with the course: nothing is trained.
+
+    Args:
+        names: of `bdcourse.zoo.ENTRIES`; default all.
+        out, only, budget, draws: see :func:`run`.
+    """
+    from bdcourse.zoo import ENTRIES
+
+    if unknown := set(names) - set(ENTRIES):
+        raise ValueError(
+            f"the zoo knows no {sorted(unknown)[0]!r}; names are {', '.join(ENTRIES)}."
+        )
+    wanted, results, dev = _wanted(only), Results(out), torch.device(device)
+    parts = Splits(*(p.to(dev) for p in datasets.splits("signs")))
+    draws = list(draws)
+    for name in names or ENTRIES:
+        entry, victim = ENTRIES[name], victims.zoo(name, dev)
+        print(f"\n{name}", flush=True)
+        own, more = entry.settings()
+        key = asdict(own) | {"data": "signs", "digest": parts.train.digest(), "seed": 0}
+        key |= {"victim": name, "attack": entry.attack or "none"}
+        key["options"] = more or None
+        twin = victims.zoo(entry.twin).scores
+        about = _about(victim, twin, parts) | environment(dev)
+        _defend_draws(results, key, about, victim, parts, own, wanted, budget, draws)
+    return results
+
+
+def _about(victim: Victim, twin: metrics.Scores, parts: Splits) -> dict:
+    """What a row says of its victim."""
+    return {
+        "n_train": len(parts.train),
+        "n_poisoned": victim.recipe["n_poisoned"],
+        "n_cover": victim.recipe["n_cover"],
+        "weak": victim.weak(twin),
+        "learned": _learned(victim.history),
+        "train_seconds": victim.recipe["seconds"],
+        "craft_seconds": victim.recipe.get("craft_seconds", 0.0),
+        "settings": victim.attack.spec()[0] if victim.attack else {},
+    }
+
+
+def _wanted(only: Sequence[str]) -> list[str]:
+    """Names of plans, checked."""
+    wanted = list(only or (*DEFENSES, SWEEP))
+    if "all" in wanted:
+        wanted = [*PLANS, SWEEP]
+    if wrong := set(wanted) - {*PLANS, SWEEP}:
+        raise ValueError(
+            f"unknown defense {sorted(wrong)[0]!r}; choose from "
+            f"{', '.join((*PLANS, SWEEP))}."
+        )
+    return wanted
+
+
+def _draw(parts: Splits, budget: int | None, draw: int | None) -> Splits:
+    """The split with another random choice of the defender's images: a fifth held."""
+    if budget is None and draw is None:
+        return parts
+    pool = datasets.join(parts.clean, parts.held)
+    budget = len(pool) if budget is None else budget
+    if not 2 <= budget <= len(pool):
+        raise ValueError(
+            f"budget must lie between 2 and the defender's {len(pool)} images, but is "
+            f"{budget}."
+        )
+    g = torch.Generator().manual_seed(7000 + (draw or 0))
+    mine = pool[torch.randperm(len(pool), generator=g)[:budget]]
+    n = max(1, budget // 5)
+    return parts._replace(clean=mine[n:], held=mine[:n])
 
 
 def _learned(history: list[dict]) -> int | None:
     """The first epoch that got half of the poisoned images, or None."""
     return next((e["epoch"] for e in history if e.get("poison", 0) > 0.5), None)
+
+
+def _defend_draws(
+    results: Results,
+    key: dict,
+    about: dict,
+    victim: Victim,
+    parts: Splits,
+    recipe: Recipe,
+    wanted: Sequence[str],
+    budget: int | None,
+    draws: Sequence[int],
+) -> None:
+    for draw in draws:
+        drawn = _draw(parts, budget, draw or None)
+        more = {"n_defender": len(drawn.clean) + len(drawn.held)}
+        mine = key | {"budget": budget, "draw": draw or None}
+        _defend(results, mine, about | more, victim, drawn, recipe, wanted)
 
 
 def _defend(
@@ -373,67 +467,35 @@ def _defend(
     victim: Victim,
     parts: Splits,
     recipe: Recipe,
-    only: Sequence[str],
+    wanted: Sequence[str],
 ) -> None:
     """The defenses of one victim, one row each."""
-    model, before, attack = victim.model, victim.scores, victim.attack
-    test, seed = parts.test, key["seed"]
-
-    def note(defense: str, repaired, seconds: float, **more) -> None:
-        s = metrics.evaluate(repaired, test, attack)
-        row = key | {"defense": defense, **more, **s.dict()}
-        row["seconds"] = round(seconds, 3)
+    before, attack = victim.scores, victim.attack
+    augment = Augment(recipe.pad, recipe.flip)
+    seed = key["seed"] + 1000 * (key.get("draw") or 0)
+    case = Case(victim.model, parts.clean, parts.held, augment, seed, attack)
+    for name in wanted:
+        if results.has(**key, defense=name) or (name in ORACLES and attack is None):
+            continue
+        if name == SWEEP:
+            curve = _sweep_curve(victim.model, parts.test, attack)
+            results.add(key | {"defense": name, "curve": curve} | about)
+            said = (f"{c['u']:g}: {_percents(c)}" for c in curve[::4])
+            print("  clp sweep, u: ACC/ASR    ", ", ".join(said), flush=True)
+            continue
+        try:
+            p = PLANS[name].run(case)
+        except ValueError as e:  # what a method cannot take is a result as well
+            print(f"  {name:25s} not possible: {e}", flush=True)
+            results.add(key | {"defense": name, "refused": str(e)} | about)
+            continue
+        s = metrics.evaluate(p.model, parts.test, attack)
+        row = {"pruned": p.count, "clean_used": PLANS[name].images(case), **notes(p)}
+        row |= {"defense": name, **s.dict(), "seconds": round(p.seconds, 3)}
         if attack is not None:
             row["der"] = metrics.der(before, s)
-        results.add(row | about)
-        extra = "  ".join(f"{k} {v}" for k, v in more.items() if k != "clean_used")
-        print(f"  {defense:25s} {s}  {extra}", flush=True)
-
-    def todo(defense: str, **more) -> bool:
-        wanted = not only or defense in only
-        return wanted and not results.has(**key, defense=defense, **more)
-
-    if todo("none"):
-        note("none", model, 0.0, pruned=0, clean_used=0)
-    for u in (3.0, 2.5):
-        if todo(f"clp, u = {u:g}"):
-            p = defenses.clp(model, u)
-            note(
-                f"clp, u = {u:g}", p.model, p.seconds, u=u, pruned=p.count, clean_used=0
-            )
-    if todo("clp, u on held-out images"):
-        start = time.perf_counter()
-        p = defenses.clp(model, choose_u(model, parts.held))
-        note(
-            "clp, u on held-out images",
-            p.model,
-            time.perf_counter() - start,
-            u=p.log["u"] if math.isfinite(p.log["u"]) else None,
-            pruned=p.count,
-            clean_used=len(parts.held),
-        )
-    if todo("random channels"):
-        g = torch.Generator().manual_seed(seed)
-        p = defenses.prune_random(model, defenses.clp(model, 2.5).pruned, g)
-        note("random channels", p.model, p.seconds, pruned=p.count, clean_used=0)
-    if todo("fine-tuning"):
-        g = torch.Generator().manual_seed(seed)
-        augment = Augment(recipe.pad, recipe.flip)
-        p = defenses.finetune(
-            model,
-            parts.clean,
-            epochs=20,
-            lr=0.01,
-            batch=32,
-            augment=augment,
-            generator=g,
-        )
-        note("fine-tuning", p.model, p.seconds, pruned=0, clean_used=len(parts.clean))
-    if todo("clp sweep"):
-        curve = _sweep_curve(model, test, attack)
-        results.add(key | {"defense": "clp sweep", "curve": curve} | about)
-        said = (f"{c['u']:g}: {_percents(c)}" for c in curve[::4])
-        print("  clp sweep, u: ACC/ASR    ", ", ".join(said), flush=True)
+        results.add(key | row | about)
+        print(f"  {name:25s} {s}  {p.count} channels", flush=True)
 
 
 def _sweep_curve(model, test: Images, attack: Attack | None) -> list[dict]:
@@ -517,6 +579,7 @@ def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
     return [p["u"] for p in curves[0]], means, spread
 
 
+SWEEP = "clp sweep"
 DEFENSES = (
     "none",
     "clp, u = 3",
@@ -553,9 +616,8 @@ def standard_table(
     lines = []
     for attack in dict.fromkeys(r["attack"] for r in found):
         for defense in defenses:
-            rows = [
-                r for r in found if r["attack"] == attack and r["defense"] == defense
-            ]
+            rows = [r for r in found if r["attack"] == attack and "acc" in r
+                    and r["defense"] == defense]  # fmt: skip
             if rows:
                 label = "(benign twin)" if attack == "none" else attack
                 weak = sum(bool(r["weak"]) for r in rows)

@@ -116,6 +116,14 @@ def hold_out(
     return images[order[n:]], images[order[:n]]
 
 
+def join(first: Images, second: Images) -> Images:
+    """Both image sets, one behind the other; they must have the same classes."""
+    if first.classes != second.classes or first.shape != second.shape:
+        raise ValueError("these image sets differ in classes or image size.")
+    x, y = torch.cat([first.x, second.x]), torch.cat([first.y, second.y])
+    return Images(x, y, first.classes)
+
+
 class Splits(NamedTuple):
     """What attacker, defender and examiner own; no image is in two of them."""
 

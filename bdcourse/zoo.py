@@ -36,13 +36,17 @@ class Entry:
     options: dict = field(default_factory=dict)
     weak: str = ""
 
-    def train(self, parts: data.Splits, keep: str | Path) -> victims.Victim:
-        """The victim, new or from `keep`."""
+    def settings(self) -> tuple[Recipe, dict]:
+        """The recipe, and the rest for `craft`."""
         options = SIGNS_OPTIONS
         if self.attack:
             mine = {**SIGNS_OPTIONS.get(self.attack, {}), **self.options}
             options = {self.attack: mine}
-        recipe, more = split_options(self.recipe, self.attack, options)
+        return split_options(self.recipe, self.attack, options)
+
+    def train(self, parts: data.Splits, keep: str | Path) -> victims.Victim:
+        """The victim, new or from `keep`."""
+        recipe, more = self.settings()
         return train_victim(parts, self.attack, recipe, 0, "signs", keep, **more)
 
 

@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bdcourse import bench, victims
+from bdcourse import bench, data, victims
 from bdcourse.__main__ import main
+from bdcourse.defenses import Purified
+from bdcourse.plans import PLANS, Case, Plan
+from bdcourse.train import Augment
 from bdcourse.zoo import ENTRIES
 
 RUN = ["bench", "--data", "signs", "--n", "240", "--width", "4", "--epochs", "0.3",
@@ -159,7 +162,7 @@ def test_every_committed_result_is_readable_and_complete():
     for f in files:
         for r in bench.Results(f).rows:
             assert {"attack", "defense", "seed", "revision", "digest"} <= set(r), f
-            assert r["defense"] == "clp sweep" or 0 <= r["acc"] <= 1
+            assert "refused" in r or "curve" in r or 0 <= r["acc"] <= 1
 
 
 def test_readme_shows_what_was_measured():
@@ -184,3 +187,42 @@ def test_zoo_claims_speak_up():
     assert len(found) == 2 and "below 0.97" in found[0] and "3 points" in found[1]
     as_blended = zoo.claims("blended", victim, twin, test)
     assert "removes the blended trigger" in " ".join(as_blended)
+
+
+def test_the_zoo_can_be_defended_and_draws_differ(tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def spy(case):
+        assert len(case.clean) == 80 and len(case.held) == 20 and case.attack is None
+        seen.append((case.clean.digest(), case.held.digest(), case.seed))
+        return Purified(case.model)
+
+    def refuses(case):
+        raise ValueError("there is nothing to prune.")
+
+    plans = {"none": bench.PLANS["none"], "spy": Plan(spy, held=True)}
+    plans |= {"refuses": Plan(refuses)}
+    monkeypatch.setattr(bench, "PLANS", plans)
+    out = tmp_path / "zoo.json"
+    command = ["bench", "--out", str(out), "--zoo", "benign-w8", "--budget", "100",
+               "--draws", "0", "3", "--defenses", "spy", "refuses"]  # fmt: skip
+    assert main(command) == 0 and main(command) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert len(seen) == 2 and len(rows) == 4
+    assert seen[0][0] != seen[1][0] and [s[2] for s in seen] == [0, 3000]
+    assert [r["draw"] for r in rows if r["defense"] == "spy"] == [None, 3]
+    assert {r["victim"] for r in rows} == {"benign-w8"} and rows[0]["clean_used"] == 100
+    assert "nothing to prune" in rows[1]["refused"] and "acc" not in rows[1]
+    assert main([*command[:5], "unicorn"]) == 1
+    assert main([*command, "--budget", "301"]) == 1
+    err = capsys.readouterr().err
+    assert "no 'unicorn'" in err and "the defender's 300 images" in err
+
+
+def test_plans_say_which_images_they_use():
+    images = data.load("signs", "test", n=30)
+    case = Case(None, images[:20], images[20:], Augment(0))
+    assert PLANS["none"].images(case) == 0
+    assert PLANS["fine-tuning"].images(case) == 20
+    assert PLANS["clp, u on held-out images"].images(case) == 10
+    assert set(bench.DEFENSES) <= set(PLANS)
