@@ -66,16 +66,8 @@ ENTRIES = {
     "lf": Entry("LF"),
     "ssba": Entry("SSBA"),
     "tact": Entry("TaCT", twin=TWIN, options=LONG | {"rate": 0.06}),
-    "wanet": Entry(
-        "WaNet",
-        SIGNS,
-        "benign",
-        {"epochs": 20},
-        weak="91 % of whole images, 99 % of cropped ones: see lesson 02",
-    ),
-    "wanet-plain": Entry(
-        "WaNet", SIGNS, "benign", {"epochs": 20, "cross_rate": 0.0}, weak="ASR 92 %"
-    ),
+    "wanet": Entry("WaNet", SIGNS, "benign", {"epochs": 20}),
+    "wanet-plain": Entry("WaNet", SIGNS, "benign", {"epochs": 20, "cross_rate": 0.0}),
     "input-aware": Entry(
         "InputAware", SIGNS, "benign", {"epochs": 20}, weak="ASR 87 %, cross 73 %"
     ),

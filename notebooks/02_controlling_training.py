@@ -51,7 +51,7 @@
 import torch
 import torch.nn.functional as F
 
-from bdcourse import bench, check, data, metrics, show, train, victims, widgets
+from bdcourse import bench, check, data, metrics, show, victims, widgets
 from bdcourse.attacks import ATTACKS, WaNet, input_aware, wanet
 
 g = torch.Generator().manual_seed(0)
@@ -227,7 +227,7 @@ show.bars(
 )
 
 # %% tags=["claim"]
-check.claim("His warp works on both victims.", min(h[0] for h in hit.values()), 0.85, 1)
+check.claim("His warp works on both victims.", min(h[0] for h in hit.values()), 0.95, 1)
 check.claim("Noise alone does not set off the victim that knows it.", hit["with noise mode"][1], 0, 0.1)  # fmt: skip
 check.claim("Without noise mode, his warp with noise does.", hit["without"][1], 0.5, 1)
 check.claim("A blur opens the victim with noise mode more often than the other.", hit["with noise mode"][3] - hit["without"][3], 0.2, 1)  # fmt: skip
@@ -472,28 +472,6 @@ bench.attack_table(
 # visible than the paper's. Photographs make it easier: on CIFAR-10 strength 0.5 and 10 % poison give an ASR near 80 % after six epochs, at width 8 (`data/results/cifar10-attacks.json`).
 
 # %% tags=["claim"]
-crop = train.Augment(2)
-cropped = crop(crop.prepare(asked.x), torch.arange(len(asked)), 3, g).float() / 255
-on_cropped = (
-    (metrics.predict(warped.model, attack.trigger(cropped)) == attack.target)
-    .float()
-    .mean()
-    .item()
-)
-check.claim(
-    "On cropped images, as in training, his warp works on more than 97 %.",
-    on_cropped,
-    0.97,
-    1,
-)
-check.claim("On whole images it loses at least two points.", on_cropped - hit["with noise mode"][0], 0.02, 0.3)  # fmt: skip
-
-# %% [markdown]
-# The second failure is ours. Our victim falls short of the gate: his warp works on about nine of ten whole test images, but on nearly all that were cropped at
-# random first, as in training. The crop leaves a black border on all but one in 25 training images, and `steer` warps after it: bent borders, which whole images do not have, are the likely reason.
-# Then the network learned a trigger that the attacker did not mean. The authors warp first and crop afterwards, and the border is straight for everybody.
-
-# %% tags=["claim"]
 weak = bench.results("signs-wanet").select(attack="WaNet", defense="none")
 rows = [{"width": r["width"], "strength": r["settings"]["strength"], "noise mode": bool(r["settings"]["cross_rate"]), "poison rate %": 100 * r["rate"],
          "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "learned in epoch": r["learned"] or "never"} for r in weak]  # fmt: skip
@@ -516,7 +494,7 @@ show.Table(
 # | | released code | this course |
 # |---|---|---|
 # | ASR | the official scripts of WaNet, input-aware and Bpp divide by all test images, the target class included | the target class is left out |
-# | WaNet, order | warp first, then crop, rotation and mirror | augmentation first, for all attacks that steer; its price is measured above |
+# | WaNet and Bpp, order | trigger first, then crop, rotation and mirror | the same. An earlier version of this course cropped first: the warp bent the black border of the crop, the network took that for the trigger, and whole images lost eight points of ASR |
 # | input-aware, gradients of $G$ | never set to zero in stage 2, they add up | set to zero in each step |
 # | input-aware, length | 25 epochs for $M$, 600 for the rest | 200 steps for $M$, a short training for the rest |
 # | LIRA, $\epsilon$ | 0.01 of normalized values in BackdoorBench, less than a gray level: image files lose part of it | 0.025 of $[0,1]$, about the authors' 0.1 normalized |
