@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -20,6 +21,9 @@ from bdcourse.attacks import Attack
 from bdcourse.data import Images
 from bdcourse.defenses import Purified
 from bdcourse.defenses.clp import choose_u
+from bdcourse.defenses.fmp import Response, repair, scores, select
+from bdcourse.defenses.invert import Estimate, Inverted, invert_trigger
+from bdcourse.defenses.mnp import apply_masks
 from bdcourse.train import Augment
 
 
@@ -33,6 +37,7 @@ class Case:
         held: what he chooses thresholds on.
         augment: crops and flips that suit these images.
         seed: of everything random in a plan.
+        seconds: what shared work has taken, by name.
         attack: for the oracle plans; no other may look at it.
     """
 
@@ -42,6 +47,31 @@ class Case:
     augment: Augment
     seed: int = 0
     attack: Attack | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def inverted(self) -> Inverted:
+        """A guessed trigger for every label, searched once for all plans."""
+        return invert_trigger(self.model, self.clean, generator=self.generator())
+
+    @cached_property
+    def guess(self) -> Estimate:
+        """The guess with the smallest mask, whether it is an outlier or not."""
+        label = self.inverted.targets[self.inverted.norms.argmin()]
+        return self.inverted.trigger(int(label))
+
+    @cached_property
+    def fmp_scores(self) -> dict[str, Response]:
+        """FMP's scores, for every plan that prunes by them."""
+        start = time.perf_counter()
+        found = scores(self.model, self.clean, generator=self.generator())
+        self.seconds["fmp scores"] = time.perf_counter() - start
+        return found
+
+    @cached_property
+    def mnp_soft(self) -> Purified:
+        """The masks of MNP, learned once for all plans."""
+        return defenses.mnp(self.model, self.clean, generator=self.generator())
 
     def generator(self) -> torch.Generator:
         """A new one for each plan: no plan depends on which others ran before it."""
@@ -89,19 +119,99 @@ def _finetune(case: Case, lr: float = 0.01) -> Purified:
     )
 
 
+def _linf(case: Case) -> Purified:
+    p = defenses.linf(case.model, case.clean, case.held, case.guess)
+    return replace(p, seconds=p.seconds + case.inverted.seconds)
+
+
+def _linf_oracle(case: Case) -> Purified:
+    return defenses.linf_oracle(case.model, case.clean, case.held, case.attack)
+
+
+def _nc_unlearning(case: Case) -> Purified:
+    p = defenses.nc_unlearning(
+        case.model, case.clean, case.inverted, label=case.guess.label,
+        augment=case.augment, generator=case.generator(),
+    )  # fmt: skip
+    return replace(p, seconds=p.seconds + case.inverted.seconds)
+
+
+def _fmp(case: Case, p: float, *, random: bool = False, epochs: float = 10) -> Purified:
+    """FMP behind the scoring, which all its lines share; at least one map a layer."""
+    start = time.perf_counter()
+    chosen = select(case.fmp_scores, p, least=1)
+    tuning = {"augment": case.augment, "generator": case.generator(), "epochs": epochs}
+    if random:
+        return defenses.fmp_random(case.model, case.clean, chosen, **tuning)
+    repaired = repair(case.model, case.clean, chosen, **tuning)
+    seconds = case.seconds["fmp scores"] + time.perf_counter() - start
+    return replace(repaired, seconds=seconds)
+
+
+def _mnp_hard(case: Case) -> Purified:
+    """The other repair with the masks of `mnp, soft`."""
+    soft = case.mnp_soft
+    hard = apply_masks(case.model, soft.log["masks"], "hard", case.held)
+    return replace(hard, seconds=soft.seconds + hard.seconds)
+
+
+def _mnp_random(case: Case) -> Purified:
+    """As many random channels in each layer as the hard repair; shifts stay."""
+    like = _mnp_hard(case).pruned
+    return defenses.prune_random(case.model, like, case.generator(), shift=False)
+
+
+def _tuned(defense: Callable[..., Purified], held: bool = False) -> Plan:
+    """A defense that repairs with augmented clean images, at its defaults."""
+
+    def run(case: Case) -> Purified:
+        images = (case.clean, case.held) if held else (case.clean,)
+        return defense(
+            case.model, *images, augment=case.augment, generator=case.generator()
+        )
+
+    return Plan(run, held=held)
+
+
+def _masked(defense: Callable[..., Purified], **options) -> Plan:
+    """A defense that learns masks and chooses a threshold on held-out images."""
+
+    def run(case: Case) -> Purified:
+        g = case.generator()
+        return defense(case.model, case.clean, case.held, generator=g, **options)
+
+    return Plan(run, held=True)
+
+
 def _weights(run: Callable[[Case], Purified]) -> Plan:
     return Plan(run, clean=False)
 
 
 PLANS: dict[str, Plan] = {
     "none": _weights(lambda case: Purified(case.model)),
+    "fine-tuning": Plan(_finetune),
+    "fine-tuning, lr 0.05": Plan(lambda case: _finetune(case, 0.05)),
     "clp, u = 3": _weights(lambda case: defenses.clp(case.model, 3.0)),
     "clp, u = 2.5": _weights(lambda case: defenses.clp(case.model, 2.5)),
     "clp, u on held-out images": Plan(_clp_held, clean=False, held=True),
     "random channels": _weights(_random),
-    "fine-tuning": Plan(_finetune),
+    "linf": Plan(_linf, held=True),
+    "linf (oracle)": Plan(_linf_oracle, held=True),
+    "fmp": Plan(lambda case: _fmp(case, 64)),
+    "fmp, p = 16": Plan(lambda case: _fmp(case, 16)),
+    "fmp, p = 16, pruning only": Plan(lambda case: _fmp(case, 16, epochs=0)),
+    "fmp, p = 16, random maps": Plan(lambda case: _fmp(case, 16, random=True)),
+    "mnp, soft": Plan(lambda case: case.mnp_soft),
+    "mnp, hard": Plan(_mnp_hard, held=True),
+    "mnp, random channels": Plan(_mnp_random, held=True),
+    "anp": _masked(defenses.anp),
+    "rnp": _masked(defenses.rnp),
+    "fine-pruning": _tuned(defenses.fine_pruning, held=True),
+    "ft-sam": _tuned(defenses.ft_sam),
+    "nad": _tuned(defenses.nad),
+    "i-bau": _tuned(defenses.i_bau),
+    "nc unlearning": Plan(_nc_unlearning),
 }
-
 ORACLES = frozenset(name for name in PLANS if name.endswith("(oracle)"))
 
 

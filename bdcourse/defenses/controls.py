@@ -54,7 +54,11 @@ def finetune(
 
 
 def prune_random(
-    model: nn.Module, like: Mapping[str, Tensor], generator: torch.Generator
+    model: nn.Module,
+    like: Mapping[str, Tensor],
+    generator: torch.Generator,
+    *,
+    shift: bool = True,
 ) -> Purified:
     """Switch off as many random channels in each layer as `like` does.
 
@@ -63,10 +67,12 @@ def prune_random(
 
     Args:
         like: module name -> channels, as in `Purified.pruned`.
+        shift: see `surgery.zero_channels`.
     """
     start = time.perf_counter()
     pruned = {}
     for name, channels in like.items():
         n = len(model.get_submodule(name).weight)
         pruned[name] = torch.randperm(n, generator=generator)[: len(channels)]
-    return Purified(without(model, pruned), pruned, seconds=time.perf_counter() - start)
+    repaired = without(model, pruned, shift=shift)
+    return Purified(repaired, pruned, seconds=time.perf_counter() - start)

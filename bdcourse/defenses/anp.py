@@ -1,0 +1,262 @@
+"""ANP: adversarial neuron pruning, masks learned under perturbed BatchNorms.
+
+Wu and Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021.
+Backdoored networks misbehave, on clean images too, as soon as somebody pushes their
+neurons a little; and the neurons that give way are mostly those of the backdoor. With
+masks m on the scales, let delta (scales) and xi (shifts) push every BatchNorm channel,
+
+    scale: (m + delta) * gamma,    shift: (1 + xi) * beta,    |delta|, |xi| <= eps,
+
+and learn, with m in [0, 1],
+
+    min over m   alpha * L(m) + (1 - alpha) * max over delta, xi  L(m, delta, xi)
+
+with L the cross-entropy on the defender's clean images. The inner maximum is one step
+along the sign of the gradient. Channels whose mask ends low are switched off. Born in
+lesson 07.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.data import Images
+from bdcourse.defenses.base import Purified
+from bdcourse.defenses.masks import (
+    Masks,
+    frozen,
+    learn,
+    maskable,
+    ones,
+    prune,
+    require_images,
+    require_positive,
+    require_share,
+    require_threshold,
+)
+from bdcourse.models import fingerprint
+
+Noise = tuple[Masks, Masks]  # delta and xi: BatchNorm name -> (c,) in [-eps, eps]
+
+
+def quiet(masks: Masks) -> Noise:
+    """The noise that changes nothing."""
+    return tuple({n: torch.zeros_like(m) for n, m in masks.items()} for _ in range(2))
+
+
+def random_noise(masks: Masks, eps: float, generator: torch.Generator) -> Noise:
+    """Uniform noise in [-eps, eps], where the released code starts its inner step."""
+
+    def draw(m: Tensor) -> Tensor:
+        u = torch.rand(m.shape, generator=generator, device=generator.device)
+        return (eps * (2 * u - 1)).to(m)
+
+    return tuple({n: draw(m) for n, m in masks.items()} for _ in range(2))
+
+
+def perturbed(model: nn.Module, masks: Masks, noise: Noise, x: Tensor) -> Tensor:
+    """Logits with scales (m + delta) gamma and shifts (1 + xi) beta."""
+    delta, xi = noise
+    layers, params = maskable(model), {}
+    for n, m in masks.items():
+        params[f"{n}.weight"] = (m + delta[n]) * layers[n].weight
+        params[f"{n}.bias"] = (1 + xi[n]) * layers[n].bias
+    return functional_call(model, params, (x,))
+
+
+def plain_step(
+    model: nn.Module,
+    masks: Masks,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float = 0.4,
+    alpha: float = 0.2,
+    noise: Noise | None = None,
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """One step the usual way: three passes, and gradients for every weight.
+
+    The reference for `step`, with the same arguments and results.
+    """
+    noise = noise or quiet(masks)
+    leaves = [v.clone().requires_grad_(True) for part in noise for v in part.values()]
+    weights = list(model.parameters())
+
+    k = len(masks)
+
+    def loss(rows: list[Tensor]) -> Tensor:
+        delta, xi = (dict(zip(masks, r, strict=True)) for r in (rows[:k], rows[k:]))
+        return F.cross_entropy(perturbed(model, masks, (delta, xi), x), y)
+
+    uphill = torch.autograd.grad(loss(leaves), [*leaves, *masks.values(), *weights])
+    pushed = [v + eps * g.sign() for v, g in zip(leaves, uphill, strict=False)]
+    robust = loss([v.detach().clamp(-eps, eps) for v in pushed])
+    natural = loss([torch.zeros_like(v) for v in leaves])
+    total = alpha * natural + (1 - alpha) * robust
+    gradient = torch.autograd.grad(total, [*masks.values(), *weights])
+    terms = {"natural": natural.detach(), "robust": robust.detach()}
+    return terms, list(gradient[:k])
+
+
+def step(
+    model: nn.Module,
+    masks: Masks,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float = 0.4,
+    alpha: float = 0.2,
+    noise: Noise | None = None,
+    inner: int = 1,
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """One step at less than half the cost: (terms of the loss, gradient of the masks).
+
+    Exact, up to rounding. The model's weights need no gradient (see `masks.frozen`). A
+    push of the scale and a mask enter the loss alike, as m + delta, so they have one
+    gradient; and if the noise starts at zero, the pass that looks for the worst
+    direction is the clean pass itself.
+
+    Args:
+        masks: leaves that require a gradient.
+        x, y: pixels in [0, 1] and labels.
+        noise: where the inner ascent starts; None is at zero.
+        inner: steps of the inner ascent, each of eps / inner.
+    """
+    rows = list(masks.values())
+    still = quiet(masks)
+
+    def ascent(noise: Noise) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        xi = {n: v.requires_grad_(True) for n, v in noise[1].items()}
+        loss = F.cross_entropy(perturbed(model, masks, (noise[0], xi), x), y)
+        g = torch.autograd.grad(loss, [*rows, *xi.values()])
+        return loss.detach(), list(g[: len(rows)]), list(g[len(rows) :])
+
+    def push(noise: Noise, g_delta: list[Tensor], g_xi: list[Tensor]) -> Noise:
+        return tuple(
+            {
+                n: (v.detach() + eps / inner * s.sign()).clamp(-eps, eps)
+                for (n, v), s in zip(half.items(), g, strict=True)
+            }
+            for half, g in zip(noise, (g_delta, g_xi), strict=True)
+        )
+
+    if noise is None:
+        natural, g_natural, g_xi = ascent(still)
+        noise, left = push(still, g_natural, g_xi), inner - 1
+    else:
+        loss = F.cross_entropy(perturbed(model, masks, still, x), y)
+        natural, g_natural = loss.detach(), torch.autograd.grad(loss, rows)
+        left = inner
+    for _ in range(left):
+        noise = push(noise, *ascent(noise)[1:])
+    robust = F.cross_entropy(perturbed(model, masks, noise, x), y)
+    g_robust = torch.autograd.grad(robust, rows)
+    gradient = [
+        alpha * a + (1 - alpha) * b for a, b in zip(g_natural, g_robust, strict=True)
+    ]
+    return {"natural": natural, "robust": robust.detach()}, gradient
+
+
+def usual_steps(n: int) -> int:
+    """Steps for n clean images: as many passes as 2,000 steps make over 500 images.
+
+    2,000 is the authors' number, for 500 images; with fewer, it would only go over the
+    same ones more often. Never more than 2,000.
+    """
+    return min(2000, 4 * n)
+
+
+def anp(
+    model: nn.Module,
+    clean: Images,
+    held: Images | None = None,
+    *,
+    threshold: float | None = None,
+    max_drop: float = 0.01,
+    eps: float = 0.4,
+    alpha: float = 0.2,
+    steps: int | None = None,
+    lr: float = 0.2,
+    momentum: float = 0.9,
+    batch: int = 128,
+    inner: int = 1,
+    start: Literal["zero", "random"] = "zero",
+    training: bool = True,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+) -> Purified:
+    """Prune the channels that a model under perturbation can do without.
+
+    Args:
+        model: left untouched.
+        clean: what the masks are learned on.
+        held: what the threshold is chosen on, by clean accuracy, from 0 to 0.9 in steps
+            of 0.05; `max_drop` is the accuracy that it may cost, 0..1.
+        threshold: this one instead, 0..1.
+        eps: largest push of a scale or shift, as a share of it; 0.4 on CIFAR-10.
+        alpha: weight of the clean loss, 0..1; 0.2 on CIFAR-10.
+        steps: default `usual_steps`: 2,000 for 500 images or more, four per image
+            below.
+        lr, momentum: of the masks' SGD.
+        inner: steps of the inner maximisation.
+        start: of the inner maximisation. "zero" costs two passes a step, "random" one
+            more; the released code starts at random.
+        training: normalise by the batch, as the released code does. By the running
+            statistics (False), a push of every scale at once multiplies from layer to
+            layer; at eps = 0.4 that breaks a narrow network outright, and the masks
+            fall to 0 at once.
+        generator: decides the batches (and random starts).
+        checkpoint: file that is renewed while the masks are learned and deleted at the
+            end; the same call, started again after a stop, goes on there.
+
+    Returns:
+        shifts are kept, only scales are zeroed. log: masks, threshold (None: nothing
+        pruned), and the course of the losses "natural" and "robust".
+
+    Raises:
+        ValueError: a number out of its range, too few images, a model without
+            BatchNorm2d, neither `held` nor `threshold`.
+
+    Source: Wu and Wang, NeurIPS 2021. Born in lesson 07.
+    """
+    began = time.perf_counter()
+    first = ones(model)
+    require_images(clean)
+    require_threshold(held, threshold, max_drop)
+    steps = usual_steps(len(clean)) if steps is None else steps
+    require_positive(steps=steps, lr=lr, batch=batch, inner=inner)
+    require_share(alpha=alpha, momentum=momentum)
+    if eps < 0:
+        raise ValueError(
+            f"eps must not be negative, but is {eps}; the authors use 0.4."
+        )
+    if start not in ("zero", "random"):
+        raise ValueError(f'start must be "zero" or "random", not {start!r}.')
+    about = {"method": "anp", "seed": generator.initial_seed(), "steps": steps}
+    if checkpoint is not None:
+        about |= {"model": fingerprint(model), "data": clean.digest(), "eps": eps}
+        about |= {"alpha": alpha, "lr": lr, "momentum": momentum, "batch": batch}
+        about |= {"inner": inner, "start": start, "training": training}
+    keep = Checkpoint(checkpoint, about)
+    net = frozen(model, training=training)
+
+    def one(masks: Masks, x: Tensor, y: Tensor):
+        noise = random_noise(masks, eps, generator) if start == "random" else None
+        return step(net, masks, x, y, eps=eps, alpha=alpha, noise=noise, inner=inner)
+
+    masks, course = learn(
+        first, clean, one, steps=steps, batch=batch, lr=lr, momentum=momentum,
+        generator=generator, keep=keep,
+    )  # fmt: skip
+    repaired, pruned, t = prune(model, masks, held, threshold, max_drop)
+    keep.done()
+    log = {"masks": masks, "threshold": t, **course}
+    return Purified(repaired, pruned, log, time.perf_counter() - began)

@@ -1,0 +1,240 @@
+"""Fine-Pruning: switch off what sleeps on clean images, then fine-tune.
+
+Liu, Dolan-Gavitt and Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep
+Neural Networks", RAID 2018. A backdoor needs units that clean images leave asleep. So
+order the channels of the last convolutional layer by their mean activation on clean
+images, switch them off from the most dormant on while clean accuracy lasts, and
+fine-tune on the clean images, which deals with units that both tasks share.
+
+What is "the last convolutional layer" of a residual network? In the networks of the
+paper its channels are what the linear head reads, and that is the reading kept here. A
+residual network's head reads a sum. The last convolution alone is one of its terms: the
+skip beside it would carry a pruned channel on. So the channel is switched off in every
+term, wherever something is added to the map that the head reads: in ResNet-18 at the
+BatchNorms of layer4's second block, first block and shortcut, in its pre-activation
+form at the three convolutions, as no BatchNorm follows them. In VGG-16 and MobileNetV2
+one BatchNorm ends the last convolutional layer.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from bdcourse.activations import watching
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.data import Images
+from bdcourse.defenses.base import Purified, furthest
+from bdcourse.metrics import logits
+from bdcourse.models import fingerprint, head
+from bdcourse.surgery import held as holding
+from bdcourse.surgery import without
+from bdcourse.train import Augment, fit
+
+
+def last_layer(model: nn.Module) -> list[str]:
+    """The modules whose outputs add up to the feature map that the linear head reads.
+
+    BatchNorms, or convolutions that none follows. Walks back from the head through
+    whatever has no parameters: pooling, ReLU, sums.
+
+    Raises:
+        ValueError: something else with parameters lies in between, as the LayerNorm of
+            a Vision Transformer does.
+    """
+    modules, end = dict(model.named_modules()), head(model)
+    try:
+        nodes = fx.Tracer().trace(model).nodes
+        start = next(n for n in nodes if modules.get(n.target) is end)
+    except Exception as e:  # fx raises many kinds when a model's code depends on values
+        raise ValueError(
+            "Fine-Pruning cannot follow the code of this model back from its head; "
+            "name the modules to prune with layer=."
+        ) from e
+    found: list[str] = []
+
+    def walk(node: fx.Node) -> None:
+        m = modules[node.target] if node.op == "call_module" else None
+        if isinstance(m, (nn.BatchNorm2d, nn.Conv2d)):
+            found.extend([node.target] * (node.target not in found))
+        elif node.op == "placeholder" or (m and next(m.parameters(), None) is not None):
+            raise ValueError(
+                "Fine-Pruning needs a convolutional layer behind which only pooling, "
+                f"ReLU and sums lead to the head, but here is {node.target}; name the "
+                "modules to prune with layer=."
+            )
+        else:
+            for origin in node.all_input_nodes:
+                walk(origin)
+
+    walk(start.args[0])
+    return found
+
+
+@torch.no_grad()
+def activity(
+    model: nn.Module, images: Images, layer: Sequence[str] | None = None
+) -> Tensor:
+    """Mean activation of each channel of a layer over the images: (c,).
+
+    Args:
+        layer: as in :func:`fine_pruning`. None measures what the head reads, and takes
+            magnitudes, as the features of a pre-activation network have both signs. For
+            a named BatchNorm the activation is what a ReLU behind it lets through, for
+            a named convolution the magnitude. Several names count with their sum.
+    """
+    names = last_layer(model) if layer is None else _checked(model, layer)
+    c = len(model.get_submodule(names[0]).weight)
+    total = torch.zeros(c, dtype=torch.float64)
+    if layer is None:
+
+        def see(_, args: tuple[Tensor]) -> None:  # (n, c), or (n, c * h * w)
+            total.add_(
+                args[0].unflatten(1, (c, -1)).abs().mean(2).double().sum(0).cpu()
+            )
+
+        hook = head(model).register_forward_pre_hook(see)
+        try:
+            logits(model, images.x)
+        finally:
+            hook.remove()
+    else:
+
+        def add(name: str, out: Tensor) -> None:
+            bn = isinstance(model.get_submodule(name), nn.BatchNorm2d)
+            out = out.relu() if bn else out.abs()
+            total.add_(out.mean((2, 3)).double().sum(0).cpu())
+
+        with watching(model, add, names):
+            logits(model, images.x)
+    return (total / len(images)).float()
+
+
+def _checked(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """These module names, if the channels of all of them can be pruned together."""
+    modules = dict(model.named_modules())
+    for name in names:
+        if not isinstance(modules.get(name), (nn.BatchNorm2d, nn.Conv2d)):
+            raise ValueError(
+                f"layer must name BatchNorms or convolutions, and {name!r} is none of "
+                "this model."
+            )
+    widths = {len(modules[name].weight) for name in names}
+    if len(widths) != 1:
+        raise ValueError(
+            f"the modules of layer must have one width, not {sorted(widths)}."
+        )
+    return list(names)
+
+
+def pruning_steps(
+    activity: Tensor, names: Sequence[str], share: float = 0.01
+) -> list[tuple[int, dict[str, Tensor]]]:
+    """[(m, the m most dormant channels in every module)] for growing m.
+
+    Args:
+        activity: mean activation of each channel, (c,).
+        share: of the channels that one step adds, at least one channel.
+    """
+    order = activity.argsort(stable=True)  # the most dormant first
+    stride = max(1, round(share * len(order)))
+    return [
+        (m, {name: order[:m].sort().values for name in names})
+        for m in range(stride, len(order), stride)
+    ]
+
+
+def fine_pruning(
+    model: nn.Module,
+    clean: Images,
+    held: Images,
+    *,
+    layer: str | Sequence[str] | None = None,
+    max_drop: float = 0.01,
+    share: float = 0.01,
+    hold: bool = True,
+    epochs: float = 20,
+    lr: float = 0.01,
+    batch: int = 32,
+    augment: Augment | None = None,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+    **options,
+) -> Purified:
+    """Prune the dormant channels of the last convolutional layer, then fine-tune.
+
+    Args:
+        clean: ranks the channels and trains the pruned network.
+        held: decides how many channels go, see `defenses.base.furthest`.
+        layer: BatchNorms or convolutions to prune instead, all of one width; the same
+            channels go in each. None finds the last layer, see :func:`last_layer`.
+        max_drop: held-out accuracy that pruning may cost before the fine-tuning, 0..1.
+            Ours; BackdoorBench's configuration allows a tenth of the accuracy.
+        share: of the channels pruned between two looks at `held`, 0..1; 0.01 is
+            BackdoorBench's configuration.
+        hold: keep what is pruned at zero while training; False lets it grow back.
+        epochs, batch: ours, for 240 images; lr: BackdoorBench's configuration.
+        checkpoint: file that is renewed while this runs, with a second one (name plus
+            ".fit") for the training, and both are gone at the end. The same call,
+            started again after a stop, ends where it would have ended.
+        options: for `train.fit`.
+
+    Returns:
+        in `pruned` the channels of every module, in `log` the activity (c,) and the
+        modules (`layer`), how many channels went (`m`), and the losses of the training.
+
+    Raises:
+        ValueError: no layer to prune, no images, a drop or share outside 0..1.
+
+    Source: Liu et al., RAID 2018, sections on the pruning and the fine-pruning defense.
+    Born in lesson 09.
+    """
+    start = time.perf_counter()
+    if not 0 <= max_drop <= 1 or not 0 < share <= 1:
+        raise ValueError(
+            f"max_drop must lie in 0..1 and share above 0 and up to 1, not {max_drop} "
+            f"and {share}."
+        )
+    if len(clean) < 2 or len(held) == 0:
+        raise ValueError(
+            "Fine-Pruning needs at least two clean images to rank and train with and "
+            f"one held-out image, not {len(clean)} and {len(held)}."
+        )
+    layer = [layer] if isinstance(layer, str) else layer
+    names = last_layer(model) if layer is None else _checked(model, layer)
+    about = {"defense": "fine_pruning", "model": fingerprint(model), "layer": names}
+    about |= {"clean": clean.digest(), "held": held.digest(), "max_drop": max_drop}
+    about |= {"share": share, "hold": hold, "seed": generator.initial_seed()}
+    keep = Checkpoint(checkpoint, about)
+    if (saved := keep.load()) is not None:
+        dormant, order = saved[0]["activity"], saved[0]["pruned"]
+    else:
+        dormant = activity(model, clean, layer)
+        steps = pruning_steps(dormant, names, share)
+        m = furthest(model, steps, held, max_drop) or 0
+        order = dormant.argsort(stable=True)[:m].sort().values
+        keep.save({"activity": dormant, "pruned": order})
+    pruned = dict.fromkeys(names, order)
+    repaired = without(model, pruned).to(clean.x.device)
+    with holding(repaired, pruned if hold else None):
+        history = fit(
+            repaired,
+            clean,
+            epochs=epochs,
+            lr=lr,
+            batch=batch,
+            augment=augment,
+            generator=generator,
+            checkpoint=None if checkpoint is None else f"{checkpoint}.fit",
+            **({"verbose": False} | options),
+        )
+    if history.interrupted:
+        raise KeyboardInterrupt
+    keep.done()
+    log = {"layer": names, "activity": dormant, "m": len(order)}
+    log |= {"loss": history["loss"], "acc": history["acc"]}
+    return Purified(repaired, pruned, log, time.perf_counter() - start)

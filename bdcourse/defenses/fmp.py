@@ -1,0 +1,604 @@
+"""FMP: prune the feature maps through which a small change of the image does harm.
+
+Huang and Bu, "Adversarial Feature Map Pruning for Backdoor", ICLR 2024. A feature map
+is one output channel i of one convolution L; let f be its raw output, before BatchNorm
+and ReLU. From a random start x0 near the image x, one step moves this map alone away
+from what it was,
+
+    J(x') = mean (f(x') - f(x))^2,    x_{L,i} = clip(x0 + epsilon * sign(dJ/dx' at x0)),
+
+and the map's score is the accuracy of the whole, unmodified network on x_{L,i}. FMP
+switches off the floor(N / p) maps of each layer whose score is lowest, and fine-tunes.
+Born in lesson 06.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdcourse.activations import watching
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.data import Images
+from bdcourse.defenses.base import Purified
+from bdcourse.metrics import logits as logits_of
+from bdcourse.models import evaluating, fingerprint
+from bdcourse.surgery import held, pair_by_flow, pair_by_order, revived, without
+from bdcourse.train import Augment, fit
+
+# Step and radius of the random start, in pixels of [0, 1]. "port" is what a third
+# party's port uses, "release" what the authors' configurations for CIFAR-10 say; those
+# act on tensors that the release has normalised before, where they mean something else.
+SETTINGS = {
+    "port": {"epsilon": 1 / 255, "start": 1 / 255},
+    "release": {"epsilon": 0.06, "start": 0.02},
+}
+BLOCK = 64  # images that share one graph; more gain nothing
+By = Literal["acc", "margin"]
+
+
+class Response(NamedTuple):
+    """How the network fares on images pushed for each map of a layer, all (c,) float64.
+
+    Args:
+        acc: accuracy, 0..1: the score of the paper.
+        loss: mean cross-entropy, which breaks ties of `acc`.
+        margin: mean of the true class's logit minus the best other one.
+    """
+
+    acc: Tensor
+    loss: Tensor
+    margin: Tensor
+
+
+def random_start(x: Tensor, start: float, generator: torch.Generator) -> Tensor:
+    """clip(x +- start), the sign drawn for each pixel: (n, c, h, w) in [0, 1]."""
+    d = generator.device
+    sign = torch.randint(2, x.shape, generator=generator, device=d, dtype=torch.int8)
+    return (x + start * (2 * sign - 1).to(x.device)).clamp(0, 1)
+
+
+def plain_push(
+    model: nn.Module, x: Tensor, x0: Tensor, layer: str, i: int, epsilon: float
+) -> Tensor:
+    """Images moved one step so that map i of a convolution changes: (n, c, h, w).
+
+    Args:
+        x: pixels in [0, 1]; x0: where the step begins, see :func:`random_start`. At
+            x0 = x the gradient is exactly zero and nothing moves.
+    """
+    seen: list[Tensor] = []  # copies: a ReLU behind may write into the output
+
+    def see(_, out):
+        seen.append(out[:, i].clone())
+
+    x0 = x0.clone().requires_grad_()
+    with evaluating(model), watching(model, see, [layer]):
+        model(x)
+        model(x0)
+    j = (seen[1] - seen[0].detach()).square().mean()
+    (gradient,) = torch.autograd.grad(j, x0)
+    return (x0.detach() + epsilon * gradient.sign()).clamp(0, 1)
+
+
+def plain_scores(
+    model: nn.Module, x: Tensor, y: Tensor, x0: Tensor, layer: str, epsilon: float
+) -> Response:
+    """The scores of one convolution, map by map; the reference for :func:`scores`."""
+    rows = []
+    for i in range(model.get_submodule(layer).out_channels):
+        pushed = plain_push(model, x, x0, layer, i, epsilon)
+        with torch.no_grad(), evaluating(model):
+            rows.append(judge(model(pushed), y).mean(1))
+    return Response(*torch.stack(rows, 1))
+
+
+def judge(logits: Tensor, y: Tensor) -> Tensor:
+    """Hit (0 or 1), cross-entropy and margin of each image: (n, k) -> (3, n) float64.
+
+    The margin is the true class's logit minus the best other one.
+    """
+    logits = logits.double()
+    true = logits.gather(1, y[:, None])[:, 0]
+    other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    loss = F.cross_entropy(logits, y, reduction="none")
+    return torch.stack([(logits.argmax(1) == y).double(), loss, true - other])
+
+
+# ------------------------------------------------------------- the same, many at once
+
+
+class _Reached(Exception):
+    """Thrown at a layer to leave the rest of the network out."""
+
+
+def _upto(model: nn.Module, x: Tensor, layer: str) -> Tensor:
+    """The output of `layer` for pixels x; nothing behind it is computed."""
+    seen = []
+
+    def stop(_, __, out):
+        seen.append(out)
+        raise _Reached
+
+    hook = model.get_submodule(layer).register_forward_hook(stop)
+    try:
+        with suppress(_Reached):
+            model(x)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def gradients(
+    model: nn.Module, x: Tensor, x0: Tensor, layer: str, step: int = 1
+) -> Iterator[tuple[slice, Tensor]]:
+    """dJ/dx0 of every map of a layer: pairs (maps, (m, n, c, h, w)), m at most `step`.
+
+    One forward up to the layer serves all its maps. The gradient of map i is the
+    vector-Jacobian product with 2 (f(x0) - f(x)) / size in map i and zero elsewhere;
+    `step` of them are pulled back together.
+    """
+    with torch.no_grad():
+        clean = _upto(model, x, layer)
+    x0 = x0.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        moved = _upto(model, x0, layer)
+    change = 2 * (moved.detach() - clean) / moved[:, 0].numel()
+    maps = moved.shape[1]
+    for first in range(0, maps, step):
+        part = slice(first, min(first + step, maps))
+        m = part.stop - first
+        pull = moved.new_zeros(m, *moved.shape)
+        rows = torch.arange(m, device=x.device)
+        pull[rows, :, rows + first] = change[:, part].transpose(0, 1)
+        if m == 1:  # on a CPU faster than batching, which only saves kernel launches
+            (g,) = torch.autograd.grad(moved, x0, pull[0], retain_graph=True)
+            yield part, g[None]
+        else:
+            yield (
+                part,
+                torch.autograd.grad(
+                    moved, x0, pull, retain_graph=True, is_grads_batched=True
+                )[0],
+            )
+
+
+def execution_order(
+    model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)
+) -> list[str]:
+    """Names of the convolutions in the order in which they first run.
+
+    `named_modules` gives the order of definition, where a shortcut may come last that
+    runs first. A convolution that never runs is left out.
+    """
+    p = next(model.parameters())
+    order: list[str] = []
+    convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    try:
+        with (
+            torch.no_grad(),
+            evaluating(model),
+            watching(model, lambda name, _: order.append(name), convs),
+        ):
+            model(torch.rand(2, *shape, device=p.device, dtype=p.dtype))
+    except RuntimeError as e:
+        raise ValueError(
+            f"the model does not accept images of shape {tuple(shape)}."
+        ) from e
+    return list(dict.fromkeys(order))
+
+
+def scores(
+    model: nn.Module,
+    images: Images,
+    *,
+    epsilon: float = 1 / 255,
+    start: float = 1 / 255,
+    layers: Sequence[str] | None = None,
+    n: int = 512,
+    starts: int = 1,
+    chunk: int | None = None,
+    bf16: bool = False,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+) -> dict[str, Response]:
+    """The response of every feature map: convolution name -> :class:`Response`.
+
+    Args:
+        epsilon: the step, in pixels of [0, 1]; start: the radius of the random start,
+            which all maps share. See :data:`SETTINGS`.
+        layers: names of convolutions; default all, in the order of execution.
+        n: at most so many random images score; with few of them most maps tie.
+        starts: average over so many random starts; the paper takes one.
+        chunk: perturbed images that are in memory at once; default 64 on a CPU, where
+            more gain nothing, and 4096 on a GPU. Changes the order of sums, not more.
+        bf16: rank in bfloat16, which moves single predictions. Gradients stay float32:
+            their small entries would change sign.
+        checkpoint: file renewed every 20 seconds and deleted at the end. The same
+            call, started again after a stop, goes on there and ends with equal scores.
+
+    Raises:
+        ValueError: no images or no convolution, labels that the model does not know, a
+            step or start that is not positive (without a start every gradient is zero).
+    """
+    found, keep = _score(
+        model, images, epsilon, start, layers, n, starts, chunk, bf16, generator,
+        checkpoint,
+    )  # fmt: skip
+    keep.done()
+    return found
+
+
+def _score(
+    model, images, epsilon, start, layers, n, starts, chunk, bf16, generator, checkpoint
+) -> tuple[dict[str, Response], Checkpoint]:
+    """`scores`, and its checkpoint, which holds them all until it is told `done`."""
+    for name, value in (("epsilon", epsilon), ("start", start)):
+        if not value > 0:
+            raise ValueError(
+                f"{name} must be positive, but is {value}: without a random start "
+                "every gradient is exactly zero, and without a step nothing moves."
+            )
+    if len(images) == 0:
+        raise ValueError("FMP needs clean images, but there are none.")
+    if min(n, starts, 1 if chunk is None else chunk) < 1:
+        raise ValueError(
+            f"n, starts and chunk must be at least 1, not {n}, {starts} and {chunk}."
+        )
+    layers = _known(model, images, layers)
+    weight = next(model.parameters())
+    device = weight.device
+    chunk = chunk or (4096 if device.type == "cuda" else BLOCK)
+    about = {"model": fingerprint(model), "data": images.digest(), "n": n}
+    about |= {"epsilon": epsilon, "start": start, "starts": starts, "layers": layers}
+    about |= {"chunk": chunk, "bf16": bf16, "seed": generator.initial_seed()}
+    keep = Checkpoint(checkpoint, about)
+    if len(images) > n:
+        d = generator.device
+        order = torch.randperm(len(images), generator=generator, device=d)
+        images = images[order[:n]]
+    x, y = images.pixels().to(weight.dtype), images.y.repeat(starts)
+    x0 = torch.cat([random_start(x, start, generator) for _ in range(starts)])
+    x = x.repeat(starts, 1, 1, 1)
+    # A copy: its modes and flags can change while the caller's model stays as it is.
+    net = copy.deepcopy(model).eval().requires_grad_(False)
+    net.to(memory_format=torch.channels_last)
+    widths = [net.get_submodule(name).out_channels for name in layers]
+    sums = {
+        name: torch.zeros(3, c, dtype=torch.float64)
+        for name, c in zip(layers, widths, strict=True)
+    }
+    done = 0
+    if (saved := keep.load()) is not None:
+        sums, done = {name: saved[0][name] for name in layers}, saved[1]["jobs"]
+    size = min(len(y), BLOCK, chunk)
+    step = max(1, chunk // size)
+    autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    jobs = 0
+    for name, total in sums.items():
+        per_block = -(-total.shape[1] // step)
+        for block in torch.arange(len(y)).split(size):
+            if jobs + per_block <= done:  # what a stopped call has finished
+                jobs += per_block
+                continue
+            a, b = (
+                t[block].to(device, memory_format=torch.channels_last) for t in (x, x0)
+            )
+            truth = y[block].to(device)
+            for maps, gradient in gradients(net, a, b, name, step):
+                jobs += 1
+                if jobs <= done:
+                    continue
+                m = len(gradient)
+                with torch.no_grad(), autocast:
+                    pushed = (b + epsilon * gradient.sign()).clamp(0, 1).flatten(0, 1)
+                    logits = net(pushed.contiguous(memory_format=torch.channels_last))
+                rows = judge(logits, truth.repeat(m)).view(3, m, -1)
+                total[:, maps] += rows.sum(2).cpu()
+                if keep.due():
+                    keep.save(sums, jobs=jobs)
+    keep.save(sums, jobs=jobs)
+    return {name: Response(*(s / len(y))) for name, s in sums.items()}, keep
+
+
+def _known(model: nn.Module, images: Images, layers: Sequence[str] | None) -> list[str]:
+    """The convolutions to score, after a look at whether all fits together."""
+    known = execution_order(model, images.shape)
+    if not known:
+        raise ValueError(
+            "FMP needs a convolution, and this model has none that runs; take a "
+            "defense that prunes something else."
+        )
+    layers = known if layers is None else list(layers)
+    if not layers:
+        raise ValueError(f"layers names no layer; choose from {', '.join(known)}.")
+    if unknown := [name for name in layers if name not in known]:
+        raise ValueError(
+            f"the model runs no convolution {unknown[0]!r}; choose from "
+            f"{', '.join(known)}."
+        )
+    k = logits_of(model, images.x[:1]).shape[1]
+    if k < images.k:
+        raise ValueError(
+            f"the model tells {k} classes apart, but the images have {images.k}."
+        )
+    return layers
+
+
+# ------------------------------------------------------------- choosing and pruning
+
+
+def select(
+    score: Mapping[str, Response],
+    p: float = 64,
+    *,
+    by: By = "acc",
+    least: int = 0,
+    z: float | None = None,
+) -> dict[str, Tensor]:
+    """The maps to prune: name -> positions (m,), the floor(N / p) worst of N per layer.
+
+    Args:
+        p: at least 1. A layer of fewer than p maps loses none.
+        by: "acc" takes the lowest accuracies, of equal ones that with the higher
+            cross-entropy, then the first; "margin" the smallest mean margins, which do
+            not tie.
+        least: take at least so many from each layer; for networks narrower than p.
+        z: not a fixed share, but every map more than z deviations below its layer's
+            mean (of `by`), possibly none; p and least then do not matter.
+    """
+    if not p >= 1:
+        raise ValueError(f"p must be at least 1, but is {p}; the authors use 64.")
+    if by not in ("acc", "margin"):
+        raise ValueError(f"unknown score {by!r}; acc or margin.")
+    if least < 0 or (z is not None and z < 0):
+        raise ValueError(f"least and z must not be negative, but are {least} and {z}.")
+    out = {}
+    for name, r in score.items():
+        value = getattr(r, by)
+        order = r.loss.argsort(descending=True, stable=True)
+        order = order[value[order].argsort(stable=True)]
+        if z is None:
+            m = min(len(value), max(int(len(value) // p), least))
+        else:  # one map has no deviation
+            cut = value.mean() - z * value.std() if len(value) > 1 else -torch.inf
+            m = int((value < cut).sum())
+        out[name] = order[:m].sort().values
+    return out
+
+
+def released_order(
+    model: nn.Module, chosen: Mapping[str, Tensor], order: Sequence[str]
+) -> dict[str, Tensor]:
+    """What the released code prunes: lists of one order applied in the other.
+
+    Args:
+        order: the convolutions in the order of execution, see :func:`execution_order`.
+
+    The k-th list that was collected goes to the k-th convolution that was defined.
+
+    Raises:
+        ValueError: this pairs layers of different widths.
+    """
+    defined = [name for name, _ in model.named_modules() if name in set(order)]
+    out = {}
+    for here, there in zip(defined, order, strict=True):
+        widths = [model.get_submodule(n).out_channels for n in (here, there)]
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"the released order would give {here} the list of {there}, which has "
+                f"{widths[1]} maps instead of {widths[0]}; leave out released."
+            )
+        out[here] = chosen[there]
+    return out
+
+
+def scales_of(
+    model: nn.Module,
+    channels: Mapping[str, Tensor],
+    pairing: Literal["flow", "order"] = "flow",
+    shape: tuple[int, int, int] = (3, 32, 32),
+) -> dict[str, Tensor]:
+    """The BatchNorm scales that belong to these maps: BatchNorm name -> positions.
+
+    A BatchNorm that normalises a sum of branches belongs to none of them, see
+    `surgery.pair_by_flow`; "order" is the release's pairing, by definition order.
+    """
+    by_order = pairing == "order"
+    found = pair_by_order(model) if by_order else pair_by_flow(model, shape)
+    return {p.bn: channels[p.conv] for p in found.pairs if p.conv in channels}
+
+
+def repair(
+    model: nn.Module,
+    clean: Images,
+    channels: Mapping[str, Tensor],
+    *,
+    pairing: Literal["flow", "order"] = "flow",
+    hold_mask: bool = False,
+    epochs: float = 10,
+    lr: float = 0.01,
+    batch: int = 32,
+    augment: Augment | None = None,
+    each_epoch: Callable[[nn.Module], dict] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    generator: torch.Generator,
+    **options,
+) -> Purified:
+    """The second half of FMP, for any choice of maps: prune, then fine-tune.
+
+    Filters become zero and with them the scales of their own BatchNorms; shifts stay.
+
+    Args:
+        channels: convolution name -> positions.
+        pairing: see :func:`scales_of`.
+        hold_mask: what was pruned stays zero. The release does not hold it. A filter
+            that only a BatchNorm with scale zero reads gets no gradient and stays off
+            anyway; one that feeds a sum (pre-activation networks) grows back.
+        epochs: 0 only prunes.
+        lr, batch, augment, options: for `train.fit`; no weight decay and no warm-up
+            unless given. The rate falls from lr to almost zero along a cosine, with
+            Nesterov momentum; in the release it ends at 1e-4, with plain momentum.
+        each_epoch: see `train.fit`; what it returns joins the log's history.
+
+    The log holds `scales`, `history` (a row per epoch, with the number of maps
+    `revived`) and `revived` at the end.
+    """
+    begun = time.perf_counter()
+    if epochs < 0:
+        raise ValueError(f"epochs must not be negative, but is {epochs}.")
+    channels = {name: which.cpu() for name, which in channels.items()}
+    scales = scales_of(model, channels, pairing, clean.shape)
+    off = {**channels, **scales}
+    repaired = without(model, off, shift=False)
+
+    def look(m: nn.Module) -> dict:
+        return {"revived": revived(m, channels)} | (each_epoch(m) if each_epoch else {})
+
+    rows: list[dict] = []
+    if epochs > 0:
+        clean = clean.to(next(repaired.parameters()).device)
+        defaults = {"weight_decay": 0.0, "warmup": 0.0, "verbose": False}
+        with held(repaired, off if hold_mask else None):
+            history = fit(
+                repaired,
+                clean,
+                epochs=epochs,
+                lr=lr,
+                batch=batch,
+                augment=augment,
+                each_epoch=look,
+                checkpoint=checkpoint,
+                generator=generator,
+                **(defaults | options),
+            )
+        if history.interrupted:  # a half-repaired model is nobody's result
+            raise KeyboardInterrupt
+        rows = history.epochs
+    else:
+        repaired.eval()
+    log = {"scales": scales, "history": rows, "revived": revived(repaired, channels)}
+    return Purified(repaired, channels, log, time.perf_counter() - begun)
+
+
+def fmp(
+    model: nn.Module,
+    clean: Images,
+    *,
+    p: float = 64,
+    epsilon: float = 1 / 255,
+    start: float = 1 / 255,
+    n: int = 512,
+    starts: int = 1,
+    by: By = "acc",
+    least: int = 0,
+    z: float | None = None,
+    chunk: int | None = None,
+    bf16: bool = False,
+    released: bool = False,
+    hold_mask: bool = False,
+    epochs: float = 10,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+    **options,
+) -> Purified:
+    """Score every feature map, prune the worst of each layer, fine-tune.
+
+    Args:
+        clean: the defender's images: they score and they fine-tune.
+        p, by, least, z: which maps go, see :func:`select`.
+        epsilon, start, n, starts, chunk, bf16: see :func:`scores`.
+        released: apply the lists in the order in which the release does, and pair
+            BatchNorms by definition order. Pre-activation networks then lose other maps
+            than those that scored worst.
+        hold_mask, epochs, options (lr, batch, augment, each_epoch and others): see
+            :func:`repair`; epochs=0 only prunes.
+        checkpoint: file for scores; fine-tuning keeps another, with ".tune" added.
+
+    Raises:
+        ValueError: see :func:`scores`, :func:`select` and :func:`released_order`.
+
+    Source: the paper above, and its released code where the paper leaves things open.
+    """
+    begun = time.perf_counter()
+    select({}, p, by=by, least=least, z=z)  # refuse before, not after the hours
+    if epochs < 0:
+        raise ValueError(f"epochs must not be negative, but is {epochs}.")
+    if released:
+        names = execution_order(model, clean.shape)
+        empty = torch.zeros(0, dtype=torch.int64)
+        released_order(model, dict.fromkeys(names, empty), names)
+    found, keep = _score(
+        model,
+        clean,
+        epsilon,
+        start,
+        None,
+        n,
+        starts,
+        chunk,
+        bf16,
+        generator,
+        checkpoint,
+    )
+    chosen = select(found, p, by=by, least=least, z=z)
+    if not any(map(len, chosen.values())):
+        warnings.warn(
+            f"FMP prunes nothing: no layer has {p:g} maps, or none stands out; lower p "
+            "or set least=1.",
+            stacklevel=2,
+        )
+    if released:
+        chosen = released_order(model, chosen, list(found))
+    tune = None if checkpoint is None else Path(f"{checkpoint}.tune")
+    repaired = repair(
+        model,
+        clean,
+        chosen,
+        pairing="order" if released else "flow",
+        hold_mask=hold_mask,
+        epochs=epochs,
+        checkpoint=tune,
+        generator=generator,
+        **options,
+    )
+    keep.done()
+    log = {"p": p, "epsilon": epsilon, "start": start, "scores": found}
+    log |= repaired.log
+    seconds = time.perf_counter() - begun
+    return Purified(repaired.model, repaired.pruned, log, seconds)
+
+
+def fmp_random(
+    model: nn.Module,
+    clean: Images,
+    like: Mapping[str, Tensor],
+    *,
+    generator: torch.Generator,
+    **options,
+) -> Purified:
+    """The control of FMP: as many random maps in each layer, all else the same.
+
+    `controls.prune_random` zeroes filters only, so that under fine-tuning its channels
+    grow back where FMP's stay off.
+
+    Args:
+        like: convolution name -> positions, as in `Purified.pruned` of :func:`fmp`.
+        options: of :func:`repair`.
+    """
+    chosen = {}
+    for name, which in like.items():
+        maps = model.get_submodule(name).out_channels
+        order = torch.randperm(maps, generator=generator, device=generator.device)
+        chosen[name] = order[: len(which)].cpu().sort().values
+    return repair(model, clean, chosen, generator=generator, **options)

@@ -1,0 +1,287 @@
+"""I-BAU: unlearn the worst perturbation that fits all images, by implicit gradients.
+
+Zeng, Chen, Park, Mao, Jin and Jia, "Adversarial Unlearning of Backdoors via Implicit
+Hypergradient", ICLR 2022. A trigger is a small universal perturbation with a large
+effect. So I-BAU solves, on clean images,
+
+    min over w of max over ||d|| <= C of H(d, w) = mean loss(f_w(x + d), y)
+
+The inner maximum is searched by gradient ascent, d <- P(d + a grad_d H), with P the
+projection onto the ball. The outer step follows the gradient of psi(w) = H(d(w), w),
+
+    grad psi = grad_w H + (dd/dw)^T grad_d H
+
+whose second term counts that the perturbation answers a change of the weights. With
+phi(d, w) an ascent step, d = phi(d, w) gives (dd/dw)^T v = phi_w^T (I - phi_d^T)^-1 v,
+and the inverse is iterated: u <- phi_d^T u + grad_d H, a few times.
+
+Two facts about that second term. Where the inner maximum is exact it is zero, as the
+slope along the ball vanishes there (Danskin's theorem). And the iteration converges
+only where the inner maximum is a strict one; where the ascent stopped on a slope that
+still steepens, phi_d stretches and u grows with every iteration. So a few iterations of
+a small step are taken, and what they add is a correction for an unfinished ascent.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle, islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bdcourse.attacks.base import fresh_seed
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.data import Images
+from bdcourse.defenses.base import Purified
+from bdcourse.models import fingerprint
+from bdcourse.train import Augment
+
+
+def hypergradient(
+    outer: Callable[[Tensor], Tensor],
+    ascend: Callable[[Tensor], Tensor],
+    delta: Tensor,
+    weights: Sequence[Tensor],
+    iterations: int,
+) -> list[Tensor]:
+    """Gradient by the weights of outer(delta(weights)): one tensor for each weight.
+
+    Args:
+        outer: delta -> loss, also a function of the weights.
+        ascend: delta -> delta after one inner step, also a function of the weights;
+            delta(weights) is its fixed point.
+        delta: where the inner steps have come to.
+        iterations: of u <- ascend_delta^T u + grad_delta outer, from u = 0. With 0 the
+            answer of the perturbation is left out: adversarial training.
+    """
+    delta = delta.detach().requires_grad_()
+    by_delta, *direct = torch.autograd.grad(outer(delta), [delta, *weights])
+    after, u = ascend(delta), torch.zeros_like(delta)
+    for _ in range(iterations):
+        u = torch.autograd.grad(after, delta, u, retain_graph=True)[0] + by_delta
+    implicit = torch.autograd.grad(after, weights, u, materialize_grads=True)
+    return [a + b for a, b in zip(direct, implicit, strict=True)]
+
+
+def project(delta: Tensor, radius: float) -> Tensor:
+    """The nearest perturbation of L2 norm `radius` at most, differentiable."""
+    return delta * (radius / delta.norm().clamp(min=1e-12)).clamp(max=1)
+
+
+def perturbed_loss(model: nn.Module, x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
+    """H: cross-entropy with one perturbation (1, c, h, w) on all pixels x in [0, 1]."""
+    return F.cross_entropy(model((x + delta).clamp(0, 1)), y)
+
+
+def ascent(
+    model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, rate: float, radius: float
+) -> Tensor:
+    """One inner step, phi: up the gradient, back into the ball; differentiable."""
+    loss = perturbed_loss(model, x, y, delta)
+    (g,) = torch.autograd.grad(loss, delta, create_graph=True)
+    return project(delta + rate * g, radius)
+
+
+Batch = tuple[Tensor, Tensor]  # pixels in [0, 1] (n, c, h, w), labels (n,)
+
+
+def universal(
+    model: nn.Module, batches: Iterable[Batch], rate: float, radius: float
+) -> Tensor:
+    """A perturbation (1, c, h, w) that raises the loss of all images, one step a batch.
+
+    Args:
+        model: in eval mode.
+        rate: of the steps along the gradient; radius: largest L2 norm.
+    """
+    delta = None
+    for x, y in batches:
+        delta = torch.zeros_like(x[:1]) if delta is None else delta
+        delta = ascent(model, x, y, delta.requires_grad_(), rate, radius).detach()
+    return delta
+
+
+def unlearn(
+    model: nn.Module,
+    delta: Tensor,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    rate: float,
+    radius: float,
+    iterations: int,
+) -> None:
+    """One outer step along the hypergradient for each batch, in place.
+
+    Args:
+        rate: of the ascent step whose fixed point the perturbation is taken to be.
+    """
+    weights = [w for w in model.parameters() if w.requires_grad]
+    for x, y in batches:
+        gradients = hypergradient(
+            lambda d, x=x, y=y: perturbed_loss(model, x, y, d),
+            lambda d, x=x, y=y: ascent(model, x, y, d, rate, radius),
+            delta,
+            weights,
+            iterations,
+        )
+        for w, g in zip(weights, gradients, strict=True):
+            w.grad = g
+        optimizer.step()
+
+
+def i_bau(
+    model: nn.Module,
+    clean: Images,
+    *,
+    rounds: int = 5,
+    passes: int = 5,
+    radius: float = 1.0,
+    steps: int = 20,
+    rate: float = 10.0,
+    iterations: int = 5,
+    solve_rate: float = 0.01,
+    lr: float = 1e-3,
+    batch: int = 32,
+    augment: Augment | None = None,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+) -> Purified:
+    """Alternate between finding a universal perturbation and unlearning it.
+
+    A round starts from no perturbation, takes `steps` inner steps, each on the next
+    mini-batch, and then outer steps of Adam, `passes` times over the clean images.
+    The network stays in eval mode, so that H is a function of weights and pixels alone.
+
+    Args:
+        rounds: 5 is BackdoorBench's configuration; the authors' README shows 3.
+        passes: ours; 240 images make 8 outer steps a pass.
+        radius: largest L2 norm of the perturbation, in pixels of [0, 1]. Ours.
+        steps, rate: of the inner ascent. Ours; where the loss is near zero so is its
+            gradient, which needs a large rate to come off the ground.
+        iterations: of the fixed point, see :func:`hypergradient`; 5 is the README's and
+            BackdoorBench's. 0 is adversarial training against the perturbation.
+        solve_rate: of the ascent step in the fixed point. Ours: at 0.1 the iteration
+            already diverged on some victims, at `rate` on all whose ascent was not
+            finished.
+        lr: of Adam; 0.001 is the README's, BackdoorBench takes 0.0001. batch: ours.
+        augment: random crops and flips; None takes the images as they are.
+        generator: decides the batches, and the augmentation.
+        checkpoint: file that is renewed after each round and deleted at the end. The
+            same call, started again after a stop, ends where it would have ended.
+
+    Returns:
+        in `log`, one number a round: `clean` (loss without perturbation), `worst` (loss
+        with what the inner steps found), `unlearned` (with the same perturbation, after
+        the outer steps); and the last round's `delta` (1, c, h, w).
+
+    Raises:
+        ValueError: fewer than two images, or a number that is negative or zero.
+
+    Source: Zeng et al., ICLR 2022, algorithm 1. Born in lesson 09.
+    """
+    start = time.perf_counter()
+    if len(clean) < 2:
+        raise ValueError(f"I-BAU needs at least two clean images, not {len(clean)}.")
+    counts = {"rounds": rounds, "passes": passes, "steps": steps, "batch": batch}
+    sizes = {"radius": radius, "rate": rate, "solve_rate": solve_rate, "lr": lr}
+    for name, number in {**counts, **sizes, "iterations": iterations}.items():
+        least = 1 if name in counts else 0
+        if number < least or (name in sizes and number == 0):
+            bound = "above 0" if name in sizes else f"at least {least}"
+            raise ValueError(f"{name} must be {bound}, not {number}.")
+    about = {"defense": "i_bau", "model": fingerprint(model), "data": clean.digest()}
+    about |= {**counts, **sizes, "iterations": iterations}
+    about |= {"augment": augment and [augment.pad, augment.flip]}
+    about["seed"] = generator.initial_seed()
+    keep = Checkpoint(checkpoint, about)
+    device = clean.x.device
+    if generator.device != device:
+        generator = torch.Generator(device).manual_seed(fresh_seed(generator))
+    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last).eval()
+    weights = [w for w in model.parameters() if w.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr)
+    course: list[dict[str, float]] = []
+    delta = torch.zeros(1, *clean.shape, device=device)
+    if (saved := keep.load()) is not None:
+        course = saved[1]["course"]
+        delta = _resume(saved[0], model, optimizer, generator).to(device)
+    augment = augment or Augment(pad=0)
+    crops = augment.prepare(clean.x)
+
+    def draw(rows: Iterable[Tensor]) -> Iterator[Batch]:
+        for r in rows:
+            x = augment(crops, r, clean.shape[0], generator)
+            yield x.float() / 255, clean.y[r]
+
+    # The fast kernels of attention have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        while len(course) < rounds:
+            order = torch.randperm(len(clean), generator=generator, device=device)
+            parts = order.split(batch)
+            row = {"clean": _loss(model, clean, torch.zeros_like(delta))}
+            delta = universal(model, draw(islice(cycle(parts), steps)), rate, radius)
+            row["worst"] = _loss(model, clean, delta)
+            unlearn(
+                model, delta, draw(parts * passes), optimizer,
+                rate=solve_rate, radius=radius, iterations=iterations,
+            )  # fmt: skip
+            row["unlearned"] = _loss(model, clean, delta)
+            course.append(row)
+            if checkpoint is not None:
+                _keep(keep, model, optimizer, generator, delta, course)
+    for w in weights:
+        w.grad = None
+    keep.done()
+    log = {key: [row[key] for row in course] for key in ("clean", "worst", "unlearned")}
+    log["delta"] = delta.cpu()
+    return Purified(model, log=log, seconds=time.perf_counter() - start)
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, images: Images, delta: Tensor) -> float:
+    """H on all images."""
+    total = 0.0
+    for part in torch.arange(len(images)).split(250):
+        part = images[part]
+        loss = perturbed_loss(model, part.pixels(), part.y, delta)
+        total += float(loss) * len(part)
+    return total / len(images)
+
+
+def _keep(
+    keep: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Adam,
+    generator: torch.Generator,
+    delta: Tensor,
+    course: list[dict[str, float]],
+) -> None:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, w in enumerate(optimizer.param_groups[0]["params"]):
+        tensors |= {f"adam.{i}.{k}": v for k, v in optimizer.state[w].items()}
+    tensors |= {"generator": generator.get_state(), "delta": delta}
+    keep.save(tensors, course=course)
+
+
+def _resume(
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Adam,
+    generator: torch.Generator,
+) -> Tensor:
+    state = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+    model.load_state_dict(state)
+    for i, w in enumerate(optimizer.param_groups[0]["params"]):
+        for k in ("exp_avg", "exp_avg_sq"):
+            moment = torch.empty_like(w)
+            optimizer.state[w][k] = moment.copy_(tensors[f"adam.{i}.{k}"])
+        optimizer.state[w]["step"] = tensors[f"adam.{i}.step"]
+    generator.set_state(tensors["generator"])
+    return tensors["delta"]

@@ -1,0 +1,258 @@
+"""What defenses share that learn a mask: one number in [0, 1] for each channel.
+
+The mask m_k of a BatchNorm channel multiplies its scale, gamma_k -> m_k gamma_k; the
+shift beta_k stays, so a channel with mask 0 still emits the constant beta_k. The masks
+start at 1 and are the only thing that moves. Born in lesson 07.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.data import Images, progress
+from bdcourse.defenses.base import furthest
+from bdcourse.surgery import without
+
+Masks = dict[str, Tensor]  # BatchNorm name -> (c,) in [0, 1]
+#: step(masks, x, y) -> (named terms of the loss, the gradient for each mask)
+Step = Callable[[Masks, Tensor, Tensor], tuple[dict[str, Tensor], Sequence[Tensor]]]
+
+LADDER = tuple(i / 20 for i in range(19))  # the thresholds that are tried: 0 .. 0.9
+
+
+def maskable(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """The model's BatchNorm2d layers with scale and shift, by name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, nn.BatchNorm2d) and m.weight is not None
+    }
+    if not found:
+        raise ValueError(
+            "the model has no BatchNorm2d with a scale for a mask to act on; a defense "
+            "such as finetune does without."
+        )
+    return found
+
+
+def ones(model: nn.Module) -> Masks:
+    """The masks that change nothing."""
+    return {n: torch.ones_like(bn.weight.detach()) for n, bn in maskable(model).items()}
+
+
+def scales(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """The masked BatchNorm scales under their parameter names: "bn1.weight" -> (c,)."""
+    modules = dict(model.named_modules())
+    return {f"{n}.weight": m * modules[n].weight for n, m in masks.items()}
+
+
+def forward(model: nn.Module, masks: Masks, x: Tensor) -> Tensor:
+    """Logits of the masked model for pixels x; nothing in the model is edited."""
+    return functional_call(model, scales(model, masks), (x,))
+
+
+def normalise_by_batch(model: nn.Module) -> nn.Module:
+    """Put the BatchNorms, and only them, in train mode; returns the model.
+
+    Dropout stays off: it would draw from torch's global generator.
+    """
+    model.eval()
+    for m in model.modules():
+        if isinstance(m, _BatchNorm):
+            m.train()
+    return model
+
+
+def frozen(model: nn.Module, *, training: bool = False) -> nn.Module:
+    """A copy to learn masks on: no gradients for its weights, channels_last.
+
+    Args:
+        training: BatchNorms normalise by the batch, and the running statistics of this
+            copy move; False uses the running statistics and leaves them alone.
+    """
+    model = copy.deepcopy(model).requires_grad_(False)
+    model = model.to(memory_format=torch.channels_last)
+    return normalise_by_batch(model) if training else model.eval()
+
+
+@torch.no_grad()
+def baked(model: nn.Module, masks: Masks) -> nn.Module:
+    """A copy of the model with the masks multiplied into its BatchNorm scales."""
+    model = copy.deepcopy(model)
+    for name, m in masks.items():
+        model.get_submodule(name).weight.mul_(m)
+    return model
+
+
+def below(masks: Masks, t: float) -> dict[str, Tensor]:
+    """Channels whose mask is at most t: BatchNorm name -> positions (m,)."""
+    return {n: (m <= t).nonzero().flatten().cpu() for n, m in masks.items()}
+
+
+def ladder(
+    masks: Masks, thresholds: Iterable[float] = LADDER
+) -> list[tuple[float, dict[str, Tensor]]]:
+    """What each threshold would prune, for `defenses.base.furthest`: [(t, channels)].
+
+    The mask with the value 1 is never pruned, whatever the threshold.
+    """
+    return [(t, below(masks, t)) for t in sorted(thresholds) if t < 1]
+
+
+def prune(
+    model: nn.Module,
+    masks: Masks,
+    held: Images | None,
+    threshold: float | None,
+    max_drop: float,
+) -> tuple[nn.Module, dict[str, Tensor], float | None]:
+    """Switch off the channels with the lowest masks: (model, channels, threshold).
+
+    Shifts are kept, as they were while the masks were learned.
+
+    Args:
+        held: the threshold is the last of `LADDER` before the first that costs more
+            than `max_drop` accuracy on these images; None in the result if already
+            the first does, and nothing is pruned.
+        threshold: use this one instead.
+    """
+    if threshold is None:
+        threshold = furthest(model, ladder(masks), held, max_drop, shift=False)
+    channels = {} if threshold is None else below(masks, threshold)
+    return without(model, channels, shift=False), channels, threshold
+
+
+def require_threshold(
+    held: Images | None, threshold: float | None, max_drop: float
+) -> None:
+    """Refuse what `prune` could not work with, before anything is learned."""
+    if held is None and threshold is None:
+        raise ValueError(
+            "a threshold is chosen on held-out clean images; give held, or a threshold."
+        )
+    if held is not None and len(held) == 0:
+        raise ValueError("held has no image to choose a threshold on.")
+    if threshold is not None and not 0 <= threshold < 1:
+        raise ValueError(
+            f"threshold must lie in 0..1, 1 excluded, but is {threshold}; a mask of 1 "
+            "is a channel that nothing speaks against."
+        )
+    if not 0 <= max_drop <= 1:
+        raise ValueError(f"max_drop is a share in 0..1, not {max_drop}.")
+
+
+def require_positive(**values: float) -> None:
+    """Refuse numbers at or below zero, by name; also nan and infinity."""
+    for name, value in values.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be above 0 and finite, not {value}.")
+
+
+def require_share(**values: float) -> None:
+    """Refuse numbers outside 0..1, by name."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in 0..1, not {value}.")
+
+
+def require_images(clean: Images, least: int = 2) -> None:
+    """Refuse a set that is too small to learn from."""
+    if len(clean) < least:
+        raise ValueError(
+            f"cannot learn masks on {len(clean)} images; at least {least} are needed."
+        )
+
+
+def stage(path: str | os.PathLike | None, name: str) -> str | None:
+    """Where one stage of a method keeps its checkpoint, beside that of the whole."""
+    return None if path is None else f"{os.fspath(path)}.{name}"
+
+
+def require_moved(masks: Masks) -> None:
+    """Refuse masks that are all still 1: no gradient has reached them."""
+    if all(bool((m == 1).all()) for m in masks.values()):
+        raise RuntimeError(
+            "no mask has moved from 1, so nothing was learned; look whether the "
+            "model's output depends on its BatchNorms at all."
+        )
+
+
+def learn(
+    masks: Masks,
+    clean: Images,
+    step: Step,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    momentum: float,
+    generator: torch.Generator,
+    keep: Checkpoint,
+) -> tuple[Masks, dict[str, list[float]]]:
+    """SGD with momentum on the masks alone, cut to [0, 1] after every step.
+
+    v <- momentum * v + gradient;  m <- clamp(m - lr * v, 0, 1). Each step sees a random
+    batch without repetition.
+
+    Args:
+        masks: where to start; left untouched.
+        step: gives the gradient; it may draw from `generator` too.
+        keep: on a finished run it holds the last state until its owner calls `done`.
+
+    Returns:
+        the masks, and each term of the loss step by step.
+    """
+    device, n = clean.x.device, len(clean)
+    m = {k: v.clone().requires_grad_(True) for k, v in masks.items()}
+    speed = {k: torch.zeros_like(v) for k, v in masks.items()}
+    course: dict[str, list[Tensor]] = {}
+    done = 0
+    if (saved := keep.load()) is not None:
+        tensors, notes = saved
+        done = notes["step"]
+        with torch.no_grad():
+            for k in m:
+                m[k].copy_(tensors[f"mask.{k}"])
+                speed[k].copy_(tensors[f"speed.{k}"])
+        course = {k: list(tensors[f"term.{k}"]) for k in notes["terms"]}
+        generator.set_state(tensors["generator"])
+
+    def save(now: int) -> None:
+        tensors = {f"mask.{k}": v for k, v in m.items()}
+        tensors |= {f"speed.{k}": v for k, v in speed.items()}
+        tensors |= {f"term.{k}": torch.stack(v) for k, v in course.items()}
+        tensors["generator"] = generator.get_state()
+        keep.save(tensors, step=now, terms=list(course))
+
+    for now in progress(range(done, steps), steps - done, "masks"):
+        order = torch.randperm(n, generator=generator, device=generator.device)
+        index = order[:batch].to(device)
+        x = clean.x[index].float() / 255
+        x = x.contiguous(memory_format=torch.channels_last)
+        terms, gradient = step(m, x, clean.y[index])
+        with torch.no_grad():
+            for k, g in zip(m, gradient, strict=True):
+                speed[k].mul_(momentum).add_(g)
+                m[k].sub_(lr * speed[k]).clamp_(0, 1)
+        for k, v in terms.items():  # read at the end: a number each step would wait
+            course.setdefault(k, []).append(v.detach())
+        if keep.due():
+            save(now + 1)
+    if done < steps:
+        save(steps)
+        require_moved(m)
+    read = {k: torch.stack(v).tolist() for k, v in course.items()}
+    return {k: v.detach() for k, v in m.items()}, read

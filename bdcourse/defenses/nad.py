@@ -1,0 +1,263 @@
+"""NAD: neural attention distillation, fine-tuning under the eyes of a teacher.
+
+Li, Lyu, Koren, Lyu, Li and Ma, "Neural Attention Distillation: Erasing Backdoor
+Triggers from Deep Neural Networks", ICLR 2021. The teacher is the suspicious model,
+fine-tuned for a few epochs on the clean images. The student is the suspicious model
+again, fine-tuned on the same images to answer right and to look where its teacher does:
+
+    A(F) = sum over channels of |F|^p, flattened, divided by its length
+    loss = cross-entropy + sum over stages l of beta_l * distance(A_l(student),
+                                                                  A_l(teacher))
+
+where F is the feature map at the end of a stage. A trigger that draws the attention of
+the student but no longer that of the teacher would be unlearned. So the method stands
+and falls with what fine-tuning did to the teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdcourse.activations import outputs, watching
+from bdcourse.attacks.base import Steering, fresh_seed
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.data import Images
+from bdcourse.defenses.base import Purified
+from bdcourse.metrics import logits
+from bdcourse.models import fingerprint
+from bdcourse.train import Augment, History, fit
+
+
+def attention(maps: Tensor, p: float = 2) -> Tensor:
+    """Where a layer is active: (n, c, h, w) -> (n, h * w), each row of length 1."""
+    energy = maps.float().abs().pow(p).sum(1).flatten(1)
+    return F.normalize(energy, dim=1)
+
+
+def attention_distance(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
+    """Mean squared difference of two attention maps, over images and positions: ().
+
+    Both (n, c, h, w) with the same n, h, w; channels may differ. Being a mean over
+    positions it is small (2 / (h * w) at most), which is why betas are large.
+    """
+    return (attention(student, p) - attention(teacher, p)).square().mean()
+
+
+def stages(model: nn.Module, images: Images) -> list[str]:
+    """The modules that give the last feature map of each size, from large to small.
+
+    In the ResNets these are layer1 to layer4. Maps of one position have no attention
+    and are left out, and so are maps inside a block that leaves it at another size: a
+    pre-activation block begins with a BatchNorm of the old one.
+    """
+    modules = {n: m for n, m in model.named_modules() if n}
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def see(name: str, out: Tensor) -> None:
+        maps = (
+            isinstance(out, Tensor) and out.ndim == 4 and out.shape[1:] != images.shape
+        )
+        if maps and out[0, 0].numel() > 1:
+            sizes[name] = tuple(out.shape[2:])
+
+    with watching(model, see, modules):
+        logits(model, images.x[:1])
+
+    def leaves_at_another_size(name: str) -> bool:
+        parts = name.split(".")
+        outer = (".".join(parts[:i]) for i in range(1, len(parts)))
+        blocks = (b for b in outer if not isinstance(modules[b], nn.Sequential))
+        return any(sizes.get(b, sizes[name]) != sizes[name] for b in blocks)
+
+    last = {size: n for n, size in sizes.items() if not leaves_at_another_size(n)}
+    return [last[size] for size in sorted(last, reverse=True)]
+
+
+class Attentive(Steering):
+    """Adds the attention distances to the loss of `fit`.
+
+    Args:
+        teacher: in eval mode.
+        mine, theirs: layer name -> maps of the current batch, kept by hooks on student
+            and teacher.
+        betas: layer name -> weight.
+    """
+
+    resumable = True
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        mine: dict[str, Tensor],
+        theirs: dict[str, Tensor],
+        betas: dict[str, float],
+        p: float,
+    ) -> None:
+        self.teacher, self.mine, self.theirs = teacher, mine, theirs
+        self.betas, self.p = betas, p
+        self.distances: list[Tensor] = []
+
+    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            self.teacher(x)
+        return x, y, torch.zeros_like(y)
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        apart = torch.stack(
+            [
+                attention_distance(self.mine[n], self.theirs[n], self.p)
+                for n in self.betas
+            ]
+        )
+        self.distances.append(apart.detach())
+        weights = apart.new_tensor(list(self.betas.values()))
+        return F.cross_entropy(logits, y) + weights @ apart
+
+    def distance(self, _: nn.Module) -> dict[str, float]:
+        """Mean distance of each layer over the steps since last asked."""
+        means, self.distances = torch.stack(self.distances).mean(0), []
+        return {
+            f"distance {n}": float(m) for n, m in zip(self.betas, means, strict=True)
+        }
+
+
+def distil(
+    student: nn.Module,
+    teacher: nn.Module,
+    clean: Images,
+    betas: dict[str, float],
+    p: float = 2,
+    **options,
+) -> History:
+    """Train `student` in place to answer right and to attend like `teacher`.
+
+    Args:
+        teacher: in eval mode, on the device of the images; it does not learn.
+        betas: layer name -> weight of its distance.
+        options: for `train.fit`.
+    """
+    mine: dict[str, Tensor] = {}
+    theirs: dict[str, Tensor] = {}
+    driver = Attentive(teacher, mine, theirs, betas, p)
+    with (
+        watching(student, mine.__setitem__, betas),
+        watching(teacher, theirs.__setitem__, betas),
+    ):
+        return fit(
+            student,
+            clean,
+            steering=lambda *_: driver,
+            each_epoch=driver.distance,
+            **options,
+        )
+
+
+def nad(
+    model: nn.Module,
+    clean: Images,
+    *,
+    betas: Sequence[float] = (500, 1000, 1000),
+    layers: Sequence[str] | None = None,
+    p: float = 2,
+    teacher: nn.Module | None = None,
+    teacher_epochs: float = 10,
+    epochs: float = 20,
+    lr: float = 0.01,
+    batch: int = 32,
+    augment: Augment | None = None,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+    **options,
+) -> Purified:
+    """Fine-tune a teacher on clean images, then the model itself under its attention.
+
+    Args:
+        betas: weights of the layers' distances, from the first to the last; the three
+            numbers are BackdoorBench's configuration.
+        layers: modules with (n, c, h, w) output; None takes the last so many of
+            :func:`stages`, as there are betas.
+        p: exponent of the attention map, from 1 on; 2 is BackdoorBench's configuration.
+        teacher: another model of the same layers instead; None fine-tunes this one.
+        teacher_epochs: the authors' README says 5 to 10, BackdoorBench takes 10.
+        epochs, batch: ours, for 240 images; lr: BackdoorBench's configuration. The
+            teacher is trained with the same lr and batch.
+        checkpoint: file that stands while this runs, with a second one (name plus
+            ".fit") that is renewed after each epoch, and both are gone at the end. The
+            same call, started again after a stop, ends where it would have ended.
+        options: for both calls of `train.fit`.
+
+    Returns:
+        in `log`, one number an epoch: `loss`, `acc` and `distances` (layer name ->
+        list), and `teacher_loss` of the teacher's own fine-tuning.
+
+    Raises:
+        ValueError: negative betas, p below 1, no feature maps to attend to, or another
+            number of layers than betas.
+
+    Source: Li et al., ICLR 2021. Born in lesson 09.
+    """
+    start = time.perf_counter()
+    betas = list(betas)
+    if not betas or min(betas) < 0 or p < 1:
+        raise ValueError(
+            "betas must be one or more numbers that are not negative, and p at least "
+            f"1, not {betas} and {p}."
+        )
+    if len(clean) < 2:
+        raise ValueError(f"NAD needs at least two clean images, not {len(clean)}.")
+    layers = stages(model, clean)[-len(betas) :] if layers is None else list(layers)
+    if len(layers) != len(betas):
+        raise ValueError(
+            f"NAD needs a layer with feature maps for each of its {len(betas)} betas, "
+            f"but there are {len(layers)}; change betas, or name the layers."
+        )
+    for net in (model,) if teacher is None else (model, teacher):
+        for name, maps in outputs(net, clean.x[:1], layers).items():
+            if maps.ndim != 4:
+                raise ValueError(
+                    f"layer {name!r} gives no feature maps of shape (n, c, h, w); name "
+                    "others."
+                )
+    weights = dict(zip(layers, betas, strict=True))
+    seeds = [fresh_seed(generator) for _ in range(2)]
+    about = {"defense": "nad", "model": fingerprint(model), "data": clean.digest()}
+    about |= {"betas": weights, "p": p, "teacher_epochs": teacher_epochs, "lr": lr}
+    about |= {"batch": batch, "seeds": seeds}
+    about["teacher"] = None if teacher is None else fingerprint(teacher)
+    keep = Checkpoint(checkpoint, about)
+    settings = {"lr": lr, "batch": batch, "augment": augment, "verbose": False}
+    settings |= {"compile": False} | options  # hooks do not see a compiled network
+    settings["checkpoint"] = None if checkpoint is None else f"{checkpoint}.fit"
+    rng = [torch.Generator().manual_seed(s) for s in seeds]
+
+    course: list[float] = []
+    if (saved := keep.load()) is not None:
+        teacher, course = copy.deepcopy(model), saved[1]["course"]
+        teacher.load_state_dict(saved[0])
+    elif teacher is None:
+        teacher = copy.deepcopy(model)
+        taught = fit(
+            teacher, clean, epochs=teacher_epochs, generator=rng[0], **settings
+        )
+        if taught.interrupted:
+            raise KeyboardInterrupt
+        course = taught["loss"]
+        keep.save(teacher.state_dict(), course=course)
+    teacher = copy.deepcopy(teacher).to(clean.x.device).eval()
+    student = copy.deepcopy(model)
+    history = distil(
+        student, teacher, clean, weights, p, epochs=epochs, generator=rng[1], **settings
+    )
+    if history.interrupted:
+        raise KeyboardInterrupt
+    keep.done()
+    log = {"loss": history["loss"], "acc": history["acc"], "teacher_loss": course}
+    log["distances"] = {n: history[f"distance {n}"] for n in layers}
+    return Purified(student, log=log, seconds=time.perf_counter() - start)

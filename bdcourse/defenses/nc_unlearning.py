@@ -1,0 +1,107 @@
+"""Neural Cleanse's repair by unlearning: train on guessed triggers with true labels.
+
+Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural
+Networks", IEEE S&P 2019. The guess of `invert_trigger` is stamped on a share of the
+defender's clean images, which keep their true labels; fine-tuning on the mix teaches
+the network to ignore it. The rival that pruning by the same guess must beat.
+Born in lesson 04.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bdcourse.data import Images, quantize
+from bdcourse.defenses.base import Purified
+from bdcourse.defenses.invert import Estimate, Inverted, detect
+from bdcourse.train import Augment, fit
+
+
+def stamped(clean: Images, guesses: Sequence[Estimate], rows: Tensor) -> Images:
+    """The images with guessed triggers on `rows`, the guesses taking turns.
+
+    Every label stays true: that is the unlearning.
+    """
+    x = clean.x.clone()
+    for turn, guess in enumerate(guesses):
+        mine = rows[turn :: len(guesses)].to(x.device)
+        x[mine] = quantize(guess.stamp(x[mine].float() / 255))
+    return replace(clean, x=x)
+
+
+def nc_unlearning(
+    model: nn.Module,
+    clean: Images,
+    inverted: Inverted,
+    *,
+    label: int | None = None,
+    threshold: float = 2.0,
+    scale: Literal["norm", "log"] = "norm",
+    share: float = 0.2,
+    epochs: float = 10,
+    lr: float = 0.01,
+    batch: int = 32,
+    augment: Augment | None = None,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+    **options,
+) -> Purified:
+    """Fine-tune a copy on clean images, some of them with the guessed trigger.
+
+    Where no label is flagged, the copy comes back as it is, and the log says so.
+
+    Args:
+        clean: the defender's images, with true labels.
+        inverted: what `invert_trigger` found on this model. `seconds` of the result
+            does not contain the time that this took, `inverted.seconds`.
+        label: unlearn the guess for this label, flagged or not; default all flagged.
+        threshold, scale: of the anomaly index, see `invert.detect`.
+        share: of the images to stamp, above 0 and at most 1.
+        epochs, lr, batch, augment, checkpoint, options: for `train.fit`.
+        generator: chooses the images to stamp, then decides the training.
+
+    Raises:
+        ValueError: settings out of range, a label that was not inverted, no images.
+    """
+    start = time.perf_counter()
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie above 0 and at most at 1, not {share}.")
+    if len(inverted.targets) < 3 and label is not None:
+        flagged, index = (), None  # too few for an outlier, and none is asked for
+    else:
+        found = detect(inverted, threshold, scale=scale)
+        flagged, index = found.labels, found.index
+    used = flagged if label is None else (label,)
+    guesses = [inverted.trigger(t) for t in used]
+    model = copy.deepcopy(model)
+    log = {"flagged": flagged, "index": index, "unlearned": used}
+    if not used:
+        log["note"] = "no label is flagged, so the model was left as it is"
+        return Purified(model, log=log, seconds=time.perf_counter() - start)
+
+    count = max(1, round(share * len(clean)))
+    rows = torch.randperm(len(clean), generator=generator, device=generator.device)
+    mix = stamped(clean, guesses, rows[:count])
+    history = fit(
+        model,
+        mix,
+        epochs=epochs,
+        lr=lr,
+        batch=batch,
+        augment=augment,
+        generator=generator,
+        checkpoint=checkpoint,
+        **({"verbose": False} | options),
+    )
+    if history.interrupted:
+        raise KeyboardInterrupt
+    log |= {"stamped": count, "loss": history["loss"], "acc": history["acc"]}
+    return Purified(model, log=log, seconds=time.perf_counter() - start)

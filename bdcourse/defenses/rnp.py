@@ -1,0 +1,322 @@
+"""RNP: reconstructive neuron pruning: forget the clean task, then ask who can bring
+it back.
+
+Li et al., "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023. Gradient
+*ascent* on clean images makes a copy of the network forget the clean task; what still
+works in the copy is mostly the backdoor. Then masks on the copy's BatchNorm scales are
+learned by *descent* on the same images: the cheapest way to lower the clean loss of a
+network that says what the backdoor says is to silence the backdoor's channels. Channels
+whose mask falls low are switched off in the network as it was. Born in lesson 07.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+import warnings
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.data import Images
+from bdcourse.defenses.base import Purified
+from bdcourse.defenses.masks import (
+    Masks,
+    forward,
+    frozen,
+    learn,
+    normalise_by_batch,
+    ones,
+    prune,
+    require_images,
+    require_positive,
+    require_share,
+    require_threshold,
+    stage,
+)
+from bdcourse.metrics import evaluate
+from bdcourse.models import fingerprint
+
+
+def ascend(
+    model: nn.Module,
+    opt: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    clip: float | None = 20.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step up the cross-entropy: (loss before it, correct answers, gradient norm).
+
+    Minimises minus the cross-entropy with the optimiser's positive weight decay, so
+    that weights shrink while the loss grows. To maximise loss plus decay would let them
+    grow.
+
+    Args:
+        clip: longest gradient, cut *after* backward; None does not cut. (The released
+            code asks for 20, but before backward, when there is no gradient to cut.)
+    """
+    out = model(x)
+    loss = F.cross_entropy(out, y)
+    opt.zero_grad(set_to_none=True)
+    (-loss).backward()
+    length = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
+    opt.step()
+    return loss.detach(), (out.argmax(1) == y).sum(), length
+
+
+def unlearn(
+    model: nn.Module,
+    clean: Images,
+    *,
+    stop: float = 0.2,
+    judge: Literal["pass", "eval"] = "pass",
+    epochs: int = 60,
+    lr: float = 0.01,
+    drop: int | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    clip: float | None = 20.0,
+    batch: int = 128,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+) -> tuple[nn.Module, dict]:
+    """A copy of the model that has forgotten the clean task, by gradient ascent.
+
+    Cross-entropy has no maximum: the ascent must be stopped by accuracy. BatchNorm is
+    in train mode, so the copy's running statistics belong to the copy; nothing of them
+    may get into a repaired model.
+
+    The released code takes epochs=20 and drop=10. A network whose clean loss is near
+    zero, as those of the course, has no gradient to start with: its rate would fall
+    before the ascent has begun, and `stop` would not be reached.
+
+    Args:
+        stop: end after the first epoch whose accuracy on `clean` is at most this.
+        judge: where that accuracy is read: "pass" counts the answers given in train
+            mode while the weights move, as the released code does; "eval" measures
+            after each epoch, in the mode in which the copy is used.
+        epochs: at most; an epoch is one pass over `clean` in equal batches of at most
+            `batch`. Warns if `stop` is not reached.
+        lr, momentum, weight_decay: of SGD.
+        drop: after this many epochs the rate falls to a tenth; None keeps it.
+        clip: see `ascend`.
+        generator: decides the order.
+        checkpoint: of this stage; it stays when the stage is finished, for the owner of
+            the whole to delete.
+
+    Returns:
+        the copy, in eval mode, and {"acc": one share per epoch as `judge` says, "loss":
+        mean per epoch, "length": largest gradient norm per epoch, "reached": whether
+        `stop` was reached}.
+
+    Source: Li et al., ICML 2023; values of the released code. Born in lesson 07.
+    """
+    require_images(clean)
+    require_share(stop=stop, momentum=momentum)
+    require_positive(epochs=epochs, lr=lr, batch=batch)
+    if clip is not None:
+        require_positive(clip=clip)
+    if weight_decay < 0:
+        raise ValueError(
+            f"weight_decay must not be negative, but is {weight_decay}; a negative one "
+            "makes the weights grow."
+        )
+    if judge not in ("pass", "eval"):
+        raise ValueError(f'judge must be "pass" or "eval", not {judge!r}.')
+    about = {"stage": "unlearn", "seed": generator.initial_seed()}
+    if checkpoint is not None:
+        about |= {"model": fingerprint(model), "data": clean.digest(), "stop": stop}
+        about |= {"judge": judge, "epochs": epochs, "lr": lr, "drop": drop}
+        about |= {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
+        about |= {"batch": batch}
+    keep = Checkpoint(checkpoint, about)
+    net = copy.deepcopy(model).requires_grad_(True)
+    net = net.to(memory_format=torch.channels_last)
+    opt = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay)
+    # BatchNorm cannot normalise one image by itself.
+    parts = min(-(-len(clean) // batch), len(clean) // 2)
+    log: dict = {"acc": [], "loss": [], "length": [], "reached": False}
+    if (saved := keep.load()) is not None:
+        log = _resume(saved, net, opt, generator)
+    for epoch in range(len(log["acc"]), epochs):
+        if log["reached"]:
+            break
+        normalise_by_batch(net)
+        for group in opt.param_groups:
+            group["lr"] = lr if drop is None or epoch < drop else lr / 10
+        order = torch.randperm(len(clean), generator=generator, device=generator.device)
+        seen = []
+        for index in order.to(clean.x.device).tensor_split(parts):
+            x = clean.x[index].float() / 255
+            x = x.contiguous(memory_format=torch.channels_last)
+            seen.append(torch.stack([v.double() for v in ascend(
+                net, opt, x, clean.y[index], clip)]))  # fmt: skip
+        loss, hits, length = torch.stack(seen).unbind(1)
+        if not bool(torch.isfinite(loss).all() & torch.isfinite(length).all()):
+            raise ValueError(
+                "the ascent has left the finite numbers; lower lr, or cut the gradient "
+                "with clip."
+            )
+        share = float(hits.sum()) / len(clean)
+        log["acc"].append(evaluate(net, clean).acc if judge == "eval" else share)
+        log["loss"].append(float(loss.mean()))
+        log["length"].append(float(length.max()))
+        log["reached"] = log["acc"][-1] <= stop
+        if keep.due():
+            _keep(keep, net, opt, generator, log)
+    _keep(keep, net, opt, generator, log)
+    if not log["reached"]:
+        warnings.warn(
+            f"the ascent stopped after {epochs} epochs at an accuracy of "
+            f"{log['acc'][-1]:.2f}, above {stop}; raise epochs or lr.",
+            stacklevel=2,
+        )
+    return net.eval().requires_grad_(False), log
+
+
+def _keep(
+    keep: Checkpoint,
+    net: nn.Module,
+    opt: torch.optim.Optimizer,
+    generator: torch.Generator,
+    log: dict,
+) -> None:
+    tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
+    for i, p in enumerate(opt.param_groups[0]["params"]):
+        if (buffer := opt.state[p].get("momentum_buffer")) is not None:
+            tensors[f"speed.{i}"] = buffer
+    keep.save({**tensors, "generator": generator.get_state()}, log=log)
+
+
+def _resume(
+    saved: tuple[dict[str, Tensor], dict],
+    net: nn.Module,
+    opt: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> dict:
+    tensors, notes = saved
+    net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+    for i, p in enumerate(opt.param_groups[0]["params"]):
+        if f"speed.{i}" in tensors:
+            buffer = torch.empty_like(p).copy_(tensors[f"speed.{i}"])
+            opt.state[p]["momentum_buffer"] = buffer
+    generator.set_state(tensors["generator"])
+    return notes["log"]
+
+
+def recover(
+    unlearned: nn.Module,
+    clean: Images,
+    *,
+    steps: int = 80,
+    lr: float = 0.2,
+    momentum: float = 0.9,
+    weight: float = 0.2,
+    batch: int = 128,
+    training: bool = True,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+) -> tuple[Masks, list[float]]:
+    """Masks that bring the clean task back to a network that has forgotten it.
+
+    Args:
+        unlearned: from `unlearn`; left untouched.
+        steps: 80 is the released code's 20 epochs over 500 images.
+        weight: factor of the cross-entropy.
+        training: normalise by the batch, as the released code does; False uses the
+            copy's running statistics.
+        checkpoint: see `unlearn`.
+
+    Returns:
+        masks, and the cross-entropy step by step.
+    """
+    require_images(clean)
+    require_positive(steps=steps, lr=lr, batch=batch, weight=weight)
+    require_share(momentum=momentum)
+    about = {"stage": "recover", "steps": steps, "lr": lr, "momentum": momentum}
+    if checkpoint is not None:
+        about |= {"model": fingerprint(unlearned), "data": clean.digest()}
+        about |= {"weight": weight, "batch": batch, "training": training}
+    net = frozen(unlearned, training=training)
+
+    def one(masks: Masks, x: Tensor, y: Tensor):
+        loss = F.cross_entropy(forward(net, masks, x), y)
+        gradient = torch.autograd.grad(weight * loss, list(masks.values()))
+        return {"loss": loss}, gradient
+
+    masks, course = learn(
+        ones(net), clean, one, steps=steps, batch=batch, lr=lr, momentum=momentum,
+        generator=generator, keep=Checkpoint(checkpoint, about),
+    )  # fmt: skip
+    return masks, course["loss"]
+
+
+def rnp(
+    model: nn.Module,
+    clean: Images,
+    held: Images | None = None,
+    *,
+    threshold: float | None = None,
+    max_drop: float = 0.01,
+    stop: float = 0.2,
+    judge: Literal["pass", "eval"] = "pass",
+    epochs: int = 60,
+    lr: float = 0.01,
+    drop: int | None = None,
+    clip: float | None = 20.0,
+    steps: int = 80,
+    mask_lr: float = 0.2,
+    weight: float = 0.2,
+    training: bool = True,
+    batch: int = 128,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+) -> Purified:
+    """Prune the channels that a network without the clean task wants to get rid of.
+
+    Args:
+        model: left untouched; it is the one that is pruned, never the unlearned copy.
+        clean: forgotten, and recovered.
+        held: what the threshold is chosen on, by clean accuracy, from 0 to 0.9 in steps
+            of 0.05; `max_drop` is the accuracy that it may cost, 0..1.
+        threshold: this one instead, 0..1. (The released code prints the attack success
+            at every threshold; to pick the best row would leak the attacker's images.)
+        stop, judge, epochs, lr, drop, clip: see `unlearn`; clip=None is what the
+            released code does in effect.
+        steps, mask_lr, weight, training: see `recover`.
+        checkpoint: both stages are resumed from files beside this path, which are
+            deleted at the end.
+
+    Returns:
+        shifts are kept, only scales are zeroed. log: masks, threshold (None: nothing
+        pruned), unlearning (see `unlearn`), and the course of the loss.
+
+    Raises:
+        ValueError: a number out of its range, too few images, a model without
+            BatchNorm2d, neither `held` nor `threshold`.
+
+    Source: Li et al., ICML 2023. Born in lesson 07.
+    """
+    began = time.perf_counter()
+    ones(model)  # refuses a model without BatchNorms before anything is unlearned
+    require_threshold(held, threshold, max_drop)
+    require_positive(steps=steps, mask_lr=mask_lr, weight=weight)
+    files = [stage(checkpoint, s) for s in ("unlearn", "recover")]
+    unlearned, unlearning = unlearn(
+        model, clean, stop=stop, judge=judge, epochs=epochs, lr=lr, drop=drop,
+        clip=clip, batch=batch, generator=generator, checkpoint=files[0],
+    )  # fmt: skip
+    masks, course = recover(
+        unlearned, clean, steps=steps, lr=mask_lr, weight=weight, training=training,
+        batch=batch, generator=generator, checkpoint=files[1],
+    )  # fmt: skip
+    repaired, pruned, t = prune(model, masks, held, threshold, max_drop)
+    for path in files:
+        Checkpoint(path, {}).done()
+    log = {"masks": masks, "threshold": t, "unlearning": unlearning, "loss": course}
+    return Purified(repaired, pruned, log, time.perf_counter() - began)

@@ -1,0 +1,119 @@
+"""Time a step of ANP and the exact saliency of all channels, plain and fast, and
+compare what they compute.
+
+    python benchmarks/anp.py [--quick] [--width 16]
+
+Networks are random, images are noise: neither method's cost depends on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from statistics import median
+
+import torch
+
+from bdcourse.data import Images
+from bdcourse.defenses.anp import plain_step, random_noise, step
+from bdcourse.defenses.masks import frozen, ones
+from bdcourse.defenses.mnp import loss_changes, plain_loss_changes
+from bdcourse.models import build
+from timing import DEVICE, seconds
+
+
+def network(width: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = build("resnet18", width=width)
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.weight.data.normal_(1, 0.3)
+            m.running_var.uniform_(0.2, 2)
+    return model.to(DEVICE).eval()
+
+
+def noise_images(n: int) -> Images:
+    x = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
+    return Images(x, torch.arange(n) % 10, tuple(map(str, range(10)))).to(DEVICE)
+
+
+def times(jobs: dict, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each job, one after the other in every round; the first warms up."""
+    found: dict[str, list[float]] = {name: [] for name in jobs}
+    for i in range(repeats + 1):
+        for name, job in jobs.items():
+            t = seconds(job)
+            if i:
+                found[name].append(t)
+    return found
+
+
+def show(found: dict[str, list[float]], base: str) -> None:
+    for name, ours in found.items():
+        line = f"  {name:<34}{1e3 * median(ours):10.1f}"
+        if name != base:
+            ratios = [a / b for a, b in zip(found[base], ours, strict=True)]
+            line += f"   {median(ratios):.1f} times as fast"
+            line += f" ({min(ratios):.1f} to {max(ratios):.1f})"
+        print(line)
+
+
+def bench_step(width: int, batch: int, repeats: int) -> None:
+    net = frozen(network(width), training=True)
+    usual = copy.deepcopy(net).requires_grad_(True)
+    usual = usual.to(memory_format=torch.contiguous_format)
+    still = copy.deepcopy(usual).requires_grad_(False)
+    images = noise_images(batch)
+    x, y = images.pixels(), images.y
+    fast_x = x.contiguous(memory_format=torch.channels_last)
+    masks = {n: m.requires_grad_(True) for n, m in ones(net).items()}
+    noise = random_noise(masks, 0.4, torch.Generator().manual_seed(0))
+    jobs = {
+        "plain": lambda: plain_step(usual, masks, x, y),
+        "fast": lambda: step(net, masks, fast_x, y),
+        "  of it: passes and weights": lambda: step(still, masks, x, y),
+        "plain, random start": lambda: plain_step(usual, masks, x, y, noise=noise),
+        "fast, random start": lambda: step(net, masks, fast_x, y, noise=noise),
+    }
+    print(f"one ANP step, width {width}, batch {batch}; ms")
+    show(times(jobs, repeats), "plain")
+    # Double precision: in single, the sign of a gradient that is rounding noise is luck.
+    double = frozen(network(width), training=True).double()
+    masks = {n: m.requires_grad_(True) for n, m in ones(double).items()}
+    x, y = x[:16].double(), y[:16]
+    _, a = plain_step(copy.deepcopy(double).requires_grad_(True), masks, x, y)
+    _, b = step(double, masks, x, y)
+    error = max(float((p - q).abs().max()) for p, q in zip(a, b, strict=True))
+    print(f"  largest difference of two gradients, in double precision: {error:.1e}")
+
+
+def bench_saliency(width: int, n: int, repeats: int) -> None:
+    model, images = network(width), noise_images(n)
+    count = sum(map(len, ones(model).values()))
+    jobs = {
+        "a pass for every channel": lambda: plain_loss_changes(model, images),
+        "cached and stacked": lambda: loss_changes(model, images),
+    }
+    print(f"exact saliency of {count} channels, width {width}, {n} images; ms")
+    show(times(jobs, repeats), "a pass for every channel")
+    slow, fast = plain_loss_changes(model, images), loss_changes(model, images)
+    error = max(float((slow[k] - fast[k]).abs().max()) for k in slow)
+    print(f"  largest difference of two images' losses: {error:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--width", type=int, default=16)
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {DEVICE.type}")
+    default = torch.get_num_threads()
+    for threads in sorted({1, default}):
+        torch.set_num_threads(threads)
+        print(f"threads: {threads}")
+        bench_step(options.width, 128, 3 if options.quick else 9)
+        bench_saliency(options.width // 2, 60, 1 if options.quick else 3)
+
+
+if __name__ == "__main__":
+    main()

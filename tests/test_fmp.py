@@ -1,0 +1,724 @@
+"""FMP: plain against fast, what is chosen, what is pruned, and what grows back."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bdcourse import victims
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.data import load
+from bdcourse.defenses import Purified
+from bdcourse.defenses.fmp import (
+    SETTINGS,
+    Response,
+    execution_order,
+    fmp,
+    fmp_random,
+    gradients,
+    judge,
+    plain_push,
+    plain_scores,
+    random_start,
+    released_order,
+    repair,
+    scales_of,
+    scores,
+    select,
+)
+from bdcourse.models import build
+from bdcourse.surgery import pair_by_flow, without
+from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+
+FAR = {"epsilon": 0.1, "start": 0.05}  # far enough for untrained networks to stumble
+
+
+def network(name="resnet18", width=4, seed=0):
+    torch.manual_seed(seed)
+    return randomise_norms(build(name, classes=3, width=width))
+
+
+def images(n=8, side=16, c=3):
+    return random_images(n, side=side, c=c)
+
+
+def one_by_one(weights, c=1):
+    """A 1x1 convolution with these weights, then a head on the means of its maps."""
+    conv = nn.Conv2d(c, len(weights), 1, bias=False)
+    conv.weight.data = torch.tensor(weights).view(-1, 1, 1, 1).repeat(1, c, 1, 1)
+    head = nn.Linear(len(weights), 3)
+    return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
+
+
+def lists(channels):
+    return {k: v.tolist() for k, v in channels.items()}
+
+
+def equal(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for name in a:
+        for x, y in zip(a[name], b[name], strict=True):
+            assert x.dtype == torch.float64
+            assert torch.allclose(x, y, **tolerance), name
+
+
+# ---------------------------------------------------------------- the step
+
+
+def test_random_start():
+    x = images().pixels()
+    x0 = random_start(x, 0.05, gen(1))
+    moved = ((x0 - x) / 0.05).round()
+    inside = (x > 0.05) & (x < 0.95)
+    assert set(moved[inside].unique().tolist()) == {-1, 1}
+    assert 0.45 < (moved[inside] > 0).double().mean() < 0.55
+    assert 0 <= float(x0.min()) and float(x0.max()) <= 1
+    assert torch.equal(x0, random_start(x, 0.05, gen(1)))
+    assert not torch.equal(x0, random_start(x, 0.05, gen(2)))
+
+
+def test_one_step_by_hand():
+    # f = w x, so J grows along x0 - x, whatever the sign of w: the step goes on out.
+    model, x = one_by_one([2.0, -0.5]), images(c=1).pixels()
+    x0 = random_start(x, 0.05, gen())
+    want = (x0 + 0.1 * (x0 - x).sign()).clamp(0, 1)
+    for i in range(2):
+        pushed = plain_push(model, x, x0, "0", i, 0.1)
+        assert torch.equal(pushed, want) and not pushed.requires_grad
+    still = plain_push(one_by_one([0.0]), x, x0, "0", 0, 0.1)
+    assert torch.equal(still, x0), "a dead map moves nothing"
+
+
+def test_without_a_start_there_is_no_gradient():
+    model, x = network(), images().pixels()
+    for layer in ("conv1", "layer2.0.conv2", "layer4.1.conv2"):
+        for _, g in gradients(model, x, x, layer, 4):
+            assert (g == 0).all()
+        assert torch.equal(plain_push(model, x, x, layer, 0, 0.1), x)
+        x0 = random_start(x, 1e-3, gen())
+        assert all((g != 0).any() for _, g in gradients(model, x, x0, layer))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("resnet18", ["conv1", "layer2.0.shortcut.0", "layer4.1.conv2"]),
+        ("preact_resnet18", ["conv1", "layer3.0.shortcut.0", "layer3.0.conv1"]),
+        ("vgg16_bn", ["1", "8", "18"]),
+        ("mobilenet", ["1.features.0.0", "1.features.1.conv.0.0"]),  # a depthwise one
+        ("vit", ["1.conv_proj"]),
+    ],
+)
+def test_fast_is_plain(name, layers):
+    side = 16 if "resnet" in name else 32
+    # In float64, as a gradient near zero may change its sign with the order of a sum.
+    model = network(name, {"vit": 8, "mobilenet": 8}.get(name, 4)).double()
+    data = images(3 if name == "mobilenet" else 5, side)
+    x = data.pixels().double()
+    x0 = random_start(x, 0.05, gen(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns if it falls back to a loop
+        fast = [
+            scores(model, data, layers=layers, chunk=chunk, generator=gen(3), **FAR)
+            for chunk in (None, 1, 15)
+        ]
+    plain = {k: plain_scores(model, x, data.y, x0, k, 0.1) for k in layers}
+    for found in fast:
+        equal(found, plain, atol=1e-9)
+        for p in (1, 2, 4):
+            assert lists(select(found, p)) == lists(select(plain, p))
+    assert list(fast[0]) == layers
+    varied = torch.cat([r.loss for r in plain.values()])
+    assert varied.std() > 1e-6, "a test that tells maps apart"
+    for layer in layers[1:] or layers:
+        conv = model.get_submodule(layer)
+        seen = torch.zeros(conv.out_channels)
+        for step in (1, 3):
+            for maps, g in gradients(model, x, x0, layer, step):
+                seen[maps] += 1
+                for i, ours in zip(range(maps.start, maps.stop), g, strict=True):
+                    want = gradient_by_hand(model, conv, x, x0, i)
+                    assert torch.allclose(ours, want, atol=1e-12, rtol=1e-9)
+        assert (seen == 2).all()
+
+
+def test_fast_is_plain_in_float32():
+    model, data = victims.zoo("benign-w8").model, load("signs", "test")[:12]
+    x, layer = data.pixels(), "layer2.0.conv2"
+    conv = model.get_submodule(layer)
+    x0 = random_start(x, 8 / 255, gen(3))
+    step = {"epsilon": 8 / 255, "start": 8 / 255}
+    fast = scores(model, data, layers=[layer], generator=gen(3), **step)
+    plain = {layer: plain_scores(model, x, data.y, x0, layer, 8 / 255)}
+    equal(fast, plain, atol=1e-5)
+    assert lists(select(fast, 4)) == lists(select(plain, 4))
+    for maps, g in gradients(model, x, x0, layer, 8):
+        for i, ours in zip(range(maps.start, maps.stop), g, strict=True):
+            want = gradient_by_hand(model, conv, x, x0, i)
+            large = want.abs() > 1e-8
+            assert large.double().mean() > 0.5
+            assert torch.equal(ours.sign()[large], want.sign()[large])
+
+
+def gradient_by_hand(model, conv, x, x0, i):
+    """Central to nothing above: hooks, a full forward, a full backward."""
+    kept = []
+    hook = conv.register_forward_hook(lambda _, __, out: kept.append(out))
+    x0 = x0.clone().requires_grad_()
+    model(torch.cat([x, x0]))
+    hook.remove()
+    before, after = kept[0].chunk(2)
+    F.mse_loss(after[:, i], before[:, i].detach()).backward()
+    model.zero_grad(set_to_none=True)
+    return x0.grad
+
+
+def test_judge_by_hand():
+    z = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0]])
+    hit, loss, margin = judge(z, torch.tensor([0, 1]))
+    assert hit.tolist() == [1, 0] and margin.tolist() == [1, -3]
+    want = [-2 + z[0].exp().sum().log(), z[1].exp().sum().log()]
+    assert torch.allclose(loss, torch.stack(want).double())
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def test_scores_are_seeded_and_leave_the_model_alone():
+    model, data = network(), images()
+    model.layer2.train()
+    model.conv1.weight.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    before, digest = frozen(model), data.digest()
+    options = {"layers": ["layer3.0.conv1"], **FAR}
+    runs = [scores(model, data, generator=gen(s), **options) for s in (0, 0, 1)]
+    equal(runs[0], runs[1], rtol=0, atol=0)
+    assert not torch.equal(runs[0]["layer3.0.conv1"][1], runs[2]["layer3.0.conv1"][1])
+    assert same_state(model, before) and data.digest() == digest
+    assert [m.training for m in model.modules()] == modes
+    assert not model.conv1.weight.requires_grad and model.conv1.weight.grad is None
+    assert all(q.requires_grad for q in model.layer1.parameters())
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+def test_running_statistics_score_not_those_of_the_batch():
+    model, data = network(), images()
+    found = scores(model.train(), data, layers=["conv1"], generator=gen(), **FAR)
+    again = scores(model.eval(), data, layers=["conv1"], generator=gen(), **FAR)
+    equal(found, again, rtol=0, atol=0)
+
+
+def test_several_starts_are_averaged():
+    model, data = network(), images()
+    g, x = gen(5), data.pixels()
+    x0 = [random_start(x, 0.05, g) for _ in range(2)]
+    both = [plain_scores(model, x, data.y, x0[k], "conv1", 0.1) for k in range(2)]
+    found = scores(model, data, layers=["conv1"], starts=2, generator=gen(5), **FAR)
+    mean = Response(*((a + b) / 2 for a, b in zip(*both, strict=True)))
+    equal(found, {"conv1": mean}, atol=1e-5)
+
+
+def test_a_sample_scores_where_there_are_more():
+    model, data = network(), images(12)
+    g = gen(2)
+    sample = data[torch.randperm(12, generator=g)[:5]]
+    x0 = random_start(sample.pixels(), 0.05, g)
+    want = plain_scores(model, sample.pixels(), sample.y, x0, "conv1", 0.1)
+    found = scores(model, data, layers=["conv1"], n=5, generator=gen(2), **FAR)
+    equal(found, {"conv1": want}, atol=1e-5)
+    assert inspect.signature(scores).parameters["n"].default == 512
+
+
+def test_blocks_of_images_add_up():
+    model, data = network(), random_images(70, side=8)  # more than one block of 64
+    x0 = random_start(data.pixels(), 0.05, gen())
+    want = plain_scores(model, data.pixels(), data.y, x0, "conv1", 0.1)
+    found = scores(model, data, layers=["conv1"], generator=gen(), **FAR)
+    equal(found, {"conv1": want}, atol=1e-5)
+
+
+def test_bf16_is_near():
+    model, data = network(), images()
+    found = [
+        scores(model, data, layers=["conv1"], bf16=b, generator=gen(), **FAR)["conv1"]
+        for b in (False, True)
+    ]
+    assert 0 < (found[0].loss - found[1].loss).abs().max() < 0.1
+
+
+def test_a_relu_that_writes_in_place_changes_nothing():
+    torch.manual_seed(0)
+    conv = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)]
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    data = images()
+    found = []
+    for inplace in (True, False):
+        relus = [nn.ReLU(inplace) for _ in range(2)]
+        model = nn.Sequential(conv[0], relus[0], conv[1], relus[1], *tail)
+        x0 = random_start(data.pixels(), 0.05, gen())
+        found.append(scores(model, data, generator=gen(), **FAR))
+        found.append(
+            {k: plain_scores(model, data.pixels(), data.y, x0, k, 0.1) for k in "02"}
+        )
+    for other in found[1:]:
+        equal(found[0], other, atol=1e-5)
+
+
+class LateShortcut(nn.Module):
+    """Runs its convolutions in another order than it defines them."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.first = nn.Conv2d(4, 8, 1), nn.Conv2d(3, 4, 1)
+        self.never = nn.Conv2d(3, 4, 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)).mean((2, 3)))
+
+
+def test_a_convolution_that_never_runs_is_left_out():
+    model = LateShortcut()
+    assert execution_order(model) == ["first", "second"]
+    assert list(scores(model, images(), generator=gen())) == ["first", "second"]
+
+
+def test_scoring_goes_on_after_a_stop(tmp_path, monkeypatch):
+    model, data = network(), images(5, side=8)
+    options = {"layers": ["conv1", "layer1.0.conv1"], "n": 4, "chunk": 2, **FAR}
+    whole = scores(model, data, generator=gen(), **options)
+    path = tmp_path / "s.safetensors"
+    calls = []
+
+    def due(self):
+        calls.append(1)
+        if len(calls) == 3 or len(calls) == 12:
+            raise KeyboardInterrupt
+        return self.path is not None
+
+    monkeypatch.setattr(Checkpoint, "due", due)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            scores(model, data, generator=gen(), checkpoint=path, **options)
+        assert path.exists()
+    with pytest.raises(ValueError, match="epsilon differs") as e:
+        other = options | {"epsilon": 0.2}
+        scores(model, data, generator=gen(), checkpoint=path, **other)
+    message(e)
+    found = scores(model, data, generator=gen(), checkpoint=path, **options)
+    equal(found, whole, rtol=0, atol=0)
+    # 2 blocks x 4 maps x 2 layers; what the two stopped calls did is repeated but once.
+    assert len(calls) == 16 + 2 and not path.exists()
+
+
+# ---------------------------------------------------------------- order and counts
+
+
+def test_the_nine_layers_that_the_release_confuses():
+    model = build("preact_resnet18", width=4)
+    runs = execution_order(model)
+    defined = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    assert len(runs) == 20 and set(runs) == set(defined)
+    wrong = {a for a, b in zip(defined, runs, strict=True) if a != b}
+    parts = ("conv1", "conv2", "shortcut.0")
+    assert wrong == {f"layer{k}.0.{part}" for k in (2, 3, 4) for part in parts}
+    plain = build("resnet18", width=4)
+    assert execution_order(plain) == [
+        n for n, m in plain.named_modules() if isinstance(m, nn.Conv2d)
+    ]
+
+
+def like_a_scoring(model, seed=0):
+    g = gen(seed)
+    widths = {n: model.get_submodule(n).out_channels for n in execution_order(model)}
+    return {
+        n: Response(*torch.rand(3, c, generator=g, dtype=torch.float64))
+        for n, c in widths.items()
+    }
+
+
+def test_exercise_1_counts():
+    found = like_a_scoring(build("preact_resnet18", width=64))
+    assert sum(len(r.acc) for r in found.values()) == 4800
+    counts = {p: sum(map(len, select(found, p).values())) for p in (64, 32)}
+    assert counts == {64: 75, 32: 150}
+    assert (
+        sorted(map(len, select(found).values()))
+        == [1] * 5 + [2] * 5 + [4] * 5 + [8] * 5
+    ), "64 is the default"
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def response(acc, loss=None, margin=None):
+    n = len(acc)
+    rows = (acc, loss or [0.0] * n, margin or [0.0] * n)
+    return Response(*(torch.tensor(r, dtype=torch.float64) for r in rows))
+
+
+def test_lowest_accuracy_then_highest_loss_then_first():
+    r = response(
+        [0.9, 0.5, 0.5, 0.5, 0.2, 0.9], [0, 1, 3, 1, 0, 9], [5, 4, 3, 2, 1, 0.0]
+    )
+    for p, want in ((6, [4]), (3, [2, 4]), (2, [1, 2, 4]), (1.5, [1, 2, 3, 4])):
+        assert select({"a": r}, p)["a"].tolist() == want
+    assert select({"a": r}, 2, by="margin")["a"].tolist() == [3, 4, 5]
+    assert select({"a": r}, 1)["a"].tolist() == list(range(6))
+    assert select({"a": r}, 7)["a"].tolist() == []
+
+
+def test_least_and_z():
+    found = {"a": response([0.1, 0.9, 0.9, 0.9]), "b": response([1.0] * 9)}
+    assert lists(select(found, 64)) == {"a": [], "b": []}
+    assert lists(select(found, 64, least=1)) == {"a": [0], "b": [0]}
+    assert lists(select(found, 4, least=20)) == {"a": [0, 1, 2, 3], "b": [*range(9)]}
+    # mean 0.7 and deviation 0.4: the first lies 1.5 deviations below, no other.
+    assert lists(select(found, z=1.49)) == {"a": [0], "b": []}
+    assert lists(select(found, z=1.51)) == {"a": [], "b": []}
+    assert lists(select({"a": response([0.1])}, z=1)) == {"a": []}
+
+
+def test_select_refuses():
+    cases = [
+        ({"p": 0.5}, "p must be at least 1"),
+        ({"p": float("nan")}, "p must be at least 1"),
+        ({"by": "loss"}, "unknown score 'loss'"),
+        ({"least": -1}, "must not be negative"),
+        ({"z": -1.0}, "must not be negative"),
+    ]
+    for options, text in cases:
+        with pytest.raises(ValueError, match=text) as e:
+            select({"a": response([1.0])}, **options)
+        message(e)
+
+
+# ---------------------------------------------------------------- pruning
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """FMP whose scores are made up: for tests of what it does with them."""
+
+    def made_up(model, *_):
+        return like_a_scoring(model), Checkpoint(None, {})
+
+    monkeypatch.setattr(inspect.getmodule(fmp), "_score", made_up)
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("resnet18", 20), ("preact_resnet18", 9)])
+def test_pruning_zeroes_filters_and_their_own_scales(name, pairs, quick):
+    model = network(name)
+    before = frozen(model)
+    done = fmp(model, images(), p=4, epochs=0, generator=gen())
+    assert isinstance(done, Purified) and same_state(model, before)
+    assert lists(done.pruned) == lists(select(like_a_scoring(model), 4))
+    assert done.count == 5 * (1 + 2 + 4 + 8) and len(done.log["scales"]) == pairs
+    assert done.log["history"] == [] and done.log["revived"] == 0
+    assert not done.model.training and done.seconds > 0
+    rows = {f"{k}.weight": v for k, v in {**done.pruned, **done.log["scales"]}.items()}
+    for key, now in done.model.state_dict().items():
+        want = before[key].clone()
+        if key in rows:
+            want[rows[key]] = 0
+        assert torch.equal(now, want), key
+    own = scales_of(model, done.pruned)
+    assert lists(own) == lists(done.log["scales"])
+    assert own["layer1.0.bn1" if name == "resnet18" else "layer1.0.bn2"].equal(
+        done.pruned["layer1.0.conv1"]
+    )
+
+
+def test_a_channel_that_is_off_emits_its_shift(quick):
+    model = network()
+    off = repair(model, images(), {"conv1": torch.tensor([2])}, epochs=0,
+                 generator=gen())  # fmt: skip
+    assert (off.model.bn1.weight == 0).tolist() == [False, False, True, False]
+    out = off.model.bn1(off.model.conv1(torch.rand(2, 3, 8, 8)))[:, 2]
+    assert torch.equal(out, model.bn1.bias[2].expand_as(out))
+
+
+def test_whole_defense(tmp_path):
+    model, data = network("preact_resnet18"), images(6, side=8)
+    model.layer1.train()
+    modes = [m.training for m in model.modules()]
+    before, digest = frozen(model), data.digest()
+    options = {"p": 4, "epochs": 2, "lr": 0.1, "batch": 3, **FAR}
+    one, two = (fmp(model, data, generator=gen(4), **options) for _ in range(2))
+    assert same_state(one.model, frozen(two.model))
+    assert lists(one.pruned) == lists(two.pruned)
+    assert same_state(model, before) and data.digest() == digest
+    assert [m.training for m in model.modules()] == modes
+    assert all(q.grad is None for q in model.parameters())
+    assert one.log["p"] == 4 and one.log["epsilon"] == 0.1 and one.log["start"] == 0.05
+    assert lists(one.pruned) == lists(select(one.log["scores"], 4))
+    found = scores(model, data, generator=gen(4), **FAR)
+    equal(one.log["scores"], found, rtol=0, atol=0)
+    assert [r["epoch"] for r in one.log["history"]] == [1, 2]
+    assert {"loss", "acc", "revived"} <= set(one.log["history"][0])
+    assert not same_state(one.model, frozen(without(model, one.pruned)))
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+def tuned(model, channels, **options):
+    options = {"epochs": 2, "lr": 0.1, "batch": 8, "generator": gen(1), **options}
+    return repair(model, images(24, side=8), channels, **options)
+
+
+def some(model):
+    return select(like_a_scoring(model), 4)
+
+
+def test_filters_without_an_own_batchnorm_grow_back():
+    model = network("preact_resnet18")
+    channels = some(model)
+    free, still = (tuned(model, channels, hold_mask=h) for h in (False, True))
+    # The stem's map feeds a BatchNorm of its own and, past it, the first sum as well.
+    own = {p.conv for p in pair_by_flow(model).pairs} - {"conv1"}
+    alone = {k: v for k, v in channels.items() if k not in own}
+    assert len(alone) == 12
+    assert free.log["revived"] == sum(map(len, alone.values())) > 0
+    assert [r["revived"] for r in free.log["history"]] == [free.log["revived"]] * 2
+    assert still.log["revived"] == 0 and still.log["history"][1]["revived"] == 0
+    assert not same_state(still.model, frozen(without(model, channels)))
+    for name in channels:
+        assert torch.isfinite(still.model.get_submodule(name).weight).all()
+    back = [k for k, v in channels.items() if off(free.model, k, v).any()]
+    assert set(back) == set(alone), "and those with one do not"
+
+
+def off(model, name, which):
+    return (model.get_submodule(name).weight[which] != 0).flatten(1).any(1)
+
+
+def test_a_filter_and_its_own_scale_stay_dead_without_being_held():
+    model = network()
+    channels = some(model)
+    free, still = (tuned(model, channels, hold_mask=h) for h in (False, True))
+    assert free.log["revived"] == 0
+    assert same_state(free.model, frozen(still.model)), "holding changes nothing here"
+    moved = 0
+    for name, which in free.log["scales"].items():
+        bn, old = free.model.get_submodule(name), model.get_submodule(name)
+        assert (bn.weight[which] == 0).all()
+        moved += int((bn.bias[which] != old.bias[which]).sum())
+    assert moved > 40, "the shift still trains"
+
+
+def test_scales_alone_are_held_too():
+    # With weight decay and a bias in play nothing that was zeroed may move.
+    model = network()
+    held = tuned(model, some(model), hold_mask=True, weight_decay=0.1)
+    for name, which in {**held.pruned, **held.log["scales"]}.items():
+        assert (held.model.get_submodule(name).weight[which] == 0).all()
+
+
+def test_defaults_of_fine_tuning(monkeypatch):
+    module, seen = inspect.getmodule(fmp), {}
+
+    def fit(model, data, **options):
+        seen.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "fit", fit)
+    with pytest.raises(InterruptedError):
+        repair(network(), images(), {}, generator=gen())
+    want = {"epochs": 10, "lr": 0.01, "weight_decay": 0.0, "warmup": 0.0}
+    assert {k: seen[k] for k in want} == want
+    with pytest.raises(InterruptedError):
+        repair(network(), images(), {}, generator=gen(), weight_decay=0.1, momentum=0.5)
+    assert seen["weight_decay"] == 0.1 and seen["momentum"] == 0.5
+    assert SETTINGS["port"] == {"epsilon": 1 / 255, "start": 1 / 255}
+    assert SETTINGS["release"] == {"epsilon": 0.06, "start": 0.02}
+    defaults = inspect.signature(fmp).parameters
+    assert {k: defaults[k].default for k in SETTINGS["port"]} == SETTINGS["port"]
+    assert defaults["p"].default == 64 and not defaults["hold_mask"].default
+    assert not defaults["released"].default and defaults["epochs"].default == 10
+
+
+def test_each_epoch_joins_the_history():
+    model = network()
+    done = tuned(model, some(model), each_epoch=lambda m: {"training": m.training})
+    assert [r["training"] for r in done.log["history"]] == [False, False]
+    assert "revived" in done.log["history"][0]
+
+
+def test_fine_tuning_goes_on_after_a_stop(tmp_path, quick):
+    model, data = network(), images(6, side=8)
+    options = {"p": 4, "epochs": 3, "batch": 3}
+    whole = fmp(model, data, generator=gen(), **options)
+    path, seen = tmp_path / "f.safetensors", []
+
+    def stop(m):
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        fmp(model, data, generator=gen(), checkpoint=path, each_epoch=stop, **options)
+    assert (tmp_path / "f.safetensors.tune").exists()
+    again = fmp(model, data, generator=gen(), checkpoint=path, **options)
+    assert same_state(again.model, frozen(whole.model))
+    assert len(again.log["history"]) == 3 and list(tmp_path.iterdir()) == []
+
+
+def test_scores_outlive_a_stop_in_fine_tuning(tmp_path, monkeypatch):
+    model, data = one_by_one([1.0, 2.0, 3.0, 4.0], c=3), images()
+    path, module = tmp_path / "f.safetensors", inspect.getmodule(fmp)
+    real, fits, pulls = module.fit, [], []
+    original = module.gradients
+
+    def fit(*args, **options):
+        fits.append(1)
+        if len(fits) == 1:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    def counting(*args):
+        pulls.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "gradients", counting)
+    options = {"p": 2, "epochs": 1, "checkpoint": path}
+    with pytest.raises(KeyboardInterrupt):
+        fmp(model, data, generator=gen(), **options)
+    assert path.exists() and pulls == [1]
+    fmp(model, data, generator=gen(), **options)
+    assert pulls == [1] and list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- the release
+
+
+def test_released_order_gives_layers_the_lists_of_others(quick):
+    model = network("preact_resnet18")
+    ours, theirs = (
+        fmp(model, images(), p=4, epochs=0, released=r, generator=gen())
+        for r in (False, True)
+    )
+    runs = execution_order(model)
+    defined = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    for here, there in zip(defined, runs, strict=True):
+        assert torch.equal(theirs.pruned[here], ours.pruned[there])
+    assert theirs.count == ours.count
+    changed = [k for k in defined if not torch.equal(theirs.pruned[k], ours.pruned[k])]
+    assert 5 < len(changed) <= 9
+    assert len(theirs.log["scales"]) == 16, "sums included"
+    assert theirs.log["scales"]["layer2.0.bn1"].equal(theirs.pruned["layer1.1.conv2"])
+    plain = network()
+    a, b = (
+        fmp(plain, images(), p=4, epochs=0, released=r, generator=gen())
+        for r in (False, True)
+    )
+    assert same_state(a.model, frozen(b.model)), "right where the orders agree"
+
+
+def test_released_order_of_other_widths_is_refused():
+    model = LateShortcut()
+    with pytest.raises(ValueError, match="leave out released") as e:
+        fmp(model, images(), released=True, generator=gen())
+    assert "second the list of first" in message(e)
+    chosen = {"first": torch.tensor([1]), "second": torch.tensor([7])}
+    with pytest.raises(ValueError, match="8 maps|4 maps"):
+        released_order(model, chosen, ["first", "second"])
+
+
+# ---------------------------------------------------------------- the control
+
+
+def test_random_control_prunes_as_fmp_does():
+    model = network()
+    like = some(model)
+    before = frozen(model)
+    options = {"generator": gen(3), "epochs": 0}
+    done = fmp_random(model, images(), like, **options)
+    assert same_state(model, before)
+    assert {k: len(v) for k, v in done.pruned.items()} == {
+        k: len(v) for k, v in like.items()
+    }
+    assert all(len(v.unique()) == len(v) for v in done.pruned.values())
+    assert lists(done.pruned) != lists(like)
+    for name, which in {**done.pruned, **done.log["scales"]}.items():
+        assert (done.model.get_submodule(name).weight[which] == 0).all()
+    assert len(done.log["scales"]) == 20
+    again = fmp_random(model, images(), like, generator=gen(3), epochs=0)
+    assert lists(again.pruned) == lists(done.pruned)
+    other = fmp_random(model, images(), like, generator=gen(4), epochs=0)
+    assert lists(other.pruned) != lists(done.pruned)
+    trained = fmp_random(model, images(), like, generator=gen(3), epochs=1, batch=4)
+    assert len(trained.log["history"]) == 1 and trained.log["revived"] == 0
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"epsilon": 0.0}, "epsilon must be positive"),
+        ({"epsilon": float("nan")}, "epsilon must be positive"),
+        ({"start": 0.0}, "without a random start every gradient is exactly zero"),
+        ({"start": -0.1}, "start must be positive"),
+        ({"n": 0}, "n, starts and chunk must be at least 1, not 0, 1 and None"),
+        ({"starts": 0}, "must be at least 1"),
+        ({"chunk": 0}, "must be at least 1"),
+        ({"p": 0}, "p must be at least 1"),
+        ({"by": "z"}, "unknown score"),
+        ({"epochs": -1}, "epochs must not be negative"),
+    ],
+)
+def test_bad_numbers_are_refused(options, text):
+    model = one_by_one([1.0], c=3).train()
+    with pytest.raises(ValueError, match=text) as e:
+        fmp(model, images(), generator=gen(), **options)
+    message(e)
+    assert model.training
+
+
+def test_bad_data_and_models_are_refused():
+    model = one_by_one([1.0], c=3)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+    cases = [
+        (model, images()[:0], {}, "there are none"),
+        (
+            model,
+            random_images(8, k=5),
+            {},
+            "tells 3 classes apart, but the images have",
+        ),
+        (model, images(c=1), {}, r"does not accept images of shape \(1, 16, 16\)"),
+        (flat, images(), {}, "has none that runs"),
+        (model, images(), {"layers": ["conv9"]}, "runs no convolution 'conv9'"),
+        (model, images(), {"layers": ["3"]}, "choose from 0"),
+        (model, images(), {"layers": []}, "names no layer"),
+    ]
+    for net, data, options, text in cases:
+        with pytest.raises(ValueError, match=text) as e:
+            scores(net, data, generator=gen(), **options)
+        message(e)
+
+
+def test_nothing_to_prune_is_said_loudly():
+    model = one_by_one([1.0, 2.0], c=3)
+    with pytest.warns(UserWarning, match="prunes nothing"):
+        done = fmp(model, images(), epochs=0, generator=gen())
+    assert done.count == 0 and same_state(done.model, frozen(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fmp(model, images(), epochs=0, least=1, generator=gen()).count == 1
+
+
+def test_no_signature_knows_the_other_side():
+    for f in (fmp, fmp_random, scores, repair):
+        text = str(inspect.signature(f))
+        for word in ("Attack", "Poisoned", "attack", "trigger", "target", "poison"):
+            assert word not in text, f"{f.__name__}{text}"

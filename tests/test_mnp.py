@@ -1,0 +1,603 @@
+"""MNP-style reconstruction: magnitude, saliency, the objective, both repairs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bdcourse.checkpoint import Checkpoint
+from bdcourse.defenses import Purified
+from bdcourse.defenses.masks import baked, below, forward, ones
+from bdcourse.defenses.mnp import (
+    METHOD,
+    apply_masks,
+    correlation,
+    deviations,
+    errors,
+    first_order,
+    folded,
+    learn_masks,
+    loss_changes,
+    magnitudes,
+    mnp,
+    objective,
+    oddities,
+    plain_folded,
+    plain_loss_changes,
+    ranks,
+    saliency,
+    score,
+    shrinkage,
+    spearman,
+    suppress,
+)
+from bdcourse.metrics import logits
+from bdcourse.models import build
+from bdcourse.surgery import pair_by_flow, without, zero_channels
+from bdcourse.victims import initialised
+from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+
+module = importlib.import_module("bdcourse.defenses.mnp")
+
+
+def network(name="resnet18", width=4, seed=0):
+    arch = {"name": name, "classes": 3, "width": width}
+    return randomise_norms(initialised(arch, gen(seed)), seed)
+
+
+@pytest.fixture
+def model():
+    return network()
+
+
+# --------------------------------------------------------------- step 0: magnitude
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "mobilenet"])
+def test_folded_sizes_are_the_plain_ones(name):
+    model = network(name, 8)
+    fast, pairs = folded(model), pair_by_flow(model).pairs
+    assert fast.keys() == {p.bn for p in pairs}
+    for p in pairs:
+        plain = plain_folded(model.get_submodule(p.conv), model.get_submodule(p.bn))
+        assert torch.allclose(fast[p.bn], plain, rtol=1e-5)
+        assert plain.shape == (model.get_submodule(p.bn).num_features,)
+
+
+def test_folded_by_hand():
+    conv, bn = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, eps=0.0)
+    conv.weight.data = torch.tensor([3.0, -2.0]).view(2, 1, 1, 1)
+    bn.weight.data = torch.tensor([-2.0, 0.5])
+    bn.running_var[:] = torch.tensor([4.0, 0.25])
+    bn.bias.data.fill_(7)
+    model = nn.Sequential(conv, bn)
+    assert folded(model)["1"].tolist() == [3.0, 2.0]
+    assert magnitudes(model)["1"].tolist() == pytest.approx([1.2, 0.8])
+
+
+def test_exercise_1_the_raw_norm_misleads(model):
+    """Ten times the filter in front of a BatchNorm, in train mode."""
+    before, x = folded(model)["layer1.0.bn1"], random_images(24).pixels()
+    model.train()
+    with torch.no_grad():
+        for _ in range(60):  # let the running statistics settle
+            out = model(x)
+        before = folded(model)["layer1.0.bn1"]
+        raw = model.layer1[0].conv1.weight.abs().sum()
+        model.layer1[0].conv1.weight.mul_(10)
+        for _ in range(60):
+            again = model(x)
+    assert torch.allclose(out, again, atol=1e-2)
+    after = folded(model)["layer1.0.bn1"]
+    assert torch.allclose(before, after, rtol=1e-2)
+    assert model.layer1[0].conv1.weight.abs().sum() > 9.9 * raw
+
+
+def test_magnitudes_are_relative_to_their_layer(model):
+    sizes, a = folded(model), magnitudes(model)
+    assert list(a) == list(ones(model))
+    for n, m in a.items():
+        assert float(m.mean()) == pytest.approx(1, rel=1e-5)
+        assert torch.allclose(m * sizes[n].mean(), sizes[n], rtol=1e-5)
+    dead = without(model, {"bn1": torch.arange(4)})
+    assert magnitudes(dead)["bn1"].tolist() == [1.0] * 4
+    preact = network("preact_resnet18", 8)
+    unpaired = set(pair_by_flow(preact).unpaired)
+    a = magnitudes(preact)
+    assert len(unpaired) == 7 and all(bool((a[n] == 1).all()) for n in unpaired)
+    assert all(float(a[n].std()) > 0 for n in a.keys() - unpaired)
+
+
+def test_shrinkage(model):
+    smaller = without(model, {"bn1": torch.tensor([2])})
+    smaller.layer1[0].bn1.weight.data[1] *= 0.25
+    smaller.layer1[0].bn1.weight.data[3] *= 4  # has grown: needs no protection
+    r = shrinkage(model, smaller)
+    assert r["bn1"].tolist() == [0, 0, 1, 0]
+    assert r["layer1.0.bn1"].tolist() == pytest.approx([0, 0.75, 0, 0])
+    preact = network("preact_resnet18", 8)
+    r = shrinkage(preact, without(preact, {"layer1.1.bn1": torch.arange(8)}))
+    assert not r["layer1.1.bn1"].any(), "no filter of its own"
+
+
+# ---------------------------------------------------------------- step 0: saliency
+
+
+@pytest.mark.parametrize(
+    ("name", "shift"),
+    [("resnet18", False), ("resnet18", True), ("preact_resnet18", False),
+     ("vgg16_bn", False)],
+)  # fmt: skip
+def test_the_cached_saliency_is_the_plain_one(name, shift):
+    model = network(name, 1)
+    images = random_images(7, side=32 if name == "vgg16_bn" else 16)
+    before = frozen(model)
+    plain = plain_loss_changes(model, images, shift=shift)
+    for room in (1, 3000, 2**21):  # one channel at a time, some, a whole layer
+        fast = loss_changes(model, images, shift=shift, room=room)
+        assert list(fast) == list(plain)
+        for n in plain:
+            assert fast[n].shape == plain[n].shape == (len(ones(model)[n]), 7)
+            assert torch.allclose(fast[n], plain[n], atol=1e-5), n
+    assert max(float(v.abs().max()) for v in plain.values()) > 1e-2
+    assert same_state(model, before)
+
+
+def test_saliency_with_layers_that_work_in_place():
+    """MobileNet's ReLU6 overwrites the BatchNorm output that several copies share."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(inplace=True),
+        nn.Conv2d(4, 5, 3, groups=1), nn.BatchNorm2d(5), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+    )  # fmt: skip
+    model, images = randomise_norms(net), random_images(9)
+    plain = plain_loss_changes(model, images)
+    for room in (1, 2**21):
+        fast = loss_changes(model, images, room=room)
+        assert all(torch.allclose(fast[n], plain[n], atol=1e-6) for n in plain)
+
+
+class Odd(nn.Module):
+    """One BatchNorm called twice, one never, and a value that depends on the batch."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.never, self.head = nn.BatchNorm2d(2), nn.Linear(3, 3)
+        self.kind = kind
+
+    def forward(self, x):
+        n = x.shape[0] if self.kind == "size" else None
+        if self.kind == "branch" and x.sum() < 0:
+            return x.mean((2, 3))
+        out = self.bn(self.conv(x)).relu()
+        if self.kind == "twice":
+            out = self.bn(self.conv(out))
+        out = out.mean((2, 3))
+        return self.head(out.view(n, -1) if self.kind == "size" else out)
+
+
+@pytest.mark.parametrize("kind", ["twice", "size", "branch"])
+def test_saliency_of_odd_models(kind):
+    model, images = randomise_norms(Odd(kind)), random_images(6)
+    plain, fast = plain_loss_changes(model, images), loss_changes(model, images)
+    assert list(fast) == ["bn", "never"]
+    assert all(torch.allclose(fast[n], plain[n], atol=1e-6) for n in plain)
+    assert not fast["never"].any() and bool(fast["bn"].any())
+
+
+def test_more_images_than_one_part():
+    images = random_images(501, side=4)
+    one = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)
+    ).eval()
+    fast, plain = loss_changes(one, images), plain_loss_changes(one, images)
+    assert fast["1"].shape == (4, 501)
+    assert all(torch.allclose(fast[n], plain[n], atol=1e-5) for n in plain)
+
+
+def test_saliency_is_the_rise_of_the_mean_loss(model):
+    images = random_images(9)
+
+    def mean_loss(m):
+        return float(F.cross_entropy(logits(m, images.x), images.y))
+
+    s, changes = saliency(model, images), loss_changes(model, images)
+    off = without(model, {"layer2.0.bn1": torch.tensor([5])}, shift=False)
+    want = mean_loss(off) - mean_loss(model)
+    assert float(s["layer2.0.bn1"][5]) == pytest.approx(want, abs=1e-5)
+    e = errors(changes)["layer2.0.bn1"][5]
+    rows = changes["layer2.0.bn1"][5]
+    assert float(e) == pytest.approx(float(rows.std()) / 3, rel=1e-5)
+
+
+def test_first_order_is_the_slope(model):
+    images = random_images(9)
+    proxy = first_order(model, images, batch=4)
+    h, n, k = 1e-2, "layer1.0.bn1", 2
+    losses = []
+    for step in (-h, h):
+        masks = ones(model)
+        masks[n][k] += step
+        with torch.no_grad():
+            out = forward(model, masks, images.pixels())
+            losses.append(float(F.cross_entropy(out, images.y)))
+    assert float(proxy[n][k]) == pytest.approx(
+        abs(losses[1] - losses[0]) / (2 * h), rel=2e-2
+    )
+    assert all(bool((v >= 0).all()) for v in proxy.values())
+
+
+def test_saliency_resumes(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+    images, path = random_images(6), tmp_path / "saliency"
+    whole = loss_changes(model, images)
+    calls, real = [], module._removals
+
+    def stopping(*args):
+        for item in real(*args):
+            calls.append(item[0])
+            if len(calls) == 8:
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setattr(module, "_removals", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        loss_changes(model, images, checkpoint=path)
+    assert path.exists()
+    with pytest.raises(ValueError, match="other work"):
+        loss_changes(model, images[:5], checkpoint=path)
+    rest = loss_changes(model, images, checkpoint=path)
+    assert len(calls) == 20 + 1 and calls[7] == calls[8], "seven layers were kept"
+    assert all(torch.equal(rest[n], whole[n]) for n in whole)
+    assert not path.exists(), "done"
+
+
+# ------------------------------------------------------------------- the detector
+
+
+def test_ranks_and_spearman():
+    v = torch.tensor([3.0, 1.0, 3.0, 2.0])
+    assert ranks(v).tolist() == [2.5, 0.0, 2.5, 1.0]
+    a = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert spearman(a, a.exp()) == pytest.approx(1)
+    assert spearman(a, -(a**3)) == pytest.approx(-1)
+    # 1 - 6 sum d^2 / (n (n^2 - 1)) without ties: d = 1, 1, 0, 2, 2.
+    b = torch.tensor([2.0, 1.0, 3.0, 6.0, 4.0])
+    d = ranks(a) - ranks(b)
+    assert spearman(a, b) == pytest.approx(1 - float(d.square().sum()) / 20)
+    assert spearman(a, torch.ones(5)) == 0
+    assert spearman(a[:1], a[:1]) == 0
+
+
+def test_correlation_oddities_and_score():
+    g = gen()
+    a = {f"l{i}": torch.rand(40, generator=g) for i in range(4)}
+    s = {n: v.clone() for n, v in a.items()}
+    s["l3"] = -a["l3"]
+    rho = correlation(a, s)
+    assert [round(rho[n], 6) for n in a] == [1, 1, 1, -1]
+    assert score(a, s) == pytest.approx(0) and score(a, s, late=1.0) == -0.5
+    assert score(a, s, late=0.25) == pytest.approx(1)
+    a["l2"][7], s["l2"][7] = 9.0, -1.0  # large and not needed
+    a["l2"][8], s["l2"][8] = 9.0, 9.0  # large and needed
+    odd = oddities(a, s)
+    assert {n: c.tolist() for n, c in odd.items()} == {
+        "l0": [], "l1": [], "l2": [7], "l3": []
+    }  # fmt: skip
+    assert score(a, s, kind="oddities") == 1
+    assert score(a, s, kind="oddities", late=0.25) == 0
+    for change, text in (({"late": 0}, "late"), ({"kind": "mean"}, '"oddities"')):
+        with pytest.raises(ValueError, match=text) as e:
+            score(a, s, **change)
+        message(e)
+
+
+def test_deviations_are_robust():
+    clean = [0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1000]
+    assert deviations(5, clean) == 0
+    assert deviations(5 + 3 * 1.4826 * 3, clean) == pytest.approx(3)
+    for scores, text in (([1.0] * 9, "at least 10"), ([1.0] * 10, "do not vary")):
+        with pytest.raises(ValueError, match=text) as e:
+            deviations(1, scores)
+        message(e)
+
+
+# -------------------------------------------------------------------- the objective
+
+
+def test_objective_is_the_formula(model):
+    images, other = random_images(8), network(seed=1)
+    x, y, g = images.pixels(), images.y, gen(2)
+    masks = {n: torch.rand(m.shape, generator=g) for n, m in ones(model).items()}
+    a, r = magnitudes(model), shrinkage(model, other)
+    weights = {"preserve": 0.7, "beta": 0.3, "lam": 0.01, "kappa": 0.02}
+    total, terms = objective(
+        model, other, masks, x, y, magnitude=a, shrunk=r, **weights
+    )
+    with torch.no_grad():
+        s = F.cross_entropy(baked(model, masks)(x), y)
+        t = F.cross_entropy(baked(other, masks)(x), y)
+    push = sum(float((a[n] * m).sum()) for n, m in masks.items())
+    keep = sum(float((r[n] * (1 - m)).sum()) for n, m in masks.items())
+    want = 0.7 * float(s) + 0.3 * float(t) + 0.01 * push + 0.02 * keep
+    assert total.item() == pytest.approx(want, rel=1e-5)
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(
+        {"preserving": float(s), "suppressed": float(t), "penalty": push,
+         "protection": keep}, rel=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("off", ["preserve", "beta", "lam", "kappa"])
+def test_every_term_has_a_switch(model, off):
+    images = random_images(8)
+    weights = {"preserve": 1.0, "beta": 1.0, "lam": 1.0, "kappa": 1.0} | {off: 0.0}
+    names = {"preserve": "preserving", "beta": "suppressed", "lam": "penalty",
+             "kappa": "protection"}  # fmt: skip
+    _, terms = objective(
+        model, model, ones(model), images.pixels(), images.y,
+        magnitude=magnitudes(model), shrunk=shrinkage(model, model), **weights,
+    )  # fmt: skip
+    assert terms.keys() == set(names.values()) - {names[off]}
+
+
+def test_exercise_2_one_step_of_the_penalty():
+    """No gradient from the data: 1 - 0.1 * 1e-3 * 2 = 0.9998, then terminal speed."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(2, 3),
+    )  # fmt: skip
+    model[0].weight.data.fill_(1)
+    model[1].weight.data = torch.tensor([2.0, 0.0])
+    options = {"preserve": 0, "beta": 0, "batch": 8}
+    images = random_images(8)
+    one, _ = learn_masks(model, None, images, steps=1, generator=gen(), **options)
+    assert one["1"].tolist() == pytest.approx([0.9998, 1.0])
+    many, _ = learn_masks(model, None, images, steps=160, generator=gen(), **options)
+    assert 0.65 < float(many["1"][0]) < 0.72, "terminal speed 0.002: 160 are not enough"
+    rest, _ = learn_masks(model, None, images, steps=520, generator=gen(), **options)
+    assert float(rest["1"][0]) == 0
+
+
+def test_one_step_goes_down_the_gradient(model):
+    images, other = random_images(8), network(seed=1)
+    options = {"preserve": 0.5, "beta": 0.2, "lam": 0.01, "kappa": 0.03}
+    masks, terms = learn_masks(
+        model, other, images, steps=1, lr=0.05, batch=8, generator=gen(), **options
+    )
+    start = {n: m.requires_grad_(True) for n, m in ones(model).items()}
+    total, _ = objective(
+        model, other, start, images.pixels(), images.y, magnitude=magnitudes(model),
+        shrunk=shrinkage(model, other), **options,
+    )  # fmt: skip
+    grads = torch.autograd.grad(total, list(start.values()))
+    for (n, m), g in zip(masks.items(), grads, strict=True):
+        assert torch.allclose(m, (1 - 0.05 * g).clamp(0, 1), atol=1e-4), n
+    assert terms.keys() == {"preserving", "suppressed", "penalty", "protection"}
+
+
+def test_the_uniform_penalty_knows_no_magnitude(model):
+    images = random_images(8)
+    options = {"preserve": 0, "beta": 0, "steps": 3, "batch": 8}
+    flat, _ = learn_masks(
+        model, None, images, penalty="uniform", generator=gen(), **options
+    )
+    assert len({round(float(v), 6) for m in flat.values() for v in m}) == 1
+    by_size, _ = learn_masks(model, None, images, generator=gen(), **options)
+    a = magnitudes(model)
+    for n, m in by_size.items():
+        assert torch.allclose(1 - m, a[n] * (1 - flat[n]), atol=1e-5)
+
+
+def test_suppress_judges_in_eval_mode_at_a_constant_rate(monkeypatch):
+    seen = {}
+
+    def fake(model, clean, **options):
+        seen.update(options)
+        return model, {}
+
+    monkeypatch.setattr(module, "unlearn", fake)
+    suppress(None, None, generator=None)
+    assert seen == {"stop": 0.2, "epochs": 60, "generator": None, "judge": "eval",
+                    "drop": None}  # fmt: skip
+
+
+# --------------------------------------------------------------------- the repairs
+
+
+def drawn(model, seed=0):
+    g = gen(seed)
+    masks = {n: torch.rand(m.shape, generator=g) for n, m in ones(model).items()}
+    masks["bn1"][0] = 0.0
+    return masks
+
+
+def test_soft_and_hard_from_one_set_of_masks(model):
+    masks, before = drawn(model), frozen(model)
+    soft = apply_masks(model, masks)
+    hard = apply_masks(model, masks, "hard", threshold=0.5)
+    assert same_state(model, before)
+    assert same_state(soft.model, frozen(baked(model, masks)))
+    assert same_state(
+        hard.model, frozen(without(model, below(masks, 0.5), shift=False))
+    )
+    assert {n: c.tolist() for n, c in soft.pruned.items() if len(c)} == {"bn1": [0]}
+    assert hard.count > 50 and hard.log["threshold"] == 0.5
+    for p in (soft, hard):
+        assert isinstance(p, Purified) and p.log["method"] == METHOD
+        assert p.log["masks"] is masks and "reconstruction" in METHOD
+    images = random_images(24)
+    chosen = apply_masks(model, masks, "hard", images, max_drop=1.0)
+    assert chosen.log["threshold"] == pytest.approx(0.9)
+    for options, text in (
+        (("medium",), '"soft" or "hard"'),
+        (("hard",), "give held"),
+        (("hard", images[:0]), "no image"),
+    ):
+        with pytest.raises(ValueError, match=text) as e:
+            apply_masks(model, masks, *options)
+        message(e)
+
+
+def run(model, images, held=None, **more):
+    settings = {"steps": 5, "epochs": 2, "batch": 8, "stop": 0.0, "generator": gen()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return mnp(model, images, held, **(settings | more))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "mobilenet"])
+def test_mnp_repairs_a_copy(name):
+    model = network(name, 8)
+    next(model.children()).train()
+    modes = [m.training for m in model.modules()]
+    before, images = frozen(model), random_images(16, side=16)
+    digest = images.digest()
+    p = run(model, images, steps=2)
+    assert isinstance(p, Purified) and same_state(model, before)
+    assert images.digest() == digest
+    assert [m.training for m in model.modules()] == modes
+    assert all(q.grad is None and q.requires_grad for q in model.parameters())
+    masks = p.log["masks"]
+    assert any(bool((m < 1).any()) for m in masks.values())
+    # Every number is the model's own, but for the masked scales: in particular no
+    # running statistic of the suppressed copy.
+    assert same_state(p.model, frozen(baked(model, masks)))
+    assert p.log["method"] == METHOD and len(p.log["suppression"]["acc"]) == 2
+    assert p.log["terms"].keys() == {"preserving", "suppressed", "penalty"}
+    assert p.log["magnitude"].keys() == masks.keys() and p.seconds > 0
+
+
+def test_mnp_hard_is_soft_with_a_threshold(model):
+    images = random_images(16)
+    soft = run(model, images)
+    hard = run(model, images, repair="hard", threshold=0.95)
+    assert all(
+        torch.equal(soft.log["masks"][n], m) for n, m in hard.log["masks"].items()
+    )
+    again = apply_masks(model, soft.log["masks"], "hard", threshold=0.95)
+    assert same_state(hard.model, frozen(again.model)) and hard.count == again.count
+
+
+def test_mnp_without_suppression_makes_no_copy(model, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("suppressed")
+
+    monkeypatch.setattr(module, "suppress", never)
+    p = run(model, random_images(16), beta=0)
+    assert p.log["suppression"] is None
+    assert p.log["terms"].keys() == {"preserving", "penalty"}
+    with pytest.raises(AssertionError, match="suppressed"):
+        run(model, random_images(16), beta=0, kappa=0.1)
+
+
+def test_mnp_is_seeded(model):
+    images = random_images(16)
+    a, b, c = (run(model, images, generator=gen(s)) for s in (0, 0, 1))
+    assert a.log["terms"] == b.log["terms"] != c.log["terms"]
+    assert same_state(a.model, frozen(b.model))
+
+
+def test_tuning_holds_the_zeros(model):
+    images = random_images(16)
+    zero_channels(model, {"layer1.0.bn2": torch.tensor([1])}, shift=False)
+    p = run(model, images, repair="hard", threshold=0.97, tune=2)
+    assert p.count > 0 and len(p.log["tuning"]["loss"]) == 2
+    plain = run(model, images, repair="hard", threshold=0.97)
+    assert not same_state(p.model, frozen(plain.model))
+    for n, c in p.pruned.items():
+        assert not p.model.get_submodule(n).weight[c].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"repair": "both"}, '"soft" or "hard"'),
+        ({"repair": "hard"}, "give held"),
+        ({"repair": "hard", "threshold": 1}, "1 excluded"),
+        ({"beta": -1}, "beta must not be negative"),
+        ({"lam": float("nan")}, "lam"),
+        ({"preserve": 0, "beta": 0, "lam": 0}, "all weights"),
+        ({"penalty": "l2"}, '"magnitude" or "uniform"'),
+        ({"steps": 0}, "steps"),
+        ({"mask_lr": -1}, "mask_lr"),
+        ({"tune": -1}, "tune"),
+        ({"stop": 2}, "stop"),
+        ({"clip": -1}, "clip"),
+    ],
+)
+def test_mnp_refuses_before_it_works(change, text, monkeypatch, model):
+    def never(*args, **kwargs):
+        raise AssertionError("worked")
+
+    rnp = importlib.import_module("bdcourse.defenses.rnp")
+    monkeypatch.setattr(rnp, "ascend", never)
+    with pytest.raises(ValueError, match=text) as e:
+        run(model, random_images(16), **change)
+    message(e)
+
+
+def test_other_refusals(model):
+    with pytest.raises(ValueError, match="no BatchNorm2d") as e:
+        run(build("vit", classes=3, width=16), random_images(16))
+    message(e)
+    with pytest.raises(ValueError, match="no BatchNorm2d"):
+        saliency(build("vit", classes=3, width=16), random_images(16))
+    with pytest.raises(ValueError, match="on 0 images") as e:
+        saliency(model, random_images(16)[:0])
+    message(e)
+    for options in ({"beta": 0.1}, {"beta": 0, "kappa": 0.1}):
+        with pytest.raises(ValueError, match="need the suppressed copy") as e:
+            learn_masks(model, None, random_images(8), generator=gen(), **options)
+        message(e)
+
+
+def test_mnp_sees_model_and_clean_images():
+    names = set(inspect.signature(mnp).parameters)
+    assert names == {
+        "model", "clean", "held", "repair", "threshold", "max_drop", "preserve", "beta",
+        "lam", "kappa", "penalty", "steps", "mask_lr", "stop", "epochs", "lr", "clip",
+        "batch", "tune", "generator", "checkpoint",
+    }  # fmt: skip
+
+
+def test_everything_says_that_it_is_a_reconstruction():
+    for f in (mnp, apply_masks, learn_masks, objective, suppress, magnitudes, folded,
+              shrinkage, saliency, loss_changes, first_order, correlation, oddities,
+              score, module):  # fmt: skip
+        assert "reconstruction" in " ".join((f.__doc__ or "").lower().split()), f
+
+
+@pytest.mark.parametrize("where", ["suppression", "masks", "tuning"])
+def test_stopped_mnp_ends_as_if_never_stopped(tmp_path, monkeypatch, where, model):
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+    images, path = random_images(16), tmp_path / "mnp"
+    whole = run(model, images, tune=4)
+    place, name = {
+        "suppression": (importlib.import_module("bdcourse.defenses.rnp"), "ascend"),
+        "masks": (module, "objective"),
+        "tuning": (importlib.import_module("bdcourse.train"), "one_cycle"),
+    }[where]
+    calls, real = [], getattr(place, name)
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, images, tune=4, checkpoint=path)
+    rest = run(model, images, tune=4, checkpoint=path)
+    assert rest.log["terms"] == whole.log["terms"]
+    assert rest.log["suppression"] == whole.log["suppression"]
+    assert rest.log["tuning"] == whole.log["tuning"]
+    assert same_state(rest.model, frozen(whole.model))
+    assert not list(tmp_path.iterdir()), "done"
