@@ -398,7 +398,7 @@ def _about(victim: Victim, twin: metrics.Scores, parts: Splits) -> dict:
     return {
         "n_train": len(parts.train),
         "n_poisoned": victim.recipe["n_poisoned"],
-        "n_cover": victim.recipe["n_cover"],
+        "n_cover": victim.recipe.get("n_cover", 0),
         "weak": victim.weak(twin),
         "learned": _learned(victim.history),
         "train_seconds": victim.recipe["seconds"],

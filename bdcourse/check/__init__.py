@@ -8,27 +8,60 @@ lesson; notebooks call them from here, `check.asr(...)`.
 
 from bdcourse.check.clp import largest_z, outliers, score, sigma, switch_off
 from bdcourse.check.core import CheckFailed, claim, reveal
+from bdcourse.check.fmp import (
+    departure,
+    harm,
+    pulls,
+    push,
+    random_start,
+    worst_maps,
+)
 from bdcourse.check.inside import asr, cam, ra, tac
+from bdcourse.check.linf import (
+    anomaly_index,
+    dilution,
+    last_share,
+    map_norms,
+    put_on,
+    rise,
+)
+from bdcourse.check.mnp import ascent, folded, mask_loss, mask_step, removal
 from bdcourse.check.poisoning import blend, lost, poison, stamp, stripes
 from bdcourse.check.training import bend, diversity, noise_mode, own_trigger
 from bdcourse.check.welcome import take
 
 __all__ = [
     "CheckFailed",
+    "anomaly_index",
+    "ascent",
     "asr",
     "bend",
     "blend",
     "cam",
     "claim",
+    "departure",
+    "dilution",
     "diversity",
+    "folded",
+    "harm",
     "largest_z",
+    "last_share",
     "lost",
+    "map_norms",
+    "mask_loss",
+    "mask_step",
     "noise_mode",
     "outliers",
     "own_trigger",
     "poison",
+    "pulls",
+    "push",
+    "put_on",
     "ra",
+    "random_start",
+    "removal",
     "reveal",
+    "rise",
     "score",
     "sigma",
     "stamp",
@@ -36,4 +69,5 @@ __all__ = [
     "switch_off",
     "tac",
     "take",
+    "worst_maps",
 ]

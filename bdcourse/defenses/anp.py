@@ -88,9 +88,7 @@ def plain_step(
     """
     noise = noise or quiet(masks)
     leaves = [v.clone().requires_grad_(True) for part in noise for v in part.values()]
-    weights = list(model.parameters())
-
-    k = len(masks)
+    weights, k = list(model.parameters()), len(masks)
 
     def loss(rows: list[Tensor]) -> Tensor:
         delta, xi = (dict(zip(masks, r, strict=True)) for r in (rows[:k], rows[k:]))

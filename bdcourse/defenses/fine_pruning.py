@@ -176,7 +176,9 @@ def fine_pruning(
             Ours; BackdoorBench's configuration allows a tenth of the accuracy.
         share: of the channels pruned between two looks at `held`, 0..1; 0.01 is
             BackdoorBench's configuration.
-        hold: keep what is pruned at zero while training; False lets it grow back.
+        hold: keep what is pruned at zero while training; False lets it grow back where
+            a gradient reaches it, as in a pre-activation network. Elsewhere a ReLU
+            follows, whose slope at zero is zero.
         epochs, batch: ours, for 240 images; lr: BackdoorBench's configuration.
         checkpoint: file that is renewed while this runs, with a second one (name plus
             ".fit") for the training, and both are gone at the end. The same call,
@@ -190,8 +192,7 @@ def fine_pruning(
     Raises:
         ValueError: no layer to prune, no images, a drop or share outside 0..1.
 
-    Source: Liu et al., RAID 2018, sections on the pruning and the fine-pruning defense.
-    Born in lesson 09.
+    Source: Liu et al., RAID 2018. Born in lesson 09.
     """
     start = time.perf_counter()
     if not 0 <= max_drop <= 1 or not 0 < share <= 1:

@@ -193,7 +193,8 @@ def ft_sam(
         steering=lambda *_: flat,
         each_epoch=flat.sharpness,
         checkpoint=None if checkpoint is None else f"{checkpoint}.fit",
-        **({"verbose": False} | options),
+        # Both passes must be the same function, and the second is not compiled.
+        **({"verbose": False, "compile": False} | options),
     )
     if history.interrupted:
         raise KeyboardInterrupt

@@ -569,11 +569,11 @@ def apply_masks(
     """Step 3 of the MNP-style reconstruction: the model with its masks built in.
 
     Both ways act on the model itself, never on theta~. From one run of `mnp`, get the
-    other repair with repair(model, purified.log["masks"], "hard", held).
+    other repair with apply_masks(model, purified.log["masks"], "hard", held).
 
     Args:
-        how: "soft" multiplies every scale by its mask; "hard" zeroes the scales of the
-            lowest masks and leaves the others alone. Shifts stay in both.
+        repair: "soft" multiplies every scale by its mask; "hard" zeroes the scales of
+            the lowest masks and leaves the others alone. Shifts stay in both.
         held, threshold, max_drop: of "hard", see `anp`; three points may be lost.
 
     Returns:
