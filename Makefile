@@ -13,7 +13,7 @@ $(READY): elsewhere
 endif
 
 .PHONY: help setup lab test notebooks book browser zoo results bench-train \
-  bench-clp bench-attacks clean elsewhere
+  bench-clp bench-attacks bench-defenses clean elsewhere
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo 'make bench-train  measure training'
 	@echo 'make bench-clp    measure channel pruning'
 	@echo 'make bench-attacks  measure poisoning, images per second'
+	@echo 'make bench-defenses  measure the defenses against plain loops'
 	@echo 'make clean        delete caches and built files; .venv and data stay'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the Python for .venv, 3.10 or newer.'
@@ -112,9 +113,8 @@ results: $(READY)
 	for o in '"strength": 0.5' '"strength": 3.0' '"strength": 3.0, "cross_rate": 0.0'; do \
 	  $(WANET) --width 8 --epochs 16 --options "{\"WaNet\": {$$o}}" || exit; \
 	done
-	for o in '"strength": 0.5' '"strength": 3.0' '"strength": 3.0, "cross_rate": 0.0'; do \
-	  $(WANET) --width 16 --epochs 20 --options "{\"WaNet\": {$$o}}" || exit; \
-	done
+	$(BENCH)/signs-wanet.json --zoo wanet wanet-plain --defenses none
+	$(BENCH)/signs-defenses.json --zoo badnets blended trojan --defenses all
 	$(PY) tools/readme.py
 
 bench-train: $(READY)
@@ -125,6 +125,9 @@ bench-clp: $(READY)
 
 bench-attacks: $(READY)
 	$(PY) benchmarks/poisoning.py
+
+bench-defenses: $(READY)
+	for name in clp fmp anp invert; do $(PY) benchmarks/$$name.py || exit; done
 
 clean:
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis *.egg-info

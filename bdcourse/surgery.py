@@ -221,7 +221,7 @@ def held(model: nn.Module, channels: Mapping[str, Tensor] | None) -> Iterator[No
     for name, which in (channels or {}).items():
         m = model.get_submodule(name)
         for p in (m.weight, m.bias):
-            if p is None:
+            if p is None or not p.requires_grad:
                 continue
             keep = torch.ones_like(p)
             rows = which.to(p.device)

@@ -77,7 +77,7 @@ def bench_step(width: int, batch: int, repeats: int) -> None:
     }
     print(f"one ANP step, width {width}, batch {batch}; ms")
     show(times(jobs, repeats), "plain")
-    # Double precision: in single, the sign of a gradient that is rounding noise is luck.
+    # In double precision: in single, a gradient may be rounding noise, its sign luck.
     double = frozen(network(width), training=True).double()
     masks = {n: m.requires_grad_(True) for n, m in ones(double).items()}
     x, y = x[:16].double(), y[:16]

@@ -283,10 +283,12 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path):
         fine_pruning(network(), clean, held, generator=gen(), checkpoint=path,
                      each_epoch=stop, **options)  # fmt: skip
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(ValueError, match="belongs to other work") as e:
-        fine_pruning(network(), clean, held, generator=gen(), checkpoint=path,
-                     **(options | {"max_drop": 0.4}))  # fmt: skip
-    assert "max_drop" in message(e)
+    for change in ({"max_drop": 0.4}, {"share": 0.5}, {"hold": False},
+                   {"layer": "bn1"}):  # fmt: skip
+        with pytest.raises(ValueError, match=f"its {next(iter(change))} differs") as e:
+            fine_pruning(network(), clean, held, generator=gen(), checkpoint=path,
+                         **(options | change))  # fmt: skip
+        message(e)
     again = fine_pruning(network(), clean, held, generator=gen(), checkpoint=path,
                          **options)  # fmt: skip
     assert same_state(again.model, frozen(whole.model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from bdcourse.defenses import finetune
-from bdcourse.defenses import ft_sam as module
 from bdcourse.defenses.ft_sam import Flat, ascent, ft_sam, moved_loss, sam_step
 from bdcourse.models import build
 from bdcourse.train import Augment, one_cycle
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+
+# The package exports the function under the name of its module.
+module = importlib.import_module("bdcourse.defenses.ft_sam")
 
 
 def network(name="resnet18", width=4, seed=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 
 import pytest
@@ -10,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from bdcourse.defenses import finetune
-from bdcourse.defenses import i_bau as package
 from bdcourse.defenses.i_bau import (
     ascent,
     hypergradient,
@@ -23,6 +23,9 @@ from bdcourse.defenses.i_bau import (
 from bdcourse.models import build
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+
+# The package exports the function under the name of its module.
+package = importlib.import_module("bdcourse.defenses.i_bau")
 
 QUICK = {"rounds": 2, "passes": 1, "steps": 3, "batch": 8, "iterations": 2}
 

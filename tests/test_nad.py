@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 
 import pytest
@@ -13,7 +14,6 @@ from torch import nn
 from bdcourse.activations import outputs
 from bdcourse.attacks.base import fresh_seed
 from bdcourse.defenses import finetune
-from bdcourse.defenses import nad as package
 from bdcourse.defenses.nad import (
     attention,
     attention_distance,
@@ -24,6 +24,9 @@ from bdcourse.defenses.nad import (
 from bdcourse.models import build
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+
+# The package exports the function under the name of its module.
+package = importlib.import_module("bdcourse.defenses.nad")
 
 
 def network(name="resnet18", width=4, seed=1):

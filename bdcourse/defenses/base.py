@@ -22,7 +22,8 @@ class Purified:
     Args:
         model: the repaired model; the one that was handed in is untouched.
         pruned: module name -> positions of the channels switched off, (m,) int64;
-            modules are BatchNorms, or convolutions where the method masks those.
+            modules are BatchNorms, convolutions where the method masks those, or the
+            gates that `linf` adds behind a sum.
         log: the defense's own course (thresholds, losses), ready to plot.
         seconds: wall-clock time of the defense.
     """
