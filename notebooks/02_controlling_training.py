@@ -253,7 +253,7 @@ show.lines(
     epochs, log, percent=True, xlabel="epoch",
     title="Noise mode makes the trigger hard to learn",
     description="Accuracy by role over the epochs: poison and cover of the victim with noise mode, its clean "
-    "images, and the poison of the victim without noise mode, which is learned several epochs earlier. While poison rises, cover dips.",
+    "images, and the poison of the victim without noise mode, which is learned several epochs earlier. With noise mode the poison stays low for several epochs and then rises to the top.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -467,21 +467,20 @@ bench.attack_table(
 # ## Where it breaks
 #
 # The paper's strength is 0.5: a quarter of a pixel, against drawn signs that are themselves rotated, sheared and blurred, and noise mode asks to tell it from half a pixel of
-# noise. With 20 % poison a network of width 8 gets to an ASR of a quarter in sixteen epochs, and one of width 16 to three quarters in twenty, still rising when the learning rate
-# runs out. The authors trained for 1,000 epochs. So it is a matter of budget and width, and we raised the strength to 3, a pixel and a half: the trigger of this lesson is more
-# visible than the paper's. Photographs make it easier: on CIFAR-10 strength 0.5 and 10 % poison give an ASR near 80 % after six epochs, at width 8 (`data/results/cifar10-attacks.json`).
+# noise. With 20 % poison a network of width 8 does not learn it in sixteen epochs. The authors trained for 1,000 epochs. So it is a matter of budget and width, and we raised the
+# strength to 3, a pixel and a half: the trigger of this lesson is more visible than the paper's. At that strength width 8 gets three quarters of the way, and width 16 all of it. Photographs
+# make it easier: on CIFAR-10 strength 0.5 and 10 % poison give an ASR near 80 % after six epochs, at width 8 (`data/results/cifar10-attacks.json`).
 
 # %% tags=["claim"]
 weak = bench.results("signs-wanet").select(attack="WaNet", defense="none")
 rows = [{"width": r["width"], "strength": r["settings"]["strength"], "noise mode": bool(r["settings"]["cross_rate"]), "poison rate %": 100 * r["rate"],
          "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "learned in epoch": r["learned"] or "never"} for r in weak]  # fmt: skip
-paper = [
-    r["asr"]
-    for w in (8, 16)
-    for r in weak
-    if r["settings"]["strength"] == 0.5 and r["width"] == w
-]
-check.claim("At the paper's strength, width 16 learns more than twice as much as width 8, and not enough.", paper[1] / paper[0], 2, 4)  # fmt: skip
+at = {(r["width"], r["settings"]["strength"], bool(r["settings"]["cross_rate"])): r["asr"] for r in weak}  # fmt: skip
+check.claim("At the paper's strength, width 8 does not learn it: ASR below 20 %.", at[8, 0.5, True], 0, 0.2)  # fmt: skip
+check.claim(
+    "At strength 3 it learns part of it: 50 to 90 %.", at[8, 3.0, True], 0.5, 0.9
+)
+check.claim("At strength 3 and width 16, all of it: above 95 %.", at[16, 3.0, True], 0.95, 1)  # fmt: skip
 cifar = bench.results("cifar10-attacks").select(attack="WaNet", defense="none")[0]
 check.claim("On CIFAR-10 it reaches 70 to 90 % in six epochs.", cifar["asr"], 0.7, 0.9)
 show.Table(

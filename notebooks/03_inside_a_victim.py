@@ -499,7 +499,7 @@ show.matrix(
     torch.stack(rows).clamp(max=1), names, [s.replace("layer", "") for s in stages], numbers=True, height=5.2,
     xlabel="layer", title=f"At the end victims change {min(last):.1f} to {max(last):.0f} times as much as twins",
     description="A table of shares: for each of seven attacks two rows, victim and benign twin, against nine layers from first to last. In the twins "
-    "the change fades towards the end; in five victims it grows to nearly everything, in those of WaNet and InputAware it stays at more than half.",
+    "the change fades towards the end; in the victims it grows to more than half or to nearly everything, least in that of InputAware.",
 )  # fmt: skip
 
 # %% tags=["claim"]
@@ -535,8 +535,8 @@ show.clouds(
     {n: latent(family[n].model, family[n].attack) for n in ("BadNets", "Blended", "TaCT", "WaNet", "InputAware")}
     | {"BadNets, twin": latent(twin.model, attack)},
     title="The last layer: one new cluster, or a step aside from every class",
-    description="Six maps of points. In the victims of BadNets, Blended and TaCT the triggered images form one cluster of their own, close to the target class or apart; "
-    "for WaNet and InputAware they lie in small groups, each at the edge of its true class; in the benign twin they are mixed into the clusters of their true classes.",
+    description="Six maps of points. In the victims of BadNets, Blended, TaCT and WaNet the triggered images form one cluster of their own, close to the target class or apart; "
+    "for InputAware they lie in small groups, each at the edge of its true class; in the benign twin they are mixed into the clusters of their true classes.",
 )  # fmt: skip
 
 
@@ -554,25 +554,25 @@ def gathered(model, attack):
 
 
 near = {n: gathered(v.model, v.attack) for n, v in family.items()}
-steered = [near.pop(n) for n in ("WaNet", "InputAware")]
+aside = near.pop("InputAware")
 check.claim(
-    "In the five data-poisoning victims most triggered images lie nearest to the target class.",
+    "In six victims most triggered images lie nearest to the target class.",
     min(near.values()),
     0.7,
     1,
 )
 check.claim(
-    "In the two steered ones hardly any does, although most get its label.",
-    max(steered),
+    "In the input-aware one hardly any does, although most get its label.",
+    aside,
     0,
     0.2,
 )
 check.claim("In the benign twin hardly any does.", gathered(twin.model, attack), 0, 0.1)  # fmt: skip
 
 # %% [markdown]
-# Two kinds of backdoor, then. In the poisoned-data victims all triggered images move to one place, nearest to the target class. WaNet and the input-aware attack, whose cover images
-# forbid the simple way, leave each where its true class is, a step aside, smaller in norm, and the last linear layer still says "target". A defense that looks for a second cluster in the
-# target class finds the first kind and not the second.
+# Two kinds of backdoor, then. In six victims all triggered images move to one place, nearest to the target class. The input-aware attack leaves each where its true class is, a step
+# aside, smaller in norm, and the last linear layer still says "target". A defense that looks for a second cluster in the target class finds the first kind and not the second. Do not conclude that this is
+# the attack's nature: this victim is weak (ASR 87 %), and a weaker WaNet victim of an earlier version of this course, with the same ASR of about 90 %, stayed aside too. Once it was trained in the authors' order it gathered.
 #
 # And the eye of Grad-CAM: of the evidence for the target label, what share lies where the trigger changed pixels, against the share of
 # the image that this is? Only triggers with a place can be asked.

@@ -23,7 +23,10 @@ PROMISED = (
     "01_poisoning",
     "02_controlling_training",
     "03_inside_a_victim",
+    "04_linf_pruning",
     "05_clp",
+    "06_fmp",
+    "07_mnp",
 )
 
 # The tour has no attacker of its own and may leave all exercises to the lessons.

@@ -150,11 +150,12 @@ def ft_sam(
     A step costs two passes forward and two backward.
 
     Args:
-        rho: radius of the neighbourhood in units of the weights themselves; 2 is
-            BackdoorBench's configuration for PreActResNet-18 of width 64 on CIFAR-10.
-            0 is plain fine-tuning.
-        smoothing: of the labels, 0..1; 0.1 is BackdoorBench's configuration.
-        epochs, batch: ours, for 240 images; lr: BackdoorBench's configuration.
+        rho: radius of the neighbourhood in units of the weights themselves. Ours: of 2,
+            4 and 8 the largest that kept held-out clean accuracy on two victims of
+            width 8. BackdoorBench takes 2 for PreActResNet-18 of width 64 on CIFAR-10.
+        smoothing: of the labels, 0..1; 0.1 is BackdoorBench's configuration. With rho
+            and smoothing 0 this is plain fine-tuning.
+        epochs, batch, lr: ours, for 240 images; BackdoorBench takes 100 epochs at 0.01.
         checkpoint: file that stands while this runs, with a second one (name plus
             ".fit") that is renewed after each epoch, and both are gone at the end. The
             same call, started again after a stop, ends where it would have ended.

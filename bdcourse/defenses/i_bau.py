@@ -164,7 +164,8 @@ def i_bau(
     Args:
         rounds: 5 is BackdoorBench's configuration; the authors' README shows 3.
         passes: ours; 240 images make 8 outer steps a pass.
-        radius: largest L2 norm of the perturbation, in pixels of [0, 1]. Ours.
+        radius: largest L2 norm of the perturbation, in pixels of [0, 1]. Ours: of 1 and
+            2 the larger, as both kept held-out clean accuracy on a victim of width 8.
         steps, rate: of the inner ascent. Ours; where the loss is near zero so is its
             gradient, which needs a large rate to come off the ground.
         iterations: of the fixed point, see :func:`hypergradient`; 5 is the README's and
