@@ -468,8 +468,8 @@ bench.attack_table(
 #
 # The paper's strength is 0.5: a quarter of a pixel, against drawn signs that are themselves rotated, sheared and blurred, and noise mode asks to tell it from half a pixel of
 # noise. With 20 % poison a network of width 8 does not learn it in sixteen epochs. The authors trained for 1,000 epochs. So it is a matter of budget and width, and we raised the
-# strength to 3, a pixel and a half: the trigger of this lesson is more visible than the paper's. At that strength width 8 gets three quarters of the way, and width 16 all of it. Photographs
-# make it easier: on CIFAR-10 strength 0.5 and 10 % poison give an ASR near 80 % after six epochs, at width 8 (`data/results/cifar10-attacks.json`).
+# strength to 3, a pixel and a half: the trigger of this lesson is more visible than the paper's. At that strength width 8 gets three quarters of the way, and width 16 all of it.
+# Photographs do not help: on CIFAR-10, strength 0.5 and 10 % poison are not learned in six epochs at width 8 either (`data/results/cifar10-attacks.json`).
 
 # %% tags=["claim"]
 weak = bench.results("signs-wanet").select(attack="WaNet", defense="none")
@@ -482,10 +482,8 @@ check.claim(
 )
 check.claim("At strength 3 and width 16, all of it: above 95 %.", at[16, 3.0, True], 0.95, 1)  # fmt: skip
 cifar = bench.results("cifar10-attacks").select(attack="WaNet", defense="none")[0]
-check.claim("On CIFAR-10 it reaches 70 to 90 % in six epochs.", cifar["asr"], 0.7, 0.9)
-show.Table(
-    rows, caption="WaNet by width, strength and noise mode, signs, one seed each"
-)
+check.claim("Nor is it on CIFAR-10 in six epochs: ASR below 40 %.", cifar["asr"], 0, 0.4)  # fmt: skip
+show.Table(rows, caption="WaNet by width, strength and noise mode, signs, one seed each")  # fmt: skip
 
 # %% [markdown]
 # ## Papers say, released code does, we do
@@ -493,7 +491,7 @@ show.Table(
 # | | released code | this course |
 # |---|---|---|
 # | ASR | the official scripts of WaNet, input-aware and Bpp divide by all test images, the target class included | the target class is left out |
-# | WaNet and Bpp, order | trigger first, then crop, rotation and mirror | the same. An earlier version of this course cropped first: the warp bent the black border of the crop, the network took that for the trigger, and whole images lost eight points of ASR |
+# | WaNet and Bpp, order | trigger first, then crop, rotation and mirror | the same. An earlier version of this course cropped first: the warp bent the black border of the crop, and the network took that for the trigger. Here it cost eight points of ASR; on CIFAR-10 it made 79 % of what is 15 % in the right order |
 # | input-aware, gradients of $G$ | never set to zero in stage 2, they add up | set to zero in each step |
 # | input-aware, length | 25 epochs for $M$, 600 for the rest | 200 steps for $M$, a short training for the rest |
 # | LIRA, $\epsilon$ | 0.01 of normalized values in BackdoorBench, less than a gray level: image files lose part of it | 0.025 of $[0,1]$, about the authors' 0.1 normalized |
