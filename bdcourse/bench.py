@@ -371,16 +371,13 @@ def run_zoo(
         names: of `bdcourse.zoo.ENTRIES`; default all.
         out, only, budget, draws: see :func:`run`.
     """
-    from bdcourse.zoo import ENTRIES
+    from bdcourse.zoo import ENTRIES, chosen
 
-    if unknown := set(names) - set(ENTRIES):
-        raise ValueError(
-            f"the zoo knows no {sorted(unknown)[0]!r}; names are {', '.join(ENTRIES)}."
-        )
+    names = chosen(names)
     wanted, results, dev = _wanted(only), Results(out), torch.device(device)
     parts = Splits(*(p.to(dev) for p in datasets.splits("signs")))
     draws = list(draws)
-    for name in names or ENTRIES:
+    for name in names:
         entry, victim = ENTRIES[name], victims.zoo(name, dev)
         print(f"\n{name}", flush=True)
         own, more = entry.settings()

@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 class Checkpoint:
@@ -85,3 +86,47 @@ class Checkpoint:
         """The work is finished: the file goes."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def pack(
+    model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """All that decides how a training goes on, for `Checkpoint.save`."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    return tensors | moments(optimizer) | {"generator": generator.get_state()}
+
+
+def unpack(
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """Put back what `pack` kept; other tensors are left alone."""
+    state = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+    model.load_state_dict(state)
+    restore(optimizer, tensors)
+    generator.set_state(tensors["generator"])
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer (SGD, Adam) remembers of each parameter."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        f"optimizer.{i}.{k}": v
+        for i, p in enumerate(params)
+        for k, v in optimizer.state[p].items()
+        if v is not None
+    }
+
+
+def restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `moments` kept, in the memory layout of the parameters."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            i, key = name.split(".")[1:]
+            p = params[int(i)]
+            if key != "step":  # Adam's counter: a number, and on the CPU
+                value = torch.empty_like(p).copy_(value)
+            optimizer.state[p][key] = value

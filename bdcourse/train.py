@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse.attacks.base import ROLES, Poisoned, Steering
-from bdcourse.checkpoint import Checkpoint
+from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images, progress
 from bdcourse.models import fingerprint
 
@@ -188,10 +188,11 @@ def fit(
     roles = data.role if isinstance(data, Poisoned) else None
     stamp = data.late if isinstance(data, Poisoned) else None
     augment = augment or Augment(pad=0)
-    crops = augment.prepare(data.x)
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     driver = steering(net, data, generator, total) if steering else None
     objective = driver.loss if driver else F.cross_entropy
+    late = driver is not None and driver.before_augment  # each batch is cropped last
+    crops = None if late else augment.prepare(data.x)
     if checkpoint is not None and driver is not None and not driver.resumable:
         raise ValueError(
             "training with this steering keeps a state that no checkpoint holds; leave "
@@ -201,7 +202,9 @@ def fit(
     history = History()
     step = 0
     if (saved := keep.load()) is not None:
-        step, history.epochs = _resume(saved, model, opt, generator)
+        tensors, notes = saved
+        unpack(tensors, model, opt, generator)
+        step, history.epochs = notes["step"], notes["epochs"]
     try:
         while step < total:
             model.train()
@@ -214,7 +217,6 @@ def fit(
             steps = min(per_epoch, total - step)
             batches = order[: steps * batch].split(batch)
             for index in progress(batches, steps, f"epoch {len(history.epochs) + 1}"):
-                late = driver is not None and driver.before_augment
                 if late:
                     x = data.x[index].float() / 255
                 else:
@@ -259,7 +261,8 @@ def fit(
                 model.eval()
                 row |= each_epoch(model)
             if checkpoint is not None:
-                _keep(keep, model, opt, generator, step, history)
+                state = pack(model, opt, generator)
+                keep.save(state, step=step, epochs=history.epochs)
             if verbose:
                 print(_line(row, -(-total // per_epoch)), flush=True)
     except KeyboardInterrupt:
@@ -271,39 +274,6 @@ def fit(
         keep.done()
     model.eval()
     return history
-
-
-def _keep(
-    keep: Checkpoint,
-    model: nn.Module,
-    opt: torch.optim.Optimizer,
-    generator: torch.Generator,
-    step: int,
-    history: History,
-) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, p in enumerate(opt.param_groups[0]["params"]):
-        if (buffer := opt.state[p].get("momentum_buffer")) is not None:
-            tensors[f"momentum.{i}"] = buffer
-    tensors["generator"] = generator.get_state()
-    keep.save(tensors, step=step, epochs=history.epochs)
-
-
-def _resume(
-    saved: tuple[dict[str, Tensor], dict],
-    model: nn.Module,
-    opt: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> tuple[int, list[dict]]:
-    tensors, notes = saved
-    state = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-    model.load_state_dict(state)
-    for i, p in enumerate(opt.param_groups[0]["params"]):
-        if f"momentum.{i}" in tensors:
-            buffer = tensors[f"momentum.{i}"].to(p)
-            opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
-    generator.set_state(tensors["generator"])
-    return notes["step"], notes["epochs"]
 
 
 def _line(row: dict, epochs: int) -> str:

@@ -75,6 +75,15 @@ ENTRIES = {
 }
 
 
+def chosen(names: Sequence[str] | None) -> Sequence[str]:
+    """These entries, or all; refuses names that the zoo does not know."""
+    if unknown := set(names or ()) - set(ENTRIES):
+        raise ValueError(
+            f"the zoo knows no {sorted(unknown)[0]!r}; names are {', '.join(ENTRIES)}."
+        )
+    return names or list(ENTRIES)
+
+
 def remake(
     only: Sequence[str] | None = None,
     out: str | Path | None = None,
@@ -87,15 +96,11 @@ def remake(
         out: folder, default data/zoo.
         keep: folder of full-precision victims; those found there are not trained again.
     """
-    unknown = set(only or ()) - set(ENTRIES)
-    if unknown:
-        raise ValueError(
-            f"the zoo knows no {sorted(unknown)[0]!r}; names are {', '.join(ENTRIES)}."
-        )
+    names = chosen(only)
     out = Path(out) if out else victims.ZOO
     parts = data.splits("signs")
     failed = 0
-    for name in only or ENTRIES:
+    for name in names:
         entry = ENTRIES[name]
         print(name, flush=True)
         victims.save(entry.train(parts, keep), out / name, half=True)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdcourse.attacks.base import fresh_seed
-from bdcourse.checkpoint import Checkpoint
+from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
 from bdcourse.defenses.base import Purified
 from bdcourse.models import fingerprint
@@ -212,8 +212,9 @@ def i_bau(
     course: list[dict[str, float]] = []
     delta = torch.zeros(1, *clean.shape, device=device)
     if (saved := keep.load()) is not None:
-        course = saved[1]["course"]
-        delta = _resume(saved[0], model, optimizer, generator).to(device)
+        tensors, notes = saved
+        unpack(tensors, model, optimizer, generator)
+        delta, course = tensors["delta"].to(device), notes["course"]
     augment = augment or Augment(pad=0)
     crops = augment.prepare(clean.x)
 
@@ -237,7 +238,8 @@ def i_bau(
             row["unlearned"] = _loss(model, clean, delta)
             course.append(row)
             if checkpoint is not None:
-                _keep(keep, model, optimizer, generator, delta, course)
+                state = pack(model, optimizer, generator)
+                keep.save(state | {"delta": delta}, course=course)
     for w in weights:
         w.grad = None
     keep.done()
@@ -255,35 +257,3 @@ def _loss(model: nn.Module, images: Images, delta: Tensor) -> float:
         loss = perturbed_loss(model, part.pixels(), part.y, delta)
         total += float(loss) * len(part)
     return total / len(images)
-
-
-def _keep(
-    keep: Checkpoint,
-    model: nn.Module,
-    optimizer: torch.optim.Adam,
-    generator: torch.Generator,
-    delta: Tensor,
-    course: list[dict[str, float]],
-) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, w in enumerate(optimizer.param_groups[0]["params"]):
-        tensors |= {f"adam.{i}.{k}": v for k, v in optimizer.state[w].items()}
-    tensors |= {"generator": generator.get_state(), "delta": delta}
-    keep.save(tensors, course=course)
-
-
-def _resume(
-    tensors: dict[str, Tensor],
-    model: nn.Module,
-    optimizer: torch.optim.Adam,
-    generator: torch.Generator,
-) -> Tensor:
-    state = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-    model.load_state_dict(state)
-    for i, w in enumerate(optimizer.param_groups[0]["params"]):
-        for k in ("exp_avg", "exp_avg_sq"):
-            moment = torch.empty_like(w)
-            optimizer.state[w][k] = moment.copy_(tensors[f"adam.{i}.{k}"])
-        optimizer.state[w]["step"] = tensors[f"adam.{i}.step"]
-    generator.set_state(tensors["generator"])
-    return tensors["delta"]

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse.attacks.base import fresh_seed, uniform
-from bdcourse.checkpoint import Checkpoint
+from bdcourse.checkpoint import Checkpoint, moments, restore
 from bdcourse.data import Images
 from bdcourse.metrics import predict
 from bdcourse.models import fingerprint
@@ -324,7 +324,7 @@ def invert_trigger(
     adam, first, done = {}, 0, 0
     if (saved := keep.load()) is not None:
         tensors, notes = saved
-        adam = {k: v for k, v in tensors.items() if k.startswith("adam.")}
+        adam = {k: v for k, v in tensors.items() if k.startswith("optimizer.")}
         s = {k: tensors[k].to(v) for k, v in s.items()}
         first, done = notes["first"], notes["looks"]
 
@@ -332,7 +332,7 @@ def invert_trigger(
         part = slice(lo, lo + chunk)
         raw = [s[k][part].clone().requires_grad_() for k in ("mask", "pattern")]
         opt = torch.optim.Adam(raw, lr, BETAS)
-        _restore(opt, raw, adam if lo == first else {})
+        restore(opt, adam if lo == first else {})
         order = islice(batches(len(x), batch, seed), done * every, None)
         for look in range(done, steps // every):
             live = (s["idle"][part] < stop).nonzero().flatten()
@@ -349,7 +349,7 @@ def invert_trigger(
             if keep.due():
                 for k, r in zip(("mask", "pattern"), raw, strict=True):
                     s[k][part] = r.detach()
-                keep.save(s | _state(opt, raw), first=lo, looks=look + 1)
+                keep.save(s | moments(opt), first=lo, looks=look + 1)
         done = 0
 
     inverted = Inverted(s["best_mask"], s["best_pattern"], goals, torch.zeros(0))
@@ -497,20 +497,6 @@ def _judge(
     s["lam"][rows] = torch.where(down == patience, lam / factor**1.5, lam)
     s["up"][rows] = up % patience
     s["down"][rows] = down % patience
-
-
-def _state(opt: torch.optim.Optimizer, raw: list[Tensor]) -> dict[str, Tensor]:
-    return {
-        f"adam.{i}.{k}": v for i, r in enumerate(raw) for k, v in opt.state[r].items()
-    }
-
-
-def _restore(
-    opt: torch.optim.Optimizer, raw: list[Tensor], adam: dict[str, Tensor]
-) -> None:
-    for name, v in adam.items():
-        i, key = name.split(".")[1:]
-        opt.state[raw[int(i)]][key] = v if key == "step" else v.to(raw[int(i)])
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.checkpoint import Checkpoint
+from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
 from bdcourse.defenses.base import Purified
 from bdcourse.defenses.masks import (
@@ -142,7 +142,9 @@ def unlearn(
     parts = min(-(-len(clean) // batch), len(clean) // 2)
     log: dict = {"acc": [], "loss": [], "length": [], "reached": False}
     if (saved := keep.load()) is not None:
-        log = _resume(saved, net, opt, generator)
+        tensors, notes = saved
+        unpack(tensors, net, opt, generator)
+        log = notes["log"]
     for epoch in range(len(log["acc"]), epochs):
         if log["reached"]:
             break
@@ -168,8 +170,8 @@ def unlearn(
         log["length"].append(float(length.max()))
         log["reached"] = log["acc"][-1] <= stop
         if keep.due():
-            _keep(keep, net, opt, generator, log)
-    _keep(keep, net, opt, generator, log)
+            keep.save(pack(net, opt, generator), log=log)
+    keep.save(pack(net, opt, generator), log=log)
     if not log["reached"]:
         warnings.warn(
             f"the ascent stopped after {epochs} epochs at an accuracy of "
@@ -177,36 +179,6 @@ def unlearn(
             stacklevel=2,
         )
     return net.eval().requires_grad_(False), log
-
-
-def _keep(
-    keep: Checkpoint,
-    net: nn.Module,
-    opt: torch.optim.Optimizer,
-    generator: torch.Generator,
-    log: dict,
-) -> None:
-    tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
-    for i, p in enumerate(opt.param_groups[0]["params"]):
-        if (buffer := opt.state[p].get("momentum_buffer")) is not None:
-            tensors[f"speed.{i}"] = buffer
-    keep.save({**tensors, "generator": generator.get_state()}, log=log)
-
-
-def _resume(
-    saved: tuple[dict[str, Tensor], dict],
-    net: nn.Module,
-    opt: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> dict:
-    tensors, notes = saved
-    net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
-    for i, p in enumerate(opt.param_groups[0]["params"]):
-        if f"speed.{i}" in tensors:
-            buffer = torch.empty_like(p).copy_(tensors[f"speed.{i}"])
-            opt.state[p]["momentum_buffer"] = buffer
-    generator.set_state(tensors["generator"])
-    return notes["log"]
 
 
 def recover(
