@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     b.add_argument("--budget", type=int, help="clean images the defender really gets")
     b.add_argument("--draws", type=int, nargs="+", default=[0], help="which of them")
+    b.add_argument(
+        "--sharp", action="store_true", help="also measure how sharp each model is"
+    )
     b.add_argument("--seeds", type=int, nargs="+", default=[0])
     b.add_argument("--clean", type=float, default=0.05, help="the defender's share")
     b.add_argument("--n", type=int, help="use only this many training images")
@@ -72,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         a["options"] = _options(a["options"])
         a["device"] = a["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
         if (zoo := a.pop("zoo")) is not None:
-            shared = {k: a[k] for k in ("only", "budget", "draws", "device")}
+            shared = {k: a[k] for k in ("only", "budget", "draws", "sharp", "device")}
             run_zoo(a["out"], zoo, **shared)
             return 0
         run(a.pop("data"), a.pop("out"), recipe, **a)

@@ -108,6 +108,21 @@ def tac(
     return {n: (s / len(images)).float() for n, s in sums.items()}
 
 
+def ranks(values: Tensor) -> Tensor:
+    """Ranks 0..n-1, ties sharing their mean: (n,) -> (n,) float64."""
+    v = values.double()
+    smaller = (v[:, None] > v).sum(1)
+    ties = (v[:, None] == v).sum(1) - 1
+    return smaller + ties / 2
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Rank correlation in -1..1; 0 if one of the two does not vary."""
+    a, b = (r - r.mean() for r in (ranks(a), ranks(b)))
+    size = float((a.square().sum() * b.square().sum()).sqrt())
+    return float(a @ b) / size if size > 0 else 0.0
+
+
 def grad_cam(model: nn.Module, x: Tensor, labels: Tensor, layer: str) -> Tensor:
     """Where a layer sees evidence for a label: (n, h, w) in [0, 1] at the size of x.
 

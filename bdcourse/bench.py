@@ -20,14 +20,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from bdcourse import curvature, landscape, metrics, victims
 from bdcourse import data as datasets
-from bdcourse import metrics, victims
 from bdcourse.attacks import ATTACKS, Attack, LabelConsistent
 from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.data import Images, Splits
@@ -293,6 +294,7 @@ def run(
     only: Sequence[str] = (),
     budget: int | None = None,
     draws: Iterable[int] = (0,),
+    sharp: bool = False,
 ) -> Results:
     """Run the path of the course on one image set; returns the table of rows.
 
@@ -313,6 +315,9 @@ def run(
         budget: how many clean images the defender really gets, of his share.
         draws: which of them: each number is another random choice and another seed of
             the defense, against the same victim.
+        sharp: rows also tell how sharp the model is, on 200 of the defender's images
+            ("own") and on 200 of the test's ("other"), and hold the course of those
+            defenses that log one. Minutes for each row.
     """
     recipe = recipe or recipe_for(source)
     if options is None:
@@ -351,7 +356,7 @@ def run(
             victim = train_victim(parts, name, own, seed, label, keep, **more)
             about = _about(victim, twin, parts) | environment(dev)
             _defend_draws(
-                results, key, about, victim, parts, own, wanted, budget, draws
+                results, key, about, victim, parts, own, wanted, budget, draws, sharp
             )
     return results
 
@@ -363,30 +368,33 @@ def run_zoo(
     *,
     budget: int | None = None,
     draws: Iterable[int] = (0,),
+    sharp: bool = False,
     device: str = "cpu",
 ) -> Results:
     """The same for the victims that ship with the course: nothing is trained.
 
     Args:
         names: of `bdcourse.zoo.ENTRIES`; default all.
-        out, only, budget, draws: see :func:`run`.
+        out, only, budget, draws, sharp: see :func:`run`.
     """
     from bdcourse.zoo import ENTRIES, chosen
 
     names = chosen(names)
     wanted, results, dev = _wanted(only), Results(out), torch.device(device)
-    parts = Splits(*(p.to(dev) for p in datasets.splits("signs")))
     draws = list(draws)
     for name in names:
         entry, victim = ENTRIES[name], victims.zoo(name, dev)
+        parts = Splits(*(p.to(dev) for p in datasets.splits(entry.source)))
         print(f"\n{name}", flush=True)
         own, more = entry.settings()
-        key = asdict(own) | {"data": "signs", "digest": parts.train.digest(), "seed": 0}
-        key |= {"victim": name, "attack": entry.attack or "none"}
+        key = asdict(own) | {"data": entry.source, "digest": parts.train.digest()}
+        key |= {"seed": 0, "victim": name, "attack": entry.attack or "none"}
         key["options"] = more or None
         twin = victims.zoo(entry.twin).scores
         about = _about(victim, twin, parts) | environment(dev)
-        _defend_draws(results, key, about, victim, parts, own, wanted, budget, draws)
+        _defend_draws(
+            results, key, about, victim, parts, own, wanted, budget, draws, sharp
+        )
     return results
 
 
@@ -449,12 +457,13 @@ def _defend_draws(
     wanted: Sequence[str],
     budget: int | None,
     draws: Sequence[int],
+    sharp: bool,
 ) -> None:
     for draw in draws:
         drawn = _draw(parts, budget, draw or None)
         more = {"n_defender": len(drawn.clean) + len(drawn.held)}
         mine = key | {"budget": budget, "draw": draw or None}
-        _defend(results, mine, about | more, victim, drawn, recipe, wanted)
+        _defend(results, mine, about | more, victim, drawn, recipe, wanted, sharp)
 
 
 def _defend(
@@ -465,12 +474,18 @@ def _defend(
     parts: Splits,
     recipe: Recipe,
     wanted: Sequence[str],
+    sharp: bool,
 ) -> None:
     """The defenses of one victim, one row each."""
     before, attack = victim.scores, victim.attack
     augment = Augment(recipe.pad, recipe.flip)
     seed = key["seed"] + 1000 * (key.get("draw") or 0)
     case = Case(victim.model, parts.clean, parts.held, augment, seed, attack)
+    own, other = parts.clean[:200], parts.test[-200:]
+    if sharp:
+        case.watch = partial(
+            _watch, own=own, other=other, test=parts.test, attack=attack
+        )
     for name in wanted:
         if results.has(**key, defense=name) or (name in ORACLES and attack is None):
             continue
@@ -491,8 +506,49 @@ def _defend(
         row |= {"defense": name, **s.dict(), "seconds": round(p.seconds, 3)}
         if attack is not None:
             row["der"] = metrics.der(before, s)
+        if sharp:
+            row["sharp"] = {"own": sharpness(p.model, own)}
+            row["sharp"]["other"] = sharpness(p.model, other)
+            row["course"] = p.log.get("watched")
         results.add(key | row | about)
         print(f"  {name:25s} {s}  {p.count} channels", flush=True)
+
+
+def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, float]:
+    """How sharp the loss of a model is on some images; see `bdcourse.curvature`.
+
+    Returns:
+        `fisher`: trace of the true Fisher, `relative`: the same by relative changes of
+        the weights, `empirical`: trace at the labels of the data, `lambda_max`: top
+        eigenvalue of the Hessian; each of the last three with `..._error` beside it
+        where chance enters; and `loss` in nats.
+    """
+    g = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, measure in (
+        ("fisher", curvature.fisher_trace),
+        ("relative", curvature.relative_trace),
+    ):
+        t = measure(model, images, draws=10, generator=g)
+        found |= {name: t.value, f"{name}_error": t.error}
+    found["empirical"] = curvature.fisher_trace(
+        model, images, fisher="empirical", generator=g
+    ).value
+    top, _ = landscape.hessian_top(model, images, generator=g)
+    return found | {"lambda_max": float(top[0])}
+
+
+def _watch(
+    model: nn.Module, own: Images, other: Images, test: Images, attack: Attack | None
+) -> dict[str, float]:
+    """One point of a defense's course: scores on half of the test, and the Fisher."""
+    s = metrics.evaluate(model, test[: len(test) // 2], attack)
+    found = {"acc": s.acc, "asr": s.asr, "ra": s.ra}
+    for name, images in (("own", own), ("other", other)):
+        g = torch.Generator().manual_seed(0)
+        t = curvature.fisher_trace(model, images, draws=4, generator=g)
+        found[f"fisher_{name}"] = t.value
+    return found
 
 
 def _sweep_curve(model, test: Images, attack: Attack | None) -> list[dict]:

@@ -1,4 +1,4 @@
-"""How sharp is the minimum in which a network sits? Fisher, Hessian, landscape.
+"""How sharp is the minimum in which a network sits? Its Fisher information.
 
 Everything here looks at the log-likelihood log p(y | x, w) of a network with weights w.
 Its gradient by the weights is the score s(x, y). The Fisher information is
@@ -8,17 +8,35 @@ Its gradient by the weights is the score s(x, y). The Fisher information is
 with labels drawn from the network itself; with the labels of the data it is the
 *empirical* Fisher, which is something else: it fades with the training loss. BatchNorm
 is in eval mode throughout: else the score of an image would depend on its neighbours.
-Born in lesson 08.
+The Hessian and the loss around the weights are in `landscape`. Born in lesson 08.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bdcourse.models import evaluating
+
+Route = Literal["bartlett", "gaussian", "signed", "exact"]
+FISHER = {"bartlett": "true", "gaussian": "true", "signed": "empirical"}
+
+
+class Batch(Protocol):
+    """`bdcourse.data.Images`, or any other pair of inputs and targets."""
+
+    x: Tensor  #: (n, ...): uint8 pixels are divided by 255, the rest is taken as it is
+    y: Tensor  #: (n, ...)
 
 
 class Likelihood(Protocol):
@@ -39,7 +57,8 @@ class Softmax:
     """Softmax over the last axis: classes (n, k), or tokens of a sequence (n, t, k).
 
     Positions of a sequence are summed, as teacher forcing asks; those whose target is
-    `ignore` count as nothing.
+    `ignore` count as nothing. What draws targets itself (`sample`, `noise`, `roots`)
+    does not know them: give it `masked(out, y)`.
     """
 
     def __init__(self, ignore: int = -100) -> None:
@@ -58,10 +77,32 @@ class Softmax:
         return drawn.view(out.shape[:-1]).to(out.device)
 
     def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:
-        p = out.softmax(-1)
+        log_p = out.log_softmax(-1)
         e = torch.randn(out.shape, generator=generator, device=generator.device)
-        e = p.sqrt() * e.to(out)
-        return e - p * e.sum(-1, keepdim=True)
+        # Not p.sqrt(): its slope at a p that rounds to 0 is infinite.
+        e = (log_p / 2).exp() * e.to(out)
+        return e - log_p.exp() * e.sum(-1, keepdim=True)
+
+    def roots(self, out: Tensor) -> Tensor:
+        """Like `noise` without chance: the sum over the rows r of r r^T is the
+        covariance. Shape (m, *out.shape); the m rows are all targets, each one's
+        gradient times the root of its probability."""
+        p = out.softmax(-1)
+        rows = p.sqrt()[..., None] * (torch.eye(out.shape[-1]).to(p) - p[..., None, :])
+        rows = rows.movedim(-2, 0)  # (k, *out.shape)
+        if out.ndim == 2:
+            return rows
+        t = out.shape[1]  # one position at a time: they are drawn independently
+        rows = rows[None] * torch.eye(t).to(p).view(t, 1, 1, t, 1)
+        return rows.flatten(0, 1)
+
+    def masked(self, out: Tensor, y: Tensor) -> Tensor:
+        """`out`, or gradients by it, with 0 where y says `ignore`: the network behind
+        it is out of reach there."""
+        return out.where((y != self.ignore)[..., None], 0)
+
+
+SOFTMAX = Softmax()
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -81,7 +122,347 @@ def bartlett(
     Scores at such labels have mean zero (Bartlett's first identity), so in ||g||^2 the
     cross terms vanish on average: ||g||^2 / n is an unbiased estimate of the trace of
     the Fisher, and g * g / n of its diagonal.
+
+    A network that is sure of itself gets most of its trace from labels that it hardly
+    ever draws: then nearly all estimates are far too low, agree with each other all the
+    same, and the rare other one makes up for them. `gaussian` has no such tail.
     """
     y = likelihood.sample(out, generator)
     total = likelihood.log_prob(out, y).sum()
-    return torch.autograd.grad(total, weights, create_graph=create_graph)
+    return gradient(total, weights, create_graph=create_graph)
+
+
+def gaussian(
+    out: Tensor,
+    weights: Sequence[Tensor],
+    likelihood: Likelihood,
+    generator: torch.Generator,
+    create_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """Like `bartlett`, with Gaussian noise of the same covariance instead of labels.
+
+    The noise v goes back through the network as if it were the gradient by `out`. With
+    `create_graph` it keeps its own dependence on the weights, so the gradient of
+    ||g||^2 / n is unbiased too; that of `bartlett` takes its labels as given and misses
+    how their distribution moves.
+    """
+    v = likelihood.noise(out, generator)
+    v = v if create_graph else v.detach()
+    return gradient(out, weights, v, create_graph=create_graph)
+
+
+def signed(
+    out: Tensor,
+    y: Tensor,
+    weights: Sequence[Tensor],
+    likelihood: Likelihood,
+    generator: torch.Generator,
+    create_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """The same for the *empirical* Fisher: scores at the data's labels, added up with
+    random signs.
+
+    Those scores need not have mean zero; the signs make the cross terms vanish.
+    """
+    scores = likelihood.log_prob(out, y)
+    return gradient(scores, weights, random_signs(scores, generator), create_graph)
+
+
+def gradient(of, weights, cotangent=None, create_graph=False) -> tuple[Tensor, ...]:
+    """`torch.autograd.grad` with zeros for weights that the output does not use."""
+    return torch.autograd.grad(
+        of, weights, cotangent, create_graph=create_graph, materialize_grads=True
+    )
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """+1 or -1 at even chances, shaped like a tensor."""
+    bits = torch.randint(2, like.shape, generator=generator, device=generator.device)
+    return (2 * bits - 1).to(like)
+
+
+# ---------------------------------------------------------------- weights and batches
+
+
+def chosen(
+    model: nn.Module, weights: Sequence[str] | None = None
+) -> dict[str, nn.Parameter]:
+    """The parameters of that name, or all that require grad, in the model's order.
+
+    This is the order of the entries of a flat vector, (p,), wherever one is used.
+    """
+    named = dict(model.named_parameters())
+    if weights is None:
+        found = {n: w for n, w in named.items() if w.requires_grad}
+    else:
+        missing = [n for n in weights if n not in named]
+        if missing:
+            raise ValueError(f"the model has no parameter {missing[0]!r}.")
+        found = {n: w for n, w in named.items() if n in set(weights)}
+    if not found:
+        raise ValueError("there are no weights to look at; name some that exist.")
+    return found
+
+
+def unflatten(
+    model: nn.Module, vector: Tensor, weights: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """A flat vector (p,) cut into the shapes of the chosen weights."""
+    found = chosen(model, weights)
+    parts = vector.split([w.numel() for w in found.values()])
+    return {n: v.view_as(w) for (n, w), v in zip(found.items(), parts, strict=True)}
+
+
+@contextmanager
+def examining(
+    model: nn.Module, weights: Sequence[str] | None
+) -> Iterator[dict[str, nn.Parameter]]:
+    """The chosen weights, with eval mode and gradients on; all is put back after."""
+    for name, m in model.named_modules():
+        if isinstance(m, _BatchNorm) and m.running_mean is None:
+            raise ValueError(
+                f"{name} has no running statistics, so an image's score would depend "
+                "on the rest of its batch; use track_running_stats=True."
+            )
+    found = chosen(model, weights)
+    before = {w: w.requires_grad for w in found.values()}
+    # The fast attention kernels cannot be differentiated twice.
+    with evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        try:
+            for w in found.values():
+                w.requires_grad_()
+            yield found
+        finally:
+            for w, required in before.items():
+                w.requires_grad_(required)
+
+
+def batches(
+    model: nn.Module, images: Batch, chunk: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets, `chunk` at a time, on the model's device, in its dtype."""
+    if len(images.y) == 0 or chunk < 1:
+        raise ValueError(
+            f"there must be at least one image and a chunk of at least 1, not "
+            f"{len(images.y)} and {chunk}."
+        )
+    like = next(model.parameters())
+    for x, y in zip(images.x.split(chunk), images.y.split(chunk), strict=True):
+        x = x.to(like.device)
+        if x.dtype == torch.uint8:
+            x = x.to(like.dtype) / 255
+        elif x.is_floating_point():
+            x = x.to(like.dtype)
+        yield x, y.to(like.device)
+
+
+# ---------------------------------------------------------------- Fisher
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A trace: the mean of some draws.
+
+    Args:
+        value: a mean over the images, not a sum over a batch.
+        error: standard error of the value over the draws, for these images: 0 if there
+            was no chance in it, nan after a single draw.
+        draws: (d,) float64, each draw by itself.
+    """
+
+    value: float
+    error: float
+    draws: Tensor
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ± {self.error:.2g}"
+
+
+def traced(draws: Tensor, exact: bool = False) -> Traced:
+    n = len(draws)
+    error = float(draws.std()) / math.sqrt(n) if n > 1 else 0.0 if exact else math.nan
+    return Traced(float(draws.mean()), error, draws)
+
+
+def per_image(
+    model: nn.Module, weights: dict[str, Tensor], x: Tensor, rows: Tensor
+) -> dict[str, Tensor]:
+    """For each image i the sum over rows r of (gradient of r_i . out_i)^2, entry by
+    entry: name -> (n, *shape).
+
+    Args:
+        x: inputs (n, ...); rows: (m, n, ...), cotangents shaped like the outputs.
+    """
+
+    # With channels last, torch warns of one slow step.
+    rest = {n: w.detach().contiguous() for n, w in model.named_parameters()}
+    weights = {n: rest.pop(n) for n in weights}
+
+    def one(x: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        _, back = vjp(
+            lambda w: functional_call(model, {**rest, **w}, (x[None],))[0], weights
+        )
+        total = {n: torch.zeros_like(w) for n, w in weights.items()}
+        for r in rows:
+            total = {n: total[n] + g.square() for n, g in back(r)[0].items()}
+        return total
+
+    with torch.no_grad():  # vjp differentiates all the same, and nothing else has to
+        return vmap(one, (0, 1))(x, rows)
+
+
+def _squares(
+    model: nn.Module,
+    images: Batch,
+    weights: dict[str, Tensor],
+    route: Route,
+    fisher: str,
+    draws: int,
+    chunk: int | None,
+    likelihood: Likelihood,
+    generator: torch.Generator | None,
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """(draw, squares shaped like the weights): those of a draw add up to n times an
+    unbiased estimate of the Fisher's diagonal."""
+    mask = getattr(likelihood, "masked", lambda out, y: out)
+    if route != "exact":
+        for x, y in batches(model, images, chunk or 50):
+            for draw in range(draws):
+                out, w = mask(model(x), y), list(weights.values())
+                if route == "signed":
+                    g = signed(out, y, w, likelihood, generator)
+                else:
+                    estimate = bartlett if route == "bartlett" else gaussian
+                    g = estimate(out, w, likelihood, generator)
+                yield draw, [t.square() for t in g]
+        return
+    size = sum(w.numel() for w in weights.values())
+    chunk = chunk or max(1, min(20, 2**23 // size))  # gradients of at most 32 MiB
+    for x, y in batches(model, images, chunk):
+        with torch.no_grad():
+            out = model(x)
+        if fisher == "true":
+            rows = likelihood.roots(mask(out, y))
+        else:
+            out.requires_grad_()
+            loss = likelihood.log_prob(out, y).sum()
+            rows = torch.stack(torch.autograd.grad(loss, out))
+        g = per_image(model, weights, x, mask(rows, y))
+        yield 0, [t.sum(0) for t in g.values()]
+
+
+def _settle(route, fisher, draws, likelihood, generator) -> tuple[str, int]:
+    """The route to take and the draws it needs, or a refusal."""
+    if fisher not in ("true", "empirical"):
+        raise ValueError(f'fisher must be "true" or "empirical", not {fisher!r}.')
+    if route is None:
+        route = "gaussian" if fisher == "true" else "signed"
+    if route not in (*FISHER, "exact"):
+        raise ValueError(f"unknown route {route!r}; {', '.join(FISHER)} or exact.")
+    if FISHER.get(route, fisher) != fisher:
+        raise ValueError(f"{route!r} is a route to the {FISHER[route]} Fisher only.")
+    if route == "exact":
+        if fisher == "true" and not hasattr(likelihood, "roots"):
+            raise ValueError(
+                "the exact true Fisher needs a likelihood that has `roots`; take "
+                "the route 'bartlett' or 'gaussian'."
+            )
+        return route, 1
+    if generator is None or draws < 1:
+        raise ValueError(
+            f"the route {route!r} needs a generator and at least one draw."
+        )
+    return route, draws
+
+
+def fisher_trace(
+    model: nn.Module,
+    images: Batch,
+    *,
+    route: Route | None = None,
+    fisher: Literal["true", "empirical"] = "true",
+    draws: int = 10,
+    chunk: int | None = None,
+    weights: Sequence[str] | None = None,
+    relative: bool = False,
+    likelihood: Likelihood = SOFTMAX,
+    generator: torch.Generator | None = None,
+) -> Traced:
+    """Trace of the Fisher information: mean over images of E ||score||^2.
+
+    Args:
+        model: left untouched, as by everything here.
+        route: "gaussian" or "bartlett" to the true Fisher, "signed" to the empirical
+            one: one backward pass for each draw and chunk. "exact": the gradient of
+            every image by itself, for the true Fisher one for each class. None takes
+            "gaussian" or "signed".
+        draws: how often each image is drawn for; the exact route needs one.
+        chunk: images at once. On the exact route it bounds memory (all their gradients
+            are there together) and the result does not depend on it. On the others
+            every chunk is an estimate by itself, so smaller ones lessen the error too.
+        weights: names of parameters; None means all that require grad.
+        relative: see :func:`relative_trace`.
+        generator: decides the draws.
+
+    Raises:
+        ValueError: unknown route or fisher, a route to the other Fisher, no images, no
+            draws, no generator where one is needed, unknown weights.
+    """
+    route, draws = _settle(route, fisher, draws, likelihood, generator)
+    total = torch.zeros(draws, dtype=torch.float64)
+    with examining(model, weights) as w:
+        for draw, squares in _squares(
+            model, images, w, route, fisher, draws, chunk, likelihood, generator
+        ):
+            if relative:
+                pairs = zip(squares, w.values(), strict=True)
+                squares = [q * v.detach().square() for q, v in pairs]
+            total[draw] += float(torch.stack([q.sum() for q in squares]).sum())
+    return traced(total / len(images.y), route == "exact")
+
+
+def relative_trace(model: nn.Module, images: Batch, **options) -> Traced:
+    """Sum of F_ii w_i^2: the Fisher by relative changes of the weights.
+
+    A convolution before a BatchNorm can be scaled by c without changing what the
+    network does (the statistics follow), but this scales its part of Tr F by 1 / c^2.
+    Here the two cancel.
+
+    Args:
+        options: for `fisher_trace`.
+    """
+    return fisher_trace(model, images, relative=True, **options)
+
+
+def fisher_diagonal(
+    model: nn.Module,
+    images: Batch,
+    *,
+    route: Route = "exact",
+    fisher: Literal["true", "empirical"] = "true",
+    draws: int = 10,
+    chunk: int | None = None,
+    weights: Sequence[str] | None = None,
+    likelihood: Likelihood = SOFTMAX,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Diagonal of the Fisher information, the mean of the squared scores: name ->
+    tensor shaped like the weight.
+
+    Not the square of the mean score, which at a minimum is zero.
+
+    Args:
+        route, ...: see :func:`fisher_trace`. Routes other than "exact" are cheap and
+            noisy: each draw of each chunk gives an entry as precisely as the square of
+            one Gaussian number gives a variance.
+    """
+    route, draws = _settle(route, fisher, draws, likelihood, generator)
+    with examining(model, weights) as w:
+        total = [torch.zeros_like(v, requires_grad=False) for v in w.values()]
+        for _, squares in _squares(
+            model, images, w, route, fisher, draws, chunk, likelihood, generator
+        ):
+            for t, q in zip(total, squares, strict=True):
+                t += q
+        n = draws * len(images.y)
+        return {name: t / n for name, t in zip(w, total, strict=True)}

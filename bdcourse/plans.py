@@ -7,6 +7,7 @@ attack: they show what a better estimate of the trigger could do, and are no def
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -18,9 +19,11 @@ from torch import nn
 
 from bdcourse import defenses
 from bdcourse.attacks import Attack
+from bdcourse.curvature import SOFTMAX
 from bdcourse.data import Images
 from bdcourse.defenses import Purified
 from bdcourse.defenses.clp import choose_u
+from bdcourse.defenses.fip import Aware, purify
 from bdcourse.defenses.fmp import Response, repair, scores, select
 from bdcourse.defenses.invert import Estimate, Inverted, invert_trigger
 from bdcourse.defenses.mnp import apply_masks
@@ -39,6 +42,7 @@ class Case:
         seed: of everything random in a plan.
         seconds: what shared work has taken, by name.
         attack: for the oracle plans; no other may look at it.
+        watch: measures a model on its way, for the row; no plan decides by it.
     """
 
     model: nn.Module
@@ -47,6 +51,7 @@ class Case:
     augment: Augment
     seed: int = 0
     attack: Attack | None = None
+    watch: Callable[[nn.Module], dict] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -161,6 +166,22 @@ def _mnp_random(case: Case) -> Purified:
     return defenses.prune_random(case.model, like, case.generator(), shift=False)
 
 
+def _descending(defense: Callable[..., Purified], **settings) -> Plan:
+    """A defense that runs in the loop of FIP: same steps, batches and crops for all."""
+
+    def run(case: Case) -> Purified:
+        shared = {"augment": case.augment, "watch": case.watch, "watch_every": 100}
+        g = case.generator()
+        return defense(case.model, case.clean, generator=g, **shared, **settings)
+
+    return Plan(run)
+
+
+def _aware(model: nn.Module, clean: Images, **options) -> Purified:
+    """Sharpness-aware minimization in the loop of FIP."""
+    return purify(copy.deepcopy(model), clean, Aware(SOFTMAX), **options)
+
+
 def _tuned(defense: Callable[..., Purified], held: bool = False) -> Plan:
     """A defense that repairs with augmented clean images, at its defaults."""
 
@@ -211,6 +232,14 @@ PLANS: dict[str, Plan] = {
     "nad": _tuned(defenses.nad),
     "i-bau": _tuned(defenses.i_bau),
     "nc unlearning": Plan(_nc_unlearning),
+    "fip": _descending(defenses.fip),
+    "fast fip": _descending(defenses.fast_fip),
+    "fip, released": _descending(defenses.fip_released, eta_f=0.005),
+    "fip, released, eta = 0.5": _descending(defenses.fip_released),
+    "fip, eta = 0": _descending(defenses.fip, eta_f=0, eta_r=0),
+    "fip, eta = 0, lr 0.05": _descending(defenses.fip, eta_f=0, eta_r=0, lr=0.05),
+    "fast fip, eta = 0": _descending(defenses.fast_fip, eta_f=0, eta_r=0),
+    "sam": _descending(_aware),
 }
 ORACLES = frozenset(name for name in PLANS if name.endswith("(oracle)"))
 

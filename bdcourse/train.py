@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse.attacks.base import ROLES, Poisoned, Steering
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images, progress
 from bdcourse.models import fingerprint
+
+SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
 
 
 class Augment:
@@ -115,6 +118,7 @@ def fit(
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
     augment: Augment | None = None,
+    frozen_norms: bool = False,
     generator: torch.Generator,
     steering: Callable[..., Steering] | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
@@ -132,12 +136,15 @@ def fit(
         lr, momentum, weight_decay: of SGD with Nesterov momentum; the rate climbs for
             the first `warmup` share of all steps and falls to zero along a cosine.
         augment: random crops and flips; None trains on the images as they are.
+        frozen_norms: BatchNorms stay in eval mode: they normalize with the running
+            statistics they came with, and keep them; scale and shift still train.
         generator: decides order and augmentation; on the CPU, or on the data's device.
         steering: lets somebody else change batches and loss: called once with model,
             data, generator and number of steps, returns a :class:`Steering`. Usually
             the `steer` method of an attack whose threat is "training".
         each_epoch: called in eval mode after each epoch; its dict joins the history.
-        verbose: print one line per epoch; in a terminal also show a bar inside it.
+        verbose: print one line per epoch, shares and scores in percent; in a terminal
+            also show a bar inside it.
         bf16: autocast to bfloat16; default on CUDA only.
         compile: torch.compile the model; default on CUDA, for 1,000 steps or more.
         checkpoint: file that is renewed after each epoch and deleted at the end. The
@@ -171,10 +178,10 @@ def fit(
         about = {"model": fingerprint(model), "data": data.digest()}
         about |= {"epochs": float(epochs), "lr": lr, "batch": batch}
         about |= {"momentum": momentum, "weight_decay": weight_decay, "warmup": warmup}
-        about["seed"] = generator.initial_seed()
-    keep = Checkpoint(checkpoint, about)
+        about |= {"frozen_norms": frozen_norms, "seed": generator.initial_seed()}
     model.to(device, memory_format=torch.channels_last)
     net = torch.compile(model) if compile else model
+    norms = [m for m in model.modules() if frozen_norms and isinstance(m, _BatchNorm)]
     opt = torch.optim.SGD(
         model.parameters(),
         lr,
@@ -190,6 +197,9 @@ def fit(
     augment = augment or Augment(pad=0)
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     driver = steering(net, data, generator, total) if steering else None
+    about["augment"] = [augment.pad, augment.flip]
+    about["steering"] = type(driver).__name__ if driver else None
+    keep = Checkpoint(checkpoint, about)
     objective = driver.loss if driver else F.cross_entropy
     late = driver is not None and driver.before_augment  # each batch is cropped last
     crops = None if late else augment.prepare(data.x)
@@ -217,6 +227,7 @@ def fit(
             steps = min(per_epoch, total - step)
             batches = order[: steps * batch].split(batch)
             for index in progress(batches, steps, f"epoch {len(history.epochs) + 1}"):
+                _eval(norms)
                 if late:
                     x = data.x[index].float() / 255
                 else:
@@ -228,6 +239,7 @@ def fit(
                     x = torch.where(chosen, stamp(x), x)
                 if driver is not None:
                     x, y, role = driver.rewrite(x, y)
+                    _eval(norms)  # it may have switched the model's mode
                 if late:
                     x = augment.once(x, generator)
                 with autocast:
@@ -276,11 +288,19 @@ def fit(
     return history
 
 
+def _eval(norms: list[nn.Module]) -> None:
+    for norm in norms:
+        norm.eval()
+
+
 def _line(row: dict, epochs: int) -> str:
     parts = [f"epoch {row['epoch']:2d}/{epochs}", f"loss {row['loss']:.3f}"]
     for key, value in row.items():
         if key not in ("epoch", "loss", "seconds", "acc") and isinstance(value, float):
-            parts.append(f"{key} {100 * value:5.1f}%")
+            share = key.lower() in SHARES
+            parts.append(
+                f"{key} {100 * value:5.1f}%" if share else f"{key} {value:.3g}"
+            )
     if "clean" not in row:
         parts.insert(2, f"train {100 * row['acc']:5.1f}%")
     return "  ".join([*parts, f"{row['seconds']:.1f} s"])

@@ -1,6 +1,6 @@
 """Train the victims that the lessons load, and check what the lessons claim of them.
 
-`make zoo` does it again from nothing. Every entry is trained on the built-in signs with
+`make zoo` does it again from nothing. Every entry is trained on built-in signs with
 seed 0 of the protocol, which was not chosen for its result. The recipes (epochs, rates)
 were, so that victims pass the gate, and u = 2.5 was added after u = 3 missed "badnets".
 """
@@ -28,6 +28,7 @@ class Entry:
         twin: name of the benign victim that it is measured against.
         options: entries of the recipe, or for `craft`; over those of the bench.
         weak: why it does not pass the gate, as far as is known; "" if it does.
+        source: "signs", or "signs-hard", where an honest error is left.
     """
 
     attack: str | None
@@ -35,6 +36,7 @@ class Entry:
     twin: str = "benign-w8"
     options: dict = field(default_factory=dict)
     weak: str = ""
+    source: str = "signs"
 
     def settings(self) -> tuple[Recipe, dict]:
         """The recipe, and the rest for `craft`."""
@@ -47,7 +49,7 @@ class Entry:
     def train(self, parts: data.Splits, keep: str | Path) -> victims.Victim:
         """The victim, new or from `keep`."""
         recipe, more = self.settings()
-        return train_victim(parts, self.attack, recipe, 0, "signs", keep, **more)
+        return train_victim(parts, self.attack, recipe, 0, self.source, keep, **more)
 
 
 # With the common recipe these are learned too late or not at all.
@@ -72,6 +74,16 @@ ENTRIES = {
         "InputAware", SIGNS, "benign", {"epochs": 20}, weak="ASR 87 %, cross 73 %"
     ),
     "lira": Entry("LIRA"),
+    "benign-hard": Entry(None, twin="benign-hard", source="signs-hard"),
+    "badnets-hard": Entry("BadNets", twin="benign-hard", source="signs-hard"),
+    "trojan-hard": Entry("TrojanNN", twin="benign-hard", source="signs-hard"),
+    "blended-hard": Entry(
+        "Blended", twin="benign-hard", weak="5 points of ACC", source="signs-hard"
+    ),
+    # The control of lesson 08: what does training without crops do to the curvature?
+    "benign-hard-plain": Entry(
+        None, replace(SMALL, pad=0), "benign-hard-plain", source="signs-hard"
+    ),
 }
 
 
@@ -98,10 +110,10 @@ def remake(
     """
     names = chosen(only)
     out = Path(out) if out else victims.ZOO
-    parts = data.splits("signs")
     failed = 0
     for name in names:
         entry = ENTRIES[name]
+        parts = data.splits(entry.source)
         print(name, flush=True)
         victims.save(entry.train(parts, keep), out / name, half=True)
         # What counts is the stored, half-precision file: measure that one.
@@ -119,8 +131,9 @@ def remake(
 def claims(name: str, victim, twin, test) -> list[str]:
     """What the lessons say of this victim and is not so."""
     found = []
-    if victim.scores.acc < 0.97:
-        found.append(f"clean accuracy is {victim.scores.acc:.3f}, below 0.97")
+    least = 0.97 if ENTRIES[name].source == "signs" else 0.85
+    if victim.scores.acc < least:
+        found.append(f"clean accuracy is {victim.scores.acc:.3f}, below {least}")
     weak = victim.weak(twin.scores)
     if weak and not ENTRIES[name].weak:
         found.append(weak)

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # L-infinity pruning: guess the trigger, then silence what peaks on it
 #
-# You will make a backdoored network tell you its trigger, without ever seeing an attacked image: a mask of about five pixels for one
-# label, where the others need dozens. Then you will rank channels by how much that guess raises their peak, switch off two of sixteen, and
+# You will make a backdoored network tell you its trigger, without ever seeing an attacked image: a mask of about four pixels for one
+# label, where the others need a dozen or more. Then you will rank channels by how much that guess raises their peak, switch off two of sixteen, and
 # take the attack success from 100 % to below 5 %. On a warp the same procedure will report progress that is none.
 #
 # > **At a glance.** Reading: 30 minutes. Doing: 55 minutes. Run time: about 100 seconds and 1 GiB on two CPU cores.

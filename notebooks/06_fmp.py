@@ -54,9 +54,9 @@ import torch
 
 from bdcourse import activations, bench, check, data, metrics, models
 from bdcourse import show, surgery, victims, widgets
+from bdcourse.activations import spearman
 from bdcourse.defenses.fmp import execution_order, plain_scores, released_order
 from bdcourse.defenses.fmp import repair, scales_of, scores, select
-from bdcourse.defenses.mnp import spearman
 
 parts, START, STEP = data.splits("signs"), 8 / 255, 4 / 255
 few, test, seeded = parts.clean[:32], parts.test[:600], torch.Generator().manual_seed

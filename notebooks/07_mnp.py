@@ -173,7 +173,8 @@ check.removal(removal)
 # one backward pass for all channels at once. The figure shows what both are worth.
 
 # %% tags=["method", "claim"]
-from bdcourse.defenses.mnp import first_order, loss_changes, spearman
+from bdcourse.activations import spearman
+from bdcourse.defenses.mnp import first_order, loss_changes
 
 few = clean[:32]
 changes = {

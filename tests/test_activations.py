@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bdcourse import activations
+from bdcourse.activations import ranks, spearman
 from bdcourse.attacks import BadNets
 from bdcourse.data import Images
 
@@ -49,6 +50,20 @@ def test_outputs_are_those_of_the_layer():
     with pytest.raises(ValueError, match="no layer 'nope'"):
         activations.outputs(net, x, ["nope"])
     assert not net[0]._forward_hooks  # nothing is left behind
+
+
+def test_ranks_and_spearman():
+    v = torch.tensor([3.0, 1.0, 3.0, 2.0])
+    assert ranks(v).tolist() == [2.5, 0.0, 2.5, 1.0]
+    a = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert spearman(a, a.exp()) == pytest.approx(1)
+    assert spearman(a, -(a**3)) == pytest.approx(-1)
+    # 1 - 6 sum d^2 / (n (n^2 - 1)) without ties: d = 1, 1, 0, 2, 2.
+    b = torch.tensor([2.0, 1.0, 3.0, 6.0, 4.0])
+    d = ranks(a) - ranks(b)
+    assert spearman(a, b) == pytest.approx(1 - float(d.square().sum()) / 20)
+    assert spearman(a, torch.ones(5)) == 0
+    assert spearman(a[:1], a[:1]) == 0
 
 
 def test_grad_cam_lights_up_where_the_evidence_is():

@@ -240,7 +240,7 @@ def test_usual_steps():
         ({"threshold": None}, "give held"),
         ({"threshold": 1.0}, "1 excluded"),
         ({"max_drop": 2}, "max_drop"),
-        ({"eps": -0.1}, "eps must not be negative"),
+        ({"eps": -0.1}, "eps must be at least 0"),
         ({"alpha": 1.5}, "alpha"),
         ({"momentum": -1}, "momentum"),
         ({"steps": 0}, "steps"),

@@ -105,15 +105,49 @@ def test_a_checkpoint_of_another_model_or_rate_is_refused(tmp_path):
     options = {"epochs": 3, "batch": 8, "verbose": False, "checkpoint": path}
     fit(model, images, generator=gen(), each_epoch=stopping(1), **options)
     fresh = network()
-    for other, change in (
-        (fresh, {"lr": 0.3}),
-        (fresh, {"generator": gen(3)}),
-        (network(2), {}),
+    for other, change, name in (
+        (fresh, {"lr": 0.3}, "lr"),
+        (fresh, {"generator": gen(3)}, "seed"),
+        (network(2), {}, "model"),
+        (fresh, {"augment": Augment(1)}, "augment"),
+        (fresh, {"augment": Augment(0, flip=True)}, "augment"),
+        (fresh, {"steering": lambda *_: Plain()}, "steering"),
+        (fresh, {"frozen_norms": True}, "frozen_norms"),
     ):
         before = frozen(other)
-        with pytest.raises(ValueError, match="other work"):
+        with pytest.raises(ValueError, match=f"other work: its {name} differs"):
             fit(other, images, **({"generator": gen()} | options | change))
         assert same_state(other, before)
+    resumed = fit(fresh, images, generator=gen(), augment=Augment(0), **options)
+    assert len(resumed.epochs) == 3, "no augmentation is one of no pixels"
+
+
+def test_training_with_frozen_norms_and_a_steering_goes_on(tmp_path):
+    images, path = random_images(24), tmp_path / "a"
+    options = {"epochs": 3, "batch": 8, "verbose": False, "frozen_norms": True}
+    options |= {"augment": Augment(1), "steering": lambda *_: Plain(), "lr": 1e-4}
+    whole, part, rest = network(), network(), network()
+    fit(whole, images, generator=gen(), **options)
+    options["checkpoint"] = path
+    fit(part, images, generator=gen(), each_epoch=stopping(1), **options)
+    other = options | {"steering": lambda *_: Other()}
+    with pytest.raises(ValueError, match="its steering differs"):
+        fit(network(), images, generator=gen(), **other)
+    fit(rest, images, generator=gen(), **options)
+    assert same_state(rest, frozen(whole))
+    assert torch.equal(rest.bn1.running_mean, network().bn1.running_mean)
+    assert rest.linear.weight.isfinite().all()
+
+
+class Plain(Steering):
+    resumable = True
+
+    def rewrite(self, x, y):
+        return x, y, torch.zeros_like(y)
+
+
+class Other(Plain):
+    pass
 
 
 class Late(Steering):

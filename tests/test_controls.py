@@ -76,6 +76,26 @@ def test_finetune_is_seeded_quiet_and_passes_options(model, capsys):
     assert "epoch" in capsys.readouterr().out
 
 
+def test_a_stopped_finetune_is_no_result_and_goes_on(model, tmp_path):
+    images, before = random_images(24), frozen(model)
+    settings = {"epochs": 3, "batch": 8, "checkpoint": tmp_path / "a"}
+    looks = []
+
+    def stop(_):
+        looks.append(1)
+        if len(looks) > 1:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, images, generator=gen(), each_epoch=stop, **settings)
+    assert (tmp_path / "a").exists() and same_state(model, before)
+    rest = finetune(model, images, generator=gen(), **settings)
+    whole = finetune(model, images, epochs=3, batch=8, generator=gen())
+    assert same_state(rest.model, frozen(whole.model))
+    assert rest.log == whole.log and not list(tmp_path.iterdir())
+
+
 def test_finetune_leaves_dead_channels_behind_a_relu_dead(model):
     # relu'(0) is 0, so no gradient reaches a switched-off channel in front of a ReLU.
     # In front of a residual sum one does: there plain fine-tuning may revive.

@@ -389,8 +389,8 @@ def test_select_refuses():
         ({"p": 0.5}, "p must be at least 1"),
         ({"p": float("nan")}, "p must be at least 1"),
         ({"by": "loss"}, "unknown score 'loss'"),
-        ({"least": -1}, "must not be negative"),
-        ({"z": -1.0}, "must not be negative"),
+        ({"least": -1}, "least must be at least 0"),
+        ({"z": -1.0}, "z must be at least 0"),
     ]
     for options, text in cases:
         with pytest.raises(ValueError, match=text) as e:
@@ -664,16 +664,16 @@ def test_random_control_prunes_as_fmp_does():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"epsilon": 0.0}, "epsilon must be positive"),
-        ({"epsilon": float("nan")}, "epsilon must be positive"),
-        ({"start": 0.0}, "without a random start every gradient is exactly zero"),
-        ({"start": -0.1}, "start must be positive"),
-        ({"n": 0}, "n, starts and chunk must be at least 1, not 0, 1 and None"),
-        ({"starts": 0}, "must be at least 1"),
-        ({"chunk": 0}, "must be at least 1"),
+        ({"epsilon": 0.0}, "epsilon must be above 0"),
+        ({"epsilon": float("nan")}, "epsilon must be above 0"),
+        ({"start": 0.0}, "start must be above 0"),
+        ({"start": -0.1}, "start must be above 0"),
+        ({"n": 0}, "n must be at least 1"),
+        ({"starts": 0}, "starts must be at least 1"),
+        ({"chunk": 0}, "chunk must be at least 1"),
         ({"p": 0}, "p must be at least 1"),
         ({"by": "z"}, "unknown score"),
-        ({"epochs": -1}, "epochs must not be negative"),
+        ({"epochs": -1}, "epochs must be at least 0"),
     ],
 )
 def test_bad_numbers_are_refused(options, text):

@@ -350,9 +350,9 @@ def test_argument_untouched_and_deterministic():
         ({"patience": 0}, "patience"),
         ({"stop": -3}, "stop"),
         ({"chunk": 0}, "chunk"),
-        ({"lr": 0}, "lr and lam"),
-        ({"lam": -1e-3}, "lr and lam"),
-        ({"factor": 0.5}, "factor"),
+        ({"lr": 0}, "lr must be above 0"),
+        ({"lam": -1e-3}, "lam must be above 0"),
+        ({"factor": 0.5}, "factor must be at least 1"),
         ({"success": 1.5}, "success"),
     ],
 )

@@ -452,10 +452,10 @@ def test_images_of_the_label_do_not_vote(model):
         ({"select": "best"}, "unknown select"),
         ({"score": "x"}, "unknown score"),
         ({"reduce": "x"}, "unknown reduce"),
-        ({"qs": (0.5, 2.0)}, "0..1"),
-        ({"top": 0}, "at least 1"),
-        ({"p": 0.5}, "at least 1"),
-        ({"u": -1.0}, "u must not be negative"),
+        ({"qs": (0.5, 2.0)}, "q must lie in 0..1, not 2.0"),
+        ({"top": 0}, "top must be at least 1"),
+        ({"p": 0.5}, "p must be at least 1"),
+        ({"u": -1.0}, "u must be at least 0"),
         ({"layer": "nowhere"}, "has no layer"),
     ],
 )
@@ -474,10 +474,11 @@ def test_share_without_held_images_is_refused(model):
 def test_the_oracle_is_the_same_with_the_real_trigger(model):
     clean, held, attack = images(), images(8), BadNets(target=3)
     options = {"max_drop": 1.0, "qs": (0.2,), "p": 2.0}
+    head(model).bias.data[3] += 100  # it says 3, so that success is not zero
     p = linf_oracle(model, clean, held, attack, **options)
     x = clean[clean.y != 3].pixels()
     want = plain_scores(model, x, attack.trigger(x), "layer4", 2.0)
-    assert p.log["success"][0] == evaluate(model, clean, attack).asr
+    assert p.log["success"][0] == evaluate(model, clean, attack).asr > 0
     assert torch.allclose(p.log["scores"]["layer4.gate"], want, atol=1e-4)
     assert p.pruned["layer4.gate"].tolist() == order(want)[:6].tolist()
     a, b = inspect.signature(linf), inspect.signature(linf_oracle)

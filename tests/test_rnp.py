@@ -184,7 +184,7 @@ def test_dropout_stays_off():
         ({"lr": -1}, "lr"),
         ({"batch": 0}, "batch"),
         ({"clip": 0}, "clip"),
-        ({"weight_decay": -1e-4}, "makes the weights grow"),
+        ({"weight_decay": -1e-4}, "weight_decay must be at least 0"),
         ({"momentum": 2}, "momentum"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections import Counter
 
@@ -13,10 +15,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bdcourse.attacks import BadNets, Poisoned
+from bdcourse.attacks.base import Steering
 from bdcourse.data import Images
+from bdcourse.defenses import finetune
 from bdcourse.train import Augment, History, fit, one_cycle
 from bdcourse.victims import initialised
-from helpers import frozen, gen, message, random_images, same_state
+from helpers import (
+    frozen,
+    gen,
+    message,
+    random_images,
+    randomise_norms,
+    same_state,
+)
 
 # ---------------------------------------------------------------- augmentation
 
@@ -314,6 +325,115 @@ def test_other_errors_are_not_swallowed():
         run(nn.Conv2d(5, 2, 1), random_images())
 
 
+# ---------------------------------------------------------------- frozen norms
+
+
+def norm_network(name: str = "resnet18", width: int = 4) -> nn.Module:
+    arch = {"name": name, "classes": 3, "width": width}
+    return randomise_norms(initialised(arch, gen(1)))
+
+
+def statistics(model):
+    kinds = ("running_mean", "running_var", "num_batches_tracked")
+    return {k: v.clone() for k, v in model.state_dict().items() if k.endswith(kinds)}
+
+
+class Toggling(Steering):
+    """Looks at the model as some attackers do, and leaves it in train mode."""
+
+    def __init__(self, model, *_):
+        self.model, self.inside = model, []
+
+    def look(self):
+        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.inside.append({m.training for m in norms})
+        self.model.eval()
+        self.model.train()
+
+    def rewrite(self, x, y):
+        self.look()
+        return x, y, torch.zeros_like(y)
+
+    def step(self):
+        self.look()
+
+
+@pytest.mark.parametrize("steering", [None, Toggling])
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18"])
+def test_frozen_norms_keep_their_statistics_and_train_the_rest(name, steering):
+    model = norm_network(name)
+    before, old = frozen(model), statistics(model)
+    modes = []
+    model.linear.register_forward_pre_hook(lambda m, _: modes.append(m.training))
+    look = {"each_epoch": lambda m: {"test": float(m.training)}, "epochs": 2}
+    run(model, separable(48), frozen_norms=True, steering=steering, **look)
+    now = statistics(model)
+    assert len(old) >= 48 and all(torch.equal(now[k], v) for k, v in old.items())
+    changed = {
+        k for k, v in model.state_dict().items() if not torch.equal(before[k], v)
+    }
+    assert changed == {k for k, _ in model.named_parameters()}, "all others train"
+    assert modes == [True] * 12, "the rest of the model is in train mode"
+    assert not any(m.training for m in model.modules())
+
+
+def test_a_steering_sees_frozen_norms():
+    drivers = []
+
+    def make(*args):
+        drivers.append(Toggling(*args))
+        return drivers[0]
+
+    run(norm_network(), separable(16), frozen_norms=True, steering=make)
+    assert drivers[0].inside == [{False}] * 4
+
+
+def test_frozen_norms_give_the_loss_of_eval_mode():
+    model, data = norm_network(), separable(16)
+    expected = F.cross_entropy(model(data.pixels()), data.y).item()
+    for frozen_norms in (True, False):
+        history = run(
+            copy.deepcopy(model), data, batch=16, lr=1e-9, frozen_norms=frozen_norms
+        )
+        same = history["loss"][0] == pytest.approx(expected, rel=1e-4)
+        assert same == frozen_norms
+
+
+def test_frozen_norms_are_off_by_default_and_need_no_norm():
+    model = norm_network()
+    old = statistics(model)
+    run(model, separable(16))
+    now = statistics(model)
+    assert not any(torch.equal(now[k], v) for k, v in old.items())
+    plain, held = Linear(), Linear()
+    run(plain, separable())
+    run(held, separable(), frozen_norms=True)
+    assert same_state(plain, frozen(held))
+
+
+def test_frozen_norms_compile(monkeypatch):
+    eager = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", eager)
+    model, plain = norm_network(), norm_network()
+    old = statistics(model)
+    run(model, separable(24), frozen_norms=True, compile=True, steering=Toggling)
+    run(plain, separable(24), frozen_norms=True)
+    now = statistics(model)
+    assert all(torch.equal(now[k], v) for k, v in old.items())
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_finetune_passes_frozen_norms_on():
+    model = norm_network()
+    repaired = finetune(
+        model, separable(24), epochs=1, batch=8, generator=gen(), frozen_norms=True
+    ).model
+    old, now = statistics(model), statistics(repaired)
+    assert all(torch.equal(now[k], v) for k, v in old.items())
+    assert not torch.equal(repaired.bn1.weight, model.bn1.weight)
+
+
 # ---------------------------------------------------------------- poisoned sets
 
 
@@ -387,10 +507,20 @@ def test_one_line_an_epoch(capsys):
     assert len(lines) == 2
     assert lines[0].startswith("epoch  1/2  loss ") and "train" in lines[0]
     data = BadNets(target=1).poison(separable(), 0.3, gen())
-    run(Linear(), data, verbose=True, each_epoch=lambda m: {"test": 0.5})
+    run(Linear(), data, verbose=True, each_epoch=lambda m: {"ASR": 0.5})
     line = capsys.readouterr().out
-    assert "clean" in line and "poison" in line and "test  50.0%" in line
+    assert "clean" in line and "poison" in line and "ASR  50.0%" in line
     assert "train" not in line
+
+
+def test_only_shares_are_printed_in_percent(capsys):
+    shares = {"acc": 0.25, "ra": 0.125, "Cross": 1.0}
+    others = {"sharpness": 1.23456, "distance a": 0.00120, "n": 7, "far": 123.4}
+    run(Linear(), separable(), verbose=True, each_epoch=lambda m: shares | others)
+    line = capsys.readouterr().out
+    assert "train  25.0%" in line and "ra  12.5%  Cross 100.0%" in line
+    assert "sharpness 1.23  distance a 0.0012  far 123  " in line
+    assert "  n " not in line and line.count("%") == 3
 
 
 def test_history():

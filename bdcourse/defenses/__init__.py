@@ -7,6 +7,7 @@ from bdcourse.defenses.base import Purified
 from bdcourse.defenses.clp import clp
 from bdcourse.defenses.controls import finetune, prune_random
 from bdcourse.defenses.fine_pruning import fine_pruning
+from bdcourse.defenses.fip import fast_fip, fip, fip_released
 from bdcourse.defenses.fmp import fmp, fmp_random
 from bdcourse.defenses.ft_sam import ft_sam
 from bdcourse.defenses.i_bau import i_bau
@@ -17,13 +18,13 @@ from bdcourse.defenses.nad import nad
 from bdcourse.defenses.nc_unlearning import nc_unlearning
 from bdcourse.defenses.rnp import rnp
 
-# The five papers' methods that are here, then their rivals, then the controls.
+# The five papers' methods, then their rivals, then the controls.
 DEFENSES = {
     f.__name__: f
     for f in (
-        *(linf, clp, fmp, mnp),
+        *(linf, clp, fmp, mnp, fip, fast_fip),
         *(anp, rnp, fine_pruning, ft_sam, nad, i_bau, nc_unlearning),
-        *(finetune, prune_random, fmp_random),
+        *(finetune, prune_random, fmp_random, fip_released),
     )
 }
 

@@ -29,7 +29,12 @@ from torch.func import functional_call
 
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified
+from bdcourse.defenses.base import (
+    Purified,
+    require_at_least,
+    require_positive,
+    require_share,
+)
 from bdcourse.defenses.masks import (
     Masks,
     frozen,
@@ -38,8 +43,6 @@ from bdcourse.defenses.masks import (
     ones,
     prune,
     require_images,
-    require_positive,
-    require_share,
     require_threshold,
 )
 from bdcourse.models import fingerprint
@@ -232,10 +235,7 @@ def anp(
     steps = usual_steps(len(clean)) if steps is None else steps
     require_positive(steps=steps, lr=lr, batch=batch, inner=inner)
     require_share(alpha=alpha, momentum=momentum)
-    if eps < 0:
-        raise ValueError(
-            f"eps must not be negative, but is {eps}; the authors use 0.4."
-        )
+    require_at_least(0, eps=eps)
     if start not in ("zero", "random"):
         raise ValueError(f'start must be "zero" or "random", not {start!r}.')
     about = {"method": "anp", "seed": generator.initial_seed(), "steps": steps}

@@ -1,7 +1,9 @@
-"""What a defense returns, and the one rule by which thresholds are chosen."""
+"""What a defense returns, the one rule by which thresholds are chosen, and the
+refusals of numbers that make no sense."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -37,6 +39,27 @@ class Purified:
     def count(self) -> int:
         """Number of channels switched off."""
         return sum(len(v) for v in self.pruned.values())
+
+
+def require_at_least(bound: float, /, **values: float | None) -> None:
+    """Refuse numbers below `bound`, by name, and nan; None is an option left out."""
+    for name, value in values.items():
+        if value is not None and not value >= bound:
+            raise ValueError(f"{name} must be at least {bound}, not {value}.")
+
+
+def require_positive(**values: float | None) -> None:
+    """Refuse numbers at or below zero, by name; also nan and infinity, but not None."""
+    for name, value in values.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be above 0 and finite, not {value}.")
+
+
+def require_share(**values: float) -> None:
+    """Refuse numbers outside 0..1, by name."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in 0..1, not {value}.")
 
 
 def furthest(

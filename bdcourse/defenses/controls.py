@@ -49,6 +49,8 @@ def finetune(
             generator=generator,
             **({"verbose": False} | options),
         )
+    if history.interrupted:
+        raise KeyboardInterrupt
     log = {"loss": history["loss"], "acc": history["acc"]}
     return Purified(model, log=log, seconds=time.perf_counter() - start)
 

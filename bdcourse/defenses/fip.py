@@ -33,7 +33,9 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize
 
 from bdcourse.attacks.base import fresh_seed
@@ -42,7 +44,10 @@ from bdcourse.curvature import (
     SOFTMAX,
     Batch,
     Likelihood,
+    Softmax,
     fisher_diagonal,
+    gradient,
+    random_signs,
     squared_norm,
 )
 from bdcourse.defenses.base import Purified, require_at_least, require_positive
@@ -99,9 +104,17 @@ def factorize(model: nn.Module) -> None:
     """Put every weight matrix of `model`, in place, under its singular values.
 
     Weights of one shape are decomposed in one batch, in float32 or better.
+
+    Raises:
+        ValueError: a weight is parametrized already.
     """
     shapes: dict[tuple[int, int], list] = {}
     for where, w in matrices(model).items():
+        if parametrize.is_parametrized(*where):
+            raise ValueError(
+                "a weight of the model is parametrized already; make it plain with "
+                "torch.nn.utils.parametrize.remove_parametrizations."
+            )
         shapes.setdefault(w.flatten(1).shape, []).append((where, w))
     for group in shapes.values():
         stack = torch.stack([w.flatten(1) for _, w in group])
@@ -164,20 +177,28 @@ class Smooth:
         self, model: nn.Module, x: Tensor, y: Tensor, step: int
     ) -> dict[str, Tensor]:
         weights = trainable(model)
-        out = model(x)
+        out = self.outputs(model, x)
         loss = -self.likelihood.log_prob(out, y).mean()
         due = self.eta_f > 0 and step % self.every == 0
         loss.backward(retain_graph=due)
+        for w in weights:
+            if w.grad is None:  # the outputs do not use it
+                w.grad = torch.zeros_like(w)
         seen = {"loss": loss.detach()}
         if due and self.norms == "mixed":  # the trace has a forward pass of its own
             with evaluating(model):
-                seen["trace"] = self.add_trace(model, x, y, weights, model(x))
+                own = self.outputs(model, x)
+                seen["trace"] = self.add_trace(model, x, y, weights, own)
         elif due:
             seen["trace"] = self.add_trace(model, x, y, weights, out)
         if self.eta_r > 0:
             for w, w0, f in zip(weights, self.old, self.diagonal, strict=True):
                 w.grad.addcmul_(f, w.detach() - w0, value=self.eta_r)
         return seen
+
+    def outputs(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What the model says of x, in a form that `product` can differentiate."""
+        return twice(model, x) if self.product == "exact" else model(x)
 
     def add_trace(
         self,
@@ -189,9 +210,7 @@ class Smooth:
     ) -> Tensor:
         """Add the gradient of eta_f * Tr F to that of the weights; returns Tr F."""
         n, score = len(out), self.total_score(out, y)
-        g = torch.autograd.grad(
-            score(out), weights, create_graph=self.product == "exact"
-        )
+        g = gradient(score(out), weights, create_graph=self.product == "exact")
         square = squared_norm(g)
         if self.product == "exact":
             (self.eta_f / n * square).backward()
@@ -213,9 +232,7 @@ class Smooth:
             # Padding of a sequence has no target, so none may be drawn for it either.
             hide = getattr(self.likelihood, "masked", lambda o, y: o)
             return lambda o: self.likelihood.log_prob(hide(o, y), drawn).sum()
-        device = self.generator.device
-        coin = torch.randint(2, (len(out),), generator=self.generator, device=device)
-        sign = (2 * coin - 1).to(out)
+        sign = random_signs(out.new_empty(len(out)), self.generator)
         return lambda o: (sign * self.likelihood.log_prob(o, y)).sum()
 
 
@@ -250,7 +267,7 @@ def along(
             for w, v in zip(weights, g, strict=True):
                 w.add_(v * e)
         try:
-            there = torch.autograd.grad(score(model(x)), weights)
+            there = gradient(score(model(x)), weights)
         finally:
             with torch.no_grad():
                 for w, b in zip(weights, before, strict=True):
@@ -260,7 +277,7 @@ def along(
 
 @dataclass
 class Aware:
-    """Sharpness-aware minimization in the same loop: the step of FT-SAM, see `ft_sam.sam_step`.
+    """Sharpness-aware minimization in the same loop: the step of `ft_sam.sam_step`.
 
     Args:
         rho: radius in units of the weights.
@@ -274,7 +291,7 @@ class Aware:
     ) -> dict[str, Tensor]:
         weights = trainable(model)
         loss = -self.likelihood.log_prob(model(x), y).mean()
-        shifts = ascent(weights, torch.autograd.grad(loss, weights), self.rho)
+        shifts = ascent(weights, gradient(loss, weights), self.rho)
         before = [w.detach().clone() for w in weights]
         with remembering(model), torch.no_grad():
             for w, e in zip(weights, shifts, strict=True):
@@ -304,7 +321,7 @@ class Released:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, step: int
     ) -> dict[str, Tensor]:
-        out = model(x)
+        out = twice(model, x)
         loss = F.cross_entropy(out, y)
         seen = {"loss": loss.detach()}
         if step % self.every == 0:
@@ -328,15 +345,29 @@ def fake_trace(
     Mean 0, variance sum_k (P - k + 1)^2 ||g_k||^2 / probes over the P tensors g_k of
     the gradient of the all-pairs likelihood.
     """
-    pairs = out.log_softmax(1)[:, y]  # (n, n): every image with every label
-    gradient = torch.autograd.grad(pairs.mean(), weights, create_graph=True)
+    slopes = gradient(all_pairs(out, y), weights, create_graph=True)
     counts = range(len(weights), 0, -1)
     total = out.new_zeros(())
     for _ in range(probes):
-        for times, g in zip(counts, gradient, strict=True):
+        for times, g in zip(counts, slopes, strict=True):
             v = torch.randn(g.shape, generator=generator, device=generator.device)
             total = total + times * (g * v.to(g)).sum()
     return total / probes
+
+
+def all_pairs(out: Tensor, y: Tensor) -> Tensor:
+    """What the released script takes for the mean log-likelihood of a batch.
+
+    Args:
+        out: logits (n, k); y: labels (n,).
+    """
+    return out.log_softmax(1)[:, y].mean()  # (n, n): every image with every label
+
+
+def twice(model: nn.Module, x: Tensor) -> Tensor:
+    """Outputs that can be differentiated twice: the fast attention kernels cannot."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return model(x)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -351,20 +382,52 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def remembering(model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, BatchNorm's running statistics do not move."""
-    momenta = {m: m.momentum for m in batch_norms(model)}
-    for m in momenta:
-        m.momentum = 0.0
+    """Inside the `with`, BatchNorm's running statistics do not move, nor its count."""
+    before = {m: m.track_running_stats for m in batch_norms(model)}
+    for m in before:
+        m.track_running_stats = False  # eval mode goes on using those that are there
     try:
         yield
     finally:
-        for m, value in momenta.items():
-            m.momentum = value
+        for m, value in before.items():
+            m.track_running_stats = value
 
 
-def floats(x: Tensor) -> Tensor:
-    """uint8 pixels as floats in [0, 1]; anything else as it is."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+def floats(x: Tensor, like: Tensor) -> Tensor:
+    """uint8 pixels as floats in [0, 1] and floats as they are, both in the dtype of
+    `like`; whole numbers, as of tokens, stay."""
+    if x.dtype == torch.uint8:
+        return x.to(like.dtype) / 255
+    return x.to(like.dtype) if x.is_floating_point() else x
+
+
+@torch.no_grad()
+def require_fit(model: nn.Module, clean: Batch, likelihood: Likelihood) -> None:
+    """Refuse data that are too few or do not go with the model's outputs."""
+    n, y = len(clean.y), clean.y
+    if len(clean.x) != n:
+        raise ValueError(
+            f"every input needs its target: there are {len(clean.x)} inputs and {n} "
+            "targets."
+        )
+    if n < 2:
+        raise ValueError(f"at least two clean examples are needed, not {n}.")
+    if not isinstance(likelihood, Softmax):
+        return
+    with evaluating(model):
+        out = model(floats(clean.x[:1], next(model.parameters())))
+    if y.dtype != torch.int64 or y.shape[1:] != out.shape[1:-1]:
+        raise ValueError(
+            f"targets must be int64 of shape {(n, *out.shape[1:-1])}, to go with the "
+            f"outputs, not {str(y.dtype).removeprefix('torch.')} {tuple(y.shape)}."
+        )
+    counted, k = y[y != likelihood.ignore], out.shape[-1]
+    low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
+    if not 0 <= low <= high < k:
+        raise ValueError(
+            f"targets run from {low} to {high}, but the model has {k} outputs, so they "
+            f"must lie in 0..{k - 1}."
+        )
 
 
 def purify(
@@ -390,25 +453,40 @@ def purify(
         model: changed in place.
         clean: images, or any pair of inputs x and targets y. Every step draws a batch
             without repeats.
-        steps, lr, momentum: of SGD at a constant rate, without weight decay.
+        steps, lr, momentum: of SGD at a constant rate, without weight decay. Dropout is
+            off: the passes of one step must be the same function.
+        batch: examples a step, or all where there are fewer.
         norms: what BatchNorm does. "batch": normalizes by the batch and goes on with
             its running statistics, as in training. "frozen": keeps them and normalizes
             by them. "mixed": as "batch", but with "frozen" for the trace of FIP.
         augment: random crops and flips; for images only.
-        generator: decides the batches, the crops and the descent's own chance.
+        generator: decides the batches, the crops and the descent's own chance; on the
+            device of the data.
         checkpoint: file that is renewed every 20 seconds and deleted at the end; the
             same call, started again after a stop, ends where it would have ended.
         about: the settings of the descent, for the checkpoint.
-        watch: called every `watch_every` steps and at the end, in eval mode; what it
-            returns joins the log and decides nothing.
+        watch: called every `watch_every` steps and at the end with a copy, in eval mode
+            and with plain weights; the plain numbers that it returns by name join the
+            log and decide nothing.
 
     Returns:
-        in `log`, what the descent noted, as [step, value] pairs by name, and "watched".
+        in `log`, what the descent noted, as [step, value] pairs by name, and "watched",
+        a list of dicts with the step.
+
+    Raises:
+        ValueError: see :func:`fip`.
+        RuntimeError: the weights left all bounds.
     """
     start = time.perf_counter()
-    n, device = len(clean.y), clean.x.device
-    if n < 2:
-        raise ValueError(f"at least two clean examples are needed, not {n}.")
+    require_fit(model, clean, getattr(descent, "likelihood", SOFTMAX))
+    n, device, weights = len(clean.y), clean.x.device, trainable(model)
+    if not weights:
+        raise ValueError("no parameter of the model requires grad, so none can move.")
+    if augment is not None and clean.x.ndim != 4:
+        raise ValueError(
+            "augment is for images of shape (n, c, h, w), not inputs of shape "
+            f"{tuple(clean.x.shape)}; leave it out."
+        )
     require_positive(lr=lr)
     require_at_least(1, steps=steps, batch=batch, watch_every=watch_every)
     if not 0 <= momentum < 1:
@@ -422,7 +500,9 @@ def purify(
     work |= {"augment": vars(augment) if augment else None}
     keep = Checkpoint(checkpoint, work)
     batch = min(batch, n)
-    opt = torch.optim.SGD(trainable(model), lr, momentum)
+    opt = torch.optim.SGD(weights, lr, momentum)
+    still = (_DropoutNd, nn.MultiheadAttention)  # the latter has a dropout of its own
+    still += (_BatchNorm,) if norms == "frozen" else ()
     first, log = 0, {}
     if (saved := keep.load()) is not None:
         unpack(saved[0], model, opt, generator)
@@ -432,34 +512,52 @@ def purify(
         if keep.due():
             keep.save(pack(model, opt, generator), step=step, log=log)
         if watch is not None and step % watch_every == 0:
-            _look(model, watch, step, log)
+            _look(model, watch, step, log, generator)
         model.train()
-        for m in batch_norms(model) if norms == "frozen" else ():
-            m.eval()
+        for m in model.modules():
+            if isinstance(m, still):
+                m.eval()
         index = torch.randperm(n, generator=generator, device=generator.device)[:batch]
         index = index.to(device)
         x, y = clean.x[index], clean.y[index]
         if augment is not None:
             x = augment.once(x, generator)
         opt.zero_grad()
-        for name, value in descent(model, floats(x), y, step).items():
+        seen = descent(model, floats(x, weights[0]), y, step)
+        for name, value in seen.items():
             log.setdefault(name, []).append([step, float(value)])
-        if not math.isfinite(log["loss"][-1][1]):
+        opt.step()
+        last = step == steps - 1
+        if not math.isfinite(log["loss"][-1][1]) or (last and not bounded(model)):
+            keep.done()
             raise RuntimeError(
                 f"the weights left all bounds in step {step}: take a smaller lr or a "
                 "smaller weight of the penalty."
             )
-        opt.step()
     if watch is not None:
-        _look(model, watch, steps, log)
+        _look(model, watch, steps, log, generator)
+    opt.zero_grad()
     model.eval()
     keep.done()
     return Purified(model, log=log, seconds=time.perf_counter() - start)
 
 
-def _look(model: nn.Module, watch: Callable, step: int, log: dict) -> None:
-    with evaluating(model):
-        log.setdefault("watched", []).append({"step": step, **watch(model)})
+def bounded(model: nn.Module) -> bool:
+    """Whether all weights and statistics are finite."""
+    return all(bool(t.isfinite().all()) for t in model.state_dict().values())
+
+
+def _look(
+    model: nn.Module,
+    watch: Callable,
+    step: int,
+    log: dict,
+    generator: torch.Generator,
+) -> None:
+    state, model = generator.get_state(), copy.deepcopy(model).eval()
+    fold(model)
+    log.setdefault("watched", []).append({"step": step, **watch(model)})
+    generator.set_state(state)
 
 
 def fip(
@@ -490,7 +588,7 @@ def fip(
         fisher: labels drawn from the network, or those of the data. The second fades
             with the training loss; the paper does not say which.
         product: how the trace is differentiated, see :func:`along`; "exact" is twice as
-            slow, and not possible through torch's fast attention kernels.
+            slow, and does without torch's fast attention kernels.
         norms: see :func:`purify`. Ours: with "frozen" the received network has no step
             that is long enough to leave the backdoor and short enough to stay stable,
             and with "mixed" the trace falls by making the frozen network constant.
@@ -504,7 +602,8 @@ def fip(
         if fast also `change`: weight name -> (received singular values, their d).
 
     Raises:
-        ValueError: negative weights, unknown names, fewer than two examples.
+        ValueError: negative weights, unknown names, fewer than two examples, targets
+            that the outputs do not know, a checkpoint of other work.
         RuntimeError: the weights left all bounds.
 
     Source: Karim et al., CCS 2024; reconstructed. Born in lesson 08.
@@ -518,19 +617,23 @@ def fip(
         raise ValueError(f'product must be "difference" or "exact", not {product!r}.')
     settings = {"defense": "fip", "eta_f": eta_f, "eta_r": eta_r, "every": every}
     settings |= {"fisher": fisher, "product": product, "fast": fast, "affine": affine}
-    settings |= {"likelihood": type(likelihood).__name__, **identity(model, clean)}
+    settings |= {"likelihood": f"{type(likelihood).__name__} {vars(likelihood)}"}
+    settings |= identity(model, clean, generator)
     generator = beside(generator, clean.x.device)
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).to(clean.x.device)
+    require_fit(model, clean, likelihood)
+    moves = {n: w.requires_grad for n, w in model.named_parameters()}
     if fast:
         factorize(model)
-        for m in batch_norms(model):
-            m.requires_grad_(affine)
+        for m in batch_norms(model) if not affine else ():
+            m.requires_grad_(False)
     diagonal = []
-    if eta_r > 0:  # labels drawn once for each image
-        route = {"route": "bartlett", "draws": 1, "chunk": 1}
+    if eta_r > 0:  # one score an image, at a label drawn from the network or its own
+        route = {"true": "bartlett", "empirical": "signed"}[fisher]
         found = fisher_diagonal(
-            model, clean, likelihood=likelihood, generator=generator, **route
-        )
+            model, clean, route=route, fisher=fisher, draws=1, chunk=1,
+            likelihood=likelihood, generator=generator,
+        )  # fmt: skip
         diagonal = list(found.values())
     descent = Smooth(
         likelihood, generator, eta_f, eta_r, every, fisher, product, norms,
@@ -547,7 +650,8 @@ def fip(
     )
     if fast:
         p.log["change"] = fold(model)
-        model.requires_grad_()
+        for n, w in model.named_parameters():
+            w.requires_grad_(moves[n])
     return replace(p, seconds=time.perf_counter() - start)
 
 
@@ -592,10 +696,10 @@ def fip_released(
     require_at_least(0, eta_f=eta_f)
     require_at_least(1, every=every, probes=probes)
     settings = {"defense": "fip released", "eta_f": eta_f, "every": every}
-    settings |= {"probes": probes, **identity(model, clean)}
+    settings |= {"probes": probes, **identity(model, clean, generator)}
     generator = beside(generator, clean.x.device)
     p = purify(
-        copy.deepcopy(model),
+        copy.deepcopy(model).to(clean.x.device),
         clean,
         Released(generator, eta_f, every, probes),
         generator=generator,
@@ -605,11 +709,16 @@ def fip_released(
     return replace(p, seconds=time.perf_counter() - start)
 
 
-def identity(model: nn.Module, clean: Batch) -> dict[str, str]:
-    """What a checkpoint must agree with."""
+def identity(
+    model: nn.Module, clean: Batch, generator: torch.Generator
+) -> dict[str, str]:
+    """What a checkpoint must agree with; chance is used before the loop begins."""
     data = hashlib.sha256(clean.x.cpu().contiguous().numpy().tobytes())
     data.update(clean.y.cpu().contiguous().numpy().tobytes())
-    return {"model": fingerprint(model), "data": data.hexdigest()[:16]}
+    chance = hashlib.sha256(generator.get_state().numpy().tobytes())
+    digests = {"data": data, "generator": chance}
+    found = {name: digest.hexdigest()[:16] for name, digest in digests.items()}
+    return {"model": fingerprint(model), **found}
 
 
 def beside(generator: torch.Generator, device: torch.device) -> torch.Generator:

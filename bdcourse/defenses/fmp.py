@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from bdcourse.activations import watching
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified
+from bdcourse.defenses.base import Purified, require_at_least, require_positive
 from bdcourse.metrics import logits as logits_of
 from bdcourse.models import evaluating, fingerprint
 from bdcourse.surgery import held, pair_by_flow, pair_by_order, revived, without
@@ -243,18 +243,10 @@ def _score(
     model, images, epsilon, start, layers, n, starts, chunk, bf16, generator, checkpoint
 ) -> tuple[dict[str, Response], Checkpoint]:
     """`scores`, and its checkpoint, which holds them all until it is told `done`."""
-    for name, value in (("epsilon", epsilon), ("start", start)):
-        if not value > 0:
-            raise ValueError(
-                f"{name} must be positive, but is {value}: without a random start "
-                "every gradient is exactly zero, and without a step nothing moves."
-            )
+    require_positive(epsilon=epsilon, start=start)
+    require_at_least(1, n=n, starts=starts, chunk=chunk)
     if len(images) == 0:
         raise ValueError("FMP needs clean images, but there are none.")
-    if min(n, starts, 1 if chunk is None else chunk) < 1:
-        raise ValueError(
-            f"n, starts and chunk must be at least 1, not {n}, {starts} and {chunk}."
-        )
     layers = _known(model, images, layers)
     weight = next(model.parameters())
     device = weight.device
@@ -357,12 +349,10 @@ def select(
         z: not a fixed share, but every map more than z deviations below its layer's
             mean (of `by`), possibly none; p and least then do not matter.
     """
-    if not p >= 1:
-        raise ValueError(f"p must be at least 1, but is {p}; the authors use 64.")
+    require_at_least(1, p=p)
+    require_at_least(0, least=least, z=z)
     if by not in ("acc", "margin"):
         raise ValueError(f"unknown score {by!r}; acc or margin.")
-    if least < 0 or (z is not None and z < 0):
-        raise ValueError(f"least and z must not be negative, but are {least} and {z}.")
     out = {}
     for name, r in score.items():
         value = getattr(r, by)
@@ -455,8 +445,7 @@ def repair(
     `revived`) and `revived` at the end.
     """
     begun = time.perf_counter()
-    if epochs < 0:
-        raise ValueError(f"epochs must not be negative, but is {epochs}.")
+    require_at_least(0, epochs=epochs)
     channels = {name: which.cpu() for name, which in channels.items()}
     scales = scales_of(model, channels, pairing, clean.shape)
     off = {**channels, **scales}
@@ -532,8 +521,7 @@ def fmp(
     """
     begun = time.perf_counter()
     select({}, p, by=by, least=least, z=z)  # refuse before, not after the hours
-    if epochs < 0:
-        raise ValueError(f"epochs must not be negative, but is {epochs}.")
+    require_at_least(0, epochs=epochs)
     if released:
         names = execution_order(model, clean.shape)
         empty = torch.zeros(0, dtype=torch.int64)

@@ -38,7 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bdcourse.attacks.base import fresh_seed
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified
+from bdcourse.defenses.base import Purified, require_at_least, require_positive
 from bdcourse.models import fingerprint
 from bdcourse.train import Augment
 
@@ -193,11 +193,9 @@ def i_bau(
         raise ValueError(f"I-BAU needs at least two clean images, not {len(clean)}.")
     counts = {"rounds": rounds, "passes": passes, "steps": steps, "batch": batch}
     sizes = {"radius": radius, "rate": rate, "solve_rate": solve_rate, "lr": lr}
-    for name, number in {**counts, **sizes, "iterations": iterations}.items():
-        least = 1 if name in counts else 0
-        if number < least or (name in sizes and number == 0):
-            bound = "above 0" if name in sizes else f"at least {least}"
-            raise ValueError(f"{name} must be {bound}, not {number}.")
+    require_at_least(1, **counts)
+    require_positive(**sizes)
+    require_at_least(0, iterations=iterations)
     about = {"defense": "i_bau", "model": fingerprint(model), "data": clean.digest()}
     about |= {**counts, **sizes, "iterations": iterations}
     about |= {"augment": augment and [augment.pad, augment.flip]}

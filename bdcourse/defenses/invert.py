@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from bdcourse.attacks.base import fresh_seed, uniform
 from bdcourse.checkpoint import Checkpoint, moments, restore
 from bdcourse.data import Images
+from bdcourse.defenses.base import require_at_least, require_positive, require_share
 from bdcourse.metrics import predict
 from bdcourse.models import fingerprint
 from bdcourse.surgery import pair_by_flow
@@ -55,6 +56,14 @@ class Estimate:
         """Put it on pixels x in [0, 1], (n, c, h, w); returns a new tensor."""
         mask, pattern = self.mask.to(x), self.pattern.to(x)
         return ((1 - mask) * x + mask * pattern).clamp(0, 1)
+
+    def counts(self, y: Tensor) -> Tensor:
+        """Which images of true classes y (n,) it has to move, bool (n,)."""
+        return y != self.label
+
+    def goal(self, y: Tensor) -> Tensor:
+        """Where it leads images of true classes y, (n,) int64."""
+        return torch.full_like(y, self.label)
 
 
 @dataclass(frozen=True)
@@ -145,11 +154,8 @@ def detect(
         ValueError: fewer than three labels, which have no outlier; settings out of
             range.
     """
-    if threshold < 0 or not 0 <= least <= 1:
-        raise ValueError(
-            "threshold must not be negative and least must lie in 0..1, not "
-            f"{threshold} and {least}."
-        )
+    require_at_least(0, threshold=threshold)
+    require_share(least=least)
     if scale not in ("norm", "log"):
         raise ValueError(f"unknown scale {scale!r}; choose norm or log.")
     if len(inverted.targets) < 3:
@@ -300,16 +306,11 @@ def invert_trigger(
     chunk = len(labels) if chunk is None else chunk
     rule = {"steps": steps, "every": every, "batch": batch, "patience": patience}
     rule |= {"stop": stop, "chunk": chunk}
-    for name, value in rule.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}.")
+    require_at_least(1, **rule, factor=factor)
     if steps % every:
         raise ValueError(f"steps must be a multiple of {every}, not {steps}.")
-    if lr <= 0 or lam <= 0 or factor < 1 or not 0 <= success <= 1:
-        raise ValueError(
-            "lr and lam must be positive, factor at least 1 and success in 0..1, not "
-            f"{lr}, {lam}, {factor} and {success}."
-        )
+    require_positive(lr=lr, lam=lam)
+    require_share(success=success)
     batch = min(batch, len(clean))
     rule |= {"lr": lr, "lam": lam, "factor": factor, "success": success, "bf16": bf16}
     about = _about(model, clean, labels, generator)

@@ -28,7 +28,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bdcourse.activations import batchnorms, outputs, watching
 from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified, furthest
+from bdcourse.defenses.base import (
+    Purified,
+    furthest,
+    require_at_least,
+    require_share,
+)
 from bdcourse.defenses.clp import threshold
 from bdcourse.defenses.invert import Estimate
 from bdcourse.metrics import Scores, evaluate, logits, predict
@@ -236,8 +241,7 @@ def responses(
     """
     if not len(x):
         raise ValueError("there is no image of another class to stamp.")
-    if top < 1 or any(p < 1 for p in ps):
-        raise ValueError(f"top and every p must be at least 1, not {top} and {ps}.")
+    require_at_least(1, top=top, p=min(ps))
     kept: dict[str, list[dict[float, Tensor]]] = {n: [] for n in layers}
     bns = set(batchnorms(model))
 
@@ -276,8 +280,8 @@ def sweep(
             from their own layer's mean.
         qs: shares of all scored channels, 0..1.
     """
-    if any(not 0 <= q <= 1 for q in qs):
-        raise ValueError(f"every share must lie in 0..1, not {list(qs)}.")
+    for q in qs:
+        require_share(q=q)
     names, values = list(scores), list(scores.values())
     if len(names) > 1:
         values = [(v - v.mean()) / v.std().clamp(min=1e-12) for v in values]
@@ -335,45 +339,6 @@ def linf(
 
     Source: arXiv 2002.12162; the defaults are this course's, the paper's are not known.
     """
-    images = clean[clean.y != estimate.label]
-    goal = torch.full_like(images.y, estimate.label)
-    rule = {"p": p, "top": top, "score": score, "reduce": reduce, "select": select}
-    rule |= {"qs": qs, "max_drop": max_drop, "u": u}
-    return _prune(model, images, estimate.stamp, goal, held, layer, **rule)
-
-
-def linf_oracle(
-    model: nn.Module, clean: Images, held: Images | None, attack: Attack, **options
-) -> Purified:
-    """`linf` with the attacker's own trigger, which no defender has.
-
-    What is left to gain by a better guess.
-
-    Args:
-        options: see :func:`linf`.
-    """
-    images = clean[attack.counts(clean.y)]
-    goal = attack.goal(images.y)
-    return _prune(model, images, attack.trigger, goal, held, **options)
-
-
-def _prune(
-    model: nn.Module,
-    images: Images,
-    stamp: Stamp,
-    goal: Tensor,
-    held: Images | None,
-    layer: str | None = None,
-    *,
-    p: float = math.inf,
-    top: int = 1,
-    score: Score = "difference",
-    reduce: Reduce = "mean",
-    select: Literal["share", "deviation"] = "share",
-    qs: Sequence[float] = QS,
-    max_drop: float = 0.02,
-    u: float = 3.0,
-) -> Purified:
     start = time.perf_counter()
     if select not in ("share", "deviation"):
         raise ValueError(f"unknown select {select!r}; choose share or deviation.")
@@ -381,8 +346,9 @@ def _prune(
         raise ValueError(
             'select="share" needs held-out images to choose the share with; pass held.'
         )
-    if u < 0:
-        raise ValueError(f"u must not be negative, but is {u}.")
+    require_at_least(0, u=u)
+    images = clean[estimate.counts(clean.y)]
+    goal = estimate.goal(images.y)
     x, shape = images.pixels(), images.shape
     if layer == "all":
         opened, switches = copy.deepcopy(model), batchnorms(model)
@@ -393,7 +359,7 @@ def _prune(
         opened, switch = gated(model, layer, shape)
         switches = [switch]
     ps = dict.fromkeys((*PS, p))
-    found = responses(opened, x, stamp, switches, tuple(ps), top=top)
+    found = responses(opened, x, estimate.stamp, switches, tuple(ps), top=top)
     scores = {n: r.score(p, score, reduce) for n, r in found.items()}
     q = None
     if select == "share":
@@ -407,10 +373,30 @@ def _prune(
     repaired = without(opened, pruned)
     log = {"layer": layer, "q": q, "scores": scores, "responses": found}
     log["success"] = tuple(
-        float((predict(m, stamp(x)).to(goal.device) == goal).double().mean())
+        float((predict(m, estimate.stamp(x)).to(goal.device) == goal).double().mean())
         for m in (model, repaired)
     )
     return Purified(repaired, pruned, log, time.perf_counter() - start)
+
+
+def linf_oracle(
+    model: nn.Module, clean: Images, held: Images | None, attack: Attack, **options
+) -> Purified:
+    """`linf` with the attacker's own trigger, which no defender has.
+
+    What is left to gain by a better guess.
+
+    Args:
+        options: see :func:`linf`.
+    """
+    return linf(model, clean, held, _Truth(attack), **options)
+
+
+class _Truth:
+    """The attacker's trigger in the place of a guess."""
+
+    def __init__(self, attack: Attack) -> None:
+        self.stamp, self.counts, self.goal = attack.trigger, attack.counts, attack.goal
 
 
 def plain_curve(

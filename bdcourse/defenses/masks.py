@@ -8,7 +8,6 @@ start at 1 and are the only thing that moves. Born in lesson 07.
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 
@@ -19,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images, progress
-from bdcourse.defenses.base import furthest
+from bdcourse.defenses.base import furthest, require_share
 from bdcourse.surgery import without
 
 Masks = dict[str, Tensor]  # BatchNorm name -> (c,) in [0, 1]
@@ -150,22 +149,7 @@ def require_threshold(
             f"threshold must lie in 0..1, 1 excluded, but is {threshold}; a mask of 1 "
             "is a channel that nothing speaks against."
         )
-    if not 0 <= max_drop <= 1:
-        raise ValueError(f"max_drop is a share in 0..1, not {max_drop}.")
-
-
-def require_positive(**values: float) -> None:
-    """Refuse numbers at or below zero, by name; also nan and infinity."""
-    for name, value in values.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be above 0 and finite, not {value}.")
-
-
-def require_share(**values: float) -> None:
-    """Refuse numbers outside 0..1, by name."""
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in 0..1, not {value}.")
+    require_share(max_drop=max_drop)
 
 
 def require_images(clean: Images, least: int = 2) -> None:

@@ -29,9 +29,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from bdcourse.activations import spearman
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified
+from bdcourse.defenses.base import (
+    Purified,
+    require_at_least,
+    require_positive,
+    require_share,
+)
 from bdcourse.defenses.masks import (
     Masks,
     baked,
@@ -43,8 +49,6 @@ from bdcourse.defenses.masks import (
     ones,
     prune,
     require_images,
-    require_positive,
-    require_share,
     require_threshold,
     stage,
 )
@@ -326,21 +330,6 @@ def first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, 
 # --------------------------------------------------------------- the detector
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Ranks 0..n-1, ties sharing their mean: (n,) -> (n,) float64."""
-    v = values.double()
-    smaller = (v[:, None] > v).sum(1)
-    ties = (v[:, None] == v).sum(1) - 1
-    return smaller + ties / 2
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation in -1..1; 0 if one of the two does not vary."""
-    a, b = (r - r.mean() for r in (ranks(a), ranks(b)))
-    size = float((a.square().sum() * b.square().sum()).sqrt())
-    return float(a @ b) / size if size > 0 else 0.0
-
-
 def correlation(
     magnitude: Mapping[str, Tensor], salient: Mapping[str, Tensor]
 ) -> dict[str, float]:
@@ -541,12 +530,11 @@ def learn_masks(
 
 def _require_weights(has_copy: bool, penalty: str, **weights: float) -> None:
     """Refuse weights of J that are negative, all zero, or without their network."""
-    for name, value in weights.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} must not be negative, but is {value}.")
-    if not any(weights.values()):
+    require_at_least(0, **weights)
+    if not 0 < sum(weights.values()) < float("inf"):
         raise ValueError(
-            "all weights of the objective are 0, so there is nothing to learn."
+            "the weights of the objective must be finite and not all 0, else there is "
+            "nothing to learn."
         )
     if (weights["beta"] or weights["kappa"]) and not has_copy:
         raise ValueError("beta and kappa need the suppressed copy of the model.")
@@ -648,8 +636,7 @@ def mnp(
     weights = {"preserve": preserve, "beta": beta, "lam": lam, "kappa": kappa}
     _require_weights(True, penalty, **weights)
     require_positive(steps=steps, mask_lr=mask_lr)
-    if tune < 0:
-        raise ValueError(f"tune must not be negative, but is {tune}.")
+    require_at_least(0, tune=tune)
     files = [stage(checkpoint, s) for s in ("suppress", "masks", "tune")]
     suppressed = suppression = None
     if beta or kappa:

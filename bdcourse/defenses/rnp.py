@@ -24,7 +24,12 @@ from torch import Tensor, nn
 
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified
+from bdcourse.defenses.base import (
+    Purified,
+    require_at_least,
+    require_positive,
+    require_share,
+)
 from bdcourse.defenses.masks import (
     Masks,
     forward,
@@ -34,8 +39,6 @@ from bdcourse.defenses.masks import (
     ones,
     prune,
     require_images,
-    require_positive,
-    require_share,
     require_threshold,
     stage,
 )
@@ -118,14 +121,8 @@ def unlearn(
     """
     require_images(clean)
     require_share(stop=stop, momentum=momentum)
-    require_positive(epochs=epochs, lr=lr, batch=batch)
-    if clip is not None:
-        require_positive(clip=clip)
-    if weight_decay < 0:
-        raise ValueError(
-            f"weight_decay must not be negative, but is {weight_decay}; a negative one "
-            "makes the weights grow."
-        )
+    require_positive(epochs=epochs, lr=lr, batch=batch, clip=clip)
+    require_at_least(0, weight_decay=weight_decay)
     if judge not in ("pass", "eval"):
         raise ValueError(f'judge must be "pass" or "eval", not {judge!r}.')
     about = {"stage": "unlearn", "seed": generator.initial_seed()}
