@@ -104,6 +104,7 @@ zoo: $(READY)
 # stopped goes on where it was.
 BENCH = $(PY) -m bdcourse bench --out data/results
 WANET = $(BENCH)/signs-wanet.json --rate 0.2 --lr 0.05 --attacks WaNet --defenses none
+FIP = none fip "fip, eta = 0" "fip, eta = 0, lr 0.05" sam "fip, released" "fast fip"
 results: $(READY)
 	$(BENCH)/signs.json --seeds 0 1 2
 	for rate in 0.05 0.2; do \
@@ -115,6 +116,10 @@ results: $(READY)
 	done
 	$(BENCH)/signs-wanet.json --zoo wanet wanet-plain --defenses none
 	$(BENCH)/signs-defenses.json --zoo badnets blended trojan --defenses all
+	for v in badnets trojan benign; do \
+	  $(BENCH)/signs-fip.json --zoo $$v-hard --sharp --defenses $(FIP) || exit; \
+	done
+	$(BENCH)/signs-fip.json --zoo benign-hard-plain --sharp --defenses none
 	$(PY) tools/readme.py
 
 bench-train: $(READY)
@@ -127,7 +132,7 @@ bench-attacks: $(READY)
 	$(PY) benchmarks/poisoning.py
 
 bench-defenses: $(READY)
-	for name in clp fmp anp invert; do $(PY) benchmarks/$$name.py || exit; done
+	for name in clp fmp anp invert fip; do $(PY) benchmarks/$$name.py || exit; done
 
 clean:
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis *.egg-info

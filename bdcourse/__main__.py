@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     r.add_argument("--weight-decay", type=float)
     r.add_argument("--rate", type=float, help="share of images that is poisoned")
     r.add_argument("--stamp", choices=["before", "after"], help="before augmentation?")
+    r.add_argument(
+        "--aware", choices=["smooth", "sam"], help="an attacker who knows the defense"
+    )
     r.add_argument("--pad", type=int, help="crop padding in pixels")
     r.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror")
     r.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="on a CPU too")

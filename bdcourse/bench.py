@@ -106,6 +106,7 @@ class Recipe:
         stamp: when they are stamped, see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
         bf16: bfloat16 also on a CPU; None means on CUDA only.
+        aware: how an attacker trains who knows the defense, see `victims.make`.
     """
 
     model: str = "resnet18"
@@ -119,6 +120,11 @@ class Recipe:
     pad: int = 4
     flip: bool = True
     bf16: bool | None = None
+    aware: str | None = None
+
+    def settings(self) -> dict:
+        """As plain values; `aware` only if there is something to say."""
+        return {k: v for k, v in asdict(self).items() if k != "aware" or v}
 
 
 # Built-in signs: small batches, since the trigger takes steps to learn, not epochs;
@@ -250,7 +256,12 @@ def _trained(
     kind: str,
     about: dict,
 ) -> Victim:
-    spec = asdict(recipe) | {"data": data, "seed": seed, "kind": kind, "attack": about}
+    spec = recipe.settings() | {
+        "data": data,
+        "seed": seed,
+        "kind": kind,
+        "attack": about,
+    }
     spec["epochs"] = float(recipe.epochs)  # 16 and 16.0 are one victim
     spec["digest"] = parts.train.digest()
     spec["digest_test"] = parts.test.digest()
@@ -270,7 +281,7 @@ def _trained(
         arch={"name": recipe.model, "width": recipe.width},
         seed=seed,
         recipe={"data": data, "craft_seconds": round(craft_seconds, 1)},
-        **{k: v for k, v in asdict(recipe).items() if k not in ("model", "width")},
+        **{k: v for k, v in recipe.settings().items() if k not in ("model", "width")},
     )
     if victim.recipe["interrupted"]:
         raise KeyboardInterrupt  # half a victim is no victim
@@ -345,7 +356,7 @@ def run(
         digest = parts.train.digest()
         for name in (None, *names):
             own, more = split_options(recipe, name, options)
-            key = asdict(own) | {"data": label, "digest": digest}
+            key = own.settings() | {"data": label, "digest": digest}
             key |= {"seed": seed, "attack": name or "none", "options": more or None}
             done = all(results.has(**key, budget=budget, draw=d or None, defense=w)
                        for d in draws for w in wanted)  # fmt: skip
@@ -387,7 +398,7 @@ def run_zoo(
         parts = Splits(*(p.to(dev) for p in datasets.splits(entry.source)))
         print(f"\n{name}", flush=True)
         own, more = entry.settings()
-        key = asdict(own) | {"data": entry.source, "digest": parts.train.digest()}
+        key = own.settings() | {"data": entry.source, "digest": parts.train.digest()}
         key |= {"seed": 0, "victim": name, "attack": entry.attack or "none"}
         key["options"] = more or None
         twin = victims.zoo(entry.twin).scores
@@ -497,7 +508,8 @@ def _defend(
             continue
         try:
             p = PLANS[name].run(case)
-        except ValueError as e:  # what a method cannot take is a result as well
+        # What a method cannot take, or where it diverges, is a result as well.
+        except (ValueError, RuntimeError) as e:
             print(f"  {name:25s} not possible: {e}", flush=True)
             results.add(key | {"defense": name, "refused": str(e)} | about)
             continue

@@ -14,6 +14,7 @@ The Hessian and the loss around the weights are in `landscape`. Born in lesson 0
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -294,20 +295,18 @@ def per_image(
         x: inputs (n, ...); rows: (m, n, ...), cotangents shaped like the outputs.
     """
 
-    # With channels last, torch warns of one slow step.
-    rest = {n: w.detach().contiguous() for n, w in model.named_parameters()}
-    weights = {n: rest.pop(n) for n in weights}
+    weights = {n: w.detach() for n, w in weights.items()}
 
     def one(x: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        _, back = vjp(
-            lambda w: functional_call(model, {**rest, **w}, (x[None],))[0], weights
-        )
+        _, back = vjp(lambda w: functional_call(model, w, (x[None],))[0], weights)
         total = {n: torch.zeros_like(w) for n, w in weights.items()}
         for r in rows:
             total = {n: total[n] + g.square() for n, g in back(r)[0].items()}
         return total
 
-    with torch.no_grad():  # vjp differentiates all the same, and nothing else has to
+    with torch.no_grad(), warnings.catch_warnings():  # vjp differentiates all the same
+        # Said of the pooling of a single image, which is no great matter.
+        warnings.filterwarnings("ignore", "There is a performance drop")
         return vmap(one, (0, 1))(x, rows)
 
 
@@ -342,7 +341,7 @@ def _squares(
         with torch.no_grad():
             out = model(x)
         if fisher == "true":
-            rows = likelihood.roots(mask(out, y))
+            rows = likelihood.roots(out)
         else:
             out.requires_grad_()
             loss = likelihood.log_prob(out, y).sum()

@@ -174,8 +174,11 @@ def hessian_top(
         options: `chunk`, `weights`, `likelihood` of :func:`hessian_product`.
     """
     like = _flat(model, options.get("weights"))
-    if not 1 <= k <= len(like):
-        raise ValueError(f"k must lie in 1..{len(like)}, not {k}.")
+    if not 1 <= k <= len(like) or steps < 1:
+        raise ValueError(
+            f"k must lie in 1..{len(like)} and steps be at least 1, not {k} and "
+            f"{steps}."
+        )
     starts = torch.randn(
         k, len(like), generator=generator, device=generator.device, dtype=like.dtype
     )

@@ -95,6 +95,7 @@ def make(
     seed: int = 0,
     pad: int = 2,
     flip: bool = False,
+    aware: str | None = None,
     recipe: dict | None = None,
     **training,
 ) -> Victim:
@@ -107,6 +108,8 @@ def make(
         rate: share of poisoned images; default the attack's `usual_rate`.
         stamp: see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
+        aware: "smooth" or "sam": an attacker who knows what the defender will look for
+            trains that way; see `bdcourse.aware`. For attacks that only poison data.
         recipe: further text to keep with the victim, such as the name of the data.
         training: options of `train.fit`.
     """
@@ -131,14 +134,24 @@ def make(
             own = torch.Generator(generator.device).manual_seed(own)
             return attack.steer(model, images, own, total, rate=rate)
 
+        if aware:
+            raise ValueError(
+                f"{type(attack).__name__} steers the training itself; leave out aware."
+            )
         training["steering"] = steering
         stamp = "after"
     elif attack is not None:
         data = attack.poison(train, rate, poison, stamp=stamp)
         chosen = (data.role == ROLES["poison"]).nonzero().flatten().cpu()
         n_poisoned, n_cover = data.count, data.covers
+    if aware:
+        from bdcourse.aware import steer  # imports the defenses; few victims need it
+
+        training["steering"] = steer(aware)
     history = fit(model, data, augment=Augment(pad, flip), generator=order, **training)
-    if "steering" in training and history.epochs:  # other images in every epoch
+    if (
+        "steering" in training and not aware and history.epochs
+    ):  # other images in every epoch
         n_poisoned, n_cover = (max(history["n_" + r]) for r in ("poison", "cover"))
     settings = {k: v for k, v in training.items() if isinstance(v, (int, float, str))}
     about = {
@@ -152,6 +165,7 @@ def make(
         "stamp": stamp,
         "pad": pad,
         "flip": flip,
+        **({"aware": aware} if aware else {}),
         **settings,
         "interrupted": history.interrupted,
         "seconds": round(history.seconds, 1),

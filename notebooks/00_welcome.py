@@ -299,10 +299,11 @@ check.claim(
 # | [01 Poisoning](01_poisoning.ipynb) | build two attacks, poison a set, train a victim and watch the backdoor appear; meet ten more |
 # | [02 Controlling the training](02_controlling_training.ipynb) | build WaNet and the input-aware attack, whose author runs the training |
 # | [03 Inside a victim](03_inside_a_victim.ipynb) | measure an attack correctly, and find the channels that carry it |
+# | [04 L-infinity pruning](04_linf_pruning.ipynb) | make a network tell its trigger, and prune what peaks on it |
 # | [05 CLP](05_clp.ipynb) | repair a network without any data, from its weights alone |
-#
-# The missing numbers are reserved for four more repair methods: l-infinity activation pruning, FMP, MNP
-# and FIP.
+# | [06 FMP](06_fmp.ipynb) | attack one feature map at a time, and prune what gives way |
+# | [07 MNP, a reconstruction](07_mnp.ipynb) | learn masks from a network that has forgotten its task |
+# | [08 FIP](08_fip.ipynb) | lead a network to smoother ground, and ask whether that is the cure |
 #
 # - **Predict cells** ask you to commit to a number first. A wrong guess that you have written
 #   down teaches more than a right one that you only thought.

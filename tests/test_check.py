@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import answers_fip
 import answers_fmp
 import answers_linf
 import answers_mnp
@@ -418,7 +419,7 @@ WRONG = {
 }
 
 
-for lesson in (answers_linf, answers_fmp, answers_mnp):
+for lesson in (answers_linf, answers_fmp, answers_mnp, answers_fip):
     assert not RIGHT.keys() & lesson.RIGHT.keys(), "a name twice"
     RIGHT |= lesson.RIGHT
     WRONG |= lesson.WRONG

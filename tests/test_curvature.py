@@ -192,9 +192,9 @@ def test_roots_and_noise_have_the_covariance_of_the_scores():
     r = c.SOFTMAX.roots(out)
     torch.testing.assert_close(torch.einsum("mnk,mnl->nkl", r, r), want)
     g = gen(2)
-    v = torch.stack([c.SOFTMAX.noise(out, g) for _ in range(20_000)])
+    v = torch.stack([c.SOFTMAX.noise(out, g) for _ in range(8_000)])
     torch.testing.assert_close(
-        torch.einsum("mnk,mnl->nkl", v, v) / len(v), want, atol=0.01, rtol=0
+        torch.einsum("mnk,mnl->nkl", v, v) / len(v), want, atol=0.015, rtol=0
     )
 
 
@@ -225,17 +225,17 @@ def test_estimators_agree_with_exact_at_2000_draws(route):
 def test_estimated_diagonals_and_the_error_of_the_trace(route):
     model, images = mlp(), tiny()
     fisher = c.FISHER[route]
-    options = {"route": route, "fisher": fisher, "chunk": 3}
-    diagonal = c.fisher_diagonal(model, images, draws=700, generator=gen(1), **options)
+    options = {"route": route, "fisher": fisher, "chunk": 5}
+    diagonal = c.fisher_diagonal(model, images, draws=300, generator=gen(1), **options)
     exact = flat(c.fisher_diagonal(model, images, fisher=fisher))
-    torch.testing.assert_close(flat(diagonal), exact, rtol=0.3, atol=0.02 * exact.max())
+    torch.testing.assert_close(flat(diagonal), exact, rtol=0.4, atol=0.03 * exact.max())
     # The same draws, once summed and once not.
-    trace = c.fisher_trace(model, images, draws=700, generator=gen(1), **options)
+    trace = c.fisher_trace(model, images, draws=300, generator=gen(1), **options)
     assert float(flat(diagonal).sum()) == pytest.approx(trace.value, rel=1e-9)
     # The error tells how much the value varies from run to run.
     g = gen(5)
     runs = [c.fisher_trace(model, images, draws=10, generator=g, **options)
-            for _ in range(40)]  # fmt: skip
+            for _ in range(30)]  # fmt: skip
     values = torch.tensor([r.value for r in runs])
     told = torch.tensor([r.error for r in runs]).square().mean().sqrt()
     assert float(told) == pytest.approx(float(values.std()), rel=0.4)
@@ -268,7 +268,7 @@ def test_the_gradient_of_the_gaussian_trace_is_that_of_the_exact_one():
     w = list(model.parameters())
     want = torch.cat([t.flatten() for t in torch.autograd.grad(exact(), w)])
 
-    def slope(estimate, seed, draws=3000):
+    def slope(estimate, seed, draws=1200):
         generator, total = gen(seed), 0
         for _ in range(draws):
             grads = estimate(model(x), w, c.SOFTMAX, generator, create_graph=True)
@@ -279,7 +279,7 @@ def test_the_gradient_of_the_gaussian_trace_is_that_of_the_exact_one():
         return total / draws
 
     scale = float(want.norm())
-    assert float((slope(c.gaussian, 1) - want).norm()) < 0.15 * scale
+    assert float((slope(c.gaussian, 1) - want).norm()) < 0.2 * scale
     assert float((slope(c.bartlett, 1) - want).norm()) > 0.5 * scale
 
 
@@ -293,11 +293,11 @@ def test_the_gradient_of_the_signed_trace_is_exact_in_the_mean():
 
     want = torch.autograd.grad(sum(map(squared, range(4))) / 4, w)
     want, total, g = torch.cat([t.flatten() for t in want]), 0, gen(2)
-    for _ in range(1500):
+    for _ in range(600):
         grads = c.signed(model(x), images.y, w, c.SOFTMAX, g, create_graph=True)
         value = c.squared_norm(grads) / 4
         total = total + torch.cat([t.flatten() for t in torch.autograd.grad(value, w)])
-    assert float((total / 1500 - want).norm()) < 0.1 * float(want.norm())
+    assert float((total / 600 - want).norm()) < 0.15 * float(want.norm())
 
 
 def test_one_draw_has_no_error_and_equal_seeds_give_equal_results():
@@ -347,7 +347,7 @@ def test_padding_of_a_sequence_counts_as_nothing_on_every_route():
         assert trace.value == pytest.approx(want, rel=1e-9)
     for route, fisher in c.FISHER.items():
         options = {"route": route, "fisher": fisher, "generator": gen(3)}
-        trace = c.fisher_trace(model, batch, draws=1000, **options)
+        trace = c.fisher_trace(model, batch, draws=500, **options)
         want = true if fisher == "true" else empirical
         assert trace.value == pytest.approx(want, rel=0.1)
     loss, acc = ls.measure(model, batch)
@@ -355,6 +355,10 @@ def test_padding_of_a_sequence_counts_as_nothing_on_every_route():
     nll = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction="sum")
     assert loss == pytest.approx(float(nll.detach()) / 2)
     assert acc == pytest.approx(float((out.argmax(2) == y)[y != -100].double().mean()))
+    batch.y = torch.zeros(2, 3).long()
+    batch.y[0, 0] = 1
+    model.linear.bias.data[0] = 20.0  # it says what stands for padding
+    assert ls.measure(model, batch, likelihood=c.Softmax(ignore=0))[1] == 0
 
 
 # ---------------------------------------------------------------- scale
@@ -435,7 +439,7 @@ def test_top_and_spectrum_are_those_of_the_dense_hessian(make, side):
     assert float(sharp.nodes[0]) == pytest.approx(float(eigen[0]), rel=1e-2)
     assert float(sharp.weights.sum()) == pytest.approx(1)
     # Averaged over starts, moments of the quadrature are those of the spectrum.
-    many = ls.spectrum(model, images, steps=5, runs=200, generator=gen(3))
+    many = ls.spectrum(model, images, steps=5, runs=120, generator=gen(3))
     assert (many.nodes.diff() >= 0).all()
     for power in (1, 2):
         got = float(many.weights @ many.nodes**power)
@@ -483,6 +487,10 @@ def test_power_finds_negative_values_and_stops_at_a_full_set():
     few = []
     ls.power(lambda v: (few.append(1), v @ a)[1], starts[:1], steps=3, tolerance=0)
     assert len(few) == 3
+    small, _ = ls.power(lambda v: v @ a * 1e-6, starts[:1])
+    assert float(small[0]) == pytest.approx(-5e-6, rel=1e-2), "relative to the value"
+    _, vectors = ls.power(lambda v: v @ a, starts, steps=1, tolerance=0)
+    torch.testing.assert_close(vectors @ vectors.T, eye)
 
 
 def test_lanczos_is_exact_for_polynomials_and_stays_orthogonal():
@@ -611,7 +619,8 @@ def test_every_model(name):
         else:
             want = 1 - 2 * p[range(4), images.y] + p.square().sum(1)
         assert exact.value == pytest.approx(float(want.mean()), rel=1e-4)
-    whole = c.fisher_trace(model, images, route="exact", fisher="empirical")
+    # The last chunk is a single image, with which torch has its own ways.
+    whole = c.fisher_trace(model, images, route="exact", fisher="empirical", chunk=3)
     g = gen(1)
     estimate = c.fisher_trace(model, images, fisher="empirical", draws=20, generator=g)
     assert abs(estimate.value - whole.value) < 5 * estimate.error + 1e-3 * whole.value
@@ -677,6 +686,25 @@ def test_the_model_is_untouched_also_on_error():
     assert len(fired) == len(tools)
 
 
+def test_every_tool_looks_at_the_network_in_eval_mode():
+    ready, images = conv_net(), tiny(side=6)
+    busy = conv_net().train()
+    before = frozen(busy)
+    v = torch.ones(99).double()
+    d = [ls.filter_normalised(ready, gen())]
+    for tool in (
+        lambda m: c.fisher_trace(m, images, draws=2, generator=gen()).value,
+        lambda m: c.relative_trace(m, images, route="exact").value,
+        lambda m: float(flat(c.fisher_diagonal(m, images)).sum()),
+        lambda m: float(ls.hessian_product(m, images, v).sum()),
+        lambda m: ls.measure(m, images)[0],
+        lambda m: float(ls.plane(m, images, d, [0.5]).loss),
+        lambda m: float(ls.line(m, m, images, [0.5]).loss),
+    ):
+        assert tool(busy) == tool(ready)
+    assert same_state(busy, before) and all(modes(busy))
+
+
 def test_frozen_and_unused_weights():
     model, images = mlp(), tiny()
     model.unused = nn.Parameter(torch.ones(2).double())
@@ -723,6 +751,7 @@ def test_pixels_and_pairs_of_tensors_are_the_same():
          lambda m, i, g: c.fisher_diagonal(m, i, likelihood=SimpleNamespace())),
         ("43 entries", lambda m, i, g: ls.hessian_product(m, i, torch.ones(3))),
         ("k must", lambda m, i, g: ls.hessian_top(m, i, 0, generator=g)),
+        ("steps be", lambda m, i, g: ls.hessian_top(m, i, steps=0, generator=g)),
         ("draws must", lambda m, i, g: ls.hessian_trace(m, i, draws=0, generator=g)),
         ("steps and runs", lambda m, i, g: ls.spectrum(m, i, runs=0, generator=g)),
         ("one or two", lambda m, i, g: ls.plane(m, i, [], [0.0])),

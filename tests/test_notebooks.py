@@ -27,6 +27,7 @@ PROMISED = (
     "05_clp",
     "06_fmp",
     "07_mnp",
+    "08_fip",
 )
 
 # The tour has no attacker of its own and may leave all exercises to the lessons.

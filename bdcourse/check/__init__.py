@@ -8,6 +8,13 @@ lesson; notebooks call them from here, `check.asr(...)`.
 
 from bdcourse.check.clp import largest_z, outliers, score, sigma, switch_off
 from bdcourse.check.core import CheckFailed, claim, reveal
+from bdcourse.check.fip import (
+    change_gradient,
+    fip_gradient,
+    one_pass_trace,
+    product,
+    score_length,
+)
 from bdcourse.check.fmp import (
     departure,
     harm,
@@ -38,10 +45,12 @@ __all__ = [
     "bend",
     "blend",
     "cam",
+    "change_gradient",
     "claim",
     "departure",
     "dilution",
     "diversity",
+    "fip_gradient",
     "folded",
     "harm",
     "largest_z",
@@ -51,9 +60,11 @@ __all__ = [
     "mask_loss",
     "mask_step",
     "noise_mode",
+    "one_pass_trace",
     "outliers",
     "own_trigger",
     "poison",
+    "product",
     "pulls",
     "push",
     "put_on",
@@ -63,6 +74,7 @@ __all__ = [
     "reveal",
     "rise",
     "score",
+    "score_length",
     "sigma",
     "stamp",
     "stripes",

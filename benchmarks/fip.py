@@ -1,0 +1,74 @@
+"""What a step of FIP costs, in steps of plain fine-tuning.
+
+    python benchmarks/fip.py [--quick] [--width 16] [--batch 128]
+
+Baseline, timed in the same run and in turns with the others: the same loop without any
+penalty. Networks are random and images are noise: no cost depends on them. Goals: the
+trace in every step at most 3 times the baseline, in every fifth at most 1.5 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from statistics import median
+
+import torch
+
+from bdcourse.curvature import SOFTMAX
+from bdcourse.defenses.fip import Aware, Released, Smooth, factorize, purify
+from timing import DEVICE, network, noise_images, seconds
+
+STEPS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=128)
+    options = parser.parse_args()
+    rounds = 2 if options.quick else 7
+    model, images = network(options.width), noise_images(2 * options.batch)
+    factors = copy.deepcopy(model)
+    print(
+        f"torch {torch.__version__}, {DEVICE.type}, {torch.get_num_threads()} threads"
+    )
+    decomposed = seconds(lambda: factorize(factors))
+
+    def smooth(**how) -> Smooth:
+        return Smooth(SOFTMAX, generator(), eta_f=1e-6, **how)
+
+    arms = {
+        "no penalty": (model, Smooth(SOFTMAX, generator())),
+        "FIP, every step": (model, smooth()),
+        "FIP, every fifth step": (model, smooth(every=5)),
+        "FIP, every step, exact product": (model, smooth(product="exact")),
+        "FIP, every step, frozen norms": (model, smooth(norms="frozen")),
+        "Fast FIP, every step": (factors, smooth()),
+        "Fast FIP, every fifth step": (factors, smooth(every=5)),
+        "released script": (model, Released(generator(), 1e-6)),
+        "SAM": (model, Aware(SOFTMAX, 0.1)),
+    }
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for i in range(rounds + 1):  # the first round warms up
+        for name, (net, descent) in arms.items():
+            how = {"norms": getattr(descent, "norms", "batch"), "lr": 1e-5}
+            how |= {"steps": STEPS, "batch": options.batch, "generator": generator()}
+            t = seconds(lambda n=net, d=descent, h=how: purify(n, images, d, **h))
+            if i:
+                found[name].append(t / STEPS)
+    print(f"one step, width {options.width}, batch {options.batch}; ms")
+    for name, ours in found.items():
+        ratios = [a / b for a, b in zip(ours, found["no penalty"], strict=True)]
+        line = f"  {name:<32}{1e3 * median(ours):9.1f}   {median(ratios):.2f} times as"
+        print(f"{line} long ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"decomposing all weights once: {decomposed:.2f} s")
+
+
+def generator() -> torch.Generator:
+    return torch.Generator(DEVICE).manual_seed(0)
+
+
+if __name__ == "__main__":
+    main()
