@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bdcourse import bench, data, victims
+from bdcourse import bench, curvature, data, landscape, victims
 from bdcourse.__main__ import main
 from bdcourse.defenses import Purified
 from bdcourse.plans import PLANS, Case, Plan
@@ -217,6 +217,60 @@ def test_the_zoo_can_be_defended_and_draws_differ(tmp_path, capsys, monkeypatch)
     assert main([*command, "--budget", "301"]) == 1
     err = capsys.readouterr().err
     assert "no 'unicorn'" in err and "the defender's 300 images" in err
+
+
+def test_a_sharp_row_tells_the_course_and_both_image_sets(tmp_path, monkeypatch):
+    looked = []
+
+    def watched(case):
+        course = [{"step": 0, **case.watch(case.model)}]
+        return Purified(case.model, log={"watched": course})
+
+    def measured(model, images):
+        looked.append(images)
+        return {"fisher": 1.0}
+
+    monkeypatch.setattr(bench, "PLANS", {"watched": Plan(watched)})
+    monkeypatch.setattr(bench, "sharpness", measured)
+    out = tmp_path / "zoo.json"
+    command = ["bench", "--out", str(out), "--zoo", "trojan-hard", "--sharp",
+               "--defenses", "watched"]  # fmt: skip
+    assert main(command) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    own, other = looked
+    assert len(own) == len(other) == 200 and row["data"] == "signs-hard"
+    parts = data.splits("signs-hard")
+    assert own.digest() == parts.clean[:200].digest()
+    assert other.digest() == parts.test[-200:].digest()
+    assert row["sharp"] == {"own": {"fisher": 1.0}, "other": {"fisher": 1.0}}
+    (point,) = row["course"]
+    assert point["asr"] > 0.95 and point["acc"] > 0.9
+    assert point["fisher_own"] > 0 and point["fisher_other"] > 0
+
+
+def test_sharpness_is_what_the_tools_say():
+    model, images = victims.zoo("benign-hard").model, data.load("signs-hard", n=24)
+    found = bench.sharpness(model, images)
+    exact = curvature.fisher_trace(model, images, route="exact").value
+    assert abs(found["fisher"] - exact) < 6 * found["fisher_error"] + 0.05 * exact
+    top, _ = landscape.hessian_top(
+        model, images, generator=torch.Generator().manual_seed(7)
+    )
+    assert found["lambda_max"] == pytest.approx(float(top[0]), rel=0.05)
+    assert 0 < found["relative"] < found["fisher"] and found["empirical"] > 0
+
+
+def test_a_defense_that_diverges_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):
+    def diverges(case):
+        raise RuntimeError("the weights left all bounds in step 3.")
+
+    plans = {"diverges": Plan(diverges), "none": bench.PLANS["none"]}
+    monkeypatch.setattr(bench, "PLANS", plans)
+    out = tmp_path / "zoo.json"
+    names = ["--zoo", "benign-w8", "--defenses", *plans]
+    assert main(["bench", "--out", str(out), *names]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert "left all bounds" in rows[0]["refused"] and rows[1]["acc"] > 0.9
 
 
 def test_plans_say_which_images_they_use():

@@ -243,6 +243,26 @@ def test_the_difference_on_larger_networks(name):
     assert agree(found, exact)[0] > 0.97
 
 
+def test_the_random_control_pushes_as_far_elsewhere():
+    net = norm_net().train()
+    x, y = (
+        torch.rand(6, 3, 6, 6, generator=gen(), dtype=torch.float64),
+        torch.arange(6) % 3,
+    )
+    pushes = {}
+    for product in ("difference", "random"):
+        twin = copy.deepcopy(net)
+        plain = copy.deepcopy(net)
+        Smooth(SOFTMAX, gen(1), eta_f=1.0, product=product)(twin, x, y, 0)
+        Smooth(SOFTMAX, gen(1))(plain, x, y, 0)
+        both = zip(twin.parameters(), plain.parameters(), strict=True)
+        pushes[product] = [a.grad - b.grad for a, b in both]
+    for a, b in zip(*pushes.values(), strict=True):
+        assert torch.allclose(a.norm(), b.norm())
+    a, b = (torch.cat([t.flatten() for t in p]) for p in pushes.values())
+    assert F.cosine_similarity(a, b, 0).abs() < 0.5
+
+
 def test_along_puts_the_weights_back_whatever_happens():
     model, (_, x) = norm_net().train(), small()
     weights = trainable(model)
