@@ -624,6 +624,22 @@ def table_row(rows: Sequence[dict], **first) -> dict:
     }
 
 
+def sharp_row(row: dict, **first) -> dict:
+    """One line of lesson 08's table, from a row measured with `sharp`."""
+    s = row["sharp"]
+    percent = {
+        k: None if row[k] is None else 100 * row[k] for k in ("acc", "asr", "ra")
+    }
+    return {
+        **first,
+        **{f"{k.upper()} %": v for k, v in percent.items()},
+        "Tr F own": s["own"]["fisher"],
+        "Tr F others": s["other"]["fisher"],
+        "top own": s["own"]["lambda_max"],
+        "top others": s["other"]["lambda_max"],
+    }
+
+
 def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
     """CLP's u axis and, over the seeds of a results file, what ACC, ASR and RA do.
 

@@ -45,7 +45,6 @@
 #
 # | | known | ours |
 # |---|---|---|
-# | claim | on clean data a backdoored network sits at a sharper minimum; smoothing removes the backdoor | the measurement below |
 # | objective | likelihood, trace of the Fisher with weight $\eta_F$; the form of the pull to the old weights (from the authors' code) | both terms together, all weights of them |
 # | Fast FIP | singular values $\mathrm{relu}(\sigma + \delta)$ (from the code) | that BatchNorm moves as well |
 # | BatchNorm | – | batch statistics for both terms; the alternatives fail, see below |
@@ -67,9 +66,8 @@ clean, other, test = parts.clean[:200], parts.test[-200:], parts.test[:600]
 victim, twin = victims.zoo("badnets-hard"), victims.zoo("benign-hard")
 
 # %% [markdown]
-# These are harder signs than before: twenty classes, smaller, darker, noisier, partly covered. On the easy signs every network
-# of this course ends with a clean loss of nearly zero, and with it every curvature is nearly zero: there is nothing to
-# smooth. Here an honest error of six to eight percent remains.
+# These signs are harder: twenty classes, smaller, darker, noisier, partly covered. On the easy ones a network's clean loss ends
+# near zero, and every curvature with it. Here an honest error of six to eight percent remains.
 #
 # ## Sharpness, from one number up
 #
@@ -392,8 +390,6 @@ after = {
 }  # fmt: skip
 score = {n: metrics.evaluate(p.model, test, victim.attack) for n, p in after.items()}
 check.reveal(guess, round(100 * score["FIP"].asr), "percent")
-
-# %% tags=["claim"]
 check.claim("Fine-tuning at this rate leaves ASR above 90 %.", score["fine-tuning"].asr, 0.9, 1)  # fmt: skip
 check.claim("After 200 steps of FIP, ASR is below 90 %.", score["FIP"].asr, 0, 0.9)
 check.claim("Clean accuracy is above 78 %.", score["FIP"].acc, 0.78, 1)
@@ -444,45 +440,27 @@ show.lines(
 )  # fmt: skip
 
 # %% [markdown]
-# First the paper's own way to measure: on the defender's images, sharpness falls under *every* arm, most of all under plain
-# fine-tuning, which removes nothing. A network that has memorized 240 images is flat there. On other images fine-tuning gets
-# sharper. A claim about sharpness needs images that the purification has not seen.
+# On the defender's own images, where the released script measures, sharpness falls most under plain fine-tuning, which removes
+# nothing: a network that has memorized 240 images is flat there. On other images it gets sharper. A claim about sharpness
+# needs images that the purification has not seen.
 #
 # Then the other images, all arms, both victims, after 600 steps:
 
 
 # %% tags=["claim"]
-def line(who, arm):
-    r = found.select(victim=who, defense=arm, draw=None)[0]
-    s = {w: r["sharp"][w] for w in ("own", "other")}
-    return {
-        "ACC %": 100 * r["acc"],
-        "ASR %": None if r["asr"] is None else 100 * r["asr"],
-        "RA %": None if r["ra"] is None else 100 * r["ra"],
-        "Tr F own": s["own"]["fisher"], "Tr F others": s["other"]["fisher"],
-        "top eigenvalue, others": s["other"]["lambda_max"],
-    }  # fmt: skip
-
-
+rows = {"none": "none", **arms, "released": "fip, released"}
 table = {
-    (w, n): line(v, d)
-    for w, v in list(who.items())[:3]
-    for n, d in {"none": "none", **arms, "released, 0.005": "fip, released"}.items()
-}
-show.Table(
-    [{"victim": w, "arm": n, **row} for (w, n), row in table.items()],
-    "600 steps, one seed",
-)
-
-# %% tags=["claim"]
-F_, L_ = "Tr F others", "top eigenvalue, others"
-fast, sam, none = (table["BadNets", n] for n in ("lr x 5", "SAM", "none"))
+    (w, n): bench.sharp_row(found.select(victim=v, defense=d, draw=None)[0], victim=w, arm=n)
+    for w, v in list(who.items())[:3] for n, d in rows.items()
+}  # fmt: skip
+fast, none = table["BadNets", "lr x 5"], table["BadNets", "none"]
 check.claim("BadNets: a higher rate leaves less than 10 % of the attack ...", fast["ASR %"], 0, 10)  # fmt: skip
-check.claim("... and ends over twice as sharp as the victim was.", fast[F_] / none[F_], 2, 9)  # fmt: skip
+check.claim("... over twice as sharp as the victim was.", fast["Tr F others"] / none["Tr F others"], 2, 9)  # fmt: skip
 for w in ("BadNets", "TrojanNN"):
     a, b = table[w, "SAM"], table[w, "FIP"]
-    check.claim(f"{w}: SAM ends about as smooth as FIP ...", a[L_] / b[L_], 0.6, 1.4)
-    check.claim("... and leaves over 60 percentage points more of the attack.", a["ASR %"] - b["ASR %"], 60, 100)  # fmt: skip
+    check.claim(f"{w}: SAM ends about as smooth as FIP ...", a["top others"] / b["top others"], 0.6, 1.4)  # fmt: skip
+    check.claim("... and leaves over 60 points more of the attack.", a["ASR %"] - b["ASR %"], 60, 100)  # fmt: skip
+show.Table(list(table.values()), "600 steps, one seed; trace and top eigenvalue on the defender's and on other images")  # fmt: skip
 
 # %% [markdown]
 # This is the heart of the lesson. FIP removes both backdoors, at the price of four or five points of accuracy, where
@@ -490,10 +468,9 @@ for w in ("BadNets", "TrojanNN"):
 # sufficient**. Not necessary: with five times the rate, BadNets goes and the network ends sharper than it began. Not sufficient:
 # SAM arrives at the same top eigenvalue and the same trace as FIP, and the backdoors are still there.
 #
-# What does FIP do, then? Look at the accuracy after a hundred steps: it is ten points down, and comes back later, while the
-# backdoor does not. One guess: the push is a strong one, along directions in which the network's answers change most; it
-# breaks clean task and backdoor alike, and the clean images repair only one of them. If so, would a push of the same length in
-# a *random* direction do as well?
+# What does FIP do, then? After a hundred steps accuracy is ten points down; it comes back later, the backdoor does not. One
+# guess: a strong push breaks task and backdoor alike, and clean images repair only the task. Then a push of the same length in
+# a *random* direction should do as well.
 
 # %% tags=["figure", "claim"]
 lost = course("badnets-hard", "fip, random direction")
@@ -508,9 +485,9 @@ show.lines(
 )  # fmt: skip
 
 # %% [markdown]
-# It would not. A random push of this length ruins the clean task first, and the attack outlives it. So the direction matters:
-# of all the ways to shake this network, the one down the Fisher trace shakes the backdoor loose before the task. That supports
-# the paper's *method*. Its *explanation*, that the backdoor goes because the minimum is smoother, is not what we see.
+# It does not: the task goes first, and the attack outlives it. So the direction matters: down the Fisher trace, the backdoor
+# comes loose before the task. That supports the paper's *method*. Its *explanation*, that the backdoor goes because the minimum
+# is smoother, is not what we see.
 
 # %% tags=["figure", "nbval-ignore-output"]
 weights = {0: "fip, eta = 0", 0.001: "fip, eta = 0.001", 0.002: "fip, eta = 0.002", 0.005: "fip", 0.01: "fip, eta = 0.01"}  # fmt: skip
@@ -530,14 +507,13 @@ def at(eta):
 widgets.slider("eta_F", list(weights), at, start=0.005)
 
 # %% [markdown]
-# Move the slider. With a small weight nothing happens that fine-tuning would not do; at 0.01 the network breaks down and has to
-# be learned again from 240 images. The window between is narrow, and where it lies depends on the network: the trace is a sum
-# over weights. A defender chooses by held-out accuracy, as everywhere in this course.
+# Move the slider. A small weight does no more than fine-tuning; at 0.01 the network breaks down and must be learned again from 240
+# images. The window is narrow, and where it lies depends on the network. A defender chooses by held-out accuracy.
 #
 # ## Where it breaks: what BatchNorm does meanwhile
 #
-# In which mode is BatchNorm? What we could read of the paper does not say, and it decides everything. All of this course's
-# curvatures are measured with running statistics, so that an image's score is its own. For *training* there are three ways:
+# In which mode is BatchNorm? What we could read of the paper does not say, and it decides everything. Curvatures are *measured*
+# with running statistics, so that an image's score is its own. For *training* there are three ways:
 #
 # | | cross-entropy | trace | what happens |
 # |---|---|---|---|
@@ -545,16 +521,15 @@ widgets.slider("eta_F", list(weights), at, start=0.005)
 # | frozen | running statistics | running statistics | diverges at this rate |
 # | mixed | batch statistics | running statistics | collapses |
 #
-# The mixed way follows the letter best: train as always, measure the trace as one should. Then two different functions share
-# the weights. The optimizer keeps the one with batch statistics good, and makes the other *constant*: trace near zero, and in eval
-# mode, which is what gets deployed, one answer for everything.
+# The mixed way sounds best: train as always, measure the trace as one should. But then two functions share the weights. The
+# optimizer keeps the one with batch statistics good and makes the other *constant*, which is the one that gets deployed.
 
 # %% tags=["claim"]
 mixed, frozen = (
     found.select(victim="badnets-hard", defense=f"fip, {n} norms")[0]
     for n in ("mixed", "frozen")
 )
-check.claim("Mixed: the trace falls below a tenth of FIP's.", mixed["sharp"]["other"]["fisher"] / table["BadNets", "FIP"][F_], 0, 0.1)  # fmt: skip
+check.claim("Mixed: the trace falls below a tenth of FIP's.", mixed["sharp"]["other"]["fisher"] / table["BadNets", "FIP"]["Tr F others"], 0, 0.1)  # fmt: skip
 check.claim("And accuracy below 20 %.", mixed["acc"], 0, 0.2)
 print("Frozen:", frozen["refused"].split(":")[0])
 
@@ -623,18 +598,15 @@ check.claim("The trace over delta is under half of that over W.", sigma / whole,
 # 2. A running sum in a loop counts the first of $P$ tensors $P$ times and the last once.
 # 3. The log-likelihood is taken over all pairs of an image with a label of the batch, then averaged.
 #
-# The pull to the received weights is commented out as well.
-#
-# **Predict.** Two images with $p(x_1) = (0.9, 0.1)$, $p(x_2) = (0.2, 0.8)$ and labels $0, 1$: the mean log-likelihood is
-# $-0.164$. What is it over all four pairs?
-
-# %% tags=["predict"]
-guess = -0.2
-logp = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()
-check.reveal(guess, round(logp[:, torch.tensor([0, 1])].mean().item(), 3))
+# The pull to the received weights is commented out as well. For the third, take two images with $p(x_1) = (0.9, 0.1)$, $p(x_2) =
+# (0.2, 0.8)$ and labels $0, 1$, and work out both means before you run the cell.
 
 # %% tags=["figure", "claim"]
-from bdcourse.defenses.fip import fake_trace
+from bdcourse.defenses.fip import all_pairs, fake_trace
+
+logits, y = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), torch.tensor([0, 1])
+check.claim("The mean log-likelihood is -0.164.", -F.cross_entropy(logits, y).item(), -0.165, -0.164)  # fmt: skip
+check.claim("Over all pairs it is -1.060.", all_pairs(logits, y).item(), -1.061, -1.06)
 
 net, g = victim.model, torch.Generator().manual_seed(0)
 w, few = list(net.parameters()), clean[:32]
@@ -650,9 +622,9 @@ show.lines(
 )  # fmt: skip
 
 # %% [markdown]
-# Its gradient by the weights is a product $H v$ with a random $v$: noise, shaped by the curvature, every fifth step. With the
-# weight that the authors advise to a user (0.005) the arm "released" in the tables is fine-tuning: it removes nothing here. That
-# says nothing about the paper's figures, which may come from other code.
+# Its gradient by the weights is $H v$ with a random $v$: noise, shaped by the curvature. With the weight that the authors advise
+# to a user (0.005) it is fine-tuning, "released" in the tables, and removes nothing here. The paper's figures may come from other
+# code.
 #
 # ## The way between
 #
@@ -692,42 +664,36 @@ for v in ("benign-hard", "badnets-hard", "trojan-hard", "blended-hard"):
 show.Table(rows, 'Harder signs, width 8 ("seeds" are draws of clean images)')
 
 # %% [markdown]
-# "fip, eta = 0" is plain fine-tuning in the same loop. Two things to read beside ASR: the benign twin pays for FIP as well, and
-# for TrojanNN, whose disc covers part of the sign, even the benign twin reads only about 63 % of the triggered images right, so
-# that is the RA to aim at. Fast FIP moves a thirtieth of the numbers and does not get as far in these 600 steps. Nor is a step
-# of it cheaper: on a CPU, and at this size, it costs as much as a step of FIP (2.8 plain steps; 1.4 if the trace enters every fifth
-# step), since both go through the network as often. The paper's "almost 5 times" faster must come from fewer steps, or from
-# networks where weights and not images fill the time.
+# Read RA beside ASR: even the benign twin reads only about 63 % of TrojanNN's triggered images right, since the disc covers part
+# of the sign. Fast FIP moves a thirtieth of the numbers and does not get as far in these steps; nor is a step of it cheaper
+# here, since it goes through the network as often (2.8 plain steps on a CPU; 1.4 if the trace enters every fifth). The paper's
+# "almost 5 times" must come from fewer steps, or from networks whose weights and not images fill the time.
 #
 # ## Papers say, released code does, we measure
 #
 # | | paper or released code | here |
 # |---|---|---|
 # | sharper? | figure 1, CIFAR-10: top eigenvalue 616 (TrojanNN) against 20 (benign), trace 7,098 against 130 | 1.4 to 2.5 times; a benign network without crops is as sharp |
-# | after FIP | table 6, BadNets: top eigenvalue 574 to 2.8, ASR 100 to 1.9, ACC 93.0 to 89.3; Trojan: 616 to 2.7, ASR 100 to 2.6, ACC 89.6 to 87.2 | ASR to about 10 % at 4 to 5 points of ACC; sharpness on other images falls by a third |
-# | where sharpness is measured | released script: on 200 of the purification images | on those and on others; the difference is the lesson's second figure |
+# | after FIP | table 6, BadNets: top eigenvalue 574 to 2.8, ASR 100 to 1.9, ACC 93.0 to 89.3 | ASR to about 10 % at 4 to 5 points of ACC; sharpness on other images falls by a third |
+# | where measured | released script: on 200 of the purification images | on those and on others |
 # | the trace | released script: no trace, mean zero | true Fisher, one draw of labels a step |
-# | pull to old weights | released script: commented out | on, $\eta_r = 0.05$ |
-# | BatchNorm | released script: in training mode throughout | batch statistics for both terms |
 # | Fast FIP | released: layers exist, nothing uses them; paper: almost 5 times faster | works, is not faster here, gets less far |
 #
 # ## Recap
 #
-# - The true Fisher of a linear classifier is $(\lVert x \rVert^2 + 1)(1 - \lVert p \rVert^2)$; with the data's labels it is something
-#   else, and large where a network is certain and wrong (objective 1).
-# - One backward pass at drawn labels estimates the trace without bias, and with a long tail (objective 2).
-# - Differentiating it costs one more pass: FIP uses by how much the gradient changes on SAM's way (objective 3).
-# - The step is three terms; BatchNorm's mode decides whether it works (objective 4).
-# - FIP removed backdoors that fine-tuning and SAM left. Sharpness fell, but sharpness does not explain it: SAM was as smooth and
-#   failed, a high rate was sharper and removed BadNets, and random pushes ruin the task first (objective 5).
+# - The true Fisher of a linear classifier is $(\lVert x \rVert^2 + 1)(1 - \lVert p \rVert^2)$; the empirical one is something else, and
+#   large where a network is certain and wrong (objective 1).
+# - One backward pass at drawn labels estimates the trace, without bias and with a long tail (objective 2).
+# - Its gradient costs one pass more: by how much the gradient changes on SAM's way (objective 3).
+# - The step has three terms, and BatchNorm's mode decides whether it works (objective 4).
+# - FIP removed backdoors that fine-tuning and SAM left. But SAM was as smooth and failed, a high rate ended sharper and removed
+#   BadNets, and random pushes ruin the task first (objective 5).
 #
-# **What this does not show.** Networks of width 8 on drawn signs, two strong victims and a weak one, one set of weights each. The paper's
-# networks fit their training set, where sharpness differs thirtyfold; ours keep an honest error.
+# **What this does not show.** Networks of width 8 on drawn signs, one set of weights for each victim. The paper's networks fit their
+# training set, and differ thirtyfold in sharpness; ours keep an honest error.
 #
-# **Beyond.** (a) Let the attacker train smooth himself (`--aware smooth` or `sam` of `python -m bdcourse bench`): is FIP fooled?
-# (b) Penalize the *relative* trace $\sum F_{ii} \theta_i^2$, which no rescaling of a filter can cheat. (c) Measure the cosine between
-# FIP's push and the gradient of the triggered loss: does it point at the backdoor? (d) Load a victim of the easy signs: why does
-# nothing happen?
+# **Beyond.** (a) Penalize the *relative* trace $\sum F_{ii} \theta_i^2$, which no rescaling of a filter can cheat. (b) What is the
+# cosine between FIP's push and the gradient of the triggered loss? (c) Load a victim of the easy signs: why does nothing happen?
 #
 # ## References
 #
