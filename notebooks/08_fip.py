@@ -208,7 +208,7 @@ check.claim(
 #
 # ## Is the backdoored minimum sharper?
 #
-# The paper's claim, as a measurement. Three networks: the victim, its benign twin, and the twin's sister, trained as the twin
+# The paper's claim, as a measurement. Four networks: two victims, their benign twin, and the twin's sister, trained as the twin
 # was but *without* random crops. That is the control that the claim needs: some of the paper's victims were trained without
 # augmentation, in the authors' released code, and training without crops sharpens by itself. And two sets of 200 clean images:
 # the ones the defender will purify with, and others.
