@@ -11,12 +11,16 @@ from bdcourse.check.core import call, close, fresh, need, number, passed, shaped
 
 
 def _predictions(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    y = torch.randint(0, 6, (60,), generator=g)
+    """60 answers, true classes and a target; every kind of answer is among them."""
     target = int(torch.randint(0, 6, (1,), generator=g))
-    y[:12] = target
-    said = y.clone()
-    said[6:30] = target
-    said[30:36] = (y[30:36] + 1) % 6
+    # Steps from the target: 0 is the target itself, so that chance cannot make two
+    # kinds of answer one.
+    step = torch.randint(1, 6, (60,), generator=g)
+    step[:12] = 0
+    guess = step.clone()
+    guess[6:30] = 0
+    guess[30:39] = step[30:39] % 5 + 1  # wrong, and not the target
+    y, said = (target + step) % 6, (target + guess) % 6
     shuffle = torch.randperm(60, generator=g)
     return said[shuffle], y[shuffle], target
 
