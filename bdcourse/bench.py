@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import json
 import os
 import platform
@@ -33,7 +32,7 @@ from bdcourse.attacks import ATTACKS, Attack, LabelConsistent
 from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.data import Images, Splits
 from bdcourse.defenses.clp import US, sweep
-from bdcourse.plans import ORACLES, PLANS, Case, notes
+from bdcourse.plans import ORACLES, PLANS, Case, defaults, notes
 from bdcourse.surgery import without
 from bdcourse.train import Augment, fit
 from bdcourse.victims import Victim
@@ -214,14 +213,8 @@ def train_victim(
         return cls.craft(parts.train, g, model=model, **options)
 
     kind = cls.__name__
-    about = {"name": kind, **_defaults(cls), **_defaults(cls.craft), **options}
+    about = {"name": kind, **defaults(cls, cls.craft), **options}
     return _trained(parts, craft, recipe, seed, data, keep, kind, about)
-
-
-def _defaults(of: Callable) -> dict:
-    """Plain defaults of a class or function: with others, a victim is another one."""
-    found = {p.name: p.default for p in inspect.signature(of).parameters.values()}
-    return {k: v for k, v in found.items() if isinstance(v, (int, float, str, tuple))}
 
 
 def split_options(
@@ -506,16 +499,18 @@ def _defend(
             said = (f"{c['u']:g}: {_percents(c)}" for c in curve[::4])
             print("  clp sweep, u: ACC/ASR    ", ", ".join(said), flush=True)
             continue
+        plan = PLANS[name]
+        how = {"defense": name, "how": plan.settings}
         try:
-            p = PLANS[name].run(case)
+            p = plan.run(case)
         # What a method cannot take, or where it diverges, is a result as well.
         except (ValueError, RuntimeError) as e:
             print(f"  {name:25s} not possible: {e}", flush=True)
-            results.add(key | {"defense": name, "refused": str(e)} | about)
+            results.add(key | how | {"refused": str(e)} | about)
             continue
         s = metrics.evaluate(p.model, parts.test, attack)
-        row = {"pruned": p.count, "clean_used": PLANS[name].images(case), **notes(p)}
-        row |= {"defense": name, **s.dict(), "seconds": round(p.seconds, 3)}
+        row = how | {"pruned": p.count, "clean_used": plan.images(case), **notes(p)}
+        row |= {**s.dict(), "seconds": round(p.seconds, 3)}
         if attack is not None:
             row["der"] = metrics.der(before, s)
         if sharp:

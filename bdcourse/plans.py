@@ -8,6 +8,7 @@ attack: they show what a better estimate of the trigger could do, and are no def
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class Case:
     def fmp_scores(self) -> dict[str, Response]:
         """FMP's scores, for every plan that prunes by them."""
         start = time.perf_counter()
-        found = scores(self.model, self.clean, generator=self.generator())
+        found = scores(self.model, self.clean, n=FMP_IMAGES, generator=self.generator())
         self.seconds["fmp scores"] = time.perf_counter() - start
         return found
 
@@ -83,6 +84,21 @@ class Case:
         return torch.Generator().manual_seed(self.seed)
 
 
+# Half of what the two methods take by default, in half the hours.
+FMP_IMAGES = 256
+ANP_STEPS = 1000
+
+
+def defaults(*of: Callable) -> dict:
+    """Plain defaults of classes or functions by name; of equal names the last counts.
+
+    What has no plain value (None, functions, tensors) is left out.
+    """
+    found = [p for f in of for p in inspect.signature(f).parameters.values()]
+    plain = (int, float, str, tuple)
+    return {p.name: p.default for p in found if isinstance(p.default, plain)}
+
+
 @dataclass(frozen=True)
 class Plan:
     """One line of a table.
@@ -90,11 +106,13 @@ class Plan:
     Args:
         run: the defense with its settings.
         clean, held: whether it looks at these images of the case.
+        settings: numbers and words by which the defense runs, for the row.
     """
 
     run: Callable[[Case], Purified]
     clean: bool = True
     held: bool = False
+    settings: dict = field(default_factory=dict)
 
     def images(self, case: Case) -> int:
         """How many clean images it looks at."""
@@ -110,18 +128,6 @@ def _clp_held(case: Case) -> Purified:
 def _random(case: Case) -> Purified:
     like = defenses.clp(case.model, 2.5).pruned
     return defenses.prune_random(case.model, like, case.generator())
-
-
-def _finetune(case: Case, lr: float = 0.01) -> Purified:
-    return defenses.finetune(
-        case.model,
-        case.clean,
-        epochs=20,
-        lr=lr,
-        batch=32,
-        augment=case.augment,
-        generator=case.generator(),
-    )
 
 
 def _linf(case: Case) -> Purified:
@@ -141,16 +147,23 @@ def _nc_unlearning(case: Case) -> Purified:
     return replace(p, seconds=p.seconds + case.inverted.seconds)
 
 
-def _fmp(case: Case, p: float, *, random: bool = False, epochs: float = 10) -> Purified:
+def _fmp(p: float, *, random: bool = False, epochs: float = 10) -> Plan:
     """FMP behind the scoring, which all its lines share; at least one map a layer."""
-    start = time.perf_counter()
-    chosen = select(case.fmp_scores, p, least=1)
-    tuning = {"augment": case.augment, "generator": case.generator(), "epochs": epochs}
-    if random:
-        return defenses.fmp_random(case.model, case.clean, chosen, **tuning)
-    repaired = repair(case.model, case.clean, chosen, **tuning)
-    seconds = case.seconds["fmp scores"] + time.perf_counter() - start
-    return replace(repaired, seconds=seconds)
+
+    def run(case: Case) -> Purified:
+        start = time.perf_counter()
+        chosen = select(case.fmp_scores, p, least=1)
+        tuning = {"augment": case.augment, "generator": case.generator()}
+        if random:
+            return defenses.fmp_random(
+                case.model, case.clean, chosen, epochs=epochs, **tuning
+            )
+        repaired = repair(case.model, case.clean, chosen, epochs=epochs, **tuning)
+        seconds = case.seconds["fmp scores"] + time.perf_counter() - start
+        return replace(repaired, seconds=seconds)
+
+    more = {"p": p, "least": 1, "n": FMP_IMAGES, "epochs": epochs}
+    return Plan(run, settings=defaults(scores, repair) | more)
 
 
 def _mnp_hard(case: Case) -> Purified:
@@ -166,15 +179,20 @@ def _mnp_random(case: Case) -> Purified:
     return defenses.prune_random(case.model, like, case.generator(), shift=False)
 
 
-def _descending(defense: Callable[..., Purified], **settings) -> Plan:
+def _descending(defense: Callable[..., Purified], **given) -> Plan:
     """A defense that runs in the loop of FIP: same steps, batches and crops for all."""
 
     def run(case: Case) -> Purified:
         shared = {"augment": case.augment, "watch": case.watch, "watch_every": 100}
         g = case.generator()
-        return defense(case.model, case.clean, generator=g, **shared, **settings)
+        return defense(case.model, case.clean, generator=g, **shared, **given)
 
-    return Plan(run)
+    below = {defenses.fast_fip: (defenses.fip,), _aware: (Aware,)}
+    settings = defaults(purify, *below.get(defense, ()), defense) | given
+    settings["watch_every"] = 100
+    if defense is defenses.fast_fip:
+        settings["fast"] = True
+    return Plan(run, settings=settings)
 
 
 def _aware(model: nn.Module, clean: Images, **options) -> Purified:
@@ -182,56 +200,67 @@ def _aware(model: nn.Module, clean: Images, **options) -> Purified:
     return purify(copy.deepcopy(model), clean, Aware(SOFTMAX), **options)
 
 
-def _tuned(defense: Callable[..., Purified], held: bool = False) -> Plan:
-    """A defense that repairs with augmented clean images, at its defaults."""
+def _tuned(defense: Callable[..., Purified], held: bool = False, **given) -> Plan:
+    """A defense that repairs with augmented clean images."""
 
     def run(case: Case) -> Purified:
         images = (case.clean, case.held) if held else (case.clean,)
-        return defense(
-            case.model, *images, augment=case.augment, generator=case.generator()
-        )
+        g = case.generator()
+        return defense(case.model, *images, augment=case.augment, generator=g, **given)
 
-    return Plan(run, held=held)
+    return Plan(run, held=held, settings=defaults(defense) | given)
 
 
-def _masked(defense: Callable[..., Purified], **options) -> Plan:
+def _masked(defense: Callable[..., Purified], **given) -> Plan:
     """A defense that learns masks and chooses a threshold on held-out images."""
 
     def run(case: Case) -> Purified:
         g = case.generator()
-        return defense(case.model, case.clean, case.held, generator=g, **options)
+        return defense(case.model, case.clean, case.held, generator=g, **given)
 
-    return Plan(run, held=True)
-
-
-def _weights(run: Callable[[Case], Purified]) -> Plan:
-    return Plan(run, clean=False)
+    return Plan(run, held=True, settings=defaults(defense) | given)
 
 
+def _weights(run: Callable[[Case], Purified], **settings) -> Plan:
+    return Plan(run, clean=False, settings=settings)
+
+
+def _clp(u: float) -> Plan:
+    settings = defaults(defenses.clp) | {"u": u}
+    return _weights(lambda case: defenses.clp(case.model, u), **settings)
+
+
+FINE_TUNING = {"epochs": 20, "lr": 0.01, "batch": 32}
+SEARCH = {"search": defaults(invert_trigger)}
+LINF = defaults(defenses.linf) | SEARCH | {"p": "inf"}  # JSON has no infinity
+del LINF["qs"]  # fifty shares, the same everywhere
+MNP = defaults(defenses.mnp)
 PLANS: dict[str, Plan] = {
     "none": _weights(lambda case: Purified(case.model)),
-    "fine-tuning": Plan(_finetune),
-    "fine-tuning, lr 0.05": Plan(lambda case: _finetune(case, 0.05)),
-    "clp, u = 3": _weights(lambda case: defenses.clp(case.model, 3.0)),
-    "clp, u = 2.5": _weights(lambda case: defenses.clp(case.model, 2.5)),
+    "fine-tuning": _tuned(defenses.finetune, **FINE_TUNING),
+    "fine-tuning, lr 0.05": _tuned(defenses.finetune, **FINE_TUNING | {"lr": 0.05}),
+    "clp, u = 3": _clp(3.0),
+    "clp, u = 2.5": _clp(2.5),
     "clp, u on held-out images": Plan(_clp_held, clean=False, held=True),
     "random channels": _weights(_random),
-    "linf": Plan(_linf, held=True),
-    "linf (oracle)": Plan(_linf_oracle, held=True),
-    "fmp": Plan(lambda case: _fmp(case, 64)),
-    "fmp, p = 16": Plan(lambda case: _fmp(case, 16)),
-    "fmp, p = 16, pruning only": Plan(lambda case: _fmp(case, 16, epochs=0)),
-    "fmp, p = 16, random maps": Plan(lambda case: _fmp(case, 16, random=True)),
-    "mnp, soft": Plan(lambda case: case.mnp_soft),
-    "mnp, hard": Plan(_mnp_hard, held=True),
+    "linf": Plan(_linf, held=True, settings=LINF),
+    "linf (oracle)": Plan(_linf_oracle, held=True, settings=LINF),
+    "fmp": _fmp(64),
+    "fmp, p = 16": _fmp(16),
+    "fmp, p = 16, pruning only": _fmp(16, epochs=0),
+    "fmp, p = 16, random maps": _fmp(16, random=True),
+    "mnp, soft": Plan(lambda case: case.mnp_soft, settings=MNP),
+    "mnp, hard": Plan(_mnp_hard, held=True, settings=MNP | {"repair": "hard"}),
     "mnp, random channels": Plan(_mnp_random, held=True),
-    "anp": _masked(defenses.anp),
+    "anp": _masked(defenses.anp, steps=ANP_STEPS),
     "rnp": _masked(defenses.rnp),
     "fine-pruning": _tuned(defenses.fine_pruning, held=True),
     "ft-sam": _tuned(defenses.ft_sam),
     "nad": _tuned(defenses.nad),
     "i-bau": _tuned(defenses.i_bau),
-    "nc unlearning": Plan(_nc_unlearning),
+    "nc unlearning": Plan(
+        _nc_unlearning, settings=defaults(defenses.nc_unlearning) | SEARCH
+    ),
     "fip": _descending(defenses.fip),
     "fast fip": _descending(defenses.fast_fip),
     "fip, released": _descending(defenses.fip_released, eta_f=0.005),

@@ -200,8 +200,9 @@ def test_the_zoo_can_be_defended_and_draws_differ(tmp_path, capsys, monkeypatch)
     def refuses(case):
         raise ValueError("there is nothing to prune.")
 
-    plans = {"none": bench.PLANS["none"], "spy": Plan(spy, held=True)}
-    plans |= {"refuses": Plan(refuses)}
+    how = {"steps": 3, "by": "acc"}
+    plans = {"none": bench.PLANS["none"], "spy": Plan(spy, held=True, settings=how)}
+    plans |= {"refuses": Plan(refuses, settings=how)}
     monkeypatch.setattr(bench, "PLANS", plans)
     out = tmp_path / "zoo.json"
     command = ["bench", "--out", str(out), "--zoo", "benign-w8", "--budget", "100",
@@ -213,6 +214,7 @@ def test_the_zoo_can_be_defended_and_draws_differ(tmp_path, capsys, monkeypatch)
     assert [r["draw"] for r in rows if r["defense"] == "spy"] == [None, 3]
     assert {r["victim"] for r in rows} == {"benign-w8"} and rows[0]["clean_used"] == 100
     assert "nothing to prune" in rows[1]["refused"] and "acc" not in rows[1]
+    assert all(r["how"] == how for r in rows)
     assert main([*command[:5], "unicorn"]) == 1
     assert main([*command, "--budget", "301"]) == 1
     err = capsys.readouterr().err
@@ -271,6 +273,18 @@ def test_a_defense_that_diverges_is_a_row_and_the_rest_goes_on(tmp_path, monkeyp
     assert main(["bench", "--out", str(out), *names]) == 0
     rows = json.loads(out.read_text())["rows"]
     assert "left all bounds" in rows[0]["refused"] and rows[1]["acc"] > 0.9
+
+
+def test_plans_say_how_they_run():
+    for name, plan in PLANS.items():
+        json.dumps(plan.settings, allow_nan=False)  # a row can hold them
+        # what follows from another line of the table, or chooses its setting itself
+        derived = ("none", "random channels", "mnp, random channels")
+        assert plan.settings or name in (*derived, "clp, u on held-out images")
+    assert PLANS["fmp, p = 16"].settings["p"] == 16
+    assert PLANS["fip, released, eta = 0.5"].settings["eta_f"] == 0.5
+    assert PLANS["fip, released"].settings["eta_f"] == 0.005
+    assert PLANS["fast fip"].settings["lr"] == 0.05 and PLANS["fip"].settings["steps"]
 
 
 def test_plans_say_which_images_they_use():

@@ -384,3 +384,14 @@ def test_too_few_images():
 def test_it_cannot_be_handed_the_trigger():
     text = str(inspect.signature(i_bau))
     assert not any(word in text for word in ("ttack", "oison", "trigger", "target"))
+
+
+@pytest.mark.parametrize(("n", "passes"), [(240, 5), (640, 2), (4000, 1), (6, 40)])
+def test_the_usual_number_of_passes_makes_about_forty_steps(n, passes, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        package, "unlearn", lambda *a, **k: seen.extend(1 for _ in a[2])
+    )
+    monkeypatch.setattr(package, "universal", lambda m, b, *a: torch.zeros(1, 3, 8, 8))
+    i_bau(network(), random_images(n), rounds=1, generator=gen())
+    assert len(seen) == passes * -(-n // 32)

@@ -143,7 +143,7 @@ def i_bau(
     clean: Images,
     *,
     rounds: int = 5,
-    passes: int = 5,
+    passes: int | None = None,
     radius: float = 2.0,
     steps: int = 20,
     rate: float = 10.0,
@@ -163,7 +163,7 @@ def i_bau(
 
     Args:
         rounds: 5 is BackdoorBench's configuration; the authors' README shows 3.
-        passes: ours; 240 images make 8 outer steps a pass.
+        passes: default as many as come closest to 40 outer steps, at least 1. Ours.
         radius: largest L2 norm of the perturbation, in pixels of [0, 1]. Ours: of 1 and
             2 the larger, as both kept held-out clean accuracy on a victim of width 8.
         steps, rate: of the inner ascent. Ours; where the loss is near zero so is its
@@ -191,6 +191,9 @@ def i_bau(
     start = time.perf_counter()
     if len(clean) < 2:
         raise ValueError(f"I-BAU needs at least two clean images, not {len(clean)}.")
+    require_at_least(1, batch=batch)
+    if passes is None:
+        passes = max(1, round(40 / -(-len(clean) // batch)))
     counts = {"rounds": rounds, "passes": passes, "steps": steps, "batch": batch}
     sizes = {"radius": radius, "rate": rate, "solve_rate": solve_rate, "lr": lr}
     require_at_least(1, **counts)
