@@ -655,6 +655,98 @@ def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
     return [p["u"] for p in curves[0]], means, spread
 
 
+def _by_victim(name: str, key: dict) -> dict[str, dict[str, list[dict]]]:
+    """Scored rows of data/results/NAME.json: victim or attack -> defense -> draws."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for r in results(name).select(**key):
+        if "acc" in r:
+            who = r.get("victim") or r["attack"]
+            found.setdefault(who, {}).setdefault(r["defense"], []).append(r)
+    return found
+
+
+def _means(rows: Sequence[dict], keys: Sequence[str]) -> list[float | None]:
+    columns = [[r[k] for r in rows if r.get(k) is not None] for k in keys]
+    return [mean(c) if c else None for c in columns]
+
+
+def grid(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
+    """Victims down, defenses across: "ACC / ASR / RA" in percent, means over draws.
+
+    Args:
+        name: of data/results/NAME.json; key: what its rows must hold, `budget=500` say.
+        defenses: names of plans; a cell without rows stays empty.
+
+    A star marks victims that miss the gate of the protocol; the last line is the mean
+    of the others, where each of them has all of these defenses.
+    """
+    from bdcourse.show import Table
+
+    scores = ("acc", "asr", "ra")
+    lines, strong = [], []
+    for who, by in _by_victim(name, key).items():
+        cells = {d: _means(by[d], scores) if d in by else None for d in defenses}
+        if not any(cells.values()):
+            continue
+        first = next(iter(by.values()))[0]
+        if first["attack"] != "none" and not first["weak"] and all(cells.values()):
+            strong.append(cells)
+        label = "(benign twin)" if who == "none" else who + "*" * bool(first["weak"])
+        lines.append({"victim": label, **{d: _slashed(c) for d, c in cells.items()}})
+    if not lines:
+        raise ValueError(f"{name} holds no row of {', '.join(defenses)} with {key}.")
+    if len(strong) > 1:
+        columns = {
+            d: [mean(c[d][i] for c in strong) for i in range(3)] for d in defenses
+        }
+        label = f"mean of {len(strong)}"
+        lines.append({"victim": label, **{d: _slashed(c) for d, c in columns.items()}})
+    return Table(lines, caption)
+
+
+def _slashed(values: Sequence[float | None] | None) -> str:
+    if values is None:
+        return ""
+    return " / ".join("–" if v is None else f"{100 * v:.1f}" for v in values)
+
+
+def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
+    """One line a defense: means over the victims that pass the gate, as leaderboards.
+
+    "fails" counts victims whose ASR stays above 15 %. Arguments as in :func:`grid`; a
+    defense that was not measured on every one of these victims says on how many.
+    """
+    from bdcourse.show import Table
+
+    lines = []
+    victims = {
+        who: by
+        for who, by in _by_victim(name, key).items()
+        if (first := next(iter(by.values()))[0])["attack"] != "none"
+        and not first["weak"]
+    }
+    for d in defenses:
+        rows = [
+            dict(zip(SUMMED, _means(by[d], SUMMED), strict=True))
+            for by in victims.values()
+            if d in by
+        ]
+        if rows:
+            acc, asr, ra, der, images, seconds = _means(rows, SUMMED)
+            lines.append({
+                "defense": d, "victims": len(rows), "ACC %": 100 * acc,
+                "ASR %": 100 * asr, "RA %": 100 * ra, "DER %": 100 * der,
+                "fails": sum(r["asr"] > 0.15 for r in rows),
+                "clean images": round(images), "seconds": seconds,
+            })  # fmt: skip
+    if not lines:
+        raise ValueError(f"{name} holds no row of {', '.join(defenses)} with {key}.")
+    return Table(lines, caption)
+
+
+SUMMED = ("acc", "asr", "ra", "der", "clean_used", "seconds")
+
+
 SWEEP = "clp sweep"
 DEFENSES = (
     "none",

@@ -130,6 +130,56 @@ def test_a_foreign_results_file_is_not_overwritten(tmp_path, capsys):
     assert out.read_text() == "my thesis" and "not a table" in capsys.readouterr().err
 
 
+def some_results(tmp_path, monkeypatch):
+    """Rows by hand: a strong and a weak victim, two draws, a defense with a gap."""
+    rows = []
+    for who, weak, base in (("none", "", None), ("A", "", 1.0), ("B", "", 0.8),
+                            ("C", "attack success 50 %", 0.5)):  # fmt: skip
+        for d, draw, drop in (("none", None, 0), ("cut", None, 0.8), ("cut", 1, 0.6),
+                              ("rare", None, 0.9)):  # fmt: skip
+            if d == "rare" and who != "A":
+                continue
+            asr = None if base is None else base - base * drop
+            ra = None if asr is None else 0.9 - 0.9 * asr
+            rows.append({"attack": who, "defense": d, "draw": draw, "weak": weak,
+                         "acc": 0.9 - drop / 10, "asr": asr, "ra": ra, "der": 0.5,
+                         "clean_used": 100 * bool(drop), "seconds": 1.0,
+                         "budget": 7})  # fmt: skip
+    rows.append(rows[1] | {"defense": "cut", "draw": 2, "refused": "no."})
+    del rows[-1]["acc"]
+    rows.append(rows[4] | {"asr": 0.123, "budget": 8})
+    (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+
+
+def test_a_grid_shows_victims_by_defenses(tmp_path, monkeypatch):
+    some_results(tmp_path, monkeypatch)
+    table = bench.grid("hand", ["none", "cut", "rare"], "cap", budget=7)
+    cells = {row[0]: row[1:] for row in table.body}
+    assert table.head == ["victim", "none", "cut", "rare"] and table.caption == "cap"
+    assert list(cells) == ["(benign twin)", "A", "B", "C*"]  # one has all: no mean
+    assert cells["(benign twin)"] == ["90.0 / – / –", "83.0 / – / –", ""]
+    assert cells["A"] == ["90.0 / 100.0 / 0.0", "83.0 / 30.0 / 63.0",
+                          "81.0 / 10.0 / 81.0"]  # fmt: skip
+    table = bench.grid("hand", ["none", "cut"], budget=7)
+    assert table.body[-1] == ["mean of 2", "90.0 / 90.0 / 9.0", "83.0 / 27.0 / 65.7"]
+    assert "12.3" in repr(bench.grid("hand", ["none"], budget=8))
+    for make in (bench.grid, bench.summary):
+        with pytest.raises(ValueError, match="hand holds no row of x with") as e:
+            make("hand", ["x"], budget=7)
+        assert "budget" in str(e.value)
+
+
+def test_a_summary_averages_over_victims_that_pass(tmp_path, monkeypatch):
+    some_results(tmp_path, monkeypatch)
+    table = bench.summary("hand", ["none", "cut", "rare"], budget=7)
+    rows = {r[0]: dict(zip(table.head, r, strict=True)) for r in table.body}
+    assert [r["victims"] for r in rows.values()] == ["2", "2", "1"]
+    assert rows["cut"]["ASR %"] == "27.0" and rows["none"]["ASR %"] == "90.0"
+    assert [r["fails"] for r in rows.values()] == ["2", "2", "0"]
+    assert rows["cut"]["clean images"] == "100"
+
+
 def test_table_row_gives_mean_and_half_range():
     rows = [{"acc": a, "asr": None, "pruned": 2, "clean_used": 0, "seconds": 1.0}
             for a in (0.9, 0.94)]  # fmt: skip
