@@ -79,6 +79,12 @@ class Case:
         """The masks of MNP, learned once for all plans."""
         return defenses.mnp(self.model, self.clean, generator=self.generator())
 
+    @cached_property
+    def mnp_held(self) -> Purified:
+        """The same with beta chosen on held-out images."""
+        g = self.generator()
+        return defenses.mnp(self.model, self.clean, self.held, beta="held", generator=g)
+
     def generator(self) -> torch.Generator:
         """A new one for each plan: no plan depends on which others ran before it."""
         return torch.Generator().manual_seed(self.seed)
@@ -166,16 +172,16 @@ def _fmp(p: float, *, random: bool = False, epochs: float = 10) -> Plan:
     return Plan(run, settings=defaults(scores, repair) | more)
 
 
-def _mnp_hard(case: Case) -> Purified:
-    """The other repair with the masks of `mnp, soft`."""
-    soft = case.mnp_soft
+def _hard(case: Case, soft: Purified) -> Purified:
+    """The other repair with the masks of a soft one."""
     hard = apply_masks(case.model, soft.log["masks"], "hard", case.held)
-    return replace(hard, seconds=soft.seconds + hard.seconds)
+    log = hard.log | {"beta": soft.log["beta"]}
+    return replace(hard, log=log, seconds=soft.seconds + hard.seconds)
 
 
 def _mnp_random(case: Case) -> Purified:
     """As many random channels in each layer as the hard repair; shifts stay."""
-    like = _mnp_hard(case).pruned
+    like = _hard(case, case.mnp_soft).pruned
     return defenses.prune_random(case.model, like, case.generator(), shift=False)
 
 
@@ -235,6 +241,7 @@ SEARCH = {"search": defaults(invert_trigger)}
 LINF = defaults(defenses.linf) | SEARCH | {"p": "inf"}  # JSON has no infinity
 del LINF["qs"]  # fifty shares, the same everywhere
 MNP = defaults(defenses.mnp)
+MNP_HARD = MNP | {"repair": "hard"}
 PLANS: dict[str, Plan] = {
     "none": _weights(lambda case: Purified(case.model)),
     "fine-tuning": _tuned(defenses.finetune, **FINE_TUNING),
@@ -250,7 +257,17 @@ PLANS: dict[str, Plan] = {
     "fmp, p = 16, pruning only": _fmp(16, epochs=0),
     "fmp, p = 16, random maps": _fmp(16, random=True),
     "mnp, soft": Plan(lambda case: case.mnp_soft, settings=MNP),
-    "mnp, hard": Plan(_mnp_hard, held=True, settings=MNP | {"repair": "hard"}),
+    "mnp, hard": Plan(
+        lambda case: _hard(case, case.mnp_soft), held=True, settings=MNP_HARD
+    ),
+    "mnp, soft, beta held": Plan(
+        lambda case: case.mnp_held, held=True, settings=MNP | {"beta": "held"}
+    ),
+    "mnp, hard, beta held": Plan(
+        lambda case: _hard(case, case.mnp_held),
+        held=True,
+        settings=MNP_HARD | {"beta": "held"},
+    ),
     "mnp, random channels": Plan(_mnp_random, held=True),
     "anp": _masked(defenses.anp, steps=ANP_STEPS),
     "rnp": _masked(defenses.rnp),
@@ -281,5 +298,7 @@ ORACLES = frozenset(name for name in PLANS if name.endswith("(oracle)"))
 
 def notes(p: Purified) -> dict:
     """Settings that a plan found itself, for its row."""
-    u = p.log.get("u")
-    return {} if u is None else {"u": u if math.isfinite(u) else None}
+    found = {
+        k: p.log[k] for k in ("u", "beta", "threshold") if p.log.get(k) is not None
+    }
+    return {k: v if math.isfinite(v) else None for k, v in found.items()}

@@ -147,7 +147,7 @@ def some_results(tmp_path, monkeypatch):
                          "budget": 7})  # fmt: skip
     rows.append(rows[1] | {"defense": "cut", "draw": 2, "refused": "no."})
     del rows[-1]["acc"]
-    rows.append(rows[4] | {"asr": 0.123, "budget": 8})
+    rows.append(rows[3] | {"asr": 0.123, "budget": 8})
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from bdcourse.defenses.masks import baked, below, forward, ones
 from bdcourse.defenses.mnp import (
     METHOD,
     apply_masks,
+    choose_beta,
     correlation,
     deviations,
     errors,
@@ -481,6 +483,70 @@ def test_mnp_without_suppression_makes_no_copy(model, monkeypatch):
         run(model, random_images(16), beta=0, kappa=0.1)
 
 
+@pytest.mark.parametrize(
+    ("costs", "max_drop", "want"),
+    [
+        ({0.02: 0.0}, 0.1, 0.02),  # the largest is tried first, and is cheap enough
+        ({0.02: 0.2, 0.005: 0.1}, 0.1, 0.005),  # the bound itself is allowed
+        ({0.02: 0.2, 0.005: 0.11, 0.0: 0.3}, 0.1, 0.0),  # the least remains
+    ],
+)
+def test_beta_is_the_largest_that_held_out_images_allow(
+    costs, max_drop, want, monkeypatch, model
+):
+    tried, states = [], []
+
+    def learned(*args, beta, generator, **options):
+        tried.append(beta)
+        states.append(generator.get_state())
+        torch.rand(3, generator=generator)
+        return {"beta": beta}, {"preserving": [beta]}
+
+    def scored(net, held):  # the model itself, or the beta that stands for a repair
+        cost = costs.get(net, 0.0) if isinstance(net, float) else 0.0
+        return SimpleNamespace(acc=0.9 - cost)
+
+    monkeypatch.setattr(module, "learn_masks", learned)
+    monkeypatch.setattr(module, "baked", lambda net, masks: masks["beta"])
+    monkeypatch.setattr(module, "evaluate", scored)
+    found = choose_beta(
+        model, model, None, None, betas=(0.0, 0.005, 0.02), max_drop=max_drop,
+        generator=gen(),
+    )  # fmt: skip
+    assert found == (want, {"beta": want}, {"preserving": [want]})
+    assert tried == [b for b in (0.02, 0.005, 0.0) if b >= want]
+    assert all(torch.equal(s, states[0]) for s in states), "other batches"
+
+
+def test_mnp_by_held_out_images_is_mnp_at_that_beta(tmp_path, monkeypatch, model):
+    images, held = random_images(16), random_images(12, seed=5)
+    p = run(model, images, held, beta="held", max_drop=1)
+    assert p.log["beta"] == max(module.BETAS)
+    same = run(model, images, beta=p.log["beta"])
+    assert p.log["terms"] == same.log["terms"]
+    assert same_state(p.model, frozen(same.model))
+    calls, real = [], module.learn_masks
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    options = {"beta": "held", "max_drop": 0.0, "checkpoint": tmp_path / "mnp"}
+    whole = run(model, images, held, **options | {"checkpoint": None})
+    monkeypatch.setattr(module, "evaluate", lambda net, held: SimpleNamespace(
+        acc=float(net is model)))  # fmt: skip
+    monkeypatch.setattr(module, "learn_masks", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, images, held, **options)
+    assert list(tmp_path.iterdir()), "nothing kept"
+    rest = run(model, images, held, **options)
+    assert rest.log["beta"] == min(module.BETAS) and len(calls) == 6
+    assert not list(tmp_path.iterdir()), "done"
+    assert whole.log["terms"].keys() == rest.log["terms"].keys()
+
+
 def test_mnp_is_seeded(model):
     images = random_images(16)
     a, b, c = (run(model, images, generator=gen(s)) for s in (0, 0, 1))
@@ -506,6 +572,7 @@ def test_tuning_holds_the_zeros(model):
         ({"repair": "hard"}, "give held"),
         ({"repair": "hard", "threshold": 1}, "1 excluded"),
         ({"beta": -1}, "beta must be at least 0"),
+        ({"beta": "held"}, "needs held-out clean images"),
         ({"lam": float("nan")}, "lam must be at least 0"),
         ({"lam": float("inf")}, "finite"),
         ({"preserve": 0, "beta": 0, "lam": 0}, "not all 0"),
@@ -554,8 +621,8 @@ def test_mnp_sees_model_and_clean_images():
 
 def test_everything_says_that_it_is_a_reconstruction():
     for f in (mnp, apply_masks, learn_masks, objective, suppress, magnitudes, folded,
-              shrinkage, saliency, loss_changes, first_order, correlation, oddities,
-              score, module):  # fmt: skip
+              shrinkage, choose_beta, saliency, loss_changes, first_order, correlation,
+              oddities, score, module):  # fmt: skip
         assert "reconstruction" in " ".join((f.__doc__ or "").lower().split()), f
 
 

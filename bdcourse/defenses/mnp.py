@@ -53,13 +53,14 @@ from bdcourse.defenses.masks import (
     stage,
 )
 from bdcourse.defenses.rnp import unlearn
-from bdcourse.metrics import logits
+from bdcourse.metrics import evaluate, logits
 from bdcourse.models import fingerprint
 from bdcourse.surgery import held as holding
 from bdcourse.surgery import pair_by_flow, without
 from bdcourse.train import fit
 
 METHOD = "MNP-style reconstruction"
+BETAS = (0.002, 0.005, 0.02, 0.05)  # what `choose_beta` tries
 
 # ------------------------------------------------------------- step 0: magnitude
 
@@ -528,6 +529,47 @@ def learn_masks(
     )  # fmt: skip
 
 
+def choose_beta(
+    model: nn.Module,
+    suppressed: nn.Module,
+    clean: Images,
+    held: Images,
+    *,
+    betas: Sequence[float] = BETAS,
+    max_drop: float = 0.03,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
+    **options,
+) -> tuple[float, Masks, dict[str, list[float]]]:
+    """The largest beta whose soft repair is not too costly, with its masks and terms.
+
+    A rule of the MNP-style reconstruction, not of the paper. S(theta~) has no ceiling:
+    how large it is depends on where the ascent stopped, so that one beta cannot suit
+    every network. The largest is tried first, each with the same batches; if all cost
+    too much, the least remains.
+
+    Args:
+        held: clean images that judge; `max_drop` is the accuracy that may be lost.
+        options: for `learn_masks`.
+        checkpoint: each beta keeps a file beside this path; like that of `learn_masks`
+            they stay when the stage is finished.
+    """
+    require_at_least(0, **{f"betas[{i}]": b for i, b in enumerate(betas)})
+    if not betas:
+        raise ValueError("betas holds no value to try.")
+    least = evaluate(model, held).acc - max_drop - 1e-9  # the rounding of a quotient
+    start = generator.get_state()
+    for beta in sorted(betas, reverse=True):
+        generator.set_state(start)
+        masks, terms = learn_masks(
+            model, suppressed, clean, beta=beta, generator=generator,
+            checkpoint=stage(checkpoint, f"{beta:g}"), **options,
+        )  # fmt: skip
+        if evaluate(baked(model, masks), held).acc >= least:
+            break
+    return beta, masks, terms
+
+
 def _require_weights(has_copy: bool, penalty: str, **weights: float) -> None:
     """Refuse weights of J that are negative, all zero, or without their network."""
     require_at_least(0, **weights)
@@ -587,7 +629,7 @@ def mnp(
     threshold: float | None = None,
     max_drop: float = 0.03,
     preserve: float = 1.0,
-    beta: float = 0.02,
+    beta: float | Literal["held"] = 0.02,
     lam: float = 1e-3,
     kappa: float = 0.0,
     penalty: Literal["magnitude", "uniform"] = "magnitude",
@@ -610,10 +652,11 @@ def mnp(
         model: left untouched; the repair is of it, and nothing of the suppressed copy
             gets into it.
         clean: what the copy is suppressed and the masks are learned on.
-        held: what the threshold of a hard repair is chosen on, by clean accuracy.
+        held: what the threshold of a hard repair, and beta="held", are chosen on, by
+            clean accuracy.
         repair, threshold, max_drop: see `apply_masks`.
         preserve, beta, lam, kappa, penalty, steps, mask_lr: see `learn_masks`. Without
-            beta and kappa no copy is made.
+            beta and kappa no copy is made. beta="held" takes :func:`choose_beta`.
         stop, epochs, lr, clip: see `suppress`.
         tune: epochs of fine-tuning on `clean` at rate 0.01 afterwards, the zeros held.
         checkpoint: every stage is resumed from files beside this path, which are
@@ -633,9 +676,13 @@ def mnp(
     began = time.perf_counter()
     ones(model)  # refuses a model without BatchNorms before anything is learned
     _require_repair(repair, held, threshold, max_drop)
-    weights = {"preserve": preserve, "beta": beta, "lam": lam, "kappa": kappa}
-    _require_weights(True, penalty, **weights)
+    by_held = beta == "held"
+    if by_held and (held is None or len(held) == 0):
+        raise ValueError('beta="held" needs held-out clean images to choose by.')
+    weights = {"preserve": preserve, "lam": lam, "kappa": kappa}
+    _require_weights(True, penalty, beta=1.0 if by_held else beta, **weights)
     require_positive(steps=steps, mask_lr=mask_lr)
+    require_share(max_drop=max_drop)
     require_at_least(0, tune=tune)
     files = [stage(checkpoint, s) for s in ("suppress", "masks", "tune")]
     suppressed = suppression = None
@@ -644,12 +691,16 @@ def mnp(
             model, clean, stop=stop, epochs=epochs, lr=lr, clip=clip, batch=batch,
             generator=generator, checkpoint=files[0],
         )  # fmt: skip
-    masks, terms = learn_masks(
-        model, suppressed, clean, penalty=penalty, steps=steps, lr=mask_lr,
-        batch=batch, generator=generator, checkpoint=files[1], **weights,
-    )  # fmt: skip
+    learning = {"penalty": penalty, "steps": steps, "lr": mask_lr, "batch": batch}
+    learning |= {"generator": generator, "checkpoint": files[1], **weights}
+    if by_held:
+        beta, masks, terms = choose_beta(
+            model, suppressed, clean, held, max_drop=max_drop, **learning
+        )
+    else:
+        masks, terms = learn_masks(model, suppressed, clean, beta=beta, **learning)
     p = apply_masks(model, masks, repair, held, threshold=threshold, max_drop=max_drop)
-    log = p.log | {"suppression": suppression, "terms": terms}
+    log = p.log | {"beta": beta, "suppression": suppression, "terms": terms}
     log["magnitude"] = magnitudes(model)
     repaired = p.model
     if tune:
@@ -661,7 +712,7 @@ def mnp(
         if history.interrupted:  # the stages before are kept for the next call
             raise KeyboardInterrupt
         log["tuning"] = {"loss": history["loss"], "acc": history["acc"]}
-    for path in files[:2]:
+    for path in (*files[:2], *(stage(files[1], f"{b:g}") for b in BETAS)):
         Checkpoint(path, {}).done()
     return Purified(repaired, p.pruned, log, time.perf_counter() - began)
 
