@@ -713,12 +713,14 @@ def _slashed(values: Sequence[float | None] | None) -> str:
 def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
     """One line a defense: means over the victims that pass the gate, as leaderboards.
 
-    "fails" counts victims whose ASR stays above 15 %. Arguments as in :func:`grid`; a
-    defense that was not measured on every one of these victims says on how many.
+    "fails" counts victims whose ASR stays above 15 %. The last column is what others
+    report, from data/results/published.json, where the sources stand. Arguments as in
+    :func:`grid`.
     """
     from bdcourse.show import Table
 
     lines = []
+    elsewhere = {r["defense"]: r for r in results("published").rows}
     victims = {
         who: by
         for who, by in _by_victim(name, key).items()
@@ -738,10 +740,15 @@ def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Tab
                 "ASR %": 100 * asr, "RA %": 100 * ra, "DER %": 100 * der,
                 "fails": sum(r["asr"] > 0.15 for r in rows),
                 "clean images": round(images), "seconds": seconds,
+                "elsewhere": _slashed(_published(elsewhere.get(d))),
             })  # fmt: skip
     if not lines:
         raise ValueError(f"{name} holds no row of {', '.join(defenses)} with {key}.")
     return Table(lines, caption)
+
+
+def _published(row: dict | None) -> list[float | None] | None:
+    return row and [row[k] for k in ("acc", "asr", "ra")]
 
 
 SUMMED = ("acc", "asr", "ra", "der", "clean_used", "seconds")

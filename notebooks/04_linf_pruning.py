@@ -14,7 +14,7 @@
 # # L-infinity pruning: guess the trigger, then silence what peaks on it
 #
 # You will make a backdoored network tell you its trigger, without ever seeing an attacked image: a mask of about four pixels for one
-# label, where the others need a dozen or more. Then you will rank channels by how much that guess raises their peak, switch off two of sixteen, and
+# label, where the others need ten or more. Then you will rank channels by how much that guess raises their peak, switch off two of sixteen, and
 # take the attack success from 100 % to below 5 %. On a warp the same procedure will report progress that is none.
 #
 # > **At a glance.** Reading: 30 minutes. Doing: 55 minutes. Run time: about 100 seconds and 1 GiB on two CPU cores.
@@ -140,7 +140,7 @@ show.lines(
 )  # fmt: skip
 
 # %% [markdown]
-# So the argument has two limits, which follow from the formula alone. A trigger that is everywhere (a blend, stripes, a warp) moves all norms alike.
+# So the argument has two limits, which follow from the formula alone. A trigger that adds the same everywhere ($r = n$; think of a blend or stripes) moves all norms by the same factor.
 # And on a map of 1 by 1 all norms are the same number: the layer must have spatial extent. Our networks end in maps of 4 by 4.
 #
 # ## A trigger that nobody showed us
@@ -151,7 +151,8 @@ show.lines(
 # $$\min_{m, \Delta}\; \mathbb{E}_x\, \mathrm{CE}\big(f(T(x)), t\big) + \lambda \lVert m \rVert_1, \qquad T(x) = (1 - m) \odot x + m \odot \Delta .$$
 #
 # Every label has a solution; with enough pixels any image can be made a "50". A backdoored label should need far fewer. This is
-# Neural Cleanse.
+# Neural Cleanse. $\lambda$ is not fixed: it doubles while the stamp works on 99 % of the images and shrinks while it does not, and what counts is each label's smallest mask *that works*. Only
+# such masks may be compared.
 #
 # ### Exercise 3: the stamp
 #
@@ -173,7 +174,8 @@ check.put_on(put_on)
 
 # %% [markdown]
 # `invert_trigger` searches all labels at once: a batch holds every label's stamped images, and as the loss of one label has no gradient in
-# another's mask, this is the same as one search after the other, at a fraction of the launches.
+# another's mask, this is the same as one search after the other, at a fraction of the launches. (300 steps at rate 0.2 from $\lambda = 0.01$ for the run time of this lesson; the package
+# takes 600 at 0.1 from 0.001.)
 
 # %% tags=["method"]
 g = torch.Generator().manual_seed(0)
@@ -192,7 +194,7 @@ show.bars(
     [str(k) for k in range(12)], {"victim": found.norms.tolist(), "benign twin": control.norms.tolist()},
     title=f"What each label costs: {found.norms.min():.0f} pixels for {names[label]}", ylabel="sum of the mask, pixels", xlabel="label",
     description="Bars for twelve labels: the sum of the mask that the search found, for the victim and for its benign twin. In the victim, "
-    "the attacker's label needs a few pixels and the others between a dozen and well over a hundred; the twin's labels all need dozens or more.",
+    "the attacker's label needs a few pixels and the others between ten and well over a hundred; the twin's labels all need dozens or more.",
 )  # fmt: skip
 
 # %% tags=["figure"]
@@ -208,6 +210,7 @@ show.images(
 
 # %% tags=["claim"]
 check.claim("The smallest mask belongs to the attacker's label and has fewer than 8 pixels.", found.norms.min().item() if label == victim.attack.target else 99, 0, 8)  # fmt: skip
+check.claim("The second smallest has more than 10.", found.norms.sort().values[1].item(), 10, 1024)
 check.claim("It sends more than 90 % of the clean images there.", found.rates[label].item(), 0.9, 1)  # fmt: skip
 check.claim("The benign twin has no mask below 20 pixels.", control.norms.min().item(), 20, 1024)  # fmt: skip
 
@@ -220,7 +223,8 @@ check.claim("The benign twin has no mask below 20 pixels.", control.norms.min().
 #
 # > **Hint 1.** Keep the sign: below the median is negative.
 # >
-# > **Hint 2.** The outlier itself inflates a standard deviation; it cannot move a median much.
+# > **Hint 2.** The outlier itself inflates a standard deviation; it cannot move a median much. Of an even number of values, `median()` takes the lower
+# > middle one and `quantile(0.5)` the mean of both.
 # >
 # > **Hint 3.** 1.4826 makes the unit a standard deviation for Gaussian values.
 
@@ -229,8 +233,8 @@ check.claim("The benign twin has no mask below 20 pixels.", control.norms.min().
 def anomaly_index(norms):
     """Signed distance from the median in robust deviations: (k,) -> (k,)."""
     ### BEGIN SOLUTION
-    far = norms - norms.median()
-    return far / (1.4826 * far.abs().median())
+    far = norms - norms.quantile(0.5)
+    return far / (1.4826 * far.abs().quantile(0.5))
     ### END SOLUTION
 
 
@@ -240,6 +244,9 @@ check.anomaly_index(anomaly_index)
 # %% tags=["claim"]
 raw, logs = anomaly_index(found.norms), anomaly_index(found.norms.log())
 check.claim("The published rule, on the norms, does not flag it: above -2.", raw[label].item(), -2, 0)  # fmt: skip
+none = found.norms.clone()
+none[label] = 0
+check.claim("Nor would it flag a mask of no pixel at all.", anomaly_index(none)[label].item(), -2, 0)  # fmt: skip
 check.claim(
     "On the logarithm of the norms it does: below -3.", logs[label].item(), -50, -3
 )
@@ -248,8 +255,8 @@ check.claim("Other labels of the victim lie below -2 as well.", (logs < -2).sum(
 check.claim("No label of the benign twin lies below -3 on that scale.", anomaly_index(control.norms.log()).min().item(), -3, 0)  # fmt: skip
 
 # %% [markdown]
-# A mask more than ten times smaller than the median, and the published rule is silent! Norms cannot be negative, and with twelve labels they spread so far that
-# nothing *can* lie two deviations below the median. Ratios are what counts, so we look at logarithms. That is our change, made after we had seen this, and
+# A mask more than ten times smaller than the median, and the published rule is silent! Norms cannot be negative, and these spread so far that
+# even a mask of *no* pixel would lie fewer than two deviations below the median. Ratios are what counts, so we look at logarithms. That is our change, made after we had seen this, and
 # it is no safe detector either: in this victim it also puts other labels below -2, similar signs first. What matters below is only which guess is the smallest.
 #
 # ## Rank the channels
@@ -340,8 +347,7 @@ check.claim("The true labels are back: RA above 90 %.", after.ra, 0.9, 1)
 check.claim("Accuracy stays above 97 %.", after.acc, 0.97, 1)
 
 # %% [markdown]
-# The defender never saw the trigger. He guessed it, and the guess excites the same two channels, which detect the corner pattern in the first
-# stage. Here is the whole path, with both success rates: of the attacker's trigger, and of the guess, which is the only one that the defender can measure.
+# The defender never saw the trigger. He guessed it, and the guess excites most what the attacker's own trigger excites (a figure below shows it). Here is the whole path, with both success rates: of the attacker's trigger, and of the guess, which is the only one that the defender can measure.
 
 
 # %% tags=["method"]
@@ -407,7 +413,7 @@ check.claim("In the first stage all three norms work: ASR below 10 %.", max(v[0]
 check.claim(
     "As many random channels do not: ASR above 80 %.", bench.mean(random), 0.8, 1
 )
-check.claim("In the last stage the l-infinity rule leaves more than in the first.", asr[math.inf][3] - asr[math.inf][0], 0.02, 1)  # fmt: skip
+check.claim("In the last stage the l-infinity rule leaves more than in any other.", asr[math.inf][3] - max(asr[math.inf][:3]), 0.02, 1)  # fmt: skip
 show.bars(
     [f"{n}, {s} by {s}" for n, s in zip(stages, (32, 16, 8, 4), strict=True)], {"l1": asr[1.0], "l2": asr[2.0], "l-infinity": asr[math.inf]},
     percent=True, ylabel="ASR left, %", title="The stage matters more than the norm",
@@ -416,13 +422,38 @@ show.bars(
 )  # fmt: skip
 
 # %% [markdown]
-# In three stages the norm hardly decides anything, and exercise 2 says why: it is about *ratios*. A score that is a *difference* of means subtracts
-# the background instead of dividing by it, so the quiet positions that dilute a ratio cancel. The paper's argument holds for telling a triggered
-# image from a clean one by a single number; for ranking channels by what changes, any of the three norms does. In the last stage they differ, but do not read an
-# order into one network and sixty held-out images: with other shares the order of the three bars changes.
+# In three stages the norm hardly decides anything, and exercise 2 says why: it is about *ratios*. In a *difference* the background of the $\ell_1$ norm cancels: the map of
+# the predict question grows by 4 in $\ell_1$ as in $\ell_\infty$. (In $\ell_2$ by 0.9.) And a ranking only asks which channels change most, which here is plain enough for all three. In the
+# last stage the norms differ, but do not read an order into one network and sixty held-out images.
 #
 # The stage does decide. The last one, where the method is said to work in the paper, is our worst: by then the patch has become evidence for a class, spread over
-# a quarter of the channels, which clean images need as well.
+# more channels than clean images can spare.
+#
+# The paper's claim was another one: that the maximum *separates* triggered from clean images best. So measure that. Take the norm of one channel's map as a detector and ask
+# how often a triggered image has the larger value (AUROC: 50 % is chance). The channel is chosen on one half of the images and measured on the other.
+
+# %% tags=["figure", "claim"]
+fig, axes = show.canvas(2, 1, height=5.6)
+apart, names = {}, {"trojan": "A disc (TrojanNN)", "blended": "A pattern over the whole image (Blended)"}
+for ax, who in zip(axes[:, 0], names, strict=True):
+    v = victims.zoo(who)
+    x = parts.test[v.attack.counts(parts.test.y)][:240].pixels()
+    for stage, r in responses(v.model, x, v.attack.trigger, stages).items():
+        apart |= {(who, stage, p): r.separation(p) for p in r.clean}
+    norms = {n: [apart[who, s, p] for s in stages[::-1]] for n, p in (("l1", 1.0), ("l2", 2.0), ("l-infinity", math.inf))}
+    show.lines(range(4), norms, ax=ax, percent=True, description="", title=names[who], xlabel="stage, by the size of its maps", ylabel="AUROC, %")  # fmt: skip
+    ax.set_xticks(range(4), ["4 by 4", "8 by 8", "16 by 16", "32 by 32"])
+check.claim("Disc, 32 by 32: the maximum separates above 95 %, the sum below 80 %.", min(apart["trojan", "layer1", math.inf] - 0.95, 0.8 - apart["trojan", "layer1", 1.0]), 0, 1)  # fmt: skip
+check.claim("Blend, 16 by 16: the sum above 90 %, the maximum below 80 %.", min(apart["blended", "layer2", 1.0] - 0.9, 0.8 - apart["blended", "layer2", math.inf]), 0, 1)  # fmt: skip
+check.claim("4 by 4: whatever the trigger and the norm, above 90 %.", min(v for (_, s, _), v in apart.items() if s == "layer4"), 0.9, 1)  # fmt: skip
+show.Picture(fig,
+    "How well one channel's norm separates triggered from clean images, against the size of its map, for three norms. For a disc all norms are near one hundred percent up to 16 by 16; at "
+    "32 by 32 only the l-infinity norm is, l2 and l1 fall behind. For a pattern over the whole image it is the other way round: at 16 by 16 the l1 norm is near one hundred percent and l-infinity near chance.")  # fmt: skip
+
+# %% [markdown]
+# There is the paper's edge, and its limits, measured. In the first stage the disc is seen by the maximum and hardly by the sum; deeper, all norms see it. The size of the maps alone is not the
+# reason, since the disc covers a tenth of the map in every stage: deeper positions see more of the image, and in the last stage the network has all but decided for the target. For a trigger that is
+# everywhere the *mean* growth is alike, as the formula says; but one position varies more from image to image than a sum does, so the maximum separates *worst*.
 
 # %% tags=["figure"]
 tac = activations.tac(gated(victim.model, "layer1", clean.shape)[0], test[:300], victim.attack, ["layer1.gate"])["layer1.gate"]  # fmt: skip
@@ -431,13 +462,13 @@ show.scatter(
     {"first stage, 16 channels": (d, tac)}, highlight={"first stage, 16 channels": purified.pruned["layer1.gate"]}, highlighted="switched off",
     xlabel="rise of the peak under the guess", ylabel="TAC under the real trigger (oracle)", title="What the guess excites, the trigger excites",
     description="A scatter plot of sixteen channels: rise of the peak under the guessed trigger across, change under the real trigger upwards. The two channels "
-    "with the largest rise are drawn as squares; one of them has by far the largest change as well. The others crowd at the lower left.",
+    "with the largest rise are drawn as squares; one of them has by far the largest change as well.",
 )  # fmt: skip
 
 # %% [markdown]
 # ## Where it breaks
 #
-# WaNet has no patch. What does the search find for its label, and what does pruning by that do? The slider moves the number of channels in the third stage.
+# WaNet has no patch. What does the search find for its label (we tell it which, a help that no defender has), and what does pruning by that do? The slider moves the number of channels in the third stage.
 
 # %% tags=["method"]
 target = bent.attack.target
@@ -445,8 +476,11 @@ wrong = invert_trigger(bent.model, clean, targets=[target], generator=g).trigger
 print(f"the guess covers more than ten pixels: {wrong.mask.sum().item() > 10}")
 shares = [i / 32 for i in range(0, 11, 2)]
 real, own = path(bent, "layer3", wrong, shares)
-oracle = linf_oracle(bent.model, clean, held, bent.attack, layer="layer3", qs=[i / 16 for i in range(8)])  # fmt: skip
-best = metrics.evaluate(oracle.model, test, bent.attack)
+rule = {"layer": "layer3", "qs": [i / 16 for i in range(8)]}
+best, blind = (
+    metrics.evaluate(p.model, test, bent.attack)
+    for p in (linf_oracle(bent.model, clean, held, bent.attack, **rule), linf(bent.model, clean, held, wrong, **rule))
+)  # fmt: skip
 
 
 # %% tags=["figure", "nbval-ignore-output"]
@@ -466,12 +500,14 @@ widgets.slider("channels", [round(64 * q) for q in shares], at, start=8)
 check.claim("The guess works before pruning: above 85 %.", own[0].asr, 0.85, 1)
 check.claim("With eight channels off its success has lost 20 points or more.", own[0].asr - own[2].asr, 0.2, 1)  # fmt: skip
 check.claim("The warp has lost fewer than 12.", real[0].asr - real[2].asr, -0.05, 0.12)
-check.claim("With the attacker's trigger the same ranking works: ASR below 20 %.", best.asr, 0, 0.2)  # fmt: skip
+check.claim("Accuracy has lost less than 4.", real[0].acc - real[2].acc, -0.02, 0.04)
+check.claim("Share by the held-out rule, attacker's trigger: ASR of the warp below 20 %.", best.asr, 0, 0.2)  # fmt: skip
+check.claim("The same rule with the guess: at least 20 points more.", blind.asr - best.asr, 0.2, 1)  # fmt: skip
 
 # %% [markdown]
-# The search did find a trigger for the right label, an arbitrary picture of some dozens of pixels. It is not the attacker's: it is another hole in the same network.
-# Pruning closes that hole first, the defender's own measurement says "all but repaired, hardly any accuracy lost", and the warp goes on working; it gives way only where accuracy does. The last
-# claim shows whose fault that is: with the attacker's trigger (an oracle that no defender has) the same ranking removes the warp. The ranking is sound, the guess is the weak link. So a
+# The search did find a trigger for this label, an arbitrary picture of some dozens of pixels. It is not the attacker's: it is another hole in the same network.
+# Pruning closes that hole first, the defender's own measurement reports progress at hardly any cost, and the warp goes on working. The last two
+# claims show whose fault that is: by the same rule the attacker's trigger (an oracle that no defender has) takes most of the warp away, the guess does not. The ranking can work; here the guess is the weak link. So a
 # defense that is judged by its own guess is judged by nothing.
 #
 # ## Evidence, before and after
@@ -489,25 +525,28 @@ corner = [(c[24:, 24:].sum() / c.sum()).item() for c in cams]
 show.heat(
     torch.cat([x for _, _, x in rows]), cams,
     [f"{'victim' if v is victim else 'twin'}, {n}: {s:.0%}" for (v, n, _), s in zip(rows, corner, strict=True)], cols=3,
-    title="Evidence in the corner, a sixteenth of the image",
+    title=f"The evidence moves to the corner: {corner[1]:.0%} of it there, {corner[4]:.0%} in the twin",
     description="Grad-CAM maps of the predicted label for one sign. In the victim the map moves from the sign towards the corner when the real or the "
     "guessed trigger is there; in the benign twin it stays on the sign in all three pictures.",
 )  # fmt: skip
 
 # %% tags=["claim"]
-rows = bench.results("signs-defenses").rows
-got = {(r["victim"], r["defense"]): r for r in rows if "acc" in r}
-check.claim("At the default layer, the last stage, Blended survives with the guess.", got["blended", "linf"]["asr"], 0.8, 1)  # fmt: skip
-check.claim("Fine-tuning on the same images leaves BadNets alone.", got["badnets", "fine-tuning"]["asr"], 0.9, 1)  # fmt: skip
+from IPython.display import display
+
+found = bench.results("signs-defenses")
+check.claim("At the default layer, the last stage, Blended survives with the guess.", min(r["asr"] for r in found.select(victim="blended", defense="linf")), 0.8, 1)  # fmt: skip
+check.claim("Fine-tuning on the same images leaves BadNets alone.", min(r["asr"] for r in found.select(victim="badnets", defense="fine-tuning")), 0.9, 1)  # fmt: skip
 plans = ("none", "fine-tuning", "linf", "linf (oracle)", "nc unlearning")
-show.Table(
-    [{"victim": v, **bench.table_row([got[v, d]], defense=d)} for v in ("badnets", "blended", "trojan", "wanet") for d in plans if (v, d) in got],
-    caption="Signs, one victim each; l-infinity at its default layer, the last stage",
-)  # fmt: skip
+display(bench.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; l-infinity at its default layer, the last stage"))  # fmt: skip
+photos = bench.results("cifar10-defenses").select(budget=2500, draw=None)
+CLAIMS04
+bench.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, ACC / ASR / RA", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]
-# The last rows of each victim are a rival: *unlearning*, which stamps the guess on a fifth of the clean images, keeps their labels, and fine-tunes. Given the same guess it
-# does better than pruning on the patch, and it fails for the same reason on the rest.
+# The last column is a rival: *unlearning*, which stamps the guess on a fifth of the clean images, keeps their labels, and fine-tunes. Given the same guess it
+# does better than pruning on the two local triggers, the checkerboard and the disc. On Blended and LF it fails, because the guess is not the trigger; most of what it gains on WaNet is fine-tuning's.
+#
+# TEXT04
 #
 # ## Paper says, no code is released, we measure
 #
@@ -515,13 +554,13 @@ show.Table(
 # |---|---|---|
 # | set-up | GTSRB, AlexNet | drawn signs, ResNet-18 of width 16 |
 # | ASR | 81.6 to 48.4 %, by a public summary; not stated there whether with the real trigger | 100 to below 5 % (patch, first stage), with the real one |
-# | norm | $\ell_\infty$ beats $\ell_1$ and $\ell_2$ | no difference in the ranking; in telling single images apart, see exercise 2 |
+# | norm | $\ell_\infty$ beats $\ell_1$ and $\ell_2$ | no difference in the ranking; in telling single images apart it wins on large maps and small triggers, and loses on a blend |
 # | layer | the last, by that summary | the last is the worst of four stages |
 # | trigger | "synthetic", optimizer not known to us | Neural Cleanse's objective; real and guessed success side by side |
 #
 # ## Recap
 #
-# - A patch is a peak, so the maximum sees it best *as a ratio*; a difference of means does not care (objective 1).
+# - A patch is a peak, so the maximum separates it best where maps are large; for ranking channels by a difference of means the norm hardly matters, and for a trigger that is everywhere the maximum is the worst (objective 1).
 # - A trigger search needs a mask, a pattern and $\lambda$; the smallest mask is a hint, and the published outlier rule misses ours (objective 2).
 # - Rank by the rise of the peak, choose the share on held-out clean images (objective 3).
 # - Report both success rates. A network that is immune to your guess may still obey its attacker (objective 4).

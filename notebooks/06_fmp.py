@@ -15,8 +15,8 @@
 #
 # You will move images by a few gray levels so that one feature map after the other changes, and find that the network's
 # accuracy on them tells which maps a trigger uses (rank correlation below -0.35 in the median layer). Pruning by it takes
-# an attack success of 100 % to zero. Then you will find out why that zero is worth nothing on one victim, while on another about half of
-# the attack stays away.
+# an attack success of 100 % to zero. Then you will find out why that zero is worth nothing on one victim, while on another a part of
+# the attack stays away, half of it in our run.
 #
 # > **At a glance.** Reading: 35 minutes. Doing: 60 minutes. Run time: about two minutes and 1 GiB on two CPU cores.
 # > Prerequisites: [lesson 03](03_inside_a_victim.ipynb) for TAC, gradients with respect to the input. Paper: Huang and Bu,
@@ -277,7 +277,7 @@ def worst_maps(acc, loss, p, least):
 check.worst_maps(worst_maps)
 
 # %% [markdown]
-# **Predict.** The paper's network is a PreActResNet-18 of width 64 with 20 convolutions, the released code takes $p = 64$. How many maps go?
+# **Predict.** The released configurations name a PreActResNet-18; at width 64 it has 20 convolutions. The released code takes $p = 64$. How many maps go?
 
 # %% tags=["predict"]
 guess = 20
@@ -517,7 +517,7 @@ show.Picture(fig,
     "from 100 % to zero, and a few epochs later it is back at 100 %. SSBA: it falls to zero, then climbs to about half, while the controls end near 100 %.")  # fmt: skip
 
 # %% [markdown]
-# Two victims, two verdicts. On SSBA the choice of maps does what neither fine-tuning nor random maps do: it takes about half of the attack away. That is not a repair, but it is an effect
+# Two victims, two verdicts. On SSBA the choice of maps does what neither fine-tuning nor random maps do: it takes a part of the attack away, half of it in our run. That is not a repair, but it is an effect
 # of the score. On TrojanNN, where the score follows the trigger *best*, FMP ends where it began. A good correlation is not a repair.
 #
 # ## Where it breaks
@@ -551,30 +551,33 @@ show.matrix(torch.tensor(recall), list(nets), list(test.classes), numbers=True, 
 # %% [markdown]
 # The zero was a *lost class*. The pruned network calls nothing "30", with or without a trigger. RA does not notice, since triggered "30"s are not counted. As soon as
 # anything, even two vectors of statistics per layer, brings the class back, the trigger comes along: the maps that carry it were never only those twenty.
-# Why that class? A guess from the table of errors above: nearly every push ends in "30", so the maps that score worst have a short way to "30", and a sign
-# that *is* a "30" uses them as well. But the next section warns: the clean twin, pruned by its own scores, loses the same class. No backdoor is needed for such a zero.
+# Why that class? A guess from the table of errors above: nearly every *error* of a pushed image is a "30", so the maps that score worst have a short way to "30", and a sign
+# that *is* a "30" uses them as well. But the next section warns: the clean twin, pruned by its own scores, loses most of the same class. No backdoor is needed for such a zero.
 #
-# The lesson goes beyond FMP: **an ASR of zero beside a loss of accuracy means nothing until you have seen the target class's own accuracy.** A paper's table of ASR, ACC and RA
-# after fine-tuning is safe from this trap; one of pruning alone is not.
+# The lesson goes beyond FMP: **an ASR of zero beside a loss of accuracy means nothing until you have seen the target class's own accuracy.** With ten or twelve classes such a loss costs
+# eight to ten points and cannot hide in a table after fine-tuning. With a hundred classes it costs one point, which every table allows: there, too, ask for the target class.
 #
 # ## The clean twin
 #
 # FMP always prunes its share. What does it do to a network without a backdoor?
 
 # %% tags=["figure", "claim"]
-clean = scores(twin.model, few[:16], epsilon=STEP, start=START, generator=seeded(0))
+clean = scores(twin.model, few, epsilon=STEP, start=START, generator=seeded(0))
 cut = select(clean, 64, least=1)
 bare = repair(twin.model, parts.clean, cut, epochs=0, generator=seeded(1))
 whole = repair(twin.model, parts.clean, cut, generator=seeded(1))
 acc = [metrics.evaluate(m, test).acc for m in (twin.model, bare.model, whole.model)]
 check.claim("The twin's pruning costs 15 points or more.", acc[0] - acc[1], 0.15, 0.9)
-never = (metrics.predict(bare.model, test.x) == 0).float().mean().item()
-check.claim("Pruned, the twin calls under 4 % of the images 30, too.", never, 0, 0.04)
+thirty = test[test.y == 0]
+known = metrics.evaluate(bare.model, thirty).acc
+check.claim("Pruned, the twin knows less than half of its 30s.", known, 0, 0.5)
 check.claim("Fine-tuning gives all but 3 of them back.", acc[0] - acc[2], -0.01, 0.03)
 errors = [
     {n: 1 - a for n, a in of.items()}
     for of in (accs[0], {n: r.acc for n, r in clean.items()})
 ]
+level = [torch.cat([e.float() for e in of.values()]).mean().item() for of in errors]
+check.claim("The mean push harms the victim over twice as often as the twin.", level[0] / max(level[1], 1e-9), 2, 1e9)  # fmt: skip
 show.strips(
     errors[0], highlight=chosen, highlighted="pruned", beside=errors[1],
     title="TrojanNN: share of images harmed by each map's push", ylabel="errors when pushed", height=3.1,
@@ -626,16 +629,17 @@ for (name, how), (_, p) in runs.items():
 show.Table(rows, caption="Width 8, 240 clean signs, ten epochs, one seed")
 
 # %% tags=["claim"]
+from IPython.display import display
+
 kept = min(metrics.evaluate(p.model, test[:300]).acc for _, p in runs.values())
 check.claim("All six keep over 97 % accuracy.", kept, 0.97, 1)
-plans = ["none", "fine-tuning", "fmp", "fmp, p = 16"]
-plans += ["fmp, p = 16, pruning only", "fmp, p = 16, random maps"]
-caption = "Signs; start and step 1/255, 240 images score; at least one map per layer"
-bench.standard_table("signs-defenses", caption, plans)
+plans = ["none", "fine-tuning", "fmp", "fmp, p = 16", "fmp, p = 16, random maps"]
+display(bench.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; start and step 1/255, 240 images score, at least one map per layer"))  # fmt: skip
+CLAIMS06
+bench.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, 256 score", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]
-# The second table scores with the port's step, on all 240 images. Compare each "fmp" with "fine-tuning" and "random maps" before reading anything into it, and "pruning only" with the
-# target class in mind.
+# TEXT06
 #
 # ## Papers say, released code does, we measure
 #
@@ -645,7 +649,9 @@ bench.standard_table("signs-defenses", caption, plans)
 # | rivals | ANP in the authors' own runs: mean ASR 68.27 % | not in this lesson |
 # | step | configurations for CIFAR-10, as we read them beside the code: 0.06, with 0.02 for the start; a third party's port: 1/255 for both | 4/255 and 8/255, and the slider |
 # | steps | the configuration says one; no code reads the entry | one |
-# | pixels | images are normalized, normalized again and clipped to [0, 1] in those units, so that the clip outweighs the step | pushed and clipped in pixels, normalized once, inside the network |
+# | pixels | on CIFAR, images are normalized, normalized again and clipped to [0, 1] in those units, so that the clip outweighs the step | pushed and clipped in pixels, normalized once, inside the network |
+# | fine-tuning | ten epochs, batches of 256, random crops, momentum, the rate falls to 0.0001 | ten epochs, batches of 32 (on 240 images 80 steps instead of 10), no crops in this lesson, Nesterov, the rate falls to almost zero |
+# | BatchNorm's scale | that behind the convolution *defined* last before it | that which reads the convolution |
 # | images | 32 score, in the file for one step | 32 in this lesson for its run time; 512 by default |
 # | lists | collected by execution, applied by definition | by name; `released=True` shows the other |
 # | ties | by position | by cross-entropy |
@@ -658,7 +664,7 @@ bench.standard_table("signs-defenses", caption, plans)
 # - A stack of vectors pulled back together equals the loop (objective 2).
 # - Lowest accuracy, then highest loss, $\lfloor N/p \rfloor$ per layer; key lists by name, not by order (objective 3).
 # - The score follows a trojan's trigger in most layers and SSBA's hardly; it depends on a step size that nothing on clean data sets (objective 4).
-# - On SSBA the choice of maps takes about half of the attack away, random maps and fine-tuning nothing; the trojan's zero was a lost class, and clean fine-tuning
+# - On SSBA the choice of maps takes a part of the attack away, random maps and fine-tuning nothing; the trojan's zero was a lost class, and clean fine-tuning
 #   undid it (objective 5).
 #
 # **What this does not show.** Networks of width 8, where one map per layer is a larger cut than the paper's. That FMP fails at width 64 with 10 % clean data does not follow, nor that its

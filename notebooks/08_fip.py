@@ -666,8 +666,8 @@ check.claim("... and accuracy below 70 %.", aware["acc"], 0, 0.7)
 runs = {(v, d): found.select(victim=f"{v}-hard", defense=d)
         for v in ("benign", "badnets", "trojan", "blended") for d in names}  # fmt: skip
 cifar = bench.results("cifar10-defenses")
-runs |= {(f"CIFAR-10, {a}", d): cifar.select(attack=a, defense=d)
-         for a in ("none", "BadNets", "TrojanNN") for d in names}  # fmt: skip
+runs |= {(f"CIFAR-10, {a}", d): cifar.select(attack=a, defense=d, budget=2500, draw=None)
+         for a in ("none", "BadNets", "Blended", "TrojanNN") for d in names}  # fmt: skip
 rows = [bench.table_row(r, victim=v, defense=d) for (v, d), r in runs.items() if r]
 rows = [{k: x for k, x in r.items() if k not in ("channels", "seconds")} for r in rows]
 show.Table(rows, 'Width 8; "seeds" are draws of clean images')

@@ -149,6 +149,8 @@ def some_results(tmp_path, monkeypatch):
     del rows[-1]["acc"]
     rows.append(rows[3] | {"asr": 0.123, "budget": 8})
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
+    elsewhere = {"defense": "cut", "acc": None, "asr": 0.02, "ra": 0.8}
+    (tmp_path / "published.json").write_text(json.dumps({"rows": [elsewhere]}))
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
 
 
@@ -178,6 +180,9 @@ def test_a_summary_averages_over_victims_that_pass(tmp_path, monkeypatch):
     assert rows["cut"]["ASR %"] == "27.0" and rows["none"]["ASR %"] == "90.0"
     assert [r["fails"] for r in rows.values()] == ["2", "2", "0"]
     assert rows["cut"]["clean images"] == "100"
+    assert (
+        rows["cut"]["elsewhere"] == "– / 2.0 / 80.0" and not rows["none"]["elsewhere"]
+    )
 
 
 def test_table_row_gives_mean_and_half_range():
@@ -219,7 +224,8 @@ def test_readme_shows_what_was_measured():
     import readme
 
     text = (readme.ROOT / "README.md").read_text()
-    assert readme.MARK.search(text)[0].count("| none |") == 6  # twin and two, twice
+    # A twin and two victims, twice; and one line of means.
+    assert readme.MARK.search(text)[0].count("| none |") == 7
     assert readme.MARK.sub(lambda m: m[1] + readme.tables() + m[2], text) == text
 
 

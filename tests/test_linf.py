@@ -171,6 +171,36 @@ def test_scores_refused(options, match):
 # ---------------------------------------------------------------- order and sweep
 
 
+def test_separation_chooses_on_one_half_and_measures_on_the_other():
+    clean, triggered = torch.zeros(8, 3), torch.zeros(8, 3)
+    triggered[:4, 0] = 1  # perfect on the first half, chance on the second
+    triggered[:4, 1] = torch.tensor([1.0, 1, 1, 0])
+    triggered[4:, 1] = 1  # the better channel, but who knows?
+    assert Response({INF: clean}, {INF: triggered}).separation() == 0.5
+    clean[4:, 0] = torch.tensor([0.0, 1, 2, 3])
+    triggered[4:, 0] = torch.tensor([0.5, 1.5, 2.5, 3.5])  # 1 + 2 + 3 + 4 of 16
+    assert Response({INF: clean}, {INF: triggered}).separation() == 10 / 16
+    g = gen(3)
+    clean, triggered = (torch.randn(40, 5, generator=g) for _ in range(2))
+    from sklearn.metrics import roc_auc_score
+
+    def auc(part):
+        y = [0] * 20 + [1] * 20
+        both = torch.cat([clean[part], triggered[part]])
+        return [roc_auc_score(y, both[:, k]) for k in range(5)]
+
+    first, second = auc(slice(20)), auc(slice(20, 40))
+    want = second[first.index(max(first))]
+    r = Response({1.0: clean}, {1.0: triggered})
+    assert r.separation(1.0) == pytest.approx(want)
+    with pytest.raises(ValueError, match="norm 2 was not measured") as e:
+        r.separation(2.0)
+    message(e)
+    with pytest.raises(ValueError, match="takes two images") as e:
+        Response({1.0: clean[:1]}, {1.0: triggered[:1]}).separation(1.0)
+    message(e)
+
+
 def test_order_and_shares():
     score = torch.tensor([0.1, 5, -2, 5, 1])
     assert order(score).tolist() == [1, 3, 4, 0, 2]

@@ -220,6 +220,31 @@ class Response:
             return triggered / clean.clamp(min=float(floor))
         return triggered - clean
 
+    def separation(self, p: float = math.inf) -> float:
+        """How well one channel's norm tells triggered images from clean ones: 0..1.
+
+        The AUROC, the share of pairs in which the triggered image has the larger norm;
+        0.5 is chance. The channel is the best one on the first half of the images, and
+        is measured on the second.
+
+        Raises:
+            ValueError: p was not measured, or there is only one image.
+        """
+        if p not in self.clean:
+            raise ValueError(f"norm {p:g} was not measured, only {sorted(self.clean)}.")
+        clean, triggered = self.clean[p], self.triggered[p]
+        half = len(clean) // 2
+        if not half:
+            raise ValueError("to choose a channel and to measure it takes two images.")
+        best = _auroc(clean[:half], triggered[:half]).argmax()
+        return float(_auroc(clean[half:], triggered[half:])[best])
+
+
+def _auroc(a: Tensor, b: Tensor) -> Tensor:
+    """Share of pairs with b > a, ties count half: (n, c), (m, c) -> (c,)."""
+    b = b[:, None]
+    return ((b > a).double() + 0.5 * (b == a)).mean((0, 1))
+
 
 def responses(
     model: nn.Module,
