@@ -658,7 +658,8 @@ def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
 def _by_victim(name: str, key: dict) -> dict[str, dict[str, list[dict]]]:
     """Scored rows of data/results/NAME.json: victim or attack -> defense -> draws."""
     found: dict[str, dict[str, list[dict]]] = {}
-    for r in results(name).select(**key):
+    rows = results(name).select(**key)
+    for r in sorted(rows, key=lambda r: r["attack"] != "none"):  # twins come first
         if "acc" in r:
             who = r.get("victim") or r["attack"]
             found.setdefault(who, {}).setdefault(r["defense"], []).append(r)

@@ -312,6 +312,7 @@ PLANS: dict[str, Plan] = {
     "fip, eta = 0.001": _descending(defenses.fip, eta_f=0.001),
     "fip, eta = 0.002": _descending(defenses.fip, eta_f=0.002),
     "fip, eta = 0.01": _descending(defenses.fip, eta_f=0.01),
+    "fip, exact product": _descending(defenses.fip, product="exact"),
     "fip, random direction": _descending(defenses.fip, product="random"),
     "fip, frozen norms": _descending(defenses.fip, norms="frozen"),
     "fip, mixed norms": _descending(defenses.fip, norms="mixed"),

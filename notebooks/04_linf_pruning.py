@@ -539,7 +539,7 @@ check.claim("Fine-tuning on the same images leaves BadNets alone.", min(r["asr"]
 plans = ("none", "fine-tuning", "linf", "linf (oracle)", "nc unlearning")
 display(bench.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; l-infinity at its default layer, the last stage"))  # fmt: skip
 photos = bench.results("cifar10-defenses").select(budget=2500, draw=None)
-CLAIMS04
+# CLAIMS04
 bench.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, ACC / ASR / RA", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]

@@ -575,7 +575,7 @@ from IPython.display import display
 trojan = [r["asr"] for r in bench.results("signs-defenses").select(victim="trojan") if r["defense"].startswith("clp")]  # fmt: skip
 check.claim("TrojanNN: no u of this table gets below 80 % ASR.", min(trojan), 0.8, 1)
 display(bench.grid("signs-defenses", bench.DEFENSES, "Signs, victims of the zoo, ACC / ASR / RA"))  # fmt: skip
-CLAIMS05
+# CLAIMS05
 bench.grid("cifar10-defenses", bench.DEFENSES, "CIFAR-10, width 8, six epochs, ACC / ASR / RA", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]

@@ -568,14 +568,10 @@ bare = repair(twin.model, parts.clean, cut, epochs=0, generator=seeded(1))
 whole = repair(twin.model, parts.clean, cut, generator=seeded(1))
 acc = [metrics.evaluate(m, test).acc for m in (twin.model, bare.model, whole.model)]
 check.claim("The twin's pruning costs 15 points or more.", acc[0] - acc[1], 0.15, 0.9)
-thirty = test[test.y == 0]
-known = metrics.evaluate(bare.model, thirty).acc
+known = metrics.evaluate(bare.model, test[test.y == 0]).acc
 check.claim("Pruned, the twin knows less than half of its 30s.", known, 0, 0.5)
 check.claim("Fine-tuning gives all but 3 of them back.", acc[0] - acc[2], -0.01, 0.03)
-errors = [
-    {n: 1 - a for n, a in of.items()}
-    for of in (accs[0], {n: r.acc for n, r in clean.items()})
-]
+errors = [{n: 1 - a for n, a in of.items()} for of in (accs[0], {n: r.acc for n, r in clean.items()})]  # fmt: skip
 level = [torch.cat([e.float() for e in of.values()]).mean().item() for of in errors]
 check.claim("The mean push harms the victim over twice as often as the twin.", level[0] / max(level[1], 1e-9), 2, 1e9)  # fmt: skip
 show.strips(
@@ -635,7 +631,7 @@ kept = min(metrics.evaluate(p.model, test[:300]).acc for _, p in runs.values())
 check.claim("All six keep over 97 % accuracy.", kept, 0.97, 1)
 plans = ["none", "fine-tuning", "fmp", "fmp, p = 16", "fmp, p = 16, random maps"]
 display(bench.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; start and step 1/255, 240 images score, at least one map per layer"))  # fmt: skip
-CLAIMS06
+# CLAIMS06
 bench.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, 256 score", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]

@@ -598,13 +598,10 @@ for d in range(3):
     g, mine = torch.Generator().manual_seed(0), data.load("signs", n=240, seed=100 + d)
     lost, _ = suppress(lf.model, mine, lr=0.05, generator=g)
     m, _ = learn_masks(lf.model, lost, mine, generator=g, **short)
-    for how in ("soft", "hard"):
-        net = apply_masks(lf.model, m, how, held).model
-        tries[how, d] = metrics.evaluate(net, test, lf.attack)
+    tries |= {(how, d): metrics.evaluate(apply_masks(lf.model, m, how, held).model, test, lf.attack) for how in ("soft", "hard")}  # fmt: skip
 asr = {how: [tries[how, d].asr for d in range(3)] for how in ("soft", "hard")}
 gap = [x - y for x, y in zip(asr["soft"], asr["hard"], strict=True)]
-best = max(r.ra for r in tries.values())
-read = min(r.acc for r in tries.values())
+best, read = max(r.ra for r in tries.values()), min(r.acc for r in tries.values())
 check.claim("No draw and no repair brings half of the labels back.", best, 0, 0.5)
 check.claim("Clean signs are read as before: accuracy above 90 %.", read, 0.9, 1)
 check.claim("What hard gains over soft differs by over 8 points.", max(gap) - min(gap), 0.08, 1)  # fmt: skip
@@ -664,7 +661,7 @@ names = ("none", "fine-tuning", "mnp, soft", "mnp, hard", "rnp", "anp")
 trojan = [r["asr"] for d in ("mnp, soft", "rnp") for r in found.select(victim="trojan", defense=d)]  # fmt: skip
 check.claim("TrojanNN: neither MNP-style nor RNP gets below 80 % ASR.", min(trojan), 0.8, 1)  # fmt: skip
 display(bench.grid("signs-defenses", names, "Signs, victims of the zoo, ACC / ASR / RA"))
-CLAIMS07
+# CLAIMS07
 display(bench.grid("cifar10-defenses", names, "CIFAR-10, width 8, 2,500 clean images", budget=2500, draw=None))  # fmt: skip
 few = bench.results("cifar10-defenses").select(budget=500)
 bench.draws("cifar10-defenses", ("BadNets", "Blended", "TrojanNN"), ("mnp, soft", "mnp, hard"), budget=500)  # fmt: skip

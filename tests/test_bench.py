@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bdcourse import bench, curvature, data, landscape, victims
+from bdcourse import bench, curvature, data, defenses, landscape, plans, victims
 from bdcourse.__main__ import main
 from bdcourse.defenses import Purified
+from bdcourse.defenses.masks import maskable
 from bdcourse.plans import PLANS, Case, Plan
 from bdcourse.train import Augment
 from bdcourse.zoo import ENTRIES
@@ -329,6 +330,32 @@ def test_a_defense_that_diverges_is_a_row_and_the_rest_goes_on(tmp_path, monkeyp
     assert main(["bench", "--out", str(out), *names]) == 0
     rows = json.loads(out.read_text())["rows"]
     assert "left all bounds" in rows[0]["refused"] and rows[1]["acc"] > 0.9
+
+
+@pytest.mark.parametrize("name", ["anp", "rnp"])
+def test_the_second_threshold_is_chosen_on_the_same_masks(name, monkeypatch):
+    images = data.load("signs", "test", n=30)
+    net = victims.zoo("trojan").model
+    runs = []
+
+    def learned(model, clean, held, *, generator, **given):
+        runs.append(given)
+        masks = {n: torch.ones_like(b.weight) for n, b in maskable(model).items()}
+        masks["layer1.0.bn1"][:2] = torch.tensor([0.0, 0.3])
+        return Purified(model, log={"masks": masks}, seconds=1.0)
+
+    def chosen(model, masks, held, threshold, max_drop):
+        assert held is case.held and threshold is None and max_drop == 0.03
+        return model, {"layer1.0.bn1": masks["layer1.0.bn1"].argsort()[:1]}, 0.25
+
+    monkeypatch.setattr(defenses, name, learned)
+    monkeypatch.setattr(plans, "prune", chosen)
+    case = Case(net, images[:20], images[20:], Augment(0))
+    first, second = (PLANS[n].run(case) for n in (name, f"{name}, 3 points"))
+    assert len(runs) == 1 and first.count == 0
+    assert second.count == 1 and second.seconds >= 1.0
+    assert plans.notes(second) == {"threshold": 0.25}
+    assert PLANS[f"{name}, 3 points"].settings["max_drop"] == 0.03
 
 
 def test_plans_say_how_they_run():

@@ -276,9 +276,10 @@ def along(
 
     Args:
         reach: length of the move e g in units of the length of the weights: of powers
-            of ten the one nearest in direction to the exact product in float32. On
-            ResNet-18s, whose ReLUs bend on the way, cosines are 0.95 to 1, and the
-            length is mostly 0.6 to 1.1 of the exact one.
+            of ten the one nearest in direction to the exact product in float32. Exact
+            it is not: ReLUs bend on the way, which the exact product does not see. On
+            the trained networks of lesson 08 cosines are 0.6 to 0.97 and lengths 1.2 to
+            2 of the exact product's.
     """
     length = squared_norm(g).sqrt().clamp(min=1e-12)
     size = squared_norm([w.detach() for w in weights]).sqrt()
