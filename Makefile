@@ -105,6 +105,9 @@ zoo: $(READY)
 BENCH = $(PY) -m bdcourse bench --out data/results
 WANET = $(BENCH)/signs-wanet.json --rate 0.2 --lr 0.05 --attacks WaNet --defenses none
 FIP = none fip "fip, eta = 0" "fip, eta = 0, lr 0.05" sam "fip, released" "fast fip"
+ETAS = "fip, eta = 0.001" "fip, eta = 0.002" "fip, eta = 0.01" \
+  "fip, released, eta = 0.5" "fip, random direction" "fip, exact product" \
+  "fip, mixed norms" "fip, frozen norms" "fast fip, eta = 0"
 results: $(READY)
 	$(BENCH)/signs.json --seeds 0 1 2
 	for rate in 0.05 0.2; do \
@@ -115,11 +118,18 @@ results: $(READY)
 	  $(WANET) --width 8 --epochs 16 --options "{\"WaNet\": {$$o}}" || exit; \
 	done
 	$(BENCH)/signs-wanet.json --zoo wanet wanet-plain --defenses none
-	$(BENCH)/signs-defenses.json --zoo badnets blended trojan --defenses all
-	for v in badnets trojan benign; do \
-	  $(BENCH)/signs-fip.json --zoo $$v-hard --sharp --defenses $(FIP) || exit; \
+	$(BENCH)/signs-defenses.json --zoo badnets blended wanet benign-w8 --defenses all
+	$(BENCH)/signs-defenses.json --zoo trojan lf ssba --draws 0 1 2 --defenses all
+	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard blended-hard \
+	  benign-hard --defenses $(FIP)
+	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard --defenses $(ETAS)
+	$(BENCH)/signs-fip.json --sharp --zoo benign-hard-plain --defenses none
+	$(BENCH)/signs-fip.json --zoo badnets-hard trojan-hard blended-hard \
+	  --draws 1 2 --defenses $(FIP)
+	for how in smooth sam; do \
+	  $(BENCH)/signs-aware.json --data signs-hard --width 8 --aware $$how --sharp \
+	    --attacks BadNets --defenses none fip "fip, eta = 0" || exit; \
 	done
-	$(BENCH)/signs-fip.json --zoo benign-hard-plain --sharp --defenses none
 	$(PY) tools/readme.py
 
 bench-train: $(READY)

@@ -7,6 +7,11 @@ back and the pushed images through the whole network. It is timed for a few maps
 each layer and EXTRAPOLATED to all; ours is timed whole. Further lines: what
 channels_last, bfloat16 and the size of a chunk change, and whether scores agree.
 
+What to expect: with F for a pass through the network and B for the way back from a
+layer, the loop takes 3 F + B for each map and ours F + B, both for every image. So a
+processor that small batches keep busy cannot gain more than a factor of 3. The goal of
+20 is for a GPU, which 32 images do not fill.
+
     python benchmarks/fmp.py [--quick] [--width 16] [--images 32]
 
 Default width: 64 on a GPU, 16 on a CPU.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
+from bdcourse import data, victims
 from bdcourse.curvature import SOFTMAX, Softmax, fisher_diagonal, fisher_trace
 from bdcourse.curvature import gradient as slopes
 from bdcourse.data import Images
@@ -241,6 +242,19 @@ def test_the_difference_on_larger_networks(name):
     found = along(model, x, weights, g, score, reach=1e-7)
     _, exact = trace_and_slope(model, x, score)
     assert agree(found, exact)[0] > 0.97
+
+
+@pytest.mark.parametrize("name", ["badnets-hard", "trojan-hard"])
+def test_the_difference_as_lesson_08_takes_it(name):
+    """Float32, batch statistics, the default reach: kinks make it rough, not wrong."""
+    model = victims.zoo(name).model.train()
+    images = data.splits("signs-hard").clean[:32]
+    x, score, weights = images.pixels(), label_score(images.y), trainable(model)
+    found = along(model, x, weights, slopes(score(model(x)), weights), score)
+    double = copy.deepcopy(model).double()
+    _, exact = trace_and_slope(double, x.double(), score)
+    c, ratio = agree(found, [v * len(x) / 2 for v in exact])
+    assert c > 0.5 and 0.7 < ratio < 2.5
 
 
 def test_the_random_control_pushes_as_far_elsewhere():
