@@ -88,7 +88,7 @@ class Case:
 
     @cached_property
     def anp(self) -> Purified:
-        """The masks of ANP, learned once for two thresholds."""
+        """The masks of ANP, learned once for all thresholds."""
         return self._masked(defenses.anp, steps=ANP_STEPS)
 
     @cached_property
@@ -105,9 +105,10 @@ class Case:
         return torch.Generator().manual_seed(self.seed)
 
 
-# Half of what the two methods take by default, in half the hours.
-FMP_IMAGES = 256
-ANP_STEPS = 1000
+FMP_IMAGES = 256  # at most so many score: half of `scores`' default, half its hours
+# After the authors' 2,000 steps so many masks of a narrow network are 0 that switching
+# just those off costs ten points and more; 300 were fixed after a look at one victim.
+ANP_STEPS = 300
 
 
 def defaults(*of: Callable) -> dict:
@@ -232,13 +233,17 @@ def _tuned(defense: Callable[..., Purified], held: bool = False, **given) -> Pla
     return Plan(run, held=held, settings=defaults(defense) | given)
 
 
-def _three_points(case: Case, found: Purified) -> Purified:
-    """The same masks with the threshold that MNP is allowed: three points of ACC."""
-    start = time.perf_counter()
-    masks = found.log["masks"]
-    model, pruned, t = prune(case.model, masks, case.held, None, 0.03)
-    seconds = found.seconds + time.perf_counter() - start
-    return Purified(model, pruned, {"threshold": t}, seconds)
+def _costing(name: str, drop: float, settings: dict) -> Plan:
+    """The masks of ANP or RNP with the threshold that loses at most `drop` accuracy."""
+
+    def run(case: Case) -> Purified:
+        found, start = getattr(case, name), time.perf_counter()
+        masks = found.log["masks"]
+        model, pruned, t = prune(case.model, masks, case.held, None, drop)
+        seconds = found.seconds + time.perf_counter() - start
+        return Purified(model, pruned, {"threshold": t}, seconds)
+
+    return Plan(run, held=True, settings=settings | {"max_drop": drop})
 
 
 def _weights(run: Callable[[Case], Purified], **settings) -> Plan:
@@ -285,18 +290,13 @@ PLANS: dict[str, Plan] = {
         settings=MNP_HARD | {"beta": "held"},
     ),
     "mnp, random channels": Plan(_mnp_random, held=True),
+    # MNP may lose three points; BackdoorBench lets ANP and RNP lose ten in a hundred.
     "anp": Plan(lambda case: case.anp, held=True, settings=ANP),
-    "anp, 3 points": Plan(
-        lambda case: _three_points(case, case.anp),
-        held=True,
-        settings=ANP | {"max_drop": 0.03},
-    ),
+    "anp, 3 points": _costing("anp", 0.03, ANP),
+    "anp, 10 points": _costing("anp", 0.1, ANP),
     "rnp": Plan(lambda case: case.rnp, held=True, settings=RNP),
-    "rnp, 3 points": Plan(
-        lambda case: _three_points(case, case.rnp),
-        held=True,
-        settings=RNP | {"max_drop": 0.03},
-    ),
+    "rnp, 3 points": _costing("rnp", 0.03, RNP),
+    "rnp, 10 points": _costing("rnp", 0.1, RNP),
     "fine-pruning": _tuned(defenses.fine_pruning, held=True),
     "ft-sam": _tuned(defenses.ft_sam),
     "nad": _tuned(defenses.nad),

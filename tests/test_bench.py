@@ -333,7 +333,8 @@ def test_a_defense_that_diverges_is_a_row_and_the_rest_goes_on(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["anp", "rnp"])
-def test_the_second_threshold_is_chosen_on_the_same_masks(name, monkeypatch):
+@pytest.mark.parametrize(("points", "drop"), [("3", 0.03), ("10", 0.1)])
+def test_other_thresholds_are_chosen_on_the_same_masks(name, points, drop, monkeypatch):
     images = data.load("signs", "test", n=30)
     net = victims.zoo("trojan").model
     runs = []
@@ -345,17 +346,18 @@ def test_the_second_threshold_is_chosen_on_the_same_masks(name, monkeypatch):
         return Purified(model, log={"masks": masks}, seconds=1.0)
 
     def chosen(model, masks, held, threshold, max_drop):
-        assert held is case.held and threshold is None and max_drop == 0.03
+        assert held is case.held and threshold is None and max_drop == drop
         return model, {"layer1.0.bn1": masks["layer1.0.bn1"].argsort()[:1]}, 0.25
 
     monkeypatch.setattr(defenses, name, learned)
     monkeypatch.setattr(plans, "prune", chosen)
     case = Case(net, images[:20], images[20:], Augment(0))
-    first, second = (PLANS[n].run(case) for n in (name, f"{name}, 3 points"))
+    costly = f"{name}, {points} points"
+    first, second = (PLANS[n].run(case) for n in (name, costly))
     assert len(runs) == 1 and first.count == 0
     assert second.count == 1 and second.seconds >= 1.0
     assert plans.notes(second) == {"threshold": 0.25}
-    assert PLANS[f"{name}, 3 points"].settings["max_drop"] == 0.03
+    assert PLANS[costly].settings["max_drop"] == drop
 
 
 def test_plans_say_how_they_run():
