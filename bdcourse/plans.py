@@ -93,8 +93,12 @@ class Case:
 
     @cached_property
     def rnp(self) -> Purified:
-        """The masks of RNP, likewise."""
-        return self._masked(defenses.rnp)
+        """The masks of RNP, likewise; its ascent is judged after each epoch.
+
+        As released, an epoch's own answers judge it, and with 2,000 images the ascent
+        is then over the cliff before the second look: every threshold costs too much.
+        """
+        return self._masked(defenses.rnp, judge="eval")
 
     def _masked(self, defense: Callable[..., Purified], **given) -> Purified:
         g = self.generator()
@@ -262,7 +266,7 @@ del LINF["qs"]  # fifty shares, the same everywhere
 MNP = defaults(defenses.mnp)
 MNP_HARD = MNP | {"repair": "hard"}
 ANP = defaults(defenses.anp) | {"steps": ANP_STEPS}
-RNP = defaults(defenses.rnp)
+RNP = defaults(defenses.rnp) | {"judge": "eval"}
 PLANS: dict[str, Plan] = {
     "none": _weights(lambda case: Purified(case.model)),
     "fine-tuning": _tuned(defenses.finetune, **FINE_TUNING),

@@ -631,7 +631,11 @@ kept = min(metrics.evaluate(p.model, test[:300]).acc for _, p in runs.values())
 check.claim("All six keep over 97 % accuracy.", kept, 0.97, 1)
 plans = ["none", "fine-tuning", "fmp", "fmp, p = 16", "fmp, p = 16, random maps"]
 display(bench.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; start and step 1/255, 240 images score, at least one map per layer"))  # fmt: skip
-# CLAIMS06
+photos = {(r["attack"], r["defense"]): r["asr"] for r in bench.results("cifar10-defenses").select(budget=2500, draw=None)}  # fmt: skip
+gain = {a: photos[a, "fmp, p = 16, random maps"] - photos[a, "fmp, p = 16"] for a in ("BadNets", "Blended", "SIG", "WaNet")}  # fmt: skip
+check.claim("BadNets on photographs: FMP's choice leaves 20 points less than random maps.", gain["BadNets"], 0.2, 1)  # fmt: skip
+check.claim("SIG: 20 points more.", -gain["SIG"], 0.2, 1)
+check.claim("Blended: random maps and ten epochs already bring it below 15 %.", photos["Blended", "fmp, p = 16, random maps"], 0, 0.15)  # fmt: skip
 bench.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, 256 score", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]
