@@ -98,7 +98,7 @@ class Case:
         As released, an epoch's own answers judge it, and with 2,000 images the ascent
         is then over the cliff before the second look: every threshold costs too much.
         """
-        return self._masked(defenses.rnp, judge="eval")
+        return self._masked(defenses.rnp, **RNP_ASCENT)
 
     def _masked(self, defense: Callable[..., Purified], **given) -> Purified:
         g = self.generator()
@@ -113,6 +113,7 @@ FMP_IMAGES = 256  # at most so many score: half of `scores`' default, half its h
 # After the authors' 2,000 steps so many masks of a narrow network are 0 that switching
 # just those off costs ten points and more; 300 were fixed after a look at one victim.
 ANP_STEPS = 300
+RNP_ASCENT = {"judge": "eval", "epochs": 300}  # as in MNP, see `mnp.suppress`
 
 
 def defaults(*of: Callable) -> dict:
@@ -266,7 +267,7 @@ del LINF["qs"]  # fifty shares, the same everywhere
 MNP = defaults(defenses.mnp)
 MNP_HARD = MNP | {"repair": "hard"}
 ANP = defaults(defenses.anp) | {"steps": ANP_STEPS}
-RNP = defaults(defenses.rnp) | {"judge": "eval"}
+RNP = defaults(defenses.rnp) | RNP_ASCENT
 PLANS: dict[str, Plan] = {
     "none": _weights(lambda case: Purified(case.model)),
     "fine-tuning": _tuned(defenses.finetune, **FINE_TUNING),

@@ -412,14 +412,15 @@ def suppress(
     clean: Images,
     *,
     stop: float = 0.2,
-    epochs: int = 60,
+    epochs: int = 300,
     generator: torch.Generator,
     **options,
 ) -> tuple[nn.Module, dict]:
     """Step 1 of the MNP-style reconstruction, clean suppression: theta~ and its course.
 
     `rnp.unlearn`, judged in eval mode, the mode in which theta~ is used, with a
-    constant learning rate and three times as many epochs.
+    constant learning rate and a later end: from a clean loss near zero the ascent may
+    take more than a hundred epochs to come off the ground.
 
     Args:
         options: for `rnp.unlearn`.
@@ -636,7 +637,7 @@ def mnp(
     steps: int = 160,
     mask_lr: float = 0.1,
     stop: float = 0.2,
-    epochs: int = 60,
+    epochs: int = 300,
     lr: float = 0.01,
     clip: float | None = 20.0,
     batch: int = 128,
