@@ -632,20 +632,22 @@ check.claim("All six keep over 97 % accuracy.", kept, 0.97, 1)
 plans = ["none", "fine-tuning", "fmp", "fmp, p = 16", "fmp, p = 16, random maps"]
 display(bench.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; start and step 1/255, 240 images score, at least one map per layer"))  # fmt: skip
 photos = {(r["attack"], r["defense"]): r["asr"] for r in bench.results("cifar10-defenses").select(budget=2500, draw=None)}  # fmt: skip
-gain = {a: photos[a, "fmp, p = 16, random maps"] - photos[a, "fmp, p = 16"] for a in ("BadNets", "Blended", "SIG", "WaNet")}  # fmt: skip
-check.claim("BadNets on photographs: FMP's choice leaves 20 points less than random maps.", gain["BadNets"], 0.2, 1)  # fmt: skip
-check.claim("SIG: 20 points more.", -gain["SIG"], 0.2, 1)
+gain = {a: photos[a, "fmp, p = 16, random maps"] - photos[a, "fmp, p = 16"] for a in ("BadNets", "TrojanNN", "Blended", "SIG", "WaNet")}  # fmt: skip
+check.claim("Photographs: on BadNets and TrojanNN FMP's choice leaves 15 points less than random maps, or better.", min(gain["BadNets"], gain["TrojanNN"]), 0.15, 1)  # fmt: skip
+check.claim("On Blended and WaNet the gain is below 10 points; on SIG it is a loss of 30.", max(gain["Blended"], gain["WaNet"], gain["SIG"] + 0.4), 0, 0.1)  # fmt: skip
 check.claim("Blended: random maps and ten epochs already bring it below 15 %.", photos["Blended", "fmp, p = 16, random maps"], 0, 0.15)  # fmt: skip
 bench.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, 256 score", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]
-# TEXT06
+# On the signs no line does better than fine-tuning alone (both tables score with the port's step, 1/255). On photographs (a star marks victims that miss the gate) FMP's choice beats random maps by 20 to 30 points on BadNets and TrojanNN, hardly on Blended and WaNet, and on SIG
+# random maps are far better. Beside fine-tuning alone, *any* pruning of this size helps: random maps and ten epochs leave 8 % of Blended where twenty epochs of tuning leave 89 %. In the mean of the four victims that pass the gate FMP leaves 14 %,
+# random maps 19 %, fine-tuning 35 %. So a part of FMP's success is its score; pruning followed by fine-tuning, whatever is pruned, is the larger part.
 #
 # ## Papers say, released code does, we measure
 #
 # | | paper or released code | here |
 # |---|---|---|
-# | result | CIFAR-10, PreActResNet-18 (as configured), width 64, 10 % clean data: mean ASR 2.86 %, mean RA 87.40 % over its attacks | width 8, 4 % clean data: half of SSBA stays, all of TrojanNN |
+# | result | CIFAR-10, PreActResNet-18 (as configured), width 64, 10 % clean data: mean ASR 2.86 %, mean RA 87.40 % over its attacks | ResNet-18, width 8: the last table; on the signs half of SSBA stays, all of TrojanNN |
 # | rivals | ANP in the authors' own runs: mean ASR 68.27 % | not in this lesson |
 # | step | configurations for CIFAR-10, as we read them beside the code: 0.06, with 0.02 for the start; a third party's port: 1/255 for both | 4/255 and 8/255, and the slider |
 # | steps | the configuration says one; no code reads the entry | one |

@@ -657,16 +657,23 @@ check.claim("Running statistics: one class gets over 90 % of the answers.", same
 from IPython.display import display
 
 found = bench.results("signs-defenses")
-names = ("none", "fine-tuning", "mnp, soft", "mnp, hard", "rnp", "anp")
-trojan = [r["asr"] for d in ("mnp, soft", "rnp") for r in found.select(victim="trojan", defense=d)]  # fmt: skip
-check.claim("TrojanNN: neither MNP-style nor RNP gets below 80 % ASR.", min(trojan), 0.8, 1)  # fmt: skip
-display(bench.grid("signs-defenses", names, "Signs, victims of the zoo, ACC / ASR / RA"))
-# CLAIMS07
-display(bench.grid("cifar10-defenses", names, "CIFAR-10, width 8, 2,500 clean images", budget=2500, draw=None))  # fmt: skip
-few = bench.results("cifar10-defenses").select(budget=500)
-bench.draws("cifar10-defenses", ("BadNets", "Blended", "TrojanNN"), ("mnp, soft", "mnp, hard"), budget=500)  # fmt: skip
+names = ("none", "fine-tuning", "mnp, soft", "mnp, hard", "rnp, 3 points", "anp, 3 points")  # fmt: skip
+trojan = [found.select(victim="trojan", defense=d)[0]["asr"] for d in names[2:5]]
+check.claim("TrojanNN on signs: neither MNP-style nor RNP gets below 40 % ASR.", min(trojan), 0.4, 1)  # fmt: skip
+display(bench.grid("signs-defenses", names, "Signs, victims of the zoo, package defaults, ACC / ASR / RA"))  # fmt: skip
+cifar = bench.results("cifar10-defenses")
+soft, chance = ([r["asr"] for r in cifar.select(budget=2500, draw=None, defense=d) if r["asr"] is not None and not r["weak"]] for d in ("mnp, soft", "mnp, random channels"))  # fmt: skip
+check.claim("Photographs: soft repair leaves less than 15 % of each of the four strong victims.", max(soft), 0, 0.15)  # fmt: skip
+check.claim("As many random channels as the hard repair leave over 70 %.", min(chance), 0.7, 1)  # fmt: skip
+display(bench.grid("cifar10-defenses", names, "CIFAR-10, width 8, 2,500 clean images (a star: misses the gate)", budget=2500, draw=None))  # fmt: skip
+few = [(w, d, cifar.select(budget=500, attack=w, defense=d)) for w in ("BadNets", "Blended", "TrojanNN") for d in ("none", "fine-tuning", "mnp, soft", "mnp, hard")]  # fmt: skip
+keys = ("victim", "defense", "ACC %", "ASR %", "RA %", "draws")
+rows = [bench.table_row(r, victim=w, defense=d) | {"draws": len(r)} for w, d, r in few]
+show.Table([{k: r[k] for k in keys} for r in rows], "The same with 500 clean images (1 %), mean ± half the range")  # fmt: skip
 
 # %% [markdown]
+# The defaults ($\beta = 0.02$, 160 steps) are used for all victims alike; MNP-style, RNP and ANP may all lose three points on held-out images. Read RA beside ASR. On photographs the soft repair is the best method of this course so far that
+# only turns channels down: a few percent of each attack for two to three points of accuracy, where as many random channels cost ten and remove nothing. The hard repair is less reliable: on TrojanNN the first threshold already costs too much, and nothing is pruned.
 # TEXT07
 #
 # ## A clip that never acts
@@ -708,8 +715,8 @@ check.claim("After backward it is not.", lengths[1], 1e-9, 1e9)
 # - Ascent shrinks weights and must be stopped; the copy keeps the backdoor (objective 3).
 # - $J$ has a term that keeps, one that eliminates, one that leans on size. A mask of size 2 needs 509 steps at rate 0.1 to
 #   fall by the penalty alone (objective 4).
-# - On BadNets it works, once $\beta$ is chosen by held-out accuracy; suppression does the work. On LF the ASR depends on the draw of clean
-#   images, and the labels never come back; on TrojanNN nothing happens (objective 5).
+# - On BadNets it works, once $\beta$ is chosen by held-out accuracy; suppression does the work. On LF what the hard repair brings depends on the
+#   draw of clean images, and the labels never come back; TrojanNN is hardly touched on the signs (objective 5).
 #
 # **What this does not show.** The paper's method or its tables. Two victims and one twin, drawn signs, sixty mask steps.
 #
