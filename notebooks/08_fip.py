@@ -650,14 +650,14 @@ hit = SimpleNamespace(x=victim.attack.trigger(fires.pixels()), y=victim.attack.g
 way = [
     landscape.line(victim.model, after["FIP"].model, b, ts) for b in (test[:300], hit)
 ]
-show.lines(
-    ts, {"clean images": way[0].loss, "attacker's label": way[1].loss},
-    title="From the victim (0) to the purified network (1)", xlabel="place on the line", ylabel="loss, nats",
-    description="Two losses on the straight line from the victim to the network after 200 steps of FIP. The loss of clean images hardly changes along the way and has no hump; "
-    "the loss of triggered images at the attacker's label begins near zero and grows without a step.",
-)  # fmt: skip
 wall = max(way[0].loss) - max(way[0].loss[0], way[0].loss[-1])
 check.claim("No wall: nowhere on the line is the clean loss 0.1 above both ends.", float(wall), -1, 0.1)  # fmt: skip
+show.lines(
+    ts, {"clean images": way[0].loss, "attacker's label": way[1].loss},
+    title="No wall between the victim (0) and the purified network (1)", xlabel="place on the line", ylabel="loss, nats",
+    description="Two losses on the straight line from the victim to the network after 200 steps of FIP. The loss of clean images rises slowly and has no hump; "
+    "the loss of triggered images at the attacker's label begins near zero and grows without a step.",
+)  # fmt: skip
 
 # %% [markdown]
 # No wall: whatever "a sharp minimum" means

@@ -390,7 +390,7 @@ def test_suppress_judges_in_eval_mode_at_a_constant_rate(monkeypatch):
 
     monkeypatch.setattr(module, "unlearn", fake)
     suppress(None, None, generator=None)
-    assert seen == {"stop": 0.2, "epochs": 60, "generator": None, "judge": "eval",
+    assert seen == {"stop": 0.2, "epochs": 300, "generator": None, "judge": "eval",
                     "drop": None}  # fmt: skip
 
 

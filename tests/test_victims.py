@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bdcourse
-from bdcourse import victims
+from bdcourse import bench, victims
 from bdcourse.attacks import BadNets, Blended, noise_picture
 from bdcourse.metrics import Scores, evaluate
 from bdcourse.models import build
@@ -324,3 +324,21 @@ def test_the_package_opens_no_pickle():
 def test_unknown_name_in_the_zoo():
     with pytest.raises(ValueError, match="the zoo has no 'nobody'"):
         victims.zoo("nobody")
+
+
+CIFAR = sorted((victims.ZOO.parent / "cifar10").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", CIFAR, ids=[f.stem.split("-")[2] for f in CIFAR])
+def test_the_victims_behind_the_cifar10_tables_load(file):
+    victim = victims.load(file.with_suffix(""))
+    rows = bench.results("cifar10-defenses").select(defense="none", budget=2500)
+    kind = type(victim.attack).__name__ if victim.attack else "none"
+    (row,) = (r for r in rows if r["attack"] == kind)
+    assert file.stem.split("-")[2] == kind and victim.arch["width"] == 8
+    assert victim.scores.acc == row["acc"] and victim.scores.asr == row["asr"]
+    assert victim.recipe["digest_train"] == row["digest"]
+    x = torch.rand(2, 3, 32, 32, generator=gen())
+    assert victim.model(x).shape == (2, 10)
+    if victim.attack:
+        assert victim.attack.trigger(x).shape == x.shape
