@@ -674,7 +674,6 @@ show.Table([{k: r[k] for k in keys} for r in rows], "The same with 500 clean ima
 # %% [markdown]
 # The defaults ($\beta = 0.02$, 160 steps) are used for all victims alike; MNP-style, RNP and ANP may all lose three points on held-out images. Read RA beside ASR. On photographs the soft repair is the best method of this course so far that
 # only turns channels down: a few percent of each attack for two to three points of accuracy, where as many random channels cost ten and remove nothing. The hard repair is less reliable: on TrojanNN the first threshold already costs too much, and nothing is pruned.
-# TEXT07
 #
 # ## A clip that never acts
 #
