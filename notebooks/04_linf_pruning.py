@@ -210,7 +210,7 @@ show.images(
 
 # %% tags=["claim"]
 check.claim("The smallest mask belongs to the attacker's label and has fewer than 8 pixels.", found.norms.min().item() if label == victim.attack.target else 99, 0, 8)  # fmt: skip
-check.claim("The second smallest has more than 10.", found.norms.sort().values[1].item(), 10, 1024)
+check.claim("The second smallest has more than 10.", found.norms.sort().values[1].item(), 10, 1024)  # fmt: skip
 check.claim("It sends more than 90 % of the clean images there.", found.rates[label].item(), 0.9, 1)  # fmt: skip
 check.claim("The benign twin has no mask below 20 pixels.", control.norms.min().item(), 20, 1024)  # fmt: skip
 
@@ -434,13 +434,13 @@ show.bars(
 
 # %% tags=["figure", "claim"]
 fig, axes = show.canvas(2, 1, height=5.6)
-apart, names = {}, {"trojan": "A disc (TrojanNN)", "blended": "A pattern over the whole image (Blended)"}
+apart, names = {}, {"trojan": "A disc (TrojanNN)", "blended": "A pattern over the whole image (Blended)"}  # fmt: skip
 for ax, who in zip(axes[:, 0], names, strict=True):
     v = victims.zoo(who)
     x = parts.test[v.attack.counts(parts.test.y)][:240].pixels()
     for stage, r in responses(v.model, x, v.attack.trigger, stages).items():
         apart |= {(who, stage, p): r.separation(p) for p in r.clean}
-    norms = {n: [apart[who, s, p] for s in stages[::-1]] for n, p in (("l1", 1.0), ("l2", 2.0), ("l-infinity", math.inf))}
+    norms = {n: [apart[who, s, p] for s in stages[::-1]] for n, p in (("l1", 1.0), ("l2", 2.0), ("l-infinity", math.inf))}  # fmt: skip
     show.lines(range(4), norms, ax=ax, percent=True, description="", title=names[who], xlabel="stage, by the size of its maps", ylabel="AUROC, %")  # fmt: skip
     ax.set_xticks(range(4), ["4 by 4", "8 by 8", "16 by 16", "32 by 32"])
 check.claim("Disc, 32 by 32: the maximum separates above 95 %, the sum below 80 %.", min(apart["trojan", "layer1", math.inf] - 0.95, 0.8 - apart["trojan", "layer1", 1.0]), 0, 1)  # fmt: skip

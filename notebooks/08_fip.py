@@ -482,7 +482,7 @@ show.Table(list(table.values()), "600 steps, one seed; trace and top eigenvalue 
 lost = course("badnets-hard", "fip, random direction")
 late = next(c for c in lost if c["acc"] < 0.7)
 check.claim("Random pushes: when a third of the accuracy is gone, over 90 % of the attack is left.", late["asr"], 0.9, 1)  # fmt: skip
-check.claim("At the end both are below 40 %.", max(lost[-1]["acc"], lost[-1]["asr"]), 0, 0.4)
+check.claim("At the end both are below 40 %.", max(lost[-1]["acc"], lost[-1]["asr"]), 0, 0.4)  # fmt: skip
 check.claim("The network ends over twice as sharp as it was.", lost[-1]["fisher_other"] / lost[0]["fisher_other"], 2, 99)  # fmt: skip
 show.lines(
     steps, {k.upper(): [c[k] for c in lost] for k in ("acc", "asr", "ra")}, percent=True,
@@ -585,7 +585,7 @@ check.claim("4,325 singular values at width 64.", count, 4325, 4325)
 net = copy.deepcopy(victim.model)
 factorize(net)
 moved, whole = (sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (net, victim.model))  # fmt: skip
-check.claim("A hundredth of all numbers moves, BatchNorms included.", moved / whole, 0.005, 0.02)
+check.claim("A hundredth of all numbers moves, BatchNorms included.", moved / whole, 0.005, 0.02)  # fmt: skip
 x = clean[:20].pixels()
 gap = (net(x) - victim.model(x)).abs().max().item()
 check.claim("Decomposed, the network says the same.", gap, 0, 1e-3)

@@ -24,7 +24,8 @@ REPAIRS = (
     "none", "fine-tuning", "random channels", "linf", "clp, u = 3", "clp, u = 2.5",
     "fmp", "fmp, p = 16", "fmp, p = 16, random maps", "mnp, soft", "mnp, hard",
     "mnp, soft, beta held", "mnp, random channels", "fip", "fast fip", "fip, eta = 0",
-    "sam", "fine-pruning", "anp", "rnp", "ft-sam", "nad", "i-bau", "nc unlearning",
+    "sam", "fine-pruning", "anp", "anp, 3 points", "anp, 10 points", "rnp",
+    "rnp, 3 points", "rnp, 10 points", "ft-sam", "nad", "i-bau", "nc unlearning",
 )  # fmt: skip
 COLUMNS = ("attack", "defense", "ACC %", "ASR %", "RA %", "channels", "clean images")
 
