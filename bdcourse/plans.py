@@ -110,8 +110,9 @@ class Case:
 
 
 FMP_IMAGES = 256  # at most so many score: half of `scores`' default, half its hours
-# After the authors' 2,000 steps so many masks of a narrow network are 0 that switching
-# just those off costs ten points and more; 300 were fixed after a look at one victim.
+# After half of the authors' 2,000 steps so many masks of a narrow network are 0 that to
+# switch just those off costs more than three points; 300 were fixed after a look at one
+# victim.
 ANP_STEPS = 300
 RNP_ASCENT = {"judge": "eval", "epochs": 300}  # as in MNP, see `mnp.suppress`
 
