@@ -569,7 +569,7 @@ whole = repair(twin.model, parts.clean, cut, generator=seeded(1))
 acc = [metrics.evaluate(m, test).acc for m in (twin.model, bare.model, whole.model)]
 check.claim("The twin's pruning costs 15 points or more.", acc[0] - acc[1], 0.15, 0.9)
 known = metrics.evaluate(bare.model, test[test.y == 0]).acc
-check.claim("Pruned, the twin knows less than half of its 30s.", known, 0, 0.5)
+check.claim("Pruned, the twin knows less than half of the class 30.", known, 0, 0.5)
 check.claim("Fine-tuning gives all but 3 of them back.", acc[0] - acc[2], -0.01, 0.03)
 errors = [{n: 1 - a for n, a in of.items()} for of in (accs[0], {n: r.acc for n, r in clean.items()})]  # fmt: skip
 level = [torch.cat([e.float() for e in of.values()]).mean().item() for of in errors]
