@@ -671,6 +671,17 @@ def _means(rows: Sequence[dict], keys: Sequence[str]) -> list[float | None]:
     return [mean(c) if c else None for c in columns]
 
 
+def _passes(by: dict[str, list[dict]]) -> bool:
+    """Whether these are rows of a victim, and of one that passes the gate."""
+    first = next(iter(by.values()))[0]
+    return first["attack"] != "none" and not first["weak"]
+
+
+def _require_lines(lines: list, name: str, defenses: Sequence[str], key: dict) -> None:
+    if not lines:
+        raise ValueError(f"{name} holds no row of {', '.join(defenses)} with {key}.")
+
+
 def grid(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
     """Victims down, defenses across: "ACC / ASR / RA" in percent, means over draws.
 
@@ -689,13 +700,12 @@ def grid(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
         cells = {d: _means(by[d], scores) if d in by else None for d in defenses}
         if not any(cells.values()):
             continue
-        first = next(iter(by.values()))[0]
-        if first["attack"] != "none" and not first["weak"] and all(cells.values()):
+        if _passes(by) and all(cells.values()):
             strong.append(cells)
-        label = "(benign twin)" if who == "none" else who + "*" * bool(first["weak"])
+        weak = bool(next(iter(by.values()))[0]["weak"])
+        label = "(benign twin)" if who == "none" else who + "*" * weak
         lines.append({"victim": label, **{d: _slashed(c) for d, c in cells.items()}})
-    if not lines:
-        raise ValueError(f"{name} holds no row of {', '.join(defenses)} with {key}.")
+    _require_lines(lines, name, defenses, key)
     if len(strong) > 1:
         columns = {
             d: [mean(c[d][i] for c in strong) for i in range(3)] for d in defenses
@@ -722,16 +732,11 @@ def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Tab
 
     lines = []
     elsewhere = {r["defense"]: r for r in results("published").rows}
-    victims = {
-        who: by
-        for who, by in _by_victim(name, key).items()
-        if (first := next(iter(by.values()))[0])["attack"] != "none"
-        and not first["weak"]
-    }
+    strong = [by for by in _by_victim(name, key).values() if _passes(by)]
     for d in defenses:
         rows = [
             dict(zip(SUMMED, _means(by[d], SUMMED), strict=True))
-            for by in victims.values()
+            for by in strong
             if d in by
         ]
         if rows:
@@ -743,8 +748,7 @@ def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Tab
                 "clean images": round(images), "seconds": seconds,
                 "elsewhere": _slashed(_published(elsewhere.get(d))),
             })  # fmt: skip
-    if not lines:
-        raise ValueError(f"{name} holds no row of {', '.join(defenses)} with {key}.")
+    _require_lines(lines, name, defenses, key)
     return Table(lines, caption)
 
 

@@ -207,8 +207,7 @@ class Response:
             )
         if reduce not in ("mean", "max"):
             raise ValueError(f"unknown reduce {reduce!r}; choose mean or max.")
-        if p not in self.clean:
-            raise ValueError(f"norm {p:g} was not measured, only {sorted(self.clean)}.")
+        self._require(p)
         triggered, clean = (
             v.mean(0) if reduce == "mean" else v.amax(0)
             for v in (self.triggered[p], self.clean[p])
@@ -220,6 +219,10 @@ class Response:
             return triggered / clean.clamp(min=float(floor))
         return triggered - clean
 
+    def _require(self, p: float) -> None:
+        if p not in self.clean:
+            raise ValueError(f"norm {p:g} was not measured, only {sorted(self.clean)}.")
+
     def separation(self, p: float = math.inf) -> float:
         """How well one channel's norm tells triggered images from clean ones: 0..1.
 
@@ -230,8 +233,7 @@ class Response:
         Raises:
             ValueError: p was not measured, or there is only one image.
         """
-        if p not in self.clean:
-            raise ValueError(f"norm {p:g} was not measured, only {sorted(self.clean)}.")
+        self._require(p)
         clean, triggered = self.clean[p], self.triggered[p]
         half = len(clean) // 2
         if not half:
