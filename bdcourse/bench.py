@@ -181,6 +181,7 @@ def train_victim(
     seed: int,
     data: str,
     keep: str | os.PathLike = "runs",
+    sharp: bool = False,
     **options,
 ) -> Victim:
     """A victim (without attack: the benign twin), new or from `keep`.
@@ -188,11 +189,13 @@ def train_victim(
     Args:
         attack: an attack, or the name of one that is crafted for `parts.train`; a
             pattern that needs a classifier gets the benign twin of the same recipe.
+        sharp: the history also tells after each epoch how sharp the network is; has no
+            effect on a victim that was trained before.
         options: for `craft`, with a named attack.
     """
     if attack is None:
         twin = replace(recipe, rate=0.0)
-        return _trained(parts, None, twin, seed, data, keep, "none", {})
+        return _trained(parts, None, twin, seed, data, keep, "none", {}, sharp)
     if recipe.rate is None:
         usual = attack if isinstance(attack, Attack) else attack_class(attack)
         recipe = replace(recipe, rate=usual.usual_rate)
@@ -201,7 +204,8 @@ def train_victim(
         for k, v in tensors.items():  # another patch is another victim
             spec[k] = hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()
         kind = spec["name"]
-        return _trained(parts, lambda: attack, recipe, seed, data, keep, kind, spec)
+        make = lambda: attack  # noqa: E731
+        return _trained(parts, make, recipe, seed, data, keep, kind, spec, sharp)
     cls = attack_class(attack)
 
     def craft() -> Attack:
@@ -214,7 +218,7 @@ def train_victim(
 
     kind = cls.__name__
     about = {"name": kind, **defaults(cls, cls.craft), **options}
-    return _trained(parts, craft, recipe, seed, data, keep, kind, about)
+    return _trained(parts, craft, recipe, seed, data, keep, kind, about, sharp)
 
 
 def split_options(
@@ -248,6 +252,7 @@ def _trained(
     keep: str | os.PathLike,
     kind: str,
     about: dict,
+    sharp: bool,
 ) -> Victim:
     spec = recipe.settings() | {
         "data": data,
@@ -274,6 +279,7 @@ def _trained(
         arch={"name": recipe.model, "width": recipe.width},
         seed=seed,
         recipe={"data": data, "craft_seconds": round(craft_seconds, 1)},
+        each_epoch=partial(_sharpness_of, images=parts.test[-200:]) if sharp else None,
         **{k: v for k, v in recipe.settings().items() if k not in ("model", "width")},
     )
     if victim.recipe["interrupted"]:
@@ -356,8 +362,8 @@ def run(
             if name and only and done:
                 continue
             print(f"\n{name or 'benign twin'}, seed {seed}", flush=True)
-            twin = train_victim(parts, None, own, seed, label, keep).scores
-            victim = train_victim(parts, name, own, seed, label, keep, **more)
+            twin = train_victim(parts, None, own, seed, label, keep, sharp).scores
+            victim = train_victim(parts, name, own, seed, label, keep, sharp, **more)
             about = _about(victim, twin, parts) | environment(dev)
             _defend_draws(
                 results, key, about, victim, parts, own, wanted, budget, draws, sharp
@@ -517,6 +523,8 @@ def _defend(
             row["sharp"] = {"own": sharpness(p.model, own)}
             row["sharp"]["other"] = sharpness(p.model, other)
             row["course"] = p.log.get("watched")
+            if name == "none":
+                row["training"] = victim.history
         results.add(key | row | about)
         print(f"  {name:25s} {s}  {p.count} channels", flush=True)
 
@@ -543,6 +551,14 @@ def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, floa
     ).value
     top, _ = landscape.hessian_top(model, images, generator=g)
     return found | {"lambda_max": float(top[0])}
+
+
+def _sharpness_of(model: nn.Module, images: Images) -> dict[str, float]:
+    """One epoch of a training: trace of the Fisher, and top eigenvalue."""
+    g = torch.Generator().manual_seed(0)
+    trace = curvature.fisher_trace(model, images, draws=4, generator=g).value
+    top, _ = landscape.hessian_top(model, images, tolerance=0.01, generator=g)
+    return {"fisher": trace, "lambda_max": float(top[0])}
 
 
 def _watch(

@@ -71,6 +71,7 @@ def hessian_product(
     return out.view_as(vectors)
 
 
+Probe = Callable[[Tensor, torch.Generator], Tensor]
 Product = Callable[[Tensor], Tensor]  # v -> A v for rows v, (k, p) or (p,), A symmetric
 
 
@@ -111,17 +112,29 @@ def power(
     return starts.new_tensor(values), vectors
 
 
+def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, shaped like a tensor."""
+    v = torch.randn(like.shape, generator=generator, device=generator.device)
+    return v.to(like)
+
+
 def hutchinson(
-    product: Product, like: Tensor, draws: int, generator: torch.Generator
+    product: Product,
+    like: Tensor,
+    draws: int,
+    generator: torch.Generator,
+    probe: Probe = random_signs,
 ) -> Tensor:
-    """v . A v for random signs v, each with mean Tr A: (draws,).
+    """v . A v for random v, each with mean Tr A: (draws,).
 
     Args:
         like: a vector (p,) of the size, dtype and device that `product` takes.
+        probe: how v is drawn, with mean 0 and variance 1. Signs are never worse than
+            `random_normal`: the diagonal of A adds nothing to their variance.
     """
     out = []
     for at in range(0, draws, 5):  # five share most of the work
-        v = random_signs(like.expand(min(5, draws - at), -1), generator)
+        v = probe(like.expand(min(5, draws - at), -1), generator)
         out.append((v * product(v)).sum(1))
     return torch.cat(out).double().cpu()
 

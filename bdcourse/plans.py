@@ -223,6 +223,18 @@ def _descending(defense: Callable[..., Purified], **given) -> Plan:
     return Plan(run, settings=settings)
 
 
+def _random_direction(case: Case) -> Purified:
+    """Random pushes, each as long as FIP's was in that step of a run of its own."""
+    shared = {"augment": case.augment}
+    lead = defenses.fip(case.model, case.clean, generator=case.generator(), **shared)
+    shared |= {"watch": case.watch, "watch_every": 100, "generator": case.generator()}
+    lengths = dict(lead.log["push"])
+    p = defenses.fip(
+        case.model, case.clean, product="random", lengths=lengths, **shared
+    )
+    return replace(p, seconds=lead.seconds + p.seconds)
+
+
 def _aware(model: nn.Module, clean: Images, **options) -> Purified:
     """Sharpness-aware minimization in the loop of FIP."""
     return purify(copy.deepcopy(model), clean, Aware(SOFTMAX), **options)
@@ -267,6 +279,8 @@ LINF = defaults(defenses.linf) | SEARCH | {"p": "inf"}  # JSON has no infinity
 del LINF["qs"]  # fifty shares, the same everywhere
 MNP = defaults(defenses.mnp)
 MNP_HARD = MNP | {"repair": "hard"}
+RELEASED = {"steps": 2000, "lr": 0.005, "momentum": 0.95, "batch": 128}
+FIP = defaults(purify, defenses.fip)
 ANP = defaults(defenses.anp) | {"steps": ANP_STEPS}
 RNP = defaults(defenses.rnp) | RNP_ASCENT
 PLANS: dict[str, Plan] = {
@@ -313,6 +327,10 @@ PLANS: dict[str, Plan] = {
     "fip": _descending(defenses.fip),
     "fast fip": _descending(defenses.fast_fip),
     "fip, released": _descending(defenses.fip_released, eta_f=0.005),
+    # The script's steps, rate, momentum and batch as well: minutes, and only this arm.
+    "fip, released, its recipe": _descending(
+        defenses.fip_released, eta_f=0.005, **RELEASED
+    ),
     "fip, released, eta = 0.5": _descending(defenses.fip_released),
     "fip, eta = 0": _descending(defenses.fip, eta_f=0, eta_r=0),
     "fip, eta = 0.001": _descending(defenses.fip, eta_f=0.001),
@@ -320,6 +338,14 @@ PLANS: dict[str, Plan] = {
     "fip, eta = 0.01": _descending(defenses.fip, eta_f=0.01),
     "fip, exact product": _descending(defenses.fip, product="exact"),
     "fip, random direction": _descending(defenses.fip, product="random"),
+    "fip, random direction, same lengths": Plan(
+        _random_direction,
+        settings=FIP | {"product": "random", "lengths": "of fip", "watch_every": 100},
+    ),
+    "fip, gaussian": _descending(defenses.fip, draw="gaussian"),
+    "fip, gaussian, exact product": _descending(
+        defenses.fip, draw="gaussian", product="exact"
+    ),
     "fip, frozen norms": _descending(defenses.fip, norms="frozen"),
     "fip, mixed norms": _descending(defenses.fip, norms="mixed"),
     "fip, eta = 0, lr 0.05": _descending(defenses.fip, eta_f=0, eta_r=0, lr=0.05),

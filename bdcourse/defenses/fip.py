@@ -25,7 +25,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -46,6 +46,7 @@ from bdcourse.curvature import (
     Likelihood,
     Softmax,
     fisher_diagonal,
+    gaussian,
     gradient,
     random_signs,
     squared_norm,
@@ -54,6 +55,8 @@ from bdcourse.defenses.base import Purified, require_at_least, require_positive
 from bdcourse.defenses.ft_sam import ascent
 from bdcourse.models import evaluating, fingerprint
 from bdcourse.train import Augment
+
+STEPS = 600  # of all arms, unless told otherwise
 
 
 class Spectrum(nn.Module):
@@ -167,7 +170,7 @@ class Smooth:
     With eta_f and eta_r 0 it is plain fine-tuning.
 
     Args:
-        eta_f, eta_r, every, fisher, product, norms: see :func:`fip`.
+        eta_f, eta_r, every, fisher, product, norms, draw, lengths: see :func:`fip`.
         old: the received weights, in the order of the model's trainable parameters.
         diagonal: F0 of each of them; both are needed only where eta_r is not 0.
     """
@@ -182,6 +185,8 @@ class Smooth:
     norms: str = "batch"
     old: Sequence[Tensor] = ()
     diagonal: Sequence[Tensor] = ()
+    draw: str = "labels"
+    lengths: Mapping[int, float] | None = None
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, step: int
@@ -198,9 +203,9 @@ class Smooth:
         if due and self.norms == "mixed":  # the trace has a forward pass of its own
             with evaluating(model):
                 own = self.outputs(model, x)
-                seen["trace"] = self.add_trace(model, x, y, weights, own)
+                seen |= self.add_trace(model, x, y, weights, own, step)
         elif due:
-            seen["trace"] = self.add_trace(model, x, y, weights, out)
+            seen |= self.add_trace(model, x, y, weights, out, step)
         if self.eta_r > 0:
             for w, w0, f in zip(weights, self.old, self.diagonal, strict=True):
                 w.grad.addcmul_(f, w.detach() - w0, value=self.eta_r)
@@ -217,22 +222,32 @@ class Smooth:
         y: Tensor,
         weights: Sequence[Tensor],
         out: Tensor,
-    ) -> Tensor:
-        """Add the gradient of eta_f * Tr F to that of the weights; returns Tr F."""
+        step: int,
+    ) -> dict[str, Tensor]:
+        """Add the gradient of eta_f * Tr F to that of the weights; returns Tr F, and
+        how long the push was that was added."""
         if not bool(out.isfinite().all()):  # no label can be drawn
-            return out.new_tensor(math.nan)
-        n, score = len(out), self.total_score(out, y)
-        g = gradient(score(out), weights, create_graph=self.product == "exact")
-        square = squared_norm(g)
+            return {"trace": out.new_tensor(math.nan)}
+        n = len(out)
         if self.product == "exact":
-            (self.eta_f / n * square).backward()
+            square = squared_norm(self.slopes(out, y, weights))
+            pushes = gradient(square / 2, weights)
         else:
+            score = self.total_score(out, y)
+            g = gradient(score(out), weights)
+            square = squared_norm(g)
             pushes = along(model, x, weights, g, score)
-            if self.product == "random":
-                pushes = [self.elsewhere(h) for h in pushes]
-            for w, h in zip(weights, pushes, strict=True):
-                w.grad.add_(h, alpha=2 * self.eta_f / n)
-        return square.detach() / n
+        pushes = [2 * self.eta_f / n * h for h in pushes]
+        if self.product == "random":
+            pushes = [self.elsewhere(h) for h in pushes]
+        length = squared_norm(pushes).sqrt()
+        if self.lengths is not None:
+            wanted = length.new_tensor(self.lengths[step])
+            pushes = [h * (wanted / length.clamp(min=1e-12)) for h in pushes]
+            length = wanted
+        for w, h in zip(weights, pushes, strict=True):
+            w.grad.add_(h)
+        return {"trace": square.detach() / n, "push": length}
 
     def elsewhere(self, h: Tensor) -> Tensor:
         """A random tensor of the length of h."""
@@ -244,17 +259,35 @@ class Smooth:
         """A function of the outputs whose gradient g gives Tr F: the mean of ||g||^2/n.
 
         True Fisher: the log-likelihood of labels drawn from the network, whose scores
-        have mean zero. Empirical: that of the data's labels under random signs. Either
+        have mean zero, or a Gaussian vector of their covariance times the outputs.
+        Empirical: the log-likelihood of the data's labels under random signs. Either
         way the cross terms of ||g||^2 vanish on average. The draw counts as a constant:
-        that the distribution of the labels moves with the weights does not enter.
+        that its distribution moves with the weights does not enter.
         """
-        if self.fisher == "true":
-            drawn = self.likelihood.sample(out, self.generator)
-            # Padding of a sequence has no target, so none may be drawn for it either.
-            hide = getattr(self.likelihood, "masked", lambda o, y: o)
-            return lambda o: self.likelihood.log_prob(hide(o, y), drawn).sum()
-        sign = random_signs(out.new_empty(len(out)), self.generator)
-        return lambda o: (sign * self.likelihood.log_prob(o, y)).sum()
+        if self.fisher == "empirical":
+            sign = random_signs(out.new_empty(len(out)), self.generator)
+            return lambda o: (sign * self.likelihood.log_prob(o, y)).sum()
+        hide = self.hidden
+        if self.draw == "gaussian":
+            v = self.likelihood.noise(hide(out, y), self.generator).detach()
+            return lambda o: (v * hide(o, y)).sum()
+        drawn = self.likelihood.sample(out, self.generator)
+        return lambda o: self.likelihood.log_prob(hide(o, y), drawn).sum()
+
+    def hidden(self, out: Tensor, y: Tensor) -> Tensor:
+        """Padding of a sequence has no target, so none may be drawn for it either."""
+        mask = getattr(self.likelihood, "masked", None)
+        return out if mask is None else mask(out, y)
+
+    def slopes(
+        self, out: Tensor, y: Tensor, weights: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """That gradient g with its graph. A Gaussian draw keeps its own part of it, so
+        the gradient of ||g||^2 misses nothing: the one way of FIP that is exact."""
+        if self.fisher == "true" and self.draw == "gaussian":
+            own = self.hidden(out, y)
+            return gaussian(own, weights, self.likelihood, self.generator, True)
+        return gradient(self.total_score(out, y)(out), weights, create_graph=True)
 
 
 def along(
@@ -463,7 +496,7 @@ def purify(
     clean: Batch,
     descent: Descent,
     *,
-    steps: int = 600,
+    steps: int = STEPS,
     lr: float = 0.01,
     momentum: float = 0.9,
     batch: int = 32,
@@ -598,6 +631,8 @@ def fip(
     fisher: Literal["true", "empirical"] = "true",
     product: Literal["difference", "exact", "random"] = "difference",
     norms: Literal["batch", "frozen", "mixed"] = "batch",
+    draw: Literal["labels", "gaussian"] = "labels",
+    lengths: Mapping[int, float] | None = None,
     likelihood: Likelihood = SOFTMAX,
     fast: bool = False,
     affine: bool = True,
@@ -622,14 +657,22 @@ def fip(
         norms: see :func:`purify`. Ours: with "frozen" the received network has no step
             that is long enough to leave the backdoor and short enough to stay stable,
             and with "mixed" the trace falls by making the frozen network constant.
+        draw: what stands for the labels of the true Fisher: one label an image, or the
+            Gaussian vector of `curvature.gaussian`, which has no long tail. With
+            product "exact" it also keeps what labels drop, how their own distribution
+            moves with the weights.
+        lengths: step -> length of the push, over all weights together, in place of its
+            own: dict(p.log["push"]) of another run makes the random control as strong
+            as that run was.
         likelihood: of the targets under the outputs; for sequences, see `Softmax`.
         fast, affine: see :func:`fast_fip`.
         options: `steps`, `lr`, `momentum`, `batch`, `augment`, `checkpoint`, `watch`,
             `watch_every` of :func:`purify`.
 
     Returns:
-        in `log`, as [step, value] pairs, `loss` (NLL in nats) and `trace` of the batch;
-        if fast also `change`: weight name -> (received singular values, their d).
+        in `log`, as [step, value] pairs, `loss` (NLL in nats) and `trace` of the batch,
+        and `push`, the length of what the trace added to the gradient; if fast also
+        `change`: weight name -> (received singular values, their d).
 
     Raises:
         ValueError: negative weights, unknown names, fewer than two examples, targets
@@ -647,7 +690,16 @@ def fip(
         raise ValueError(
             f'product must be "difference", "exact" or "random", not {product!r}.'
         )
+    if draw not in ("labels", "gaussian"):
+        raise ValueError(f'draw must be "labels" or "gaussian", not {draw!r}.')
+    due = set(range(0, options.get("steps", STEPS), every))
+    if lengths is not None and (gone := due - set(lengths)):
+        raise ValueError(
+            f"lengths must have the length of every push, but has none for step "
+            f"{min(gone)}; take dict(p.log['push']) of a run of as many steps."
+        )
     settings = {"defense": "fip", "eta_f": eta_f, "eta_r": eta_r, "every": every}
+    settings |= {"draw": draw, "lengths": sorted(map(list, (lengths or {}).items()))}
     settings |= {"fisher": fisher, "product": product, "fast": fast, "affine": affine}
     settings |= {"likelihood": f"{type(likelihood).__name__} {vars(likelihood)}"}
     settings |= identity(model, clean, generator)
@@ -672,7 +724,7 @@ def fip(
         diagonal = list(found.values())
     descent = Smooth(
         likelihood, generator, eta_f, eta_r, every, fisher, product, norms,
-        [w.detach().clone() for w in trainable(model)], diagonal,
+        [w.detach().clone() for w in trainable(model)], diagonal, draw, lengths,
     )  # fmt: skip
     p = purify(
         model,
