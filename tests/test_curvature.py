@@ -459,6 +459,11 @@ def test_hutchinson_of_exercise_4():
     assert set(draws.tolist()) == {3.0, 7.0}
     assert float(draws.mean()) == pytest.approx(5, abs=0.15)
     assert float(draws.var()) == pytest.approx(4, abs=0.05)
+    normal = ls.hutchinson(
+        lambda v: v @ a, torch.zeros(2), 40_000, gen(1), ls.random_normal
+    )
+    assert float(normal.mean()) == pytest.approx(5, abs=0.15)
+    assert float(normal.var()) == pytest.approx(30, rel=0.1)
 
 
 def test_trace_of_the_hessian():

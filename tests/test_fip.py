@@ -361,6 +361,77 @@ def test_the_trace_of_a_batch_is_unbiased(fisher):
     assert abs(float(draws.mean()) - rival) > 8 * error, "the two can be told apart"
 
 
+def test_only_the_exact_gaussian_push_is_the_gradient_of_the_trace():
+    """Labels count as constants, though their distribution moves with the weights."""
+    model, (images, x) = smooth_net(), small(4)
+    weights = trainable(model)
+    with torch.no_grad():
+        for w in weights:
+            w *= 3  # near even odds the distribution hardly matters
+    p = model(x).softmax(1)
+    trace = 0
+    for k in range(3):  # the true trace, with every way in which it depends on w
+        for i in range(len(x)):
+            s = slopes(model(x[i : i + 1]).log_softmax(1)[0, k], weights, None, True)
+            trace = trace + p[i, k] * sum(v.square().sum() for v in s) / len(x)
+    want, near = flat(slopes(trace, weights)), {}
+    for draw in ("labels", "gaussian"):
+        mean, descent = 0, Smooth(SOFTMAX, gen(1), 1.0, product="exact", draw=draw)
+        out = model(x)
+        for _ in range(1000):
+            square = sum(
+                v.square().sum() for v in descent.slopes(out, images.y, weights)
+            )
+            g = torch.autograd.grad(square / len(x), weights, retain_graph=True)
+            mean = mean + flat(g) / 1000
+        near[draw] = float((mean - want).norm() / want.norm())
+    assert near["gaussian"] < 0.12
+    assert near["labels"] > 0.3
+
+
+def test_a_gaussian_draw_is_unbiased_and_its_difference_is_its_product():
+    model, (images, x) = smooth_net(), small(4)
+    want = fisher_trace(model, images, route="exact").value
+    descent = Smooth(SOFTMAX, gen(1), 0.3, draw="gaussian")
+    traces = torch.tensor([float(descent(model, x, images.y, 0)["trace"])
+                           for _ in range(1500)])  # fmt: skip
+    assert float(traces.mean()) == pytest.approx(want, rel=0.08)
+    # The difference takes the drawn vector as given.
+    score, pushes = descent.total_score(model(x), images.y), []
+    g = slopes(score(model(x)), trainable(model))
+    pushes = along(model, x, trainable(model), g, score, reach=1e-6)
+    _, slope = trace_and_slope(model, x, score)
+    c, ratio = agree(pushes, [v * len(x) / 2 for v in slope])
+    assert c > 0.9999 and ratio == pytest.approx(1, abs=3e-3)
+
+
+@pytest.mark.parametrize("product", ["difference", "exact", "random"])
+def test_pushes_are_logged_and_can_be_given(product):
+    images, model = random_images(12, side=6), norm_net().float()
+    how = {"eta_f": 0.01, "steps": 5, "batch": 6, "every": 2, "product": product}
+    push = fip(model, images, generator=gen(3), **how).log["push"]
+    assert [step for step, _ in push] == [0, 2, 4]
+
+    x, y = images.pixels(), images.y
+    added, lengths = {}, {0: 7.0}
+    for eta, given in ((0.01, None), (0.01, lengths), (0.0, None)):
+        net = copy.deepcopy(model).train()
+        descent = Smooth(SOFTMAX, gen(1), eta, product=product, lengths=given)
+        seen = descent(net, x, y, 0)
+        added[eta, given is None] = flat(grads(net)), seen.get("push")
+    plain = added[0.0, True][0]
+    own, given = (added[0.01, k][0] - plain for k in (True, False))
+    assert float(own.norm()) == pytest.approx(float(added[0.01, True][1]), rel=1e-3)
+    assert float(given.norm()) == pytest.approx(7, rel=1e-3)
+    assert float(F.cosine_similarity(own, given, 0)) > 0.999, "the same draw"
+
+    p = fip(model, images, generator=gen(3), lengths={0: 1, 2: 2, 4: 3}, **how)
+    assert [v for _, v in p.log["push"]] == [1, 2, 3]
+    with pytest.raises(ValueError) as e:
+        fip(model, images, generator=gen(3), lengths={0: 1, 4: 3}, **how)
+    assert "none for step 2" in message(e)
+
+
 @pytest.mark.parametrize("norms", ["batch", "mixed", "frozen"])
 @pytest.mark.parametrize("product", ["difference", "exact"])
 def test_batchnorm_sees_the_batch_once(norms, product):
