@@ -571,6 +571,43 @@ def heat(
         return Picture(fig, description)
 
 
+def contours(
+    panels: Mapping[str, Tensor],
+    ts: Sequence[float],
+    *,
+    description: str,
+    title: str,
+    levels: Sequence[float],
+    xlabel: str = "",
+    ylabel: str = "",
+    height: float = 3.4,
+) -> Picture:
+    """Values over a plane, one panel each, with lines of equal value and their numbers.
+
+    Args:
+        panels: name -> (t, t), first axis drawn upwards; all share the levels.
+        ts: places on both axes; a cross marks (0, 0).
+        levels: rising values at which lines are drawn; what is above the last is dark.
+    """
+    from matplotlib.colors import BoundaryNorm
+
+    with _style():
+        fig, axes = canvas(1, len(panels), height=height)
+        norm = BoundaryNorm(levels, 256, extend="both")
+        for ax, (name, values) in zip(axes[0], panels.items(), strict=True):
+            v = values.detach().cpu().numpy()
+            ax.contourf(ts, ts, v, levels, cmap="cividis_r", norm=norm, extend="both")
+            drawn = ax.contour(ts, ts, v, levels, colors="white", linewidths=0.8)
+            ax.clabel(drawn, fmt="%g", fontsize=10, colors="white")
+            ax.plot(0, 0, "+", color="black", ms=10, mew=2)
+            ax.set_title(name, fontsize=11, fontweight="normal")
+            ax.set_xlabel(xlabel)
+            ax.set_aspect("equal")
+        axes[0, 0].set_ylabel(ylabel)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        return Picture(fig, description)
+
+
 class Table:
     """A table that reads well as text, in the notebook and in the book.
 

@@ -20,9 +20,12 @@ Default width: 64 on a GPU, 16 on a CPU.
 from __future__ import annotations
 
 import argparse
+import gc
+import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -84,22 +87,27 @@ def peak(width: int, n: int, chunk: int) -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     # A process never gives its high-water mark back: each chunk gets its own.
     command = [sys.executable, __file__, "--width", str(width), "--images", str(n)]
-    marks = [
-        subprocess.run([*command, "--mark", str(c)], capture_output=True, check=True)
-        for c in (0, chunk)
-    ]
-    low, high = (int(m.stdout) for m in marks)
-    return (high - low) / 1024
+    command += ["--mark", str(chunk)]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout) / 1024
 
 
 def mark(width: int, n: int, chunk: int) -> int:
-    """KiB of this process at its peak; with chunk 0, without any scoring."""
-    model = network(width)
-    with torch.no_grad():
-        model(torch.rand(2, 3, 32, 32))
-    if chunk:
-        scores(model, noise(n), layers=[WIDEST], chunk=chunk, generator=gen(), **STEP)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """KiB by which this process grows at its peak while it scores."""
+    model, images = network(width), noise(n)
+    scores(model, images[:2], layers=[WIDEST], chunk=2, generator=gen(), **STEP)
+    before = resident()
+    scores(model, images, layers=[WIDEST], chunk=chunk, generator=gen(), **STEP)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+
+def resident() -> int:
+    """KiB in use, from here on also the high-water mark: importing torch took more."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux: small chunks hide below the imports' mark
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import answers_fip
 import answers_fmp
 import answers_linf
 import answers_mnp
+import answers_sharpness
 from bdcourse import check
 from bdcourse.check import CheckFailed
 
@@ -419,7 +420,8 @@ WRONG = {
 }
 
 
-for lesson in (answers_linf, answers_fmp, answers_mnp, answers_fip):
+LESSONS = (answers_linf, answers_fmp, answers_mnp, answers_fip, answers_sharpness)
+for lesson in LESSONS:
     assert not RIGHT.keys() & lesson.RIGHT.keys(), "a name twice"
     RIGHT |= lesson.RIGHT
     WRONG |= lesson.WRONG

@@ -69,6 +69,8 @@ def test_a_full_grid_of_photographs_stays_below_60_kb():
                             description=WORDS),
         lambda: show.matrix(torch.rand(2, 3), ["a", "b"], ["c", "d", "e"], title="t",
                             description=WORDS, numbers=True),
+        lambda: show.contours({n: torch.rand(5, 5) for n in "ab"}, range(-2, 3),
+                              levels=[0.2, 0.5, 0.8], title="t", description=WORDS),
         lambda: show.heat(torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8), ["a", "b"],
                           title="t", description=WORDS),
         lambda: show.heat(torch.rand(2, 3, 8, 8), torch.rand(2, 4, 4), ["a", "b"],

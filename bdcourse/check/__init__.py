@@ -34,6 +34,12 @@ from bdcourse.check.linf import (
 )
 from bdcourse.check.mnp import ascent, folded, mask_loss, mask_step, removal
 from bdcourse.check.poisoning import blend, lost, poison, stamp, stripes
+from bdcourse.check.sharpness import (
+    fake_variance,
+    filter_direction,
+    top_eigenvalue,
+    trace_draws,
+)
 from bdcourse.check.training import bend, diversity, noise_mode, own_trigger
 from bdcourse.check.welcome import take
 
@@ -50,6 +56,8 @@ __all__ = [
     "departure",
     "dilution",
     "diversity",
+    "fake_variance",
+    "filter_direction",
     "fip_gradient",
     "folded",
     "harm",
@@ -81,5 +89,7 @@ __all__ = [
     "switch_off",
     "tac",
     "take",
+    "top_eigenvalue",
+    "trace_draws",
     "worst_maps",
 ]
