@@ -350,6 +350,7 @@ PLANS: dict[str, Plan] = {
     "fip, mixed norms": _descending(defenses.fip, norms="mixed"),
     "fip, eta = 0, lr 0.05": _descending(defenses.fip, eta_f=0, eta_r=0, lr=0.05),
     "fast fip, eta = 0": _descending(defenses.fast_fip, eta_f=0, eta_r=0),
+    "fast fip, norms fixed": _descending(defenses.fast_fip, affine=False),
     "sam": _descending(_aware),
 }
 ORACLES = frozenset(name for name in PLANS if name.endswith("(oracle)"))
