@@ -215,10 +215,10 @@ def test_an_unknown_zoo_name_lists_the_known():
 def test_every_committed_result_is_readable_and_complete():
     files = sorted(bench.RESULTS.glob("*.json"))
     assert {"signs", "cifar10", "published"} <= {f.stem for f in files}
-    for r in bench.results("published").rows:  # read elsewhere, not measured
-        assert r["defense"] in PLANS and 0 <= r["asr"] <= 1 and r["source"]
     for f in files:
-        if f.stem == "published":
+        if f.stem.startswith("published"):  # read elsewhere, not measured
+            for r in bench.Results(f).rows:
+                assert r["defense"] in PLANS and 0 <= r["asr"] <= 1 and r["source"]
             continue
         for r in bench.Results(f).rows:
             assert {"attack", "defense", "seed", "revision", "digest"} <= set(r), f
