@@ -699,7 +699,8 @@ def _require_lines(lines: list, name: str, defenses: Sequence[str], key: dict) -
 
 
 def grid(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
-    """Victims down, defenses across: "ACC / ASR / RA" in percent, means over draws.
+    """Victims down, defenses across: "ACC / ASR / RA" in percent, means over draws;
+    behind an ASR that differs between draws by a point or more, half its range.
 
     Args:
         name: of data/results/NAME.json; key: what its rows must hold, `budget=500` say.
@@ -720,7 +721,9 @@ def grid(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
             strong.append(cells)
         weak = bool(next(iter(by.values()))[0]["weak"])
         label = "(benign twin)" if who == "none" else who + "*" * weak
-        lines.append({"victim": label, **{d: _slashed(c) for d, c in cells.items()}})
+        shown = {d: _slashed(c, _half([r["asr"] for r in by.get(d, ())]))
+                 for d, c in cells.items()}  # fmt: skip
+        lines.append({"victim": label, **shown})
     _require_lines(lines, name, defenses, key)
     if len(strong) > 1:
         columns = {
@@ -731,10 +734,19 @@ def grid(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
     return Table(lines, caption)
 
 
-def _slashed(values: Sequence[float | None] | None) -> str:
+def _half(values: Iterable[float | None]) -> float:
+    """Half the range, 0 where there is none."""
+    known = [v for v in values if v is not None]
+    return (max(known) - min(known)) / 2 if known else 0.0
+
+
+def _slashed(values: Sequence[float | None] | None, spread: float = 0) -> str:
     if values is None:
         return ""
-    return " / ".join("–" if v is None else f"{100 * v:.1f}" for v in values)
+    shown = ["–" if v is None else f"{100 * v:.1f}" for v in values]
+    if spread >= 0.005:
+        shown[1] += f" ± {100 * spread:.0f}"
+    return " / ".join(shown)
 
 
 def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:

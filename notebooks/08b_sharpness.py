@@ -191,7 +191,9 @@ pairs = {
 sharper = sum(r > 1 for r in pairs.values())
 check.reveal(guess, sharper, "pairs")
 early = min(training(k, s, "poison")[2] for k in ("BadNets", "TrojanNN") for s in range(3))  # fmt: skip
-check.claim("After three epochs every victim knows 90 % of its poison ...", early, 0.9, 1)
+check.claim(
+    "After three epochs every victim knows 90 % of its poison ...", early, 0.9, 1
+)
 clean = max(training(k, s, "clean")[2] for k in ("BadNets", "TrojanNN") for s in range(3))  # fmt: skip
 check.claim("... and less than 60 % of its clean images.", clean, 0.1, 0.6)
 

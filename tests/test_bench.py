@@ -162,7 +162,7 @@ def test_a_grid_shows_victims_by_defenses(tmp_path, monkeypatch):
     assert table.head == ["victim", "none", "cut", "rare"] and table.caption == "cap"
     assert list(cells) == ["(benign twin)", "A", "B", "C*"]  # one has all: no mean
     assert cells["(benign twin)"] == ["90.0 / – / –", "83.0 / – / –", ""]
-    assert cells["A"] == ["90.0 / 100.0 / 0.0", "83.0 / 30.0 / 63.0",
+    assert cells["A"] == ["90.0 / 100.0 / 0.0", "83.0 / 30.0 ± 10 / 63.0",
                           "81.0 / 10.0 / 81.0"]  # fmt: skip
     table = bench.grid("hand", ["none", "cut"], budget=7)
     assert table.body[-1] == ["mean of 2", "90.0 / 90.0 / 9.0", "83.0 / 27.0 / 65.7"]
