@@ -304,6 +304,7 @@ check.claim(
 # | [06 FMP](06_fmp.ipynb) | attack one feature map at a time, and prune what gives way |
 # | [07 MNP, a reconstruction](07_mnp.ipynb) | learn masks from a network that has forgotten its task |
 # | [08 FIP](08_fip.ipynb) | lead a network to smoother ground, and ask whether that is the cure |
+# | [08b Sharpness](08b_sharpness.ipynb) | measure and draw minima, and find what a repair consists of |
 #
 # - **Predict cells** ask you to commit to a number first. A wrong guess that you have written
 #   down teaches more than a right one that you only thought.

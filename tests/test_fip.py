@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -747,6 +748,18 @@ def test_watching_changes_nothing():
         assert watched.log["watched"] == want and "watched" not in plain.log
         assert seen[0] == float(model.linear.bias.detach().sum())
         assert seen[3] == float(watched.model.linear.bias.detach().sum())
+
+
+def test_the_time_of_watching_does_not_count():
+    def slow(_):
+        time.sleep(0.3)
+        return {}
+
+    for f in (fip, fip_released):
+        start = time.perf_counter()
+        p = f(network(), random_images(12), steps=1, lr=1e-3, batch=6, watch=slow,
+              generator=gen())  # fmt: skip
+        assert p.seconds <= time.perf_counter() - start - 0.6  # looked at twice
 
 
 # ---------------------------------------------------------------- stopped

@@ -28,6 +28,7 @@ PROMISED = (
     "06_fmp",
     "07_mnp",
     "08_fip",
+    "08b_sharpness",
 )
 
 # The tour has no attacker of its own and may leave all exercises to the lessons.

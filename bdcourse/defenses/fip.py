@@ -528,7 +528,7 @@ def purify(
         about: the settings of the descent, for the checkpoint.
         watch: called every `watch_every` steps and at the end with a copy, in eval mode
             and with plain weights; the plain numbers that it returns by name join the
-            log and decide nothing.
+            log and decide nothing. The time that it takes does not count.
 
     Returns:
         in `log`, what the descent noted, as [step, value] pairs by name, and "watched",
@@ -564,7 +564,7 @@ def purify(
     opt = torch.optim.SGD(weights, lr, momentum)
     still = (_DropoutNd, nn.MultiheadAttention)  # the latter has a dropout of its own
     still += (_BatchNorm,) if norms == "frozen" else ()
-    first, log = 0, {}
+    first, log, looking = 0, {}, 0.0
     if (saved := keep.load()) is not None:
         unpack(saved[0], model, opt, generator)
         first, log = saved[1]["step"], saved[1]["log"]
@@ -573,7 +573,7 @@ def purify(
         if keep.due():
             keep.save(pack(model, opt, generator), step=step, log=log)
         if watch is not None and step % watch_every == 0:
-            _look(model, watch, step, log, generator)
+            looking += _look(model, watch, step, log, generator)
         model.train()
         for m in model.modules():
             if isinstance(m, still):
@@ -596,11 +596,11 @@ def purify(
                 "smaller weight of the penalty."
             )
     if watch is not None:
-        _look(model, watch, steps, log, generator)
+        looking += _look(model, watch, steps, log, generator)
     opt.zero_grad()
     model.eval()
     keep.done()
-    return Purified(model, log=log, seconds=time.perf_counter() - start)
+    return Purified(model, log=log, seconds=time.perf_counter() - start - looking)
 
 
 def bounded(model: nn.Module) -> bool:
@@ -614,11 +614,14 @@ def _look(
     step: int,
     log: dict,
     generator: torch.Generator,
-) -> None:
-    state, model = generator.get_state(), copy.deepcopy(model).eval()
+) -> float:
+    """Note what `watch` sees; returns the seconds that it took."""
+    start, state = time.perf_counter(), generator.get_state()
+    model = copy.deepcopy(model).eval()
     fold(model)
     log.setdefault("watched", []).append({"step": step, **watch(model)})
     generator.set_state(state)
+    return time.perf_counter() - start
 
 
 def fip(
@@ -726,6 +729,7 @@ def fip(
         likelihood, generator, eta_f, eta_r, every, fisher, product, norms,
         [w.detach().clone() for w in trainable(model)], diagonal, draw, lengths,
     )  # fmt: skip
+    ready = time.perf_counter() - start
     p = purify(
         model,
         clean,
@@ -739,7 +743,7 @@ def fip(
         p.log["change"] = fold(model)
         for name, w in model.named_parameters():
             w.requires_grad_(moves[name])
-    return replace(p, seconds=time.perf_counter() - start)
+    return replace(p, seconds=ready + p.seconds)
 
 
 def fast_fip(
@@ -793,6 +797,7 @@ def fip_released(
     settings = {"defense": "fip released", "eta_f": eta_f, "every": every}
     settings |= {"probes": probes, **identity(model, clean, generator)}
     generator = beside(generator, clean.x.device)
+    ready = time.perf_counter() - start
     p = purify(
         copy.deepcopy(model).to(clean.x.device),
         clean,
@@ -801,7 +806,7 @@ def fip_released(
         about=settings,
         **options,
     )
-    return replace(p, seconds=time.perf_counter() - start)
+    return replace(p, seconds=ready + p.seconds)
 
 
 def identity(
