@@ -105,9 +105,12 @@ zoo: $(READY)
 BENCH = $(PY) -m bdcourse bench --out data/results
 WANET = $(BENCH)/signs-wanet.json --rate 0.2 --lr 0.05 --attacks WaNet --defenses none
 FIP = none fip "fip, eta = 0" "fip, eta = 0, lr 0.05" sam "fip, released" "fast fip"
+SEEDS = none fip "fip, eta = 0" sam
 ETAS = "fip, eta = 0.001" "fip, eta = 0.002" "fip, eta = 0.01" \
   "fip, released, eta = 0.5" "fip, random direction" "fip, exact product" \
-  "fip, mixed norms" "fip, frozen norms" "fast fip, eta = 0"
+  "fip, random direction, same lengths" "fip, gaussian" \
+  "fip, gaussian, exact product" "fip, mixed norms" "fip, frozen norms" \
+  "fast fip, eta = 0" "fast fip, norms fixed"
 results: $(READY)
 	$(BENCH)/signs.json --seeds 0 1 2
 	for rate in 0.05 0.2; do \
@@ -126,6 +129,8 @@ results: $(READY)
 	$(BENCH)/signs-fip.json --sharp --zoo benign-hard-plain --defenses none
 	$(BENCH)/signs-fip.json --zoo badnets-hard trojan-hard blended-hard \
 	  --draws 1 2 --defenses $(FIP)
+	$(BENCH)/signs-fip-seeds.json --data signs-hard --width 8 --keep runs/followed \
+	  --sharp --seeds 0 1 2 --attacks BadNets TrojanNN --defenses $(SEEDS)
 	for how in smooth sam; do \
 	  $(BENCH)/signs-aware.json --data signs-hard --width 8 --aware $$how --sharp \
 	    --attacks BadNets --defenses none fip "fip, eta = 0" || exit; \

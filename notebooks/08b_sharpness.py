@@ -142,15 +142,16 @@ top = top_eigenvalue(
     lambda v: landscape.hessian_product(victim.model, few, v), start, 15
 )
 found, _ = landscape.hessian_top(victim.model, few, generator=torch.Generator().manual_seed(1))  # fmt: skip
-check.claim("177,036 rows.", size, 177_036, 177_036)
+check.claim("177,052 rows.", size, 177_052, 177_052)
 check.claim("From another start the package finds the same top, up to 5 %.", top / found.item(), 0.95, 1.05)  # fmt: skip
 
 # %% [markdown]
 # ## How a backdoor comes in
 #
 # The authors' figure 1 follows sharpness through the training: benign networks get smoother from epoch 60 on, backdoored ones
-# sharper. Here are three trainings of each kind on our harder signs, with crops, measured after each epoch on 200 clean images that nobody trained on. The rate climbs until
-# epoch 2.4 and then falls along a cosine to zero.
+# sharper. Here are three trainings of each kind on our harder signs, all with crops, measured after each epoch on 200 clean images that nobody
+# trained on. The rate climbs until epoch 2.4 and then falls along a cosine to zero. The vertical line is the epoch in which most of BadNets' poison
+# gets the attacker's label for the first time.
 
 # %% tags=["figure", "nbval-ignore-output"]
 record = bench.results("signs-fip-seeds")
@@ -164,44 +165,48 @@ def training(kind, seed, key):
 
 def entry(seed):
     series = {k: torch.tensor(training(k, seed, "lambda_max")).log10() for k in KINDS}
-    last = {k: training(k, seed, "lambda_max")[-1] for k in KINDS}
+    inside = next(e for e, p in enumerate(training("BadNets", seed, "poison"), 1) if p > 0.5)
+    last = ", ".join(f"{k} {training(k, seed, 'lambda_max')[-1]:.0f}" for k in KINDS)
     return show.lines(
-        range(1, 13), series, marks={2.4: "highest rate"},
-        title=f"Seed {seed}, at the end: " + ", ".join(f"{k} {v:.0f}" for k, v in last.items()),
+        range(1, 13), series, marks={inside: "BadNets is in"}, title=f"Seed {seed}, at the end: {last}",
         xlabel="epoch", ylabel="log10 of the top eigenvalue",
-        description=f"Top eigenvalue of the Hessian after each of twelve epochs, training with seed {seed}, for a benign network and two "
-        "victims, on a logarithmic axis. All three fall from several hundred in the first epochs to some tens at the end.",
+        description=f"Top eigenvalue of the Hessian after each of twelve epochs, training with seed {seed}, for a benign network and two victims, on a logarithmic axis. "
+        "All three fall from some hundreds in the first epochs to some tens at the end; none of them rises where a vertical line marks the entry of the backdoor.",
     )  # fmt: skip
 
 
-widgets.slider("seed", [0, 1, 2], entry, start=0)
+widgets.slider("seed", [0, 1, 2], entry, start=1)
+
+# %% tags=["claim"]
+for seed, epoch in ((1, 7), (2, 5)):  # where the line is
+    poison, top = (training("BadNets", seed, k) for k in ("poison", "lambda_max"))
+    check.claim(f"Seed {seed}: in epoch {epoch} the attack gains over 60 points ...", poison[epoch - 1] - poison[epoch - 2], 0.6, 1)  # fmt: skip
+    check.claim("... and the top eigenvalue moves by less than a fifth.", top[epoch - 1] / top[epoch - 2], 0.8, 1.2)  # fmt: skip
 
 # %% [markdown]
-# **Predict**, before you move the slider: in how many of the six pairs of a victim and the twin of the same seed does the *victim* end sharper?
+# Within one epoch the backdoor is there, and the curve does not notice. Move the slider: with seed 0 it came in with the second epoch, TrojanNN always with the
+# first, long before anything else is learned.
+#
+# **Predict.** Three seeds make six pairs of a victim and the benign network of the same seed. In how many is the *victim* the sharper one at the end?
 
 # %% tags=["predict", "claim"]
 guess = 6
 ends = {(k, s): record.select(attack=KINDS[k], seed=s, defense="none")[0]["sharp"]["other"]
         for k in KINDS for s in range(3)}  # fmt: skip
-pairs = {
-    (k, s): ends[k, s]["lambda_max"] / ends["benign twin", s]["lambda_max"]
-    for k in ("BadNets", "TrojanNN")
-    for s in range(3)
-}
-sharper = sum(r > 1 for r in pairs.values())
+ratios = {
+    key: [ends[k, s][key] / ends["benign twin", s][key] for k in ("BadNets", "TrojanNN") for s in range(3)]
+    for key in ("lambda_max", "fisher", "relative")
+}  # fmt: skip
+sharper = sum(r > 1 for r in ratios["lambda_max"])
 check.reveal(guess, sharper, "pairs")
-early = min(training(k, s, "poison")[2] for k in ("BadNets", "TrojanNN") for s in range(3))  # fmt: skip
-check.claim(
-    "After three epochs every victim knows 90 % of its poison ...", early, 0.9, 1
-)
-clean = max(training(k, s, "clean")[2] for k in ("BadNets", "TrojanNN") for s in range(3))  # fmt: skip
-check.claim("... and less than 60 % of its clean images.", clean, 0.1, 0.6)
-
-# %% tags=["claim"]
-TODO
+for key, name in (("lambda_max", "Top eigenvalue"), ("fisher", "Trace of the Fisher"), ("relative", "Relative trace")):  # fmt: skip
+    mean = torch.tensor(ratios[key]).log().mean().exp().item()
+    check.claim(f"{name}: victims over twins, mean of six, between 0.7 and 1.4.", mean, 0.7, 1.4)  # fmt: skip
 
 # %% [markdown]
-# TODO reading of seeds.
+# SEEDS. The victims of lesson 08 were both sharper than their twin, by 1.4 and 2.5. They come from the same recipe, data and seed 0
+# as the first of these three; other rounding was enough to change the order. One network of each kind could not say more, and it
+# did not. **Sharper than its twin** is not what these backdoors have in common.
 #
 # ## A map of two minima
 #
@@ -257,9 +262,9 @@ show.contours(
 )  # fmt: skip
 
 # %% [markdown]
-# Look for the victim's "sharp minimum": it is not there. Two random directions of 177,000 nearly always miss the few sharp ones (the density in
-# lesson 08: over 95 % of all eigenvalues lie near zero). And the valley of the twin is not even centered: the loss of images that it was not trained on has its minimum elsewhere. Such
-# a map shows the bulk of the landscape, not its top.
+# Two things to see. There is no pit with walls around either network: two random directions of 177,000 nearly always miss the few steep ones (the
+# density in lesson 08: over 95 % of all eigenvalues lie near zero), so such a map shows the bulk of the landscape, not its top. And the victim's loss does rise faster on this map.
+# Draw other directions and other images before you believe it: with 100 other test images the twin's valley is not even centered.
 #
 # ## Where it breaks: the same network, a hundred times flatter
 #
@@ -347,7 +352,7 @@ layers = {n.removesuffix(".weight"): s for n, s in share.items()}
 typical = torch.cat(list(share.values())).median().item()
 check.claim("Half of all singular values change by 2 to 20 %.", typical, 0.02, 0.2)
 show.strips(
-    layers, title=f"Every layer moves a little: half of the singular values by more than {typical:.0%}",
+    layers, title=f"Every layer moves: half of the values by over {typical:.0%}",
     ylabel="change / singular value",
     description="One column of dots for each of 21 weight matrices: by how much of itself each singular value has changed. All columns reach "
     "from zero to about a half, a few dots higher; no layer stands out.",
@@ -383,7 +388,17 @@ show.bars(
 )  # fmt: skip
 
 # %% [markdown]
-# What "singular value tuning" did to this backdoor was done by BatchNorm's scales and shifts, a detail on which the released code is silent. TODO
+# What "singular value tuning" did to this backdoor was done by BatchNorm, a detail on which the released code is silent. Is it necessary, too? 600
+# steps with the scales and shifts held fixed, measured beforehand:
+
+# %% tags=["claim"]
+held = bench.results("signs-fip")
+fixed = {v: held.select(victim=f"{v}-hard", defense="fast fip, norms fixed")[0] for v in ("badnets", "trojan")}  # fmt: skip
+check.claim("BadNets, singular values alone: over 90 % of the attack stay.", fixed["badnets"]["asr"], 0.9, 1)  # fmt: skip
+check.claim("TrojanNN: the same.", fixed["trojan"]["asr"], 0.9, 1)
+
+# %% [markdown]
+# So an account of Fast FIP that shows the decomposition and leaves out BatchNorm would explain nothing.
 #
 # The same on the map of the last layer, with FIP over all weights beside it:
 
@@ -412,16 +427,53 @@ show.clouds(
 # %% tags=["claim"]
 s = metrics.evaluate(whole.model, test, victim.attack)
 check.claim("FIP: of the triggered images that left the target, over 70 % got their true label.", s.ra / (1 - s.asr), 0.7, 1)  # fmt: skip
+affine = {k for k in norms if k.endswith((".weight", ".bias"))}
+mixed = copy.deepcopy(whole.model)
+mixed.load_state_dict(whole.model.state_dict() | {k: old[k] for k in affine})
+s = metrics.evaluate(mixed, test, victim.attack)
+check.claim("With BatchNorm's old scales and shifts FIP keeps the attack below 40 %.", s.asr, 0, 0.4)  # fmt: skip
+
+# %% [markdown]
+# With FIP over all weights it is the weights that count: BatchNorm's old scales and shifts cost accuracy, and do not bring the attack back.
 
 # %% [markdown]
 # ## On photographs, beside the paper's table 6
 #
-# TODO
+# CIFAR-10, width 8, six epochs instead of the paper's width 64 and some hundred; 2,000 clean images (5 % with those held out), 600 steps. The top
+# eigenvalue is measured on 200 images of the test set; what the paper measured on is not known to us (the released script takes images that
+# the purification has trained on).
 
 # %% tags=["claim"]
-TODO
+paper, photos = bench.results("published-fip"), bench.results("cifar10-defenses")
+mine = {(a, d): photos.select(attack=a, defense=d, budget=2500, draw=None)[0]
+        for a in ("none", "BadNets", "Blended", "TrojanNN", "SIG") for d in ("none", "fip", "fip, eta = 0", "sam")}  # fmt: skip
+
+
+def cell(row):
+    top = row["sharp"]["other"]["lambda_max"] if "sharp" in row else row["lambda_max"]
+    asr = "–" if row["asr"] is None else f"{100 * row['asr']:.0f}"
+    return f"{top:.0f} / {asr} / {100 * row['acc']:.0f}"
+
+
+def line(attack):
+    names = {"before": "none", "FIP": "fip"}
+    read = {f"paper, {n}": paper.select(attack=attack, defense=d) for n, d in names.items()}
+    names |= {"fine-tuning": "fip, eta = 0", "SAM": "sam"}
+    ours = {n: cell(mine[attack, d]) for n, d in names.items()}
+    return {"victim": attack} | {n: cell(r[0]) if r else "" for n, r in read.items()} | ours
+
+
+VICTIMS = ("BadNets", "Blended", "TrojanNN", "SIG")
+tops = {k: r["sharp"]["other"]["lambda_max"] for k, r in mine.items()}
+check.claim("Photographs: victims are sharper than the twin by less than half.", max(tops[a, "none"] for a in VICTIMS) / tops["none", "none"], 1, 1.5)  # fmt: skip
+for name, d in (("FIP", "fip"), ("SAM", "sam")):
+    check.claim(f"{name}: less than half as sharp, ASR below 15 %, on each.", max(max(tops[a, d] / tops[a, "none"] / 0.5, mine[a, d]["asr"] / 0.15) for a in VICTIMS), 0, 1)  # fmt: skip
+check.claim("Fine-tuning at this rate: never smoother by a tenth.", min(tops[a, "fip, eta = 0"] / tops[a, "none"] for a in VICTIMS), 0.9, 3)  # fmt: skip
+show.Table([line(a) for a in ("none", *VICTIMS)], "Top eigenvalue / ASR % / ACC %")
 
 # %% [markdown]
+# PHOTOS
+#
 # ## Papers say, released code does, we measure
 #
 # TODO
