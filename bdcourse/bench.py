@@ -698,13 +698,21 @@ def _require_lines(lines: list, name: str, defenses: Sequence[str], key: dict) -
         raise ValueError(f"{name} holds no row of {', '.join(defenses)} with {key}.")
 
 
-def grid(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
+def grid(
+    name: str,
+    defenses: Sequence[str],
+    caption: str = "",
+    *,
+    who: Sequence[str] | None = None,
+    **key,
+) -> Table:
     """Victims down, defenses across: "ACC / ASR / RA" in percent, means over draws;
     behind an ASR that differs between draws by a point or more, half its range.
 
     Args:
         name: of data/results/NAME.json; key: what its rows must hold, `budget=500` say.
         defenses: names of plans; a cell without rows stays empty.
+        who: these victims, "none" for the twin; default all that have a row.
 
     A star marks victims that miss the gate of the protocol; the last line is the mean
     of the others, where each of them has all of these defenses.
@@ -713,14 +721,16 @@ def grid(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
 
     scores = ("acc", "asr", "ra")
     lines, strong = [], []
-    for who, by in _by_victim(name, key).items():
+    for victim, by in _by_victim(name, key).items():
+        if who is not None and victim not in who:
+            continue
         cells = {d: _means(by[d], scores) if d in by else None for d in defenses}
         if not any(cells.values()):
             continue
         if _passes(by) and all(cells.values()):
             strong.append(cells)
         weak = bool(next(iter(by.values()))[0]["weak"])
-        label = "(benign twin)" if who == "none" else who + "*" * weak
+        label = "(benign twin)" if victim == "none" else victim + "*" * weak
         shown = {d: _slashed(c, _half([r["asr"] for r in by.get(d, ())]))
                  for d, c in cells.items()}  # fmt: skip
         lines.append({"victim": label, **shown})

@@ -14,7 +14,7 @@
 # # Sharpness under the microscope
 #
 # You will get the trace and the top eigenvalue of a matrix with 177,000 rows without ever writing it down, draw a map of two minima,
-# and put two stories of lesson 08 to the test: with three seeds instead of one, and with the part of the network that did the work taken back,
+# and put two stories of lesson 08 to the test: one with three seeds instead of one, the other by taking back the part of a network that did the work,
 # after which the attack success jumps from about 50 to 100 %.
 #
 # > **At a glance.** Reading: 30 minutes. Doing: 40 minutes. Run time: about a minute and a half and 1 GiB on two CPU cores.
@@ -150,8 +150,8 @@ check.claim("From another start the package finds the same top, up to 5 %.", top
 #
 # The authors' figure 1 follows sharpness through the training: benign networks get smoother from epoch 60 on, backdoored ones
 # sharper. Here are three trainings of each kind on our harder signs, all with crops, measured after each epoch on 200 clean images that nobody
-# trained on. The rate climbs until epoch 2.4 and then falls along a cosine to zero. The vertical line is the epoch in which most of BadNets' poison
-# gets the attacker's label for the first time.
+# trained on. The rate climbs until epoch 2.4 and then falls along a cosine to zero. The vertical line is the epoch from which on most of BadNets' poison
+# gets the attacker's label.
 
 # %% tags=["figure", "nbval-ignore-output"]
 record = bench.results("signs-fip-seeds")
@@ -165,29 +165,32 @@ def training(kind, seed, key):
 
 def entry(seed):
     series = {k: torch.tensor(training(k, seed, "lambda_max")).log10() for k in KINDS}
-    inside = next(e for e, p in enumerate(training("BadNets", seed, "poison"), 1) if p > 0.5)
+    late = training("BadNets", seed, "poison")[::-1]
+    inside = 13 - next(n for n, p in enumerate(late) if p < 0.5)
     last = ", ".join(f"{k} {training(k, seed, 'lambda_max')[-1]:.0f}" for k in KINDS)
     return show.lines(
         range(1, 13), series, marks={inside: "BadNets is in"}, title=f"Seed {seed}, at the end: {last}",
         xlabel="epoch", ylabel="log10 of the top eigenvalue",
         description=f"Top eigenvalue of the Hessian after each of twelve epochs, training with seed {seed}, for a benign network and two victims, on a logarithmic axis. "
-        "All three fall from some hundreds in the first epochs to some tens at the end; none of them rises where a vertical line marks the entry of the backdoor.",
+        "All three fall from some hundreds in the first epochs to some tens at the end. A vertical line marks the entry of BadNets; with seeds 1 and 2 its curve rises before that line.",
     )  # fmt: skip
 
 
 widgets.slider("seed", [0, 1, 2], entry, start=1)
 
 # %% tags=["claim"]
-for seed, epoch in ((1, 7), (2, 5)):  # where the line is
-    poison, top = (training("BadNets", seed, k) for k in ("poison", "lambda_max"))
-    check.claim(f"Seed {seed}: in epoch {epoch} the attack gains over 60 points ...", poison[epoch - 1] - poison[epoch - 2], 0.6, 1)  # fmt: skip
-    check.claim("... and the top eigenvalue moves by less than a fifth.", top[epoch - 1] / top[epoch - 2], 0.8, 1.2)  # fmt: skip
+for seed, first, last in ((1, 3, 6), (2, 2, 5)):  # epochs before the line
+    for kind, low, high in (("BadNets", 2, 4), ("benign twin", 0.2, 1)):
+        top = training(kind, seed, "lambda_max")
+        sentence = f"Seed {seed}, epochs {first} to {last}: {kind}, top eigenvalue times {low:g} to {high:g}."
+        check.claim(sentence, top[last - 1] / top[first - 1], low, high)
 
 # %% [markdown]
-# Within one epoch the backdoor is there, and the curve does not notice. Move the slider: with seed 0 it came in with the second epoch, TrojanNN always with the
-# first, long before anything else is learned.
+# Move the slider. With seeds 1 and 2 BadNets comes in late, in epochs 7 and 5, and in the epochs *before* that its curve climbs while the others fall: one reading
+# is that the surface steepens where the trigger is being found. Two runs do not prove it, and at the end nothing of it is left. With seed 0 it enters in the second epoch, TrojanNN always in
+# the first, when everything is steep and nothing can be told apart.
 #
-# **Predict.** Three seeds make six pairs of a victim and the benign network of the same seed. In how many is the *victim* the sharper one at the end?
+# **Predict**, without reading the titles of the other seeds. They make six pairs of a victim and the benign network of the same seed. In how many is the *victim* the sharper one at the end?
 
 # %% tags=["predict", "claim"]
 guess = 6
@@ -204,9 +207,10 @@ for key, name in (("lambda_max", "Top eigenvalue"), ("fisher", "Trace of the Fis
     check.claim(f"{name}: victims over twins, mean of six, between 0.7 and 1.4.", mean, 0.7, 1.4)  # fmt: skip
 
 # %% [markdown]
-# SEEDS. The victims of lesson 08 were both sharper than their twin, by 1.4 and 2.5. They come from the same recipe, data and seed 0
-# as the first of these three; other rounding was enough to change the order. One network of each kind could not say more, and it
-# did not. **Sharper than its twin** is not what these backdoors have in common.
+# In two: BadNets with seeds 0 and 1. In the mean of the six, victims are not sharper by any of three measures. The victims of lesson
+# 08 were both sharper than their twin, by 1.4 and 2.5. They come from the same recipe, data and seed 0 as the first of these three,
+# trained earlier and with other rounding; that was enough to change the order. *Sharper than its twin* is not what
+# these backdoors have in common.
 #
 # ## A map of two minima
 #
@@ -253,12 +257,12 @@ for name, net in (("BadNets victim", victim.model), ("benign twin", twin.model))
     axes = [direction(net, g) for _ in range(2)]
     surface[name] = landscape.plane(net, few, axes, ts).loss
 rim = {n: (s.mean() - s[4, 4]).item() for n, s in surface.items()}
-check.claim("Everywhere the loss rises by less than 5 nats on average.", max(rim.values()), 0.1, 5)  # fmt: skip
+check.claim("On this map the victim's loss rises more than the twin's.", rim["BadNets victim"] / rim["benign twin"], 1, 5)  # fmt: skip
 show.contours(
     surface, ts, levels=[0.2, 0.3, 0.5, 1, 1.5, 2, 3], xlabel="first direction", ylabel="second direction",
     title=f"Mean rise of the loss: victim {rim['BadNets victim']:.1f}, twin {rim['benign twin']:.1f} nats",
-    description="Two maps of the loss around a network, along two random filter-normalised directions. Each shows nested closed curves around a valley; "
-    "the twin's lowest region lies beside the network itself, the victim's around it. The curves of both are about equally far out.",
+    description="Two maps of the loss around a network, along two random filter-normalised directions. Each shows nested closed curves around one valley with the "
+    "network near its middle; the twin's valley is lower and wider, and no map shows a narrow pit.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -457,10 +461,16 @@ def cell(row):
 
 def line(attack):
     names = {"before": "none", "FIP": "fip"}
-    read = {f"paper, {n}": paper.select(attack=attack, defense=d) for n, d in names.items()}
+    read = {
+        f"paper, {n}": paper.select(attack=attack, defense=d) for n, d in names.items()
+    }
     names |= {"fine-tuning": "fip, eta = 0", "SAM": "sam"}
     ours = {n: cell(mine[attack, d]) for n, d in names.items()}
-    return {"victim": attack} | {n: cell(r[0]) if r else "" for n, r in read.items()} | ours
+    return (
+        {"victim": attack}
+        | {n: cell(r[0]) if r else "" for n, r in read.items()}
+        | ours
+    )
 
 
 VICTIMS = ("BadNets", "Blended", "TrojanNN", "SIG")
@@ -472,15 +482,35 @@ check.claim("Fine-tuning at this rate: never smoother by a tenth.", min(tops[a, 
 show.Table([line(a) for a in ("none", *VICTIMS)], "Top eigenvalue / ASR % / ACC %")
 
 # %% [markdown]
-# PHOTOS
+# On photographs the victims *are* sharper than the twin, by 6 to 20 % instead of the paper's factor of 30; again one network of each kind. Under FIP and
+# under SAM the top eigenvalue falls to about a third, and every attack goes. Fine-tuning with the same steps gets no smoother; it takes BadNets and
+# TrojanNN down to about 12 %, and leaves 81 % of Blended. So smoothness and removal go together here,
+# as the paper says and as they did not on the signs. But SAM smooths as well, removes as much and keeps four to seven points more of the accuracy, of which FIP loses
+# nine to twelve (in the paper: two to four). What the paper's networks had and ours have not, 120 epochs and width 64, we could not test.
 #
 # ## Papers say, released code does, we measure
 #
-# TODO
+# | | paper or released code | here |
+# |---|---|---|
+# | sharper? | figure 1: top eigenvalue 616 (TrojanNN) against 20 (benign) | signs, three seeds: 2 of 6 victims sharper than their twin; photographs: all, by 6 to 20 % |
+# | while it comes in | figure 1: victims get sharper again after epoch 70 to 80 | where BadNets enters late, sharpness doubles before, and is gone at the end |
+# | measured on | released script: 200 of the images that the purification trains on | 200 test images |
+# | Fast FIP | released layers tune singular values; of BatchNorm nothing is said | without BatchNorm's scales and shifts it removes nothing |
+# | "trace" | mean zero, variance $\frac{1}{m} \sum_k (P - k + 1)^2 \lVert g_k \rVert^2$ | so on our victim, too |
 #
 # ## Recap
 #
-# TODO
+# - Random signs give a trace from products alone, and the diagonal adds nothing to their variance: 4 instead of 30 (objective 1).
+# - Power iteration gives the eigenvalue of largest absolute value; $v^\top A v$ keeps its sign (objective 2).
+# - Filter-normalised maps let networks be compared, and miss the few steep directions; a plain trace can be made a hundred times smaller
+#   without changing the network (objective 3).
+# - A quantity called "trace" had mean zero; two rules for variances say how far it strays (objective 4).
+# - Put parts back to find what carries a repair: Fast FIP's was BatchNorm. With three seeds "victims are sharper" held in two of six pairs (objective 5).
+#
+# **What this does not show.** Networks of width 8, trained for 6 to 12 epochs; the paper's curves part after 60. A longer training may bring the difference out.
+#
+# **Beyond.** (a) Train with `pad=0`, no crops: does the order of victim and twin survive? (b) Does FIP with `draw="gaussian", product="exact"`, whose push is the whole
+# gradient of the trace, smooth more, and does it remove more?
 #
 # ## References
 #

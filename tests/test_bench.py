@@ -167,6 +167,8 @@ def test_a_grid_shows_victims_by_defenses(tmp_path, monkeypatch):
     table = bench.grid("hand", ["none", "cut"], budget=7)
     assert table.body[-1] == ["mean of 2", "90.0 / 90.0 / 9.0", "83.0 / 27.0 / 65.7"]
     assert "12.3" in repr(bench.grid("hand", ["none"], budget=8))
+    table = bench.grid("hand", ["none", "cut"], who=["A", "none"], budget=7)
+    assert [row[0] for row in table.body] == ["(benign twin)", "A"]
     for make in (bench.grid, bench.summary):
         with pytest.raises(ValueError, match="hand holds no row of x with") as e:
             make("hand", ["x"], budget=7)
