@@ -279,7 +279,7 @@ def _trained(
         arch={"name": recipe.model, "width": recipe.width},
         seed=seed,
         recipe={"data": data, "craft_seconds": round(craft_seconds, 1)},
-        each_epoch=partial(_sharpness_of, images=parts.test[-200:]) if sharp else None,
+        each_epoch=partial(_sharpness_of, images=unseen(parts)) if sharp else None,
         **{k: v for k, v in recipe.settings().items() if k not in ("model", "width")},
     )
     if victim.recipe["interrupted"]:
@@ -491,7 +491,7 @@ def _defend(
     augment = Augment(recipe.pad, recipe.flip)
     seed = key["seed"] + 1000 * (key.get("draw") or 0)
     case = Case(victim.model, parts.clean, parts.held, augment, seed, attack)
-    own, other = parts.clean[:200], parts.test[-200:]
+    own, other = parts.clean[:200], unseen(parts)
     if sharp:
         case.watch = partial(
             _watch, own=own, other=other, test=parts.test, attack=attack
@@ -551,6 +551,11 @@ def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, floa
     ).value
     top, _ = landscape.hessian_top(model, images, generator=g)
     return found | {"lambda_max": float(top[0])}
+
+
+def unseen(parts: Splits) -> Images:
+    """The images on which sharpness is judged: no defense has trained on them."""
+    return parts.test[-200:]
 
 
 def _sharpness_of(model: nn.Module, images: Images) -> dict[str, float]:
@@ -754,8 +759,8 @@ def _slashed(values: Sequence[float | None] | None, spread: float = 0) -> str:
     if values is None:
         return ""
     shown = ["–" if v is None else f"{100 * v:.1f}" for v in values]
-    if spread >= 0.005:
-        shown[1] += f" ± {100 * spread:.0f}"
+    if spread > 0.0049:
+        shown[1] += f" ± {100 * spread:.1f}"
     return " / ".join(shown)
 
 

@@ -76,6 +76,11 @@ class Case:
         return found
 
     @cached_property
+    def fip(self) -> Purified:
+        """FIP, which also leads its control."""
+        return _descend(self, defenses.fip)
+
+    @cached_property
     def mnp_soft(self) -> Purified:
         """The masks of MNP, learned once for all plans."""
         return defenses.mnp(self.model, self.clean, generator=self.generator())
@@ -207,13 +212,17 @@ def _mnp_random(case: Case) -> Purified:
     return defenses.prune_random(case.model, like, case.generator(), shift=False)
 
 
+def _descend(case: Case, defense: Callable[..., Purified], **given) -> Purified:
+    shared = {"augment": case.augment, "watch": case.watch, "watch_every": 100}
+    shared["generator"] = case.generator()
+    return defense(case.model, case.clean, **shared, **given)
+
+
 def _descending(defense: Callable[..., Purified], **given) -> Plan:
     """A defense that runs in the loop of FIP: same steps, batches and crops for all."""
 
     def run(case: Case) -> Purified:
-        shared = {"augment": case.augment, "watch": case.watch, "watch_every": 100}
-        g = case.generator()
-        return defense(case.model, case.clean, generator=g, **shared, **given)
+        return _descend(case, defense, **given)
 
     below = {defenses.fast_fip: (defenses.fip,), _aware: (Aware,)}
     settings = defaults(purify, *below.get(defense, ()), defense) | given
@@ -225,14 +234,9 @@ def _descending(defense: Callable[..., Purified], **given) -> Plan:
 
 def _random_direction(case: Case) -> Purified:
     """Random pushes, each as long as FIP's was in that step of a run of its own."""
-    shared = {"augment": case.augment}
-    lead = defenses.fip(case.model, case.clean, generator=case.generator(), **shared)
-    shared |= {"watch": case.watch, "watch_every": 100, "generator": case.generator()}
-    lengths = dict(lead.log["push"])
-    p = defenses.fip(
-        case.model, case.clean, product="random", lengths=lengths, **shared
-    )
-    return replace(p, seconds=lead.seconds + p.seconds)
+    lengths = dict(case.fip.log["push"])
+    p = _descend(case, defenses.fip, product="random", lengths=lengths)
+    return replace(p, seconds=case.fip.seconds + p.seconds)
 
 
 def _aware(model: nn.Module, clean: Images, **options) -> Purified:
@@ -280,7 +284,7 @@ del LINF["qs"]  # fifty shares, the same everywhere
 MNP = defaults(defenses.mnp)
 MNP_HARD = MNP | {"repair": "hard"}
 RELEASED = {"steps": 2000, "lr": 0.005, "momentum": 0.95, "batch": 128}
-FIP = defaults(purify, defenses.fip)
+FIP = defaults(purify, defenses.fip) | {"watch_every": 100}
 ANP = defaults(defenses.anp) | {"steps": ANP_STEPS}
 RNP = defaults(defenses.rnp) | RNP_ASCENT
 PLANS: dict[str, Plan] = {
@@ -324,7 +328,7 @@ PLANS: dict[str, Plan] = {
     "nc unlearning": Plan(
         _nc_unlearning, settings=defaults(defenses.nc_unlearning) | SEARCH
     ),
-    "fip": _descending(defenses.fip),
+    "fip": Plan(lambda case: case.fip, settings=FIP),
     "fast fip": _descending(defenses.fast_fip),
     "fip, released": _descending(defenses.fip_released, eta_f=0.005),
     # The script's steps, rate, momentum and batch as well: minutes, and only this arm.
@@ -340,7 +344,7 @@ PLANS: dict[str, Plan] = {
     "fip, random direction": _descending(defenses.fip, product="random"),
     "fip, random direction, same lengths": Plan(
         _random_direction,
-        settings=FIP | {"product": "random", "lengths": "of fip", "watch_every": 100},
+        settings=FIP | {"product": "random", "lengths": "of fip"},
     ),
     "fip, gaussian": _descending(defenses.fip, draw="gaussian"),
     "fip, gaussian, exact product": _descending(

@@ -77,8 +77,9 @@ def main() -> None:
 
 def race(steps: int) -> None:
     """Time to the same accuracy, FIP against Fast FIP."""
-    parts, victim = data.splits("signs-hard"), victims.zoo("badnets-hard")
-    test, found = parts.test[:1000], {}
+    parts, victim = data.splits("signs-hard"), victims.zoo("badnets-hard", DEVICE)
+    clean, test = parts.clean.to(DEVICE), parts.test[:1000].to(DEVICE)
+    found = {}
     for name, defense in (("FIP", fip), ("Fast FIP", fast_fip)):
         looks, spent, begun = [], 0.0, time.perf_counter()
 
@@ -90,8 +91,8 @@ def race(steps: int) -> None:
             return {}
 
         p = defense(
-            victim.model, parts.clean, steps=steps, augment=Augment(2), watch=watch,
-            watch_every=20, generator=torch.Generator().manual_seed(0),
+            victim.model, clean, steps=steps, augment=Augment(2), watch=watch,
+            watch_every=20, generator=generator(),
         )  # fmt: skip
         found[name] = looks, metrics.evaluate(p.model, test, victim.attack)
     goal = min(s.acc for _, s in found.values()) - 0.01

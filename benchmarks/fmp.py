@@ -97,17 +97,27 @@ def mark(width: int, n: int, chunk: int) -> int:
     scores(model, images[:2], layers=[WIDEST], chunk=2, generator=gen(), **STEP)
     before = resident()
     scores(model, images, layers=[WIDEST], chunk=chunk, generator=gen(), **STEP)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return highest() - before
+
+
+STATUS = Path("/proc/self/status")
 
 
 def resident() -> int:
     """KiB in use, from here on also the high-water mark: importing torch took more."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # not Linux: small chunks hide below the imports' mark
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if not STATUS.exists():  # not Linux: small chunks hide below the imports' mark
+        return highest()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-    return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
+    return int(re.search(r"VmRSS:\s+(\d+)", STATUS.read_text())[1])
+
+
+def highest() -> int:
+    """KiB at the high-water mark. On Linux not `ru_maxrss`, which begins at that of
+    the process that started this one and is never reset."""
+    if not STATUS.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(re.search(r"VmHWM:\s+(\d+)", STATUS.read_text())[1])
 
 
 def main() -> None:

@@ -259,7 +259,7 @@ for name, net in (("BadNets victim", victim.model), ("benign twin", twin.model))
 rim = {n: (s.mean() - s[4, 4]).item() for n, s in surface.items()}
 check.claim("On this map the victim's loss rises more than the twin's.", rim["BadNets victim"] / rim["benign twin"], 1, 5)  # fmt: skip
 show.contours(
-    surface, ts, levels=[0.2, 0.3, 0.5, 1, 1.5, 2, 3], xlabel="first direction", ylabel="second direction",
+    surface, ts, levels=[0.2, 0.3, 0.5, 1, 1.5, 2, 3], xlabel="second direction", ylabel="first direction",
     title=f"Mean rise of the loss: victim {rim['BadNets victim']:.1f}, twin {rim['benign twin']:.1f} nats",
     description="Two maps of the loss around a network, along two random filter-normalised directions. Each shows nested closed curves around one valley with the "
     "network near its middle; the twin's valley is lower and wider, and no map shows a narrow pit.",

@@ -62,10 +62,10 @@ def never_normalised(product, v, steps):
     return (v @ product(v)).item()
 
 
-def far_away(product, v, steps):
-    for _ in range(40 * steps):
+def quotient_of_the_huge(product, v, steps):
+    for _ in range(steps):
         v = product(v)
-    return (v @ product(v)).item()
+    return ((v @ product(v)) / (v @ v)).item()
 
 
 def length_of_product(product, v, steps):
@@ -133,8 +133,13 @@ def counted(count, power=2, over=1):
     return answer
 
 
+def whole_signs(product, p, draws, generator):
+    v = 2 * torch.randint(2, (draws, p), generator=generator) - 1
+    return (v * product(v)).sum(1)
+
+
 RIGHT: dict = {
-    "trace_draws": [trace_draws, trace_draws_one_by_one],
+    "trace_draws": [trace_draws, trace_draws_one_by_one, whole_signs],
     "top_eigenvalue": [top_eigenvalue, top_eigenvalue_by_quotient],
     "filter_direction": [filter_direction, filter_direction_by_loop],
     "fake_variance": [fake_variance, fake_variance_by_tensor],
@@ -144,8 +149,12 @@ WRONG: dict = {
     "trace_draws": [
         (normal_draws, "normal numbers"),
         (zero_one_draws, "zeros and ones"),
-        (same_draw, "one v for all"),
-        (one_sign_a_draw, "one v for all|another mean"),
+        (same_draw, "always the same"),
+        (one_sign_a_draw, "always the same"),
+        (
+            lambda f, p, n, g: trace_draws(f, p, n, torch.Generator().manual_seed(0)),
+            "generator",
+        ),
         (lambda f, p, n, g: trace_draws(f, p, n, g) / p, "is a mean"),
         (lambda f, p, n, g: f(signs((n, p), g)).sum(1), "adds up A v"),
         (lambda f, p, n, g: trace_draws(f, p, n, g).mean(), "shape"),
@@ -153,8 +162,9 @@ WRONG: dict = {
         (lambda f, p, n, g: signs((n, p), g).sum(1), "never calls"),
     ],
     "top_eigenvalue": [
-        (never_normalised, "grows"),
-        (far_away, "not finite"),
+        (never_normalised, "not finite"),
+        (quotient_of_the_huge, "not finite"),
+        (lambda f, v, n: never_normalised(f, v, 4), "grows"),
         (length_of_product, "sign"),
         (first_vector, "first v"),
         (one_step, "times in 60 steps"),

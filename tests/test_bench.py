@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def test_a_grid_shows_victims_by_defenses(tmp_path, monkeypatch):
     assert table.head == ["victim", "none", "cut", "rare"] and table.caption == "cap"
     assert list(cells) == ["(benign twin)", "A", "B", "C*"]  # one has all: no mean
     assert cells["(benign twin)"] == ["90.0 / – / –", "83.0 / – / –", ""]
-    assert cells["A"] == ["90.0 / 100.0 / 0.0", "83.0 / 30.0 ± 10 / 63.0",
+    assert cells["A"] == ["90.0 / 100.0 / 0.0", "83.0 / 30.0 ± 10.0 / 63.0",
                           "81.0 / 10.0 / 81.0"]  # fmt: skip
     table = bench.grid("hand", ["none", "cut"], budget=7)
     assert table.body[-1] == ["mean of 2", "90.0 / 90.0 / 9.0", "83.0 / 27.0 / 65.7"]
@@ -311,6 +312,45 @@ def test_a_sharp_row_tells_the_course_and_both_image_sets(tmp_path, monkeypatch)
     (point,) = row["course"]
     assert point["asr"] > 0.95 and point["acc"] > 0.9
     assert point["fisher_own"] > 0 and point["fisher_other"] > 0
+
+
+def test_a_victim_trained_under_sharp_tells_how_sharp_it_became(tmp_path, monkeypatch):
+    looked = []
+
+    def top(model, images, **how):
+        assert not model.training
+        looked.append(images.digest())
+        return torch.tensor([2.0]), None
+
+    monkeypatch.setattr(bench.landscape, "hessian_top", top)
+    monkeypatch.setattr(bench, "sharpness", lambda model, images: {"fisher": 1.0})
+    monkeypatch.setattr(bench, "_watch", lambda *a, **k: {})
+    out = tmp_path / "r.json"
+    command = [*RUN, "--out", str(out), "--keep", str(tmp_path), "--sharp",
+               "--defenses", "none"]  # fmt: skip
+    assert main(command) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [r["attack"] for r in rows] == ["none", "BadNets"]
+    for row in rows:
+        (epoch,) = row["training"]
+        assert epoch["lambda_max"] == 2.0 and epoch["fisher"] > 0
+    unseen = data.splits("signs", clean=0.1, seed=0, n=240).test[-200:].digest()
+    assert looked == [unseen, unseen]
+
+
+def test_the_control_of_fip_pushes_as_far_as_fip(monkeypatch):
+    model, images = victims.zoo("benign-hard").model, data.load("signs-hard", n=40)
+    case = Case(model, images, images[:8], Augment(2))
+    short = partial(defenses.fip, steps=2)
+    monkeypatch.setattr(plans.defenses, "fip", short)
+    led = PLANS["fip"].run(case)
+    p = PLANS["fip, random direction, same lengths"].run(case)
+    assert led is case.fip and p.seconds > led.seconds
+    for (_, a), (_, b) in zip(p.log["push"], led.log["push"], strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    a, b = (torch.cat([w.flatten() for w in m.parameters()])
+            for m in (p.model, led.model))  # fmt: skip
+    assert not torch.allclose(a, b)
 
 
 def test_sharpness_is_what_the_tools_say():

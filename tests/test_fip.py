@@ -427,10 +427,35 @@ def test_pushes_are_logged_and_can_be_given(product):
     assert float(F.cosine_similarity(own, given, 0)) > 0.999, "the same draw"
 
     p = fip(model, images, generator=gen(3), lengths={0: 1, 2: 2, 4: 3}, **how)
-    assert [v for _, v in p.log["push"]] == [1, 2, 3]
+    assert [v for _, v in p.log["push"]] == pytest.approx([1, 2, 3], rel=1e-4)
     with pytest.raises(ValueError) as e:
         fip(model, images, generator=gen(3), lengths={0: 1, 4: 3}, **how)
     assert "none for step 2" in message(e)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"draw": "dice"}, "labels"),
+        ({"draw": "gaussian", "fisher": "empirical"}, "true Fisher only"),
+        ({"draw": "gaussian", "likelihood": SimpleNamespace()}, "noise"),
+        ({"lengths": {0: -1.0}}, "not negative"),
+        ({"lengths": {0: float("nan")}}, "finite"),
+        ({"lengths": {0: 1.0}, "eta_f": 0}, "eta_f not 0"),
+    ],
+)
+def test_draws_and_lengths_that_mean_nothing_are_refused(wrong, says):
+    with pytest.raises(ValueError) as e:
+        fip(network(), random_images(12), steps=1, generator=gen(), **wrong)
+    assert says in message(e)
+
+
+def test_lengths_that_went_through_a_file_are_understood():
+    model, images = network(), random_images(12)
+    how = {"eta_f": 1e-3, "steps": 2, "batch": 6, "lr": 1e-3}
+    lengths = {"0": torch.tensor(0.1), "1": 0.2}
+    p = fip(model, images, generator=gen(), lengths=lengths, **how)
+    assert [v for _, v in p.log["push"]] == pytest.approx([0.1, 0.2], rel=1e-4)
 
 
 @pytest.mark.parametrize("norms", ["batch", "mixed", "frozen"])
@@ -765,7 +790,9 @@ def test_the_time_of_watching_does_not_count():
 # ---------------------------------------------------------------- stopped
 
 
-RUNS = [(fip, {}), (fast_fip, {"norms": "mixed"}), (fip_released, {"every": 2})]
+LENGTHS = {"draw": "gaussian", "lengths": dict.fromkeys(range(9), 0.1)}
+RUNS = [(fip, {}), (fast_fip, {"norms": "mixed"}), (fip_released, {"every": 2}),
+        (fip, LENGTHS)]  # fmt: skip
 
 
 @pytest.mark.parametrize("f, extra", RUNS)
@@ -821,6 +848,7 @@ def test_a_checkpoint_of_other_work_is_refused(tmp_path, monkeypatch):
         {"fast": True}, {"affine": False}, {"steps": 3}, {"lr": 0.1},
         {"momentum": 0.1}, {"batch": 4}, {"augment": Augment(1)},
         {"generator": gen(1)}, {"model": smooth_net(seed=1)}, {"clean": small(9)[0]},
+        {"draw": "gaussian"}, {"lengths": {0: 1.0, 1: 2.0}},
     ]  # fmt: skip
     for change in changes:
         with pytest.raises(ValueError, match="belongs to other work") as e:

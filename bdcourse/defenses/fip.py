@@ -240,14 +240,12 @@ class Smooth:
         pushes = [2 * self.eta_f / n * h for h in pushes]
         if self.product == "random":
             pushes = [self.elsewhere(h) for h in pushes]
-        length = squared_norm(pushes).sqrt()
-        if self.lengths is not None:
-            wanted = length.new_tensor(self.lengths[step])
-            pushes = [h * (wanted / length.clamp(min=1e-12)) for h in pushes]
-            length = wanted
+        if self.lengths is not None:  # a push of length 0 has no direction and stays
+            scale = self.lengths[step] / squared_norm(pushes).sqrt().clamp(min=1e-12)
+            pushes = [h * scale for h in pushes]
         for w, h in zip(weights, pushes, strict=True):
             w.grad.add_(h)
-        return {"trace": square.detach() / n, "push": length}
+        return {"trace": square.detach() / n, "push": squared_norm(pushes).sqrt()}
 
     def elsewhere(self, h: Tensor) -> Tensor:
         """A random tensor of the length of h."""
@@ -283,7 +281,7 @@ class Smooth:
         self, out: Tensor, y: Tensor, weights: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """That gradient g with its graph. A Gaussian draw keeps its own part of it, so
-        the gradient of ||g||^2 misses nothing: the one way of FIP that is exact."""
+        the gradient of ||g||^2 misses nothing; with drawn labels it does."""
         if self.fisher == "true" and self.draw == "gaussian":
             own = self.hidden(out, y)
             return gaussian(own, weights, self.likelihood, self.generator, True)
@@ -666,7 +664,7 @@ def fip(
             moves with the weights.
         lengths: step -> length of the push, over all weights together, in place of its
             own: dict(p.log["push"]) of another run makes the random control as strong
-            as that run was.
+            as that run was. Where both are fast, lengths over d.
         likelihood: of the targets under the outputs; for sequences, see `Softmax`.
         fast, affine: see :func:`fast_fip`.
         options: `steps`, `lr`, `momentum`, `batch`, `augment`, `checkpoint`, `watch`,
@@ -695,12 +693,22 @@ def fip(
         )
     if draw not in ("labels", "gaussian"):
         raise ValueError(f'draw must be "labels" or "gaussian", not {draw!r}.')
-    due = set(range(0, options.get("steps", STEPS), every))
-    if lengths is not None and (gone := due - set(lengths)):
-        raise ValueError(
-            f"lengths must have the length of every push, but has none for step "
-            f"{min(gone)}; take dict(p.log['push']) of a run of as many steps."
-        )
+    if draw == "gaussian" and fisher != "true":
+        raise ValueError('draw="gaussian" stands for labels of the true Fisher only.')
+    if draw == "gaussian" and not hasattr(likelihood, "noise"):
+        raise ValueError('draw="gaussian" needs a likelihood that has `noise`.')
+    if lengths is not None:
+        lengths = {int(k): float(v) for k, v in lengths.items()}
+        due = set(range(0, options.get("steps", STEPS), int(every)))
+        if eta_f == 0 or not all(0 <= v < math.inf for v in lengths.values()):
+            raise ValueError(
+                "lengths must be finite and not negative, and eta_f not 0."
+            )
+        if gone := due - set(lengths):
+            raise ValueError(
+                f"lengths must have the length of every push, but has none for step "
+                f"{min(gone)}; take dict(p.log['push']) of a run of as many steps."
+            )
     settings = {"defense": "fip", "eta_f": eta_f, "eta_r": eta_r, "every": every}
     settings |= {"draw": draw, "lengths": sorted(map(list, (lengths or {}).items()))}
     settings |= {"fisher": fisher, "product": product, "fast": fast, "affine": affine}
