@@ -687,8 +687,8 @@ display(bench.grid("cifar10-defenses", names, "CIFAR-10, width 8, 2,500 clean im
 bench.grid("cifar10-defenses", names, "The same with 500 clean images (1 %)", budget=500, **photos)  # fmt: skip
 
 # %% [markdown]
-# The last two tables are real CIFAR-10, six epochs, one seed, the same settings. With 2,500 images FIP takes every attack below 10 %, for nine to thirteen points of accuracy;
-# so does SAM, which failed on the signs, for five to six. Plain fine-tuning leaves 11 to 13 % of BadNets and TrojanNN, and 81 % of Blended.
+# The last two tables are real CIFAR-10, six epochs, one seed. With 2,500 images FIP takes every attack below 10 %, for nine to thirteen points of accuracy;
+# so does SAM, which failed on the signs, for five to six. Plain fine-tuning leaves 3 % of SIG, 13 and 11 % of BadNets and TrojanNN, 81 % of Blended.
 # With 500 images FIP leaves 3 and 8 % of the first two, and costs 11 and 19 points.
 #
 # Even the benign twin reads only about 63 % of TrojanNN's triggered images right, since the disc covers part

@@ -475,24 +475,27 @@ def line(attack):
 
 VICTIMS = ("BadNets", "Blended", "TrojanNN", "SIG")
 tops = {k: r["sharp"]["other"]["lambda_max"] for k, r in mine.items()}
-check.claim("Photographs: victims are sharper than the twin by less than half.", max(tops[a, "none"] for a in VICTIMS) / tops["none", "none"], 1, 1.5)  # fmt: skip
+over = [tops[a, "none"] / tops["none", "none"] for a in VICTIMS]
+check.claim("Photographs: three of four victims are sharper than the twin ...", sum(r > 1 for r in over), 3, 3)  # fmt: skip
+check.claim("... by less than a third.", max(over), 1, 1.33)
 for name, d in (("FIP", "fip"), ("SAM", "sam")):
-    check.claim(f"{name}: less than half as sharp, ASR below 15 %, on each.", max(max(tops[a, d] / tops[a, "none"] / 0.5, mine[a, d]["asr"] / 0.15) for a in VICTIMS), 0, 1)  # fmt: skip
+    check.claim(f"{name}: less than 0.6 times as sharp as before, ASR below 15 %, on each.", max(max(tops[a, d] / tops[a, "none"] / 0.6, mine[a, d]["asr"] / 0.15) for a in VICTIMS), 0, 1)  # fmt: skip
 check.claim("Fine-tuning at this rate: never smoother by a tenth.", min(tops[a, "fip, eta = 0"] / tops[a, "none"] for a in VICTIMS), 0.9, 3)  # fmt: skip
 show.Table([line(a) for a in ("none", *VICTIMS)], "Top eigenvalue / ASR % / ACC %")
 
 # %% [markdown]
-# On photographs the victims *are* sharper than the twin, by 6 to 20 % instead of the paper's factor of 30; again one network of each kind. Under FIP and
-# under SAM the top eigenvalue falls to about a third, and every attack goes. Fine-tuning with the same steps gets no smoother; it takes BadNets and
-# TrojanNN down to about 12 %, and leaves 81 % of Blended. So smoothness and removal go together here,
-# as the paper says and as they did not on the signs. But SAM smooths as well, removes as much and keeps four to seven points more of the accuracy, of which FIP loses
-# nine to thirteen (in the paper: two to four). Most of that is the price of 600 steps at a constant rate: fine-tuning in the same loop loses seven to ten. What the paper's networks had and ours have not, 120 epochs and width 64, we could not test.
+# On photographs three of the four victims *are* sharper than the twin, by 6 to 20 % instead of the paper's factor of 30; SIG is not. Again one network of each kind. Under FIP and
+# under SAM the top eigenvalue falls to half or a third, and every attack goes. Fine-tuning with the same steps gets no smoother; it leaves 3 % of SIG, 11 to 13 % of BadNets and
+# TrojanNN, and 81 % of Blended. So smoothness and removal go together here, more than they did on the signs,
+# as the paper says. But SAM smooths as well, removes as much and keeps three to seven points more of the accuracy, of which FIP loses
+# nine to thirteen (in the paper: two to four). Most of that is the price of 600 steps at a constant rate: fine-tuning in the same loop loses seven to ten. What the paper's networks
+# had and ours have not, 120 epochs and width 64, we could not test.
 #
 # ## Papers say, released code does, we measure
 #
 # | | paper or released code | here |
 # |---|---|---|
-# | sharper? | figure 1: top eigenvalue 616 (TrojanNN) against 20 (benign) | signs, three seeds: 2 of 6 victims sharper than their twin; photographs: all, by 6 to 20 % |
+# | sharper? | figure 1: top eigenvalue 616 (TrojanNN) against 20 (benign) | signs, three seeds: 2 of 6 victims sharper than their twin; photographs: 3 of 4, by 6 to 20 % |
 # | while it comes in | figure 1: victims get sharper again after epoch 70 to 80 | where BadNets enters late, sharpness doubles before, and is gone at the end |
 # | measured on | released script: 200 of the images that the purification trains on | 200 test images |
 # | Fast FIP | released layers tune singular values; of BatchNorm nothing is said | without BatchNorm's scales and shifts it removes nothing |
