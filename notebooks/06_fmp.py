@@ -644,7 +644,7 @@ bench.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, 25
 # On the signs no line does better than fine-tuning alone (both tables score with the port's step, 1/255). On photographs (a star marks victims that miss the gate) FMP's choice beats random maps by 20 to 30 points on BadNets and TrojanNN, hardly on Blended and WaNet, and on SIG
 # random maps are far better. Beside fine-tuning alone, *any* pruning of this size helps: random maps and ten epochs leave 8 % of Blended where twenty epochs of tuning leave 89 %. In the mean of the four victims that pass the gate FMP leaves 14 %,
 # random maps 19 %, fine-tuning 35 %. So a part of FMP's success may be its score; pruning followed by fine-tuning, whatever is pruned, is the larger part. And one draw is one draw: with 5,000 other images, the paper's own
-# 10 %, FMP leaves 42 to 56 % of BadNets, random maps 17 %, fine-tuning 31 %.
+# 10 %, FMP leaves 42 to 56 % of BadNets, random maps 17 %, fine-tuning 31 %; of TrojanNN 8, 18 and 11 %.
 #
 # ## Papers say, released code does, we measure
 #
