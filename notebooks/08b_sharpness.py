@@ -212,6 +212,19 @@ for key, name in (("lambda_max", "Top eigenvalue"), ("fisher", "Trace of the Fis
 # trained earlier and with other rounding; that was enough to change the order. *Sharper than its twin* is not what
 # these backdoors have in common.
 #
+# And does FIP remove what another seed has trained? Seed 1, the same 600 steps as in lesson 08:
+
+# %% tags=["claim"]
+left = {(k, d): record.select(attack=k, seed=1, defense=d)[0]["asr"] for k in ("BadNets", "TrojanNN") for d in ("fip", "fip, eta = 0")}  # fmt: skip
+check.claim(
+    "BadNets, seed 1: FIP leaves less than 10 %.", left["BadNets", "fip"], 0, 0.1
+)
+check.claim("TrojanNN, seed 1: it leaves over 95 %.", left["TrojanNN", "fip"], 0.95, 1)
+check.claim("Fine-tuning leaves over 95 % of both.", min(left[k, "fip, eta = 0"] for k in ("BadNets", "TrojanNN")), 0.95, 1)  # fmt: skip
+
+# %% [markdown]
+# BadNets goes with every victim and every draw we tried, TrojanNN with one in four.
+#
 # ## A map of two minima
 #
 # Two random directions through the weights, and the loss on the plane they span: the popular picture of a landscape. To compare two
