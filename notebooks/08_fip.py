@@ -223,7 +223,7 @@ for w, rows in top.items():
     check.claim("So is the benign network trained without crops.", rows[3] / rows[2], 1.2, 4)  # fmt: skip
 show.bars(
     list(who), {"the defender's images": top["own"], "200 others": top["other"]},
-    title="Sharper than the twin: both victims, and a benign network without crops",
+    title="Sharper than the twin: both victims, and training without crops",
     ylabel="nats", xlabel="",
     description="Four groups of two bars: the top eigenvalue of the clean loss's Hessian for a BadNets victim, a TrojanNN victim, their "
     "benign twin, and a benign network trained without random crops, on the defender's images and on others. The twin's bars "
@@ -488,7 +488,7 @@ check.claim("The network ends over 1.5 times as sharp as it was; FIP's ends smoo
 show.lines(
     steps, {"ASR, random": [c["asr"] for c in lost], "ASR, FIP": [c["asr"] for c in led],
             "ACC, random": [c["acc"] for c in lost], "ACC, FIP": [c["acc"] for c in led]}, percent=True,
-    title="BadNets: pushes as long as FIP's, in random directions, do next to nothing", xlabel="step",
+    title="BadNets: random pushes of FIP's lengths do little", xlabel="step",
     description="Accuracy and attack success over six hundred steps of FIP and of a control whose pushes have the same lengths and random directions. The "
     "control keeps accuracy at ninety percent and attack success above ninety; FIP's attack success falls below ten within a hundred steps.",
 )  # fmt: skip

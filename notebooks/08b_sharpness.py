@@ -38,7 +38,7 @@
 # | attacker | poisoned 10 % of the training images |
 # | defender has | the weights, 240 clean labeled images. No trigger, no target label |
 # | we, who judge, have | everything: the twin, the training's course, the trigger |
-# | success of a claim | it holds for every seed, on images that no defense has trained on |
+# | success of a claim | it holds for every seed, on images that no defense has trained on (sections with one network say so) |
 
 # %% tags=["setup"]
 import copy
@@ -70,7 +70,7 @@ victim, twin = victims.zoo("badnets-hard"), victims.zoo("benign-hard")
 # *Difficulty 2, importance 5, 8 minutes.* `product` maps each row $v$ of a tensor $(n, p)$ to $A v$. Return $v^\top A v$ for
 # `draws` random sign vectors.
 #
-# > **Hint 1.** `2 * torch.randint(2, (draws, p), generator=generator) - 1`, as floats, is one sign vector a row.
+# > **Hint 1.** `2.0 * torch.randint(2, (draws, p), generator=generator) - 1` is one sign vector a row (2.0 makes floats).
 # >
 # > **Hint 2.** All rows fit into one call of `product`.
 # >
@@ -107,8 +107,8 @@ check.claim("Normal numbers: it is 30.", normal.var().item(), 27, 33)
 #
 # ## The top
 #
-# The trace adds up 177,000 eigenvalues. The largest says how fast the loss rises in the steepest direction. A random vector is a mix of all
-# eigenvectors; every product with $H$ multiplies each part by its eigenvalue, and soon one part is left.
+# The trace adds up 177,000 eigenvalues. The largest says how strongly the loss curves in its sharpest direction. A random vector is a mix of all
+# eigenvectors; every product with $H$ multiplies each part by its eigenvalue, and soon the part with the largest *absolute* value is left.
 #
 # ### Exercise 2: power iteration
 #
@@ -123,7 +123,7 @@ check.claim("Normal numbers: it is 30.", normal.var().item(), 27, 33)
 
 # %% tags=["exercise", "hide-input"]
 def top_eigenvalue(product, v, steps):
-    """Eigenvalue of largest absolute value: product maps (p,) to (p,), v starts: a number."""
+    """Eigenvalue of largest absolute value, a float; the function product maps (p,) to (p,)."""
     ### BEGIN SOLUTION
     for _ in range(steps):
         v = product(v / v.norm())
@@ -148,8 +148,8 @@ check.claim("From another start the package finds the same top, up to 5 %.", top
 # %% [markdown]
 # ## How a backdoor comes in
 #
-# The authors' figure 1 follows sharpness through the training: benign networks get smoother from epoch 60 on, backdoored ones
-# sharper. Here are three trainings of each kind on our harder signs, all with crops, measured after each epoch on 200 clean images that nobody
+# The authors' figure 1 follows sharpness through the training: the top eigenvalue of benign networks falls from about 600 to 20 by epoch
+# 60; that of backdoored ones stays near 200 and climbs again after epoch 70 to 80. Here are three trainings of each kind on our harder signs, all with crops, measured after each epoch on 200 clean images that nobody
 # trained on. The rate climbs until epoch 2.4 and then falls along a cosine to zero. The vertical line is the epoch from which on most of BadNets' poison
 # gets the attacker's label.
 
@@ -167,30 +167,32 @@ def entry(seed):
     series = {k: torch.tensor(training(k, seed, "lambda_max")).log10() for k in KINDS}
     late = training("BadNets", seed, "poison")[::-1]
     inside = 13 - next(n for n, p in enumerate(late) if p < 0.5)
-    last = ", ".join(f"{k} {training(k, seed, 'lambda_max')[-1]:.0f}" for k in KINDS)
     return show.lines(
-        range(1, 13), series, marks={inside: "BadNets is in"}, title=f"Seed {seed}, at the end: {last}",
+        range(1, 13), series, marks={inside: "BadNets is in"}, title=f"Seed {seed}: BadNets comes in with epoch {inside}",
         xlabel="epoch", ylabel="log10 of the top eigenvalue",
         description=f"Top eigenvalue of the Hessian after each of twelve epochs, training with seed {seed}, for a benign network and two victims, on a logarithmic axis. "
-        "All three fall from some hundreds in the first epochs to some tens at the end. A vertical line marks the entry of BadNets; with seeds 1 and 2 its curve rises before that line.",
+        "All three end at some tens, most after a steep fall from some hundreds. A vertical line marks the entry of BadNets; with seeds 1 and 2 its curve rises before that line.",
     )  # fmt: skip
 
 
 widgets.slider("seed", [0, 1, 2], entry, start=1)
 
 # %% tags=["claim"]
-for seed, first, last in ((1, 3, 6), (2, 2, 5)):  # epochs before the line
-    for kind, low, high in (("BadNets", 2, 4), ("benign twin", 0.2, 1)):
-        top = training(kind, seed, "lambda_max")
-        sentence = f"Seed {seed}, epochs {first} to {last}: {kind}, top eigenvalue times {low:g} to {high:g}."
-        check.claim(sentence, top[last - 1] / top[first - 1], low, high)
+for seed, first, last, kind, low, high in (
+    (1, 3, 6, "BadNets", 2, 4), (1, 3, 6, "benign twin", 0.2, 1),
+    (2, 2, 5, "BadNets", 2, 4), (2, 2, 5, "benign twin", 0.2, 1),
+    (0, 3, 6, "benign twin", 2, 4),
+):  # fmt: skip
+    top = training(kind, seed, "lambda_max")
+    sentence = f"Seed {seed}, epochs {first} to {last}, {kind}: top eigenvalue times {low:g} to {high:g}."
+    check.claim(sentence, top[last - 1] / top[first - 1], low, high)
 
 # %% [markdown]
-# Move the slider. With seeds 1 and 2 BadNets comes in late, in epochs 7 and 5, and in the epochs *before* that its curve climbs while the others fall: one reading
-# is that the surface steepens where the trigger is being found. Two runs do not prove it, and at the end nothing of it is left. With seed 0 it enters in the second epoch, TrojanNN always in
-# the first, when everything is steep and nothing can be told apart.
+# With seeds 1 and 2 BadNets comes in late, in epochs 7 and 5, and up to then its curve climbs, while the seed's benign network ends lower. Does the surface steepen where a trigger
+# is being found? Look at seed 0: its *benign* network doubles as well, without any trigger. All three were learning the signs late at
+# that time, and that alone may be the reason. One curve, read alone, would have told a fine story.
 #
-# **Predict**, without reading the titles of the other seeds. They make six pairs of a victim and the benign network of the same seed. In how many is the *victim* the sharper one at the end?
+# **Predict.** Three seeds make six pairs of a victim and the benign network of the same seed. In how many is the *victim* the sharper one at the end?
 
 # %% tags=["predict", "claim"]
 guess = 6
@@ -207,9 +209,9 @@ for key, name in (("lambda_max", "Top eigenvalue"), ("fisher", "Trace of the Fis
     check.claim(f"{name}: victims over twins, mean of six, between 0.7 and 1.4.", mean, 0.7, 1.4)  # fmt: skip
 
 # %% [markdown]
-# In two: BadNets with seeds 0 and 1. In the mean of the six, victims are not sharper by any of three measures. The victims of lesson
-# 08 were both sharper than their twin, by 1.4 and 2.5. They come from the same recipe, data and seed 0 as the first of these three,
-# trained earlier and with other rounding; that was enough to change the order. *Sharper than its twin* is not what
+# In two: BadNets with seeds 0 and 1. The geometric means of the six are 0.9 to 1.0; on the defender's images 0.9 to 1.1, with another pair sharper. The victims of lesson
+# 08 were both sharper than their twin, by 1.8 (BadNets) and 1.4 (TrojanNN). They come from the same recipe and seed 0 as the first of these three,
+# trained earlier, with images and sums rounded differently; that was enough to turn TrojanNN's order round. *Sharper than its twin* is not what
 # these backdoors have in common.
 #
 # And does FIP remove what another seed has trained? Seed 1, the same 600 steps as in lesson 08:
@@ -223,13 +225,14 @@ check.claim("TrojanNN, seed 1: it leaves over 95 %.", left["TrojanNN", "fip"], 0
 check.claim("Fine-tuning leaves over 95 % of both.", min(left[k, "fip, eta = 0"] for k in ("BadNets", "TrojanNN")), 0.95, 1)  # fmt: skip
 
 # %% [markdown]
-# BadNets goes with every victim and every draw we tried, TrojanNN with one in four.
+# BadNets falls to 3 to 11 % in all four runs, on two victims, at seven points of accuracy on this seed; TrojanNN below 10 % in one of four. (SAM, which left 56 to 72 % of BadNets in lesson 08, leaves
+# 26 % here.)
 #
 # ## A map of two minima
 #
 # Two random directions through the weights, and the loss on the plane they span: the popular picture of a landscape. To compare two
-# networks, a step must mean the same in both, and a network whose weights are ten times as large behind a BatchNorm is the same
-# network. So each *filter* of the direction gets the length of the network's own filter there (Li and others, 2018).
+# networks, a step must mean the same in both, and a convolution in front of a BatchNorm may be ten times as large, and the network is the
+# same. So each *filter* of the direction gets the length of the network's own filter there (Li and others, 2018).
 #
 # ### Exercise 3: a direction to the network's measure
 #
@@ -279,11 +282,11 @@ show.contours(
 )  # fmt: skip
 
 # %% [markdown]
-# Two things to see. There is no pit with walls around either network: two random directions of 177,000 nearly always miss the few steep ones (the
-# density in lesson 08: over 95 % of all eigenvalues lie near zero), so such a map shows the bulk of the landscape, not its top. And the victim's loss does rise faster on this map.
+# There is no pit with walls around either network. A random direction has a little of every eigenvector, so its curvature is a mean of all eigenvalues, as in exercise 1,
+# and no single steep direction shows. Away from the center BatchNorm's statistics no longer fit, which raises the loss as well. The victim's loss does rise faster on this map.
 # Draw other directions and other images before you believe it: with 100 other test images the twin's valley is not even centered.
 #
-# ## Where it breaks: the same network, a hundred times flatter
+# ## Where it breaks: the same network, one layer a hundred times flatter
 #
 # A convolution in front of a BatchNorm may be scaled by any $c$; the statistics follow, and the network computes the same. Its part of
 # $\mathrm{Tr}\, F$ is divided by $c^2$.
@@ -367,7 +370,9 @@ p = fast_fip(victim.model, parts.clean, steps=200, augment=Augment(2), generator
 share = {n: (d / s).abs() for n, (s, d) in p.log["change"].items()}
 layers = {n.removesuffix(".weight"): s for n, s in share.items()}
 typical = torch.cat(list(share.values())).median().item()
-check.claim("Half of all singular values change by 2 to 20 %.", typical, 0.02, 0.2)
+check.claim(
+    "The median change of a singular value is between 2 and 20 %.", typical, 0.02, 0.2
+)
 show.strips(
     layers, title=f"Every layer moves: half of the values by over {typical:.0%}",
     ylabel="change / singular value",
@@ -384,40 +389,44 @@ new, old = p.model.state_dict(), victim.model.state_dict()
 norms = {k for k in old if f"{k.rsplit('.', 1)[0]}.running_mean" in old}
 
 
-def asr_with(back):
+def with_old(back):
     net = copy.deepcopy(p.model)
     net.load_state_dict(new | {k: old[k] for k in back})
-    return metrics.evaluate(net, test[:300], victim.attack).asr
+    return metrics.evaluate(net, test[:300], victim.attack)
 
 
 back = {"none": [], **{n: [f"{n}.weight"] for n in layers}}
-after = {n: asr_with(k) for n, k in back.items()}
-one = max(after.values())
-values, only = asr_with(set(old) - norms), asr_with(norms)
+after = {n: with_old(k).asr for n, k in back.items()}
+values, last = with_old(set(old) - norms).asr, with_old(norms)
+one, only, works = max(after.values()), last.asr, last.acc
 check.claim("No single layer brings back more than 35 points.", one - after["none"], 0, 0.35)  # fmt: skip
 check.claim("All singular values back: less than 35 points, too.", values - after["none"], -0.3, 0.35)  # fmt: skip
 check.claim("BatchNorm back, singular values tuned: over 95 % ASR.", only, 0.95, 1)
+check.claim("The network still works then: over 75 % accuracy.", works, 0.75, 1)
 show.bars(
     ["nothing", "worst layer", "all singular values", "BatchNorm"], {"ASR": [after["none"], one, values, only]}, percent=True,
     title=f"Take back BatchNorm alone, and the attack is at {only:.0%}", xlabel="what goes back to the received values",
     description="Four bars of attack success: after 200 steps of Fast FIP; with the one layer taken back that matters most; with all singular values taken back; with "
-    "BatchNorm taken back. The first three are of similar height, the last reaches one hundred percent.",
+    "BatchNorm taken back. The second and third are somewhat above the first, the last reaches one hundred percent.",
 )  # fmt: skip
 
 # %% [markdown]
-# What "singular value tuning" did to this backdoor was done by BatchNorm, a detail on which the released code is silent. Is it necessary, too? 600
-# steps with the scales and shifts held fixed, measured beforehand:
+# Without BatchNorm's changes (scales, shifts and statistics) the attack is back at 100 %; without those of the singular values at 65 instead of 47 %. Most of this repair sits in
+# BatchNorm, a detail on which the released code is silent, and a third of it needs both. Are the singular values enough? 600
+# steps with scales and shifts held fixed, measured beforehand:
 
 # %% tags=["claim"]
 held = bench.results("signs-fip")
-fixed = {v: held.select(victim=f"{v}-hard", defense="fast fip, norms fixed")[0] for v in ("badnets", "trojan")}  # fmt: skip
-check.claim("BadNets, singular values alone: over 90 % of the attack stay.", fixed["badnets"]["asr"], 0.9, 1)  # fmt: skip
-check.claim("TrojanNN: the same.", fixed["trojan"]["asr"], 0.9, 1)
+fixed, free = (held.select(victim="badnets-hard", draw=None, defense=d)[0]["asr"] for d in ("fast fip, norms fixed", "fast fip"))  # fmt: skip
+check.claim(
+    "BadNets, singular values alone: over 95 % of the attack stay.", fixed, 0.95, 1
+)
+check.claim("With BatchNorm: 40 to 80 %.", free, 0.4, 0.8)
 
 # %% [markdown]
-# So an account of Fast FIP that shows the decomposition and leaves out BatchNorm would explain nothing.
+# In this draw they are not. (TrojanNN says nothing here: Fast FIP leaves all of it either way.)
 #
-# The same on the map of the last layer, with FIP over all weights beside it:
+# The last layer as a map, with FIP over all weights beside it. t-SNE puts images with similar outputs close together; each map has its own axes, only neighborhoods count.
 
 # %% tags=["figure"]
 from bdcourse.defenses import fip
@@ -444,16 +453,15 @@ show.clouds(
 # %% tags=["claim"]
 s = metrics.evaluate(whole.model, test, victim.attack)
 check.claim("FIP: of the triggered images that left the target, over 70 % got their true label.", s.ra / (1 - s.asr), 0.7, 1)  # fmt: skip
-affine = {k for k in norms if k.endswith((".weight", ".bias"))}
 mixed = copy.deepcopy(whole.model)
-mixed.load_state_dict(whole.model.state_dict() | {k: old[k] for k in affine})
-s = metrics.evaluate(mixed, test, victim.attack)
-check.claim("With BatchNorm's old scales and shifts FIP keeps the attack below 40 %.", s.asr, 0, 0.4)  # fmt: skip
+mixed.load_state_dict(whole.model.state_dict() | {k: old[k] for k in norms})
+broken = metrics.evaluate(mixed, test, victim.attack).acc
+check.claim("FIP with BatchNorm taken back: accuracy below 50 %.", broken, 0, 0.5)
 
 # %% [markdown]
-# With FIP over all weights it is the weights that count: BatchNorm's old scales and shifts cost accuracy, and do not bring the attack back.
-
-# %% [markdown]
+# For FIP over all weights the same test says nothing: weights and BatchNorm have moved together, and with BatchNorm taken back the network no longer reads signs. A part of a network
+# can be blamed only if the rest still works without it.
+#
 # ## On photographs, beside the paper's table 6
 #
 # CIFAR-10, width 8, six epochs instead of the paper's width 64 and some hundred; 2,000 clean images (5 % with those held out), 600 steps. The top
@@ -497,33 +505,32 @@ check.claim("Fine-tuning at this rate: never smoother by a tenth.", min(tops[a, 
 show.Table([line(a) for a in ("none", *VICTIMS)], "Top eigenvalue / ASR % / ACC %")
 
 # %% [markdown]
-# On photographs three of the four victims *are* sharper than the twin, by 6 to 20 % instead of the paper's factor of 30; SIG is not. Again one network of each kind. Under FIP and
-# under SAM the top eigenvalue falls to half or a third, and every attack goes. Fine-tuning with the same steps gets no smoother; it leaves 3 % of SIG, 11 to 13 % of BadNets and
-# TrojanNN, and 81 % of Blended. So smoothness and removal go together here, more than they did on the signs,
-# as the paper says. But SAM smooths as well, removes as much and keeps three to seven points more of the accuracy, of which FIP loses
-# nine to thirteen (in the paper: two to four). Most of that is the price of 600 steps at a constant rate: fine-tuning in the same loop loses seven to ten. What the paper's networks
-# had and ours have not, 120 epochs and width 64, we could not test.
+# Three of the four victims are sharper than the twin, by 6 to 20 % on these 200 images instead of the paper's factor of 30; on 200 others Blended is below the twin and SIG above: too close to tell. Under FIP and
+# SAM the top eigenvalue falls to between a third and a bit over half, and every ASR ends below 9 %. Fine-tuning with the same steps ends 1.1 to 1.5 times as sharp; it still leaves only 3 % of SIG and 11 to 13 % of
+# BadNets and TrojanNN, but 81 % of Blended. So here what got smoother lost its backdoor, as the paper says, but three of four lost most of it while getting sharper. SAM
+# keeps three to seven points more of the accuracy, of which FIP loses nine to thirteen (in the paper: two to four); fine-tuning in the same loop loses seven to nine, so most of that is the price of 600 steps at a constant
+# rate. And not every triggered image is read again: RA is 24 % on SIG and 35 % on Blended after FIP, 28 and 51 % after SAM.
 #
 # ## Papers say, released code does, we measure
 #
 # | | paper or released code | here |
 # |---|---|---|
 # | sharper? | figure 1: top eigenvalue 616 (TrojanNN) against 20 (benign) | signs, three seeds: 2 of 6 victims sharper than their twin; photographs: 3 of 4, by 6 to 20 % |
-# | while it comes in | figure 1: victims get sharper again after epoch 70 to 80 | where BadNets enters late, sharpness doubles before, and is gone at the end |
+# | while it comes in | figure 1: victims get sharper again after epoch 70 to 80 | BadNets doubles before it enters late; so does one benign network |
 # | measured on | released script: 200 of the images that the purification trains on | 200 test images |
-# | Fast FIP | released layers tune singular values; of BatchNorm nothing is said | without BatchNorm's scales and shifts it removes nothing |
+# | Fast FIP | released layers tune singular values; of BatchNorm nothing is said | BadNets, one draw: ASR 65 %; with scales and shifts fixed 100 % |
 # | "trace" | mean zero, variance $\frac{1}{m} \sum_k (P - k + 1)^2 \lVert g_k \rVert^2$ | so on our victim, too |
 #
 # ## Recap
 #
 # - Random signs give a trace from products alone, and the diagonal adds nothing to their variance: 4 instead of 30 (objective 1).
 # - Power iteration gives the eigenvalue of largest absolute value; $v^\top A v$ keeps its sign (objective 2).
-# - Filter-normalised maps let networks be compared, and miss the few steep directions; a plain trace can be made a hundred times smaller
-#   without changing the network (objective 3).
+# - Filter-normalised maps let networks be compared, and average steep directions away; a layer's part of a plain trace can be made a hundred
+#   times smaller without changing the network (objective 3).
 # - A quantity called "trace" had mean zero; two rules for variances say how far it strays (objective 4).
-# - Put parts back to find what carries a repair: Fast FIP's was BatchNorm. With three seeds "victims are sharper" held in two of six pairs (objective 5).
+# - Put parts back to find what carries a repair: most of Fast FIP's was in BatchNorm. With three seeds "victims are sharper" held in two of six pairs (objective 5).
 #
-# **What this does not show.** Networks of width 8, trained for 6 to 12 epochs; the paper's curves part after 60. A longer training may bring the difference out.
+# **What this does not show.** Networks of width 8, trained for 6 to 12 epochs; the paper's victims climb after epoch 70. A longer training may bring the difference out.
 #
 # **Beyond.** (a) Train with `pad=0`, no crops: does the order of victim and twin survive? (b) Does FIP with `draw="gaussian", product="exact"`, whose push is the whole
 # gradient of the trace, smooth more, and does it remove more?

@@ -139,7 +139,7 @@ def whole_signs(product, p, draws, generator):
 
 
 RIGHT: dict = {
-    "trace_draws": [trace_draws, trace_draws_one_by_one, whole_signs],
+    "trace_draws": [trace_draws, trace_draws_one_by_one],
     "top_eigenvalue": [top_eigenvalue, top_eigenvalue_by_quotient],
     "filter_direction": [filter_direction, filter_direction_by_loop],
     "fake_variance": [fake_variance, fake_variance_by_tensor],
@@ -148,6 +148,7 @@ RIGHT: dict = {
 WRONG: dict = {
     "trace_draws": [
         (normal_draws, "normal numbers"),
+        (whole_signs, "whole numbers"),
         (zero_one_draws, "zeros and ones"),
         (same_draw, "always the same"),
         (one_sign_a_draw, "always the same"),

@@ -29,8 +29,13 @@ def trace_draws(fn: Callable[[Product, int, int, torch.Generator], Tensor]) -> N
     def by(matrix: Tensor) -> Product:
         def product(v: Tensor) -> Tensor:
             shapes.append(tuple(v.shape))
-            found = v.to(matrix) @ matrix
-            return found.to(v) if v.is_floating_point() else found
+            need(
+                v.is_floating_point(),
+                name,
+                "draws whole numbers; products need floats.",
+                1,
+            )
+            return v @ matrix.to(v)
 
         return product
 
