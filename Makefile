@@ -88,7 +88,7 @@ test: $(READY)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pytest
-	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 120 notebooks
+	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
 	$(PY) tools/check_book.py
 
 notebooks: $(READY)

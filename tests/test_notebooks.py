@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -318,3 +320,19 @@ def test_guard_allows(guard: Callable, change: Callable) -> None:
     nb = lesson()
     change(nb)
     assert not guard(nb)
+
+
+def test_a_cell_that_survives_its_time_limit_fails(tmp_path) -> None:
+    """nbval by itself lets it pass, and excuses the cells behind it."""
+    source = (
+        "import time\ntry:\n    time.sleep(30)\nexcept KeyboardInterrupt:\n    pass"
+    )
+    cell = new_code_cell(source, execution_count=1)
+    path = tmp_path / "slow.ipynb"
+    nbformat.write(new_notebook(cells=[cell]), path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", str(path)]
+    command += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "2"]
+    root = FOLDER.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+    assert "took too long" in done.stdout
