@@ -79,9 +79,8 @@ class Softmax:
 
     def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:
         log_p = out.log_softmax(-1)
-        e = torch.randn(out.shape, generator=generator, device=generator.device)
         # Not p.sqrt(): its slope at a p that rounds to 0 is infinite.
-        e = (log_p / 2).exp() * e.to(out)
+        e = (log_p / 2).exp() * random_normal(out, generator)
         return e - log_p.exp() * e.sum(-1, keepdim=True)
 
     def roots(self, out: Tensor) -> Tensor:
@@ -174,6 +173,12 @@ def gradient(of, weights, cotangent=None, create_graph=False) -> tuple[Tensor, .
     return torch.autograd.grad(
         of, weights, cotangent, create_graph=create_graph, materialize_grads=True
     )
+
+
+def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, shaped like a tensor."""
+    v = torch.randn(like.shape, generator=generator, device=generator.device)
+    return v.to(like)
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -27,6 +27,7 @@ from bdcourse.curvature import (
     chosen,
     examining,
     gradient,
+    random_normal,
     random_signs,
     traced,
 )
@@ -110,12 +111,6 @@ def power(
         values.append(value)
         vectors = torch.cat([vectors, v[None]])
     return starts.new_tensor(values), vectors
-
-
-def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers, shaped like a tensor."""
-    v = torch.randn(like.shape, generator=generator, device=generator.device)
-    return v.to(like)
 
 
 def hutchinson(
@@ -327,7 +322,7 @@ def filter_normalised(
         if w.ndim < 2:
             direction[name] = torch.zeros_like(w)
             continue
-        d = torch.randn(w.shape, generator=generator, device=generator.device).to(w)
+        d = random_normal(w, generator)
         scale = w.flatten(1).norm(dim=1) / d.flatten(1).norm(dim=1)
         direction[name] = d * scale.view(-1, *[1] * (w.ndim - 1))
     return direction

@@ -398,7 +398,7 @@ def test_a_gaussian_draw_is_unbiased_and_its_difference_is_its_product():
                            for _ in range(1500)])  # fmt: skip
     assert float(traces.mean()) == pytest.approx(want, rel=0.08)
     # The difference takes the drawn vector as given.
-    score, pushes = descent.total_score(model(x), images.y), []
+    score = descent.total_score(model(x), images.y)
     g = slopes(score(model(x)), trainable(model))
     pushes = along(model, x, trainable(model), g, score, reach=1e-6)
     _, slope = trace_and_slope(model, x, score)

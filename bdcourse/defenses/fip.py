@@ -48,6 +48,7 @@ from bdcourse.curvature import (
     fisher_diagonal,
     gaussian,
     gradient,
+    random_normal,
     random_signs,
     squared_norm,
 )
@@ -249,8 +250,7 @@ class Smooth:
 
     def elsewhere(self, h: Tensor) -> Tensor:
         """A random tensor of the length of h."""
-        device = self.generator.device
-        r = torch.randn(h.shape, generator=self.generator, device=device).to(h)
+        r = random_normal(h, self.generator)
         return r * (h.norm() / r.norm().clamp(min=1e-12))
 
     def total_score(self, out: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
@@ -409,8 +409,7 @@ def fake_trace(
     total = out.new_zeros(())
     for _ in range(probes):
         for times, g in zip(counts, slopes, strict=True):
-            v = torch.randn(g.shape, generator=generator, device=generator.device)
-            total = total + times * (g * v.to(g)).sum()
+            total = total + times * (g * random_normal(g, generator)).sum()
     return total / probes
 
 
