@@ -1,18 +1,27 @@
-"""`python -m bdcourse`: run the course's path on own images, or remake the zoo."""
+"""`python -m bdcourse`: measure on own images, render a table, or remake the zoo."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
+from itertools import product
+
+KINDS = ("grid", "summary", "ranking", "rows")
+FORMATS = ("text", "markdown", "latex", "figure")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bdcourse", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     b = commands.add_parser("bench", help="attacks against defenses on an image set")
-    b.add_argument("--data", default="signs", help="signs, cifar10, a folder, an .npz")
+    b.add_argument(
+        "--data",
+        nargs="+",
+        default=["signs"],
+        help="signs, cifar10, a folder, an .npz; one or several",
+    )
     b.add_argument("--out", required=True, help="JSON file for the rows")
     b.add_argument(
         "--attacks", nargs="*", default=["BadNets", "Blended"], help="names, or all"
@@ -23,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     b.add_argument(
         "--defenses",
-        dest="only",
         nargs="+",
         default=(),
         help="names (default: six and a sweep), or: all",
@@ -31,7 +39,14 @@ def main(argv: list[str] | None = None) -> int:
     b.add_argument(
         "--zoo", nargs="*", help="victims of the course, by name, instead of --data"
     )
-    b.add_argument("--budget", type=int, help="clean images the defender really gets")
+    b.add_argument(
+        "--budget",
+        dest="budgets",
+        type=int,
+        nargs="+",
+        default=[None],
+        help="clean images the defender really gets",
+    )
     b.add_argument("--draws", type=int, nargs="+", default=[0], help="which of them")
     b.add_argument(
         "--sharp", action="store_true", help="also measure how sharp each model is"
@@ -42,9 +57,22 @@ def main(argv: list[str] | None = None) -> int:
     b.add_argument("--size", type=int, help="resize folder images to this side")
     b.add_argument("--device", default=None, help="default: cuda if there is one")
     b.add_argument("--keep", default="runs", help="folder for trained victims")
+    b.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="ATTACK/DEFENSE",
+        help="patterns with *, such as 'BadNets/*'; other cells are left out",
+    )
+    w = b.add_argument_group("where", "default: one cell after the other, in here")
+    w.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    w.add_argument("--scheduler", help="tcp://HOST:PORT of a Dask cluster, instead")
+    w.add_argument("--threads", type=int, help="of torch, in each worker")
     r = b.add_argument_group("recipe", "defaults: 'signs' and all others differ")
-    r.add_argument("--model", help="resnet18, preact_resnet18, vgg16_bn, ...")
-    r.add_argument("--width", type=int, help="channels of the first layer")
+    r.add_argument(
+        "--model", nargs="+", help="resnet18, preact_resnet18, vgg16_bn, ..."
+    )
+    r.add_argument("--width", type=int, nargs="+", help="channels of the first layer")
     r.add_argument("--epochs", type=float)
     r.add_argument("--batch", type=int)
     r.add_argument("--lr", type=float)
@@ -57,6 +85,21 @@ def main(argv: list[str] | None = None) -> int:
     r.add_argument("--pad", type=int, help="crop padding in pixels")
     r.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror")
     r.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="on a CPU too")
+    t = commands.add_parser("table", help="render measured rows")
+    t.add_argument("name", help="of a file in data/results, or the path of a .json")
+    t.add_argument("--kind", choices=KINDS, default="grid")
+    t.add_argument("--format", choices=FORMATS, default="text")
+    t.add_argument("--defenses", nargs="+", default=(), help="names (default: all)")
+    t.add_argument("--who", nargs="+", help="victims (default: all)")
+    t.add_argument(
+        "--where",
+        nargs="+",
+        default=(),
+        metavar="KEY=VALUE",
+        help="what rows must hold: budget=500 draw=null",
+    )
+    t.add_argument("--caption", default="", help="or the title of a figure")
+    t.add_argument("--out", help="file; a figure needs one that ends in .png")
     z = commands.add_parser("zoo", help="train the victims of the lessons again")
     z.add_argument("--only", nargs="+", help="names of victims")
     z.add_argument("--out", help="folder (default: data/zoo)")
@@ -68,20 +111,12 @@ def main(argv: list[str] | None = None) -> int:
             from bdcourse.zoo import remake
 
             return remake(**a)
-        import torch
+        if command == "table":
+            from bdcourse.render import write
 
-        from bdcourse.bench import Recipe, recipe_for, run, run_zoo
-
-        given = {f.name: a.pop(f.name) for f in fields(Recipe)}
-        given = {k: v for k, v in given.items() if v is not None}
-        recipe = replace(recipe_for(a["data"]), **given)
-        a["options"] = _options(a["options"])
-        a["device"] = a["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        if (zoo := a.pop("zoo")) is not None:
-            shared = {k: a[k] for k in ("only", "budget", "draws", "sharp", "device")}
-            run_zoo(a["out"], zoo, **shared)
+            write(**a)
             return 0
-        run(a.pop("data"), a.pop("out"), recipe, **a)
+        return _bench(a)
     except (ValueError, FileNotFoundError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
@@ -89,6 +124,30 @@ def main(argv: list[str] | None = None) -> int:
         print("\nstopped; finished rows are kept, the same command goes on from here.")
         return 130
     return 0
+
+
+def _bench(a: dict) -> int:
+    import torch
+
+    from bdcourse.bench import run, run_zoo
+    from bdcourse.recipes import Recipe
+
+    given = {f.name: a.pop(f.name) for f in fields(Recipe)}
+    given = {k: v for k, v in given.items() if v is not None}
+    lists = {k: given.pop(k) for k in ("model", "width") if k in given}
+    a["device"] = a["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    a["options"] = _options(a["options"])
+    if (zoo := a.pop("zoo")) is not None:
+        shared = ("defenses", "budgets", "draws", "sharp", "device", "only", "workers",
+                  "scheduler", "threads")  # fmt: skip
+        results = run_zoo(a["out"], zoo, **{k: a[k] for k in shared})
+    else:
+        scales = [
+            given | dict(zip(lists, values, strict=True))
+            for values in product(*lists.values())
+        ]
+        results = run(a.pop("data"), a.pop("out"), scales=scales, **a)
+    return int(bool(results.failed))
 
 
 def _options(text: str | None) -> dict[str, dict] | None:

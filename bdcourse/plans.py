@@ -140,12 +140,15 @@ class Plan:
         run: the defense with its settings.
         clean, held: whether it looks at these images of the case.
         settings: numbers and words by which the defense runs, for the row.
+        shares: the attribute of a case whose work it takes, with others of its name;
+            "" if it works alone. Cells that share are dealt to one process.
     """
 
     run: Callable[[Case], Purified]
     clean: bool = True
     held: bool = False
     settings: dict = field(default_factory=dict)
+    shares: str = ""
 
     def images(self, case: Case) -> int:
         """How many clean images it looks at."""
@@ -196,7 +199,7 @@ def _fmp(p: float, *, random: bool = False, epochs: float = 10) -> Plan:
         return replace(repaired, seconds=seconds)
 
     more = {"p": p, "least": 1, "n": FMP_IMAGES, "epochs": epochs}
-    return Plan(run, settings=defaults(scores, repair) | more)
+    return Plan(run, settings=defaults(scores, repair) | more, shares="fmp_scores")
 
 
 def _hard(case: Case, soft: Purified) -> Purified:
@@ -265,11 +268,11 @@ def _costing(name: str, drop: float, settings: dict) -> Plan:
         seconds = found.seconds + time.perf_counter() - start
         return Purified(model, pruned, {"threshold": t}, seconds)
 
-    return Plan(run, held=True, settings=settings | {"max_drop": drop})
+    return Plan(run, held=True, settings=settings | {"max_drop": drop}, shares=name)
 
 
 def _weights(run: Callable[[Case], Purified], **settings) -> Plan:
-    return Plan(run, clean=False, settings=settings)
+    return Plan(run, clean=False, settings=settings, shares="weights")
 
 
 def _clp(u: float) -> Plan:
@@ -295,30 +298,37 @@ PLANS: dict[str, Plan] = {
     "clp, u = 2.5": _clp(2.5),
     "clp, u on held-out images": Plan(_clp_held, clean=False, held=True),
     "random channels": _weights(_random),
-    "linf": Plan(_linf, held=True, settings=LINF),
+    "linf": Plan(_linf, held=True, settings=LINF, shares="inverted"),
     "linf (oracle)": Plan(_linf_oracle, held=True, settings=LINF),
     "fmp": _fmp(64),
     "fmp, p = 16": _fmp(16),
     "fmp, p = 16, pruning only": _fmp(16, epochs=0),
     "fmp, p = 16, random maps": _fmp(16, random=True),
-    "mnp, soft": Plan(lambda case: case.mnp_soft, settings=MNP),
+    "mnp, soft": Plan(lambda case: case.mnp_soft, settings=MNP, shares="mnp_soft"),
     "mnp, hard": Plan(
-        lambda case: _hard(case, case.mnp_soft), held=True, settings=MNP_HARD
+        lambda case: _hard(case, case.mnp_soft),
+        held=True,
+        settings=MNP_HARD,
+        shares="mnp_soft",
     ),
     "mnp, soft, beta held": Plan(
-        lambda case: case.mnp_held, held=True, settings=MNP | {"beta": "held"}
+        lambda case: case.mnp_held,
+        held=True,
+        settings=MNP | {"beta": "held"},
+        shares="mnp_held",
     ),
     "mnp, hard, beta held": Plan(
         lambda case: _hard(case, case.mnp_held),
         held=True,
         settings=MNP_HARD | {"beta": "held"},
+        shares="mnp_held",
     ),
-    "mnp, random channels": Plan(_mnp_random, held=True),
+    "mnp, random channels": Plan(_mnp_random, held=True, shares="mnp_soft"),
     # MNP may lose three points; BackdoorBench lets ANP and RNP lose ten in a hundred.
-    "anp": Plan(lambda case: case.anp, held=True, settings=ANP),
+    "anp": Plan(lambda case: case.anp, held=True, settings=ANP, shares="anp"),
     "anp, 3 points": _costing("anp", 0.03, ANP),
     "anp, 10 points": _costing("anp", 0.1, ANP),
-    "rnp": Plan(lambda case: case.rnp, held=True, settings=RNP),
+    "rnp": Plan(lambda case: case.rnp, held=True, settings=RNP, shares="rnp"),
     "rnp, 3 points": _costing("rnp", 0.03, RNP),
     "rnp, 10 points": _costing("rnp", 0.1, RNP),
     "fine-pruning": _tuned(defenses.fine_pruning, held=True),
@@ -326,9 +336,11 @@ PLANS: dict[str, Plan] = {
     "nad": _tuned(defenses.nad),
     "i-bau": _tuned(defenses.i_bau),
     "nc unlearning": Plan(
-        _nc_unlearning, settings=defaults(defenses.nc_unlearning) | SEARCH
+        _nc_unlearning,
+        settings=defaults(defenses.nc_unlearning) | SEARCH,
+        shares="inverted",
     ),
-    "fip": Plan(lambda case: case.fip, settings=FIP),
+    "fip": Plan(lambda case: case.fip, settings=FIP, shares="fip"),
     "fast fip": _descending(defenses.fast_fip),
     "fip, released": _descending(defenses.fip_released, eta_f=0.005),
     # The script's steps, rate, momentum and batch as well: minutes, and only this arm.
@@ -345,6 +357,7 @@ PLANS: dict[str, Plan] = {
     "fip, random direction, same lengths": Plan(
         _random_direction,
         settings=FIP | {"product": "random", "lengths": "of fip"},
+        shares="fip",
     ),
     "fip, gaussian": _descending(defenses.fip, draw="gaussian"),
     "fip, gaussian, exact product": _descending(

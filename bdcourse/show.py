@@ -512,9 +512,10 @@ def matrix(
     numbers: bool = False,
     height: float = 4.4,
 ) -> Picture:
-    """A table of shares (rows, columns) in [0, 1] as fields from pale to dark.
+    """A table of shares (rows, columns) in [0, 1] as fields from dark to pale.
 
     Args:
+        values: nan leaves a field empty.
         names: of the rows, and of the columns unless `columns` names those.
         numbers: print each share in percent into its field.
     """
@@ -528,6 +529,8 @@ def matrix(
         ax.set_yticks(range(len(names)), names)
         if numbers:
             for (i, j), share in np.ndenumerate(v):
+                if np.isnan(share):
+                    continue
                 ink = "black" if share > 0.5 else "white"
                 ax.text(j, i, f"{100 * share:.0f}", ha="center", va="center",
                         color=ink, fontsize=10)  # fmt: skip
@@ -535,6 +538,31 @@ def matrix(
         ax.set_ylabel(ylabel)
         ax.set_title(title)
         ax.spines[:].set_visible(False)
+        return Picture(fig, description)
+
+
+def ranked(
+    named: Mapping[str, tuple[float, float, float]],
+    *,
+    description: str,
+    title: str,
+    xlabel: str,
+    highlight: Sequence[str] = (),
+) -> Picture:
+    """Values with their intervals, one below the other: name -> (value, low, high)."""
+    with _style():
+        fig, axes = canvas(height=0.8 + 0.25 * len(named))
+        ax = axes[0, 0]
+        for i, (name, (value, low, high)) in enumerate(named.items()):
+            on = name in highlight
+            colour = TRIGGERED if on else CLEAN
+            ax.plot([low, high], [i, i], color=colour, lw=2.5, alpha=0.45)
+            ax.plot(value, i, "s" if on else "o", ms=7, color=colour)
+        ax.set_yticks(range(len(named)), named)
+        ax.invert_yaxis()
+        ax.grid(axis="x", color="#e6e6e6", lw=0.8)
+        ax.set_xlabel(xlabel)
+        ax.set_title(title)
         return Picture(fig, description)
 
 
@@ -654,11 +682,38 @@ class Table:
         body = "".join(f"<tr>{row(r, 'td')}</tr>" for r in self.body)
         return f"<table>{caption}{head}<tbody>{body}</tbody></table>"
 
+    def latex(self) -> str:
+        """The table for a LaTeX document that loads booktabs."""
+        sides = "".join("r" if right else "l" for right in self.right)
+        rows = [" & ".join(map(_tex, r)) + r" \\" for r in (self.head, *self.body)]
+        rows.insert(1, r"\midrule")
+        lines = [
+            r"\begin{table}",
+            *([rf"\caption{{{_tex(self.caption)}}}"] if self.caption else []),
+            rf"\begin{{tabular}}{{{sides}}}",
+            r"\toprule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines)
+
     def markdown(self) -> str:
         """The table as Markdown, for the README."""
         rule = ["---:" if r else "---" for r in self.right]
         lines = [self.head, rule, *self.body]
         return "\n".join("| " + " | ".join(r) + " |" for r in lines)
+
+
+TEX = {
+    "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", **{c: "\\" + c for c in "&%$#_{}"},
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(c, c) for c in text)
 
 
 def _is_number(value) -> bool:

@@ -57,8 +57,8 @@
 # %% tags=["setup"]
 import torch
 
-from bdcourse import bench, check, data, metrics, show, train, victims
-from bdcourse import visibility, widgets
+from bdcourse import check, data, metrics, show, train, victims
+from bdcourse import tables, visibility, widgets
 from bdcourse.attacks import AdapBlend, AdapPatch, BadNets, Blended, FTrojan
 from bdcourse.attacks import LabelConsistent, Refool, SIG, TaCT, checkerboard
 from bdcourse.attacks import noise_picture, surviving
@@ -311,7 +311,7 @@ show.lines(
 # may plant none: the trigger is learned within the training, or it is not, and the accuracy does not tell which.
 
 # %% tags=["figure"]
-main, by_rate = bench.results("signs"), bench.results("signs-rates")
+main, by_rate = tables.results("signs"), tables.results("signs-rates")
 rates = [0.05, 0.1, 0.2]
 runs = [
     (main if r == 0.1 else by_rate).select(attack="BadNets", defense="none", rate=r)
@@ -320,7 +320,7 @@ runs = [
 means, spread = {}, {}
 for k in ("ACC", "ASR"):
     values = [[row[k.lower()] for row in rows] for rows in runs]
-    means[k] = [bench.mean(v) for v in values]
+    means[k] = [tables.mean(v) for v in values]
     spread[k] = [min(v) for v in values], [max(v) for v in values]
 show.lines(
     [100 * r for r in rates], means, spread=spread, percent=True,
@@ -332,7 +332,7 @@ show.lines(
 
 # %% tags=["claim"]
 rows = [{"poison rate %": 100 * r, "images": rows[0]["n_poisoned"],
-         "ASR %": bench.table_row(rows)["ASR %"], "learned in epoch": ", ".join(str(r["learned"] or "never") for r in rows)} for r, rows in zip(rates, runs, strict=True)]  # fmt: skip
+         "ASR %": tables.table_row(rows)["ASR %"], "learned in epoch": ", ".join(str(r["learned"] or "never") for r in rows)} for r, rows in zip(rates, runs, strict=True)]  # fmt: skip
 check.claim(
     "No poison rate costs a point of clean accuracy.", min(spread["ACC"][0]), 0.99, 1
 )
@@ -504,7 +504,7 @@ print("as the library:", torch.allclose(stripes(one, 40 / 255, 6), SIG().trigger
 some = parts.test[:300]
 look = {"BadNets": BadNets(), "Blended": Blended()} | family
 label = {"LC": "LabelConsistent", "Refool-like": "Refool"}
-measured = bench.results("signs-attacks")
+measured = tables.results("signs-attacks")
 seen, likeness = {}, {}
 for name, attack in look.items():
     row = measured.select(attack=label.get(name, name), defense="none")[0]
@@ -518,7 +518,7 @@ show.points(
 )  # fmt: skip
 
 # %%
-bench.attack_table(
+tables.attack_table(
     "signs-attacks",
     [label.get(n, n) for n in look],
     "One recipe for all: signs, ResNet-18 of width 8, twelve epochs, one seed.",
@@ -561,7 +561,7 @@ check.claim("The first run planted its trigger.", desk.runs[0].scores.asr, 0.8, 
 # of triggered images that get their *true* label; lesson 03 explains why it matters.
 
 # %%
-bench.standard_table(
+tables.standard_table(
     "signs",
     "Signs, ResNet-18 of width 16, 10 % poison; mean ± half range of seeds",
     defenses=("none", "fine-tuning"),

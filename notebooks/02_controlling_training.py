@@ -51,7 +51,7 @@
 import torch
 import torch.nn.functional as F
 
-from bdcourse import bench, check, data, metrics, show, victims, widgets
+from bdcourse import check, data, metrics, show, tables, victims, widgets
 from bdcourse.attacks import ATTACKS, WaNet, input_aware, wanet
 
 g = torch.Generator().manual_seed(0)
@@ -208,7 +208,7 @@ looks = {
 }
 hit = {
     name: [
-        bench.mean((metrics.predict(v.model, x) == attack.target).float().mean().item() for x in xs)
+        tables.mean((metrics.predict(v.model, x) == attack.target).float().mean().item() for x in xs)
         for xs in looks.values()
     ]
     for name, v in (("with noise mode", warped), ("without", plain))
@@ -457,7 +457,7 @@ show.images(
 )  # fmt: skip
 
 # %%
-bench.attack_table(
+tables.attack_table(
     "signs-attacks",
     ["WaNet", "Bpp", "Composite", "InputAware", "LIRA", "FBA"],
     "Drawn signs, ResNet-18; before and after fine-tuning on clean images",
@@ -472,7 +472,7 @@ bench.attack_table(
 # Photographs do not help: on CIFAR-10, strength 0.5 and 10 % poison are not learned in six epochs at width 8 either (`data/results/cifar10-attacks.json`).
 
 # %% tags=["claim"]
-weak = bench.results("signs-wanet").select(attack="WaNet", defense="none")
+weak = tables.results("signs-wanet").select(attack="WaNet", defense="none")
 rows = [{"width": r["width"], "strength": r["settings"]["strength"], "noise mode": bool(r["settings"]["cross_rate"]), "poison rate %": 100 * r["rate"],
          "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "learned in epoch": r["learned"] or "never"} for r in weak]  # fmt: skip
 at = {(r["width"], r["settings"]["strength"], bool(r["settings"]["cross_rate"])): r["asr"] for r in weak}  # fmt: skip
@@ -481,7 +481,7 @@ check.claim(
     "At strength 3 it learns part of it: 50 to 90 %.", at[8, 3.0, True], 0.5, 0.9
 )
 check.claim("At strength 3 and width 16, all of it: above 95 %.", at[16, 3.0, True], 0.95, 1)  # fmt: skip
-cifar = bench.results("cifar10-attacks").select(attack="WaNet", defense="none")[0]
+cifar = tables.results("cifar10-attacks").select(attack="WaNet", defense="none")[0]
 check.claim("Nor is it on CIFAR-10 in six epochs: ASR below 40 %.", cifar["asr"], 0, 0.4)  # fmt: skip
 show.Table(rows, caption="WaNet by width, strength and noise mode, signs, one seed each")  # fmt: skip
 

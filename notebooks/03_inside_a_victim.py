@@ -51,8 +51,8 @@
 # %% tags=["setup"]
 import torch
 
-from bdcourse import activations, bench, check, data, defenses, metrics
-from bdcourse import show, surgery, victims, widgets
+from bdcourse import activations, check, data, defenses, metrics
+from bdcourse import show, surgery, tables, victims, widgets
 
 g = torch.Generator().manual_seed(0)
 parts = data.splits("signs")
@@ -179,7 +179,7 @@ for share in shares:
         {k: [getattr(s, k.lower()) for s in draws] for k in ("ACC", "ASR", "RA")}
     )
 show.lines(
-    [100 * s for s in shares], {k: [bench.mean(b[k]) for b in broken] for k in ("ACC", "ASR", "RA")},
+    [100 * s for s in shares], {k: [tables.mean(b[k]) for b in broken] for k in ("ACC", "ASR", "RA")},
     spread={k: tuple([f(b[k]) for b in broken] for f in (min, max)) for k in ("ACC", "ASR", "RA")},
     percent=True, title="Destruction is not repair: RA tells them apart",
     xlabel="random channels switched off, % of each layer",
@@ -191,7 +191,7 @@ show.lines(
 # %% tags=["claim"]
 check.claim(
     "In these draws, destruction recovers less than half of the labels on average.",
-    max(bench.mean(b["RA"]) for b in broken),
+    max(tables.mean(b["RA"]) for b in broken),
     0,
     0.5,
 )
@@ -205,7 +205,7 @@ check.claim(
 # default, by a rule that looks at held-out *clean* accuracy, and by oracle.
 
 # %%
-found, rows = bench.results("signs"), []
+found, rows = tables.results("signs"), []
 for run in (
     r for r in found.rows if r["defense"] == "clp sweep" and r["attack"] != "none"
 ):

@@ -51,8 +51,8 @@ import math
 
 import torch
 
-from bdcourse import activations, bench, check, data, metrics
-from bdcourse import show, surgery, victims, widgets
+from bdcourse import activations, check, data, metrics
+from bdcourse import show, surgery, tables, victims, widgets
 from bdcourse.defenses import invert_trigger, linf, linf_oracle, prune_random
 from bdcourse.defenses.linf import curve, gated, responses, sweep
 
@@ -411,7 +411,7 @@ random = [
 asr = {p: [chosen[n, p].asr for n in stages] for p in (1.0, 2.0, math.inf)}
 check.claim("In the first stage all three norms work: ASR below 10 %.", max(v[0] for v in asr.values()), 0, 0.1)  # fmt: skip
 check.claim(
-    "As many random channels do not: ASR above 80 %.", bench.mean(random), 0.8, 1
+    "As many random channels do not: ASR above 80 %.", tables.mean(random), 0.8, 1
 )
 check.claim("In the last stage the l-infinity rule leaves more than in any other.", asr[math.inf][3] - max(asr[math.inf][:3]), 0.02, 1)  # fmt: skip
 show.bars(
@@ -533,17 +533,17 @@ show.heat(
 # %% tags=["claim"]
 from IPython.display import display
 
-found = bench.results("signs-defenses")
+found = tables.results("signs-defenses")
 check.claim("At the default layer, the last stage, Blended survives with the guess.", min(r["asr"] for r in found.select(victim="blended", defense="linf")), 0.8, 1)  # fmt: skip
 check.claim("Fine-tuning on the same images leaves BadNets alone.", min(r["asr"] for r in found.select(victim="badnets", defense="fine-tuning")), 0.9, 1)  # fmt: skip
 plans = ("none", "fine-tuning", "linf", "linf (oracle)", "nc unlearning")
-display(bench.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; l-infinity at its default layer, the last stage"))  # fmt: skip
-photos = {(r["attack"], r["defense"]): r.get("asr") for r in bench.results("cifar10-defenses").select(budget=2500, draw=None)}  # fmt: skip
+display(tables.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; l-infinity at its default layer, the last stage"))  # fmt: skip
+photos = {(r["attack"], r["defense"]): r.get("asr") for r in tables.results("cifar10-defenses").select(budget=2500, draw=None)}  # fmt: skip
 four = ("BadNets", "Blended", "SIG", "TrojanNN")
 check.claim("Photographs, last stage, by the guess: all four keep over 90 %.", min(photos[a, "linf"] for a in four), 0.9, 1)  # fmt: skip
 check.claim("By the attacker's own trigger over 75 %.", min(photos[a, "linf (oracle)"] for a in four), 0.75, 1)  # fmt: skip
 check.claim("Unlearning leaves less than 10 % of three of them.", sorted(photos[a, "nc unlearning"] for a in four)[2], 0, 0.1)  # fmt: skip
-bench.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, ACC / ASR / RA", budget=2500, draw=None)  # fmt: skip
+tables.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, ACC / ASR / RA", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]
 # The last column is a rival: *unlearning*, which stamps the guess on a fifth of the clean images, keeps their labels, and fine-tunes. Given the same guess it

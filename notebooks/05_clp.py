@@ -47,8 +47,8 @@
 # %% tags=["setup"]
 import torch
 
-from bdcourse import activations, bench, check, data, metrics
-from bdcourse import show, surgery, victims, widgets
+from bdcourse import activations, check, data, metrics
+from bdcourse import show, surgery, tables, victims, widgets
 from bdcourse.defenses import clp, prune_random
 from bdcourse.defenses.clp import channel_norms, plain_scores, scores, sweep
 
@@ -415,7 +415,7 @@ widgets.slider("u", list(pruned_at), at, start=2.5)
 # the trigger to find it, so it is an oracle's knowledge.
 
 # %% tags=["figure"]
-us, means, spread = bench.sweep_summary("signs", "BadNets")
+us, means, spread = tables.sweep_summary("signs", "BadNets")
 good = [
     u
     for u, a, c in zip(us, spread["ASR"][1], spread["ACC"][0], strict=True)
@@ -440,8 +440,8 @@ show.lines(
 # some third sign.
 
 # %% tags=["figure", "claim"]
-us, blend, spread = bench.sweep_summary("signs", "Blended")
-curves = bench.results("signs").select(attack="Blended", defense="clp sweep")
+us, blend, spread = tables.sweep_summary("signs", "Blended")
+curves = tables.results("signs").select(attack="Blended", defense="clp sweep")
 best = max(p["ra"] for r in curves for p in r["curve"] if p["acc"] > 0.95)
 check.claim(
     "No u that keeps 95 % accuracy brings half of the labels back, on any seed.",
@@ -494,11 +494,11 @@ show.bars(
 # %%
 rows = []
 for rate in (0.05, 0.1, 0.2):
-    find = bench.results("signs" if rate == 0.1 else "signs-rates").select
+    find = tables.results("signs" if rate == 0.1 else "signs-rates").select
     key = {"attack": "BadNets", "rate": rate}
     strong = {r["seed"] for r in find(defense="none", **key) if not r["weak"]}
     runs = [r for r in find(defense="clp, u = 2.5", **key) if r["seed"] in strong]
-    row = bench.table_row(runs) if runs else {}
+    row = tables.table_row(runs) if runs else {}
     shown = {k: row.get(k) for k in ("ACC %", "ASR %", "RA %", "channels")}
     rows.append({"poison rate %": 100 * rate, "victims": len(runs), **shown})
 show.Table(
@@ -552,32 +552,32 @@ show.Table(rows, caption="PreActResNet-18, BadNets, signs, one seed")
 # %% tags=["claim"]
 plain = [
     r["asr"]
-    for r in bench.results("signs").select(attack="BadNets", defense="fine-tuning")
+    for r in tables.results("signs").select(attack="BadNets", defense="fine-tuning")
 ]
 check.claim(
     "Fine-tuning on the clean signs leaves the backdoor alone.", min(plain), 0.9, 1
 )
-bench.standard_table(
+tables.standard_table(
     "signs", "Signs, ResNet-18 of width 16; mean ± half range of seeds"
 )
 
 # %% tags=["claim"]
-photos = bench.results("cifar10").select(attack="BadNets", defense="clp, u = 2.5")
+photos = tables.results("cifar10").select(attack="BadNets", defense="clp, u = 2.5")
 left = max(r["asr"] for r in photos)
 check.claim(
     "u = 2.5, fixed on the signs, leaves BadNets below 10 % on CIFAR-10.", left, 0, 0.1
 )
-bench.standard_table("cifar10", "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epochs")
+tables.standard_table("cifar10", "CIFAR-10 (JPEG), ResNet-18 of width 16, ten epochs")
 
 # %% tags=["claim"]
 from IPython.display import display
 
-trojan = [r["asr"] for r in bench.results("signs-defenses").select(victim="trojan") if r["defense"].startswith("clp")]  # fmt: skip
+trojan = [r["asr"] for r in tables.results("signs-defenses").select(victim="trojan") if r["defense"].startswith("clp")]  # fmt: skip
 check.claim("TrojanNN: no u of this table gets below 80 % ASR.", min(trojan), 0.8, 1)
-display(bench.grid("signs-defenses", bench.DEFENSES, "Signs, victims of the zoo, ACC / ASR / RA"))  # fmt: skip
-photos = {r["attack"]: r for r in bench.results("cifar10-defenses").select(defense="clp, u = 2.5", budget=2500, draw=None)}  # fmt: skip
+display(tables.grid("signs-defenses", tables.DEFENSES, "Signs, victims of the zoo, ACC / ASR / RA"))  # fmt: skip
+photos = {r["attack"]: r for r in tables.results("cifar10-defenses").select(defense="clp, u = 2.5", budget=2500, draw=None)}  # fmt: skip
 check.claim("CIFAR-10 at width 8: u = 2.5 leaves over 70 % of BadNets.", photos["BadNets"]["asr"], 0.7, 1)  # fmt: skip
-bench.grid("cifar10-defenses", bench.DEFENSES, "CIFAR-10, width 8, six epochs, ACC / ASR / RA", budget=2500, draw=None)  # fmt: skip
+tables.grid("cifar10-defenses", tables.DEFENSES, "CIFAR-10, width 8, six epochs, ACC / ASR / RA", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]
 # What to see in the second table: the threshold that was tuned on one sign victim works on photographs it was not tuned on, at a cost of

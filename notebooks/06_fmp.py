@@ -52,8 +52,8 @@
 # %% tags=["setup"]
 import torch
 
-from bdcourse import activations, bench, check, data, metrics, models
-from bdcourse import show, surgery, victims, widgets
+from bdcourse import activations, check, data, metrics, models
+from bdcourse import show, surgery, tables, victims, widgets
 from bdcourse.activations import spearman
 from bdcourse.defenses.fmp import execution_order, plain_scores, released_order
 from bdcourse.defenses.fmp import repair, scales_of, scores, select
@@ -630,16 +630,16 @@ from IPython.display import display
 kept = min(metrics.evaluate(p.model, test[:300]).acc for _, p in runs.values())
 check.claim("All six keep over 97 % accuracy.", kept, 0.97, 1)
 plans = ["none", "fine-tuning", "fmp", "fmp, p = 16", "fmp, p = 16, random maps"]
-display(bench.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; start and step 1/255, 240 images score, at least one map per layer"))  # fmt: skip
-photos = {(r["attack"], r["defense"]): r["asr"] for r in bench.results("cifar10-defenses").select(budget=2500, draw=None)}  # fmt: skip
+display(tables.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; start and step 1/255, 240 images score, at least one map per layer"))  # fmt: skip
+photos = {(r["attack"], r["defense"]): r["asr"] for r in tables.results("cifar10-defenses").select(budget=2500, draw=None)}  # fmt: skip
 gain = {a: photos[a, "fmp, p = 16, random maps"] - photos[a, "fmp, p = 16"] for a in ("BadNets", "TrojanNN", "Blended", "SIG", "WaNet")}  # fmt: skip
 check.claim("Photographs: on BadNets and TrojanNN FMP's choice leaves 15 points less than random maps, or better.", min(gain["BadNets"], gain["TrojanNN"]), 0.15, 1)  # fmt: skip
 check.claim("On Blended and WaNet the gain is below 10 points; on SIG it is a loss of 30.", max(gain["Blended"], gain["WaNet"], gain["SIG"] + 0.4), 0, 0.1)  # fmt: skip
 check.claim("Blended: random maps and ten epochs already bring it below 15 %.", photos["Blended", "fmp, p = 16, random maps"], 0, 0.15)  # fmt: skip
-tenth = {d: bench.results("cifar10-defenses").select(budget=None, attack="BadNets", defense=d)[0]["asr"] for d in plans}  # fmt: skip
+tenth = {d: tables.results("cifar10-defenses").select(budget=None, attack="BadNets", defense=d)[0]["asr"] for d in plans}  # fmt: skip
 check.claim("BadNets, 5,000 images: FMP leaves 15 points more than random maps, or worse.", tenth["fmp, p = 16"] - tenth["fmp, p = 16, random maps"], 0.15, 1)  # fmt: skip
-display(bench.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, 256 score", budget=2500, draw=None))  # fmt: skip
-bench.grid("cifar10-defenses", plans, "The same with all 5,000 clean images (10 %)", budget=None)  # fmt: skip
+display(tables.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, 256 score", budget=2500, draw=None))  # fmt: skip
+tables.grid("cifar10-defenses", plans, "The same with all 5,000 clean images (10 %)", budget=None)  # fmt: skip
 
 # %% [markdown]
 # On the signs no line does better than fine-tuning alone (both tables score with the port's step, 1/255). On photographs (a star marks victims that miss the gate) FMP's choice beats random maps by 20 to 30 points on BadNets and TrojanNN, hardly on Blended and WaNet, and on SIG

@@ -61,7 +61,7 @@ import copy
 import torch
 from torch.nn import functional as F
 
-from bdcourse import activations, bench, check, data, metrics, show, victims, widgets
+from bdcourse import activations, check, data, metrics, show, tables, victims, widgets
 from bdcourse.defenses import masks
 from bdcourse.defenses.mnp import apply_masks, learn_masks, magnitudes, suppress
 
@@ -656,19 +656,19 @@ check.claim("Running statistics: one class gets over 90 % of the answers.", same
 # %% tags=["claim"]
 from IPython.display import display
 
-found = bench.results("signs-defenses")
+found = tables.results("signs-defenses")
 names = ("none", "fine-tuning", "mnp, soft", "mnp, hard", "rnp, 3 points", "anp, 3 points")  # fmt: skip
 trojan = [found.select(victim="trojan", defense=d)[0]["asr"] for d in names[2:5]]
 check.claim("TrojanNN on signs: neither MNP-style nor RNP gets below 40 % ASR.", min(trojan), 0.4, 1)  # fmt: skip
-display(bench.grid("signs-defenses", names, "Signs, victims of the zoo, package defaults, ACC / ASR / RA"))  # fmt: skip
-cifar = bench.results("cifar10-defenses")
+display(tables.grid("signs-defenses", names, "Signs, victims of the zoo, package defaults, ACC / ASR / RA"))  # fmt: skip
+cifar = tables.results("cifar10-defenses")
 soft, chance = ([r["asr"] for r in cifar.select(budget=2500, draw=None, defense=d) if r["asr"] is not None and not r["weak"]] for d in ("mnp, soft", "mnp, random channels"))  # fmt: skip
 check.claim("Photographs: soft repair leaves less than 15 % of each of the four strong victims.", max(soft), 0, 0.15)  # fmt: skip
 check.claim("As many random channels as the hard repair leave over 70 %.", min(chance), 0.7, 1)  # fmt: skip
-display(bench.grid("cifar10-defenses", names, "CIFAR-10, width 8, 2,500 clean images (a star: misses the gate)", budget=2500, draw=None))  # fmt: skip
+display(tables.grid("cifar10-defenses", names, "CIFAR-10, width 8, 2,500 clean images (a star: misses the gate)", budget=2500, draw=None))  # fmt: skip
 few = [(w, d, cifar.select(budget=500, attack=w, defense=d)) for w in ("BadNets", "Blended", "TrojanNN") for d in ("none", "fine-tuning", "mnp, soft", "mnp, hard")]  # fmt: skip
 keys = ("victim", "defense", "ACC %", "ASR %", "RA %", "draws")
-rows = [bench.table_row(r, victim=w, defense=d) | {"draws": len(r)} for w, d, r in few]
+rows = [tables.table_row(r, victim=w, defense=d) | {"draws": len(r)} for w, d, r in few]
 show.Table([{k: r[k] for k in keys} for r in rows], "The same with 500 clean images (1 %), mean ± half the range")  # fmt: skip
 
 # %% [markdown]

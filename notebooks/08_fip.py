@@ -57,7 +57,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bdcourse import bench, check, curvature, data, landscape, metrics, show, victims, widgets  # fmt: skip
+from bdcourse import check, curvature, data, landscape, metrics, show, tables, victims, widgets  # fmt: skip
 from bdcourse.defenses.fip import Smooth, fip, purify
 from bdcourse.train import Augment
 
@@ -213,7 +213,7 @@ check.claim(
 # augmentation, and that sharpens by itself. And two sets of 200 clean images, the defender's and others.
 
 # %% tags=["figure", "claim"]
-found = bench.results("signs-fip")
+found = tables.results("signs-fip")
 who = {"BadNets": "badnets-hard", "TrojanNN": "trojan-hard", "benign twin": "benign-hard",
        "benign, no crops": "benign-hard-plain"}  # fmt: skip
 sharp = {n: found.select(victim=v, defense="none")[0]["sharp"] for n, v in who.items()}
@@ -455,7 +455,7 @@ show.lines(
 # %% tags=["claim"]
 rows = {"none": "none", **arms, "released": "fip, released"}
 table = {
-    (w, n): bench.sharp_row(found.select(victim=v, defense=d, draw=None)[0], victim=w, arm=n)
+    (w, n): tables.sharp_row(found.select(victim=v, defense=d, draw=None)[0], victim=w, arm=n)
     for w, v in list(who.items())[:3] for n, d in rows.items()
 }  # fmt: skip
 fast, none = table["BadNets", "lr x 5"], table["BadNets", "none"]
@@ -675,19 +675,19 @@ from IPython.display import display
 names = ("none", "fip, eta = 0", "fip, eta = 0, lr 0.05", "sam", "fip, released", "fip", "fast fip")  # fmt: skip
 hidden = metrics.evaluate(twin.model, test, victims.zoo("trojan-hard").attack).ra
 check.claim("The twin reads 55 to 70 % of TrojanNN's triggered images.", hidden, 0.55, 0.7)  # fmt: skip
-twins, aware = (bench.results("signs-aware").select(attack=a, defense="none", aware="smooth")[0] for a in ("none", "BadNets"))  # fmt: skip
+twins, aware = (tables.results("signs-aware").select(attack=a, defense="none", aware="smooth")[0] for a in ("none", "BadNets"))  # fmt: skip
 check.claim("A victim trained with the same penalty: ASR below 90 % ...", aware["asr"], 0, 0.9)  # fmt: skip
 check.claim("... and accuracy below 70 %. But its benign twin's is below 80 %, too.", max(aware["acc"], twins["acc"] - 0.1), 0, 0.7)  # fmt: skip
-aware, twins = (bench.results("signs-aware").select(attack=a, defense="none", aware="sam")[0] for a in ("BadNets", "none"))  # fmt: skip
+aware, twins = (tables.results("signs-aware").select(attack=a, defense="none", aware="sam")[0] for a in ("BadNets", "none"))  # fmt: skip
 check.claim("Trained with SAM, radius 2: ASR stays above 75 %, accuracy is below 70 %, the twin's too.", min(aware["asr"] / 0.75, 0.7 / max(aware["acc"], twins["acc"])), 1, 2)  # fmt: skip
 runs = {(v, d): found.select(victim=f"{v}-hard", defense=d)
         for v in ("benign", "badnets", "trojan", "blended") for d in names}  # fmt: skip
-rows = [bench.table_row(r, victim=v, defense=d) for (v, d), r in runs.items() if r]
+rows = [tables.table_row(r, victim=v, defense=d) for (v, d), r in runs.items() if r]
 rows = [{k: x for k, x in r.items() if k not in ("channels", "seconds")} for r in rows]
 display(show.Table(rows, 'Signs, width 8; "seeds" are draws of clean images'))
 photos = {"who": ("none", "BadNets", "Blended", "TrojanNN", "SIG"), "draw": None}
-display(bench.grid("cifar10-defenses", names, "CIFAR-10, width 8, 2,500 clean images (5 %), ACC / ASR / RA", budget=2500, **photos))  # fmt: skip
-bench.grid("cifar10-defenses", names, "The same with 500 clean images (1 %)", budget=500, **photos)  # fmt: skip
+display(tables.grid("cifar10-defenses", names, "CIFAR-10, width 8, 2,500 clean images (5 %), ACC / ASR / RA", budget=2500, **photos))  # fmt: skip
+tables.grid("cifar10-defenses", names, "The same with 500 clean images (1 %)", budget=500, **photos)  # fmt: skip
 
 # %% [markdown]
 # The last two tables are real CIFAR-10, six epochs, one seed. With 2,500 images FIP takes every attack below 10 %, for nine to thirteen points of accuracy;

@@ -46,7 +46,7 @@ import copy
 import torch
 from sklearn.manifold import TSNE
 
-from bdcourse import activations, bench, check, curvature, data, landscape, metrics, show, victims, widgets  # fmt: skip
+from bdcourse import activations, check, curvature, data, landscape, metrics, show, tables, victims, widgets  # fmt: skip
 from bdcourse.defenses.fip import all_pairs, fake_trace, fast_fip
 from bdcourse.train import Augment
 
@@ -154,7 +154,7 @@ check.claim("From another start the package finds the same top, up to 5 %.", top
 # gets the attacker's label.
 
 # %% tags=["figure", "nbval-ignore-output"]
-record = bench.results("signs-fip-seeds")
+record = tables.results("signs-fip-seeds")
 KINDS = {"benign twin": "none", "BadNets": "BadNets", "TrojanNN": "TrojanNN"}
 
 
@@ -418,7 +418,7 @@ show.bars(
 # steps with scales and shifts held fixed, measured beforehand:
 
 # %% tags=["claim"]
-held = bench.results("signs-fip")
+held = tables.results("signs-fip")
 fixed, free = (held.select(victim="badnets-hard", draw=None, defense=d)[0]["asr"] for d in ("fast fip, norms fixed", "fast fip"))  # fmt: skip
 check.claim(
     "BadNets, singular values alone: over 95 % of the attack stay.", fixed, 0.95, 1
@@ -471,7 +471,7 @@ check.claim("FIP with BatchNorm taken back: accuracy below 50 %.", broken, 0, 0.
 # the purification has trained on).
 
 # %% tags=["method", "claim"]
-paper, photos = bench.results("published-fip"), bench.results("cifar10-defenses")
+paper, photos = tables.results("published-fip"), tables.results("cifar10-defenses")
 mine = {(a, d): photos.select(attack=a, defense=d, budget=2500, draw=None)[0]
         for a in ("none", "BadNets", "Blended", "TrojanNN", "SIG") for d in ("none", "fip", "fip, eta = 0", "sam")}  # fmt: skip
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from bdcourse import bench, models, victims
+from bdcourse import models, recipes, victims
 from bdcourse.attacks import BadNets, WaNet
 from bdcourse.aware import Smoothing, steer
 from bdcourse.curvature import SOFTMAX
@@ -77,8 +77,8 @@ def test_a_victim_of_an_aware_attacker_is_another_victim(tmp_path):
 
 
 def test_the_recipe_names_it_only_if_it_is_so():
-    assert "aware" not in bench.SIGNS.settings()
-    assert bench.Recipe(aware="sam").settings()["aware"] == "sam"
+    assert "aware" not in recipes.SIGNS.settings()
+    assert recipes.Recipe(aware="sam").settings()["aware"] == "sam"
 
 
 def test_the_authors_weights():

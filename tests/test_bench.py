@@ -7,7 +7,18 @@ from functools import partial
 import pytest
 import torch
 
-from bdcourse import bench, curvature, data, defenses, landscape, plans, victims
+from bdcourse import (
+    bench,
+    curvature,
+    data,
+    defenses,
+    landscape,
+    looks,
+    plans,
+    recipes,
+    tables,
+    victims,
+)
 from bdcourse.__main__ import main
 from bdcourse.defenses import Purified
 from bdcourse.defenses.masks import maskable
@@ -22,7 +33,7 @@ RUN = ["bench", "--data", "signs", "--n", "240", "--width", "4", "--epochs", "0.
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     monkeypatch.setenv("BDCOURSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(bench, "US", (6.0, 3.0, 1.0))
+    monkeypatch.setattr(looks, "US", (6.0, 3.0, 1.0))
 
 
 def test_run_writes_every_row_and_repeats_nothing(tmp_path, capsys):
@@ -66,27 +77,27 @@ def test_named_attacks_get_their_options_twins_and_models(tmp_path, capsys):
     assert runs == kinds
     before = out.read_bytes()
     assert main(command) == 0 and out.read_bytes() == before
-    table = repr(bench.attack_table(str(out.with_suffix("")), caption="c."))
+    table = repr(tables.attack_table(str(out.with_suffix("")), caption="c."))
     assert "TrojanNN*" in table and "apple" in table.splitlines()[0]
     assert "(benign twin)" in table
 
 
 def test_options_part_into_recipe_and_craft():
     options = {"WaNet": {"strength": 1.5, "rate": 0.2, "lr": 0.05}}
-    recipe, more = bench.split_options(bench.SIGNS, "WaNet", options)
-    assert recipe == replace(bench.SIGNS, rate=0.2, lr=0.05)
+    recipe, more = recipes.split_options(recipes.SIGNS, "WaNet", options)
+    assert recipe == replace(recipes.SIGNS, rate=0.2, lr=0.05)
     assert more == {"strength": 1.5}
-    recipe, more = bench.split_options(bench.SIGNS, "SIG", options)
+    recipe, more = recipes.split_options(recipes.SIGNS, "SIG", options)
     assert recipe.rate == 0.05 and more == {}
-    recipe, more = bench.split_options(bench.SIGNS, None, options)
-    assert recipe.rate == 0 and recipe.lr == bench.SIGNS.lr
-    assert set(bench.SIGNS_OPTIONS) <= set(bench.ATTACKS)
+    recipe, more = recipes.split_options(recipes.SIGNS, None, options)
+    assert recipe.rate == 0 and recipe.lr == recipes.SIGNS.lr
+    assert set(recipes.SIGNS_OPTIONS) <= set(recipes.ATTACKS)
 
 
 def test_a_run_killed_between_rows_goes_on(tmp_path, monkeypatch):
     out = tmp_path / "rows.json"
     command = [*RUN, "--out", str(out), "--keep", str(tmp_path / "runs")]
-    real, calls = bench.Results.add, []
+    real, calls = tables.Results.add, []
 
     def dies(self, row):
         if len(calls) == 4:
@@ -94,10 +105,10 @@ def test_a_run_killed_between_rows_goes_on(tmp_path, monkeypatch):
         calls.append(row)
         real(self, row)
 
-    monkeypatch.setattr(bench.Results, "add", dies)
+    monkeypatch.setattr(tables.Results, "add", dies)
     assert main(command) == 130
     assert len(json.loads(out.read_text())["rows"]) == 4
-    monkeypatch.setattr(bench.Results, "add", real)
+    monkeypatch.setattr(tables.Results, "add", real)
     assert main(command) == 0
     rows = json.loads(out.read_text())["rows"]
     keys = {json.dumps([r["attack"], r["defense"], r.get("u")]) for r in rows}
@@ -132,73 +143,6 @@ def test_a_foreign_results_file_is_not_overwritten(tmp_path, capsys):
     assert out.read_text() == "my thesis" and "not a table" in capsys.readouterr().err
 
 
-def some_results(tmp_path, monkeypatch):
-    """Rows by hand: a strong and a weak victim, two draws, a defense with a gap."""
-    rows = []
-    for who, weak, base in (("none", "", None), ("A", "", 1.0), ("B", "", 0.8),
-                            ("C", "attack success 50 %", 0.5)):  # fmt: skip
-        for d, draw, drop in (("none", None, 0), ("cut", None, 0.8), ("cut", 1, 0.6),
-                              ("rare", None, 0.9)):  # fmt: skip
-            if d == "rare" and who != "A":
-                continue
-            asr = None if base is None else base - base * drop
-            ra = None if asr is None else 0.9 - 0.9 * asr
-            rows.append({"attack": who, "defense": d, "draw": draw, "weak": weak,
-                         "acc": 0.9 - drop / 10, "asr": asr, "ra": ra, "der": 0.5,
-                         "clean_used": 100 * bool(drop), "seconds": 1.0,
-                         "budget": 7})  # fmt: skip
-    rows.append(rows[1] | {"defense": "cut", "draw": 2, "refused": "no."})
-    del rows[-1]["acc"]
-    rows.append(rows[3] | {"asr": 0.123, "budget": 8})
-    (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
-    elsewhere = {"defense": "cut", "acc": None, "asr": 0.02, "ra": 0.8}
-    (tmp_path / "published.json").write_text(json.dumps({"rows": [elsewhere]}))
-    monkeypatch.setattr(bench, "RESULTS", tmp_path)
-
-
-def test_a_grid_shows_victims_by_defenses(tmp_path, monkeypatch):
-    some_results(tmp_path, monkeypatch)
-    table = bench.grid("hand", ["none", "cut", "rare"], "cap", budget=7)
-    cells = {row[0]: row[1:] for row in table.body}
-    assert table.head == ["victim", "none", "cut", "rare"] and table.caption == "cap"
-    assert list(cells) == ["(benign twin)", "A", "B", "C*"]  # one has all: no mean
-    assert cells["(benign twin)"] == ["90.0 / – / –", "83.0 / – / –", ""]
-    assert cells["A"] == ["90.0 / 100.0 / 0.0", "83.0 / 30.0 ± 10.0 / 63.0",
-                          "81.0 / 10.0 / 81.0"]  # fmt: skip
-    table = bench.grid("hand", ["none", "cut"], budget=7)
-    assert table.body[-1] == ["mean of 2", "90.0 / 90.0 / 9.0", "83.0 / 27.0 / 65.7"]
-    assert "12.3" in repr(bench.grid("hand", ["none"], budget=8))
-    table = bench.grid("hand", ["none", "cut"], who=["A", "none"], budget=7)
-    assert [row[0] for row in table.body] == ["(benign twin)", "A"]
-    for make in (bench.grid, bench.summary):
-        with pytest.raises(ValueError, match="hand holds no row of x with") as e:
-            make("hand", ["x"], budget=7)
-        assert "budget" in str(e.value)
-
-
-def test_a_summary_averages_over_victims_that_pass(tmp_path, monkeypatch):
-    some_results(tmp_path, monkeypatch)
-    table = bench.summary("hand", ["none", "cut", "rare"], budget=7)
-    rows = {r[0]: dict(zip(table.head, r, strict=True)) for r in table.body}
-    assert [r["victims"] for r in rows.values()] == ["2", "2", "1"]
-    assert rows["cut"]["ASR %"] == "27.0" and rows["none"]["ASR %"] == "90.0"
-    assert [r["fails"] for r in rows.values()] == ["2", "2", "0"]
-    assert rows["cut"]["clean images"] == "100"
-    assert (
-        rows["cut"]["elsewhere"] == "– / 2.0 / 80.0" and not rows["none"]["elsewhere"]
-    )
-
-
-def test_table_row_gives_mean_and_half_range():
-    rows = [{"acc": a, "asr": None, "pruned": 2, "clean_used": 0, "seconds": 1.0}
-            for a in (0.9, 0.94)]  # fmt: skip
-    row = bench.table_row(rows, attack="none")
-    assert row["ACC %"] == "92.0 ± 2.0" and row["ASR %"] is None and row["seeds"] == 2
-    assert bench.table_row(rows[:1])["ACC %"] == "90.0"
-    with pytest.raises(ValueError, match="no result"):
-        bench.table_row([], attack="BadNets")
-
-
 @pytest.mark.parametrize("name", ENTRIES)
 def test_the_zoo_holds_each_victim_and_it_passes_the_gate(name):
     entry = ENTRIES[name]
@@ -213,28 +157,6 @@ def test_the_zoo_holds_each_victim_and_it_passes_the_gate(name):
 def test_an_unknown_zoo_name_lists_the_known():
     with pytest.raises(ValueError, match="benign"):
         victims.zoo("unicorn")
-
-
-def test_every_committed_result_is_readable_and_complete():
-    files = sorted(bench.RESULTS.glob("*.json"))
-    assert {"signs", "cifar10", "published"} <= {f.stem for f in files}
-    for f in files:
-        if f.stem.startswith("published"):  # read elsewhere, not measured
-            for r in bench.Results(f).rows:
-                assert r["defense"] in PLANS and 0 <= r["asr"] <= 1 and r["source"]
-            continue
-        for r in bench.Results(f).rows:
-            assert {"attack", "defense", "seed", "revision", "digest"} <= set(r), f
-            assert "refused" in r or "curve" in r or 0 <= r["acc"] <= 1
-
-
-def test_readme_shows_what_was_measured():
-    import readme
-
-    text = (readme.ROOT / "README.md").read_text()
-    # A twin and two victims, twice; and one line of means.
-    assert readme.MARK.search(text)[0].count("| none |") == 7
-    assert readme.MARK.sub(lambda m: m[1] + readme.tables() + m[2], text) == text
 
 
 def test_zoo_claims_speak_up():
@@ -297,7 +219,7 @@ def test_a_sharp_row_tells_the_course_and_both_image_sets(tmp_path, monkeypatch)
         return {"fisher": 1.0}
 
     monkeypatch.setattr(bench, "PLANS", {"watched": Plan(watched)})
-    monkeypatch.setattr(bench, "sharpness", measured)
+    monkeypatch.setattr(looks, "sharpness", measured)
     out = tmp_path / "zoo.json"
     command = ["bench", "--out", str(out), "--zoo", "trojan-hard", "--sharp",
                "--defenses", "watched"]  # fmt: skip
@@ -322,9 +244,9 @@ def test_a_victim_trained_under_sharp_tells_how_sharp_it_became(tmp_path, monkey
         looked.append(images.digest())
         return torch.tensor([2.0]), None
 
-    monkeypatch.setattr(bench.landscape, "hessian_top", top)
-    monkeypatch.setattr(bench, "sharpness", lambda model, images: {"fisher": 1.0})
-    monkeypatch.setattr(bench, "_watch", lambda *a, **k: {})
+    monkeypatch.setattr(looks.landscape, "hessian_top", top)
+    monkeypatch.setattr(looks, "sharpness", lambda model, images: {"fisher": 1.0})
+    monkeypatch.setattr(looks, "watch", lambda *a, **k: {})
     out = tmp_path / "r.json"
     command = [*RUN, "--out", str(out), "--keep", str(tmp_path), "--sharp",
                "--defenses", "none"]  # fmt: skip
@@ -355,7 +277,7 @@ def test_the_control_of_fip_pushes_as_far_as_fip(monkeypatch):
 
 def test_sharpness_is_what_the_tools_say():
     model, images = victims.zoo("benign-hard").model, data.load("signs-hard", n=24)
-    found = bench.sharpness(model, images)
+    found = looks.sharpness(model, images)
     exact = curvature.fisher_trace(model, images, route="exact").value
     assert abs(found["fisher"] - exact) < 6 * found["fisher_error"] + 0.05 * exact
     top, _ = landscape.hessian_top(
@@ -424,4 +346,4 @@ def test_plans_say_which_images_they_use():
     assert PLANS["none"].images(case) == 0
     assert PLANS["fine-tuning"].images(case) == 20
     assert PLANS["clp, u on held-out images"].images(case) == 10
-    assert set(bench.DEFENSES) <= set(PLANS)
+    assert set(tables.DEFENSES) <= set(PLANS)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bdcourse import bench, data, metrics, show, victims
+from bdcourse import data, metrics, show, tables, victims
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.S)
@@ -30,13 +30,13 @@ REPAIRS = (
 COLUMNS = ("attack", "defense", "ACC %", "ASR %", "RA %", "channels", "clean images")
 
 
-def tables() -> str:
+def measured() -> str:
     """All tables as Markdown, with what they were measured on."""
     parts = []
     for name in ("signs", "cifar10"):
-        rows = bench.results(name).rows
+        rows = tables.results(name).rows
         first, seeds = rows[0], len({r["seed"] for r in rows})
-        table = bench.standard_table(name, defenses=SHOWN)
+        table = tables.standard_table(name, defenses=SHOWN)
         keep = [table.head.index(c) for c in COLUMNS]
         table.head = [table.head[i] for i in keep]
         table.body = [[row[i] for i in keep] for row in table.body]
@@ -53,10 +53,10 @@ def tables() -> str:
 def repairs() -> str:
     """Every defense on CIFAR-10, in the mean over the victims that pass the gate."""
     key = {"budget": 2500, "draw": None}
-    rows = bench.results("cifar10-defenses").select(defense="none", **key)
+    rows = tables.results("cifar10-defenses").select(defense="none", **key)
     strong = [r["attack"] for r in rows if not r["weak"] and r["attack"] != "none"]
     weak = [r["attack"] for r in rows if r["weak"]]
-    table = bench.summary("cifar10-defenses", REPAIRS, **key)
+    table = tables.summary("cifar10-defenses", REPAIRS, **key)
     first = rows[0]
     return (
         f"**CIFAR-10 as JPEG, every defense**, {first['model']} of width "
@@ -91,7 +91,7 @@ def picture() -> show.Picture:
 def main() -> int:
     readme = ROOT / "README.md"
     old = readme.read_text()
-    new = MARK.sub(lambda m: m[1] + tables() + m[2], old)
+    new = MARK.sub(lambda m: m[1] + measured() + m[2], old)
     if "--check" in sys.argv:
         if new != old:
             print("README.md shows old results; run python tools/readme.py")

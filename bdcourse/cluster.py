@@ -1,0 +1,196 @@
+"""Deal the cells of a table out to processes, here or on a cluster.
+
+Dask does the dealing: `--workers 4` starts four processes on this machine,
+`--scheduler tcp://HOST:PORT` takes a cluster that is already there. A victim is trained
+once, before the cells that need it. A worker that dies loses the cell it was at, which
+Dask gives to another; rows that it had finished are found where it left them. Born in
+lesson 09.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bdcourse.tables import Results, identity
+
+if TYPE_CHECKING:
+    from bdcourse.bench import Job, Subject
+
+
+def carried_out(
+    jobs: Sequence[Job],
+    results: Results,
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    threads: int | None = None,
+) -> Iterator[tuple[Job, dict]]:
+    """Each cell of these jobs with its row, as soon as it is known.
+
+    Args:
+        results: rows of an earlier run that did not come to store them itself are taken
+            from the folder NAME.cells beside its file.
+        workers: processes on this machine; 1 measures in this one.
+        scheduler: address of a Dask scheduler, instead.
+        threads: of torch, in each worker; default all cores by all workers, and on a
+            cluster what its workers are set to.
+
+    Raises:
+        RuntimeError: Dask is not installed, cannot be reached, or has workers that run
+            several cells at once in one process.
+    """
+    from bdcourse.bench import measure
+
+    if workers < 1 or (threads is not None and threads < 1):
+        raise ValueError("workers and threads must be at least 1.")
+    folder = results.path.with_suffix(".cells")
+    if workers == 1 and scheduler is None:
+        for job in jobs:
+            for row in measure(job, lambda cell: stored(folder, cell)):
+                yield job, row
+    elif jobs:
+        yield from _dealt(jobs, folder, workers, scheduler, threads)
+    forget(folder, results)
+
+
+def _dealt(
+    jobs: Sequence[Job],
+    folder: Path,
+    workers: int,
+    scheduler: str | None,
+    threads: int | None,
+) -> Iterator[tuple[Job, dict]]:
+    from bdcourse.bench import failure
+
+    try:
+        from distributed import Client, LocalCluster, as_completed
+    except ImportError:
+        raise RuntimeError(
+            "several processes need Dask: pip install 'bdcourse[cluster]', or leave "
+            "out --workers and --scheduler."
+        ) from None
+    with contextlib.ExitStack() as stack:
+        if scheduler is None:
+            threads = threads or max(1, (os.cpu_count() or 1) // workers)
+            cluster = stack.enter_context(LocalCluster(
+                n_workers=workers, threads_per_worker=1, memory_limit=0,
+                dashboard_address=None, silence_logs="ERROR",
+            ))  # fmt: skip
+            scheduler = cluster.scheduler_address
+        try:
+            client = stack.enter_context(Client(scheduler, timeout="10s"))
+        except (OSError, ValueError) as e:
+            raise RuntimeError(
+                f"there is no Dask scheduler at {scheduler} ({e}); start one with "
+                "`dask scheduler` and give the address that it prints."
+            ) from None
+        crowded = [w for w, n in client.nthreads().items() if n > 1]
+        if crowded:
+            raise RuntimeError(
+                f"worker {crowded[0]} runs several cells at once in one process, whose "
+                "random numbers would mix; start workers with --nthreads 1."
+            )
+        ready: dict[str, object] = {}
+        owner = {}
+        for job in jobs:
+            trained = _train(client, job.subject, ready)
+            for part in job.apart():
+                key = f"cells-{part.identity()}"
+                future = client.submit(
+                    work, part, str(folder), threads, trained, key=key
+                )
+                owner[future] = part
+        for future in as_completed(list(owner)):
+            part = owner[future]
+            try:
+                rows = future.result()
+            except Exception as e:  # the others go on
+                rows = [part.cell(name) | failure(e) for name in part.names]
+            for row in rows:
+                yield part, row
+
+
+def _train(client, subject: Subject, ready: dict[str, object]):
+    """The future that trains this victim, behind the one that trains its twin."""
+    if subject.zoo:
+        return None
+    name = hashlib.sha256(json.dumps(subject.key(), sort_keys=True).encode())
+    name = name.hexdigest()[:16]
+    if name not in ready:
+        twin = None if subject.attack is None else _train(client, subject.twin(), ready)
+        ready[name] = client.submit(train, subject, twin, key=f"victim-{name}")
+    return ready[name]
+
+
+def train(subject: Subject, after: None = None) -> None:
+    """One victim, on a worker."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        subject.victim()
+
+
+def work(
+    job: Job, folder: str, threads: int | None = None, after: None = None
+) -> list[dict]:
+    """The rows of a job, on a worker; each is kept in `folder` as soon as it exists."""
+    from bdcourse.bench import measure
+
+    if threads:
+        torch.set_num_threads(threads)
+    rows = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        for row in measure(job, lambda cell: stored(Path(folder), cell)):
+            rows.append(keep(Path(folder), row))
+    return rows
+
+
+# --- Cells on their way, one small file each -------------------------------------
+
+
+def _file(folder: Path, row: dict) -> Path:
+    name = hashlib.sha256(identity(row).encode()).hexdigest()[:24]
+    return folder / f"{name}.json"
+
+
+def stored(folder: Path, cell: dict) -> dict | None:
+    """The row of a cell, if some worker has kept it."""
+    try:
+        return json.loads(_file(folder, cell).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def keep(folder: Path, row: dict) -> dict:
+    """Store a row unless its cell has one already; returns the one that counts."""
+    if "error" in row:
+        return row  # it will be tried again
+    folder.mkdir(parents=True, exist_ok=True)
+    final = _file(folder, row)
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as f:
+        f.write(json.dumps(row))
+    try:
+        os.link(f.name, final)  # unlike a rename, the first one wins
+    except FileExistsError:
+        row = json.loads(final.read_text())
+    finally:
+        os.unlink(f.name)
+    return row
+
+
+def forget(folder: Path, results: Results) -> None:
+    """Delete the cells that the table has, and with the last one the folder."""
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(ValueError):  # cut short: it stays to be looked at
+            if results.done(json.loads(path.read_text())):
+                path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -1,0 +1,79 @@
+"""What a row tells beside scores: how sharp a network is, on its way and at the end,
+and CLP at every threshold."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bdcourse import curvature, landscape, metrics
+from bdcourse.attacks import Attack
+from bdcourse.data import Images, Splits
+from bdcourse.defenses.clp import US, sweep
+from bdcourse.surgery import without
+
+
+def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, float]:
+    """How sharp the loss of a model is on some images; see `bdcourse.curvature`.
+
+    Returns:
+        `fisher`: trace of the true Fisher, `relative`: the same by relative changes of
+        the weights, `empirical`: trace at the labels of the data, `lambda_max`: top
+        eigenvalue of the Hessian; each of the last three with `..._error` beside it
+        where chance enters; and `loss` in nats.
+    """
+    g = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, measure in (
+        ("fisher", curvature.fisher_trace),
+        ("relative", curvature.relative_trace),
+    ):
+        t = measure(model, images, draws=10, generator=g)
+        found |= {name: t.value, f"{name}_error": t.error}
+    found["empirical"] = curvature.fisher_trace(
+        model, images, fisher="empirical", generator=g
+    ).value
+    top, _ = landscape.hessian_top(model, images, generator=g)
+    return found | {"lambda_max": float(top[0])}
+
+
+def unseen(parts: Splits) -> Images:
+    """The images on which sharpness is judged: no defense has trained on them."""
+    return parts.test[-200:]
+
+
+def sharpness_of(model: nn.Module, images: Images) -> dict[str, float]:
+    """One epoch of a training: trace of the Fisher, and top eigenvalue."""
+    g = torch.Generator().manual_seed(0)
+    trace = curvature.fisher_trace(model, images, draws=4, generator=g).value
+    top, _ = landscape.hessian_top(model, images, tolerance=0.01, generator=g)
+    return {"fisher": trace, "lambda_max": float(top[0])}
+
+
+def watch(
+    model: nn.Module, own: Images, other: Images, test: Images, attack: Attack | None
+) -> dict[str, float]:
+    """One point of a defense's course: scores on half of the test, and the Fisher."""
+    s = metrics.evaluate(model, test[: len(test) // 2], attack)
+    found = {"acc": s.acc, "asr": s.asr, "ra": s.ra}
+    for name, images in (("own", own), ("other", other)):
+        g = torch.Generator().manual_seed(0)
+        t = curvature.fisher_trace(model, images, draws=4, generator=g)
+        found[f"fisher_{name}"] = t.value
+    return found
+
+
+def sweep_curve(model, test: Images, attack: Attack | None) -> list[dict]:
+    """Scores at every u of :data:`US`; a set of channels seen before is not measured
+    again."""
+    curve, scores, last = [], None, -1
+    for u, channels in sweep(model, US):
+        count = sum(map(len, channels.values()))
+        if count != last:  # a smaller u prunes a superset: same count, same channels
+            scores = metrics.evaluate(without(model, channels), test, attack)
+            last = count
+        point = {"u": u, "pruned": count, "acc": scores.acc}
+        if attack is not None:
+            point |= {"asr": scores.asr, "ra": scores.ra}
+        curve.append(point)
+    return curve

@@ -1,0 +1,213 @@
+"""Any selection of measured rows as text, Markdown, LaTeX, or a figure with its words.
+
+`python -m bdcourse table NAME` is the command; lesson 09 and the README call the same
+functions. Born in lesson 09.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bdcourse import show, tables
+from bdcourse.show import Picture, Table
+from bdcourse.tables import mean
+
+
+def known(name: str, kind: str = "grid", **key) -> list[str]:
+    """The defenses with scores in a file, in its order.
+
+    For "ranking" only those that every victim past the gate has: their means would not
+    be over the same victims.
+    """
+    rows = [r for r in tables.results(name).select(**key) if "acc" in r]
+    names = list(dict.fromkeys(r["defense"] for r in rows))
+    if kind == "ranking":
+        strong = [r for r in rows if r["attack"] != "none" and not r["weak"]]
+        of: dict[str, set] = {}
+        for r in strong:
+            of.setdefault(r.get("victim") or r["attack"], set()).add(r["defense"])
+        names = [n for n in names if of and all(n in has for has in of.values())]
+    if not names:
+        raise ValueError(f"{name} holds no scores with {key}.")
+    return names
+
+
+def table(
+    name: str,
+    kind: str = "grid",
+    defenses: Sequence[str] = (),
+    caption: str = "",
+    *,
+    who: Sequence[str] | None = None,
+    **key,
+) -> Table:
+    """A table of data/results/NAME.json, or of the file NAME.
+
+    Args:
+        kind: "grid" (victims down, defenses across), "summary" and "ranking" (a line a
+            defense), or "rows" (a line a row).
+        defenses: default all that there are.
+        who: victims, for "grid" and "rows"; default all.
+        key: what the rows must hold, `budget=500` say.
+    """
+    defenses = defenses or known(name, kind, **key)
+    if kind == "grid":
+        return tables.grid(name, defenses, caption, who=who, **key)
+    if kind == "summary":
+        return tables.summary(name, defenses, caption, **key)
+    if kind == "ranking":
+        return tables.ranking_table(tables.ranking(name, defenses, **key), caption)
+    if kind != "rows":
+        raise ValueError(f"kind must be grid, summary, ranking or rows, not {kind!r}.")
+    lines = []
+    for r in tables.results(name).select(**key):
+        victim = r.get("victim") or r["attack"]
+        if r["defense"] in defenses and (who is None or victim in who) and "acc" in r:
+            shares = {k: r[k] for k in ("acc", "asr", "ra", "der") if k in r}
+            lines.append({
+                "victim": victim, "seed": r["seed"], "budget": r.get("budget"),
+                "draw": r.get("draw") or 0, "defense": r["defense"],
+                **{f"{k.upper()} %": None if shares.get(k) is None else 100 * shares[k]
+                   for k in ("acc", "asr", "ra", "der")},
+                "channels": r["pruned"], "clean images": r["clean_used"],
+                "seconds": r["seconds"],
+            })  # fmt: skip
+    if not lines:
+        raise ValueError(f"{name} holds no such rows.")
+    return Table(lines, caption)
+
+
+def figure(
+    name: str,
+    kind: str = "grid",
+    defenses: Sequence[str] = (),
+    title: str = "",
+    *,
+    who: Sequence[str] | None = None,
+    highlight: Sequence[str] = (),
+    **key,
+) -> Picture:
+    """The same selection as a picture: "grid" as fields of ASR, "ranking" as intervals
+    of DER, "summary" as ASR against ACC."""
+    defenses = defenses or known(name, "grid" if kind == "grid" else "ranking", **key)
+    if kind == "grid":
+        return _fields(name, defenses, title, who, key)
+    if kind == "ranking":
+        return ranked(tables.ranking(name, defenses, **key), title, highlight)
+    if kind == "summary":
+        return _plane(
+            tables.ranking(name, defenses, resamples=1, **key), title, highlight
+        )
+    raise ValueError(
+        f"there is no figure of kind {kind!r}; choose grid, summary or ranking."
+    )
+
+
+def _fields(name, defenses, title, who, key) -> Picture:
+    left = tables.attack_success(name, defenses, who=who, **key)
+    values = torch.tensor(
+        [[float("nan") if v is None else v for v in row] for row in left.values()]
+    )
+    removed = sum(v is not None and v <= 0.15 for row in left.values() for v in row)
+    cells = sum(v is not None for row in left.values() for v in row)
+    worst = max(defenses, key=lambda d: _column(left, defenses.index(d)))
+    best = min(defenses, key=lambda d: _column(left, defenses.index(d)))
+    return show.matrix(
+        values, list(left), defenses, numbers=True,
+        height=1.9 + 0.3 * len(left),
+        title=title or f"Attack success is at most 15 % in {removed} of {cells} cells",
+        description=f"A table of fields, {len(left)} victims down ({', '.join(left)}) "
+        f"and {len(defenses)} defenses across, each with the attack success in percent "
+        f"that is left. In {removed} of {cells} fields it is at most 15. The lowest "
+        f"mean column is {best}, the highest {worst}.",
+    )  # fmt: skip
+
+
+def _column(left: dict[str, list], i: int) -> float:
+    found = [row[i] for row in left.values() if row[i] is not None]
+    return mean(found) if found else 0.5
+
+
+def ranked(
+    lines: Sequence[dict], title: str = "", highlight: Sequence[str] = ()
+) -> Picture:
+    """The lines of `tables.ranking` as points with their intervals."""
+    first, n = lines[0], lines[0]["victims"]
+    tied = [r["defense"] for r in lines if r["high"] >= first["low"]]
+    return show.ranked(
+        {r["defense"]: (100 * r["der"], 100 * r["low"], 100 * r["high"])
+         for r in lines},
+        xlabel="DER in %, mean and 90 % interval over victims",
+        highlight=highlight,
+        title=title or f"{len(tied)} of {len(lines)} could be the best",
+        description=f"{len(lines)} defenses from best to worst by their mean DER over "
+        f"{n} victims, each with a 90 % interval. First is {first['defense']} with "
+        f"{100 * first['der']:.0f} %, last {lines[-1]['defense']} with "
+        f"{100 * lines[-1]['der']:.0f} %; the intervals of {len(tied)} reach into that "
+        "of the first.",
+    )  # fmt: skip
+
+
+def _plane(lines: Sequence[dict], title: str, highlight: Sequence[str]) -> Picture:
+    least = min(lines, key=lambda r: r["asr"])
+    return show.points(
+        {r["defense"]: (100 * r["acc"], 100 * r["asr"]) for r in lines},
+        xlabel="ACC in %", ylabel="ASR in %", highlight=highlight,
+        title=title or "What each defense leaves, and what it costs",
+        description=f"Mean attack success over mean accuracy of {len(lines)} defenses, "
+        f"a point each with its name, over {lines[0]['victims']} victims. The lowest "
+        f"is {least['defense']}: ASR {100 * least['asr']:.0f} % at ACC "
+        f"{100 * least['acc']:.0f} %.",
+    )  # fmt: skip
+
+
+def selection(words: Sequence[str]) -> dict:
+    """What `--where budget=500 draw=null` means: JSON values, or plain words."""
+    found = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"--where takes NAME=VALUE, not {word!r}.")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def write(
+    name: str,
+    *,
+    kind: str = "grid",
+    format: str = "text",
+    out: str | None = None,
+    defenses: Sequence[str] = (),
+    who: Sequence[str] | None = None,
+    caption: str = "",
+    where: Sequence[str] = (),
+) -> None:
+    """`python -m bdcourse table`: to a file, or what is text to the screen.
+
+    A figure is a PNG, with its description in a .txt beside it.
+    """
+    key = selection(where)
+    if format == "figure":
+        if out is None or not out.endswith(".png"):
+            raise ValueError("a figure needs --out NAME.png.")
+        picture = figure(name, kind, defenses, caption, who=who, **key)
+        picture.save(out)
+        Path(out).with_suffix(".txt").write_text(picture.description + "\n")
+        print(picture.description)
+        return
+    made = table(name, kind, defenses, caption, who=who, **key)
+    text = {"text": repr, "markdown": Table.markdown, "latex": Table.latex}[format](
+        made
+    )
+    if out is None:
+        print(text)
+    else:
+        Path(out).write_text(text + "\n")

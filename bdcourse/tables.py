@@ -1,0 +1,517 @@
+"""Measured rows, and the tables of the course that are made from them.
+
+Nothing here computes a score: every number of a table comes from a file of rows, such
+as `python -m bdcourse bench` writes. Born in lesson 03.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bdcourse.attacks import ATTACKS
+from bdcourse.recipes import Recipe
+
+if TYPE_CHECKING:
+    from bdcourse.show import Table
+
+RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
+
+
+KEYS = (*(f.name for f in fields(Recipe)), "data", "digest", "seed", "victim", "attack",
+        "options", "budget", "draw", "defense")  # fmt: skip
+
+
+def identity(row: dict) -> str:
+    """What makes a row this cell of a table and no other, as text; 12 is 12.0."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        number = isinstance(value, int) and not isinstance(value, bool)
+        return float(value) if number else value
+
+    return json.dumps({k: plain(row.get(k)) for k in KEYS}, sort_keys=True)
+
+
+class Results:
+    """Rows of results in one JSON file, one for each cell, written atomically.
+
+    Args:
+        path: of the file; it need not be there yet.
+
+    Attributes:
+        failed: the rows with an `error` that this object was given.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.rows: list[dict] = []
+        self.failed: list[dict] = []
+        self._read()
+
+    def _read(self) -> None:
+        if self.path.exists():
+            try:
+                self.rows = json.loads(self.path.read_text())["rows"]
+            except (ValueError, KeyError, TypeError) as e:
+                raise ValueError(
+                    f"{self.path} is not a table of results; move it away or name "
+                    "another --out."
+                ) from e
+        # The last one counts, as after a merge of two files by hand.
+        self._at = {identity(r): i for i, r in enumerate(self.rows)}
+
+    @contextmanager
+    def owned(self) -> Iterator[Results]:
+        """While it lasts, no other process may own this file.
+
+        Raises:
+            RuntimeError: another one does.
+        """
+        import fcntl
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        with open(lock, "w") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RuntimeError(
+                    f"another run is writing {self.path}; wait for it, or name another "
+                    "--out."
+                ) from None
+            try:
+                self._read()  # it may have grown while we waited
+                yield self
+            finally:
+                lock.unlink(missing_ok=True)
+
+    def select(self, **key) -> list[dict]:
+        """The rows whose entries equal `key`."""
+        return [r for r in self.rows if all(r.get(k) == v for k, v in key.items())]
+
+    def done(self, cell: dict) -> bool:
+        """Whether there is a row for this cell, and one that did not fail."""
+        at = self._at.get(identity(cell))
+        return at is not None and "error" not in self.rows[at]
+
+    def add(self, row: dict) -> None:
+        """Store a row, unless its cell has one already that did not fail."""
+        if "error" in row:
+            self.failed.append(row)
+        if self.done(row):
+            return
+        at = self._at.setdefault(identity(row), len(self.rows))
+        self.rows[at : at + 1] = [row]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as f:
+            lines = ",\n".join(json.dumps(r) for r in self.rows)
+            f.write('{"rows": [\n' + lines + "\n]}\n")
+        os.chmod(f.name, 0o644)
+        os.replace(f.name, self.path)
+
+
+def results(name: str) -> Results:
+    """A measured table: one that ships with the course, by name, or a file.
+
+    Args:
+        name: of a file in data/results/ (see the README there), or a path.
+    """
+    path = Path(name) if str(name).endswith(".json") else RESULTS / f"{name}.json"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in RESULTS.glob("*.json")))
+        raise FileNotFoundError(f"there are no results {name!r}; there are: {known}.")
+    return Results(path)
+
+
+def mean(values: Iterable[float]) -> float:
+    """The arithmetic mean."""
+    return statistics.fmean(values)
+
+
+def table_row(rows: Sequence[dict], **first) -> dict:
+    """One line of the course's result table from the rows of several seeds.
+
+    Mean and half the range over seeds, in percent; with one seed the value alone.
+    """
+    if not rows:
+        raise ValueError(f"no result to summarize for {first}.")
+
+    def spread(key: str) -> str | None:
+        values = [100 * r[key] for r in rows if r.get(key) is not None]
+        if not values:
+            return None
+        half = (max(values) - min(values)) / 2
+        return f"{mean(values):.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
+
+    return {
+        **first,
+        "ACC %": spread("acc"),
+        "ASR %": spread("asr"),
+        "RA %": spread("ra"),
+        "channels": round(mean(r["pruned"] for r in rows)),
+        "clean images": round(mean(r["clean_used"] for r in rows)),
+        "seconds": round(mean(r["seconds"] for r in rows), 2),
+        "seeds": len(rows),
+    }
+
+
+def sharp_row(row: dict, **first) -> dict:
+    """One line of lesson 08's table, from a row measured with `sharp`."""
+    s = row["sharp"]
+    percent = {
+        k: None if row[k] is None else 100 * row[k] for k in ("acc", "asr", "ra")
+    }
+    return {
+        **first,
+        **{f"{k.upper()} %": v for k, v in percent.items()},
+        "Tr F own": s["own"]["fisher"],
+        "Tr F others": s["other"]["fisher"],
+        "top own": s["own"]["lambda_max"],
+        "top others": s["other"]["lambda_max"],
+    }
+
+
+def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
+    """CLP's u axis and, over the seeds of a results file, what ACC, ASR and RA do.
+
+    Returns:
+        the values of u; name -> mean at each u; name -> (lowest, highest) at each u.
+    """
+    rows = results(name).select(attack=attack, defense="clp sweep")
+    curves = [r["curve"] for r in _one_setting(rows, name) if not r["weak"]]
+    if not curves:
+        raise ValueError(
+            f"{name} holds no sweep of a {attack} victim that passes the gate."
+        )
+    means, spread = {}, {}
+    for key in ("ACC", "ASR", "RA"):
+        columns = list(zip(*[[p[key.lower()] for p in c] for c in curves], strict=True))
+        means[key] = [mean(c) for c in columns]
+        spread[key] = [min(c) for c in columns], [max(c) for c in columns]
+    return [p["u"] for p in curves[0]], means, spread
+
+
+def _by_victim(name: str, key: dict) -> dict[str, dict[str, list[dict]]]:
+    """Scored rows of data/results/NAME.json: victim or attack -> defense -> draws."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    rows = results(name).select(**key)
+    for r in sorted(rows, key=lambda r: r["attack"] != "none"):  # twins come first
+        if "acc" in r:
+            who = r.get("victim") or r["attack"]
+            found.setdefault(who, {}).setdefault(r["defense"], []).append(r)
+    return found
+
+
+def _means(rows: Sequence[dict], keys: Sequence[str]) -> list[float | None]:
+    columns = [[r[k] for r in rows if r.get(k) is not None] for k in keys]
+    return [mean(c) if c else None for c in columns]
+
+
+def _passes(by: dict[str, list[dict]]) -> bool:
+    """Whether these are rows of a victim, and of one that passes the gate."""
+    first = next(iter(by.values()))[0]
+    return first["attack"] != "none" and not first["weak"]
+
+
+def _require_lines(lines: list, name: str, defenses: Sequence[str], key: dict) -> None:
+    if not lines:
+        raise ValueError(f"{name} holds no row of {', '.join(defenses)} with {key}.")
+
+
+def grid(
+    name: str,
+    defenses: Sequence[str],
+    caption: str = "",
+    *,
+    who: Sequence[str] | None = None,
+    **key,
+) -> Table:
+    """Victims down, defenses across: "ACC / ASR / RA" in percent, means over draws;
+    behind an ASR that differs between draws by a point or more, half its range.
+
+    Args:
+        name: of data/results/NAME.json; key: what its rows must hold, `budget=500` say.
+        defenses: names of plans; a cell without rows stays empty.
+        who: these victims, "none" for the twin; default all that have a row.
+
+    A star marks victims that miss the gate of the protocol; the last line is the mean
+    of the others, where each of them has all of these defenses.
+    """
+    from bdcourse.show import Table
+
+    scores = ("acc", "asr", "ra")
+    lines, strong = [], []
+    for victim, by in _by_victim(name, key).items():
+        if who is not None and victim not in who:
+            continue
+        cells = {d: _means(by[d], scores) if d in by else None for d in defenses}
+        if not any(cells.values()):
+            continue
+        if _passes(by) and all(cells.values()):
+            strong.append(cells)
+        weak = bool(next(iter(by.values()))[0]["weak"])
+        label = "(benign twin)" if victim == "none" else victim + "*" * weak
+        shown = {d: _slashed(c, _half([r["asr"] for r in by.get(d, ())]))
+                 for d, c in cells.items()}  # fmt: skip
+        lines.append({"victim": label, **shown})
+    _require_lines(lines, name, defenses, key)
+    if len(strong) > 1:
+        columns = {
+            d: [mean(c[d][i] for c in strong) for i in range(3)] for d in defenses
+        }
+        label = f"mean of {len(strong)}"
+        lines.append({"victim": label, **{d: _slashed(c) for d, c in columns.items()}})
+    return Table(lines, caption)
+
+
+def _half(values: Iterable[float | None]) -> float:
+    """Half the range, 0 where there is none."""
+    known = [v for v in values if v is not None]
+    return (max(known) - min(known)) / 2 if known else 0.0
+
+
+def _slashed(values: Sequence[float | None] | None, spread: float = 0) -> str:
+    if values is None:
+        return ""
+    shown = ["–" if v is None else f"{100 * v:.1f}" for v in values]
+    if spread > 0.0049:
+        shown[1] += f" ± {100 * spread:.1f}"
+    return " / ".join(shown)
+
+
+def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
+    """One line a defense: means over the victims that pass the gate, as leaderboards.
+
+    "fails" counts victims whose ASR stays above 15 %. The last column is what others
+    report, from data/results/published.json, where the sources stand. Arguments as in
+    :func:`grid`.
+    """
+    from bdcourse.show import Table
+
+    lines = []
+    elsewhere = {r["defense"]: r for r in results("published").rows}
+    strong = [by for by in _by_victim(name, key).values() if _passes(by)]
+    for d in defenses:
+        rows = [
+            dict(zip(SUMMED, _means(by[d], SUMMED), strict=True))
+            for by in strong
+            if d in by
+        ]
+        if rows:
+            acc, asr, ra, der, images, seconds = _means(rows, SUMMED)
+            lines.append({
+                "defense": d, "victims": len(rows), "ACC %": 100 * acc,
+                "ASR %": 100 * asr, "RA %": 100 * ra, "DER %": 100 * der,
+                "fails": sum(r["asr"] > 0.15 for r in rows),
+                "clean images": round(images), "seconds": seconds,
+                "elsewhere": _slashed(_published(elsewhere.get(d))),
+            })  # fmt: skip
+    _require_lines(lines, name, defenses, key)
+    return Table(lines, caption)
+
+
+def _published(row: dict | None) -> list[float | None] | None:
+    return row and [row[k] for k in ("acc", "asr", "ra")]
+
+
+SUMMED = ("acc", "asr", "ra", "der", "clean_used", "seconds")
+
+
+def attack_success(
+    name: str, defenses: Sequence[str], *, who: Sequence[str] | None = None, **key
+) -> dict[str, list[float | None]]:
+    """ASR that is left: victim -> one value a defense, means over draws, 0..1.
+
+    None where there is no row. Arguments as in :func:`grid`; a star marks the weak.
+    """
+    found = {}
+    for victim, by in _by_victim(name, key).items():
+        first = next(iter(by.values()))[0]
+        if first["attack"] != "none" and (who is None or victim in who):
+            values = [_means(by[d], ("asr",))[0] if d in by else None for d in defenses]
+            if any(v is not None for v in values):
+                found[victim + "*" * bool(first["weak"])] = values
+    _require_lines(list(found), name, defenses, key)
+    return found
+
+
+def ranking(
+    name: str, defenses: Sequence[str], *, resamples: int = 2000, **key
+) -> list[dict]:
+    """Defenses by their mean DER, the best first, and how sure that order is.
+
+    The mean runs over the victims that pass the gate and have a row of every defense.
+    Other victims could have been in the table. So many tables are drawn from these,
+    each with as many victims, with replacement, and as many choices of clean images for
+    each (the bootstrap). What 90 % of them say is the interval.
+
+    Args:
+        name, defenses, key: see :func:`grid`.
+        resamples: number of tables drawn.
+
+    Returns:
+        one dict a defense: `defense`, `der`, `low`, `high` in 0..1, `rank_low` and
+        `rank_high` from 1, `victims`, and the means `acc`, `asr`, `ra`, `seconds`.
+    """
+    victims = [
+        by for by in _by_victim(name, key).values()
+        if _passes(by) and all(d in by for d in defenses)
+    ]  # fmt: skip
+    _require_lines(victims, name, defenses, key)
+    rng = random.Random(0)
+
+    def drawn(rows: list) -> list:
+        return [rng.choice(rows) for _ in rows]
+
+    def score(some: list[dict], d: str, pick=lambda rows: rows) -> float:
+        return mean(mean(r["der"] for r in pick(by[d])) for by in some)
+
+    tables = []
+    for _ in range(resamples):
+        some = drawn(victims)
+        tables.append({d: score(some, d, drawn) for d in defenses})
+    lines = []
+    for d in sorted(defenses, key=lambda d: -score(victims, d)):
+        low, high = _middle([t[d] for t in tables])
+        # Equals share the better place.
+        places = [1 + sum(v > t[d] for v in t.values()) for t in tables]
+        best, worst = _middle(places)
+        shown = ("acc", "asr", "ra", "seconds")
+        means = _means([dict(zip(shown, _means(by[d], shown), strict=True))
+                        for by in victims], shown)  # fmt: skip
+        lines.append({
+            "defense": d, "der": score(victims, d), "low": low, "high": high,
+            "rank_low": best, "rank_high": worst, "victims": len(victims),
+            **dict(zip(shown, means, strict=True)),
+        })  # fmt: skip
+    return lines
+
+
+def _middle(values: Sequence[float], share: float = 0.9) -> tuple[float, float]:
+    """The ends of the middle share of some values."""
+    ordered, cut = sorted(values), (1 - share) / 2
+    last = len(ordered) - 1
+    return ordered[round(cut * last)], ordered[round((1 - cut) * last)]
+
+
+def ranking_table(lines: Sequence[dict], caption: str = "") -> Table:
+    """The lines of :func:`ranking` as a table in percent."""
+    from bdcourse.show import Table
+
+    return Table([{
+        "place": f"{i}",
+        "defense": r["defense"],
+        "DER %": 100 * r["der"],
+        "90 % of tables": f"{100 * r['low']:.1f} to {100 * r['high']:.1f}",
+        "their places": f"{r['rank_low']} to {r['rank_high']}",
+        **{f"{k.upper()} %": 100 * r[k] for k in ("acc", "asr", "ra")},
+        "seconds": r["seconds"],
+    } for i, r in enumerate(lines, 1)], caption)  # fmt: skip
+
+
+DEFENSES = (
+    "none",
+    "clp, u = 3",
+    "clp, u = 2.5",
+    "clp, u on held-out images",
+    "random channels",
+    "fine-tuning",
+)
+
+
+def _one_setting(rows: list[dict], name: str) -> list[dict]:
+    """The rows, if those of an attack differ in seed only; averaging over more would
+    mean nothing."""
+    keys = [f.name for f in fields(Recipe)] + ["data", "options"]
+    for attack in {r["attack"] for r in rows} - {"none"}:
+        settings = {
+            str([r.get(k) for k in keys]) for r in rows if r["attack"] == attack
+        }
+        if len(settings) > 1:
+            raise ValueError(
+                f"{name} holds {len(settings)} settings of {attack}; tabulate one at a "
+                "time."
+            )
+    return rows
+
+
+def standard_table(
+    name: str, caption: str = "", defenses: Sequence[str] = DEFENSES
+) -> Table:
+    """The course's result table: attacks of data/results/NAME.json x defenses."""
+    from bdcourse.show import Table
+
+    found = _one_setting(results(name).rows, name)
+    lines = []
+    for attack in dict.fromkeys(r["attack"] for r in found):
+        for defense in defenses:
+            rows = [r for r in found if r["attack"] == attack and "acc" in r
+                    and r["defense"] == defense]  # fmt: skip
+            if rows:
+                label = "(benign twin)" if attack == "none" else attack
+                weak = sum(bool(r["weak"]) for r in rows)
+                label += f" ({weak} of {len(rows)} weak)" if weak else ""
+                lines.append(table_row(rows, attack=label, defense=defense))
+    return Table(lines, caption)
+
+
+def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> Table:
+    """Victims of data/results/NAME.json, one line each, beside their benign twin.
+
+    Args:
+        attacks: which, in this order; default all in the file.
+
+    A star marks attacks whose original needs an asset that we replace. What replaces
+    it, and where an attack got another recipe or other arguments than the rest, stands
+    in the caption.
+    """
+    from bdcourse.show import Table
+
+    found = _one_setting(results(name).rows, name)
+    names = attacks or [n for n in ATTACKS if any(r["attack"] == n for r in found)]
+    lines, replaced, changed = [], [], []
+    twins = [r for r in found if r["attack"] == "none" and r["defense"] == "none"]
+    for attack in ("none", *names):
+        rows = [r for r in found if r["attack"] == attack]
+        plain = [r for r in rows if r["defense"] == "none"]
+        if attack == "none":  # the one of the recipe that most attacks share
+            plain = [r for r in plain if r["epochs"] == twins[0]["epochs"]]
+        tuned = [r["asr"] for r in rows if r["defense"] == "fine-tuning"]
+        if not plain:
+            continue
+        label = "(benign twin)"
+        if attack != "none":
+            cls = ATTACKS[attack]
+            label = cls.__name__ + ("*" if cls.stands_in else "")
+            if cls.stands_in:
+                replaced.append(f"{attack}: {cls.stands_in}")
+            other = {k: plain[0][k] for k in ("epochs", "lr")}
+            other = {k: v for k, v in other.items() if v != twins[0][k]}
+            other |= plain[0].get("options") or {}
+            if other:
+                text = ", ".join(f"{k} {v:.3g}" for k, v in other.items())
+                changed.append(f"{attack}: {text}")
+        row = table_row(plain, attack=label)
+        crossed = [r["cross"] for r in plain if r.get("cross") is not None]
+        lines.append({
+            "attack": label,
+            "poison": round(mean(r["n_poisoned"] for r in plain)),
+            "cover": round(mean(r.get("n_cover", 0) for r in plain)),
+            **{k: row[k] for k in ("ACC %", "ASR %", "RA %")},
+            "cross %": 100 * mean(crossed) if crossed else None,
+            "ASR % tuned": 100 * mean(tuned) if tuned and attack != "none" else None,
+            "gate": "weak" if any(r["weak"] for r in plain) else "passes",
+        })  # fmt: skip
+    note = " * " + "; ".join(replaced) + "." if replaced else ""
+    note += " Other settings: " + "; ".join(changed) + "." if changed else ""
+    return Table(lines, (caption.removesuffix(".") + "." if caption else "") + note)

@@ -1,0 +1,208 @@
+"""Tables and figures are made from rows, average what belongs together, and say what is
+missing."""
+
+import json
+
+import pytest
+
+from bdcourse import render, tables
+from bdcourse.__main__ import main
+from bdcourse.plans import PLANS
+from bdcourse.show import Table
+
+
+def some_results(tmp_path, monkeypatch):
+    """Rows by hand: a strong and a weak victim, two draws, a defense with a gap."""
+    rows = []
+    for who, weak, base in (("none", "", None), ("A", "", 1.0), ("B", "", 0.8),
+                            ("C", "attack success 50 %", 0.5)):  # fmt: skip
+        for d, draw, drop in (("none", None, 0), ("cut", None, 0.8), ("cut", 1, 0.6),
+                              ("rare", None, 0.9)):  # fmt: skip
+            if d == "rare" and who != "A":
+                continue
+            asr = None if base is None else base - base * drop
+            ra = None if asr is None else 0.9 - 0.9 * asr
+            rows.append({"attack": who, "defense": d, "draw": draw, "weak": weak,
+                         "acc": 0.9 - drop / 10, "asr": asr, "ra": ra, "der": 0.5,
+                         "clean_used": 100 * bool(drop), "seconds": 1.0,
+                         "budget": 7})  # fmt: skip
+    rows.append(rows[1] | {"defense": "cut", "draw": 2, "refused": "no."})
+    del rows[-1]["acc"]
+    rows.append(rows[3] | {"asr": 0.123, "budget": 8})
+    (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
+    elsewhere = {"defense": "cut", "acc": None, "asr": 0.02, "ra": 0.8}
+    (tmp_path / "published.json").write_text(json.dumps({"rows": [elsewhere]}))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+
+
+def test_a_grid_shows_victims_by_defenses(tmp_path, monkeypatch):
+    some_results(tmp_path, monkeypatch)
+    table = tables.grid("hand", ["none", "cut", "rare"], "cap", budget=7)
+    cells = {row[0]: row[1:] for row in table.body}
+    assert table.head == ["victim", "none", "cut", "rare"] and table.caption == "cap"
+    assert list(cells) == ["(benign twin)", "A", "B", "C*"]  # one has all: no mean
+    assert cells["(benign twin)"] == ["90.0 / – / –", "83.0 / – / –", ""]
+    assert cells["A"] == ["90.0 / 100.0 / 0.0", "83.0 / 30.0 ± 10.0 / 63.0",
+                          "81.0 / 10.0 / 81.0"]  # fmt: skip
+    table = tables.grid("hand", ["none", "cut"], budget=7)
+    assert table.body[-1] == ["mean of 2", "90.0 / 90.0 / 9.0", "83.0 / 27.0 / 65.7"]
+    assert "12.3" in repr(tables.grid("hand", ["none"], budget=8))
+    table = tables.grid("hand", ["none", "cut"], who=["A", "none"], budget=7)
+    assert [row[0] for row in table.body] == ["(benign twin)", "A"]
+    for make in (tables.grid, tables.summary):
+        with pytest.raises(ValueError, match="hand holds no row of x with") as e:
+            make("hand", ["x"], budget=7)
+        assert "budget" in str(e.value)
+
+
+def test_a_summary_averages_over_victims_that_pass(tmp_path, monkeypatch):
+    some_results(tmp_path, monkeypatch)
+    table = tables.summary("hand", ["none", "cut", "rare"], budget=7)
+    rows = {r[0]: dict(zip(table.head, r, strict=True)) for r in table.body}
+    assert [r["victims"] for r in rows.values()] == ["2", "2", "1"]
+    assert rows["cut"]["ASR %"] == "27.0" and rows["none"]["ASR %"] == "90.0"
+    assert [r["fails"] for r in rows.values()] == ["2", "2", "0"]
+    assert rows["cut"]["clean images"] == "100"
+    assert (
+        rows["cut"]["elsewhere"] == "– / 2.0 / 80.0" and not rows["none"]["elsewhere"]
+    )
+
+
+def test_table_row_gives_mean_and_half_range():
+    rows = [{"acc": a, "asr": None, "pruned": 2, "clean_used": 0, "seconds": 1.0}
+            for a in (0.9, 0.94)]  # fmt: skip
+    row = tables.table_row(rows, attack="none")
+    assert row["ACC %"] == "92.0 ± 2.0" and row["ASR %"] is None and row["seeds"] == 2
+    assert tables.table_row(rows[:1])["ACC %"] == "90.0"
+    with pytest.raises(ValueError, match="no result"):
+        tables.table_row([], attack="BadNets")
+
+
+def test_every_committed_result_is_readable_and_complete():
+    files = sorted(tables.RESULTS.glob("*.json"))
+    assert {"signs", "cifar10", "published"} <= {f.stem for f in files}
+    for f in files:
+        if f.stem.startswith("published"):  # read elsewhere, not measured
+            for r in tables.Results(f).rows:
+                assert r["defense"] in PLANS and 0 <= r["asr"] <= 1 and r["source"]
+            continue
+        for r in tables.Results(f).rows:
+            assert {"attack", "defense", "seed", "revision", "digest"} <= set(r), f
+            assert "refused" in r or "curve" in r or 0 <= r["acc"] <= 1
+
+
+def test_readme_shows_what_was_measured():
+    import readme
+
+    text = (readme.ROOT / "README.md").read_text()
+    # A twin and two victims, twice; and one line of means.
+    assert readme.MARK.search(text)[0].count("| none |") == 7
+    assert readme.MARK.sub(lambda m: m[1] + readme.measured() + m[2], text) == text
+
+
+def test_no_committed_file_holds_a_cell_twice():
+    for f in sorted(tables.RESULTS.glob("*.json")):
+        if not f.stem.startswith("published"):
+            found = [tables.identity(r) for r in tables.Results(f).rows]
+            assert len(found) == len(set(found)), f.name
+
+
+def test_a_cell_is_the_same_however_its_numbers_are_written():
+    cell = {"epochs": 12, "attack": "SIG", "options": {"rate": 1}, "defense": "none"}
+    assert tables.identity(cell) == tables.identity(
+        cell | {"epochs": 12.0, "options": {"rate": 1.0}, "acc": 0.5, "budget": None}
+    )
+    for other in ({"draw": 1}, {"budget": 7}, {"victim": "sig"}, {"flip": True}):
+        assert tables.identity(cell) != tables.identity(cell | other)
+
+
+def test_a_failed_row_is_replaced_and_a_good_one_is_not(tmp_path):
+    cell = {"attack": "none", "defense": "none"}
+    results = tables.Results(tmp_path / "r.json")
+    for more in ({"error": "x"}, {"error": "y"}, {"acc": 1.0}, {"acc": 0.5}):
+        results.add(cell | more)
+        assert results.done(cell) == ("acc" in results.rows[0])
+    results.add(cell | {"error": "z"})
+    assert tables.Results(tmp_path / "r.json").rows == [cell | {"acc": 1.0}]
+    assert [r["error"] for r in results.failed] == ["x", "y", "z"]
+
+
+def ranked_results(tmp_path, monkeypatch):
+    """Three victims past the gate, a weak one, a twin: one defense is always better."""
+    rows = []
+    for who, weak in (("none", ""), ("A", ""), ("B", ""), ("C", ""), ("W", "weak.")):
+        for d, ders in (("good", (0.9, 0.8, 0.95)), ("bad", (0.5, 0.6, 0.55)),
+                        ("wild", (1.0, 0.4, 0.9))):  # fmt: skip
+            for draw in (None, 1):
+                der = None if who == "none" else ders["ABCW".index(who) % 3]
+                rows.append({"attack": who, "defense": d, "draw": draw, "weak": weak,
+                             "acc": 0.9, "asr": der and 1 - der, "ra": 0.1, "der": der,
+                             "seconds": 2.0, "clean_used": 0, "pruned": 0,
+                             "seed": 0})  # fmt: skip
+    rows.append(rows[2] | {"attack": "A", "defense": "rare", "der": 1.0})
+    (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
+    (tmp_path / "published.json").write_text('{"rows": []}')
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+
+
+def test_a_ranking_says_how_sure_it_is(tmp_path, monkeypatch):
+    ranked_results(tmp_path, monkeypatch)
+    lines = tables.ranking("hand", ["bad", "wild", "good"])
+    assert [r["defense"] for r in lines] == ["good", "wild", "bad"]
+    good, wild, bad = lines
+    assert good["der"] == pytest.approx(0.8833, abs=1e-4) and good["victims"] == 3
+    assert good["low"] < good["der"] < good["high"]
+    # Three draws of three can all be A, or all B: that is what the data allow.
+    assert wild["low"] < 0.6 and wild["high"] == pytest.approx(0.9667, abs=1e-3)
+    assert (good["rank_low"], good["rank_high"]) == (1, 2)
+    assert bad["rank_high"] == 3 and bad["rank_low"] >= 2
+    assert lines == tables.ranking("hand", ["bad", "wild", "good"])
+    assert "1 to 2" in repr(tables.ranking_table(lines, "c"))
+    (alone,) = tables.ranking("hand", ["rare"])  # one victim: no interval at all
+    assert alone["victims"] == 1 and alone["low"] == alone["high"] == 1.0
+    with pytest.raises(ValueError, match="no row of good, x"):
+        tables.ranking("hand", ["good", "x"])
+    assert render.known("hand", "ranking") == ["good", "bad", "wild"]
+    assert render.known("hand") == ["good", "bad", "wild", "rare"]
+
+
+def test_the_table_command_renders_any_selection(tmp_path, monkeypatch, capsys):
+    ranked_results(tmp_path, monkeypatch)
+
+    def said(*words):
+        assert main(["table", "hand", *words]) == 0
+        return capsys.readouterr().out
+
+    assert "good" in said() and "(benign twin)" in said()
+    assert said("--kind", "rows", "--who", "A", "--where", "draw=1").count("\n") == 5
+    text = said("--kind", "summary", "--format", "markdown", "--defenses", "good")
+    assert text.startswith("| defense |") and "| good | 3 |" in text
+    text = said("--kind", "ranking", "--format", "latex", "--caption", "50 % & more")
+    assert r"\caption{50 \% \& more}" in text and r"\toprule" in text
+    path = str(tmp_path / "hand.json")
+    assert main(["table", path, "--out", str(tmp_path / "t.md")]) == 0
+    assert (tmp_path / "t.md").read_text().startswith("victim")
+    for kind in ("grid", "ranking", "summary"):
+        out = tmp_path / f"{kind}.png"
+        words = said("--kind", kind, "--format", "figure", "--out", str(out))
+        assert out.read_bytes()[:4] == b"\x89PNG" and len(words) > 80
+        assert out.with_suffix(".txt").read_text() == words
+        assert "good" in words
+    for wrong, says in (
+        (["--format", "figure"], "needs --out"),
+        (["--kind", "rows", "--format", "figure", "--out", "x.png"], "no figure"),
+        (["--where", "draw"], "NAME=VALUE"),
+        (["--where", "draw=9"], "no scores with {'draw': 9}"),
+        (["--kind", "rows", "--who", "Z"], "no such rows"),
+    ):
+        assert main(["table", "hand", *wrong]) == 1
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
+    assert main(["table", "nowhere"]) == 1
+    assert "there are: hand, published" in capsys.readouterr().err
+
+
+def test_latex_escapes_what_latex_would_read():
+    text = Table([{"a_b": "50 % ± 1 & more", "c": "–"}]).latex()
+    assert r"a\_b & c \\" in text and r"50 \% $\pm$ 1 \& more & -- \\" in text
+    assert "caption" not in text and text.count("midrule") == 1
