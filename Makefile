@@ -135,7 +135,7 @@ results: $(READY)
 	  $(BENCH)/signs-aware.json --data signs-hard --width 8 --aware $$how --sharp \
 	    --attacks BadNets --defenses none fip "fip, eta = 0" || exit; \
 	done
-	$(PY) tools/readme.py
+	$(PY) tools/pages.py
 
 bench-train: $(READY)
 	$(PY) benchmarks/train.py

@@ -249,12 +249,11 @@ def grid(
     """
     from bdcourse.show import Table
 
-    scores = ("acc", "asr", "ra")
     lines, strong = [], []
     for victim, by in _by_victim(name, key).items():
         if who is not None and victim not in who:
             continue
-        cells = {d: _means(by[d], scores) if d in by else None for d in defenses}
+        cells = {d: _means(by[d], SCORES) if d in by else None for d in defenses}
         if not any(cells.values()):
             continue
         if _passes(by) and all(cells.values()):
@@ -324,6 +323,7 @@ def _published(row: dict | None) -> list[float | None] | None:
     return row and [row[k] for k in ("acc", "asr", "ra")]
 
 
+SCORES = ("acc", "asr", "ra")
 SUMMED = ("acc", "asr", "ra", "der", "clean_used", "seconds")
 
 
@@ -361,7 +361,8 @@ def ranking(
 
     Returns:
         one dict a defense: `defense`, `der`, `low`, `high` in 0..1, `rank_low` and
-        `rank_high` from 1, `victims`, and the means `acc`, `asr`, `ra`, `seconds`.
+        `rank_high` from 1, `victims`, the means `acc`, `asr`, `ra`, `seconds`, and
+        `worst`, the largest ASR of a victim.
     """
     victims = [
         by for by in _by_victim(name, key).values()
@@ -392,6 +393,7 @@ def ranking(
         lines.append({
             "defense": d, "der": score(victims, d), "low": low, "high": high,
             "rank_low": best, "rank_high": worst, "victims": len(victims),
+            "worst": max(_means(by[d], ("asr",))[0] for by in victims),
             **dict(zip(shown, means, strict=True)),
         })  # fmt: skip
     return lines

@@ -10,6 +10,7 @@ import answers_fmp
 import answers_linf
 import answers_mnp
 import answers_sharpness
+import answers_showdown
 from bdcourse import check
 from bdcourse.check import CheckFailed
 
@@ -420,7 +421,14 @@ WRONG = {
 }
 
 
-LESSONS = (answers_linf, answers_fmp, answers_mnp, answers_fip, answers_sharpness)
+LESSONS = (
+    answers_linf,
+    answers_fmp,
+    answers_mnp,
+    answers_fip,
+    answers_sharpness,
+    answers_showdown,
+)
 for lesson in LESSONS:
     assert not RIGHT.keys() & lesson.RIGHT.keys(), "a name twice"
     RIGHT |= lesson.RIGHT

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+import pages
 from bdcourse import render, tables
 from bdcourse.__main__ import main
 from bdcourse.plans import PLANS
@@ -91,13 +92,14 @@ def test_every_committed_result_is_readable_and_complete():
             assert "refused" in r or "curve" in r or 0 <= r["acc"] <= 1
 
 
-def test_readme_shows_what_was_measured():
-    import readme
-
-    text = (readme.ROOT / "README.md").read_text()
-    # A twin and two victims, twice; and one line of means.
-    assert readme.MARK.search(text)[0].count("| none |") == 7
-    assert readme.MARK.sub(lambda m: m[1] + readme.measured() + m[2], text) == text
+@pytest.mark.parametrize("page", pages.PAGES)
+def test_pages_show_what_was_measured(page):
+    text = (pages.ROOT / page).read_text()
+    asked = [m[2] for m in pages.MARK.finditer(text)]
+    assert asked and len(asked) == len(set(asked)) == text.count("end of ")
+    assert pages.rendered(page) == text, "run `python tools/pages.py`"
+    if page == "README.md":  # a twin and two victims, twice; and one line of means
+        assert text.count("| none |") == 7
 
 
 def test_no_committed_file_holds_a_cell_twice():

@@ -40,6 +40,7 @@ from bdcourse.check.sharpness import (
     top_eigenvalue,
     trace_draws,
 )
+from bdcourse.check.showdown import balance, by_the_test, front, resampled_means
 from bdcourse.check.training import bend, diversity, noise_mode, own_trigger
 from bdcourse.check.welcome import take
 
@@ -48,8 +49,10 @@ __all__ = [
     "anomaly_index",
     "ascent",
     "asr",
+    "balance",
     "bend",
     "blend",
+    "by_the_test",
     "cam",
     "change_gradient",
     "claim",
@@ -60,6 +63,7 @@ __all__ = [
     "filter_direction",
     "fip_gradient",
     "folded",
+    "front",
     "harm",
     "largest_z",
     "last_share",
@@ -79,6 +83,7 @@ __all__ = [
     "ra",
     "random_start",
     "removal",
+    "resampled_means",
     "reveal",
     "rise",
     "score",

@@ -1,23 +1,28 @@
-"""Render what README.md shows of the measured results: one picture, three tables.
+"""Render what README.md and two pages of the book show of the measured results.
 
-    python tools/readme.py            write them
-    python tools/readme.py --check    exit 1 if the README is out of date
+    python tools/pages.py            write the tables into them, and one picture
+    python tools/pages.py --check    exit 1 if a page is out of date
 
-The tables are made from data/results/*.json: no number in them is typed by hand.
+A table stands between two marks, `<!-- NAME -->` and `<!-- end of NAME -->`; in the
+book they are MyST comments, `% NAME` and `% end of NAME`. It is made from
+data/results/*.json: no number in it is typed by hand.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from bdcourse import data, metrics, show, tables, victims
+from bdcourse import data, metrics, render, report, show, tables, victims
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.S)
+MARK = re.compile(
+    r"^((?:<!--|%) ([a-z-]+)(?: -->)?\n)(.*?)(^(?:<!--|%) end of \2\b)", re.S | re.M
+)
 SHOWN = ("none", "clp, u = 3", "clp, u = 2.5", "random channels", "fine-tuning")
 # The defenses of the third table: controls, the five methods, their rivals.
 REPAIRS = (
@@ -26,6 +31,12 @@ REPAIRS = (
     "mnp, soft, beta held", "mnp, random channels", "fip", "fast fip", "fip, eta = 0",
     "sam", "fine-pruning", "anp", "anp, 3 points", "anp, 10 points", "rnp",
     "rnp, 3 points", "rnp, 10 points", "ft-sam", "nad", "i-bau", "nc unlearning",
+)  # fmt: skip
+# What a defender can choose from, and how far the same go with a fifth of the images.
+CHOICES = (
+    "none", "fine-tuning", "clp, u = 3", "clp, u on held-out images", "linf", "fmp",
+    "mnp, soft", "mnp, hard", "fip", "sam", "fine-pruning", "anp", "anp, 10 points",
+    "rnp, 10 points", "ft-sam", "nad", "i-bau", "nc unlearning",
 )  # fmt: skip
 COLUMNS = ("attack", "defense", "ACC %", "ASR %", "RA %", "channels", "clean images")
 
@@ -88,15 +99,63 @@ def picture() -> show.Picture:
     )
 
 
+def advice() -> str:
+    """The rows from which a defender chooses: what each needs, leaves and costs."""
+    name = "cifar10-defenses"
+    known = render.known(name, "ranking", budget=500, draw=None)
+    names = [d for d in CHOICES if d in known]
+    few = tables.ranking(name, names, resamples=1, budget=500, draw=None)
+    few = {r["defense"]: r for r in few}
+    lines = []
+    for r in tables.ranking(name, CHOICES, budget=2500, draw=None):
+        scarce = few.get(r["defense"])
+        lines.append({
+            "defense": r["defense"],
+            "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "RA %": 100 * r["ra"],
+            "worst ASR %": 100 * r["worst"],
+            "DER %": 100 * r["der"],
+            "seconds": r["seconds"],
+            "with 500 images": "" if scarce is None else
+            f"{100 * scarce['acc']:.0f} / {100 * scarce['asr']:.0f}",
+        })  # fmt: skip
+    return show.Table(lines).markdown() + "\n"
+
+
+BLOCKS = {
+    "results": measured,
+    "tally": lambda: report.tally().markdown() + "\n",
+    **{m: partial(lambda m: report.table(m).markdown() + "\n", m)
+       for m in report.METHODS},
+    "advice": advice,
+}  # fmt: skip
+PAGES = ("README.md", "book/reproduction.md", "book/choosing.md")
+
+
+def rendered(page: str) -> str:
+    """The text of a page with its tables made anew.
+
+    Raises:
+        ValueError: it asks for a table that nobody makes.
+    """
+
+    def fill(found: re.Match) -> str:
+        start, name, _, end = found.groups()
+        if name not in BLOCKS:
+            raise ValueError(f"{page} asks for {name!r}; known: {', '.join(BLOCKS)}.")
+        text = BLOCKS[name]()
+        return start + (f"\n{text}\n" if start[0] == "%" else text) + end
+
+    return MARK.sub(fill, (ROOT / page).read_text())
+
+
 def main() -> int:
-    readme = ROOT / "README.md"
-    old = readme.read_text()
-    new = MARK.sub(lambda m: m[1] + measured() + m[2], old)
+    stale = [p for p in PAGES if rendered(p) != (ROOT / p).read_text()]
     if "--check" in sys.argv:
-        if new != old:
-            print("README.md shows old results; run python tools/readme.py")
-        return int(new != old)
-    readme.write_text(new)
+        for page in stale:
+            print(f"{page} shows old results; run python tools/pages.py")
+        return int(bool(stale))
+    for page in stale:
+        (ROOT / page).write_text(rendered(page))
     picture().save(ROOT / "book" / "nine-pixels.png")
     return 0
 

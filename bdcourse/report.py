@@ -1,0 +1,210 @@
+"""What others report beside what we measured, with a verdict that follows from a rule.
+
+The claims stand in data/results/published-claims.json, the rows that answer them in the
+other files of that folder; `tools/report.py` writes the book's page from both. Born in
+lesson 09.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bdcourse import tables
+from bdcourse.show import Table
+from bdcourse.tables import mean
+
+METHODS = {
+    "linf": "L-infinity pruning",
+    "clp": "CLP",
+    "fmp": "FMP",
+    "mnp": "MNP, a reconstruction",
+    "fip": "FIP",
+    "attacks": "Attacks, undefended",
+    "rivals": "Rivals and controls",
+    "toolbox": "Toolboxes and their code",
+}
+CLOSE = 0.05  # shares so near a bound say nothing with one seed and one draw
+HOLDS, FAILS, WEAK, NEAR = "as published", "otherwise", "weak victim", "too close"
+DEARER, DEAR = "at a higher price", 0.05  # so much more accuracy lost than published
+LESSON, APART, MISSING = "in a lesson", "not compared", "not measured"
+VERDICTS = (HOLDS, DEARER, FAILS, NEAR, WEAK, LESSON, APART, MISSING)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A claim and what our rows say of it.
+
+    Args:
+        claim: its row of published-claims.json.
+        verdict: one of :data:`VERDICTS`.
+        rows: ours; none if we have not measured it.
+        beside: ours that they are compared with, such as no defense.
+        value, others: what the rule compares, and the same of `beside`.
+    """
+
+    claim: dict
+    verdict: str
+    rows: tuple[dict, ...] = ()
+    beside: tuple[tuple[dict, ...], ...] = ()
+    value: float | None = None
+    others: tuple[float, ...] = ()
+
+    def published(self) -> str:
+        """The paper's or author's figure; "" if it is the leaderboard's."""
+        return _figures(self.claim["published"])
+
+    def leaderboard(self) -> str:
+        """BackdoorBench's figure for the same attack and defense, or ""."""
+        return _figures(self.claim["leaderboard"])
+
+    def ours(self) -> str:
+        """Our figures, and in brackets what stands beside them."""
+        if not self.rows:
+            return ""
+        if self.claim["ours"].get("read"):
+            beside = f" ({self.others[0]:.3g})" if self.others else ""
+            return f"{self.value:.3g}{beside}"
+        beside = "; ".join(f"{_name(rows)}: {_shares(rows)}" for rows in self.beside)
+        return _shares(self.rows) + (f" ({beside})" if beside else "")
+
+
+def answers(method: str | None = None) -> list[Answer]:
+    """Every claim, or those about one of :data:`METHODS`, with its verdict."""
+    claims = tables.results("published-claims").rows
+    return [answer(c) for c in claims if method in (None, c["method"])]
+
+
+def answer(claim: dict) -> Answer:
+    """Look up our rows for a claim, and compare.
+
+    Raises:
+        ValueError: the claim names rows that are not there.
+    """
+    ours, rule = claim["ours"], claim["rule"]
+    if ours is None:
+        return Answer(claim, LESSON if claim.get("lesson") else MISSING)
+    rows = _select(claim, ours["select"])
+    beside = tuple(_select(claim, s) for s in ours["beside"])
+    if rule is None:
+        verdict = LESSON if claim.get("lesson") else APART
+        value, others = None, ()
+        if ours.get("read"):
+            value, others = _value(claim, rows), tuple(_value(claim, b) for b in beside)
+        return Answer(claim, verdict, rows, beside, value, others)
+    value = _value(claim, rows)
+    others = tuple(_value(claim, b) for b in beside)
+    held, margin = _compare(rule, value, others, claim)
+    verdict = HOLDS if held else FAILS
+    if held and "drop" in claim and beside:
+        lost = mean(r["acc"] for r in beside[0]) - mean(r["acc"] for r in rows)
+        verdict = DEARER if lost > max(0, claim["drop"]) + DEAR else HOLDS
+    # At the gate of an attack, 95 %, the line itself is the question.
+    if rule["key"] == "asr" and margin < CLOSE and rule.get("bound", 0) < 0.9:
+        verdict = NEAR
+    if any(r["weak"] for r in rows) and claim["method"] != "attacks":
+        verdict = WEAK
+    return Answer(claim, verdict, rows, beside, value, others)
+
+
+def _select(claim: dict, key: dict) -> tuple[dict, ...]:
+    wanted = claim["ours"].get("attacks")
+    rows = tuple(
+        r for r in tables.results(claim["ours"]["file"]).select(**key)
+        if "acc" in r and (wanted is None or r["attack"] in wanted)
+    )  # fmt: skip
+    if not rows:
+        raise ValueError(f"claim {claim['id']}: there is no row with {key}.")
+    return rows
+
+
+def _value(claim: dict, rows: Sequence[dict]) -> float:
+    path = claim["ours"].get("read") or [(claim["rule"] or {"key": "asr"})["key"]]
+    found = []
+    for r in rows:
+        for step in path:
+            r = r[step]
+        found.append(r)
+    return mean(found)
+
+
+def _compare(
+    rule: dict, value: float, others: Sequence[float], claim: dict
+) -> tuple[bool, float]:
+    """Whether the rule holds, and how far the value is from where that changes."""
+    kind, bound = rule["kind"], rule.get("bound", 1.0)
+    if kind == "within":
+        figures = claim["published"] or claim["leaderboard"]
+        off = abs(value - figures[rule["key"]])
+        return off <= bound, abs(off - bound)
+    if kind in ("less", "greater"):
+        sign = 1 if kind == "less" else -1
+        gap = sign * (others[rule["of"]] - value)
+        return gap > 0, abs(gap)
+    if kind == "at least times":
+        gap = value - bound * others[rule["of"]]
+        return gap >= 0, abs(gap)
+    gap = bound - value if kind == "below" else value - bound
+    return gap > 0, abs(gap)
+
+
+def _shares(rows: Sequence[dict]) -> str:
+    columns = [[r[k] for r in rows if r.get(k) is not None] for k in tables.SCORES]
+    return " / ".join(f"{100 * mean(c):.1f}" if c else "–" for c in columns)
+
+
+def _name(rows: Sequence[dict]) -> str:
+    first = rows[0]
+    who = "twin, " if first["attack"] == "none" else ""
+    return f"{who}{first['defense']}"
+
+
+def _figures(published: dict | None) -> str:
+    if not published or "claim" in published:
+        return ""
+    if "asr" in published:
+        return " / ".join(
+            "–" if published.get(k) is None else f"{100 * published[k]:.1f}"
+            for k in tables.SCORES
+        )
+    unit = f" {published['unit']}" if "unit" in published else ""
+    numbers = {k: v for k, v in published.items() if k != "unit"}
+    names = {"lambda_max": "top eigenvalue", "hessian_trace": "trace"}
+    said = []
+    for k, v in numbers.items():
+        text = f"{v:,.5g}" if isinstance(v, (int, float)) else str(v)
+        name = names.get(k, k.replace("_", " "))
+        said.append(f"{text}{unit}" if k == "value" else f"{name} {text}")
+    return ", ".join(said)
+
+
+def tally() -> Table:
+    """How many claims of each method ended with which verdict."""
+    lines = []
+    for method, title in METHODS.items():
+        found = Counter(a.verdict for a in answers(method))
+        lines.append({"about": title, **{v: found[v] for v in VERDICTS}})
+    totals = {v: sum(line[v] for line in lines) for v in VERDICTS}
+    return Table([*lines, {"about": "all", **totals}])
+
+
+def table(method: str) -> Table:
+    """All claims about one method."""
+    return Table([{
+        "claim": f"{a.claim['what']} ({a.claim['where']}; {a.claim['setting']})",
+        "published": a.published(),
+        "leaderboard": a.leaderboard(),
+        "ours": a.ours(),
+        "verdict": _verdict(a),
+        "why": a.claim["reason"],
+    } for a in answers(method)])  # fmt: skip
+
+
+def _verdict(a: Answer) -> str:
+    lesson = a.claim.get("lesson")
+    if not lesson:
+        return a.verdict
+    number = lesson["notebook"].split("_")[0]
+    link = f"[{number}](../notebooks/{lesson['notebook']}.ipynb)"
+    return f"lesson {link}" if a.verdict == LESSON else f"{a.verdict}; lesson {link}"
