@@ -13,7 +13,7 @@ Born in lesson 03.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,55 @@ class Scores:
         return {**first, **percent}
 
 
+@dataclass(frozen=True)
+class Triggered:
+    """Test images that carry a trigger already, where the attack itself is not at hand.
+
+    Args:
+        x: uint8 pixels, (n, c, h, w).
+        y: int64 true labels, (n,).
+        goal: int64 labels that the attacker wants, (n,).
+
+    Raises:
+        ValueError: the tensors do not fit together.
+    """
+
+    x: Tensor
+    y: Tensor
+    goal: Tensor
+
+    def __post_init__(self) -> None:
+        if self.x.dtype != torch.uint8 or self.x.ndim != 4:
+            raise ValueError("Triggered.x must be uint8 of shape (n, c, h, w).")
+        for labels in (self.y, self.goal):
+            if labels.dtype != torch.int64 or labels.shape != self.x.shape[:1]:
+                raise ValueError(
+                    f"Triggered.y and .goal must be int64 of shape ({len(self.x)},), "
+                    "one label per image."
+                )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, i) -> Triggered:
+        """The images at `i`: a slice, a bool mask or a tensor of positions."""
+        return replace(self, x=self.x[i], y=self.y[i], goal=self.goal[i])
+
+    def check(self, test: Images) -> None:
+        """Refuse to be measured beside clean images of another kind."""
+        if self.x.shape[1:] != test.x.shape[1:]:
+            raise ValueError(
+                f"the triggered images are {tuple(self.x.shape[1:])}, the clean ones "
+                f"{test.shape}; both must be what the model was trained on."
+            )
+        labels = torch.cat([self.y, self.goal])
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < test.k:
+            raise ValueError(
+                f"labels of the triggered images run from {int(labels.min())} to "
+                f"{int(labels.max())}; the clean set has the labels 0..{test.k - 1}."
+            )
+
+
 @torch.no_grad()
 def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
     """Eval-mode logits of pixels x: uint8, or float in [0, 1]; (n, c, h, w) -> (n, k).
@@ -77,13 +126,17 @@ def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, test: Images, attack: Attack | None = None, batch: int = 500
+    model: nn.Module,
+    test: Images,
+    attack: Attack | Triggered | None = None,
+    batch: int = 500,
 ) -> Scores:
     """Score a model on clean test images and, given an attack, on triggered ones.
 
     Which triggered images count, and what the attacker wants of each, is the attack's
     word (`counts`, `goal`): without the target class for all-to-one, all for
-    all-to-all.
+    all-to-all. Of images that are `Triggered` already, those count whose true label is
+    not the goal.
     """
     acc = (
         (predict(model, test.x, batch).to(test.y.device) == test.y)
@@ -94,20 +147,23 @@ def evaluate(
     if attack is None:
         return Scores(acc, n_clean=len(test))
     attack.check(test)
-    asked = test[attack.counts(test.y)]
+    ready = isinstance(attack, Triggered)
+    asked = attack[attack.goal != attack.y] if ready else test[attack.counts(test.y)]
     if len(asked) == 0:
         raise ValueError(
             "no test image counts for this attack; is there only one class?"
         )
     said = torch.cat(
         [
-            predict(model, attack.trigger(part.float() / 255), batch)
+            predict(model, part if ready else attack.trigger(part.float() / 255), batch)
             for part in asked.x.split(batch)
         ]
     ).to(asked.y.device)
-    asr = (said == attack.goal(asked.y)).double().mean().item()
+    goal = asked.goal if ready else attack.goal(asked.y)
+    asr = (said == goal).double().mean().item()
     ra = (said == asked.y).double().mean().item()
-    return Scores(acc, asr, ra, len(test), len(asked), _cross(model, test, attack))
+    cross = None if ready else _cross(model, test, attack)
+    return Scores(acc, asr, ra, len(test), len(asked), cross)
 
 
 def _cross(model: nn.Module, test: Images, attack: Attack) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -49,6 +49,41 @@ def slider(label: str, values: Sequence, draw: Callable[[object], Picture], star
     bar.observe(turn, names="value")
     turn({"new": start})
     return ipywidgets.VBox([bar, out])
+
+
+def menus(choices: Mapping[str, Sequence], draw: Callable[..., Picture]):
+    """A menu for each name in `choices`, and the picture of what is chosen under them.
+
+    Pictures are drawn when they are first asked for. A ValueError of `draw`, such as
+    that there is no such measurement, is shown in place of the picture.
+
+    Args:
+        choices: name -> options; the first of each is shown at the start.
+        draw: one keyword for each name -> picture.
+    """
+    import ipywidgets as w
+    from IPython.display import display
+
+    found: dict[tuple, Picture] = {}
+    bars = {name: w.Dropdown(options=list(options), description=name)
+            for name, options in choices.items()}  # fmt: skip
+    out = w.Output()
+
+    def turn(_=None) -> None:
+        chosen = tuple(bar.value for bar in bars.values())
+        with out:
+            out.clear_output(wait=True)
+            try:
+                if chosen not in found:
+                    found[chosen] = draw(**dict(zip(bars, chosen, strict=True)))
+                display(found[chosen])
+            except ValueError as e:
+                print(e)
+
+    for bar in bars.values():
+        bar.observe(turn, names="value")
+    turn()
+    return w.VBox([w.HBox(list(bars.values())), out])
 
 
 def trial(

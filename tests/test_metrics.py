@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdcourse.attacks import BadNets
-from bdcourse.metrics import Scores, der, evaluate, logits, predict
+from bdcourse.data import quantize
+from bdcourse.metrics import Scores, Triggered, der, evaluate, logits, predict
 from bdcourse.models import build
 from helpers import ReadsPixel, Says, frozen, gen, labelled_images, same_state
 
@@ -62,6 +63,40 @@ def test_all_to_all_counts_every_image(test_set):
 
     s = evaluate(Next(), test_set, attack)
     assert (s.acc, s.asr, s.ra) == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("fooled", [None, 3, 5])
+def test_ready_images_score_like_the_attack_that_made_them(test_set, fooled):
+    attack, model = BadNets(target=3, **CORNER), ReadsPixel(fooled=fooled)
+    x = quantize(attack.trigger(test_set.pixels()))
+    ready = Triggered(x, test_set.y, attack.goal(test_set.y))
+    assert len(ready) == 30
+    for batch in (7, 500):
+        s = evaluate(model, test_set, ready, batch)
+        assert s == evaluate(model, test_set, attack)
+    half = evaluate(model, test_set, ready[ready.y < 5])
+    assert (half.n_clean, half.n_triggered) == (30, 12)
+
+
+def test_ready_images_have_goals_of_their_own(test_set):
+    goal = torch.where(test_set.y < 5, 5, test_set.y)  # half of them are there already
+    s = evaluate(Says(5), test_set, Triggered(test_set.x, test_set.y, goal))
+    assert (s.asr, s.ra, s.n_triggered, s.cross) == (1.0, 0.0, 15, None)
+
+
+def test_ready_images_that_do_not_fit(test_set):
+    x, y = test_set.x, test_set.y
+    for bad in ((x.float(), y, y), (x[0], y, y), (x, y[1:], y), (x, y, y.int())):
+        with pytest.raises(ValueError, match="Triggered"):
+            Triggered(*bad)
+    for bad, word in (
+        (Triggered(x[..., 1:], y, y), "both must be"),
+        (Triggered(x, y, y + 1), "run from 0 to 10"),
+        (Triggered(x, y - 1, y), "run from -1 to 9"),
+        (Triggered(x, y, y), "no test image counts"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            evaluate(ReadsPixel(), test_set, bad)
 
 
 def test_shares_are_exact_quotients():
