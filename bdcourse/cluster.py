@@ -76,8 +76,8 @@ def _dealt(
         from distributed import Client, LocalCluster, as_completed
     except ImportError:
         raise RuntimeError(
-            "several processes need Dask: pip install 'bdcourse[cluster]', or leave "
-            "out --workers and --scheduler."
+            "several processes need Dask: pip install distributed, or leave out "
+            "--workers and --scheduler."
         ) from None
     with contextlib.ExitStack() as stack:
         if scheduler is None:

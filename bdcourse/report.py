@@ -51,13 +51,11 @@ class Answer:
     value: float | None = None
     others: tuple[float, ...] = ()
 
-    def published(self) -> str:
-        """The paper's or author's figure; "" if it is the leaderboard's."""
-        return _figures(self.claim["published"])
-
-    def leaderboard(self) -> str:
-        """BackdoorBench's figure for the same attack and defense, or ""."""
-        return _figures(self.claim["leaderboard"])
+    def reported(self) -> str:
+        """The published figure, and BackdoorBench's of the same attack and defense."""
+        paper = _figures(self.claim["published"])
+        other = _figures(self.claim["leaderboard"])
+        return "; ".join(filter(None, [paper, other and f"leaderboard {other}"]))
 
     def ours(self) -> str:
         """Our figures, and in brackets what stands beside them."""
@@ -193,8 +191,7 @@ def table(method: str) -> Table:
     """All claims about one method."""
     return Table([{
         "claim": f"{a.claim['what']} ({a.claim['where']}; {a.claim['setting']})",
-        "published": a.published(),
-        "leaderboard": a.leaderboard(),
+        "reported": a.reported(),
         "ours": a.ours(),
         "verdict": _verdict(a),
         "why": a.claim["reason"],

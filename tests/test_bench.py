@@ -347,3 +347,66 @@ def test_plans_say_which_images_they_use():
     assert PLANS["fine-tuning"].images(case) == 20
     assert PLANS["clp, u on held-out images"].images(case) == 10
     assert set(tables.DEFENSES) <= set(PLANS)
+
+
+def test_a_cell_that_fails_is_kept_told_and_tried_again(tmp_path, monkeypatch, capsys):
+    broken = [KeyError("layer9"), torch.OutOfMemoryError("out of memory")]
+
+    def fails(case):
+        if broken:
+            raise broken[0]
+        return Purified(case.model)
+
+    plans = {"fails": Plan(fails), "none": bench.PLANS["none"]}
+    monkeypatch.setattr(bench, "PLANS", plans)
+    out = tmp_path / "zoo.json"
+    command = ["bench", "--out", str(out), "--zoo", "benign-w8", "--defenses", *plans]
+    for name in ("KeyError", "OutOfMemoryError"):
+        assert main(command) == 1
+        rows = json.loads(out.read_text())["rows"]
+        assert rows[0]["error"].startswith(name) and "acc" not in rows[0]
+        assert rows[1]["acc"] > 0.9 and len(rows) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith(f"error: benign-w8, seed 0: {name}")
+        assert "FAILED" in said.out and said.err.count("\n") == 1
+        broken.pop(0)
+    assert main(command) == 0  # mended, it is measured and the other is not again
+    rows = json.loads(out.read_text())["rows"]
+    assert [r["defense"] for r in rows] == list(plans) and rows[0]["acc"] > 0.9
+    assert "1/1" in capsys.readouterr().out
+
+
+def test_patterns_and_scales_choose_cells(tmp_path):
+    out = tmp_path / "r.json"
+    command = [*RUN, "--out", str(out), "--keep", str(tmp_path / "runs"), "--width",
+               "4", "6", "--only", "BadNets/clp*", "none/none"]  # fmt: skip
+    assert main(command) == 0
+    rows = json.loads(out.read_text())["rows"]
+    # Two thresholds, the held-out one and the sweep; and the twins as they are.
+    assert [r["width"] for r in rows] == [4] * 5 + [6] * 5
+    assert {r["defense"] for r in rows if r["attack"] == "none"} == {"none"}
+    assert all(r["defense"].startswith("clp") for r in rows if r["attack"] != "none")
+
+
+def test_time_left_weighs_cells_by_what_they_took_before(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    subject = bench.Subject("signs", recipes.SIGNS, "BadNets")
+    job = bench.Job(subject, {}, ("quick", "slow", "new"))
+    rows = [{"defense": d, "seconds": s} for d, s in (("quick", 1), ("slow", 197))]
+    progress = bench.Progress([job], rows)
+    clock[0] = 2.0
+    row = {"defense": "quick", "acc": 0.9, "asr": None, "ra": None, "pruned": 3}
+    progress.say(job, row)  # 2 of 2 + 198 + 100 (the mean)
+    said = capsys.readouterr().out
+    assert "BadNets, seed 0" in said and "ACC 90.0 %, 3 channels" in said
+    assert "[1/3, 5 min left]" in said
+    clock[0] = 7400.0
+    progress.say(job, row | {"defense": "slow"})
+    assert "[2/3, 62 min left]" in capsys.readouterr().out
+
+
+def test_complaints_join_victims_with_the_same_error():
+    pairs = (("A", "x."), ("B", "x."), ("A", "y."), ("A", "x."))
+    rows = [{"attack": a, "seed": 0, "error": e} for a, e in pairs]
+    assert bench.complaints(rows) == ["A, seed 0; B, seed 0: x.", "A, seed 0: y."]

@@ -31,6 +31,7 @@ PROMISED = (
     "07_mnp",
     "08_fip",
     "08b_sharpness",
+    "09_showdown",
 )
 
 # The tour has no attacker of its own and may leave all exercises to the lessons.

@@ -83,6 +83,8 @@ def test_every_committed_result_is_readable_and_complete():
     files = sorted(tables.RESULTS.glob("*.json"))
     assert {"signs", "cifar10", "published"} <= {f.stem for f in files}
     for f in files:
+        if f.stem == "published-claims":  # see test_report.py
+            continue
         if f.stem.startswith("published"):  # read elsewhere, not measured
             for r in tables.Results(f).rows:
                 assert r["defense"] in PLANS and 0 <= r["asr"] <= 1 and r["source"]

@@ -1,0 +1,120 @@
+"""Verdicts follow from rows and rules, and every claim's evidence is really there."""
+
+import json
+from collections import Counter
+
+import nbformat
+import pytest
+
+from bdcourse import report, tables
+from bdcourse.plans import PLANS
+from pages import ROOT
+
+CLAIMS = tables.results("published-claims").rows
+
+
+def case(tmp_path, monkeypatch, rows, **claim):
+    """The answer to one claim about rows by hand; draws and weak victims included."""
+    usual = {"attack": "A", "defense": "cut", "acc": 0.8, "asr": 0.05, "ra": 0.7,
+             "weak": ""}  # fmt: skip
+    rows = [usual | r for r in rows]
+    (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    ours = {"file": "hand", "select": {"defense": "cut"}, "beside": []}
+    usual = {"id": "x", "method": "clp", "published": {"asr": 0.1}, "leaderboard": None,
+             "ours": ours, "rule": {"key": "asr", "kind": "below", "bound": 0.15},
+             "reason": "", "what": "", "where": "", "setting": ""}  # fmt: skip
+    return report.answer(usual | claim)
+
+
+def test_a_verdict_follows_from_the_rule(tmp_path, monkeypatch):
+    def verdict(asr, **claim):
+        return case(tmp_path, monkeypatch, [{"asr": asr}], **claim).verdict
+
+    assert verdict(0.05) == report.HOLDS and verdict(0.5) == report.FAILS
+    assert verdict(0.14) == verdict(0.19) == report.NEAR
+    above = {"rule": {"key": "asr", "kind": "above", "bound": 0.15}}
+    assert verdict(0.05, **above) == report.FAILS and verdict(0.5) == report.FAILS
+    within = {"rule": {"key": "asr", "kind": "within", "bound": 0.1}}
+    assert verdict(0.11, **within) == report.HOLDS
+    assert verdict(0.3, **within) == report.FAILS
+    board = within | {"published": None, "leaderboard": {"asr": 0.3}}
+    assert verdict(0.3, **board) == report.HOLDS
+    gate = {"rule": {"key": "asr", "kind": "above", "bound": 0.95}, "method": "attacks"}
+    assert verdict(0.96, **gate) == report.HOLDS
+    assert verdict(0.9, **gate) == report.FAILS
+    assert verdict(0.05, rule=None) == report.APART
+    lesson = {"notebook": "05_clp", "printed": []}
+    assert verdict(0.05, rule=None, lesson=lesson) == report.LESSON
+    assert verdict(0.05, ours=None) == report.MISSING
+    assert verdict(0.05, ours=None, lesson=lesson) == report.LESSON
+
+
+def test_weak_victims_and_dear_repairs_are_set_apart(tmp_path, monkeypatch):
+    weak = case(tmp_path, monkeypatch, [{"weak": "ASR 50 %"}])
+    assert weak.verdict == report.WEAK
+    rows = [{}, {"defense": "none", "acc": 0.9, "asr": 1.0, "ra": 0.0}]
+    ours = {"file": "hand", "select": {"defense": "cut"},
+            "beside": [{"defense": "none"}]}  # fmt: skip
+    for drop, want in ((0.03, report.DEARER), (0.06, report.HOLDS)):
+        found = case(tmp_path, monkeypatch, rows, ours=ours, drop=drop)
+        assert found.verdict == want
+    assert found.ours() == "80.0 / 5.0 / 70.0 (none: 90.0 / 100.0 / 0.0)"
+    assert found.reported() == "– / 10.0 / –"
+    less = {"rule": {"key": "asr", "kind": "less", "of": 0}}
+    assert case(tmp_path, monkeypatch, rows, ours=ours, **less).verdict == report.HOLDS
+    least = {"rule": {"key": "acc", "kind": "at least times", "of": 0, "bound": 2}}
+    found = case(tmp_path, monkeypatch, rows, ours=ours, **least)
+    assert found.verdict == report.FAILS
+
+
+def test_means_run_over_the_attacks_named_and_missing_rows_are_told(
+    tmp_path, monkeypatch
+):
+    rows = [{"asr": 0.1}, {"attack": "B", "asr": 0.3}, {"attack": "C", "asr": 0.9}]
+    ours = {"file": "hand", "select": {"defense": "cut"}, "beside": [],
+            "attacks": ["A", "B"]}  # fmt: skip
+    found = case(tmp_path, monkeypatch, rows, ours=ours)
+    assert found.value == pytest.approx(0.2) and len(found.rows) == 2
+    ours = {"file": "hand", "select": {"defense": "gone"}, "beside": []}
+    with pytest.raises(ValueError, match="claim x: there is no row with"):
+        case(tmp_path, monkeypatch, rows, ours=ours)
+
+
+def test_figures_read_well():
+    assert report._figures({"acc": 0.9, "asr": 0.012, "ra": None}) == "90.0 / 1.2 / –"
+    assert report._figures({"value": 20.8, "unit": "s"}) == "20.8 s"
+    both = {"lambda_max": 573.8, "hessian_trace": 6625.8}
+    assert report._figures(both) == "top eigenvalue 573.8, trace 6,625.8"
+    assert report._figures({"claim": True}) == report._figures(None) == ""
+
+
+def test_every_claim_is_answered_by_what_it_names():
+    ids = [c["id"] for c in CLAIMS]
+    assert len(ids) == len(set(ids)) > 300
+    for c in CLAIMS:
+        assert c["method"] in report.METHODS and c["reason"] and c["where"]
+        assert c["published"] or c["leaderboard"], c["id"]
+        if c["ours"]:
+            for key in (c["ours"]["select"], *c["ours"]["beside"]):
+                assert key.get("defense", "none") in PLANS, c["id"]
+    found = Counter(a.verdict for a in report.answers())
+    assert sum(found.values()) == len(ids) and set(found) <= set(report.VERDICTS)
+    assert found[report.FAILS] > 10  # an examiner that agrees with all is none
+
+
+def test_what_lessons_are_quoted_for_stands_in_their_outputs():
+    printed = {}
+    for c in CLAIMS:
+        if lesson := c.get("lesson"):
+            name = lesson["notebook"]
+            if name not in printed:
+                path = ROOT / "notebooks" / f"{name}.ipynb"
+                nb = nbformat.read(path, as_version=4)
+                printed[name] = "".join(
+                    "".join(o.get("text", "")) + str(o.get("data", {}))
+                    for cell in nb.cells if cell.cell_type == "code"
+                    for o in cell.outputs
+                )  # fmt: skip
+            for line in lesson["printed"]:
+                assert line in printed[name], (c["id"], line)
