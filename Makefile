@@ -12,7 +12,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(READY): elsewhere
 endif
 
-.PHONY: help setup lab test notebooks book browser zoo results bench-train \
+.PHONY: help setup lab test student notebooks book browser zoo results bench-train \
   bench-clp bench-attacks bench-defenses clean elsewhere
 .DELETE_ON_ERROR:
 
@@ -22,6 +22,7 @@ help:
 	@echo 'make test         run every test: style, units, lessons, book'
 	@echo 'make notebooks    make the .ipynb files anew from their .py files;'
 	@echo '                  NB="05_clp --force" chooses lessons or runs fresh ones too'
+	@echo 'make student      copies of the lessons without answers, or updates of yours'
 	@echo 'make book         build the book into _build/html and check it'
 	@echo 'make browser      try a lesson in a real browser; needs Chromium or Chrome'
 	@echo 'make zoo          train the victims of the lessons again'
@@ -78,6 +79,9 @@ lab: $(READY)
 	fi; \
 	exec $(PY) -m jupyterlab "$$@" --ServerApp.root_dir=. \
 	  --LabApp.default_url=/lab/tree/notebooks/00_welcome.ipynb
+
+student: $(READY)
+	$(PY) -m bdcourse labs student
 
 book: $(READY)
 	$(PY) tools/check_book.py

@@ -1,4 +1,4 @@
-"""`python -m bdcourse`: measure on own images, render a table, or remake the zoo."""
+"""`python -m bdcourse`: measure, render tables, make labs, remake the zoo."""
 
 from __future__ import annotations
 
@@ -100,6 +100,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     t.add_argument("--caption", default="", help="or the title of a figure")
     t.add_argument("--out", help="file; a figure needs one that ends in .png")
+    n = commands.add_parser("labs", help="copies of the lessons for students")
+    n.add_argument("what", choices=["student"], help="write or update the copies")
+    n.add_argument("--only", nargs="+", default=(), help="lessons, 05 is enough")
+    n.add_argument("--out", default="student", help="folder (default: student)")
     z = commands.add_parser("zoo", help="train the victims of the lessons again")
     z.add_argument("--only", nargs="+", help="names of victims")
     z.add_argument("--out", help="folder (default: data/zoo)")
@@ -111,6 +115,10 @@ def main(argv: list[str] | None = None) -> int:
             from bdcourse.zoo import remake
 
             return remake(**a)
+        if command == "labs":
+            from bdcourse.labs import student
+
+            return int(student(a["only"], a["out"]) > 0)
         if command == "table":
             from bdcourse.render import write
 

@@ -1,0 +1,268 @@
+"""Student copies of the lessons: stubs for answers, the answers kept through updates.
+
+A lesson is the one source. `python -m bdcourse labs student` (or `make student`) cuts
+its solutions, folds its figures and printed lines away under "You should see", and
+writes the rest to student/. Run again after a `git pull` it brings what changed into
+copies that are already in use; what a student has written stays.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+SOLUTION = re.compile(rf"^( *){BEGIN}\n.*?^ *{END}$", re.M | re.S)
+SEEN = ("figure", "check", "claim", "predict")
+
+
+# --- From a lesson to a copy -----------------------------------------------------
+
+
+def copy(lesson: NotebookNode) -> NotebookNode:
+    """The student's notebook of an executed lesson.
+
+    Each cell remembers in `metadata.bdcourse` which cell of the lesson it is (`key`)
+    and what it said when it was made (`made`), so that an update knows what was edited.
+    """
+    import nbformat
+
+    cells = []
+    for cell in lesson.cells:
+        cells.append(_made(cell))
+        if seen := _seen(cell):
+            cells.append(seen)
+    metadata = {k: v for k, v in lesson.metadata.items() if k != "bdcourse"}
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+
+
+def exercise(source: str) -> str | None:
+    """The name of the function that an exercise asks for; None for other cells."""
+    try:
+        tree = ast.parse(SOLUTION.sub(r"\1pass", source))
+    except SyntaxError:
+        return None
+    names = [
+        d.name for d in tree.body if isinstance(d, (ast.FunctionDef, ast.ClassDef))
+    ]
+    return names[-1] if names else None
+
+
+def stub(source: str) -> str:
+    """An exercise without its solution: it fails with one sentence until written."""
+    name = exercise(source)
+    sentence = f'raise NotImplementedError("{name} is not written yet.")'
+    return SOLUTION.sub(lambda m: f"{m[1]}{sentence}  # your answer goes here", source)
+
+
+def _made(cell: NotebookNode) -> NotebookNode:
+    from nbformat import v4
+
+    source, key = cell.source, cell.id
+    tags = [t for t in cell.metadata.get("tags", []) if t != "hide-input"]
+    if "exercise" in tags:
+        source, key = stub(source), f"exercise:{exercise(cell.source)}"
+    new = getattr(v4, f"new_{cell.cell_type}_cell")(source, id=cell.id)
+    if tags:
+        new.metadata["tags"] = tags
+    new.metadata["bdcourse"] = {"key": key, "made": _digest(source)}
+    return new
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
+
+
+def _seen(cell: NotebookNode) -> NotebookNode | None:
+    """What a cell showed, folded away: its pictures and its text."""
+    from nbformat import v4
+
+    if cell.cell_type != "code" or not set(SEEN) & set(cell.metadata.get("tags", [])):
+        return None
+    parts, attached = [], {}
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if "image/png" in data:
+            name = f"seen-{len(attached)}.png"
+            attached[name] = {"image/png": "".join(data["image/png"])}
+            words = " ".join("".join(data.get("text/plain", "")).split())
+            words = words.replace("[", "(").replace("]", ")")
+            parts.append(f"![{words}](attachment:{name})")
+        else:
+            text = output.get("text") or data.get("text/plain", "")
+            parts.append(f"```text\n{''.join(text).rstrip()}\n```")
+    if not parts:
+        return None
+    text = "\n\n".join(["<details><summary>You should see</summary>", *parts,
+                        "</details>"])  # fmt: skip
+    new = v4.new_markdown_cell(text, id=f"{cell.id}-seen")
+    if attached:
+        new["attachments"] = attached
+    look = _digest(repr(attached))  # another picture is another cell
+    new.metadata["bdcourse"] = {"key": f"{new.id}-{look}", "made": _digest(text)}
+    return new
+
+
+# --- Bringing a copy up to date --------------------------------------------------
+
+
+def update(old: NotebookNode, fresh: NotebookNode) -> tuple[NotebookNode, list[str]]:
+    """`fresh` with everything that a student wrote in `old`, and what was done.
+
+    Kept: the source and outputs of exercises and other cells that were edited, cells of
+    the student's own, behind the cell that they followed, and the outputs of cells that
+    did not change.
+    """
+    known = {_key(c): c for c in old.cells if _key(c)}
+    if not known:
+        return _rescued(old, fresh)
+    keys = {_key(c) for c in fresh.cells}
+    own: dict[str, list[NotebookNode]] = {}
+    behind, answers, removed = "", 0, 0
+    for cell in old.cells:
+        if _key(cell) in keys:
+            behind = _key(cell)
+        elif not _key(cell) or _edited(cell):
+            cell.metadata.pop("bdcourse", None)
+            own.setdefault(behind, []).append(cell)
+        else:
+            removed += 1
+    cells, added, changed = list(own.get("", [])), 0, 0
+    for cell in fresh.cells:
+        before = known.get(_key(cell))
+        if before is None:
+            added += 1
+        elif _edited(before):
+            before.metadata["bdcourse"] = cell.metadata["bdcourse"]
+            cell, answers = before, answers + 1
+        elif before.source.strip() == cell.source.strip():
+            cell = before
+        else:
+            changed += 1
+        cells += [cell, *own.get(_key(cell), [])]
+    fresh.cells = _distinct(cells)
+    counts = {"kept as you wrote them": answers, "of your own kept":
+              sum(map(len, own.values())), "changed": changed, "added": added,
+              "removed": removed}  # fmt: skip
+    done = [f"{n} cell{'s' * (n > 1)} {what}" for what, n in counts.items() if n]
+    return fresh, done if changed + added + removed else []
+
+
+def _key(cell: NotebookNode) -> str:
+    return cell.metadata.get("bdcourse", {}).get("key", "")
+
+
+def _edited(cell: NotebookNode) -> bool:
+    return _digest(cell.source) != cell.metadata["bdcourse"].get("made")
+
+
+def _distinct(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """The cells with an id each: editors copy ids along with cells."""
+    from nbformat import v4
+
+    seen: set[str] = set()
+    for cell in cells:
+        if cell.get("id") in seen or "id" not in cell:
+            cell["id"] = v4.new_raw_cell().id
+        seen.add(cell["id"])
+    return cells
+
+
+def _rescued(old: NotebookNode, fresh: NotebookNode) -> tuple[NotebookNode, list[str]]:
+    """Answers found by the name of their function, where an editor lost the rest."""
+    code = [c.source for c in old.cells if c.cell_type == "code"]
+    written = {exercise(c): c for c in code if "NotImplementedError" not in c}
+    found = 0
+    for cell in fresh.cells:
+        name = _key(cell).removeprefix("exercise:")
+        if _key(cell) != name and name in written:
+            cell.source, found = written[name], found + 1
+    return fresh, [f"its cells were not marked any more: {found} answers taken over"]
+
+
+# --- Files -----------------------------------------------------------------------
+
+
+def student(
+    names: Sequence[str] = (),
+    out: str | os.PathLike = "student",
+    lessons: Path = NOTEBOOKS,
+) -> int:
+    """Write or update the students' copies, and say what was done to each.
+
+    Args:
+        names: of lessons, or how they begin: "05"; default all.
+        out: folder of the copies.
+        lessons: folder of the executed lessons.
+
+    Returns:
+        how many copies could not be read; those are left as they are.
+    """
+    import nbformat
+
+    paths = chosen(names, lessons)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for path in paths:
+        fresh, target = copy(nbformat.read(path, as_version=4)), out / path.name
+        if not target.exists():
+            said = "new"
+        else:
+            try:
+                old = nbformat.read(target, as_version=4)
+            except Exception:  # nbformat has no one error for what is no notebook
+                print(
+                    f"{target} is not a notebook any more and was left alone; move it "
+                    "away and run this again.",
+                    file=sys.stderr,
+                )
+                failed += 1
+                continue
+            lost = not any(_key(c) for c in old.cells)
+            if lost:
+                target.replace(target.with_suffix(".before.ipynb"))
+            fresh, done = update(old, fresh)
+            said = "; ".join(done) or "up to date"
+            if lost:
+                said += f"; the old file is {target.stem}.before.ipynb"
+        print(f"{target}: {said}", flush=True)
+        _write(target, nbformat.writes(fresh) + "\n")
+    return failed
+
+
+def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
+    """The executed lessons, or those whose names begin so.
+
+    Raises:
+        FileNotFoundError: there are none here.
+        ValueError: a name fits none.
+    """
+    known = sorted(lessons.glob("*.ipynb"))
+    if not known:
+        raise FileNotFoundError(
+            f"there are no lessons in {lessons}; run this in a clone of the course."
+        )
+    for name in names:
+        if not any(p.stem.startswith(name) for p in known):
+            stems = ", ".join(p.stem for p in known)
+            raise ValueError(f"no lesson begins with {name!r}; there are {stems}.")
+    return [p for p in known if not names or p.stem.startswith(tuple(names))]
+
+
+def _write(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as f:
+        f.write(text)
+    os.chmod(f.name, 0o644)
+    os.replace(f.name, path)

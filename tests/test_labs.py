@@ -1,0 +1,258 @@
+"""Students' copies: nothing of a solution, everything of an answer."""
+
+import copy
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from bdcourse import labs
+from bdcourse.__main__ import main
+
+LESSONS = labs.chosen([])
+TASK = '''def double(x):
+    """Twice x."""
+    ### BEGIN SOLUTION
+    y = x + x
+    return y
+    ### END SOLUTION'''
+
+
+def lesson(*more, task=TASK, text="Read this."):
+    picture = new_output(
+        "display_data", data={"image/png": "AAAA", "text/plain": "A [b] picture"}
+    )
+    line = new_output("stream", text="double: all checks passed\n")
+    cells = [
+        new_markdown_cell(text, id="text"),
+        new_code_cell(task, id="task", metadata={"tags": ["exercise", "hide-input"]}),
+        new_code_cell(
+            "check.double(double)",
+            id="check",
+            outputs=[line],
+            metadata={"tags": ["check"]},
+        ),
+        new_code_cell(
+            "show(x)", id="figure", outputs=[picture], metadata={"tags": ["figure"]}
+        ),
+        new_code_cell(
+            "x = 1", id="setup", outputs=[line], metadata={"tags": ["setup"]}
+        ),
+        *more,
+    ]
+    return new_notebook(cells=cells, metadata={"bdcourse": {"source": "1"}})
+
+
+def sources(nb):
+    return [c.source for c in nb.cells]
+
+
+def update(old, new):
+    return labs.update(copy.deepcopy(old), labs.copy(new))
+
+
+# --- Every lesson of the course --------------------------------------------------
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_copy_holds_no_solution_and_with_it_is_the_lesson_again(path):
+    master = nbformat.read(path, as_version=4)
+    made = labs.copy(master)
+    nbformat.validate(made)
+    assert labs.BEGIN not in nbformat.writes(made)
+    solutions = {}
+    for cell in master.cells:
+        if "exercise" in cell.metadata.get("tags", []):
+            (found,) = labs.SOLUTION.finditer(cell.source)
+            solutions[labs.exercise(cell.source)] = found[0]
+    assert solutions
+    text = "\n".join(sources(made))
+    for body in solutions.values():
+        lines = [line.strip() for line in body.splitlines()[1:-1]]
+        # A hint may give one line away; a whole answer stands nowhere.
+        assert len(lines) < 2 or "\n".join(lines) not in re.sub(r"\n\s+", "\n", text)
+    back = []
+    for cell in made.cells:
+        key = cell.metadata.bdcourse.key
+        if key.startswith("exercise:"):
+            name = key.removeprefix("exercise:")
+            said = f'raise NotImplementedError("{name} is not written yet.")'
+            assert said in cell.source
+            assert "hide-input" not in cell.metadata.tags
+            stub = re.compile(r"^ *raise NotImplementedError.*$", re.M)
+            cell.source = stub.sub(lambda _, n=name: solutions[n], cell.source)
+        if not cell.id.endswith("-seen"):
+            back.append(cell.source)
+        assert cell.cell_type != "code" or not cell.outputs
+    assert back == sources(master)
+    pictures = str(made).count("attachment:seen-")
+    assert pictures == sum(
+        "image/png" in o.get("data", {})
+        for c in master.cells if set(labs.SEEN) & set(c.metadata.get("tags", []))
+        for o in c.outputs
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_second_run_changes_nothing(path):
+    master = nbformat.read(path, as_version=4)
+    again, done = labs.update(labs.copy(master), labs.copy(master))
+    assert done == [] and nbformat.writes(again) == nbformat.writes(labs.copy(master))
+
+
+# --- What an update keeps --------------------------------------------------------
+
+
+def test_a_copy_folds_away_what_is_to_be_seen():
+    made = labs.copy(lesson())
+    keys = [c.id for c in made.cells]
+    assert keys == [
+        "text",
+        "task",
+        "check",
+        "check-seen",
+        "figure",
+        "figure-seen",
+        "setup",
+    ]
+    seen = made.cells[3].source
+    head = "<details><summary>You should see</summary>\n\n```text\ndouble:"
+    assert seen.startswith(head)
+    assert made.cells[5].source.count("![A (b) picture](attachment:seen-0.png)") == 1
+    assert made.cells[5].attachments["seen-0.png"] == {"image/png": "AAAA"}
+    with pytest.raises(NotImplementedError, match="^double is not written yet.$"):
+        space = {}
+        exec(made.cells[1].source, space)
+        space["double"](1)
+
+
+def test_answers_own_cells_and_outputs_stay_and_fixes_arrive():
+    mine = labs.copy(lesson())
+    mine.cells[1].source = "def double(x):\n    return 2 * x"
+    mine.cells[1].outputs = [new_output("stream", text="hm\n")]
+    mine.cells[6].source = "x = 17  # mine"
+    mine.cells.insert(2, new_code_cell("double(4)"))
+    mine.cells.insert(0, new_markdown_cell("My notes"))
+    new = lesson(
+        new_markdown_cell("One more part.", id="more"), text="Read this twice."
+    )
+    new.cells[0].id = "other"  # its id is made from its text
+    got, done = update(mine, new)
+    assert sources(got)[:4] == [
+        "My notes",
+        "Read this twice.",
+        "def double(x):\n    return 2 * x",
+        "double(4)",
+    ]
+    assert got.cells[2].outputs[0].text == "hm\n"
+    assert sources(got)[-2:] == ["x = 17  # mine", "One more part."]
+    assert done == [
+        "2 cells kept as you wrote them",
+        "2 cells of your own kept",
+        "2 cells added",
+        "1 cell removed",
+    ]
+    again, done = update(got, new)
+    assert done == [] and sources(again) == sources(got)
+
+
+def test_a_new_task_arrives_and_the_answer_stays():
+    other = TASK.replace("Twice x.", "Twice x, a tensor.")
+    untouched, done = update(labs.copy(lesson()), lesson(task=other))
+    assert "a tensor" in untouched.cells[1].source and done == ["1 cell changed"]
+    mine = labs.copy(lesson())
+    mine.cells[1].source = "def double(x): return 2 * x"
+    got, done = update(mine, lesson(task=other))
+    assert got.cells[1].source == "def double(x): return 2 * x" and done == []
+
+
+def test_edited_text_of_a_cell_that_is_gone_becomes_the_students_own():
+    mine = labs.copy(lesson())
+    mine.cells[0].source += " I disagree."
+    new = lesson(text="Another text.")
+    new.cells[0].id = "other"
+    got, done = update(mine, new)
+    assert sources(got)[:2] == ["Read this. I disagree.", "Another text."]
+    assert "1 cell of your own kept" in done
+
+
+def test_a_new_picture_replaces_the_old_one():
+    new = lesson()
+    new.cells[3].outputs[0].data["image/png"] = "BBBB"
+    got, done = update(labs.copy(lesson()), new)
+    assert got.cells[5].attachments["seen-0.png"] == {"image/png": "BBBB"}
+    assert len(got.cells) == 7 and done == ["1 cell added", "1 cell removed"]
+
+
+def test_cells_that_were_copied_or_deleted_do_no_harm():
+    mine = labs.copy(lesson())
+    mine.cells[1].source = "def double(x): return 2 * x"
+    mine.cells.append(copy.deepcopy(mine.cells[1]))  # copied with id and metadata
+    del mine.cells[0]
+    got, done = update(mine, lesson())
+    nbformat.validate(got)
+    assert len({c.id for c in got.cells}) == len(got.cells)
+    assert sources(got).count("def double(x): return 2 * x") >= 1
+    assert "1 cell added" in done and sources(got)[0] == "Read this."
+
+
+# --- Files -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "lessons").mkdir()
+    nbformat.write(lesson(), tmp_path / "lessons" / "05_a.ipynb")
+    return tmp_path
+
+
+def write(folder, only=()):
+    return labs.student(only, folder / "out", folder / "lessons")
+
+
+def test_files_are_written_updated_and_told(folder, capsys):
+    assert write(folder) == 0 and write(folder) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("05_a.ipynb: new") and said[1].endswith(": up to date")
+    nbformat.write(lesson(text="New."), folder / "lessons" / "05_a.ipynb")
+    assert write(folder) == 0
+    assert "1 cell changed" in capsys.readouterr().out
+
+
+def test_a_notebook_without_marks_is_kept_and_its_answers_found(folder, capsys):
+    write(folder)
+    path = folder / "out" / "05_a.ipynb"
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[1].source = "def double(x):\n    return 2 * x"
+    for cell in nb.cells:
+        del cell.metadata["bdcourse"]
+    nbformat.write(nb, path)
+    assert write(folder) == 0
+    said = capsys.readouterr().out
+    assert "1 answers taken over" in said and "05_a.before.ipynb" in said
+    now = nbformat.read(path, as_version=4)
+    assert now.cells[1].source == "def double(x):\n    return 2 * x"
+    assert now.cells[0].metadata.bdcourse.key == "text"
+    assert nbformat.read(folder / "out" / "05_a.before.ipynb", as_version=4) == nb
+    assert write(folder) == 0 and "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "{", "my notes", '{"cells": 3}', "[]"])
+def test_a_broken_copy_is_left_alone(folder, capsys, text):
+    write(folder)
+    path = folder / "out" / "05_a.ipynb"
+    path.write_text(text)
+    assert write(folder) == 1 and path.read_text() == text
+    err = capsys.readouterr().err
+    assert "not a notebook any more" in err and err.count("\n") == 1
+
+
+def test_the_command_names_what_it_does_not_know(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "s")]
+    assert main(["labs", "student", "--only", "00", *out]) == 0
+    assert [p.name for p in (tmp_path / "s").iterdir()] == ["00_welcome.ipynb"]
+    assert main(["labs", "student", "--only", "77", *out]) == 1
+    assert "no lesson begins with '77'; there are 00_welcome" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="in a clone of the course"):
+        labs.chosen([], tmp_path / "nowhere")
