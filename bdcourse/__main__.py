@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import fields
 from itertools import product
+from pathlib import Path
 
 KINDS = ("grid", "summary", "ranking", "rows")
 FORMATS = ("text", "markdown", "latex", "figure")
@@ -101,9 +102,13 @@ def main(argv: list[str] | None = None) -> int:
     t.add_argument("--caption", default="", help="or the title of a figure")
     t.add_argument("--out", help="file; a figure needs one that ends in .png")
     n = commands.add_parser("labs", help="copies of the lessons for students")
-    n.add_argument("what", choices=["student"], help="write or update the copies")
+    what = n.add_subparsers(dest="what", required=True)
+    n = what.add_parser("student", help="copies without answers, or their update")
     n.add_argument("--only", nargs="+", default=(), help="lessons, 05 is enough")
     n.add_argument("--out", default="student", help="folder (default: student)")
+    n = what.add_parser("course", help="a course directory for nbgrader")
+    n.add_argument("folder", type=Path)
+    n.add_argument("--plan", type=Path, help="YAML file (default: every exercise)")
     z = commands.add_parser("zoo", help="train the victims of the lessons again")
     z.add_argument("--only", nargs="+", help="names of victims")
     z.add_argument("--out", help="folder (default: data/zoo)")
@@ -116,9 +121,7 @@ def main(argv: list[str] | None = None) -> int:
 
             return remake(**a)
         if command == "labs":
-            from bdcourse.labs import student
-
-            return int(student(a["only"], a["out"]) > 0)
+            return _labs(a)
         if command == "table":
             from bdcourse.render import write
 
@@ -132,6 +135,17 @@ def main(argv: list[str] | None = None) -> int:
         print("\nstopped; finished rows are kept, the same command goes on from here.")
         return 130
     return 0
+
+
+def _labs(a: dict) -> int:
+    if a["what"] == "course":
+        from bdcourse.course import make
+
+        make(a["folder"], a["plan"])
+        return 0
+    from bdcourse.labs import student
+
+    return int(student(a["only"], a["out"]) > 0)
 
 
 def _bench(a: dict) -> int:

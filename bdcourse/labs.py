@@ -41,8 +41,8 @@ def copy(lesson: NotebookNode) -> NotebookNode:
     cells = []
     for cell in lesson.cells:
         cells.append(_made(cell))
-        if seen := _seen(cell):
-            cells.append(seen)
+        if shown := seen(cell):
+            cells.append(shown)
     metadata = {k: v for k, v in lesson.metadata.items() if k != "bdcourse"}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
@@ -84,7 +84,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
 
 
-def _seen(cell: NotebookNode) -> NotebookNode | None:
+def seen(cell: NotebookNode) -> NotebookNode | None:
     """What a cell showed, folded away: its pictures and its text."""
     from nbformat import v4
 

@@ -1,0 +1,350 @@
+"""Assignments: a lesson becomes a course for nbgrader, and every submission a score."""
+
+import copy
+import csv
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import answers_fmp
+from bdcourse import course, labs
+from bdcourse.__main__ import main
+from bdcourse.check import CheckFailed
+
+nbgrader = pytest.importorskip("nbgrader")
+
+ROOT = Path(__file__).parent.parent
+LESSONS = labs.chosen([])
+PLANS = sorted((ROOT / "labs").glob("*.yml"))
+SIGMA = "    return torch.linalg.matrix_norm(weight.flatten(2), ord=2)"
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def graded(nb):
+    """Grade id -> cell."""
+    found = {c.metadata.get("nbgrader", {}).get("grade_id"): c for c in nb.cells}
+    return {k: c for k, c in found.items() if k}
+
+
+# --- Sources ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_every_exercise_of_every_lesson_is_graded(path):
+    lesson = read(path)
+    points = course.exercises(lesson)
+    assert points and all(1 <= p <= 5 for p in points.values())
+    made = course.assignment(lesson, points)
+    nbformat.validate(made)
+    cells = graded(made)
+    for name, p in points.items():
+        test = cells[f"check-{name}"]
+        assert test.metadata.nbgrader.points == p and test.metadata.nbgrader.locked
+        assert test.source.startswith(f"check.{name}({name})\n### BEGIN HIDDEN TESTS")
+        assert labs.BEGIN in cells[name].source
+    run = [c for c in made.cells if c.cell_type == "code"
+           and "skip-execution" not in c.metadata.tags]  # fmt: skip
+    assert len(run) == 1 + 2 * len(points)  # the set-up, the answers and the tests
+
+
+def test_exercises_that_are_not_asked_are_given_solved():
+    lesson = read(labs.chosen(["05"])[0])
+    cells = graded(course.assignment(lesson, {"outliers": 7}))
+    assert set(cells) == {"setup", "sigma", "score", "outliers", "check-outliers",
+                          "largest_z", "switch_off"}  # fmt: skip
+    assert SIGMA in cells["sigma"].source and "SOLUTION" not in cells["sigma"].source
+    assert cells["sigma"].metadata.nbgrader.locked
+    assert cells["check-outliers"].metadata.nbgrader.points == 7
+    with pytest.raises(
+        ValueError, match="no exercise 'prayer'; there are sigma, score"
+    ):
+        course.assignment(lesson, {"prayer": 1})
+
+
+def test_examine_runs_the_check_again_and_says_nothing(capsys):
+    calls = []
+
+    def sigma(weight):
+        calls.append(weight)
+        return weight.flatten(2).norm(dim=(1, 2))
+
+    with pytest.raises(CheckFailed, match="hint"):
+        course.examine("sigma", sigma)
+    assert len(calls) >= 1 and capsys.readouterr().out == ""
+
+
+# --- Plans -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda p: p.stem)
+def test_shipped_plans_are_in_order(path):
+    name, made = course.plan(path)
+    assert name and len(made) == {"two_labs": 2, "five_labs": 5}[path.stem]
+
+
+def test_without_a_plan_every_exercise_of_every_lesson_counts():
+    _, made = course.plan(None)
+    assert [lab.lesson for lab in made] == LESSONS
+    assert sum(len(lab.points) for lab in made) == sum(
+        len(course.exercises(read(p))) for p in LESSONS
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("labs: [", "is not YAML"),
+        ("x: 1", "must hold a list `labs:`"),
+        ("labs: [3]", "must hold a list `labs:`"),
+        ("labs: [{}]", "names no lesson"),
+        ("labs: [{lesson: 77_x}]", "no lesson begins with '77_x'"),
+        ("labs: [{lesson: '0'}]", "fits 00_welcome, 01"),
+        ("labs: [{lesson: 05_clp, colour: red}]", "an entry 'colour'"),
+        ("labs: [{lesson: 05_clp, exercises: [prayer]}]", "no exercise 'prayer'"),
+        ("labs: [{lesson: 05_clp, points: {sigma: 0}}]", "whole number above 0"),
+        ("labs: [{lesson: 05_clp, deadline: soon}]", "must look like 2027-01-31"),
+    ],
+)
+def test_a_bad_plan_gets_one_sentence(text, says, tmp_path, capsys):
+    (tmp_path / "p.yml").write_text(text)
+    command = ["labs", "course", str(tmp_path / "c"), "--plan", str(tmp_path / "p.yml")]
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_missing_plan_is_named(tmp_path, capsys):
+    assert main(["labs", "course", str(tmp_path / "c"), "--plan", "nowhere.yml"]) == 1
+    assert "no plan nowhere.yml" in capsys.readouterr().err
+
+
+# --- The whole pipeline ----------------------------------------------------------
+
+
+def call(folder, *words, fine=True):
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "nbgrader", *words],
+        cwd=folder, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode == 0) == fine, done.stderr[-3000:]
+    return done.stderr
+
+
+def solved(source):
+    """What a student hands in who knows everything."""
+    nb = copy.deepcopy(source)
+    for cell in nb.cells:
+        inner = labs.SOLUTION.sub(course._without_marks, cell.source)
+        cell.source = inner.split("\n### BEGIN HIDDEN")[0]
+    return nb
+
+
+def hand_in(folder, student, lab, nb):
+    path = folder / "submitted" / student / lab / f"{lab}.ipynb"
+    path.parent.mkdir(parents=True)
+    path.write_text(nb) if isinstance(nb, str) else nbformat.write(nb, path)
+
+
+@cache
+def scores(folder):
+    """(student, lab) -> points, as the lecturer exports them."""
+    call(folder, "export")
+    with open(folder / "grades.csv") as f:
+        rows = list(csv.DictReader(f))
+    return {(r["student_id"], r["assignment"]): float(r["score"]) for r in rows}
+
+
+def errors(folder, student, lab):
+    """Grade id -> what went wrong there."""
+    nb = read(folder / "autograded" / student / lab / f"{lab}.ipynb")
+    return {
+        name: f"{o.ename}: {o.evalue}"
+        for name, cell in graded(nb).items() if cell.cell_type == "code"
+        for o in cell.outputs if o.output_type == "error"
+    }  # fmt: skip
+
+
+HOSTILE = {
+    "loop": "def sigma(weight):\n    while True:\n        pass",
+    "stubborn": """def sigma(weight):
+    while True:
+        try:
+            while True: pass
+        except BaseException: pass""",
+    "memory": "def sigma(weight):\n    return torch.ones(25_000_000_000)",
+    "sysexit": "import sys\nsys.exit()",
+    "osexit": "def sigma(weight):\n    import os\n    os._exit(0)",
+    "killed": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+    "network": """def sigma(weight):
+    import socket
+    socket.create_connection(("127.0.0.1", 9), 2)""",
+    "writes": """def sigma(weight):
+    open("../../../evil", "w").write("x")""",
+    "forks": """import os
+if os.fork() == 0:
+    os.setsid()
+    import time; time.sleep(10**6)
+def sigma(weight): return 0""",
+    "renamed": "def sigmoid(weight):\n" + SIGMA,
+    "talks": "def sigma(weight):\n    print('x' * 3_000_000)\n" + SIGMA,
+    "warns": "def sigma(weight):\n    import sys; print(1, file=sys.stderr)\n" + SIGMA,
+}
+WHY = {
+    "loop": "NotGraded: This cell took longer than 5 seconds.",
+    "stubborn": "NotGraded: This cell took longer than 5 seconds.",
+    "memory": "can't allocate memory",
+    "sysexit": "name 'sigma' is not defined",
+    "osexit": "NotGraded: This cell ended the kernel",
+    "killed": "name 'sigma' is not defined",
+    "network": "PermissionError|Permission denied",
+    "writes": "Permission denied",
+    "forks": "not a tensor",
+    "renamed": "name 'sigma' is not defined",
+}
+
+
+@pytest.fixture(scope="module")
+def term(tmp_path_factory):
+    """A course of two labs with everybody's submissions, graded."""
+    folder = tmp_path_factory.mktemp("term") / "course"
+    course.make(folder, ROOT / "labs" / "five_labs.yml")
+    config = folder / "nbgrader_config.py"
+    config.write_text(config.read_text().replace("timeout = 20", "timeout = 5"))
+    for lab in ("05_clp", "06_fmp"):
+        call(folder, "generate_assignment", lab)
+        full = solved(read(folder / "source" / lab / f"{lab}.ipynb"))
+        hand_in(folder, "all", lab, full)
+        release = read(folder / "release" / lab / f"{lab}.ipynb")
+        hand_in(folder, "none", lab, release)
+    clp = solved(read(folder / "source" / "05_clp" / "05_clp.ipynb"))
+    for student, text in HOSTILE.items():
+        nb = copy.deepcopy(clp)
+        graded(nb)["sigma"].source = text
+        hand_in(folder, student, "05_clp", nb)
+    half = copy.deepcopy(clp)
+    graded(half)["score"].source = graded(read(
+        folder / "release" / "05_clp" / "05_clp.ipynb"))["score"].source  # fmt: skip
+    graded(half)[
+        "outliers"
+    ].source = "def outliers(scores, u):\n    return scores > scores.mean() + u"
+    hand_in(folder, "half", "05_clp", half)
+    nb = copy.deepcopy(clp)
+    gone = [graded(nb)[n] for n in ("check-sigma", "setup")]
+    nb.cells = [c for c in nb.cells if c not in gone]
+    hand_in(folder, "deleted", "05_clp", nb)
+    nb = copy.deepcopy(clp)
+    nb.cells.insert(3, copy.deepcopy(graded(nb)["sigma"]))
+    nb.cells.append(copy.deepcopy(graded(nb)["check-sigma"]))
+    hand_in(folder, "doubled", "05_clp", nb)
+    nb = copy.deepcopy(clp)
+    for cell in nb.cells:
+        cell.metadata = {}
+    hand_in(folder, "unmarked", "05_clp", nb)
+    nb = copy.deepcopy(clp)
+    graded(nb)["check-sigma"].source = "print('sigma: all checks passed')"
+    graded(nb)["sigma"].source = "pass"
+    hand_in(folder, "edited", "05_clp", nb)
+    hand_in(folder, "broken", "05_clp", '{"cells": [')
+    wrong = solved(read(folder / "source" / "06_fmp" / "06_fmp.ipynb"))
+    for name in points_of_06():
+        graded(wrong)[name].source = (
+            f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            f"import answers_fmp\n{name} = answers_fmp.WRONG[{name!r}][0][0]"
+        )
+    hand_in(folder, "wrong", "06_fmp", wrong)
+    call(folder, "autograde", "05_clp", fine=False)  # for the broken file
+    call(folder, "autograde", "06_fmp")
+    return folder
+
+
+def points_of_06():
+    return course.plan(ROOT / "labs" / "five_labs.yml")[1][3].points
+
+
+def test_marks_are_what_was_earned(term):
+    found = scores(term)
+    assert found["all", "05_clp"] == 23 and found["none", "05_clp"] == 0
+    assert found["half", "05_clp"] == 23 - 5 - 5
+    assert found["all", "06_fmp"] == 23 and found["none", "06_fmp"] == 0
+    why = errors(term, "half", "05_clp")
+    assert "score: not written yet" in why["check-score"]
+    assert "hint" in why["check-outliers"] and set(why) == {
+        "check-score", "check-outliers"}  # fmt: skip
+    assert "not written yet" in errors(term, "none", "05_clp")["check-sigma"]
+
+
+def test_a_wrong_answer_is_rejected_for_its_reason(term):
+    why = errors(term, "wrong", "06_fmp")
+    assert scores(term)["wrong", "06_fmp"] == 0
+    for name in points_of_06():
+        _, reason = answers_fmp.WRONG[name][0]
+        assert re.search(reason, why[f"check-{name}"]), (name, why[f"check-{name}"])
+
+
+@pytest.mark.parametrize("student", HOSTILE)
+def test_a_hostile_answer_costs_its_own_points_only(term, student):
+    score = scores(term)[student, "05_clp"]
+    if student not in WHY:
+        assert score == 23
+        return
+    assert score == 18
+    said = errors(term, student, "05_clp")
+    assert re.search(WHY[student], said["check-sigma"]), said
+    assert set(said) <= {"check-sigma", "sigma"}
+
+
+def test_nothing_is_left_behind(term):
+    import psutil
+
+    assert not list(term.rglob("evil")) and not (term.parent / "evil").exists()
+    mine = [p.cmdline() for p in psutil.process_iter() if p.status() != "zombie"]
+    assert not any(str(term) in " ".join(c) for c in mine)
+
+
+@pytest.mark.parametrize("student", ["deleted", "doubled", "unmarked"])
+def test_a_damaged_notebook_is_mended(term, student):
+    assert scores(term)[student, "05_clp"] == 23
+
+
+def test_an_edited_test_and_an_unreadable_file_earn_nothing_and_break_nothing(term):
+    found = scores(term)
+    assert found["edited", "05_clp"] == 18 and found["broken", "05_clp"] == 0
+    assert "is not defined" in errors(term, "edited", "05_clp")["check-sigma"]
+
+
+def test_feedback_tells_the_student_what_to_mend(term):
+    call(term, "generate_feedback", "05_clp")
+    page = (term / "feedback" / "half" / "05_clp" / "05_clp.html").read_text()
+    assert "score: not written yet" in page and "sigma: all checks passed" in page
+    page = (term / "feedback" / "loop" / "05_clp" / "05_clp.html").read_text()
+    assert "took longer than 5 seconds" in page
+
+
+def test_a_release_holds_no_solution_and_validates_by_its_tests(term):
+    path = term / "release" / "05_clp" / "05_clp.ipynb"
+    text = path.read_text()
+    assert "SOLUTION" not in text and "HIDDEN" not in text and "examine" not in text
+    assert SIGMA.strip() not in "".join(c.source for c in read(path).cells
+                                        if c.cell_type == "code")  # fmt: skip
+    assert "not written yet" in text
+
+
+def test_making_the_course_again_keeps_what_is_there(term):
+    config = term / "nbgrader_config.py"
+    config.write_text(config.read_text() + "# mine\n")
+    before = scores(term)
+    course.make(term, ROOT / "labs" / "five_labs.yml")
+    scores.cache_clear()
+    assert config.read_text().endswith("# mine\n") and scores(term) == before
