@@ -106,6 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     n = what.add_parser("student", help="copies without answers, or their update")
     n.add_argument("--only", nargs="+", default=(), help="lessons, 05 is enough")
     n.add_argument("--out", default="student", help="folder (default: student)")
+    n = what.add_parser("links", help="open the lessons in Colab and Binder")
+    n.add_argument("repository", help="OWNER/NAME on GitHub")
+    n.add_argument("--branch", default="main")
     n = what.add_parser("course", help="a course directory for nbgrader")
     n.add_argument("folder", type=Path)
     n.add_argument("--plan", type=Path, help="YAML file (default: every exercise)")
@@ -143,8 +146,11 @@ def _labs(a: dict) -> int:
 
         make(a["folder"], a["plan"])
         return 0
-    from bdcourse.labs import student
+    from bdcourse.labs import links, student
 
+    if a["what"] == "links":
+        print(links(a["repository"], a["branch"]))
+        return 0
     return int(student(a["only"], a["out"]) > 0)
 
 

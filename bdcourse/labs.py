@@ -266,3 +266,26 @@ def _write(path: Path, text: str) -> None:
         f.write(text)
     os.chmod(f.name, 0o644)
     os.replace(f.name, path)
+
+
+def links(repository: str, branch: str = "main", lessons: Path = NOTEBOOKS) -> str:
+    """A Markdown table that opens each lesson in Colab and in Binder.
+
+    Built by the form of these services' addresses; whether they answer is not tried.
+
+    Args:
+        repository: OWNER/NAME on GitHub, yours or a fork.
+
+    Raises:
+        ValueError: it does not look like one.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f"a repository looks like OWNER/NAME, not {repository!r}.")
+    lines = ["| lesson | Colab | Binder |", "|---|---|---|"]
+    for path in chosen([], lessons):
+        file = f"notebooks/{path.name}"
+        colab = f"https://colab.research.google.com/github/{repository}/blob/{branch}"
+        binder = f"https://mybinder.org/v2/gh/{repository}/{branch}?urlpath=lab/tree"
+        row = f"[open]({colab}/{file}) | [open]({binder}/{file})"
+        lines.append(f"| {path.stem} | {row} |")
+    return "\n".join(lines)

@@ -256,3 +256,17 @@ def test_the_command_names_what_it_does_not_know(tmp_path, capsys):
     assert "no lesson begins with '77'; there are 00_welcome" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="in a clone of the course"):
         labs.chosen([], tmp_path / "nowhere")
+
+
+def test_links_have_the_form_that_colab_and_binder_ask_for(capsys):
+    assert main(["labs", "links", "me/course", "--branch", "dev"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(LESSONS)
+    colab, binder = re.findall(r"\((\S+)\)", lines[2])
+    name = LESSONS[0].name
+    start = "https://colab.research.google.com/github"
+    assert colab == f"{start}/me/course/blob/dev/notebooks/{name}"
+    start = "https://mybinder.org/v2/gh"
+    assert binder == f"{start}/me/course/dev?urlpath=lab/tree/notebooks/{name}"
+    assert main(["labs", "links", "https://x/y"]) == 1
+    assert "looks like OWNER/NAME" in capsys.readouterr().err
