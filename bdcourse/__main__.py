@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
             write(**a)
             return 0
         return _bench(a)
-    except (ValueError, FileNotFoundError, RuntimeError) as e:
+    except (ValueError, OSError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -164,6 +164,8 @@ def _bench(a: dict) -> int:
     given = {k: v for k, v in given.items() if v is not None}
     lists = {k: given.pop(k) for k in ("model", "width") if k in given}
     a["device"] = a["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    if a["device"].startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here; leave out --device.")
     a["options"] = _options(a["options"])
     if (zoo := a.pop("zoo")) is not None:
         shared = ("defenses", "budgets", "draws", "sharp", "device", "only", "workers",

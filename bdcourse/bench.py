@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -29,10 +31,11 @@ import torch
 from bdcourse import data as datasets
 from bdcourse import looks, metrics, victims
 from bdcourse.attacks import ATTACKS
-from bdcourse.data import Splits
+from bdcourse.data import BUILT_IN, Splits
 from bdcourse.models import MODELS
 from bdcourse.plans import ORACLES, PLANS, Case, notes
 from bdcourse.recipes import (
+    DRAWN,
     SIGNS_OPTIONS,
     Recipe,
     attack_class,
@@ -40,29 +43,29 @@ from bdcourse.recipes import (
     split_options,
     train_victim,
 )
-from bdcourse.tables import DEFENSES, Results
+from bdcourse.tables import DEFENSES, Results, identity
 from bdcourse.train import Augment
 from bdcourse.victims import Victim
 
 SWEEP = "clp sweep"
+MACHINE = re.compile("CUDA|cuDNN|CUBLAS|allocate memory")  # of errors that pass
 
 
 def environment(device: torch.device) -> dict:
     """Where and with what a number was measured."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     here = Path(__file__).resolve().parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-    )
+    git = ["git", "describe", "--always", "--dirty"]
+    try:
+        revision = subprocess.run(git, cwd=here, capture_output=True, text=True).stdout
+    except OSError:  # git is not installed
+        revision = ""
     return {
         "device": name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "revision": git.stdout.strip() or "unknown",
+        "revision": revision.strip() or "unknown",
     }
 
 
@@ -97,13 +100,15 @@ class Subject:
     sharp: bool = False
 
     def __str__(self) -> str:
-        who = self.zoo or self.attack or "benign twin"
-        return who if self.zoo else f"{who}, seed {self.seed}"
+        if self.zoo:
+            return self.zoo
+        where = f"{self.label}, {self.recipe.model} of width {self.recipe.width}"
+        return f"{self.attack or 'benign twin'}, seed {self.seed} ({where})"
 
     @property
     def label(self) -> str:
         """The name of its data."""
-        return Path(self.source).name if os.path.exists(self.source) else self.source
+        return self.source if self.source in BUILT_IN else Path(self.source).name
 
     def parts(self) -> Splits:
         """Its images, on the device."""
@@ -136,11 +141,17 @@ class Subject:
         return self.recipe.settings() | {
             "data": self.label,
             "digest": self.parts().train.digest(),
+            "n_train": len(self.parts().train),
             "seed": self.seed,
             **named,
             "attack": self.attack or "none",
             "options": self.options or None,
         }
+
+
+def forget_images() -> None:
+    """A folder may hold other images than in an earlier run of this process."""
+    _parts.cache_clear()
 
 
 @lru_cache(maxsize=1)  # the cells of one seed come one after the other
@@ -170,7 +181,8 @@ class Job:
     draw: int = 0
 
     def __str__(self) -> str:
-        return f"{self.subject}" + (f", draw {self.draw}" if self.draw else "")
+        few = f", {self.budget} clean images" if self.budget else ""
+        return f"{self.subject}{few}" + (f", draw {self.draw}" if self.draw else "")
 
     def cell(self, name: str) -> dict:
         """The key of one row."""
@@ -178,7 +190,9 @@ class Job:
 
     def identity(self) -> str:
         """The same 16 hex digits for the same cells, whoever asks."""
-        text = json.dumps([self.key, self.names], sort_keys=True)
+        s = self.subject
+        text = [self.key, self.names, s.sharp, s.device, s.keep]
+        text = json.dumps(text, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def apart(self) -> list[Job]:
@@ -250,8 +264,8 @@ def run(
     if unknown:
         raise ValueError(f"options are given for no attack: {sorted(unknown)[0]!r}.")
     subjects = []
-    seeds = list(seeds)
-    for path in map(str, sources):
+    scales, names = list(scales), [None, *names]
+    for path, seed in product(map(str, sources), seeds):  # images are loaded once each
         for scale in scales:
             own = replace(recipe or recipe_for(path), **scale)
             if own.model not in MODELS:
@@ -259,14 +273,14 @@ def run(
                     f"unknown model {own.model!r}; choose from {', '.join(MODELS)}."
                 )
             given = _options(path, own, options)
-            path = os.path.abspath(path) if os.path.exists(path) else path
-            for seed in seeds:
-                for name in (None, *names):
-                    mine, more = split_options(own, name, given)
-                    subjects.append(Subject(
-                        path, mine, name, more, seed, clean, n, size, None, device,
-                        os.path.abspath(keep), sharp,
-                    ))  # fmt: skip
+            # Workers run in folders of their own.
+            source = path if path in BUILT_IN else os.path.abspath(path)
+            for name in names:
+                mine, more = split_options(own, name, given)
+                subjects.append(Subject(
+                    source, mine, name, more, seed, clean, n, size, None, device,
+                    os.path.abspath(keep), sharp,
+                ))  # fmt: skip
     return _run(subjects, out, _wanted(defenses), budgets, draws, only, where)
 
 
@@ -275,7 +289,7 @@ def _options(
 ) -> dict[str, dict]:
     if options is not None:
         return options
-    usual = SIGNS_OPTIONS if source.startswith("signs") else {}
+    usual = SIGNS_OPTIONS if source in DRAWN else {}
     if recipe.rate is not None:  # asked for by the user, so it counts
         usual = {a: o | {"rate": recipe.rate} for a, o in usual.items()}
     return usual
@@ -313,7 +327,7 @@ def run_zoo(
 
 def _wanted(names: Sequence[str]) -> list[str]:
     """Names of plans, checked."""
-    wanted = list(names or (*DEFENSES, SWEEP))
+    wanted = list(dict.fromkeys(names or (*DEFENSES, SWEEP)))
     if "all" in wanted:
         wanted = [*PLANS, SWEEP]
     if wrong := set(wanted) - {*PLANS, SWEEP}:
@@ -333,24 +347,42 @@ def _jobs(
     results: Results,
 ) -> list[Job]:
     """The cells that are still to be measured."""
-    jobs = []
+    jobs, seen, fits, plain = [], set(), False, 0
     budgets, draws = list(budgets), list(draws)
     for subject in subjects:
         who = subject.zoo or subject.attack or "none"
         names = [
             name for name in wanted
             if (subject.attack or name not in ORACLES)
-            and (not only or any(fnmatch(f"{who}/{name}", p) for p in only))
+            and (not only or _fits(f"{who}/{name}", only))
         ]  # fmt: skip
+        fits = fits or bool(names)
         for budget in budgets:
             _require_budget(budget, subject.parts())
             for draw in draws:
                 key = subject.key() | {"budget": budget, "draw": draw or None}
                 job = Job(subject, key, tuple(names), budget, draw)
                 left = [name for name in names if not results.done(job.cell(name))]
-                if left:
+                rows = [results.get(job.cell(name)) or {} for name in names]
+                plain += sum("acc" in r and "sharp" not in r for r in rows)
+                if left and (one := identity(key)) not in seen:  # BadNets badnets
+                    seen.add(one)
                     jobs.append(replace(job, names=tuple(left)))
+    if only and not fits:
+        raise ValueError(
+            f"no cell fits {' or '.join(only)}; patterns look like 'BadNets/clp*', and "
+            "the benign twin is 'none'."
+        )
+    if plain and subjects[0].sharp:
+        print(
+            f"{plain} cells are there without `sharp` and stay so; name another --out "
+            "to measure them with it."
+        )
     return jobs
+
+
+def _fits(cell: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(cell.lower(), p.lower()) for p in patterns)
 
 
 def _run(
@@ -364,7 +396,7 @@ def _run(
 ) -> Results:
     from bdcourse.cluster import carried_out
 
-    _parts.cache_clear()  # a folder may hold other images than in an earlier call
+    forget_images()
     with Results(out).owned() as results:
         jobs = _jobs(subjects, wanted, budgets, draws, only, results)
         progress = Progress(jobs, results.rows)
@@ -403,7 +435,7 @@ class Progress:
         self.total = sum(len(j.names) for j in jobs)
         self.weight = sum(self._weigh(name) for j in jobs for name in j.names)
         self.count, self.done, self.start = 0, 0.0, time.perf_counter()
-        self.last: Job | None = None
+        self.last: tuple | None = None
 
     def _weigh(self, name: str) -> float:
         return 1.0 + self.means[name] if name in self.means else self.usual
@@ -412,9 +444,10 @@ class Progress:
         """One line for one row."""
         self.count += 1
         self.done += self._weigh(row["defense"])
-        if self.last is None or str(self.last) != str(job):
+        key = (job.subject, job.budget, job.draw)
+        if key != self.last:
             print(f"\n{job}", flush=True)
-        self.last = job
+        self.last = key
         left = (self.weight / self.done - 1) * (time.perf_counter() - self.start)
         print(
             f"  {row['defense']:25s} {_said(row)}  [{self.count}/{self.total}, "
@@ -480,8 +513,12 @@ def failure(e: BaseException) -> dict:
 
 def _prepared(job: Job) -> tuple[Case, Splits, Victim, dict]:
     subject, seed = job.subject, job.subject.seed + 1000 * job.draw
-    twin, victim = subject.twin().victim(), subject.victim()
     everything = subject.parts()
+    if identity(job.key) != identity(job.key | {"digest": everything.train.digest()}):
+        raise ValueError(
+            f"{subject.source} holds other images here than where the run was started."
+        )
+    twin, victim = subject.twin().victim(), subject.victim()
     parts = _draw(everything, job.budget, job.draw or None)
     about = {
         "n_train": len(parts.train),
@@ -524,10 +561,11 @@ def _measured(
     plan = PLANS[name]
     try:
         p = plan.run(case)
-    except torch.OutOfMemoryError:
-        raise
-    # What a method cannot take, or where it diverges, is a result as well.
+    # What a method cannot take, or where it diverges, is a result as well; a machine
+    # that fails (memory, CUDA) is not.
     except (ValueError, RuntimeError) as e:
+        if type(e) not in (ValueError, RuntimeError) or MACHINE.search(str(e)):
+            raise
         return {"refused": str(e)}
     s = metrics.evaluate(p.model, parts.test, case.attack)
     row = {"pruned": p.count, "clean_used": plan.images(case), **notes(p)}

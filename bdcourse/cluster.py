@@ -39,7 +39,7 @@ def carried_out(
 
     Args:
         results: rows of an earlier run that did not come to store them itself are taken
-            from the folder NAME.cells beside its file.
+            from the folder NAME.json.cells beside its file.
         workers: processes on this machine; 1 measures in this one.
         scheduler: address of a Dask scheduler, instead.
         threads: of torch, in each worker; default all cores by all workers, and on a
@@ -53,7 +53,9 @@ def carried_out(
 
     if workers < 1 or (threads is not None and threads < 1):
         raise ValueError("workers and threads must be at least 1.")
-    folder = results.path.with_suffix(".cells")
+    # Workers of a cluster run in folders of their own.
+    path = Path(os.path.abspath(results.path))
+    folder = path.with_name(path.name + ".cells")
     if workers == 1 and scheduler is None:
         for job in jobs:
             for row in measure(job, lambda cell: stored(folder, cell)):
@@ -70,7 +72,7 @@ def _dealt(
     scheduler: str | None,
     threads: int | None,
 ) -> Iterator[tuple[Job, dict]]:
-    from bdcourse.bench import failure
+    from bdcourse.bench import failure, forget_images
 
     try:
         from distributed import Client, LocalCluster, as_completed
@@ -84,7 +86,7 @@ def _dealt(
             threads = threads or max(1, (os.cpu_count() or 1) // workers)
             cluster = stack.enter_context(LocalCluster(
                 n_workers=workers, threads_per_worker=1, memory_limit=0,
-                dashboard_address=None, silence_logs="ERROR",
+                dashboard_address=":0", silence_logs="CRITICAL",
             ))  # fmt: skip
             scheduler = cluster.scheduler_address
         try:
@@ -94,16 +96,22 @@ def _dealt(
                 f"there is no Dask scheduler at {scheduler} ({e}); start one with "
                 "`dask scheduler` and give the address that it prints."
             ) from None
+        if not client.nthreads():
+            raise RuntimeError(
+                f"the scheduler at {scheduler} has no workers; start some with "
+                f"`dask worker {scheduler} --nthreads 1`."
+            )
         crowded = [w for w, n in client.nthreads().items() if n > 1]
         if crowded:
             raise RuntimeError(
                 f"worker {crowded[0]} runs several cells at once in one process, whose "
                 "random numbers would mix; start workers with --nthreads 1."
             )
+        client.run(forget_images)
         ready: dict[str, object] = {}
         owner = {}
         for job in jobs:
-            trained = _train(client, job.subject, ready)
+            trained = _train(client, job.subject, threads, ready)
             for part in job.apart():
                 key = f"cells-{part.identity()}"
                 future = client.submit(
@@ -115,25 +123,32 @@ def _dealt(
             try:
                 rows = future.result()
             except Exception as e:  # the others go on
-                rows = [part.cell(name) | failure(e) for name in part.names]
+                # It may have finished some of them before its worker died.
+                cells = map(part.cell, part.names)
+                rows = [stored(folder, c) or c | failure(e) for c in cells]
             for row in rows:
                 yield part, row
 
 
-def _train(client, subject: Subject, ready: dict[str, object]):
+def _train(client, subject: Subject, threads: int | None, ready: dict[str, object]):
     """The future that trains this victim, behind the one that trains its twin."""
     if subject.zoo:
         return None
     name = hashlib.sha256(json.dumps(subject.key(), sort_keys=True).encode())
     name = name.hexdigest()[:16]
     if name not in ready:
-        twin = None if subject.attack is None else _train(client, subject.twin(), ready)
-        ready[name] = client.submit(train, subject, twin, key=f"victim-{name}")
+        twin = None
+        if subject.attack is not None:
+            twin = _train(client, subject.twin(), threads, ready)
+        key = f"victim-{name}"
+        ready[name] = client.submit(train, subject, threads, twin, key=key)
     return ready[name]
 
 
-def train(subject: Subject, after: None = None) -> None:
+def train(subject: Subject, threads: int | None = None, after: None = None) -> None:
     """One victim, on a worker."""
+    if threads:
+        torch.set_num_threads(threads)
     with contextlib.redirect_stdout(io.StringIO()):
         subject.victim()
 
@@ -180,9 +195,12 @@ def keep(folder: Path, row: dict) -> dict:
     try:
         os.link(f.name, final)  # unlike a rename, the first one wins
     except FileExistsError:
-        row = json.loads(final.read_text())
+        first = stored(folder, row)
+        if first is None:  # cut short by a full disk
+            os.replace(f.name, final)
+        return first or row
     finally:
-        os.unlink(f.name)
+        Path(f.name).unlink(missing_ok=True)
     return row
 
 

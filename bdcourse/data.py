@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BUILT_IN = ("signs", "signs-hard", "cifar10", "cifar100", "gtsrb")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
 
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -85,9 +86,12 @@ SIGNS_OPTIONS: dict[str, dict] = {
 }  # fmt: skip
 
 
+DRAWN = ("signs", "signs-hard")
+
+
 def recipe_for(source: str) -> Recipe:
     """The training recipe that suits a data source."""
-    return SIGNS if str(source).startswith("signs") else Recipe()
+    return SIGNS if str(source) in DRAWN else Recipe()
 
 
 def robust(
@@ -99,11 +103,13 @@ def robust(
     network of width 8 stop at 57 % of the signs.
     """
     model, augment = copy.deepcopy(twin), Augment(recipe.pad, recipe.flip)
-    fit(
+    history = fit(
         model, images, epochs=1.5, lr=0.03, batch=recipe.batch, augment=augment,
         generator=generator, steering=AdversarialTraining, bf16=recipe.bf16,
         verbose=False,
     )  # fmt: skip
+    if history.interrupted:
+        raise KeyboardInterrupt  # what it makes would pass for the real thing
     return model
 
 
@@ -199,12 +205,28 @@ def _trained(
     text = json.dumps(spec, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:12]
     file = Path(keep) / f"{data}-{kind}-{seed}-{name}"
-    if Path(f"{file}.json").exists():
-        print(f"  {kind}: trained before, found in {keep}")
-        return victims.load(file, parts.train.x.device)
+    if not Path(f"{file}.json").exists():
+        Path(keep).mkdir(parents=True, exist_ok=True)
+        with locked(f"{file}.lock"):  # one process trains it, others wait for it
+            if not Path(f"{file}.json").exists():
+                return _new(parts, make, recipe, seed, data, file, sharp)
+    print(f"  {kind}: trained before, found in {keep}")
+    return victims.load(file, parts.train.x.device)
+
+
+def _new(
+    parts: Splits,
+    make: Callable[[], Attack] | None,
+    recipe: Recipe,
+    seed: int,
+    data: str,
+    file: Path,
+    sharp: bool,
+) -> Victim:
     start = time.perf_counter()
     attack = make() if make else None
     craft_seconds = time.perf_counter() - start
+    watch = partial(looks.sharpness_of, images=looks.unseen(parts)) if sharp else None
     victim = victims.make(
         parts.train,
         parts.test,
@@ -212,12 +234,38 @@ def _trained(
         arch={"name": recipe.model, "width": recipe.width},
         seed=seed,
         recipe={"data": data, "craft_seconds": round(craft_seconds, 1)},
-        each_epoch=partial(looks.sharpness_of, images=looks.unseen(parts))
-        if sharp
-        else None,
+        each_epoch=watch,
         **{k: v for k, v in recipe.settings().items() if k not in ("model", "width")},
     )
     if victim.recipe["interrupted"]:
         raise KeyboardInterrupt  # half a victim is no victim
     victims.save(victim, file)
     return victim
+
+
+@contextmanager
+def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file, which no other process holds meanwhile; it is deleted after.
+
+    Raises:
+        BlockingIOError: another one holds it, and we do not `wait`.
+    """
+    import fcntl
+
+    while True:
+        f = open(path, "w")
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(f.fileno()), os.stat(path)):
+                break
+        except FileNotFoundError:  # its holder deleted it while we waited
+            pass
+        except OSError:
+            f.close()
+            raise
+        f.close()
+    try:
+        yield
+    finally:
+        os.unlink(path)
+        f.close()

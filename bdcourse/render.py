@@ -23,7 +23,8 @@ def known(name: str, kind: str = "grid", **key) -> list[str]:
     For "ranking" only those that every victim past the gate has: their means would not
     be over the same victims.
     """
-    rows = [r for r in tables.results(name).select(**key) if "acc" in r]
+    needed = {"acc", "attack", "weak", "seed"}
+    rows = [r for r in tables.results(name).select(**key) if needed <= r.keys()]
     names = list(dict.fromkeys(r["defense"] for r in rows))
     if kind == "ranking":
         strong = [r for r in rows if r["attack"] != "none" and not r["weak"]]
@@ -195,6 +196,11 @@ def write(
     A figure is a PNG, with its description in a .txt beside it.
     """
     key = selection(where)
+    odd = [k for k in key if not any(k in r for r in tables.results(name).rows)]
+    if odd:
+        raise ValueError(f"no row of {name} has an entry {odd[0]!r}.")
+    if who and kind in ("ranking", "summary"):
+        raise ValueError(f"--who is for grid and rows; a {kind} takes all victims.")
     if format == "figure":
         if out is None or not out.endswith(".png"):
             raise ValueError("a figure needs --out NAME.png.")

@@ -521,7 +521,8 @@ def matrix(
     """
     columns = names if columns is None else columns
     with _style():
-        fig, axes = canvas(height=height)
+        wide = max(7.2, 1.8 + 0.34 * len(columns)) if numbers else 7.2
+        fig, axes = canvas(height=height, width=wide)
         ax = axes[0, 0]
         v = values.detach().cpu().numpy()
         ax.imshow(v, cmap="cividis", vmin=0, vmax=1, aspect="auto")
@@ -702,14 +703,15 @@ class Table:
     def markdown(self) -> str:
         """The table as Markdown, for the README."""
         rule = ["---:" if r else "---" for r in self.right]
-        lines = [self.head, rule, *self.body]
-        return "\n".join("| " + " | ".join(r) + " |" for r in lines)
+        lines = ["| " + " | ".join(r) + " |" for r in (self.head, rule, *self.body)]
+        return "\n".join(([self.caption, ""] if self.caption else []) + lines)
 
 
-TEX = {
-    "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", **{c: "\\" + c for c in "&%$#_{}"},
-}  # fmt: skip
+TEX = {c: "\\" + c for c in "&%$#_{}"}
+TEX |= {"±": r"$\pm$", "–": "--"}
+for _char, _name in (("\\", "backslash"), ("~", "asciitilde"), ("^", "asciicircum"),
+                     ("<", "less"), (">", "greater"), ("|", "bar")):  # fmt: skip
+    TEX[_char] = rf"\text{_name}{{}}"
 
 
 def _tex(text: str) -> str:

@@ -1,6 +1,8 @@
 """Rows are kept, never measured twice, and never half written; the zoo loads."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -399,7 +401,8 @@ def test_time_left_weighs_cells_by_what_they_took_before(capsys, monkeypatch):
     row = {"defense": "quick", "acc": 0.9, "asr": None, "ra": None, "pruned": 3}
     progress.say(job, row)  # 2 of 2 + 198 + 100 (the mean)
     said = capsys.readouterr().out
-    assert "BadNets, seed 0" in said and "ACC 90.0 %, 3 channels" in said
+    assert "BadNets, seed 0 (signs, resnet18 of width 16)" in said
+    assert "ACC 90.0 %, 3 channels" in said
     assert "[1/3, 5 min left]" in said
     clock[0] = 7400.0
     progress.say(job, row | {"defense": "slow"})
@@ -410,3 +413,97 @@ def test_complaints_join_victims_with_the_same_error():
     pairs = (("A", "x."), ("B", "x."), ("A", "y."), ("A", "x."))
     rows = [{"attack": a, "seed": 0, "error": e} for a, e in pairs]
     assert bench.complaints(rows) == ["A, seed 0; B, seed 0: x.", "A, seed 0: y."]
+
+
+def test_what_is_named_twice_is_measured_once(tmp_path, capsys):
+    out = tmp_path / "r.json"
+    command = ["bench", "--out", str(out), "--zoo", "benign-w8", "benign-w8", "--draws",
+               "0", "0", "--defenses", "none", "none"]  # fmt: skip
+    assert main(command) == 0
+    assert len(json.loads(out.read_text())["rows"]) == 1
+    assert "[1/1, 0 s left]" in capsys.readouterr().out
+    assert main([*command, "--sharp"]) == 0
+    assert "cells are there without `sharp`" in capsys.readouterr().out
+    assert main([*command, "--only", "badnets/*"]) == 1
+    err = capsys.readouterr().err
+    assert "no cell fits badnets/*" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "error"),
+        (RuntimeError("CUDA error: an illegal memory access"), "error"),
+        (ValueError("this needs a BatchNorm."), "refused"),
+        (RuntimeError("the weights left all bounds."), "refused"),
+    ],
+)
+def test_a_machine_that_fails_is_no_result(error, kept, tmp_path, monkeypatch):
+    def fails(case):
+        raise error
+
+    monkeypatch.setattr(bench, "PLANS", {"fails": Plan(fails)})
+    results = bench.run_zoo(tmp_path / "r.json", ["benign-w8"], ["fails"])
+    assert kept in results.rows[0] and bool(results.failed) == (kept == "error")
+
+
+def test_rows_from_another_machine_count_as_done(tmp_path):
+    """Signs are drawn anew on each machine, which may round a pixel differently."""
+    cell = {"data": "signs", "digest": "1", "n_train": 5700, "defense": "none"}
+    assert tables.identity(cell) == tables.identity(cell | {"digest": "2"})
+    assert tables.identity(cell) != tables.identity(cell | {"n_train": 216})
+    photos = cell | {"data": "cifar10"}
+    assert tables.identity(photos) != tables.identity(photos | {"digest": "2"})
+
+
+def test_images_that_changed_meanwhile_are_refused(tmp_path):
+    subject = bench.Subject("signs", recipes.SIGNS, n=100, clean=0.1)
+    key = subject.key() | {"budget": None, "draw": None, "data": "x", "digest": "old"}
+    (row,) = bench.measure(bench.Job(subject, key, ("none",)))
+    assert "other images here than where the run was started" in row["error"]
+
+
+def test_a_folder_may_be_called_like_built_in_data(tmp_path, monkeypatch):
+    (tmp_path / "signs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    subject = bench.Subject("signs", recipes.SIGNS, n=100, clean=0.1)
+    assert subject.label == "signs" and len(subject.parts().train) == 90
+    assert recipes.recipe_for("./signs") == recipes.Recipe()
+
+
+@pytest.mark.parametrize("text", ['{"rows": 3}', '{"rows": [3]}', "[]", '{"rows": ['])
+def test_other_json_is_no_table(text, tmp_path, capsys):
+    (tmp_path / "r.json").write_text(text)
+    command = ["bench", "--out", str(tmp_path / "r.json"), "--zoo", "benign-w8"]
+    assert main(command) == 1
+    assert "is not a table of results" in capsys.readouterr().err
+    assert (tmp_path / "r.json").read_text() == text
+
+
+def test_folders_and_missing_gpus_get_one_sentence(tmp_path, capsys):
+    for wrong in (["--out", str(tmp_path)], ["--out", str(tmp_path / "r"), "--device",
+                                             "cuda:7"]):  # fmt: skip
+        if "cuda:7" in wrong and torch.cuda.is_available():
+            continue
+        assert main(["bench", "--zoo", "benign-w8", *wrong]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_one_process_trains_a_victim_and_others_wait(tmp_path):
+    order = []
+
+    def hold(name):
+        with recipes.locked(tmp_path / "v.lock"):
+            order.append(name)
+            time.sleep(0.2)
+            order.append(name)
+
+    threads = [threading.Thread(target=hold, args=(n,)) for n in "abc"]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert order[::2] == order[1::2] and sorted(order[::2]) == list("abc")
+    assert not (tmp_path / "v.lock").exists()

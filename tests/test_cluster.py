@@ -44,7 +44,7 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(three, tmp_path, caps
 
     def kill():
         with distributed.Client(three.scheduler_address) as client:
-            while not list((tmp_path / "rows.cells").glob("*.json")):
+            while not list((tmp_path / "rows.json.cells").glob("*.json")):
                 time.sleep(0.05)
             busy = {w: keys for w, keys in client.processing().items() if keys}
             pids = client.run(os.getpid)
@@ -60,7 +60,7 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(three, tmp_path, caps
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == CELLS == len({tables.identity(r) for r in rows})
     assert not results.failed and all("acc" in r for r in rows)
-    assert not (tmp_path / "rows.cells").exists()
+    assert not (tmp_path / "rows.json.cells").exists()
     said = capsys.readouterr().out
     assert f"[{CELLS}/{CELLS}, 0 s left]" in said
     # Victims were trained once, and here too nothing is left to do.
@@ -140,10 +140,10 @@ def test_rows_that_a_dead_run_left_are_taken_up(tmp_path, monkeypatch):
     assert len(calls) == 2 and "error" in rows[1] and len(rows) == 2
     left = {k: v for k, v in rows[1].items() if k != "error"}
     left |= {"acc": 0.25, "asr": None, "ra": None, "pruned": 0}
-    cluster.keep(tmp_path / "r.cells", left)
+    cluster.keep(tmp_path / "r.json.cells", left)
     rows = run().rows
     assert len(calls) == 2 and rows[1]["acc"] == 0.25 and len(rows) == 2
-    assert not (tmp_path / "r.cells").exists()
+    assert not (tmp_path / "r.json.cells").exists()
 
 
 def test_two_runs_cannot_write_one_file(tmp_path):
@@ -167,3 +167,13 @@ def test_jobs_part_by_the_work_that_they_share():
     assert of["linf"] == ("linf", "nc unlearning")
     assert "mnp, random channels" in of["mnp, soft"]
     assert len({p.identity() for p in parts}) == len(parts)
+
+
+def test_a_cell_file_cut_short_is_replaced(tmp_path):
+    cell = {"attack": "none", "defense": "none"}
+    first = cluster.keep(tmp_path / "c", cell | {"acc": 0.5})
+    (path,) = (tmp_path / "c").iterdir()
+    path.write_text("{")
+    again = cluster.keep(tmp_path / "c", cell | {"acc": 0.6})
+    assert first["acc"] == 0.5 and again["acc"] == 0.6
+    assert cluster.stored(tmp_path / "c", cell)["acc"] == 0.6
