@@ -125,8 +125,9 @@ results: $(READY)
 	  $(WANET) --width 8 --epochs 16 --options "{\"WaNet\": {$$o}}" || exit; \
 	done
 	$(BENCH)/signs-wanet.json --zoo wanet wanet-plain --defenses none
-	$(BENCH)/signs-defenses.json --zoo badnets blended wanet benign-w8 --defenses all
-	$(BENCH)/signs-defenses.json --zoo trojan lf ssba --draws 0 1 2 --defenses all
+	$(BENCH)/signs-defenses.json --zoo badnets blended wanet input-aware benign-w8 \
+	  lira tact --defenses all
+	$(BENCH)/signs-defenses.json --zoo trojan lf ssba sig --draws 0 1 2 --defenses all
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard blended-hard \
 	  benign-hard --defenses $(FIP)
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard --defenses $(ETAS)

@@ -717,7 +717,7 @@ tables.grid("cifar10-defenses", names, "The same with 500 clean images (1 %)", b
 # - One backward pass at drawn labels estimates the trace, without bias and with a long tail (objective 2).
 # - Its gradient costs one pass more: by how much the gradient changes on SAM's way (objective 3).
 # - The step has three terms, and BatchNorm's mode decides whether it works (objective 4).
-# - FIP took BadNets to 4 to 11 % with every draw, and TrojanNN below 10 % with one of three. SAM was about as smooth and failed, a high rate ended sharper and removed
+# - FIP took this BadNets to 4 to 11 % with every draw, and TrojanNN below 10 % with one of three. SAM was about as smooth and failed, a high rate ended sharper and removed
 #   BadNets (objective 5).
 #
 # **What this does not show.** Networks of width 8 on drawn signs, one set of weights for each victim, one radius and rate of SAM. The paper's were trained

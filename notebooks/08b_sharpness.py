@@ -214,21 +214,21 @@ for key, name in (("lambda_max", "Top eigenvalue"), ("fisher", "Trace of the Fis
 # trained earlier, with images and sums rounded differently; that was enough to turn TrojanNN's order round. *Sharper than its twin* is not what
 # these backdoors have in common.
 #
-# And does FIP remove what another seed has trained? Seed 1, the same 600 steps as in lesson 08:
+# And does FIP remove what another seed has trained? Seeds 1 and 2, the same 600 steps as in lesson 08:
 
 # %% tags=["claim"]
-left = {(k, d): record.select(attack=k, seed=1, defense=d)[0]["asr"] for k in ("BadNets", "TrojanNN") for d in ("fip", "fip, eta = 0")}  # fmt: skip
-check.claim(
-    "BadNets, seed 1: FIP leaves less than 10 %.", left["BadNets", "fip"], 0, 0.1
-)
-check.claim("TrojanNN, seed 1: it leaves over 95 %.", left["TrojanNN", "fip"], 0.95, 1)
-smooth = record.select(attack="BadNets", seed=1, defense="sam")[0]["asr"]
-check.claim("SAM leaves 15 to 40 % of BadNets.", smooth, 0.15, 0.4)
-check.claim("Fine-tuning leaves over 95 % of both.", min(left[k, "fip, eta = 0"] for k in ("BadNets", "TrojanNN")), 0.95, 1)  # fmt: skip
+left = {(k, s, d): record.select(attack=k, seed=s, defense=d)[0]["asr"]
+        for k in ("BadNets", "TrojanNN") for s in (1, 2) for d in ("fip", "fip, eta = 0", "sam")}  # fmt: skip
+check.claim("BadNets: FIP leaves less than 10 % with seed 1 ...", left["BadNets", 1, "fip"], 0, 0.1)  # fmt: skip
+check.claim("... and 25 to 55 % with seed 2.", left["BadNets", 2, "fip"], 0.25, 0.55)
+gap = min(left["BadNets", s, "sam"] - left["BadNets", s, "fip"] for s in (1, 2))
+check.claim("SAM leaves over 15 points more, both times.", gap, 0.15, 1)
+check.claim("TrojanNN: FIP leaves over 75 %, both times.", min(left["TrojanNN", s, "fip"] for s in (1, 2)), 0.75, 1)  # fmt: skip
+check.claim("Fine-tuning leaves over 95 % of all four.", min(v for (_, _, d), v in left.items() if d == "fip, eta = 0"), 0.95, 1)  # fmt: skip
 
 # %% [markdown]
-# BadNets falls to 3 to 11 % in all four runs, on two victims, at seven points of accuracy on this seed; TrojanNN below 10 % in one of four. (SAM, which left 56 to 72 % of BadNets in lesson 08, leaves
-# 26 % here.)
+# On lesson 08's victim FIP left 4 to 11 % of BadNets with three draws of clean images; here it leaves 3 % with seed 1, at seven points of accuracy, and 39 % with seed 2, at three. TrojanNN falls below 10 % in one of five
+# runs. (SAM leaves 26 and 75 % of BadNets.) What the method removes, and at what price, depends on the victim.
 #
 # ## A map of two minima
 #

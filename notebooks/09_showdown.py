@@ -13,8 +13,8 @@
 # %% [markdown]
 # # The showdown: reading a table of defenses
 #
-# Sixteen repairs and controls against eight attacks on photographs. Five of them leave less than 15 % of every strong backdoor, and the best of those is near
-# the bottom for another set of images. You will compute the usual score, beat four published methods, at our thresholds, with a network that answers "frog" to everything,
+# Sixteen repairs and controls against eight attacks on photographs. Five of them leave less than 15 % of every strong backdoor, and the best of those
+# leaves most of them on another set of images. You will compute the usual score, beat four published methods, at our thresholds, with a network that answers "frog" to everything,
 # and find out how much of a ranking is left when other victims could have been in it.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 40 minutes. Run time: about half a minute and 1 GiB on two CPU cores; nothing is trained here, all rows were measured before.
@@ -83,8 +83,8 @@ check.claim("Five repairs take all four below 15 %.", len(whole), 5, 5)
 print(", ".join(sorted(whole)))
 
 # %% [markdown]
-# One paper's method of the course is among them besides our reconstruction of MNP: FIP. The others are SAM in FIP's own loop, FT-SAM and I-BAU, which came as rivals. FMP misses by one victim (SIG, 39 %). The
-# two methods of the course that only prune by a fixed rule, l-infinity and CLP, miss by three and more.
+# Two of the course's five methods are among them: FIP, and MNP as we reconstructed it. The others are SAM in FIP's own loop, FT-SAM and I-BAU, which came as rivals. FMP misses by one victim (SIG, 39 %), CLP by three,
+# l-infinity pruning by all four.
 #
 # ## One number
 #
@@ -181,10 +181,10 @@ drawn = resampled_means(ders["fmp"], 4000, g).quantile(torch.tensor([0.05, 0.95]
 packaged = next(r for r in ranks if r["defense"] == "fmp")
 check.claim("FMP's interval: from about 0.83 ...", drawn[0].item(), 0.80, 0.88)
 check.claim("... to about 0.96.", drawn[1].item(), 0.94, 0.98)
-check.claim("The package finds the same, up to 0.02.", abs(drawn[0].item() - packaged["low"]), 0, 0.05)  # fmt: skip
+check.claim("The package finds the same, up to 0.05.", abs(drawn[0].item() - packaged["low"]), 0, 0.05)  # fmt: skip
 
 # %% tags=["figure"]
-render.ranked(ranks, title="The first seven overlap; so do many of the rest", highlight=["fine-tuning"])  # fmt: skip
+render.ranked(ranks, highlight=["fine-tuning"])
 
 # %% tags=["claim"]
 first = ranks[0]
@@ -224,7 +224,7 @@ show.points(
 )  # fmt: skip
 
 # %% [markdown]
-# On signs the clean loss of a trained network is almost zero, and with it the gradient of everything that repairs by descending the clean loss: fine-tuning, NAD, fine-pruning and MNP's soft step hardly move.
+# On signs the clean loss of a trained network is almost zero, and with it the gradient of everything that repairs by descending the clean loss: fine-tuning, NAD, fine-pruning and MNP's soft step move little.
 # What searches for a perturbation first and unlearns it (I-BAU, FT-SAM, inverted triggers) has something to descend. "Which defense is best?" has no answer without "on what?": the order travels only in part.
 #
 # ## Who chose the threshold?
