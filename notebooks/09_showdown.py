@@ -14,7 +14,7 @@
 # # The showdown: reading a table of defenses
 #
 # Sixteen repairs and controls against eight attacks on photographs. Five of them leave less than 15 % of every strong backdoor, and the best of those
-# leaves most of them on another set of images. You will compute the usual score, beat four published methods, at our thresholds, with a network that answers "frog" to everything,
+# comes fifth on another set of images. You will compute the usual score, beat four published methods, at our thresholds, with a network that answers "frog" to everything,
 # and find out how much of a ranking is left when other victims could have been in it.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 40 minutes. Run time: about half a minute and 1 GiB on two CPU cores; nothing is trained here, all rows were measured before.
@@ -219,8 +219,8 @@ check.claim("The rank correlation of the two orders: 0.3 to 0.9.", spearman(x, y
 show.points(
     both, xlabel="DER on photographs, %", ylabel="DER on signs, %", highlight=["mnp, soft", "i-bau"],
     title="Good on photographs does not make good on signs",
-    description=f"Mean DER of {len(both)} defenses on signs over that on photographs, a point each with its name. I-BAU is high on both. Soft MNP is far right and low: first on photographs, "
-    "little more than idle on signs.",
+    description=f"Mean DER of {len(both)} defenses on signs over that on photographs, a point each with its name. I-BAU is high on both. Soft MNP is far right and at middle height: first on "
+    "photographs, fifth on signs.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -361,7 +361,7 @@ show.Table([{"claim": found[i].claim["what"][:88], "verdict": found[i].verdict} 
 # | l-infinity (04) | channels that peak on the trigger can be pruned, with a guessed trigger | the guess is the weak part, the last stage another; in earlier stages it works on patches |
 # | CLP (05) | the weights alone betray the backdoor | sometimes; the threshold decides, and nothing without the trigger tells where it should be |
 # | FMP (06) | maps through which little harm comes at little change are the backdoor's | removes three of four, but random maps and fine-tuning do much of it |
-# | MNP (07) | suppress what is clean, and masks find the rest | best here, close to idle on signs; a reconstruction, so no verdict on the paper |
+# | MNP (07) | suppress what is clean, and masks find the rest | best here; on signs it removes two of eight; a reconstruction, so no verdict on the paper |
 # | FIP (08, 08b) | backdoored minima are sharper; smoothing removes them | removes them; sharper they are not; SAM does it for less |
 #
 # ## Your own network, ten lines
