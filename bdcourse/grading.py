@@ -53,7 +53,8 @@ class Examination(Execute):
         ]
         blamed: dict[int, str] = {}
         start = time.monotonic()
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans become our children
+        if sys.platform.startswith("linux"):
+            ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans become our children
         while True:
             self.at, self.until = -1, start + self.limit
             for i in blamed:

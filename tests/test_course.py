@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-import answers_fmp
+import test_check
 from bdcourse import course, labs
 from bdcourse.__main__ import main
 from bdcourse.check import CheckFailed
@@ -20,6 +20,7 @@ from bdcourse.check import CheckFailed
 nbgrader = pytest.importorskip("nbgrader")
 
 ROOT = Path(__file__).parent.parent
+BESIDE = [ROOT / "tests", ROOT / "tools"]
 LESSONS = labs.chosen([])
 PLANS = sorted((ROOT / "labs").glob("*.yml"))
 SIGMA = "    return torch.linalg.matrix_norm(weight.flatten(2), ord=2)"
@@ -257,20 +258,23 @@ def term(tmp_path_factory):
     graded(nb)["sigma"].source = "pass"
     hand_in(folder, "edited", "05_clp", nb)
     hand_in(folder, "broken", "05_clp", '{"cells": [')
-    wrong = solved(read(folder / "source" / "06_fmp" / "06_fmp.ipynb"))
-    for name in points_of_06():
-        graded(wrong)[name].source = (
-            f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            f"import answers_fmp\n{name} = answers_fmp.WRONG[{name!r}][0][0]"
-        )
-    hand_in(folder, "wrong", "06_fmp", wrong)
+    for lab, points in asked().items():
+        wrong = solved(read(folder / "source" / lab / f"{lab}.ipynb"))
+        for name in points:
+            graded(wrong)[name].source = (
+                f"import sys\nsys.path[:0] = {[str(p) for p in BESIDE]}\n"
+                f"import test_check\n{name} = test_check.WRONG[{name!r}][0][0]"
+            )
+        hand_in(folder, "wrong", lab, wrong)
     call(folder, "autograde", "05_clp", fine=False)  # for the broken file
     call(folder, "autograde", "06_fmp")
     return folder
 
 
-def points_of_06():
-    return course.plan(ROOT / "labs" / "five_labs.yml")[1][3].points
+def asked():
+    """Lab -> exercise -> points, of the two labs that are graded here."""
+    labs = course.plan(ROOT / "labs" / "five_labs.yml")[1]
+    return {lab.lesson.stem: lab.points for lab in labs[2:4]}
 
 
 def test_marks_are_what_was_earned(term):
@@ -285,11 +289,12 @@ def test_marks_are_what_was_earned(term):
     assert "not written yet" in errors(term, "none", "05_clp")["check-sigma"]
 
 
-def test_a_wrong_answer_is_rejected_for_its_reason(term):
-    why = errors(term, "wrong", "06_fmp")
-    assert scores(term)["wrong", "06_fmp"] == 0
-    for name in points_of_06():
-        _, reason = answers_fmp.WRONG[name][0]
+@pytest.mark.parametrize("lab", ["05_clp", "06_fmp"])
+def test_a_wrong_answer_is_rejected_for_its_reason(term, lab):
+    why = errors(term, "wrong", lab)
+    assert scores(term)["wrong", lab] == 0
+    for name in asked()[lab]:
+        _, reason = test_check.WRONG[name][0]
         assert re.search(reason, why[f"check-{name}"]), (name, why[f"check-{name}"])
 
 
