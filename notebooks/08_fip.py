@@ -694,7 +694,7 @@ tables.grid("cifar10-defenses", names, "The same with 500 clean images (1 %)", b
 # %% [markdown]
 # The last two tables are real CIFAR-10, six epochs, one seed. With 2,500 images FIP takes every attack below 10 %, for nine to thirteen points of accuracy;
 # so does SAM, which failed on the signs, for five to six. Plain fine-tuning leaves 3 % of SIG, 13 and 11 % of BadNets and TrojanNN, 81 % of Blended.
-# With 500 images FIP leaves 3 and 8 % of the first two, and costs 11 and 19 points.
+# With 500 images, the paper's 1 %, FIP leaves 0 to 8 % and costs 11 to 19 points; SAM leaves 17 % of Blended and less of the others.
 #
 # Even the benign twin reads only about 63 % of TrojanNN's triggered images right, since the disc covers part
 # of the sign. Fast FIP leaves a third of BadNets or more and all of TrojanNN on the signs; no step of it is cheaper,
