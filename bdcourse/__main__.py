@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
 
             write(**a)
             return 0
-        return _bench(a)
+        return _bench(a, vars(parser.parse_args(["bench", "--out", ""])))
     except (ValueError, OSError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
@@ -154,7 +154,7 @@ def _labs(a: dict) -> int:
     return int(student(a["only"], a["out"]) > 0)
 
 
-def _bench(a: dict) -> int:
+def _bench(a: dict, usual: dict) -> int:
     import torch
 
     from bdcourse.bench import run, run_zoo
@@ -163,19 +163,24 @@ def _bench(a: dict) -> int:
     given = {f.name: a.pop(f.name) for f in fields(Recipe)}
     given = {k: v for k, v in given.items() if v is not None}
     lists = {k: given.pop(k) for k in ("model", "width") if k in given}
-    a["device"] = a["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    if a["device"].startswith("cuda") and not torch.cuda.is_available():
+    cuda = (a["device"] or "").startswith("cuda")
+    if cuda and not a["scheduler"] and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device here; leave out --device.")
-    a["options"] = _options(a["options"])
     if (zoo := a.pop("zoo")) is not None:
-        shared = ("defenses", "budgets", "draws", "sharp", "device", "only", "workers",
-                  "scheduler", "threads")  # fmt: skip
-        results = run_zoo(a["out"], zoo, **{k: a[k] for k in shared})
+        alone = ("data", "attacks", "options", "seeds", "clean", "n", "size", "keep")
+        asked = [k for k in alone if a.pop(k) != usual[k]]
+        if asked := [*asked, *given, *lists]:
+            raise ValueError(
+                f"--zoo takes victims as they are, so --{asked[0].replace('_', '-')} "
+                "has no meaning beside it; leave one of the two out."
+            )
+        results = run_zoo(a.pop("out"), zoo, **a)
     else:
         scales = [
             given | dict(zip(lists, values, strict=True))
             for values in product(*lists.values())
         ]
+        a["options"] = _options(a["options"])
         results = run(a.pop("data"), a.pop("out"), scales=scales, **a)
     return int(bool(results.failed))
 

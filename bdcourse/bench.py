@@ -95,7 +95,7 @@ class Subject:
     n: int | None = None
     size: int | None = None
     zoo: str | None = None
-    device: str = "cpu"
+    device: str | None = None
     keep: str = "runs"
     sharp: bool = False
 
@@ -112,14 +112,21 @@ class Subject:
 
     def parts(self) -> Splits:
         """Its images, on the device."""
-        return _parts(
-            self.source, self.clean, self.seed, self.n, self.size, self.device
-        )
+        return Splits(*(p.to(self.place()) for p in self.images()))
+
+    def images(self) -> Splits:
+        """Its images, in main memory."""
+        return _images(self.source, self.clean, self.seed, self.n, self.size)
+
+    def place(self) -> torch.device:
+        """The device; without a choice, what the machine that asks has."""
+        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(self.device or usual)
 
     def victim(self) -> Victim:
         """The network, trained unless `keep` or the zoo has it."""
         if self.zoo:
-            return victims.zoo(self.zoo, self.device)
+            return victims.zoo(self.zoo, self.place())
         about = (self.recipe, self.seed, self.label, self.keep, self.sharp)
         return train_victim(self.parts(), self.attack, *about, **self.options)
 
@@ -140,8 +147,8 @@ class Subject:
         named = {"victim": self.zoo} if self.zoo else {}
         return self.recipe.settings() | {
             "data": self.label,
-            "digest": self.parts().train.digest(),
-            "n_train": len(self.parts().train),
+            "digest": self.images().train.digest(),
+            "n_train": len(self.images().train),
             "seed": self.seed,
             **named,
             "attack": self.attack or "none",
@@ -151,17 +158,17 @@ class Subject:
 
 def forget_images() -> None:
     """A folder may hold other images than in an earlier run of this process."""
-    _parts.cache_clear()
+    _images.cache_clear()
 
 
 @lru_cache(maxsize=1)  # the cells of one seed come one after the other
-def _parts(source, clean, seed, n, size, device) -> Splits:
+def _images(source, clean, seed, n, size) -> Splits:
     parts = datasets.splits(source, clean=clean, seed=seed, n=n, size=size)
     print(
         f"{len(parts.train)} training and {len(parts.test)} test images, "
         f"{parts.train.k} classes"
     )
-    return Splits(*(p.to(torch.device(device)) for p in parts))
+    return parts
 
 
 @dataclass(frozen=True)
@@ -215,7 +222,7 @@ def run(
     clean: float = 0.05,
     n: int | None = None,
     size: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     keep: str | os.PathLike = "runs",
     options: dict[str, dict] | None = None,
     defenses: Sequence[str] = (),
@@ -238,6 +245,7 @@ def run(
         clean: share of the training images that the defender gets, disjoint from what
             the attacker poisons.
         n, size: of training images, and side to which folder images are resized.
+        device: default CUDA if the machine that measures has it.
         keep: folder for the trained victims, reused when a run is started again.
         options: attack name -> arguments of its `craft`, and entries of the recipe
             such as "rate" or "epochs", for which its benign twin is then trained too;
@@ -303,7 +311,7 @@ def run_zoo(
     budgets: Iterable[int | None] = (None,),
     draws: Iterable[int] = (0,),
     sharp: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
     only: Sequence[str] = (),
     **where,
 ) -> Results:
@@ -358,7 +366,7 @@ def _jobs(
         ]  # fmt: skip
         fits = fits or bool(names)
         for budget in budgets:
-            _require_budget(budget, subject.parts())
+            _require_budget(budget, subject.images())
             for draw in draws:
                 key = subject.key() | {"budget": budget, "draw": draw or None}
                 job = Job(subject, key, tuple(names), budget, draw)
@@ -529,7 +537,7 @@ def _prepared(job: Job) -> tuple[Case, Splits, Victim, dict]:
         "train_seconds": victim.recipe["seconds"],
         "craft_seconds": victim.recipe.get("craft_seconds", 0.0),
         "settings": victim.attack.spec()[0] if victim.attack else {},
-        **environment(torch.device(subject.device)),
+        **environment(subject.place()),
         "n_defender": len(parts.clean) + len(parts.held),
     }
     augment = Augment(subject.recipe.pad, subject.recipe.flip)

@@ -260,7 +260,7 @@ def _dense(v: object) -> bool:
     return (
         isinstance(v, Tensor)
         and v.layout == torch.strided
-        and not (v.is_meta or v.is_quantized)
+        and not (v.is_meta or v.is_quantized or v.is_complex())
     )
 
 
@@ -316,6 +316,12 @@ def _filled(
             wrong.append(f"{verb} {first}" + f" and {len(more)} more" * bool(more))
     if wrong:
         raise ValueError(f"{name} does not fit {what}: it {', '.join(wrong)}; {OWN}.")
+    odd = [k for k, v in state.items() if not v.isfinite().all()]
+    if odd:
+        raise ValueError(
+            f"{name} holds infinite or undefined numbers in {odd[0]}: the training "
+            "diverged or the file is damaged."
+        )
     filled.load_state_dict(state, strict=False)
     return model.to(memory_format=torch.channels_last).eval()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import os
 import time
@@ -54,6 +55,16 @@ class Recipe:
     flip: bool = True
     bf16: bool | None = None
     aware: str | None = None
+
+    def __post_init__(self) -> None:
+        """What would fail only after the benign twin is trained."""
+        for name in ("width", "epochs", "batch", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"{name} must be positive, but is {getattr(self, name)}."
+                )
+        if self.rate is not None and not 0 <= self.rate <= 1:
+            raise ValueError(f"rate must lie between 0 and 1, but is {self.rate}.")
 
     def settings(self) -> dict:
         """As plain values; `aware` only if there is something to say."""
@@ -167,8 +178,16 @@ def split_options(
     if name is None:
         return replace(recipe, rate=0.0), {}
     mine, known = options.get(name, {}), {f.name for f in fields(Recipe)}
+    cls = ATTACKS[name]
+    takes = {p for f in (cls, cls.craft) for p in inspect.signature(f).parameters}
+    takes -= {"images", "generator", "model", "options"}
+    if wrong := mine.keys() - known - takes:
+        raise ValueError(
+            f"{name} has no option {min(wrong)!r}; choose from "
+            f"{', '.join(sorted(takes))}, and of the recipe {', '.join(sorted(known))}."
+        )
     own = replace(recipe, **{k: v for k, v in mine.items() if k in known})
-    usual = ATTACKS[name].usual_rate
+    usual = cls.usual_rate
     if own.rate is None or usual == 1:  # LIRA uses every image, whatever is asked
         own = replace(own, rate=usual)
     return own, {k: v for k, v in mine.items() if k not in known}

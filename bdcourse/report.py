@@ -1,19 +1,20 @@
 """What others report beside what we measured, with a verdict that follows from a rule.
 
 The claims stand in data/results/published-claims.json, the rows that answer them in the
-other files of that folder; `tools/report.py` writes the book's page from both. Born in
+other files of that folder; `tools/pages.py` writes the book's page from both. Born in
 lesson 09.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from bdcourse import tables
 from bdcourse.show import Table
-from bdcourse.tables import mean
+from bdcourse.tables import Results, mean
 
 METHODS = {
     "linf": "L-infinity pruning",
@@ -71,11 +72,15 @@ class Answer:
 def answers(method: str | None = None) -> list[Answer]:
     """Every claim, or those about one of :data:`METHODS`, with its verdict."""
     claims = tables.results("published-claims").rows
-    return [answer(c) for c in claims if method in (None, c["method"])]
+    read = cache(tables.results)  # most claims ask the same few files
+    return [answer(c, read) for c in claims if method in (None, c["method"])]
 
 
-def answer(claim: dict) -> Answer:
+def answer(claim: dict, read: Callable[[str], Results] = tables.results) -> Answer:
     """Look up our rows for a claim, and compare.
+
+    Args:
+        read: gives the table of a name.
 
     Raises:
         ValueError: the claim names rows that are not there.
@@ -83,8 +88,8 @@ def answer(claim: dict) -> Answer:
     ours, rule = claim["ours"], claim["rule"]
     if ours is None:
         return Answer(claim, LESSON if claim.get("lesson") else MISSING)
-    rows = _select(claim, ours["select"])
-    beside = tuple(_select(claim, s) for s in ours["beside"])
+    rows = _select(claim, ours["select"], read)
+    beside = tuple(_select(claim, s, read) for s in ours["beside"])
     if rule is None:
         verdict = LESSON if claim.get("lesson") else APART
         value, others = None, ()
@@ -106,10 +111,10 @@ def answer(claim: dict) -> Answer:
     return Answer(claim, verdict, rows, beside, value, others)
 
 
-def _select(claim: dict, key: dict) -> tuple[dict, ...]:
+def _select(claim: dict, key: dict, read: Callable[[str], Results]) -> tuple[dict, ...]:
     wanted = claim["ours"].get("attacks")
     rows = tuple(
-        r for r in tables.results(claim["ours"]["file"]).select(**key)
+        r for r in read(claim["ours"]["file"]).select(**key)
         if "acc" in r and (wanted is None or r["attack"] in wanted)
     )  # fmt: skip
     if not rows:
@@ -179,9 +184,9 @@ def _figures(published: dict | None) -> str:
 
 def tally() -> Table:
     """How many claims of each method ended with which verdict."""
-    lines = []
+    lines, everything = [], answers()
     for method, title in METHODS.items():
-        found = Counter(a.verdict for a in answers(method))
+        found = Counter(a.verdict for a in everything if a.claim["method"] == method)
         lines.append({"about": title, **{v: found[v] for v in VERDICTS}})
     totals = {v: sum(line[v] for line in lines) for v in VERDICTS}
     return Table([*lines, {"about": "all", **totals}])

@@ -703,7 +703,9 @@ class Table:
     def markdown(self) -> str:
         """The table as Markdown, for the README."""
         rule = ["---:" if r else "---" for r in self.right]
-        lines = ["| " + " | ".join(r) + " |" for r in (self.head, rule, *self.body)]
+        rows = [[c.replace("|", r"\|") for c in row] for row in (self.head, *self.body)]
+        rows.insert(1, rule)
+        lines = ["| " + " | ".join(r) + " |" for r in rows]
         return "\n".join(([self.caption, ""] if self.caption else []) + lines)
 
 

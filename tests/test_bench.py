@@ -128,6 +128,10 @@ def test_a_run_killed_between_rows_goes_on(tmp_path, monkeypatch):
         (["--options", "{"], "not JSON"),
         (["--options", "[1]"], "must look like"),
         (["--options", '{"Nonsense": {}}'], "no attack: 'Nonsense'"),
+        (["--options", '{"BadNets": {"patsch": 1}}'], "BadNets has no option 'patsch'"),
+        (["--options", '{"BadNets": {"rate": -1}}'], "rate must lie between 0 and 1"),
+        (["--batch", "0"], "batch must be positive, but is 0"),
+        (["--zoo", "badnets"], "so --attacks has no meaning beside it"),
         (["--attacks", "SIG", "--rate", "0.5"], "only 18 have the right class"),
     ],
 )
@@ -136,6 +140,13 @@ def test_bad_requests_get_one_sentence(wrong, says, tmp_path, capsys):
     assert main(command) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--seeds", "--n", "--weight-decay", "--width"])
+def test_the_zoo_takes_no_training(flag, tmp_path, capsys):
+    out = tmp_path / "r.json"
+    assert main(["bench", "--zoo", "badnets", "--out", str(out), flag, "3"]) == 1
+    assert f"so {flag} has no meaning" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_foreign_results_file_is_not_overwritten(tmp_path, capsys):

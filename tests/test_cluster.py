@@ -86,7 +86,7 @@ def test_a_cluster_gives_what_one_process_gives(three, tmp_path):
 
 
 def test_a_failing_victim_fails_its_own_cells_only(three, tmp_path, capsys):
-    options = {"Blended": {"rate": 1.5}}
+    options = {"Blended": {"alpha": 1.5}}
     results = bench.run(
         "signs", tmp_path / "r.json", keep=tmp_path / "runs", options=options,
         defenses=["none", "clp, u = 3"], scheduler=three.scheduler_address, **GRID,
@@ -94,7 +94,7 @@ def test_a_failing_victim_fails_its_own_cells_only(three, tmp_path, capsys):
     assert sorted("error" in r for r in results.rows) == [False] * 4 + [True] * 2
     assert len(results.failed) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: Blended, seed 0: rate must lie")
+    assert err.startswith("error: Blended, seed 0: alpha must lie")
     assert err.count("\n") == 1
 
 

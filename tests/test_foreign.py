@@ -229,6 +229,8 @@ def test_other_shapes_and_things(tmp_path):
         ("bn1.bias", "text", "bn1.bias"),
         ("bn1.bias", torch.eye(4).to_sparse(), "bn1.bias"),
         ("bn1.bias", torch.zeros(4, device="meta"), "bn1.bias"),
+        ("bn1.bias", torch.zeros(4, dtype=torch.complex64), "bn1.bias"),
+        ("bn1.bias", torch.full((4,), torch.nan), "undefined numbers in bn1.bias"),
     ):
         path = saved(tmp_path, {**state, key: value})
         refused(ValueError, lambda p=path: foreign.weights(p), "model.pt", word)

@@ -150,3 +150,8 @@ def test_poison_bench_trains_what_is_drawn(monkeypatch):
     button.click()
     assert len(box.runs) == 2
     assert not button.disabled, "a failed run must not lock the button"
+
+
+def test_a_bar_in_a_cell_ends_no_cell():
+    text = show.Table([{"a|b": "|x|", "c": 1}]).markdown()
+    assert r"| a\|b | c |" in text and r"| \|x\| | 1 |" in text
