@@ -7,7 +7,7 @@ functions. Born in lesson 09.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -118,9 +118,9 @@ def _fields(name, defenses, title, who, key) -> Picture:
     worst = max(defenses, key=lambda d: _column(left, defenses.index(d)))
     best = min(defenses, key=lambda d: _column(left, defenses.index(d)))
     return show.matrix(
-        values, list(left), defenses, numbers=True,
+        values, list(left), defenses, numbers=True, mark=0.15,
         height=1.9 + 0.3 * len(left),
-        title=title or f"Attack success is at most 15 % in {removed} of {cells} cells",
+        title=title or f"Framed: {removed} of {cells} cells, with at most 15 % left",
         description=f"A table of fields, {len(left)} victims down ({', '.join(left)}) "
         f"and {len(defenses)} defenses across, each with the attack success in percent "
         f"that is left. In {removed} of {cells} fields it is at most 15. The lowest "
@@ -134,22 +134,34 @@ def _column(left: dict[str, list], i: int) -> float:
 
 
 def ranked(
-    lines: Sequence[dict], title: str = "", highlight: Sequence[str] = ()
+    lines: Sequence[dict],
+    title: str = "",
+    highlight: Sequence[str] = (),
+    marks: Mapping[str, float] | None = None,
 ) -> Picture:
-    """The lines of `tables.ranking` as points with their intervals."""
+    """The lines of `tables.ranking` as points with their intervals.
+
+    Args:
+        marks: name -> DER in 0..1 of what else is worth a line.
+    """
     first, n = lines[0], lines[0]["victims"]
-    tied = [r["defense"] for r in lines if r["high"] >= first["low"]]
+    leads = [r["defense"] for r in lines if r["first"] >= 0.05]
+    more = "".join(
+        f" A line marks {m}, {100 * v:.0f} %." for m, v in (marks or {}).items()
+    )
     return show.ranked(
         {r["defense"]: (100 * r["der"], 100 * r["low"], 100 * r["high"])
          for r in lines},
-        xlabel="DER in %, mean and 90 % interval over victims",
+        xlabel="DER in %: mean, and where 90 % of the resampled tables have it",
         highlight=highlight,
-        title=title or f"{len(tied)} of {len(lines)} could be the best",
+        marks={m: 100 * v for m, v in (marks or {}).items()},
+        title=title
+        or f"{len(leads)} of {len(lines)} lead more than one resampled table in twenty",
         description=f"{len(lines)} defenses from best to worst by their mean DER over "
-        f"{n} victims, each with a 90 % interval. First is {first['defense']} with "
-        f"{100 * first['der']:.0f} %, last {lines[-1]['defense']} with "
-        f"{100 * lines[-1]['der']:.0f} %; the intervals of {len(tied)} reach into that "
-        "of the first.",
+        f"{n} victims, each with the interval that holds its mean in 90 % of the "
+        f"resampled tables. First is {first['defense']} with {100 * first['der']:.0f} "
+        f"%, last {lines[-1]['defense']} with {100 * lines[-1]['der']:.0f} %. In "
+        f"the lead in more than one table of twenty: {', '.join(leads)}.{more}",
     )  # fmt: skip
 
 
@@ -157,7 +169,7 @@ def _plane(lines: Sequence[dict], title: str, highlight: Sequence[str]) -> Pictu
     least = min(lines, key=lambda r: r["asr"])
     return show.points(
         {r["defense"]: (100 * r["acc"], 100 * r["asr"]) for r in lines},
-        xlabel="ACC in %", ylabel="ASR in %", highlight=highlight,
+        xlabel="ACC in %", ylabel="ASR in %", highlight=highlight, least=1.0,
         title=title or "What each defense leaves, and what it costs",
         description=f"Mean attack success over mean accuracy of {len(lines)} defenses, "
         f"a point each with its name, over {lines[0]['victims']} victims. The lowest "

@@ -422,15 +422,23 @@ def points(
     xlabel: str,
     ylabel: str,
     highlight: Sequence[str] = (),
+    least: float | None = None,
     height: float = 3.8,
 ) -> Picture:
-    """A few points, each with its name beside it: name -> (x, y)."""
+    """A few points, each with its name beside it: name -> (x, y).
+
+    With `least` the y axis is logarithmic from there on, and what is less lies there.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
     with _style():
         fig, axes = canvas(height=height)
         ax = axes[0, 0]
+        if least is not None:
+            named = {name: (x, max(y, least)) for name, (x, y) in named.items()}
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
         for name, (x, y) in named.items():
             on = name in highlight
             ax.plot(x, y, "s" if on else "o", ms=7, color=TRIGGERED if on else CLEAN)
@@ -510,6 +518,7 @@ def matrix(
     xlabel: str = "",
     ylabel: str = "",
     numbers: bool = False,
+    mark: float | None = None,
     height: float = 4.4,
 ) -> Picture:
     """A table of shares (rows, columns) in [0, 1] as fields from dark to pale.
@@ -518,7 +527,10 @@ def matrix(
         values: nan leaves a field empty.
         names: of the rows, and of the columns unless `columns` names those.
         numbers: print each share in percent into its field.
+        mark: fields up to this share are framed.
     """
+    from matplotlib.patches import Rectangle
+
     columns = names if columns is None else columns
     with _style():
         wide = max(7.2, 1.8 + 0.34 * len(columns)) if numbers else 7.2
@@ -531,10 +543,14 @@ def matrix(
         if numbers:
             for (i, j), share in np.ndenumerate(v):
                 if np.isnan(share):
+                    ax.text(j, i, "–", ha="center", va="center", fontsize=10)
                     continue
                 ink = "black" if share > 0.5 else "white"
                 ax.text(j, i, f"{100 * share:.0f}", ha="center", va="center",
                         color=ink, fontsize=10)  # fmt: skip
+        for i, j in np.argwhere(v <= mark) if mark is not None else ():
+            ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False,
+                                   ec=TRIGGERED, lw=1.6))  # fmt: skip
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.set_title(title)
@@ -549,8 +565,12 @@ def ranked(
     title: str,
     xlabel: str,
     highlight: Sequence[str] = (),
+    marks: Mapping[str, float] | None = None,
 ) -> Picture:
-    """Values with their intervals, one below the other: name -> (value, low, high)."""
+    """Values with their intervals, one below the other: name -> (value, low, high).
+
+    `marks` are other values, each a line from top to bottom with its name above.
+    """
     with _style():
         fig, axes = canvas(height=0.8 + 0.25 * len(named))
         ax = axes[0, 0]
@@ -559,6 +579,10 @@ def ranked(
             colour = TRIGGERED if on else CLEAN
             ax.plot([low, high], [i, i], color=colour, lw=2.5, alpha=0.45)
             ax.plot(value, i, "s" if on else "o", ms=7, color=colour)
+        for value in (marks or {}).values():
+            ax.axvline(value, color="#888888", lw=1, ls="--", zorder=0)
+        if marks:
+            ax.secondary_xaxis("top").set_xticks(list(marks.values()), list(marks))
         ax.set_yticks(range(len(named)), named)
         ax.invert_yaxis()
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -352,57 +353,78 @@ def attack_success(
 
 
 def ranking(
-    name: str, defenses: Sequence[str], *, resamples: int = 2000, **key
+    name: str,
+    defenses: Sequence[str],
+    *,
+    resamples: int = 2000,
+    against: str | None = None,
+    **key,
 ) -> list[dict]:
     """Defenses by their mean DER, the best first, and how sure that order is.
 
     The mean runs over the victims that pass the gate and have a row of every defense.
     Other victims could have been in the table. So many tables are drawn from these,
     each with as many victims, with replacement, and as many choices of clean images for
-    each (the bootstrap). What 90 % of them say is the interval.
+    each (the bootstrap). Up to five victims with one choice each have so few tables
+    that all of them are taken, and nothing is left to chance.
 
     Args:
         name, defenses, key: see :func:`grid`.
-        resamples: number of tables drawn.
+        resamples: number of tables drawn, where not all are taken.
+        against: one of the defenses, with which the others are compared in each table.
 
     Returns:
-        one dict a defense: `defense`, `der`, `low`, `high` in 0..1, `rank_low` and
-        `rank_high` from 1, `victims`, the means `acc`, `asr`, `ra`, `seconds`, and
-        `worst`, the largest ASR of a victim.
+        one dict a defense: `defense`, `der`; `low` and `high`, between which it lies in
+        90 % of the tables, in 0..1; the same for its place, `rank_low` and `rank_high`,
+        from 1; `first`, the share of tables in which it leads, alone or with equals;
+        `above`, that in which it beats `against`; `victims`, the means `acc`, `asr`,
+        `ra`, `seconds`, and `worst`, the largest ASR of a victim.
     """
     victims = [
         by for by in _by_victim(name, key).values()
         if _passes(by) and all(d in by for d in defenses)
     ]  # fmt: skip
     _require_lines(victims, name, defenses, key)
-    rng = random.Random(0)
-
-    def drawn(rows: list) -> list:
-        return [rng.choice(rows) for _ in rows]
-
-    def score(some: list[dict], d: str, pick=lambda rows: rows) -> float:
-        return mean(mean(r["der"] for r in pick(by[d])) for by in some)
-
-    tables = []
-    for _ in range(resamples):
-        some = drawn(victims)
-        tables.append({d: score(some, d, drawn) for d in defenses})
+    tables = [
+        {d: mean(mean(ders) for ders in table[d]) for d in defenses}
+        for table in _resampled(
+            [{d: [r["der"] for r in by[d]] for d in defenses} for by in victims],
+            resamples,
+        )
+    ]
     lines = []
-    for d in sorted(defenses, key=lambda d: -score(victims, d)):
+    for d in defenses:
         low, high = _middle([t[d] for t in tables])
         # Equals share the better place.
         places = [1 + sum(v > t[d] for v in t.values()) for t in tables]
         best, worst = _middle(places)
-        shown = ("acc", "asr", "ra", "seconds")
+        shown = ("der", "acc", "asr", "ra", "seconds")
         means = _means([dict(zip(shown, _means(by[d], shown), strict=True))
                         for by in victims], shown)  # fmt: skip
         lines.append({
-            "defense": d, "der": score(victims, d), "low": low, "high": high,
+            "defense": d, "low": low, "high": high,
             "rank_low": best, "rank_high": worst, "victims": len(victims),
+            "first": mean(p == 1 for p in places),
             "worst": max(_means(by[d], ("asr",))[0] for by in victims),
             **dict(zip(shown, means, strict=True)),
         })  # fmt: skip
-    return lines
+        if against:
+            lines[-1]["above"] = mean(t[d] > t[against] for t in tables)
+    return sorted(lines, key=lambda r: -r["der"])
+
+
+def _resampled(
+    victims: list[dict[str, list[float]]], resamples: int
+) -> Iterator[dict[str, list[list[float]]]]:
+    """Tables with as many victims: for each defense, the draws of each victim."""
+    rng, n = random.Random(0), len(victims)
+    if n <= 5 and all(len(v) == 1 for of in victims for v in of.values()):
+        for some in product(victims, repeat=n):
+            yield {d: [of[d] for of in some] for d in victims[0]}
+        return
+    for _ in range(resamples):
+        some = rng.choices(victims, k=n)
+        yield {d: [rng.choices(of[d], k=len(of[d])) for of in some] for d in some[0]}
 
 
 def _middle(values: Sequence[float], share: float = 0.9) -> tuple[float, float]:
@@ -422,6 +444,8 @@ def ranking_table(lines: Sequence[dict], caption: str = "") -> Table:
         "DER %": 100 * r["der"],
         "90 % of tables": f"{100 * r['low']:.1f} to {100 * r['high']:.1f}",
         "their places": f"{r['rank_low']} to {r['rank_high']}",
+        "first in %": 100 * r["first"],
+        **({"above in %": 100 * r["above"]} if "above" in r else {}),
         **{f"{k.upper()} %": 100 * r[k] for k in ("acc", "asr", "ra")},
         "seconds": r["seconds"],
     } for i, r in enumerate(lines, 1)], caption)  # fmt: skip

@@ -13,11 +13,11 @@
 # %% [markdown]
 # # The showdown: reading a table of defenses
 #
-# Sixteen repairs and controls against eight attacks on photographs. Five of them leave less than 15 % of every strong backdoor, and the best of those
-# comes fifth on another set of images. You will compute the usual score, beat four published methods, at our thresholds, with a network that answers "frog" to everything,
+# Eighteen repairs and controls against eight attacks on photographs. Five of them leave less than 15 % of every strong backdoor, and the best of those
+# is in the middle of the order on another set of images. You will compute the usual score, beat some published methods with a network that answers "frog" to everything,
 # and find out how much of a ranking is left when other victims could have been in it.
 #
-# > **At a glance.** Reading: 25 minutes. Doing: 40 minutes. Run time: about half a minute and 1 GiB on two CPU cores; nothing is trained here, all rows were measured before.
+# > **At a glance.** Reading: 30 minutes. Doing: 45 minutes. Run time: under a minute and 1 GiB on two CPU cores; nothing is trained here, all rows were measured before.
 # > Prerequisites: lessons [03](03_inside_a_victim.ipynb) (scores) and any two of [04](04_linf_pruning.ipynb) to [08](08_fip.ipynb). Paper: Wu, Chen, Zhang, Zhu, Wei, Yuan and Shen,
 # > *BackdoorBench: A Comprehensive Benchmark of Backdoor Learning*, NeurIPS 2022, [arXiv 2206.12654](https://arxiv.org/abs/2206.12654).
 #
@@ -27,16 +27,16 @@
 #
 # 1. compute DER, and say which bad defenses it likes (exercise 1);
 # 2. put an interval on a mean over victims and on a place in a ranking (exercise 2);
-# 3. measure what a threshold gains that was chosen by the test (exercise 3);
+# 3. measure what a choice gains that was made by the test, and what by a larger allowance (exercise 3);
 # 4. find the defenses that no other beats in everything (exercise 4);
-# 5. choose a defense for a network of your own, and measure it in ten lines.
+# 5. say what fewer clean images cost, and measure a network of your own in ten lines.
 #
 # ## Threat model
 #
 # | | in every row of this lesson |
 # |---|---|
-# | attacker | poisoned the training images (WaNet, InputAware: ran the training) |
-# | defender has | the network and 2,500 clean labeled images, 500 of them held out; 500 in all where that is said |
+# | attacker | poisoned the training images (WaNet, InputAware, Bpp: ran the training) |
+# | defender has | the network and 2,500 clean labeled images, 500 of them held out; 5,000 or 500 where that is said, 300 on signs |
 # | defender does not have | the trigger, its target, poisoned images |
 # | success | ASR below 15 %, the field's mark, at little cost in ACC, and true labels back (RA) |
 
@@ -47,52 +47,70 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bdcourse import check, data, defenses, foreign, metrics, render, report, show, tables, victims, widgets  # fmt: skip
+from bdcourse import check, data, foreign, metrics, render, report, show, tables, victims, widgets  # fmt: skip
 from bdcourse.activations import spearman
-from bdcourse.plans import PLANS
+from bdcourse.plans import PLANS, Case
+from bdcourse.train import Augment
 
 PHOTOS = {"name": "cifar10-defenses", "budget": 2500, "draw": None}
-LINES = ("none", "random channels", "fine-tuning", "linf", "clp, u = 3", "fmp", "mnp, soft", "fip", "sam", "fine-pruning", "anp", "rnp", "ft-sam", "nad", "i-bau", "nc unlearning")  # fmt: skip
+LINES = ("none", "random channels", "fine-tuning", "linf", "clp, u = 3", "fmp", "mnp, soft", "mnp, hard", "fip", "sam", "fine-pruning", "anp", "anp, 10 points", "rnp", "rnp, 10 points", "ft-sam", "nad", "i-bau", "nc unlearning")  # fmt: skip
+STRONG = ("BadNets", "Blended", "SIG", "TrojanNN")  # who passes the gate
 
 # %% [markdown]
 # ## The table
 #
 # `python -m bdcourse bench` trains a victim and its benign twin for each attack, applies each defense to the same network with the same clean images, and
-# writes one row a cell. CIFAR-10, ResNet-18 of width 8, six epochs: small networks, trained briefly. A star marks a victim that misses the **gate** of the protocol: ASR at least 95 %, accuracy at most
-# three points below the twin's. What is said about a backdoor that was never well learned says little about defenses, so starred rows are shown and never averaged.
+# writes one row a cell. CIFAR-10, ResNet-18 of width 8, six epochs: small networks, trained briefly. The lines:
 #
-# Rows end in scores, and scores are read from the attack's side first: the field below is the attack success that is **left**, in percent.
-
-# %% tags=["figure"]
-render.figure(**PHOTOS, kind="grid", defenses=LINES, title="What is left of eight attacks, ASR in percent")  # fmt: skip
-
-# %% [markdown]
-# Rows differ less than columns: here the defense decides more than the attack. Two columns of the left half are controls. Random pruning does nothing. *Fine-tuning alone* takes SIG
-# and TrojanNN below 15 % and leaves 29 % of BadNets: a defense that ends in fine-tuning has to be compared with that column, not with the first.
+# | line | what it does | clean images | lesson |
+# |---|---|---|---|
+# | random channels | control: switches off as many channels as CLP does at u = 2.5 | none | [05](05_clp.ipynb) |
+# | fine-tuning | control: trains on | 2,000 | [03](03_inside_a_victim.ipynb) |
+# | linf | prunes channels that a guessed trigger drives to a high maximum | 2,500 | [04](04_linf_pruning.ipynb) |
+# | clp | prunes channels with outlying Lipschitz bounds | none | [05](05_clp.ipynb) |
+# | fmp | prunes maps through which a small step harms few images, then tunes | 2,000 | [06](06_fmp.ipynb) |
+# | mnp, soft and hard | masks from a copy that has forgotten the clean task: scale, or switch off | 2,000; 2,500 | [07](07_mnp.ipynb) |
+# | fip | fine-tunes toward flat Fisher information | 2,000 | [08](08_fip.ipynb) |
+# | sam, ft-sam | fine-tunes at the worst point nearby; sam in FIP's own loop, ft-sam as published | 2,000 | [08b](08b_fip_closely.ipynb) |
+# | fine-pruning | prunes channels that sleep on clean images, then tunes | 2,500 | [06](06_fmp.ipynb) |
+# | anp, rnp | masks that survive noise in the weights; masks that bring back a task unlearned | 2,500 | [07](07_mnp.ipynb) |
+# | nad | tunes toward the attention maps of a tuned copy | 2,000 | |
+# | i-bau | looks for a perturbation that fools all images, unlearns it, and again | 2,000 | |
+# | nc unlearning | inverts a trigger (Neural Cleanse), unlearns it | 2,000 | [04](04_linf_pruning.ipynb) |
 #
-# **Predict.** Four victims pass the gate: BadNets, Blended, SIG, TrojanNN. How many of the fifteen lines below "none" take **all four** below 15 %?
+# anp and rnp stand there twice: their threshold may cost one point of held-out accuracy, as everywhere in this course, or ten.
+#
+# A star marks a victim that misses the **gate** of the protocol: ASR at least 95 %, accuracy at most three points below the twin's. All four lose more accuracy than that;
+# LF and InputAware miss the ASR, too. What half-trained victims say about defenses is little, so starred rows are shown and never averaged.
+#
+# **Predict.** Four victims pass: BadNets, Blended, SIG, TrojanNN. How many of the eighteen lines below "none" take **all four** below 15 % ASR?
 
 # %% tags=["predict", "claim"]
-guess = 8
-STRONG = ("BadNets", "Blended", "SIG", "TrojanNN")
+guess = 9
 left = tables.attack_success(defenses=LINES, who=STRONG, **PHOTOS)
 worst = {d: max(row[i] for row in left.values()) for i, d in enumerate(LINES)}
 whole = [d for d, v in worst.items() if v < 0.15]
 check.reveal(guess, len(whole))
-check.claim("Five repairs take all four below 15 %.", len(whole), 5, 5)
+check.claim("Five lines take all four below 15 %.", len(whole), 5, 5)
 print(", ".join(sorted(whole)))
 
+# %% tags=["figure"]
+render.figure(**PHOTOS, kind="grid", defenses=LINES, title=f"ASR left, %: {len(whole)} lines keep all four unstarred at most 15 (framed)")  # fmt: skip
+
 # %% [markdown]
-# Two of the course's five methods are among them: FIP, and MNP as we reconstructed it. The others are SAM in FIP's own loop, FT-SAM and I-BAU, which came as rivals. FMP misses by one victim (SIG, 39 %), CLP by three,
+# Rows differ less than columns: here the defense decides more than the attack. Read the controls first. Random pruning leaves 98 to 100 % of the four. *Fine-tuning alone* takes SIG
+# and TrojanNN below 15 %, leaves 29 % of BadNets and 89 % of Blended: a defense that ends in fine-tuning has to be compared with that column, not with the first.
+#
+# Two of the course's five methods are framed all four times: FIP, and MNP as we reconstructed it, in its soft repair. The hard one leaves TrojanNN as it was: a variant, too, is chosen. FMP misses by one victim (SIG, 39 %), CLP by three,
 # l-infinity pruning by all four.
 #
 # ## One number
 #
-# A table of ASR forgets what a repair costs. Benchmarks add both up in the *defense effectiveness rating*,
+# A table of ASR forgets what a repair costs. Benchmarks add both up in the *defense effectiveness rating* that you met in lesson 03,
 #
 # $$\mathrm{DER} = \tfrac12 \left( \max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{ACC}) + 1 \right), \qquad \Delta = \text{before} - \text{after},$$
 #
-# 1 for a repair that is perfect and free, ½ for one that does nothing.
+# 1 for a repair that is free and takes ASR from 100 % to 0, ½ for one that does nothing.
 #
 # ### Exercise 1: DER
 #
@@ -137,14 +155,23 @@ check.claim("It is the DER of every row.", off, 0, 1e-6)
 guess = 40
 frog = sum(balance(before[a]["acc"], before[a]["asr"], 0.1, 0.0) for a in STRONG) / 4
 check.reveal(guess, round(100 * frog), "%")
-ranks = tables.ranking(defenses=LINES, **PHOTOS)
-beaten = [r["defense"] for r in ranks if r["der"] < frog]
+ranks = tables.ranking(defenses=LINES, against="fine-tuning", **PHOTOS)
+beaten = {r["defense"]: r for r in ranks if r["der"] < frog}
 check.claim("That is more than six lines of the table get.", len(beaten), 6, 6)
+check.claim(
+    "All of these keep more accuracy than 70 % ...",
+    min(r["acc"] for r in beaten.values()),
+    0.7,
+    1,
+)
+check.claim(
+    "... and none an RA above 12 %.", max(r["ra"] for r in beaten.values()), 0, 0.12
+)
 print(", ".join(beaten))
 
 # %% [markdown]
-# DER pays half a point for the attack and takes back only half of the 65 points of accuracy. Four published methods, at the thresholds of this course, stand below the frog. So DER must never stand without ACC and RA beside it: the frog's RA is 11 %. And an ASR near
-# zero alone says nothing at all.
+# In points: 50 for the attack, less 32 for the 65 lost points of accuracy, and 50 that everyone gets. Of the published methods CLP, ANP, RNP and l-infinity pruning, at our thresholds, stand below the frog (RNP pruned nothing, so its 50 is that of "none"). Only **ACC** exposes the frog: its RA is 11 %, one class of the
+# nine that are triggered, and a network that is still backdoored has no more. So DER must never stand alone, and an ASR near zero says nothing by itself.
 #
 # ## How sure is the order?
 #
@@ -179,62 +206,75 @@ ders = {d: torch.tensor([r["der"] for r in rows if r["defense"] == d and r["atta
 g = torch.Generator().manual_seed(0)
 drawn = resampled_means(ders["fmp"], 4000, g).quantile(torch.tensor([0.05, 0.95]))
 packaged = next(r for r in ranks if r["defense"] == "fmp")
-check.claim("FMP's interval: from about 0.83 ...", drawn[0].item(), 0.80, 0.88)
-check.claim("... to about 0.96.", drawn[1].item(), 0.94, 0.98)
-check.claim("The package finds the same, up to 0.05.", abs(drawn[0].item() - packaged["low"]), 0, 0.05)  # fmt: skip
+check.claim(
+    "FMP: 90 % of the tables lie above 0.82 to 0.87 ...", drawn[0].item(), 0.82, 0.875
+)
+check.claim("... and below about 0.96.", drawn[1].item(), 0.94, 0.98)
+check.claim("The package takes all 256 tables: the same, up to 0.04.", abs(drawn[0].item() - packaged["low"]), 0, 0.04)  # fmt: skip
 
 # %% tags=["figure"]
-render.ranked(ranks, highlight=["fine-tuning"])
-
-# %% tags=["claim"]
-first = ranks[0]
-tied = [r["defense"] for r in ranks if r["high"] >= first["low"]]
-check.claim("First by its mean: our reconstruction of MNP, soft repair.", first["defense"] == "mnp, soft", True, True)  # fmt: skip
-check.claim("At least three others reach into its interval.", len(tied), 4, 8)
-places = {r["defense"]: (r["rank_low"], r["rank_high"]) for r in ranks}
-check.claim("Fine-tuning's place spans three or more.", places["fine-tuning"][1] - places["fine-tuning"][0], 3, 12)  # fmt: skip
-tables.ranking_table(ranks[:8], "The first eight, on photographs")
+render.ranked(ranks, highlight=["fine-tuning"], marks={"idle": 0.5, "frog": frog})
 
 # %% [markdown]
-# "Their places" says where a defense stood in 90 % of the tables drawn. What survives: a group of about six above fine-tuning, a group of idle ones at the bottom. What does not: a winner by a point or two. And four
-# victims, one training seed and one choice of clean images are all that this interval knows of; it is too narrow, if anything.
+# FMP's lower end jumps between 0.83 and 0.87 with the seed of your generator. Four victims make only 35 different means; about one table in twenty holds SIG three times, and there the 5 % mark sits. That is how few four are.
+#
+# An interval that reaches into the first one's does **not** mean "could be first": all defenses were measured on the *same* victims, and a table that is kind to one is mostly kind to the others. So compare within each resampled table.
+
+# %% tags=["claim"]
+by = {r["defense"]: r for r in ranks}
+check.claim("First by its mean, our reconstruction of MNP, soft repair ...", ranks[0]["defense"] == "mnp, soft", True, True)  # fmt: skip
+check.claim("... leads in about three quarters of the tables.", by["mnp, soft"]["first"], 0.65, 0.85)  # fmt: skip
+check.claim("SAM's interval reaches into its; SAM leads in under 5 %.", by["sam"]["first"] if by["sam"]["high"] >= by["mnp, soft"]["low"] else 1, 0, 0.05)  # fmt: skip
+sure = [d for d, r in by.items() if r["above"] >= 0.9]
+check.claim("Seven beat fine-tuning in 90 % of the tables.", len(sure), 7, 7)
+tables.ranking_table(ranks[:12], "The first twelve, on photographs")
+
+# %% [markdown]
+# "Their places" and "90 % of tables" say where a defense stood in nine of ten resampled tables; "above" in how many it beat fine-tuning. What survives: seven lines above fine-tuning, FMP and the inverted trigger not among them; a group of idle ones at the bottom. And it is *not* a 90 % confidence
+# interval. With four values such an interval holds the true mean in about three cases of four even when scores are normal, it cannot leave the range of the four, and it knows of one training seed and one choice of clean images only.
 #
 # ## Does the order travel?
 #
-# The zoo of this course has other victims: drawn signs, nearly no clean error, three choices of 300 clean images.
+# The zoo of this course has other victims: drawn signs, nearly no clean error, three choices of 300 clean images for each.
 #
-# **Predict.** The best on photographs by its mean was MNP, soft repair. Which place of the same lines does it take on the signs?
+# **Predict.** The best on photographs by its mean was MNP, soft repair. Which place does it take on the signs, among the seventeen lines that were measured there (all but FIP and SAM)?
 
 # %% tags=["predict", "claim"]
 guess = 3
 signs = tables.ranking("signs-defenses", [d for d in LINES if d not in ("fip", "sam")])
-order = [r["defense"] for r in signs]
-place = order.index("mnp, soft") + 1
+place = [r["defense"] for r in signs].index("mnp, soft") + 1
 check.reveal(guess, place)
-both = {r["defense"]: (100 * p["der"], 100 * r["der"]) for r in signs for p in ranks if p["defense"] == r["defense"]}  # fmt: skip
-x, y = torch.tensor(list(both.values())).T
-check.claim("The rank correlation of the two orders: 0.3 to 0.9.", spearman(x, y), 0.3, 0.9)  # fmt: skip
+both = {r["defense"]: (100 * by[r["defense"]]["der"], 100 * r["der"]) for r in signs}
+awake = [v for v in both.values() if max(v) > 55]
+travelled, without = (
+    spearman(*torch.tensor(list(some)).T) for some in (both.values(), awake)
+)
+check.claim("Rank correlation of the two orders: about 0.7 ...", travelled, 0.5, 0.85)
+check.claim("... and less among those that do something on either.", without, 0.1, 0.7)
+print(
+    f"{travelled:.2f} of {len(both)} lines, {without:.2f} of the {len(awake)} above 55 on either"
+)
 
 # %% tags=["figure"]
 show.points(
     both, xlabel="DER on photographs, %", ylabel="DER on signs, %", highlight=["mnp, soft", "i-bau"],
-    title="Good on photographs does not make good on signs",
-    description=f"Mean DER of {len(both)} defenses on signs over that on photographs, a point each with its name. I-BAU is high on both. Soft MNP is far right and at middle height: first on "
-    "photographs, fifth on signs.",
+    title=f"The order travels in part: rank correlation {travelled:.2f}",
+    description=f"Mean DER of {len(both)} defenses on signs over that on photographs, a point each with its name. I-BAU, FT-SAM and unlearning of inverted triggers are high on both. Soft MNP and FMP are far right and lower: MNP is first on "
+    f"photographs and number {place} on signs.",
 )  # fmt: skip
 
 # %% [markdown]
-# On signs the clean loss of a trained network is almost zero, and with it the gradient of everything that repairs by descending the clean loss: fine-tuning, NAD, fine-pruning and MNP's soft step move little.
-# What searches for a perturbation first and unlearns it (I-BAU, FT-SAM, inverted triggers) has something to descend. "Which defense is best?" has no answer without "on what?": the order travels only in part.
+# The best on signs (I-BAU, FT-SAM, inverted triggers, ANP with ten points) are good on photographs, too; MNP and, most of all, FMP fall. One explanation fits most of it: on signs the clean loss of a trained network is almost zero, and with it the gradient of what repairs by descending the clean loss,
+# while those four look for a perturbation first and have something to descend. But the two sides also differ in attacks, number of images and training, and soft MNP removes BadNets and WaNet of the signs entirely. "Which defense is best?" has no answer without "on what?".
 #
-# ## Who chose the threshold?
+# ## Who chose?
 #
-# CLP has a knob $u$. Its curve below was measured at every $u$, on the test set, with the trigger. A defender sees neither. A benchmark does, and may be tempted: BackdoorBench's leaderboard picks the thresholds
-# of ANP and RNP by the lowest ASR **on the test set** among settings that keep accuracy within a tenth of the original ([issue 35](https://github.com/SCLBD/BackdoorBench/issues/35)).
+# CLP has a knob $u$. The file holds its scores at every $u$, on the test set, with the trigger. A defender sees neither. A benchmark does: BackdoorBench's code keeps, for ANP and RNP, the threshold with the lowest ASR **on the test set** among those that lose at most a tenth of the accuracy
+# ([`anp.py`](https://github.com/SCLBD/BackdoorBench/blob/main/defense/anp.py), item 7 of its header; [issue 35](https://github.com/SCLBD/BackdoorBench/issues/35)). Such a rule does two things at once: somebody looks, and somebody allows a tenth. Take them apart.
 #
 # ### Exercise 3: the examiner's choice
 #
-# *Difficulty 1, importance 5, 5 minutes.* Return the position of the lowest `asr` among the points with `acc` of at least `least`.
+# *Difficulty 1, importance 5, 5 minutes.* Return the position of the lowest `asr` among the points with `acc` of at least `least`; one at least has it.
 #
 # > **Hint 1.** Exactly `least` is enough.
 # >
@@ -253,21 +293,41 @@ def by_the_test(acc, asr, least):
 check.by_the_test(by_the_test)
 
 # %% tags=["claim"]
-swept, chosen = tables.results("cifar10"), {}
+swept, chosen, gained = tables.results("cifar10"), [], []
 for attack in ("BadNets", "Blended"):
     curve = swept.select(attack=attack, defense="clp sweep")[0]["curve"]
     acc, asr, u = (torch.tensor([p[k] for p in curve]) for k in ("acc", "asr", "u"))
     start = swept.select(attack=attack, defense="none")[0]["acc"]
-    at = by_the_test(acc, asr, start * 0.9)
-    held = swept.select(attack=attack, defense="clp, u on held-out images")[0]
-    chosen[attack] = {"attack": attack, "u by the test": f"{u[at]:g}", "ASR %": 100 * asr[at].item(), "u held-out": f"{held['u']:g}", "ASR % held-out": 100 * held["asr"]}  # fmt: skip
-    check.claim(f"{attack}: chosen by the test, CLP leaves less than 10 %.", asr[at].item(), 0, 0.1)  # fmt: skip
-    check.claim(f"{attack}: chosen by held-out accuracy it leaves all.", held["asr"], 0.95, 1)  # fmt: skip
-show.Table(list(chosen.values()), "CLP on photographs, width 16: one curve, two ways to choose")  # fmt: skip
+    for share, who in ((0.9, "a tenth"), (0.99, "a hundredth")):
+        seen = by_the_test(acc, asr, start * share)
+        blind = int(torch.where(acc >= start * share, u, torch.inf).argmin())
+        gained.append((asr[blind] - asr[seen]).item())
+        chosen.append({"attack": attack, "may cost": who, "ACC %": 100 * acc[seen].item(), "by the lowest ASR %": 100 * asr[seen].item(), "by the smallest u %": 100 * asr[blind].item()})  # fmt: skip
+check.claim("At equal allowance the look at ASR gains under 2 points.", max(gained), 0, 0.02)  # fmt: skip
+check.claim("A tenth instead of a hundredth gains over 70.", min(chosen[i + 1]["by the smallest u %"] - chosen[i]["by the smallest u %"] for i in (0, 2)), 70, 100)  # fmt: skip
+show.Table(chosen, "CLP on photographs, width 16: ASR that is left, by who chooses u")  # fmt: skip
 
 # %% [markdown]
-# The same method on the same network is a complete success or a complete failure, depending on who turned the knob. ANP's line tells it, too: with the rule of this course (one point of held-out accuracy) it leaves
-# 86 % in the mean, with ten points 5 %. On the leaderboard ANP leaves 0.8 % at 86 % accuracy, an examiner's number.
+# The allowance decides; the look adds nearly nothing, because on this knob less accuracy means less backdoor, and whoever goes to the edge of the allowance ends at the same place. ANP tells the same, without any look: chosen on held-out images, with one, three and ten points allowed.
+
+# %% tags=["figure"]
+tables.summary(PHOTOS["name"], ["anp", "anp, 3 points", "anp, 10 points"], "ANP by its allowance, mean of four", budget=2500, draw=None)  # fmt: skip
+
+# %% [markdown]
+# So ask of each table first what a threshold may cost, then who chose it. Looking pays where more is not always more: among epochs, seeds, variants and *methods*.
+#
+# **Predict.** An examiner picks for each victim the line with the best DER, on that victim. A defender picks by the other three victims. How many points of DER lie between them in the mean?
+
+# %% tags=["predict", "claim"]
+guess = 2
+table = torch.stack([ders[d] for d in LINES])  # (lines, victims)
+others = (table.sum(1, keepdim=True) - table) / 3
+gap = (table.amax(0) - table.gather(0, others.argmax(0, keepdim=True))[0]).mean()
+check.reveal(guess, round(100 * gap.item()), "points")
+check.claim("Picking by the tested victim itself: 6 to 14 points more.", 100 * gap.item(), 6, 14)  # fmt: skip
+
+# %% [markdown]
+# This lesson looks as well: the winner of a table is the winner *of that table*. Its lead is the part that does not travel.
 #
 # ## What it costs
 #
@@ -300,69 +360,101 @@ check.front(front)
 # %% tags=["figure"]
 acc, asr = (torch.tensor([r[k] for r in ranks]) for k in ("acc", "asr"))
 best = [r["defense"] for r, on in zip(ranks, front(acc, asr), strict=True) if on]
-render.figure(**PHOTOS, kind="summary", defenses=LINES, highlight=best, title="Squares: no other repair is better in both")  # fmt: skip
+render.figure(**PHOTOS, kind="summary", defenses=LINES, highlight=best, title=f"Squares: the {len(best)} that no other beats, in the mean of four")  # fmt: skip
 
 # %% tags=["claim"]
-check.claim("Three to seven are on the front, doing nothing among them.", len(best), 3, 7)  # fmt: skip
+check.claim("Four to nine are on the front.", len(best), 4, 9)
 check.claim("Soft MNP is.", "mnp, soft" in best, True, True)
 check.claim("Fine-tuning is not.", "fine-tuning" in best, False, False)
-fip, sam = (next(r for r in ranks if r["defense"] == d) for d in ("fip", "sam"))
-check.claim("SAM in FIP's own loop keeps 3 to 8 points more accuracy than FIP ...", 100 * (sam["acc"] - fip["acc"]), 3, 8)  # fmt: skip
-check.claim("... at an ASR that is 3 points away at most.", 100 * abs(sam["asr"] - fip["asr"]), 0, 3)  # fmt: skip
+check.claim("SAM in FIP's loop: 3 to 8 points more accuracy than FIP ...", 100 * (by["sam"]["acc"] - by["fip"]["acc"]), 3, 8)  # fmt: skip
+check.claim("... and up to 3 points more ASR.", 100 * (by["sam"]["asr"] - by["fip"]["asr"]), 0, 3)  # fmt: skip
+check.claim("FT-SAM beats FIP: more accuracy, less ASR.", by["ft-sam"]["acc"] > by["fip"]["acc"] and by["ft-sam"]["asr"] < by["fip"]["asr"], True, True)  # fmt: skip
+print(", ".join(best))
 
 # %% [markdown]
-# Nothing is always on the front: who wants the last point of accuracy does nothing. And the picture has no third axis. RA belongs on it (after FIP 43 % of the triggered images are read right, after soft MNP 53 %), and time,
+# Doing nothing is always on the front: no repair has more accuracy. Points a hair apart are no order: FT-SAM beats FIP by 0.7 points of ASR. And the picture has no third axis. RA belongs on it (after FIP 43 % of the triggered images are read right, after soft MNP 53 %), and time,
 # which on this page is wall-clock of a shared machine and good for orders of magnitude only.
+#
+# ## Fewer images
+#
+# 2,500 clean images are a twentieth of CIFAR-10. Who has so many?
+#
+# **Predict.** With 500, fine-tuning leaves a mean ASR of 84 % instead of 35. What does soft MNP leave, after 5 % with 2,500?
+
+# %% tags=["predict", "claim"]
+guess = 30
+every = tables.results(PHOTOS["name"]).rows
+amounts = {"5,000": None, "2,500": 2500, "500": 500}
+
+
+def mean_of(defense, budget, key):
+    found = [r[key] for r in every if r["defense"] == defense and r["budget"] == budget and r["draw"] is None and r["attack"] in STRONG and "acc" in r]  # fmt: skip
+    return 100 * sum(found) / 4 if len(found) == 4 else None
+
+
+grew = {d: mean_of(d, 500, "asr") - mean_of(d, 2500, "asr") for d in ("mnp, soft", "ft-sam", "fip", "sam")}  # fmt: skip
+check.reveal(guess, round(mean_of("mnp, soft", 500, "asr")), "%")
+check.claim("Soft MNP, FT-SAM and FIP leave as little as before.", max(grew[d] for d in ("mnp, soft", "ft-sam", "fip")), -2, 2)  # fmt: skip
+check.claim("Fine-tuning with 500 images leaves over 80 %.", mean_of("fine-tuning", 500, "asr"), 80, 90)  # fmt: skip
+check.claim(
+    "SAM leaves three points more than with 2,500, or worse.", grew["sam"], 3, 8
+)
+by_draw = [r["asr"] for r in every if r["defense"] == "fine-tuning" and r["budget"] == 500 and r["attack"] == "BadNets"]  # fmt: skip
+check.claim("Fine-tuning on BadNets, five choices of the 500: 25 to 45 points apart.", 100 * (max(by_draw) - min(by_draw)), 25, 45)  # fmt: skip
+check.claim("FMP's own budget, 5,000, leaves 25 to 40 % ...", mean_of("fmp", None, "asr"), 25, 40)  # fmt: skip
+check.claim("... more than fine-tuning alone.", mean_of("fmp", None, "asr") - mean_of("fine-tuning", None, "asr"), 1, 12)  # fmt: skip
+cells = {d: {n: "/".join("" if (v := mean_of(d, b, k)) is None else f"{v:.0f}" for k in ("acc", "asr")).strip("/") for n, b in amounts.items()} for d in LINES[2:]}  # fmt: skip
+show.Table([{"defense": d, **c} for d, c in cells.items() if c["5,000"] or c["500"]], "ACC/ASR in %, mean of four, by the number of clean images")  # fmt: skip
+
+# %% [markdown]
+# Fewer images cost the tuning methods accuracy (I-BAU 7 points, FIP 3) and the pruning ones little. And *which* 500 matters: five choices put fine-tuning on BadNets anywhere between 65 and 100 %. FMP is odd: with twice the images *more* is left than with 2,500, 56 % of BadNets and 61 % of SIG, and fine-tuning alone does better.
 #
 # ## Turn it yourself
 #
-# Attack, defense and the number of clean images, beside no defense and fine-tuning on the same images.
+# Attack, defense and the number of clean images, beside no defense and fine-tuning on the same images. Find an attack and a defense where more images leave *more* of the backdoor.
 
 
 # %% tags=["figure", "nbval-ignore-output"]
 def compare(attack, defense, images):
-    names = dict.fromkeys(("none", "fine-tuning", defense))
-    found = {d: tables.results(PHOTOS["name"]).select(attack=attack, defense=d, budget=images, draw=None) for d in names}  # fmt: skip
+    attack, names = attack.rstrip("*"), dict.fromkeys(("none", "fine-tuning", defense))
+    key = {"attack": attack, "budget": amounts[images], "draw": None}
+    found = {d: tables.results(PHOTOS["name"]).select(defense=d, **key | ({} if PLANS[d].clean else {"budget": 2500})) for d in names}  # fmt: skip
     if not all(found.values()):
         raise ValueError(f"{defense} against {attack} with {images} images was not measured.")  # fmt: skip
-    scores = {
-        k.upper(): [r[0][k] for r in found.values()] for k in ("acc", "asr", "ra")
-    }
-    asr = 100 * found[defense][0]["asr"]
+    scores = {k.upper(): [r[0][k] for r in found.values()] for k in ("acc", "asr", "ra")}  # fmt: skip
+    asr, der = 100 * found[defense][0]["asr"], 100 * found[defense][0]["der"]
     return show.bars(
-        list(names), scores, percent=True, title=f"{defense}, {images} clean images: {asr:.0f} % of {attack} is left",
+        list(names), scores, percent=True, title=f"{defense}, {images} clean images: {asr:.0f} % of {attack} is left, DER {der:.0f}",
         description=f"Bars of accuracy, attack success and recovered accuracy for {attack}: no defense, fine-tuning and {defense}, each with {images} clean images. Attack success ends at {asr:.0f} %.",
     )  # fmt: skip
 
 
-widgets.menus({"attack": [a for a in before if a != "none"], "defense": [d for d in LINES if PLANS[d].clean][::-1], "images": [2500, 500]}, compare)  # fmt: skip
-
-# %% tags=["claim"]
-few = {a: tables.results(PHOTOS["name"]).select(attack=a, defense="fine-tuning", budget=500, draw=None)[0] for a in ("BadNets", "Blended")}  # fmt: skip
-check.claim("Fine-tuning on 500 instead of 2,500 images leaves over half of BadNets ...", few["BadNets"]["asr"], 0.5, 1)  # fmt: skip
-check.claim("... and over 80 % of Blended.", few["Blended"]["asr"], 0.8, 1)
+stars = [r["attack"] + "*" * bool(r["weak"]) for r in before.values() if r["attack"] != "none"]  # fmt: skip
+widgets.menus({"attack": stars, "defense": LINES[:2:-1], "images": list(amounts)[1:] + ["5,000"]}, compare)  # fmt: skip
 
 # %% [markdown]
 # ## Papers say, we measure
 #
-# Every figure of the five papers, of their code and of the leaderboard that we could verify stands in the [reproduction report](../book/reproduction.md), beside our row and a verdict that follows from a rule. In short:
+# Every figure of the five papers, of their code and of the leaderboard that we could verify stands in the [reproduction report](../book/reproduction.md), beside our row. Verdicts follow a rule written down beside the claim: *as published*; *otherwise*; *at a higher price*, where it holds
+# but costs five points of accuracy more than published. Six of them (ACC / ASR / RA, in brackets what stands beside):
 
 # %% tags=["claim"]
 SHORT = ("linf-headline", "clp-claim-data-free", "fmp-mean", "mnp-claim-asr", "fip-t6-badnets", "fip-t6-sharp-badnets")  # fmt: skip
 found = {a.claim["id"]: a for a in report.answers()}
 check.claim("CLP at u = 3 in the mean of four: not below 15 %.", found["clp-claim-data-free"].verdict == report.FAILS, True, True)  # fmt: skip
+check.claim("FMP at its own 10 %: not near the paper's 2.9 %.", found["fmp-mean"].verdict == report.FAILS, True, True)  # fmt: skip
 check.claim("FIP on BadNets: as published, at a higher price.", found["fip-t6-badnets"].verdict == report.DEARER, True, True)  # fmt: skip
 check.claim("A victim twice as sharp as its twin: not here.", found["fip-t6-sharp-badnets"].verdict == report.FAILS, True, True)  # fmt: skip
-show.Table([{"claim": found[i].claim["what"][:88], "verdict": found[i].verdict} for i in SHORT])  # fmt: skip
+show.Table([{"claim": found[i].claim["what"], "reported": found[i].reported(), "ours": found[i].ours(), "verdict": found[i].verdict} for i in SHORT])  # fmt: skip
 
 # %% [markdown]
 # | method | its claim in one line | what became of it here |
 # |---|---|---|
-# | l-infinity (04) | channels that peak on the trigger can be pruned, with a guessed trigger | the guess is the weak part, the last stage another; in earlier stages it works on patches |
+# | l-infinity (04) | channels that peak on the trigger can be pruned, with a guessed trigger | on photographs the last stage is the weak part: with the attacker's own trigger 93 % are left. On warped signs the guess is |
 # | CLP (05) | the weights alone betray the backdoor | sometimes; the threshold decides, and nothing without the trigger tells where it should be |
-# | FMP (06) | maps through which little harm comes at little change are the backdoor's | removes three of four, but random maps and fine-tuning do much of it |
-# | MNP (07) | suppress what is clean, and masks find the rest | best here; on signs it removes two of eight; a reconstruction, so no verdict on the paper |
-# | FIP (08, 08b) | backdoored minima are sharper; smoothing removes them | removes them; sharper they are not; SAM does it for less |
+# | FMP (06) | maps through which little harm comes at little change are the backdoor's | removes three of four with 2,500 images, two with its own 5,000, where fine-tuning alone does better |
+# | MNP (07) | suppress what is clean, and masks find the rest | first by its mean on photographs, in the middle on signs; a reconstruction, so no verdict on the paper |
+# | FIP (08, 08b) | backdoored minima are sharper; smoothing removes them | removes them; sharper they are not in these small networks; FT-SAM does it at less cost |
 #
 # ## Your own network, ten lines
 #
@@ -378,28 +470,30 @@ np.savez(folder / "poisoned_test.npz", x=x, y=ask.y, target=victim.attack.goal(a
 
 # From here on it is yours.
 suspect = foreign.pair(folder / "model.pt", folder / "poisoned_test.npz")
-repairs = {"none": suspect.model, "clp": defenses.clp(suspect.model, 3.0).model}
-images = data.splits("signs").clean
-repairs["ft-sam"] = defenses.ft_sam(suspect.model, images, generator=torch.Generator().manual_seed(0)).model  # fmt: skip
+case = Case(suspect.model, parts.clean, parts.held, Augment(pad=2), seed=0)
+repairs = {n: PLANS[n].run(case).model for n in ("none", "clp, u = 3", "nc unlearning")}
 found = {n: metrics.evaluate(m, parts.test[:600], suspect.triggered) for n, m in repairs.items()}  # fmt: skip
 check.claim("The stored backdoor works: ASR above 95 %.", found["none"].asr, 0.95, 1)
+check.claim("CLP leaves it.", found["clp, u = 3"].asr, 0.9, 1)
+check.claim("Unlearning an inverted trigger removes it.", found["nc unlearning"].asr, 0, 0.2)  # fmt: skip
+show.Table([s.row(defense=n) for n, s in found.items()], "Somebody's network")
 
 # %% [markdown]
-# The loader reads tensors only: a pickle that carries code is refused. `python -m bdcourse bench --data FOLDER --attacks all --defenses all --workers 4` fills a whole table for your own images; killed and started again it goes on where it was, and
-# `python -m bdcourse table` renders it. Which defense to take first is on one page: [choosing a defense](../book/choosing.md).
+# The poisoned images are the examiner's: a defender has none, and then ACC on clean images is all that he sees, the same for all three. The loader reads tensors only: a pickle that carries code is refused. `python -m bdcourse bench --data FOLDER --attacks all --defenses all --out mine.json --workers 4` fills a
+# whole table for your own images; killed and started again it goes on where it was, and `python -m bdcourse table mine.json` renders it. Which defense to take first is on one page: [choosing a defense](../book/choosing.md).
 #
 # ## Recap
 #
-# - DER adds up what is removed and what is lost, and likes a constant answer better than six lines of our table. ACC and RA must stand beside it (objective 1).
-# - Four victims leave intervals so wide that at least three methods could be first; places, too, have intervals (objective 2).
-# - A threshold chosen by the test turned 100 % into 5 %. Ask of every table who chose (objective 3).
-# - The front drops what another one beats; FIP is beaten by SAM in its own loop, fine-tuning by soft MNP (objective 4).
-# - The order on photographs and that on signs agree only in part: measure on your own images (objective 5).
+# - DER adds up what is removed and what is lost, and likes a constant answer better than six lines of our table. ACC exposes it (objective 1).
+# - Compare two defenses within each resampled table. Soft MNP leads in three quarters of them; four victims allow no confidence interval worth the name (objective 2).
+# - Allow a tenth of the accuracy in place of a hundredth, and CLP's 100 % become 5 and 2 %. A look at the ASR adds nearly nothing there, and ten points of DER where methods are picked (objective 3).
+# - The front drops what another one beats: FIP by FT-SAM, fine-tuning by soft MNP (objective 4).
+# - With a fifth of the images fine-tuning fails and soft MNP, FT-SAM and FIP hold. The orders on photographs and on signs agree in part: measure on your own images (objective 5).
 #
-# **What this does not show.** Width 8 and six epochs, one seed and one choice of clean images on photographs. The published tables come from networks eight times as wide, trained ten times as long; ours say which claims hold
+# **What this does not show.** Width 8 and six epochs, one seed and one choice of clean images on photographs. The published tables come from networks eight times as wide, trained more than ten times as long; ours say which claims hold
 # *small*. Four victims miss the gate.
 #
-# **Beyond.** (a) Rank by RA instead of DER. Who gains? (b) Draw defenses in pairs: in what share of the resampled tables is FT-SAM above SAM? (c) With a hundred equally frequent classes, which DER would the frog get?
+# **Beyond.** (a) Rank by RA instead of DER. Who gains? (b) Does a bootstrap of four values cover? Draw four normal numbers 2,000 times, resample each, and count the intervals that hold the true mean. (c) With a hundred equally frequent classes, which DER would the frog get?
 #
 # ## References
 #

@@ -64,6 +64,15 @@ def half_a_sample(scores, n, generator):
     return scores[at].mean(1)
 
 
+def always_four(scores, n, generator):
+    return scores[torch.randint(len(scores), (n, 4), generator=generator)].mean(1)
+
+
+def one_too_many(scores, n, generator):
+    at = torch.randint(len(scores), (n, len(scores) + 1), generator=generator)
+    return scores[at].mean(1)
+
+
 def own_generator(scores, n, generator):
     at = torch.randint(len(scores), (n, len(scores)))
     return scores[at].mean(1)
@@ -105,6 +114,8 @@ WRONG = {
         (without_replacement, "drawn without replacement"),
         (one_victim, "one victim each time"),
         (half_a_sample, "as large as the set"),
+        (always_four, "as large as the set"),
+        (one_too_many, "as large as the set"),
         (own_generator, "that it is given"),
         (lambda s, n, g: resampled_means(s, n, g) + 0.1, "another mean"),
     ],

@@ -160,6 +160,7 @@ def test_a_ranking_says_how_sure_it_is(tmp_path, monkeypatch):
     assert wild["low"] < 0.6 and wild["high"] == pytest.approx(0.9667, abs=1e-3)
     assert (good["rank_low"], good["rank_high"]) == (1, 2)
     assert bad["rank_high"] == 3 and bad["rank_low"] >= 2
+    assert good["first"] + wild["first"] >= 1 > good["first"] and bad["first"] == 0
     assert lines == tables.ranking("hand", ["bad", "wild", "good"])
     assert "1 to 2" in repr(tables.ranking_table(lines, "c"))
     (alone,) = tables.ranking("hand", ["rare"])  # one victim: no interval at all
@@ -168,6 +169,20 @@ def test_a_ranking_says_how_sure_it_is(tmp_path, monkeypatch):
         tables.ranking("hand", ["good", "x"])
     assert render.known("hand", "ranking") == ["good", "bad", "wild"]
     assert render.known("hand") == ["good", "bad", "wild", "rare"]
+
+
+def test_few_victims_have_so_few_tables_that_all_are_taken(tmp_path, monkeypatch):
+    ranked_results(tmp_path, monkeypatch)
+    key = {"draw": 1, "against": "good"}
+    lines = tables.ranking("hand", ["bad", "wild", "good"], **key)
+    good, wild, bad = lines
+    # A: 0.9 against 1.0; B: 0.8 against 0.4; C: 0.95 against 0.9. Of the 27 tables wild
+    # is ahead in AAA and in AAC, and equal in ACC, three orders each.
+    assert wild["above"] == (1 + 3) / 27 and wild["first"] == (1 + 3 + 3) / 27
+    assert good["first"] == (27 - 4) / 27
+    assert bad["above"] == 0 and good["above"] == 0
+    assert lines == tables.ranking("hand", ["bad", "wild", "good"], resamples=1, **key)
+    assert "above in %" in repr(tables.ranking_table(lines))
 
 
 def test_the_table_command_renders_any_selection(tmp_path, monkeypatch, capsys):
