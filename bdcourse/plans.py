@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import nn
@@ -25,9 +26,20 @@ from bdcourse.data import Images
 from bdcourse.defenses import Purified
 from bdcourse.defenses.clp import choose_u
 from bdcourse.defenses.fip import Aware, purify
-from bdcourse.defenses.fmp import Response, repair, scores, select
+from bdcourse.defenses.fmp import (
+    SETTINGS as FMP_SETTINGS,
+)
+from bdcourse.defenses.fmp import (
+    Response,
+    execution_order,
+    released_order,
+    repair,
+    scores,
+    select,
+)
 from bdcourse.defenses.invert import Estimate, Inverted, invert_trigger
-from bdcourse.defenses.masks import prune
+from bdcourse.defenses.linf import default_layer, gated
+from bdcourse.defenses.masks import prune, prune_oracle
 from bdcourse.defenses.mnp import apply_masks
 from bdcourse.train import Augment
 
@@ -70,9 +82,18 @@ class Case:
     @cached_property
     def fmp_scores(self) -> dict[str, Response]:
         """FMP's scores, for every plan that prunes by them."""
+        return self._fmp_scores("port")
+
+    @cached_property
+    def fmp_scores_release(self) -> dict[str, Response]:
+        """The same with the step of the authors' configurations."""
+        return self._fmp_scores("release")
+
+    def _fmp_scores(self, setting: str) -> dict[str, Response]:
         start = time.perf_counter()
-        found = scores(self.model, self.clean, n=FMP_IMAGES, generator=self.generator())
-        self.seconds["fmp scores"] = time.perf_counter() - start
+        found = scores(self.model, self.clean, n=FMP_IMAGES, **FMP_SETTINGS[setting],
+                       generator=self.generator())  # fmt: skip
+        self.seconds[f"fmp scores, {setting}"] = time.perf_counter() - start
         return found
 
     @cached_property
@@ -166,9 +187,25 @@ def _random(case: Case) -> Purified:
     return defenses.prune_random(case.model, like, case.generator())
 
 
-def _linf(case: Case) -> Purified:
-    p = defenses.linf(case.model, case.clean, case.held, case.guess)
+def _linf(case: Case, layer: str | None = None) -> Purified:
+    p = defenses.linf(case.model, case.clean, case.held, case.guess, layer=layer)
     return replace(p, seconds=p.seconds + case.inverted.seconds)
+
+
+def _linf_random(case: Case) -> Purified:
+    opened, _ = gated(case.model, default_layer(case.model, case.clean.shape),
+                      case.clean.shape)  # fmt: skip
+    return defenses.prune_random(opened, _linf(case).pruned, case.generator())
+
+
+def _as_many(name: str) -> Plan:
+    """The control of a plan that switches off scales: as many random ones a layer."""
+
+    def run(case: Case) -> Purified:
+        like = PLANS[name].run(case).pruned
+        return defenses.prune_random(case.model, like, case.generator(), shift=False)
+
+    return Plan(run, held=True, shares=PLANS[name].shares)
 
 
 def _linf_oracle(case: Case) -> Purified:
@@ -183,23 +220,49 @@ def _nc_unlearning(case: Case) -> Purified:
     return replace(p, seconds=p.seconds + case.inverted.seconds)
 
 
-def _fmp(p: float, *, random: bool = False, epochs: float = 10) -> Plan:
-    """FMP behind the scoring, which all its lines share; at least one map a layer."""
+def _fmp(
+    p: float,
+    *,
+    setting: Literal["port", "release"] = "port",
+    released: bool = False,
+    epochs: float = 10,
+    **options,
+) -> Plan:
+    """FMP behind the scoring, which its lines share; at least one map a layer."""
+    shared = "fmp_scores" if setting == "port" else "fmp_scores_release"
 
     def run(case: Case) -> Purified:
+        found = getattr(case, shared)
         start = time.perf_counter()
-        chosen = select(case.fmp_scores, p, least=1)
-        tuning = {"augment": case.augment, "generator": case.generator()}
-        if random:
-            return defenses.fmp_random(
-                case.model, case.clean, chosen, epochs=epochs, **tuning
-            )
-        repaired = repair(case.model, case.clean, chosen, epochs=epochs, **tuning)
-        seconds = case.seconds["fmp scores"] + time.perf_counter() - start
+        chosen = select(found, p, least=1)
+        if released:
+            chosen = released_order(case.model, chosen, list(found))
+        repaired = repair(
+            case.model, case.clean, chosen, pairing="order" if released else "flow",
+            epochs=epochs, augment=case.augment, generator=case.generator(), **options,
+        )  # fmt: skip
+        seconds = case.seconds[f"fmp scores, {setting}"] + time.perf_counter() - start
         return replace(repaired, seconds=seconds)
 
-    more = {"p": p, "least": 1, "n": FMP_IMAGES, "epochs": epochs}
-    return Plan(run, settings=defaults(scores, repair) | more, shares="fmp_scores")
+    more = {"p": p, "least": 1, "n": FMP_IMAGES, "epochs": epochs, **options}
+    more |= FMP_SETTINGS[setting] | ({"released": True} if released else {})
+    return Plan(run, settings=defaults(scores, repair) | more, shares=shared)
+
+
+def _fmp_control(p: float) -> Plan:
+    """FMP's fine-tuning after as many random maps in each layer; infinite p: none."""
+
+    def run(case: Case) -> Purified:
+        sizes = {n: case.model.get_submodule(n).out_channels
+                 for n in execution_order(case.model, case.clean.shape)}  # fmt: skip
+        many = {n: torch.arange(max(int(c // p), 1)) for n, c in sizes.items()}
+        return defenses.fmp_random(
+            case.model, case.clean, {} if p == math.inf else many,
+            augment=case.augment, generator=case.generator(),
+        )  # fmt: skip
+
+    more = {"least": 1, "epochs": 10} | ({} if p == math.inf else {"p": p})
+    return Plan(run, settings=defaults(repair) | more)
 
 
 def _hard(case: Case, soft: Purified) -> Purified:
@@ -271,6 +334,19 @@ def _costing(name: str, drop: float, settings: dict) -> Plan:
     return Plan(run, held=True, settings=settings | {"max_drop": drop}, shares=name)
 
 
+def _oracle(name: str, drop: float, settings: dict) -> Plan:
+    """The same with the threshold that an examiner would take, who has the trigger."""
+
+    def run(case: Case) -> Purified:
+        found, start = getattr(case, name), time.perf_counter()
+        masks = found.log["masks"]
+        model, pruned, t = prune_oracle(case.model, masks, case.held, case.attack, drop)
+        seconds = found.seconds + time.perf_counter() - start
+        return Purified(model, pruned, {"threshold": t}, seconds)
+
+    return Plan(run, held=True, settings=settings | {"max_drop": drop}, shares=name)
+
+
 def _weights(run: Callable[[Case], Purified], **settings) -> Plan:
     return Plan(run, clean=False, settings=settings, shares="weights")
 
@@ -300,10 +376,22 @@ PLANS: dict[str, Plan] = {
     "random channels": _weights(_random),
     "linf": Plan(_linf, held=True, settings=LINF, shares="inverted"),
     "linf (oracle)": Plan(_linf_oracle, held=True, settings=LINF),
+    "linf, all layers": Plan(
+        lambda case: _linf(case, "all"),
+        held=True,
+        settings=LINF | {"layer": "all"},
+        shares="inverted",
+    ),
+    "linf, random channels": Plan(_linf_random, held=True, shares="inverted"),
     "fmp": _fmp(64),
     "fmp, p = 16": _fmp(16),
     "fmp, p = 16, pruning only": _fmp(16, epochs=0),
-    "fmp, p = 16, random maps": _fmp(16, random=True),
+    "fmp, p = 16, random maps": _fmp_control(16),
+    "fmp, random maps": _fmp_control(64),
+    "fmp, no maps": _fmp_control(math.inf),
+    "fmp, p = 16, release step": _fmp(16, setting="release"),
+    "fmp, p = 16, released order": _fmp(16, released=True),
+    "fmp, p = 16, mask held": _fmp(16, hold_mask=True),
     "mnp, soft": Plan(lambda case: case.mnp_soft, settings=MNP, shares="mnp_soft"),
     "mnp, hard": Plan(
         lambda case: _hard(case, case.mnp_soft),
@@ -331,6 +419,10 @@ PLANS: dict[str, Plan] = {
     "rnp": Plan(lambda case: case.rnp, held=True, settings=RNP, shares="rnp"),
     "rnp, 3 points": _costing("rnp", 0.03, RNP),
     "rnp, 10 points": _costing("rnp", 0.1, RNP),
+    # What BackdoorBench's leaderboard does: ten in a hundred, and a look at the ASR.
+    "anp (oracle)": _oracle("anp", 0.1, ANP),
+    "rnp (oracle)": _oracle("rnp", 0.1, RNP),
+    "mnp, hard (oracle)": _oracle("mnp_soft", 0.03, MNP_HARD),
     "fine-pruning": _tuned(defenses.fine_pruning, held=True),
     "ft-sam": _tuned(defenses.ft_sam),
     "nad": _tuned(defenses.nad),
@@ -370,6 +462,8 @@ PLANS: dict[str, Plan] = {
     "fast fip, norms fixed": _descending(defenses.fast_fip, affine=False),
     "sam": _descending(_aware),
 }
+for _name in ("anp, 10 points", "rnp, 10 points"):
+    PLANS[f"{_name}, random channels"] = _as_many(_name)
 ORACLES = frozenset(name for name in PLANS if name.endswith("(oracle)"))
 
 

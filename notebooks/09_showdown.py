@@ -65,20 +65,20 @@ STRONG = ("BadNets", "Blended", "SIG", "TrojanNN")  # who passes the gate
 # | line | what it does | clean images | lesson |
 # |---|---|---|---|
 # | random channels | control: switches off as many channels as CLP does at u = 2.5 | none | [05](05_clp.ipynb) |
-# | fine-tuning | control: trains on | 2,000 | [03](03_inside_a_victim.ipynb) |
+# | fine-tuning | control: trains on | 2,000 | [01](01_poisoning.ipynb) |
 # | linf | prunes channels that a guessed trigger drives to a high maximum | 2,500 | [04](04_linf_pruning.ipynb) |
 # | clp | prunes channels with outlying Lipschitz bounds | none | [05](05_clp.ipynb) |
 # | fmp | prunes maps through which a small step harms few images, then tunes | 2,000 | [06](06_fmp.ipynb) |
 # | mnp, soft and hard | masks from a copy that has forgotten the clean task: scale, or switch off | 2,000; 2,500 | [07](07_mnp.ipynb) |
 # | fip | fine-tunes toward flat Fisher information | 2,000 | [08](08_fip.ipynb) |
-# | sam, ft-sam | fine-tunes at the worst point nearby; sam in FIP's own loop, ft-sam as published | 2,000 | [08b](08b_fip_closely.ipynb) |
-# | fine-pruning | prunes channels that sleep on clean images, then tunes | 2,500 | [06](06_fmp.ipynb) |
+# | sam, ft-sam | fine-tunes at the worst point nearby; sam in FIP's own loop, ft-sam as published | 2,000 | [08](08_fip.ipynb), [08b](08b_sharpness.ipynb) |
+# | fine-pruning | prunes channels that sleep on clean images, then tunes | 2,500 | |
 # | anp, rnp | masks that survive noise in the weights; masks that bring back a task unlearned | 2,500 | [07](07_mnp.ipynb) |
 # | nad | tunes toward the attention maps of a tuned copy | 2,000 | |
 # | i-bau | looks for a perturbation that fools all images, unlearns it, and again | 2,000 | |
 # | nc unlearning | inverts a trigger (Neural Cleanse), unlearns it | 2,000 | [04](04_linf_pruning.ipynb) |
 #
-# anp and rnp stand there twice: their threshold may cost one point of held-out accuracy, as everywhere in this course, or ten.
+# anp and rnp stand there twice: their threshold may cost one point of held-out accuracy, or ten.
 #
 # A star marks a victim that misses the **gate** of the protocol: ASR at least 95 %, accuracy at most three points below the twin's. All four lose more accuracy than that;
 # LF and InputAware miss the ASR, too. What half-trained victims say about defenses is little, so starred rows are shown and never averaged.

@@ -216,6 +216,9 @@ def test_held_images_choose_the_threshold():
     model, images = network(), random_images(24)
     free = run(model, images, images, threshold=None, max_drop=1.0)
     assert free.log["threshold"] == pytest.approx(0.9)
+    tried = free.log["looks"]
+    assert [t.count for t in tried] == sorted({t.count for t in tried})
+    assert all(0 <= t.acc <= 1 for t in tried) and tried[-1].count == free.count
     strict = run(model, images, images, threshold=None, max_drop=0.0)
     assert strict.log["threshold"] is None or strict.count < free.count
     fixed = run(model, images, images, threshold=0.2)

@@ -16,6 +16,7 @@ from bdcourse import (
     defenses,
     landscape,
     looks,
+    metrics,
     plans,
     recipes,
     tables,
@@ -23,6 +24,7 @@ from bdcourse import (
 )
 from bdcourse.__main__ import main
 from bdcourse.defenses import Purified
+from bdcourse.defenses.fmp import Response, select
 from bdcourse.defenses.masks import maskable
 from bdcourse.plans import PLANS, Case, Plan
 from bdcourse.train import Augment
@@ -326,7 +328,7 @@ def test_other_thresholds_are_chosen_on_the_same_masks(name, points, drop, monke
         masks["layer1.0.bn1"][:2] = torch.tensor([0.0, 0.3])
         return Purified(model, log={"masks": masks}, seconds=1.0)
 
-    def chosen(model, masks, held, threshold, max_drop):
+    def chosen(model, masks, held, threshold, max_drop, looks=None):
         assert held is case.held and threshold is None and max_drop == drop
         return model, {"layer1.0.bn1": masks["layer1.0.bn1"].argsort()[:1]}, 0.25
 
@@ -341,12 +343,41 @@ def test_other_thresholds_are_chosen_on_the_same_masks(name, points, drop, monke
     assert PLANS[costly].settings["max_drop"] == drop
 
 
+def test_controls_take_as_many_as_the_method(monkeypatch):
+    images, victim = data.load("signs", "test", n=60), victims.zoo("trojan")
+    case = Case(victim.model, images[:40], images[40:], Augment(0), 0, victim.attack)
+    like = {"layer1.0.bn1": torch.tensor([0, 3]), "bn1": torch.tensor([1])}
+    masks = {n: torch.ones_like(b.weight) for n, b in maskable(victim.model).items()}
+    for name, channels in like.items():
+        masks[name][channels] = 0.3
+    case.anp = Purified(victim.model, log={"masks": masks}, seconds=1.0)
+    p = PLANS["anp, 10 points, random channels"].run(case)
+    q = PLANS["anp, 10 points"].run(case)
+    assert q.count and {n: len(c) for n, c in p.pruned.items()} == {
+        n: len(c) for n, c in q.pruned.items()
+    }
+    for name, channels in p.pruned.items():  # scales go, shifts stay
+        bn, was = (m.get_submodule(name) for m in (p.model, victim.model))
+        assert not bn.weight[channels].any() and torch.equal(bn.bias, was.bias)
+    oracle = PLANS["anp (oracle)"].run(case)
+    assert "anp (oracle)" in plans.ORACLES
+    s = [metrics.evaluate(m.model, case.held, victim.attack) for m in (oracle, q)]
+    assert s[0].asr <= s[1].asr
+    monkeypatch.setattr(defenses, "fmp_random", lambda m, c, like, **o: like)
+    sizes = {n: len(c) for n, c in PLANS["fmp, random maps"].run(case).items()}
+    found = {n: Response(*torch.rand(3, m.out_channels))
+             for n, m in victim.model.named_modules() if hasattr(m, "out_channels")
+             and n in sizes}  # fmt: skip
+    assert sizes == {n: len(c) for n, c in select(found, 64, least=1).items()}
+    assert PLANS["fmp, no maps"].run(case) == {}
+
+
 def test_plans_say_how_they_run():
     for name, plan in PLANS.items():
         json.dumps(plan.settings, allow_nan=False)  # a row can hold them
         # what follows from another line of the table, or chooses its setting itself
-        derived = ("none", "random channels", "mnp, random channels")
-        assert plan.settings or name in (*derived, "clp, u on held-out images")
+        derived = name == "none" or name.endswith("random channels")
+        assert plan.settings or derived or name == "clp, u on held-out images"
     assert PLANS["fmp, p = 16"].settings["p"] == 16
     assert PLANS["fip, released, eta = 0.5"].settings["eta_f"] == 0.5
     assert PLANS["fip, released"].settings["eta_f"] == 0.005

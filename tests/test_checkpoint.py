@@ -9,6 +9,7 @@ from bdcourse.attacks.base import Steering
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.defenses import finetune
 from bdcourse.defenses.base import furthest
+from bdcourse.metrics import evaluate
 from bdcourse.models import build
 from bdcourse.surgery import held, revived, without, zero_channels
 from bdcourse.train import Augment, fit
@@ -276,3 +277,7 @@ def test_furthest_stops_before_the_first_that_costs_too_much():
     assert furthest(model, steps[2:], images, 0.05) is None
     assert furthest(model, [*steps, (9, {"bn": torch.arange(0)})], images, 0.1) == 2
     assert furthest(model, [], images) is None
+    looks = []
+    assert furthest(model, steps, images, 0.1, looks=looks) == 2
+    assert [t.setting for t in looks][-2:] == [2, 3]  # the last one cost too much
+    assert looks[-1].acc < evaluate(model, images).acc - 0.1 <= looks[-2].acc

@@ -293,6 +293,7 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path):
                          **options)  # fmt: skip
     assert same_state(again.model, frozen(whole.model))
     assert again.log["loss"] == whole.log["loss"]
+    assert again.log["looks"] == whole.log["looks"] != []
     assert torch.equal(again.pruned["layer4.1.bn2"], whole.pruned["layer4.1.bn2"])
     assert not list(tmp_path.iterdir())
 

@@ -9,7 +9,7 @@ from torch import nn
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.defenses import masks as M
 from bdcourse.defenses.base import furthest
-from bdcourse.metrics import logits
+from bdcourse.metrics import Scores, logits
 from bdcourse.models import build
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
 
@@ -135,6 +135,27 @@ def test_prune_chooses_by_held_out_accuracy():
         assert sum(map(len, channels.values())) == off
     best = furthest(model, M.ladder(masks), images, 0.1, shift=False)
     assert best == pytest.approx(0.15)
+
+
+def test_the_examiner_takes_the_lowest_asr_he_may(monkeypatch):
+    """Scores by the number of channels that are off: ASR rises again at three."""
+    acc, asr = (0.9, 0.88, 0.85, 0.84, 0.4), (1.0, 0.9, 0.1, 0.5, 0.0)
+
+    def scored(model, images, attack=None):
+        off = int((model.bn.weight == 0).sum())
+        return Scores(acc[off], None if attack is None else asr[off])
+
+    monkeypatch.setattr(M, "evaluate", scored)
+    model = Counts().eval()
+    model.bn.weight.data.fill_(1)
+    masks = {"bn": torch.tensor([0.1, 0.3, 0.5, 0.7, *[1.0] * 6])}
+    may = ((0.1, 0.3, 2), (0.02, 0.1, 1), (0.03, 0.1, 1), (0.5, 0.7, 4))
+    for drop, want, off in may:
+        got, channels, t = M.prune_oracle(model, masks, None, object(), drop)
+        assert t == pytest.approx(want) and (got.bn.weight == 0).sum() == off
+        assert channels["bn"].tolist() == list(range(off))
+    low = {"bn": torch.tensor([*[0.0] * 4, *[1.0] * 6])}
+    assert M.prune_oracle(model, low, None, object(), 0.1)[1:] == ({}, None)
 
 
 def test_refusals():

@@ -30,6 +30,7 @@ from torch.func import functional_call
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
+    Look,
     Purified,
     require_at_least,
     require_positive,
@@ -219,8 +220,9 @@ def anp(
             end; the same call, started again after a stop, goes on there.
 
     Returns:
-        shifts are kept, only scales are zeroed. log: masks, threshold (None: nothing
-        pruned), and the course of the losses "natural" and "robust".
+        shifts are kept, only scales are zeroed. log: masks, looks (the thresholds that
+        were tried), threshold (None: nothing pruned), and the course of the losses
+        "natural" and "robust".
 
     Raises:
         ValueError: a number out of its range, too few images, a model without
@@ -254,7 +256,8 @@ def anp(
         first, clean, one, steps=steps, batch=batch, lr=lr, momentum=momentum,
         generator=generator, keep=keep,
     )  # fmt: skip
-    repaired, pruned, t = prune(model, masks, held, threshold, max_drop)
+    looks: list[Look] = []
+    repaired, pruned, t = prune(model, masks, held, threshold, max_drop, looks)
     keep.done()
-    log = {"masks": masks, "threshold": t, **course}
+    log = {"masks": masks, "threshold": t, "looks": looks, **course}
     return Purified(repaired, pruned, log, time.perf_counter() - began)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -62,6 +62,14 @@ def require_share(**values: float) -> None:
             raise ValueError(f"{name} must lie in 0..1, not {value}.")
 
 
+class Look(NamedTuple):
+    """A setting that was tried: channels it switches off, accuracy on held images."""
+
+    setting: object
+    count: int
+    acc: float
+
+
 def furthest(
     model: nn.Module,
     steps: Iterable[tuple[Setting, Mapping[str, Tensor]]],
@@ -69,6 +77,7 @@ def furthest(
     max_drop: float = 0.01,
     *,
     shift: bool = True,
+    looks: list[Look] | None = None,
 ) -> Setting | None:
     """The last setting before the first that costs too much on held-out clean images.
 
@@ -80,6 +89,7 @@ def furthest(
         max_drop: accuracy that may be lost, 0..1. The least drop that n images can
             show is 1/n: with 60 of them, 0.01 allows no net new error.
         shift: see `surgery.zero_channels`.
+        looks: gets every setting that was tried, for a plot of the choice.
 
     Returns:
         None if already the first setting costs too much: prune nothing.
@@ -90,7 +100,10 @@ def furthest(
         count = sum(map(len, channels.values()))
         if count != last:  # steps grow: the same count is the same channels
             repaired = without(model, channels, shift=shift)
-            fine, last = evaluate(repaired, held).acc >= least, count
+            acc = evaluate(repaired, held).acc
+            fine, last = acc >= least, count
+            if looks is not None:
+                looks.append(Look(setting, count, acc))
         if not fine:
             break
         best = setting

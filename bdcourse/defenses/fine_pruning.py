@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from bdcourse.activations import watching
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified, furthest
+from bdcourse.defenses.base import Look, Purified, furthest
 from bdcourse.metrics import logits
 from bdcourse.models import fingerprint, head
 from bdcourse.surgery import held as holding
@@ -187,7 +187,8 @@ def fine_pruning(
 
     Returns:
         in `pruned` the channels of every module, in `log` the activity (c,) and the
-        modules (`layer`), how many channels went (`m`), and the losses of the training.
+        modules (`layer`), how many channels went (`m`), what was tried before (`looks`,
+        see `defenses.base.furthest`), and the losses of the training.
 
     Raises:
         ValueError: no layer to prune, no images, a drop or share outside 0..1.
@@ -210,15 +211,16 @@ def fine_pruning(
     about = {"defense": "fine_pruning", "model": fingerprint(model), "layer": names}
     about |= {"clean": clean.digest(), "held": held.digest(), "max_drop": max_drop}
     about |= {"share": share, "hold": hold, "seed": generator.initial_seed()}
-    keep = Checkpoint(checkpoint, about)
+    keep, looks = Checkpoint(checkpoint, about), []
     if (saved := keep.load()) is not None:
         dormant, order = saved[0]["activity"], saved[0]["pruned"]
+        looks = [Look(*tried) for tried in saved[1]["looks"]]
     else:
         dormant = activity(model, clean, layer)
         steps = pruning_steps(dormant, names, share)
-        m = furthest(model, steps, held, max_drop) or 0
+        m = furthest(model, steps, held, max_drop, looks=looks) or 0
         order = dormant.argsort(stable=True)[:m].sort().values
-        keep.save({"activity": dormant, "pruned": order})
+        keep.save({"activity": dormant, "pruned": order}, looks=looks)
     pruned = dict.fromkeys(names, order)
     repaired = without(model, pruned).to(clean.x.device)
     with holding(repaired, pruned if hold else None):
@@ -236,6 +238,6 @@ def fine_pruning(
     if history.interrupted:
         raise KeyboardInterrupt
     keep.done()
-    log = {"layer": names, "activity": dormant, "m": len(order)}
+    log = {"layer": names, "activity": dormant, "m": len(order), "looks": looks}
     log |= {"loss": history["loss"], "acc": history["acc"]}
     return Purified(repaired, pruned, log, time.perf_counter() - start)

@@ -358,7 +358,8 @@ def linf(
     Returns:
         with `log["success"]`, the share of the stamped images that the network sends to
         the guess's label, before and after. It says which layer is worth pruning
-        without asking the attacker.
+        without asking the attacker. `log["looks"]` holds the shares that were tried on
+        `held`.
 
     Raises:
         ValueError: a layer without feature maps, no image of another class, settings
@@ -388,10 +389,10 @@ def linf(
     ps = dict.fromkeys((*PS, p))
     found = responses(opened, x, estimate.stamp, switches, tuple(ps), top=top)
     scores = {n: r.score(p, score, reduce) for n, r in found.items()}
-    q = None
+    q, looks = None, []
     if select == "share":
         steps = sweep(scores, sorted(qs))
-        q = furthest(opened, steps, held, max_drop)
+        q = furthest(opened, steps, held, max_drop, looks=looks)
         pruned = dict(steps).get(q, {n: torch.arange(0) for n in scores})
     else:
         pruned = {
@@ -399,6 +400,7 @@ def linf(
         }
     repaired = without(opened, pruned)
     log = {"layer": layer, "q": q, "scores": scores, "responses": found}
+    log["looks"] = looks
     log["success"] = tuple(
         float((predict(m, estimate.stamp(x)).to(goal.device) == goal).double().mean())
         for m in (model, repaired)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bdcourse.attacks.base import Attack
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images, progress
-from bdcourse.defenses.base import furthest, require_share
+from bdcourse.defenses.base import Look, furthest, require_share
+from bdcourse.metrics import evaluate
 from bdcourse.surgery import without
 
 Masks = dict[str, Tensor]  # BatchNorm name -> (c,) in [0, 1]
@@ -117,6 +119,7 @@ def prune(
     held: Images | None,
     threshold: float | None,
     max_drop: float,
+    looks: list[Look] | None = None,
 ) -> tuple[nn.Module, dict[str, Tensor], float | None]:
     """Switch off the channels with the lowest masks: (model, channels, threshold).
 
@@ -127,10 +130,43 @@ def prune(
             than `max_drop` accuracy on these images; None in the result if already
             the first does, and nothing is pruned.
         threshold: use this one instead.
+        looks: see `defenses.base.furthest`.
     """
     if threshold is None:
-        threshold = furthest(model, ladder(masks), held, max_drop, shift=False)
+        threshold = furthest(
+            model, ladder(masks), held, max_drop, shift=False, looks=looks
+        )
     channels = {} if threshold is None else below(masks, threshold)
+    return without(model, channels, shift=False), channels, threshold
+
+
+def prune_oracle(
+    model: nn.Module, masks: Masks, held: Images, attack: Attack, max_drop: float
+) -> tuple[nn.Module, dict[str, Tensor], float | None]:
+    """The examiner's threshold: the lowest ASR among those that may be taken.
+
+    No defender can choose so, since it takes the trigger. Beside :func:`prune` with the
+    same `max_drop` it tells what the look at the ASR is worth.
+
+    Args:
+        held: accuracy and ASR are compared on these images.
+        max_drop: accuracy that may be lost on them; of equal ASR the first counts.
+
+    Returns:
+        as :func:`prune`; without any threshold that is allowed, nothing is pruned and
+        the threshold is None.
+    """
+    least = evaluate(model, held).acc - max_drop - 1e-9
+    best: tuple[float, float | None, dict[str, Tensor]] = (float("inf"), None, {})
+    seen = -1
+    for t, channels in ladder(masks):
+        if (count := sum(map(len, channels.values()))) == seen:
+            continue  # the same channels
+        seen = count
+        s = evaluate(without(model, channels, shift=False), held, attack)
+        if s.acc >= least and s.asr < best[0]:
+            best = (s.asr, t, channels)
+    _, threshold, channels = best
     return without(model, channels, shift=False), channels, threshold
 
 

@@ -33,6 +33,7 @@ from bdcourse.activations import spearman
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
+    Look,
     Purified,
     require_at_least,
     require_positive,
@@ -608,16 +609,19 @@ def apply_masks(
         held, threshold, max_drop: of "hard", see `anp`; three points may be lost.
 
     Returns:
-        pruned holds the channels whose scale is zero. log: method, repair, masks,
-        threshold (0 for a soft repair; None if nothing could be pruned).
+        pruned holds the channels whose scale is zero. log: method, repair, masks, looks
+        (the thresholds that were tried), threshold (0 for a soft repair; None if
+        nothing could be pruned).
     """
     began = time.perf_counter()
     _require_repair(repair, held, threshold, max_drop)
+    looks: list[Look] = []
     if repair == "soft":
         repaired, pruned, t = baked(model, masks), below(masks, 0), 0.0
     else:
-        repaired, pruned, t = prune(model, masks, held, threshold, max_drop)
+        repaired, pruned, t = prune(model, masks, held, threshold, max_drop, looks)
     log = {"method": METHOD, "repair": repair, "masks": masks, "threshold": t}
+    log["looks"] = looks
     return Purified(repaired, pruned, log, time.perf_counter() - began)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
+    Look,
     Purified,
     require_at_least,
     require_positive,
@@ -262,8 +263,9 @@ def rnp(
             deleted at the end.
 
     Returns:
-        shifts are kept, only scales are zeroed. log: masks, threshold (None: nothing
-        pruned), unlearning (see `unlearn`), and the course of the loss.
+        shifts are kept, only scales are zeroed. log: masks, looks (the thresholds that
+        were tried), threshold (None: nothing pruned), unlearning (see `unlearn`), and
+        the course of the loss.
 
     Raises:
         ValueError: a number out of its range, too few images, a model without
@@ -284,8 +286,15 @@ def rnp(
         unlearned, clean, steps=steps, lr=mask_lr, weight=weight, training=training,
         batch=batch, generator=generator, checkpoint=files[1],
     )  # fmt: skip
-    repaired, pruned, t = prune(model, masks, held, threshold, max_drop)
+    looks: list[Look] = []
+    repaired, pruned, t = prune(model, masks, held, threshold, max_drop, looks)
     for path in files:
         Checkpoint(path, {}).done()
-    log = {"masks": masks, "threshold": t, "unlearning": unlearning, "loss": course}
+    log = {
+        "masks": masks,
+        "threshold": t,
+        "looks": looks,
+        "unlearning": unlearning,
+        "loss": course,
+    }
     return Purified(repaired, pruned, log, time.perf_counter() - began)
