@@ -351,9 +351,9 @@ def _weights(run: Callable[[Case], Purified], **settings) -> Plan:
     return Plan(run, clean=False, settings=settings, shares="weights")
 
 
-def _clp(u: float) -> Plan:
-    settings = defaults(defenses.clp) | {"u": u}
-    return _weights(lambda case: defenses.clp(case.model, u), **settings)
+def _clp(u: float, **options) -> Plan:
+    settings = defaults(defenses.clp) | {"u": u} | options
+    return _weights(lambda case: defenses.clp(case.model, u, **options), **settings)
 
 
 FINE_TUNING = {"epochs": 20, "lr": 0.01, "batch": 32}
@@ -372,6 +372,8 @@ PLANS: dict[str, Plan] = {
     "fine-tuning, lr 0.05": _tuned(defenses.finetune, **FINE_TUNING | {"lr": 0.05}),
     "clp, u = 3": _clp(3.0),
     "clp, u = 2.5": _clp(2.5),
+    "clp, u = 3, paired by order": _clp(3.0, pairing="order"),
+    "clp, u = 3, as released": _clp(3.0, pairing="order", released=True),
     "clp, u on held-out images": Plan(_clp_held, clean=False, held=True),
     "random channels": _weights(_random),
     "linf": Plan(_linf, held=True, settings=LINF, shares="inverted"),
