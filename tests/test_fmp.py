@@ -722,3 +722,9 @@ def test_no_signature_knows_the_other_side():
         text = str(inspect.signature(f))
         for word in ("Attack", "Poisoned", "attack", "trigger", "target", "poison"):
             assert word not in text, f"{f.__name__}{text}"
+
+
+def test_a_transformer_is_told_that_little_of_it_is_seen():
+    model, images = build("vit", classes=3, width=8), random_images(6, side=32)
+    with pytest.warns(UserWarning, match="only 1.conv_proj is a conv"):
+        fmp(model.eval(), images, p=4, epochs=0, n=6, generator=gen())

@@ -311,6 +311,13 @@ def _known(model: nn.Module, images: Images, layers: Sequence[str] | None) -> li
             "FMP needs a convolution, and this model has none that runs; take a "
             "defense that prunes something else."
         )
+    transformer = any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
+    if transformer and layers is None:
+        warnings.warn(
+            f"of this transformer only {', '.join(known)} is a convolution: FMP sees "
+            "the maps of no other layer.",
+            stacklevel=4,
+        )
     layers = known if layers is None else list(layers)
     if not layers:
         raise ValueError(f"layers names no layer; choose from {', '.join(known)}.")

@@ -215,8 +215,9 @@ def nad(
     layers = stages(model, clean)[-len(betas) :] if layers is None else list(layers)
     if len(layers) != len(betas):
         raise ValueError(
-            f"NAD needs a layer with feature maps for each of its {len(betas)} betas, "
-            f"but there are {len(layers)}; change betas, or name the layers."
+            f"NAD compares feature maps, one layer for each of its {len(betas)} betas, "
+            f"but there are {len(layers)} (a transformer's maps have one size); change "
+            "betas, or name the layers."
         )
     for net in (model,) if teacher is None else (model, teacher):
         for name, maps in outputs(net, clean.x[:1], layers).items():
