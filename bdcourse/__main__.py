@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         "--defenses",
         nargs="+",
         default=(),
-        help="names (default: six and a sweep), or: all",
+        help="names (default: six and a sweep), or: all, or: everything (with what "
+        "varies inside a method)",
     )
     b.add_argument(
         "--zoo", nargs="*", help="victims of the course, by name, instead of --data"

@@ -33,7 +33,7 @@ from bdcourse import looks, metrics, victims
 from bdcourse.attacks import ATTACKS
 from bdcourse.data import BUILT_IN, Splits
 from bdcourse.models import MODELS
-from bdcourse.plans import ORACLES, PLANS, Case, notes
+from bdcourse.plans import ABLATIONS, ORACLES, PLANS, Case, notes
 from bdcourse.recipes import (
     DRAWN,
     SIGNS_OPTIONS,
@@ -250,9 +250,9 @@ def run(
         options: attack name -> arguments of its `craft`, and entries of the recipe
             such as "rate" or "epochs", for which its benign twin is then trained too;
             default :data:`recipes.SIGNS_OPTIONS` for the built-in signs.
-        defenses: names from `bdcourse.plans.PLANS`; ("all",) means all of them, default
-            :data:`tables.DEFENSES` and the sweep of CLP. "none" measures the victim as
-            it is.
+        defenses: names from `bdcourse.plans.PLANS`, default :data:`tables.DEFENSES` and
+            the sweep of CLP; ("all",) means all but `plans.ABLATIONS`, ("everything",)
+            those as well. "none" measures the victim as it is.
         budgets: how many clean images the defender really gets, of his share; None is
             all of it.
         draws: which of them: each number is another random choice and another seed of
@@ -336,8 +336,10 @@ def run_zoo(
 def _wanted(names: Sequence[str]) -> list[str]:
     """Names of plans, checked."""
     wanted = list(dict.fromkeys(names or (*DEFENSES, SWEEP)))
-    if "all" in wanted:
+    if "everything" in wanted:
         wanted = [*PLANS, SWEEP]
+    elif "all" in wanted:
+        wanted = [*(n for n in PLANS if n not in ABLATIONS), SWEEP]
     if wrong := set(wanted) - {*PLANS, SWEEP}:
         raise ValueError(
             f"unknown defense {sorted(wrong)[0]!r}; choose from "

@@ -158,6 +158,7 @@ def _mark(cell: NotebookNode, name: str, **what) -> None:
     cell.metadata["nbgrader"] = {"grade_id": name, "schema_version": 3, **flags, **what}
     tags = [t for t in cell.metadata.get("tags", []) if t != "hide-input"]
     cell.metadata["tags"] = tags
+    cell.metadata.pop("jupyter", None)  # a lesson folds its answers, an exam must not
 
 
 def _without_marks(found: re.Match) -> str:

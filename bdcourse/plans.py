@@ -466,6 +466,11 @@ PLANS: dict[str, Plan] = {
 }
 for _name in ("anp, 10 points", "rnp, 10 points"):
     PLANS[f"{_name}, random channels"] = _as_many(_name)
+# Lines that vary what is inside a method, for the lesson on it.
+INNER = ("fip, ", "fast fip, ", "fmp, p = 16, rel", "fmp, p = 16, mask", "clp, u = 3, ")
+ABLATIONS = frozenset(
+    name for name in PLANS if name.startswith(INNER) and "eta = 0" != name[-7:]
+)
 ORACLES = frozenset(name for name in PLANS if name.endswith("(oracle)"))
 
 

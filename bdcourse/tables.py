@@ -352,6 +352,28 @@ def attack_success(
     return found
 
 
+def by_budget(
+    name: str, defenses: Sequence[str], budgets: Sequence[int | None], **key
+) -> dict[str, dict[int | None, list[float] | None]]:
+    """ACC, ASR and RA, 0..1, by the number of clean images: means over the victims that
+    pass the gate, None where one of them has no row.
+
+    Args:
+        budgets: as in the rows; None is all of the defender's share.
+        name, defenses, key: see :func:`grid`.
+    """
+    rows = results(name).select(**key)
+    strong = {r["attack"] for r in rows if r["attack"] != "none" and not r["weak"]}
+    found: dict[str, dict[int | None, list[float] | None]] = {}
+    for d in defenses:
+        for budget in budgets:
+            some = [r for r in rows if r["defense"] == d and r.get("budget") == budget
+                    and r["attack"] in strong and "acc" in r]  # fmt: skip
+            whole = {r["attack"] for r in some} == strong
+            found.setdefault(d, {})[budget] = _means(some, SCORES) if whole else None
+    return found
+
+
 def ranking(
     name: str,
     defenses: Sequence[str],

@@ -112,16 +112,16 @@ show.images(
 #
 # ### Exercise 1: take a batch
 #
-# *Difficulty 1 of 5, importance 3 of 5, 5 minutes.* Complete `take`. In the copy of a lesson
-# that students get, the lines between the two markers are missing; here you see the
-# reference answer, folded away. Write your own first.
+# *Difficulty 1 of 5, importance 3 of 5, 5 minutes.* Complete `take`. In the copies that
+# `make student` writes to `student/`, the lines between the two markers are missing. In
+# `notebooks/` and in the book the reference answer is there, folded. Write your own first.
 #
 # > **Hint 1.** A tensor of positions works as an index: `x[index]`, and in the same way for y.
 # >
 # > **Hint 2.** Bytes become numbers with `.float()`; the largest byte, 255, must become 1.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def take(x, y, index):
     """The images and labels at `index`.
 
@@ -305,6 +305,7 @@ check.claim(
 # | [07 MNP, a reconstruction](07_mnp.ipynb) | learn masks from a network that has forgotten its task |
 # | [08 FIP](08_fip.ipynb) | lead a network to smoother ground, and ask whether that is the cure |
 # | [08b Sharpness](08b_sharpness.ipynb) | measure and draw minima, and find what a repair consists of |
+# | [09 The showdown](09_showdown.ipynb) | read a table of all defenses, and say what its order is worth |
 #
 # - **Predict cells** ask you to commit to a number first. A wrong guess that you have written
 #   down teaches more than a right one that you only thought.

@@ -91,7 +91,7 @@ g = torch.Generator().manual_seed(0)
 # > before columns; height and width are the last two entries of `patch.shape`.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def stamp(x, patch, row, col):
     """Write `patch` (c or 1, ph, pw) into every image of x (n, c, h, w), pixels in [0, 1].
 
@@ -137,7 +137,7 @@ check.reveal(guess, round(255 * change.item()), "gray levels")
 # > **Hint 2.** A picture (c, h, w) broadcasts over a batch (n, c, h, w) by itself.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def blend(x, picture, alpha):
     """Mix `picture` (c, h, w) with weight `alpha` into x (n, c, h, w); new tensor."""
     ### BEGIN SOLUTION
@@ -188,7 +188,7 @@ show.images(
 # > the labels and the roles.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def poison(x, y, rate, target, trigger, generator):
     """Poison a share `rate` of the images.
 
@@ -366,7 +366,7 @@ show.Table(rows)
 # > $1 - (1 - q)^2$.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def lost(pad, start, size, side):
     """Share of random crops that keep no pixel of a square patch, in 0..1."""
     ### BEGIN SOLUTION
@@ -475,7 +475,7 @@ gallery(
 # > **Hint 2.** `.clamp(0, 1)` at the end.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def stripes(x, delta, f):
     """SIG's trigger on x (n, c, h, w) in [0, 1]: amplitude `delta`, `f` periods; new tensor."""
     ### BEGIN SOLUTION

@@ -87,7 +87,7 @@ print(len(test), "test images; WaNet bends with strength", warped.attack.strengt
 # > **Hint 3.** Divide the displacement by `size`, add, and clamp to [-1, 1].
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def bend(grid, strength, size):
     """WaNet's sampling grid: control points (2, k, k), x before y -> (1, size, size, 2)."""
     ### BEGIN SOLUTION
@@ -153,7 +153,7 @@ show.images(
 # > **Hint 3.** Roles as in lesson 01: 0 clean, 1 poison; new is 2, cover.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def noise_mode(x, y, target, p, c, trigger, noisy):
     """One batch as WaNet's author trains on it.
 
@@ -303,7 +303,7 @@ check.claim("Strength 0 is no trigger.", (metrics.predict(warped.model, still) =
 # > **Hint 1.** One line. Where the mask is 0 the image stays, where it is 1 the pattern replaces it.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def own_trigger(x, m, p):
     """x and p (n, c, h, w), m (n, 1, h, w), all in [0, 1] -> the triggered images."""
     ### BEGIN SOLUTION
@@ -335,7 +335,7 @@ check.own_trigger(own_trigger)
 # > **Hint 3.** Add 1e-7 below the line, or two equal patterns give infinity.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def diversity(x1, x2, p1, p2):
     """Mean over pairs of RMS(x1 - x2) / RMS(p1 - p2); all (n, c, h, w) -> one number."""
 

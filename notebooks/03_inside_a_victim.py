@@ -85,7 +85,7 @@ print(len(test), "test images, target class", test.classes[target])
 # > **Hint 3.** Success is the target label, not any wrong label.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def asr(said, y, target):
     """Attack success rate, a share in 0..1.
 
@@ -111,7 +111,7 @@ check.asr(asr)
 # > **Hint 2.** Same rows as before; now compare with the true label.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def ra(said, y, target):
     """Recovered accuracy, a share in 0..1; arguments as in `asr`."""
     ### BEGIN SOLUTION
@@ -251,7 +251,7 @@ show.Table(rows, caption="The same pruning curves, read three times")
 # > **Hint 2.** Norm first, mean over images last. The other order lets opposite changes cancel.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def tac(clean, triggered):
     """Trigger-activated change: feature maps (n, c, h, w), twice -> (c,)."""
     ### BEGIN SOLUTION
@@ -414,7 +414,7 @@ check.claim("No pruning by TAC up to 20 channels costs 5 points of accuracy.",
 # > **Hint 3.** Cut negative values after the sum, not before: evidence against must count.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def cam(maps, gradients):
     """Grad-CAM before scaling: maps and gradients (n, c, h, w) -> (n, h, w)."""
     ### BEGIN SOLUTION

@@ -83,7 +83,7 @@ victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"
 # > would give the Frobenius norm.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def sigma(weight):
     """Largest singular value of each output channel: (c_out, c_in, kh, kw) -> (c_out,)."""
     ### BEGIN SOLUTION
@@ -151,7 +151,7 @@ show.scatter(
 # > **Hint 3.** `eps` is added below the root.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def score(sigma, gamma, var, eps):
     """Lipschitz score of a convolution followed by BatchNorm; all (c,), eps a number."""
     ### BEGIN SOLUTION
@@ -175,7 +175,7 @@ print(score(torch.tensor([2.0]), torch.tensor([0.5]), torch.tensor([0.25]), 0.0)
 # > **Hint 2.** `Tensor.std()` divides by $n - 1$, as the authors' code does. One-sided: insensitive channels are no threat.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def outliers(scores, u):
     """Which channels of a layer lie above mean + u std: (c,) -> bool (c,)."""
     ### BEGIN SOLUTION
@@ -199,7 +199,7 @@ check.outliers(outliers)
 # > **Hint 3.** $\mathrm{std} = 1/\sqrt{n}$, so $z = (1 - 1/n)\sqrt{n}$.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def largest_z(n):
     """The largest z-score (unbiased deviation) that any of n channels can have."""
     ### BEGIN SOLUTION
@@ -243,7 +243,7 @@ for extreme in (6, 7):
 # > to zero, $\beta - \gamma \mu / \sqrt{v}$ does.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def switch_off(bn, channels):
     """Zero the output of these channels (positions, int64) of a BatchNorm2d, in place."""
     ### BEGIN SOLUTION

@@ -94,7 +94,7 @@ victim, twin, lf = (victims.zoo(n) for n in ("badnets", "benign", "lf"))
 # > **Hint 3.** The deviation is the root of `var + eps`.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def folded(weight, gamma, var, eps):
     """Size of a filter with its BatchNorm: (c, c_in, kh, kw), (c,), (c,), number -> (c,)."""
     ### BEGIN SOLUTION
@@ -151,7 +151,7 @@ check.claim("So does the folded norm.", abs(size10 / size - 1).item(), 0, 0.01)
 # > **Hint 3.** Leave `bn.bias` alone.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def removal(losses, bn, k):
     """Change of each image's loss without the scale of channel k: -> (n,)."""
     ### BEGIN SOLUTION
@@ -294,7 +294,7 @@ show.lines(
 # > **Hint 3.** $w + \eta\,(g - \delta w)$.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def ascent(w, g, lr, decay):
     """Weights after one step up the loss and down the weight decay; all of w's shape."""
     ### BEGIN SOLUTION
@@ -394,7 +394,7 @@ show.bars(
 # > **Hint 3.** Keep tensors: `.item()` or `.detach()` would cut the gradient.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def mask_loss(kept, gone, masks, sizes, beta, lam):
     """J(m), one number: two scalars, two lists of (c,) tensors, two weights."""
     ### BEGIN SOLUTION
@@ -420,7 +420,7 @@ check.mask_loss(mask_loss)
 # > **Hint 3.** `.clamp(0, 1)`. By hand: $1 - 0.1 \cdot 10^{-3} \cdot 2 = 0.9998$.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def mask_step(m, v, g, lr, momentum):
     """Masks and their speed after one step of clamped SGD: all (c,) -> (m, v)."""
     ### BEGIN SOLUTION

@@ -91,7 +91,7 @@ victim, twin = victims.zoo("badnets-hard"), victims.zoo("benign-hard")
 # > **Hint 3.** $\lVert e_y - p \rVert^2 = 1 - 2 p_y + \lVert p \rVert^2$.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def score_length(x, p, y):
     """Squared length of the score: inputs (n, d), probabilities (n, k), labels (n,) -> (n,)."""
     ### BEGIN SOLUTION
@@ -148,7 +148,7 @@ check.claim("If they do not, it is above 7.", wrong, 7, 8)
 # > **Hint 3.** `torch.autograd.grad(total, weights)`, then the squares of all entries, over `len(x)`.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def one_pass_trace(model, x, generator):
     """Unbiased estimate of Tr F on pixels x (n, c, h, w), one draw of labels: a number."""
     ### BEGIN SOLUTION
@@ -289,7 +289,7 @@ show.lines(
 # > **Hint 3.** `(there - here) * norm / r` for each tensor.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def product(gradient, w, r):
     """H g: a function of a list of tensors, that list, a way -> list of tensors."""
     ### BEGIN SOLUTION
@@ -316,7 +316,7 @@ check.product(product)
 # > **Hint 3.** Three terms: `ce`, `2 * eta_f / n * hg`, and `eta_r` times hint 2.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def fip_gradient(ce, hg, f, w, w0, n, eta_f, eta_r):
     """Gradient of L by one weight tensor; all tensors of its shape."""
     ### BEGIN SOLUTION
@@ -568,7 +568,7 @@ print("Frozen:", frozen["refused"].split(":")[0])
 # > **Hint 3.** Columns of `u`, but rows of `vh`: `torch.einsum("or,oi,ri->r", u, dw, vh)`.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def change_gradient(u, vh, dw):
     """(outputs, r), (r, inputs), (outputs, inputs) -> gradient by each d_r: (r,)."""
     ### BEGIN SOLUTION

@@ -77,7 +77,7 @@ victim, twin = victims.zoo("badnets-hard"), victims.zoo("benign-hard")
 # > **Hint 3.** `(v * product(v)).sum(1)`.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def trace_draws(product, p, draws, generator):
     """v . A v for random sign vectors v of length p, each with mean Tr A: (draws,)."""
     ### BEGIN SOLUTION
@@ -121,7 +121,7 @@ check.claim("Normal numbers: it is 30.", normal.var().item(), 27, 33)
 # > **Hint 3.** At the end, for a unit vector: $v^\top A v$. The length $\lVert A v \rVert$ would lose the sign.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def top_eigenvalue(product, v, steps):
     """Eigenvalue of largest absolute value, a float; the function product maps (p,) to (p,)."""
     ### BEGIN SOLUTION
@@ -248,7 +248,7 @@ check.claim("Fine-tuning leaves over 95 % of all four.", min(v for (_, _, d), v 
 # > **Hint 3.** `.view(-1, *[1] * (w.dim() - 1))` brings the lengths into a shape that can be multiplied.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def filter_direction(w, d):
     """d (n, ...) with, in each of the n filters, the length that w has there."""
     ### BEGIN SOLUTION
@@ -336,7 +336,7 @@ for name, trace, low, high in (
 # > **Hint 3.** The mean of $m$ independent terms has a variance $m$ times smaller.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def fake_variance(lengths, m):
     """Lengths of P gradient tensors, in order, and the number of probes: a number."""
     ### BEGIN SOLUTION

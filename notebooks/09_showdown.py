@@ -123,7 +123,7 @@ render.figure(**PHOTOS, kind="grid", defenses=LINES, title=f"ASR left, %: {len(w
 # > **Hint 3.** `max(0, ...)` twice: a repair is not paid for accuracy that rose.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def balance(acc, asr, acc_after, asr_after):
     """Defense effectiveness rating of one repair, a float in 0..1."""
     ### BEGIN SOLUTION
@@ -158,15 +158,9 @@ check.reveal(guess, round(100 * frog), "%")
 ranks = tables.ranking(defenses=LINES, against="fine-tuning", **PHOTOS)
 beaten = {r["defense"]: r for r in ranks if r["der"] < frog}
 check.claim("That is more than six lines of the table get.", len(beaten), 6, 6)
-check.claim(
-    "All of these keep more accuracy than 70 % ...",
-    min(r["acc"] for r in beaten.values()),
-    0.7,
-    1,
-)
-check.claim(
-    "... and none an RA above 12 %.", max(r["ra"] for r in beaten.values()), 0, 0.12
-)
+acc, ra = ([r[k] for r in beaten.values()] for k in ("acc", "ra"))
+check.claim("All of these keep more accuracy than 70 % ...", min(acc), 0.7, 1)
+check.claim("... and none has an RA above 12 %.", max(ra), 0, 0.12)
 print(", ".join(beaten))
 
 # %% [markdown]
@@ -189,7 +183,7 @@ print(", ".join(beaten))
 # > **Hint 3.** `scores[at].mean(1)`.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def resampled_means(scores, n, generator):
     """Means of n samples with replacement, each as large as scores: (n,)."""
     ### BEGIN SOLUTION
@@ -281,7 +275,7 @@ show.points(
 # > **Hint 2.** Put infinity where accuracy is too low; then `argmin` counts in the whole list.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def by_the_test(acc, asr, least):
     """Position, an int, of the lowest asr where acc >= least; both are (n,)."""
     ### BEGIN SOLUTION
@@ -308,10 +302,14 @@ check.claim("A tenth instead of a hundredth gains over 70.", min(chosen[i + 1]["
 show.Table(chosen, "CLP on photographs, width 16: ASR that is left, by who chooses u")  # fmt: skip
 
 # %% [markdown]
-# The allowance decides; the look adds nearly nothing, because on this knob less accuracy means less backdoor, and whoever goes to the edge of the allowance ends at the same place. ANP tells the same, without any look: chosen on held-out images, with one, three and ten points allowed.
+# The allowance decides; the look adds nearly nothing, because on this knob less accuracy means less backdoor, and whoever goes to the edge of the allowance ends at the same place. ANP and RNP tell the same: with one, three and ten points of held-out accuracy allowed, and "(oracle)" with ten points and the lowest ASR.
 
-# %% tags=["figure"]
-tables.summary(PHOTOS["name"], ["anp", "anp, 3 points", "anp, 10 points"], "ANP by its allowance, mean of four", budget=2500, draw=None)  # fmt: skip
+# %% tags=["claim"]
+knobs = ["anp", "anp, 3 points", "anp, 10 points", "anp (oracle)", "rnp, 10 points", "rnp (oracle)"]  # fmt: skip
+left_by = {d: 100 * v[2500][1] for d, v in tables.by_budget(PHOTOS["name"], knobs, [2500], draw=None).items()}  # fmt: skip
+check.claim("ANP: ten points instead of one gain over 70.", left_by["anp"] - left_by["anp, 10 points"], 70, 100)  # fmt: skip
+check.claim("At ten points the examiner's look gains under 2, for both.", max(left_by[f"{m}, 10 points"] - left_by[f"{m} (oracle)"] for m in ("anp", "rnp")), -1, 2)  # fmt: skip
+tables.summary(PHOTOS["name"], knobs, "By allowance and chooser, mean of four", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]
 # So ask of each table first what a threshold may cost, then who chose it. Looking pays where more is not always more: among epochs, seeds, variants and *methods*.
@@ -344,7 +342,7 @@ check.claim("Picking by the tested victim itself: 6 to 14 points more.", 100 * g
 # > **Hint 3.** So equal points do not beat each other, and no point beats itself. `~beats.any(0)`.
 
 
-# %% tags=["exercise", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def front(acc, asr):
     """Points that no other beats, (n,) bool, from acc and asr, (n,) each."""
     ### BEGIN SOLUTION
@@ -383,31 +381,28 @@ print(", ".join(best))
 
 # %% tags=["predict", "claim"]
 guess = 30
-every = tables.results(PHOTOS["name"]).rows
 amounts = {"5,000": None, "2,500": 2500, "500": 500}
+lines = [*LINES, "fmp, random maps", "fmp, no maps"]
+by_images = tables.by_budget(PHOTOS["name"], lines, list(amounts.values()), draw=None)
+asr = {(d, n): 100 * v[1] for d, row in by_images.items() for n, v in row.items() if v}
+check.reveal(guess, round(asr["mnp, soft", 500]), "%")
+grew = {d: asr[d, 500] - asr[d, 2500] for d in ("mnp, soft", "ft-sam", "fip", "sam")}
+check.claim("FT-SAM and FIP leave as little as before.", max(grew["ft-sam"], grew["fip"]), -2, 2)  # fmt: skip
+check.claim("SAM leaves 3 to 8 points more.", grew["sam"], 3, 8)
+check.claim("Fine-tuning leaves over 80 %.", asr["fine-tuning", 500], 80, 90)
 
-
-def mean_of(defense, budget, key):
-    found = [r[key] for r in every if r["defense"] == defense and r["budget"] == budget and r["draw"] is None and r["attack"] in STRONG and "acc" in r]  # fmt: skip
-    return 100 * sum(found) / 4 if len(found) == 4 else None
-
-
-grew = {d: mean_of(d, 500, "asr") - mean_of(d, 2500, "asr") for d in ("mnp, soft", "ft-sam", "fip", "sam")}  # fmt: skip
-check.reveal(guess, round(mean_of("mnp, soft", 500, "asr")), "%")
-check.claim("Soft MNP, FT-SAM and FIP leave as little as before.", max(grew[d] for d in ("mnp, soft", "ft-sam", "fip")), -2, 2)  # fmt: skip
-check.claim("Fine-tuning with 500 images leaves over 80 %.", mean_of("fine-tuning", 500, "asr"), 80, 90)  # fmt: skip
-check.claim(
-    "SAM leaves three points more than with 2,500, or worse.", grew["sam"], 3, 8
-)
-by_draw = [r["asr"] for r in every if r["defense"] == "fine-tuning" and r["budget"] == 500 and r["attack"] == "BadNets"]  # fmt: skip
-check.claim("Fine-tuning on BadNets, five choices of the 500: 25 to 45 points apart.", 100 * (max(by_draw) - min(by_draw)), 25, 45)  # fmt: skip
-check.claim("FMP's own budget, 5,000, leaves 25 to 40 % ...", mean_of("fmp", None, "asr"), 25, 40)  # fmt: skip
-check.claim("... more than fine-tuning alone.", mean_of("fmp", None, "asr") - mean_of("fine-tuning", None, "asr"), 1, 12)  # fmt: skip
-cells = {d: {n: "/".join("" if (v := mean_of(d, b, k)) is None else f"{v:.0f}" for k in ("acc", "asr")).strip("/") for n, b in amounts.items()} for d in LINES[2:]}  # fmt: skip
-show.Table([{"defense": d, **c} for d, c in cells.items() if c["5,000"] or c["500"]], "ACC/ASR in %, mean of four, by the number of clean images")  # fmt: skip
+# %% tags=["claim"]
+five = tables.results(PHOTOS["name"]).select(defense="fine-tuning", budget=500, attack="BadNets")  # fmt: skip
+spread = [100 * r["asr"] for r in five]
+check.claim("Five choices of the 500, BadNets, fine-tuning: 25 to 45 points apart.", max(spread) - min(spread), 25, 45)  # fmt: skip
+check.claim("FMP with its own budget, 5,000, leaves 25 to 40 % ...", asr["fmp", None], 25, 40)  # fmt: skip
+check.claim("... 10 points more than after random maps, or worse ...", asr["fmp", None] - asr["fmp, random maps", None], 10, 20)  # fmt: skip
+check.claim("... and 20 less than its ten epochs after no pruning.", asr["fmp, no maps", None] - asr["fmp", None], 20, 40)  # fmt: skip
+said = lambda v: "" if v is None else f"{100 * v[0]:.0f} / {100 * v[1]:.0f}"  # noqa: E731
+show.Table([{"defense": d} | {n: said(row[b]) for n, b in amounts.items()} for d, row in by_images.items() if row[None] or row[500]], "ACC / ASR in %, mean of four, by the number of clean images")  # fmt: skip
 
 # %% [markdown]
-# Fewer images cost the tuning methods accuracy (I-BAU 7 points, FIP 3) and the pruning ones little. And *which* 500 matters: five choices put fine-tuning on BadNets anywhere between 65 and 100 %. FMP is odd: with twice the images *more* is left than with 2,500, 56 % of BadNets and 61 % of SIG, and fine-tuning alone does better.
+# Fewer images cost the tuning methods accuracy (I-BAU 7 points, FIP 3) and the pruning ones little. And *which* 500 matters: five choices put fine-tuning on BadNets anywhere between 65 and 100 %. FMP is odd: with twice the images *more* is left than with 2,500, 56 % of BadNets and 61 % of SIG, twice as much as after random maps. Its ten epochs alone leave 59 %: pruning helps, the choice of maps does not.
 #
 # ## Turn it yourself
 #
@@ -450,9 +445,9 @@ show.Table([{"claim": found[i].claim["what"], "reported": found[i].reported(), "
 # %% [markdown]
 # | method | its claim in one line | what became of it here |
 # |---|---|---|
-# | l-infinity (04) | channels that peak on the trigger can be pruned, with a guessed trigger | on photographs the last stage is the weak part: with the attacker's own trigger 93 % are left. On warped signs the guess is |
+# | l-infinity (04) | channels that peak on the trigger can be pruned, with a guessed trigger | on photographs the last stage is the weak part: with the attacker's own trigger 93 % are left; all layers ranked together, two of four fall. On warped signs the guess is |
 # | CLP (05) | the weights alone betray the backdoor | sometimes; the threshold decides, and nothing without the trigger tells where it should be |
-# | FMP (06) | maps through which little harm comes at little change are the backdoor's | removes three of four with 2,500 images, two with its own 5,000, where fine-tuning alone does better |
+# | FMP (06) | maps through which little harm comes at little change are the backdoor's | removes three of four with 2,500 images, two with its own 5,000, where random maps do better |
 # | MNP (07) | suppress what is clean, and masks find the rest | first by its mean on photographs, in the middle on signs; a reconstruction, so no verdict on the paper |
 # | FIP (08, 08b) | backdoored minima are sharper; smoothing removes them | removes them; sharper they are not in these small networks; FT-SAM does it at less cost |
 #

@@ -269,6 +269,8 @@ def solved(nb: NotebookNode) -> list[str]:
             found.append(f"exercise {i}: no function whose docstring states the task")
         if "hide-input" not in tags(cell):
             found.append(f"exercise {i}: not tagged hide-input, the book shows it open")
+        if not cell.metadata.get("jupyter", {}).get("source_hidden"):
+            found.append(f"exercise {i}: no source_hidden, JupyterLab shows it open")
     for i, cell in code_cells(nb):
         if "exercise" not in tags(cell) and BEGIN in cell.source:
             found.append(f"cell {i} holds a solution outside an exercise")

@@ -113,6 +113,8 @@ EXERCISE = f'''def half(x):
 
 def code(source: str, *tags: str, outputs: tuple = ()) -> NotebookNode:
     metadata = {"tags": list(tags)} if tags else {}
+    if "exercise" in tags:
+        metadata["jupyter"] = {"source_hidden": True}
     return new_code_cell(source, metadata=metadata, outputs=list(outputs))
 
 

@@ -185,6 +185,22 @@ def test_few_victims_have_so_few_tables_that_all_are_taken(tmp_path, monkeypatch
     assert "above in %" in repr(tables.ranking_table(lines))
 
 
+def test_means_by_budget_are_over_all_strong_victims_or_none(tmp_path, monkeypatch):
+    ranked_results(tmp_path, monkeypatch)
+    path = tmp_path / "hand.json"
+    rows = json.loads(path.read_text())["rows"]
+    rows += [r | {"budget": 9, "asr": 0.5} for r in rows if r["defense"] == "good"
+             and r["attack"] != "C"]  # fmt: skip
+    rows += [r | {"budget": 5, "asr": 0.25} for r in rows if r["defense"] == "good"
+             and r["attack"] in "ABC" and "budget" not in r]  # fmt: skip
+    path.write_text(json.dumps({"rows": rows}))
+    found = tables.by_budget("hand", ["good", "rare"], [None, 9, 5], draw=1)
+    assert found["good"][5] == pytest.approx([0.9, 0.25, 0.1])
+    assert found["good"][None] == pytest.approx([0.9, 1 - 2.65 / 3, 0.1])
+    assert found["good"][9] is None  # C, which passes the gate, has no row
+    assert found["rare"] == {None: None, 9: None, 5: None}
+
+
 def test_the_table_command_renders_any_selection(tmp_path, monkeypatch, capsys):
     ranked_results(tmp_path, monkeypatch)
 

@@ -26,11 +26,15 @@ MARK = re.compile(
 SHOWN = ("none", "clp, u = 3", "clp, u = 2.5", "random channels", "fine-tuning")
 # The defenses of the third table: controls, the five methods, their rivals.
 REPAIRS = (
-    "none", "fine-tuning", "random channels", "linf", "clp, u = 3", "clp, u = 2.5",
-    "fmp", "fmp, p = 16", "fmp, p = 16, random maps", "mnp, soft", "mnp, hard",
+    "none", "fine-tuning", "random channels", "linf", "linf, all layers",
+    "linf (oracle)", "linf, random channels", "clp, u = 3", "clp, u = 2.5",
+    "fmp", "fmp, random maps", "fmp, p = 16", "fmp, p = 16, random maps",
+    "fmp, no maps", "mnp, soft", "mnp, hard", "mnp, hard (oracle)",
     "mnp, soft, beta held", "mnp, random channels", "fip", "fast fip", "fip, eta = 0",
-    "sam", "fine-pruning", "anp", "anp, 3 points", "anp, 10 points", "rnp",
-    "rnp, 3 points", "rnp, 10 points", "ft-sam", "nad", "i-bau", "nc unlearning",
+    "sam", "fine-pruning", "anp", "anp, 3 points", "anp, 10 points", "anp (oracle)",
+    "anp, 10 points, random channels", "rnp", "rnp, 3 points", "rnp, 10 points",
+    "rnp (oracle)", "rnp, 10 points, random channels", "ft-sam", "nad", "i-bau",
+    "nc unlearning",
 )  # fmt: skip
 # What a defender can choose from, and how far the same go with a fifth of the images.
 CHOICES = (
