@@ -110,6 +110,8 @@ BENCH = $(PY) -m bdcourse bench --out data/results
 WANET = $(BENCH)/signs-wanet.json --rate 0.2 --lr 0.05 --attacks WaNet --defenses none
 FIP = none fip "fip, eta = 0" "fip, eta = 0, lr 0.05" sam "fip, released" "fast fip"
 SEEDS = none fip "fip, eta = 0" sam
+PREACT = none "clp, u = 3" "clp, u = 3, paired by order" "clp, u = 3, as released" \
+  "clp, u = 2.5" "fmp, no maps" "fmp, p = 16, random maps"
 ETAS = "fip, eta = 0.001" "fip, eta = 0.002" "fip, eta = 0.01" \
   "fip, released, eta = 0.5" "fip, random direction" "fip, exact product" \
   "fip, random direction, same lengths" "fip, gaussian" \
@@ -125,9 +127,10 @@ results: $(READY)
 	  $(WANET) --width 8 --epochs 16 --options "{\"WaNet\": {$$o}}" || exit; \
 	done
 	$(BENCH)/signs-wanet.json --zoo wanet wanet-plain --defenses none
-	$(BENCH)/signs-defenses.json --zoo badnets blended wanet input-aware benign-w8 \
-	  lira tact --defenses all
-	$(BENCH)/signs-defenses.json --zoo trojan lf ssba sig --draws 0 1 2 --defenses all
+	$(BENCH)/signs-defenses.json --zoo benign-w8 badnets blended trojan ssba lf sig lira \
+	  tact wanet input-aware --draws 0 1 2 --defenses all
+	$(BENCH)/signs-preact.json --zoo badnets-preact benign-preact --defenses $(PREACT)
+	$(PY) tools/detector.py
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard blended-hard \
 	  benign-hard --defenses $(FIP)
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard --defenses $(ETAS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from bdcourse import foreign
+from bdcourse import defenses, foreign
 from bdcourse.data import Images
 from bdcourse.defenses import DEFENSES
 from bdcourse.metrics import evaluate, predict
@@ -638,3 +640,26 @@ def test_broken_npz(model_path, tmp_path):
     path = zipped(tmp_path, x=x, y=y, target=goal)
     gone = Path(tmp_path / "gone.pt")
     refused(FileNotFoundError, lambda: foreign.pair(gone, path), "gone.pt")
+
+
+# ------------------------------------------------------------------- what we promise
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/measuring.md"])
+def test_the_ten_lines_do_what_the_page_says(page, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parent.parent / page).read_text()
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "g," in c)
+    lines = [line for line in code.splitlines() if line]
+    assert len(lines) == 9
+    folder = tmp_path / "record" / "badnet_0_1"
+    folder.mkdir(parents=True)
+    _, _, clean = record(folder, side=32)
+    for i, y in enumerate(clean.y.tolist()):
+        picture = Image.fromarray(clean.x[i].permute(1, 2, 0).numpy())
+        for part in ("train", "test"):
+            (tmp_path / "my/images" / part / f"{y}").mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "my/images" / part / f"{y}" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(defenses, "fip", partial(defenses.fip, steps=2, batch=4))
+    exec(code.replace("n=2000", "n=12"), {})
+    assert capsys.readouterr().out.count("ACC") == 3
