@@ -63,8 +63,13 @@ class Answer:
         if not self.rows:
             return ""
         if self.claim["ours"].get("read"):
-            beside = f" ({self.others[0]:.3g})" if self.others else ""
-            return f"{self.value:.3g}{beside}"
+            what = self.claim["ours"]["read"][-1]
+            other = (
+                f" ({_name(self.beside[0])}: {self.others[0]:.3g})"
+                if self.others
+                else ""
+            )
+            return f"{NAMES.get(what, what.replace('_', ' '))} {self.value:.3g}{other}"
         beside = "; ".join(f"{_name(rows)}: {_shares(rows)}" for rows in self.beside)
         return _shares(self.rows) + (f" ({beside})" if beside else "")
 
@@ -171,15 +176,35 @@ def _figures(published: dict | None) -> str:
             "–" if published.get(k) is None else f"{100 * published[k]:.1f}"
             for k in tables.SCORES
         )
-    unit = f" {published['unit']}" if "unit" in published else ""
+    unit = published.get("unit", "")
     numbers = {k: v for k, v in published.items() if k != "unit"}
-    names = {"lambda_max": "top eigenvalue", "hessian_trace": "trace"}
+    ends = set(numbers) == {"low", "high"} and not unit  # of shares
     said = []
     for k, v in numbers.items():
-        text = f"{v:,.5g}" if isinstance(v, (int, float)) else str(v)
-        name = names.get(k, k.replace("_", " "))
-        said.append(f"{text}{unit}" if k == "value" else f"{name} {text}")
-    return ", ".join(said)
+        share = unit == "share" or ends or k.startswith(("asr", "acc"))
+        text = f"{v:,}" if isinstance(v, int) else f"{v:,.5g}"
+        text = f"{100 * v:.4g} %" if share else text
+        if k == "value":
+            said.append(text if share or not unit else f"{text} {unit}")
+        else:
+            said.append(f"{NAMES.get(k, k.replace('_', ' '))} {text}")
+    return ", ".join(said).replace(", to ", " to ").replace(", of ", " of ")
+
+
+# How the report calls what published-claims.json names in a word.
+NAMES = {
+    "lambda_max": "top eigenvalue", "hessian_trace": "trace", "acc": "ACC",
+    "asr_10": "10 % poison", "asr_5": "5 % poison", "asr_1": "1 % poison",
+    "asr_03": "0.3 % poison", "asr_drop": "ASR falls by", "acc_drop": "ACC falls by",
+    "low": "from", "high": "to", "at_u_5": "at u = 5", "p_32": "at p = 32",
+    "at_001": "at 0.01", "at_01": "at 0.1", "at_64": "at 64 pixels",
+    "at_224": "at 224 pixels", "l1": "l1 norm", "l2": "l2 norm", "linf": "maximum",
+    "matrix_inf": "matrix norm", "six": "six channels", "seven": "seven channels",
+    "gaussian_false": "false alarms of normal numbers", "sum": "sums", "rms": "RMS",
+    "value_preact": "pre-activation", "per_map_s": "seconds a map",
+    "bb": "BackdoorBench", "batched_low": "batched from", "batched_high": "to",
+    "double_low": "double backward from", "double_high": "to", "paired": "in pairs",
+}  # fmt: skip
 
 
 def tally() -> Table:
