@@ -552,7 +552,7 @@ tables.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, A
 #
 # On photographs the last stage fails as it did on the signs, and with the attacker's own trigger no less than with the guess: there the layer is the weak link. (A star marks victims that miss the gate; InputAware, one of them, is the
 # exception.) Let the channels of all layers compete, in deviations from their own layer's mean, and six channels are enough for BadNets (14 % left) and Blended (2 %); on SIG and TrojanNN the first
-# share already costs more than held-out accuracy allows, and nothing is pruned. As many random channels in the last stage leave all. Unlearning removes three of the four. On SIG it leaves more than plain fine-tuning does.
+# share already costs more than held-out accuracy allows, and nothing is pruned. (On the signs all layers together remove BadNets and TaCT.) As many random channels in the last stage leave all. Unlearning removes three of the four. On SIG it leaves more than plain fine-tuning does.
 #
 # ## Paper says, no code is released, we measure
 #

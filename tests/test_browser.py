@@ -47,12 +47,13 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 
-# "waiting" until every code cell has a number or one shows an error.
+# "waiting" until every code cell has a number or one shows an error. Beside a folded
+# answer the prompt stays empty.
 STATE = """() => {
   if (document.querySelector('[data-mime-type="application/vnd.jupyter.error"]'))
     return 'error';
   const prompts = [...document.querySelectorAll(
-    '.jp-NotebookPanel .jp-CodeCell .jp-InputPrompt')];
+    '.jp-NotebookPanel .jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)')];
   const done = prompts.every(p => /\\[\\d+\\]/.test(p.textContent));
   return prompts.length && done ? 'done' : 'waiting';
 }"""
@@ -163,7 +164,13 @@ def wait_for_kernel(page) -> None:
     raise AssertionError("the kernel did not start within 90 s")
 
 
-def test_a_slider_moves_the_picture(page, lab: str) -> None:
+def folded(notebook: Path) -> int:
+    """Cells whose source JupyterLab hides."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return sum(bool(c.metadata.get("jupyter", {}).get("source_hidden")) for c in cells)
+
+
+def test_a_slider_moves_the_picture(page, lab: str, notebook: Path) -> None:
     page.goto(f"{lab}/lab/tree/lesson.ipynb?reset", wait_until="domcontentloaded")
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
     wait_for_kernel(page)
@@ -193,6 +200,8 @@ def test_a_slider_moves_the_picture(page, lab: str) -> None:
     picture.wait_for(timeout=20_000)
     assert picture.get_attribute("src") != before[0]
     assert readout.inner_text() != before[1]
+    # The reference answer of an exercise waits to be asked for.
+    assert page.locator(".jp-CodeCell .jp-Placeholder").count() == folded(notebook)
     if path := os.environ.get("BDCOURSE_SCREENSHOT"):
         page.wait_for_timeout(500)
         page.screenshot(path=path)
