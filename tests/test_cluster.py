@@ -163,8 +163,10 @@ def test_jobs_part_by_the_work_that_they_share():
     parts = bench.Job(subject, {}, names).apart()
     assert sorted(n for p in parts for n in p.names) == sorted(names)
     of = {n: p.names for p in parts for n in p.names}
-    assert of["anp"] == ("anp", "anp, 3 points", "anp, 10 points")
-    assert of["linf"] == ("linf", "nc unlearning")
+    masks = ("anp", "anp, 3 points", "anp, 10 points", "anp (oracle)")
+    assert of["anp"] == (*masks, "anp, 10 points, random channels")
+    guesses = ("linf", "linf, all layers", "linf, random channels", "nc unlearning")
+    assert of["linf"] == guesses and of["fmp, no maps"] == ("fmp, no maps",)
     assert "mnp, random channels" in of["mnp, soft"]
     assert len({p.identity() for p in parts}) == len(parts)
 

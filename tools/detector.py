@@ -13,6 +13,7 @@ import argparse
 import time
 
 from bdcourse import data, tables, victims
+from bdcourse.bench import environment
 from bdcourse.defenses.mnp import correlation, magnitudes, saliency, score
 from bdcourse.recipes import train_victim
 from bdcourse.zoo import ENTRIES
@@ -48,6 +49,7 @@ def main() -> None:
             "rho": list(correlation(a, s).values()),
             **{kind: score(a, s, kind=kind) for kind in ("correlation", "oddities")},
             "images": IMAGES, "seconds": round(time.perf_counter() - start, 1),
+            "digest": parts.train.digest(), **environment(parts.train.x.device),
         })  # fmt: skip
         print(f"{name}: {results.rows[-1]['correlation']:.3f}", flush=True)
 
