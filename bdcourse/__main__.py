@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
 
             write(**a)
             return 0
-        return _bench(a, vars(parser.parse_args(["bench", "--out", ""])))
+        return _bench(a, b.get_default)
     except (ValueError, OSError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
@@ -155,7 +156,7 @@ def _labs(a: dict) -> int:
     return int(student(a["only"], a["out"]) > 0)
 
 
-def _bench(a: dict, usual: dict) -> int:
+def _bench(a: dict, usual: Callable[[str], object]) -> int:
     import torch
 
     from bdcourse.bench import run, run_zoo
@@ -169,7 +170,7 @@ def _bench(a: dict, usual: dict) -> int:
         raise ValueError("there is no CUDA device here; leave out --device.")
     if (zoo := a.pop("zoo")) is not None:
         alone = ("data", "attacks", "options", "seeds", "clean", "n", "size", "keep")
-        asked = [k for k in alone if a.pop(k) != usual[k]]
+        asked = [k for k in alone if a.pop(k) != usual(k)]
         if asked := [*asked, *given, *lists]:
             raise ValueError(
                 f"--zoo takes victims as they are, so --{asked[0].replace('_', '-')} "

@@ -112,11 +112,14 @@ class Subject:
 
     def parts(self) -> Splits:
         """Its images, on the device."""
-        return Splits(*(p.to(self.place()) for p in self.images()))
+        return _placed(self._source(), self.place())
 
     def images(self) -> Splits:
         """Its images, in main memory."""
-        return _images(self.source, self.clean, self.seed, self.n, self.size)
+        return _images(*self._source())
+
+    def _source(self) -> tuple:
+        return self.source, self.clean, self.seed, self.n, self.size
 
     def place(self) -> torch.device:
         """The device; without a choice, what the machine that asks has."""
@@ -159,6 +162,7 @@ class Subject:
 def forget_images() -> None:
     """A folder may hold other images than in an earlier run of this process."""
     _images.cache_clear()
+    _placed.cache_clear()
 
 
 @lru_cache(maxsize=1)  # the cells of one seed come one after the other
@@ -169,6 +173,11 @@ def _images(source, clean, seed, n, size) -> Splits:
         f"{parts.train.k} classes"
     )
     return parts
+
+
+@lru_cache(maxsize=1)  # one copy on a GPU, not one for each cell
+def _placed(source: tuple, place: torch.device) -> Splits:
+    return Splits(*(p.to(place) for p in _images(*source)))
 
 
 @dataclass(frozen=True)
@@ -524,7 +533,9 @@ def failure(e: BaseException) -> dict:
 def _prepared(job: Job) -> tuple[Case, Splits, Victim, dict]:
     subject, seed = job.subject, job.subject.seed + 1000 * job.draw
     everything = subject.parts()
-    if identity(job.key) != identity(job.key | {"digest": everything.train.digest()}):
+    if identity(job.key) != identity(
+        job.key | {"digest": subject.images().train.digest()}
+    ):
         raise ValueError(
             f"{subject.source} holds other images here than where the run was started."
         )

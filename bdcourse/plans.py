@@ -321,26 +321,22 @@ def _tuned(defense: Callable[..., Purified], held: bool = False, **given) -> Pla
     return Plan(run, held=held, settings=defaults(defense) | given)
 
 
-def _costing(name: str, drop: float, settings: dict) -> Plan:
-    """The masks of ANP or RNP with the threshold that loses at most `drop` accuracy."""
+def _costing(name: str, drop: float, settings: dict, *, oracle: bool = False) -> Plan:
+    """Learned masks with the threshold that loses at most `drop` accuracy.
+
+    Args:
+        oracle: of all such thresholds the one that an examiner takes, who has the
+            trigger.
+    """
 
     def run(case: Case) -> Purified:
         found, start = getattr(case, name), time.perf_counter()
         masks = found.log["masks"]
-        model, pruned, t = prune(case.model, masks, case.held, None, drop)
-        seconds = found.seconds + time.perf_counter() - start
-        return Purified(model, pruned, {"threshold": t}, seconds)
-
-    return Plan(run, held=True, settings=settings | {"max_drop": drop}, shares=name)
-
-
-def _oracle(name: str, drop: float, settings: dict) -> Plan:
-    """The same with the threshold that an examiner would take, who has the trigger."""
-
-    def run(case: Case) -> Purified:
-        found, start = getattr(case, name), time.perf_counter()
-        masks = found.log["masks"]
-        model, pruned, t = prune_oracle(case.model, masks, case.held, case.attack, drop)
+        if oracle:
+            cut = prune_oracle(case.model, masks, case.held, case.attack, drop)
+        else:
+            cut = prune(case.model, masks, case.held, None, drop)
+        model, pruned, t = cut
         seconds = found.seconds + time.perf_counter() - start
         return Purified(model, pruned, {"threshold": t}, seconds)
 
@@ -422,9 +418,9 @@ PLANS: dict[str, Plan] = {
     "rnp, 3 points": _costing("rnp", 0.03, RNP),
     "rnp, 10 points": _costing("rnp", 0.1, RNP),
     # What BackdoorBench's leaderboard does: ten in a hundred, and a look at the ASR.
-    "anp (oracle)": _oracle("anp", 0.1, ANP),
-    "rnp (oracle)": _oracle("rnp", 0.1, RNP),
-    "mnp, hard (oracle)": _oracle("mnp_soft", 0.03, MNP_HARD),
+    "anp (oracle)": _costing("anp", 0.1, ANP, oracle=True),
+    "rnp (oracle)": _costing("rnp", 0.1, RNP, oracle=True),
+    "mnp, hard (oracle)": _costing("mnp_soft", 0.03, MNP_HARD, oracle=True),
     "fine-pruning": _tuned(defenses.fine_pruning, held=True),
     "ft-sam": _tuned(defenses.ft_sam),
     "nad": _tuned(defenses.nad),
@@ -469,7 +465,7 @@ for _name in ("anp, 10 points", "rnp, 10 points"):
 # Lines that vary what is inside a method, for the lesson on it.
 INNER = ("fip, ", "fast fip, ", "fmp, p = 16, rel", "fmp, p = 16, mask", "clp, u = 3, ")
 ABLATIONS = frozenset(
-    name for name in PLANS if name.startswith(INNER) and "eta = 0" != name[-7:]
+    name for name in PLANS if name.startswith(INNER) and not name.endswith("eta = 0")
 )
 ORACLES = frozenset(name for name in PLANS if name.endswith("(oracle)"))
 

@@ -362,16 +362,17 @@ def by_budget(
         budgets: as in the rows; None is all of the defender's share.
         name, defenses, key: see :func:`grid`.
     """
-    rows = results(name).select(**key)
-    strong = {r["attack"] for r in rows if r["attack"] != "none" and not r["weak"]}
-    found: dict[str, dict[int | None, list[float] | None]] = {}
-    for d in defenses:
-        for budget in budgets:
-            some = [r for r in rows if r["defense"] == d and r.get("budget") == budget
-                    and r["attack"] in strong and "acc" in r]  # fmt: skip
-            whole = {r["attack"] for r in some} == strong
-            found.setdefault(d, {})[budget] = _means(some, SCORES) if whole else None
-    return found
+    by = {b: _by_victim(name, key | {"budget": b}) for b in budgets}
+    strong = {who for of in by.values() for who, rows in of.items() if _passes(rows)}
+
+    def means(d: str, budget: int | None) -> list[float] | None:
+        rows = [by[budget].get(who, {}).get(d) for who in strong]
+        if not all(rows):
+            return None
+        victims = [dict(zip(SCORES, _means(r, SCORES), strict=True)) for r in rows]
+        return _means(victims, SCORES)
+
+    return {d: {b: means(d, b) for b in budgets} for d in defenses}
 
 
 def ranking(

@@ -372,6 +372,12 @@ def test_controls_take_as_many_as_the_method(monkeypatch):
     assert PLANS["fmp, no maps"].run(case) == {}
 
 
+def test_all_leaves_out_what_varies_inside_a_method():
+    usual, more = (set(bench._wanted([w])) for w in ("all", "everything"))
+    assert more - usual == plans.ABLATIONS and {"fip", "sam", "fast fip"} <= usual
+    assert more == {*PLANS, bench.SWEEP}
+
+
 def test_plans_say_how_they_run():
     for name, plan in PLANS.items():
         json.dumps(plan.settings, allow_nan=False)  # a row can hold them

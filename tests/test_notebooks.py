@@ -264,6 +264,7 @@ BREAKS = {
         source(3, '"""Return half of x."""', "# Half."),
         source(3, "this is not Python"),
         retag(3, "exercise"),
+        lambda nb: nb.cells[3].metadata.pop("jupyter"),
         insert(8, code(EXERCISE)),
     ],
     "checked": [

@@ -84,6 +84,10 @@ def test_means_run_over_the_attacks_named_and_missing_rows_are_told(
 def test_figures_read_well():
     assert report._figures({"acc": 0.9, "asr": 0.012, "ra": None}) == "90.0 / 1.2 / –"
     assert report._figures({"value": 20.8, "unit": "s"}) == "20.8 s"
+    assert report._figures({"value": 0.59, "unit": "share"}) == "59 %"
+    ends = {"low": 0.192, "high": 0.6541}
+    assert report._figures(ends) == "from 19.2 % to 65.41 %"
+    assert report._figures(ends | {"unit": "times"}) == "from 0.192 to 0.6541"
     both = {"lambda_max": 573.8, "hessian_trace": 6625.8}
     assert report._figures(both) == "top eigenvalue 573.8, trace 6,625.8"
     assert report._figures({"claim": True}) == report._figures(None) == ""

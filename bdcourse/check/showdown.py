@@ -82,12 +82,13 @@ def front(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     acc, asr = torch.tensor([0.9, 0.9, 0.8]), torch.tensor([0.1, 0.2, 0.1])
     out = call(name, fn, acc, asr)
     need(
-        out.tolist() == [True, False, False],
+        not out.all(),
         name,
         "wants a winner to be better in both; better in one and equal in the other "
         "is enough.",
         2,
     )
+    _front_is(name, out, acc, asr)
     passed(name)
 
 
