@@ -131,6 +131,7 @@ results: $(READY)
 	  tact wanet input-aware --draws 0 1 2 --defenses all
 	$(BENCH)/signs-preact.json --zoo badnets-preact benign-preact --defenses $(PREACT)
 	$(PY) tools/detector.py
+	$(PY) tools/edge.py
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard blended-hard \
 	  benign-hard --defenses $(FIP)
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard --defenses $(ETAS)
