@@ -643,7 +643,7 @@ display(tables.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean i
 tables.grid("cifar10-defenses", plans, "The same with all 5,000 clean images (10 %)", budget=None)  # fmt: skip
 
 # %% [markdown]
-# "No maps" is FMP's own fine-tuning after no pruning at all, the control that differs in nothing else. On the strong victims of the signs FMP is nowhere ten points better than it, and on WaNet far worse (98 against 64 %; scored with the port's step, 1/255).
+# "No maps" is FMP's own fine-tuning after no pruning at all, the control that differs in nothing else. On the strong victims of the signs FMP is nowhere ten points better than it, and on WaNet far worse (93 against 64 %; scored with the port's step, 1/255).
 # On photographs (a star marks victims that miss the gate) these ten epochs leave 55 % in the mean of the four strong victims, 18 % after one *random* map in each layer, 14 % after FMP's choice. So most of what FMP removes is removed by pruning anything before tuning.
 # What its choice adds depends on the attack: 13 to 30 points on BadNets and TrojanNN, little on Blended and WaNet, and on SIG random maps are far better. And one draw is one draw: with all 5,000 images, the paper's own
 # 10 %, FMP leaves 31 % (p = 64) and 22 % (p = 16), random maps 16 and 12, the epochs alone 59. In the mean random maps are ahead there. (Twenty epochs with weight decay and warm-up, the fine-tuning of other lessons' tables, leave 35 and 25 %.)

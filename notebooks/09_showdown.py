@@ -229,13 +229,13 @@ tables.ranking_table(ranks[:12], "The first twelve, on photographs")
 #
 # ## Does the order travel?
 #
-# The zoo of this course has other victims: drawn signs, nearly no clean error, up to three choices of 300 clean images for each.
+# The zoo of this course has other victims: drawn signs, nearly no clean error, three choices of 300 clean images for each (FIP and SAM: one for three of the eight victims).
 #
-# **Predict.** The best on photographs by its mean was MNP, soft repair. Which place does it take on the signs, among seventeen lines (all but FIP and SAM, which were measured on five of the eight victims there)?
+# **Predict.** The best on photographs by its mean was MNP, soft repair. Which place does it take on the signs, among the nineteen lines?
 
 # %% tags=["predict", "claim"]
 guess = 3
-signs = tables.ranking("signs-defenses", [d for d in LINES if d not in ("fip", "sam")])
+signs = tables.ranking("signs-defenses", LINES)
 place = [r["defense"] for r in signs].index("mnp, soft") + 1
 check.reveal(guess, place)
 both = {r["defense"]: (100 * by[r["defense"]]["der"], 100 * r["der"]) for r in signs}
@@ -243,10 +243,10 @@ awake = [v for v in both.values() if max(v) > 55]
 travelled, without = (spearman(*torch.tensor(list(v)).T) for v in (both.values(), awake))  # fmt: skip
 check.claim("Rank correlation of the two orders: about 0.7 ...", travelled, 0.5, 0.85)
 check.claim("... and less among those that do something on either.", without, 0.1, 0.7)
-some = tables.attack_success("signs-defenses", ("fip", "sam")).items()
-some = torch.tensor([v for n, v in some if None not in v and "*" not in n]).mean(0)
-check.claim("FIP, on five of the signs' victims: 40 to 60 % left ...", 100 * some[0].item(), 40, 60)  # fmt: skip
-check.claim("... and SAM 20 to 40 %.", 100 * some[1].item(), 20, 40)
+asr = {r["defense"]: 100 * r["asr"] for r in signs}
+check.claim("On signs soft MNP leaves more than 55 % in the mean ...", asr["mnp, soft"], 55, 100)  # fmt: skip
+check.claim("... FIP and SAM 30 to 45 % each ...", max(asr["fip"], asr["sam"]) if min(asr["fip"], asr["sam"]) > 30 else 0, 30, 45)  # fmt: skip
+check.claim("... and I-BAU less than 15 %.", asr["i-bau"], 0, 15)
 print(f"{travelled:.2f} of {len(both)} lines, {without:.2f} of the {len(awake)} above 55 on either")  # fmt: skip
 
 # %% tags=["figure"]
@@ -258,8 +258,8 @@ show.points(
 )  # fmt: skip
 
 # %% [markdown]
-# The best on signs (I-BAU, FT-SAM, inverted triggers, ANP with ten points) are good on photographs, too; MNP and, most of all, FMP fall. One explanation fits most of it: on signs the clean loss of a trained network is almost zero, and with it the gradient of what repairs by descending the clean loss,
-# while those four look for a perturbation first and have something to descend. But the two sides also differ in attacks, number of images and training, and soft MNP removes WaNet of the signs entirely, and BadNets with one choice of the clean images, not with the other. FIP and SAM, on five of the eight, leave 50 and 30 % in the mean. "Which defense is best?" has no answer without "on what?".
+# The best on signs (I-BAU, inverted triggers, FT-SAM, SAM) are good on photographs, too; MNP and, most of all, FMP fall. One explanation fits most of it: on signs the clean loss of a trained network is almost zero, and with it the gradient of what repairs by descending the clean loss,
+# while those four look for a perturbation first and have something to descend. But the two sides also differ in attacks, number of images and training, and the choice of the 300 images alone can decide: soft MNP leaves 0, 79 and 0 % of BadNets, FT-SAM 1, 60 and 89, I-BAU 61, 15 and 30 % of TaCT. "Which defense is best?" has no answer without "on what?".
 #
 # ## Who chose?
 #

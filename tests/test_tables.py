@@ -107,6 +107,39 @@ def test_pages_show_what_was_measured(page):
         assert text.count("| none |") == 7
 
 
+def test_what_the_guide_says_about_signs_is_what_the_rows_say():
+    text = " ".join((pages.ROOT / "book/choosing.md").read_text().split())
+    lines = (
+        "i-bau",
+        "nc unlearning",
+        "ft-sam",
+        "anp, 10 points",
+        "mnp, soft",
+        "fip",
+        "sam",
+    )
+    left = tables.attack_success("signs-defenses", lines)
+    strong = {
+        v: dict(zip(lines, row, strict=True)) for v, row in left.items() if "*" not in v
+    }
+    assert len(strong) == 8
+    gone = {d: {v for v in strong if strong[v][d] < 0.15} for d in lines}
+    mean = {d: round(100 * tables.mean([strong[v][d] for v in strong])) for d in lines}
+    assert len(gone["i-bau"]) == 5 and "five of eight below 15 %" in text
+    assert (
+        max(v["i-bau"] for v in strong.values()) < 0.355 and "35 % left of any" in text
+    )
+    assert gone["nc unlearning"] == {"badnets", "trojan", "tact", "lira"}
+    assert "removed BadNets, TrojanNN, TaCT and LIRA" in text
+    assert min(strong[v]["nc unlearning"] for v in ("blended", "lf")) > 0.9
+    assert {len(gone[d]) for d in ("ft-sam", "anp, 10 points")} == {2}
+    assert "removed two each" in text
+    assert gone["mnp, soft"] == {"wanet"} and "soft MNP removed one of eight" in text
+    assert (
+        f"FIP and SAM left {mean['fip']} % each" in text and mean["fip"] == mean["sam"]
+    )
+
+
 def test_no_committed_file_holds_a_cell_twice():
     for f in sorted(tables.RESULTS.glob("*.json")):
         if not f.stem.startswith("published"):
