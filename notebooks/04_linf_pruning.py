@@ -456,7 +456,7 @@ show.Picture(fig,
     "In 16 by 16 and 8 by 8 it starts level and falls behind from 24 pixels on; in 4 by 4 all three are near one hundred percent throughout.")  # fmt: skip
 
 # %% [markdown]
-# There is the paper's edge, and its limits, measured. On large maps a small trigger is seen by the maximum and hardly by the sum. They cross near 16 pixels, a quarter of the image. For a trigger that
+# There is the paper's edge, and its limits, measured. On large maps a small trigger is seen by the maximum and hardly by the sum. The curves meet between 16 and 24 pixels, a quarter to half of the image. For a trigger that
 # is everywhere the *mean* growth is alike, as the formula says; but one position varies more from image to image than a sum does, so the maximum separates *worst*. In small maps the edge is gone, and not for
 # their size alone (a square covers the same share of every map): deeper positions see more of the image, and in the last stage the network has all but decided for the target.
 #
@@ -568,7 +568,7 @@ tables.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, A
 # |---|---|---|
 # | set-up | GTSRB, AlexNet | drawn signs, ResNet-18 of width 16 |
 # | ASR | 81.6 to 48.4 %, by a public summary; not stated there whether with the real trigger | 100 to below 5 % (patch, first stage), with the real one |
-# | norm | $\ell_\infty$ beats $\ell_1$ and $\ell_2$ | hardly a difference in the ranking; in telling single images apart it wins on large maps and small triggers, and loses once the trigger covers more than a quarter of the image |
+# | norm | $\ell_\infty$ beats $\ell_1$ and $\ell_2$ | hardly a difference in the ranking; in telling single images apart it wins on large maps and small triggers, and loses where the trigger covers half of the image or more |
 # | layer | the last, by that summary | the worst of four stages for one victim, the only good one for others; all together removes two of four on photographs |
 # | trigger | "synthetic", optimizer not known to us | Neural Cleanse's objective; real and guessed success side by side |
 #
