@@ -229,7 +229,7 @@ tables.ranking_table(ranks[:12], "The first twelve, on photographs")
 #
 # ## Does the order travel?
 #
-# The zoo of this course has other victims: drawn signs, nearly no clean error, three choices of 300 clean images for each (FIP and SAM: one for three of the eight victims).
+# The zoo of this course has other victims: drawn signs, nearly no clean error, three choices of 300 clean images for each (FIP and SAM: one or two for three of the eight victims).
 #
 # **Predict.** The best on photographs by its mean was MNP, soft repair. Which place does it take on the signs, among the nineteen lines?
 
@@ -245,7 +245,7 @@ check.claim("Rank correlation of the two orders: about 0.7 ...", travelled, 0.5,
 check.claim("... and less among those that do something on either.", without, 0.1, 0.7)
 asr = {r["defense"]: 100 * r["asr"] for r in signs}
 check.claim("On signs soft MNP leaves more than 55 % in the mean ...", asr["mnp, soft"], 55, 100)  # fmt: skip
-check.claim("... FIP and SAM 30 to 45 % each ...", max(asr["fip"], asr["sam"]) if min(asr["fip"], asr["sam"]) > 30 else 0, 30, 45)  # fmt: skip
+check.claim("... FIP and SAM 30 to 60 % each ...", max(asr["fip"], asr["sam"]) if min(asr["fip"], asr["sam"]) > 30 else 0, 30, 60)  # fmt: skip
 check.claim("... and I-BAU less than 15 %.", asr["i-bau"], 0, 15)
 print(f"{travelled:.2f} of {len(both)} lines, {without:.2f} of the {len(awake)} above 55 on either")  # fmt: skip
 
@@ -259,7 +259,7 @@ show.points(
 
 # %% [markdown]
 # The best on signs (I-BAU, inverted triggers, FT-SAM, SAM) are good on photographs, too; MNP and, most of all, FMP fall. One explanation fits most of it: on signs the clean loss of a trained network is almost zero, and with it the gradient of what repairs by descending the clean loss,
-# while those four look for a perturbation first and have something to descend. But the two sides also differ in attacks, number of images and training, and the choice of the 300 images alone can decide: soft MNP leaves 0, 79 and 0 % of BadNets, FT-SAM 1, 60 and 89, I-BAU 61, 15 and 30 % of TaCT. "Which defense is best?" has no answer without "on what?".
+# while those four look for a perturbation first and have something to descend. But the two sides also differ in attacks, number of images and training, and the choice of the 300 images alone can decide: soft MNP leaves 0, 79 and 0 % of BadNets, FT-SAM 1, 60 and 89, FIP 0 and 100, I-BAU 61, 15 and 30 % of TaCT. "Which defense is best?" has no answer without "on what?".
 #
 # ## Who chose?
 #
