@@ -445,14 +445,14 @@ for ax, maps in zip(axes.flat, (32, 16, 8, 4), strict=True):
     )  # fmt: skip
     every[maps] = {k: dict(zip(sizes, v, strict=True)) for k, v in apart.items()}
     ax.set(ylim=(45, 104), xticks=sizes)
-check.claim("Smallest trigger, 32 by 32: with every seed the maximum above 95 %, the sum below 75 %.", min(every[32]["l-infinity"][4]) - 0.95 if max(every[32]["l1"][4]) < 0.75 else -1, 0, 1)  # fmt: skip
-check.claim("Whole image, 16 by 16: the sum above 95 %, the maximum below 92 %.", min(every[16]["l1"][32]) - 0.95 if max(every[16]["l-infinity"][32]) < 0.92 else -1, 0, 1)  # fmt: skip
+check.claim("Smallest trigger, 32 by 32: with every seed the maximum above 95 %, the sum below 75 %.", min(*(v - 0.95 for v in every[32]["l-infinity"][4]), *(0.75 - v for v in every[32]["l1"][4])), 0, 1)  # fmt: skip
+check.claim("Whole image, 16 by 16: the sum above 95 %, the maximum below 92 %.", min(*(v - 0.95 for v in every[16]["l1"][32]), *(0.92 - v for v in every[16]["l-infinity"][32])), 0, 1)  # fmt: skip
 check.claim("4 by 4: whatever the trigger and the norm, above 90 %.", min(t["auroc"] for _, _, t in flat if t["height"] == 4), 0.9, 1)  # fmt: skip
-saved = {k: {(s, n) for s, n, t in flat if t["norm"] == k and t["asr"] < 0.15} for k in norms}  # fmt: skip
-check.claim("Pruned in some stage to an ASR below 15 %: ten of fifteen by l-infinity, ten by l1.", len(saved["l-infinity"]) if len(saved["l1"]) == 10 else 0, 10, 10)  # fmt: skip
+saved = [len({(s, n) for s, n, t in flat if t["norm"] == k and t["asr"] < 0.15}) for k in norms]  # fmt: skip
+check.claim("Pruned in some stage to an ASR below 15 %: ten of fifteen by l1, eight by l2, ten by l-infinity.", saved == [10, 8, 10], True, True)  # fmt: skip
 show.Picture(fig,
     "How well one channel's norm separates triggered from clean images, against the side of the trigger, in four panels by the size of the maps; lines are means of three seeds, bands their range. "
-    "In maps of 32 by 32 the l-infinity norm is near one hundred percent for the smallest trigger, where l1 is near 60 and l2 near 70; they meet at sixteen pixels, and for the whole image l-infinity is lowest. "
+    "In maps of 32 by 32 the l-infinity norm is near one hundred percent for the smallest trigger, where l1 is near 60 and l2 near 70; l2 meets it at sixteen pixels and l1 at twenty-four, and for the whole image l-infinity is lowest. "
     "In 16 by 16 and 8 by 8 it starts level and falls behind from 24 pixels on; in 4 by 4 all three are near one hundred percent throughout.")  # fmt: skip
 
 # %% [markdown]
@@ -461,7 +461,7 @@ show.Picture(fig,
 # their size alone (a square covers the same share of every map): deeper positions see more of the image, and in the last stage the network has all but decided for the target.
 #
 # Separating is not repairing. Ranked by the attacker's own trigger, the $\ell_\infty$ rule takes ten of these fifteen below 15 % ASR in one stage or another, the $\ell_1$ rule as many. For the smallest
-# trigger that stage is the last, which was the worst above; for larger ones the second, third or last. No stage is right for all, and which one it is, a defender does not see.
+# trigger that stage is the last, which was the worst above; for larger ones the second, third or last. No stage is right for all, and a defender has only the success of his guess to tell which.
 
 # %% tags=["figure"]
 tac = activations.tac(gated(victim.model, "layer1", clean.shape)[0], test[:300], victim.attack, ["layer1.gate"])["layer1.gate"]  # fmt: skip
