@@ -234,7 +234,7 @@ def lines(
                 low, high = (factor * np.asarray(s, dtype=float) for s in spread[name])
                 ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
             ends.append((values[-1], name, colour))
-        if percent:
+        if percent and ax.get_autoscaley_on():  # unless the caller chose a range
             ax.set_ylim(-4, 104)
         if invert_x:
             ax.invert_xaxis()
@@ -251,13 +251,19 @@ def lines(
                 fontsize=10,
                 color=QUIET,
             )
-        # Labels must not overlap: spread them upwards from the lowest.
-        gap, last = 0.09 * (high - low) * 3.2 / height, -np.inf
-        for value, name, colour in sorted(ends):
-            last = max(value, last + gap)
+        # Labels must not overlap: spread them upwards from the lowest, then push down
+        # what has gone further above the axes than one label.
+        gap, ends = 0.09 * (high - low) * 3.2 / height, sorted(ends)
+        heights, last, top = [], -np.inf, high + gap
+        for value, _, _ in ends:
+            heights.append(last := max(value, last + gap))
+        for i in reversed(range(len(heights))):
+            heights[i] = min(heights[i], top)
+            top = heights[i] - gap
+        for level, (_, name, colour) in zip(heights, ends, strict=True):
             ax.annotate(
                 name,
-                (x[-1], last),
+                (x[-1], level),
                 xytext=(8, 0),
                 textcoords="offset points",
                 va="center",

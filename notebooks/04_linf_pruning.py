@@ -151,8 +151,11 @@ show.lines(
 # $$\min_{m, \Delta}\; \mathbb{E}_x\, \mathrm{CE}\big(f(T(x)), t\big) + \lambda \lVert m \rVert_1, \qquad T(x) = (1 - m) \odot x + m \odot \Delta .$$
 #
 # Every label has a solution; with enough pixels any image can be made a "50". A backdoored label should need far fewer. This is
-# Neural Cleanse. $\lambda$ is not fixed: it doubles while the stamp works on 99 % of the images and shrinks while it does not, and what counts is each label's smallest mask *that works*. Only
-# such masks may be compared.
+# Neural Cleanse. What counts is each label's smallest mask *that works*; only such masks may be compared.
+#
+# In the code $m$ and $\Delta$ are $\tfrac12 + \tfrac12 \tanh$ of free numbers, which keeps them in $[0, 1]$; they start at random, and Adam moves them, with four images per label and step. Every ten steps one
+# looks: after five looks in a row at which the stamp worked on 99 % of the images $\lambda$ doubles, after five at which it did not it is divided by $2^{1.5}$. A label stops after 25 looks
+# that have not made its mask 1 % smaller.
 #
 # ### Exercise 3: the stamp
 #
@@ -174,8 +177,8 @@ check.put_on(put_on)
 
 # %% [markdown]
 # `invert_trigger` searches all labels at once: a batch holds every label's stamped images, and as the loss of one label has no gradient in
-# another's mask, this is the same as one search after the other, at a fraction of the launches. (300 steps at rate 0.2 from $\lambda = 0.01$ for the run time of this lesson; the package
-# takes 600 at 0.1 from 0.001.)
+# another's mask, this is the same as one search after the other, at a fraction of the launches. (300 steps of length 0.2 from $\lambda = 0.01$ for the run time of this lesson; the package
+# takes 600 of 0.1 from 0.001.)
 
 # %% tags=["method"]
 g = torch.Generator().manual_seed(0)
@@ -194,7 +197,7 @@ show.bars(
     [str(k) for k in range(12)], {"victim": found.norms.tolist(), "benign twin": control.norms.tolist()},
     title=f"What each label costs: {found.norms.min():.0f} pixels for {names[label]}", ylabel="sum of the mask, pixels", xlabel="label",
     description="Bars for twelve labels: the sum of the mask that the search found, for the victim and for its benign twin. In the victim, "
-    "the attacker's label needs a few pixels and the others between ten and well over a hundred; the twin's labels all need dozens or more.",
+    "the attacker's label needs a few pixels and the others between ten and well over a hundred; the twin's labels all need nearly fifty or more.",
 )  # fmt: skip
 
 # %% tags=["figure"]
@@ -203,18 +206,24 @@ real = victim.attack.trigger(sign)
 show.images(
     torch.cat([sign, real, ours.stamp(sign), ours.mask[None].expand(-1, 3, -1, -1), ours.pattern[None] * ours.mask]),
     ["clean", "attacker's trigger", "our guess", "guessed mask", "mask x pattern"], cols=5,
-    title="The guess finds the place, not the pattern",
-    description="A stop sign clean, with the attacker's checkerboard in the corner, and with the guessed trigger, a few colored pixels at the same "
-    "corner; then the guessed mask, dark but for these pixels, and the pattern under the mask.",
+    title="The guess is a piece of the checkerboard, one pixel off",
+    description="A stop sign clean, with the attacker's checkerboard in the corner, and with the guessed trigger, a few white pixels and a black one near the same "
+    "corner, like the left part of the checkerboard; then the guessed mask, dark but for these pixels, and the pattern under the mask.",
 )  # fmt: skip
 
 # %% tags=["claim"]
 check.claim("The smallest mask belongs to the attacker's label and has fewer than 8 pixels.", found.norms.min().item() if label == victim.attack.target else 99, 0, 8)  # fmt: skip
 check.claim("The second smallest has more than 10.", found.norms.sort().values[1].item(), 10, 1024)  # fmt: skip
 check.claim("It sends more than 90 % of the clean images there.", found.rates[label].item(), 0.9, 1)  # fmt: skip
+board = victim.attack.trigger(torch.full_like(sign, 0.5)).roll((-1, -1), (2, 3))[0]
+alike = ((ours.pattern - board).abs() < 0.4)[(ours.mask > 0.5).expand(3, -1, -1)]
+check.claim("Where its mask is on, it is the checkerboard moved by one pixel.", alike.all().item(), True, True)  # fmt: skip
+check.claim("Every other guess works too, in victim and twin: over 80 %.", min(found.rates.min(), control.rates.min()).item(), 0.8, 1)  # fmt: skip
 check.claim("The benign twin has no mask below 20 pixels.", control.norms.min().item(), 20, 1024)  # fmt: skip
 
 # %% [markdown]
+# The search has found four of the nine cells, in their colors. One pixel off is no mistake: the training crops at random, after the stamp, so the network has seen the checkerboard at every nearby place.
+#
 # ### Exercise 4: is it an outlier?
 #
 # *Difficulty 2, importance 4, 8 minutes.* Neural Cleanse flags a small norm that lies more than 2 *robust* deviations from the median $\tilde v$,
@@ -251,13 +260,13 @@ check.claim(
     "On the logarithm of the norms it does: below -3.", logs[label].item(), -50, -3
 )
 check.claim("The mask is more than ten times smaller than the median.", (found.norms.median() / found.norms.min()).item(), 10, 100)  # fmt: skip
-check.claim("Other labels of the victim lie below -2 as well.", (logs < -2).sum().item(), 2, 6)  # fmt: skip
-check.claim("No label of the benign twin lies below -3 on that scale.", anomaly_index(control.norms.log()).min().item(), -3, 0)  # fmt: skip
+check.claim("Two other labels of the victim lie below -2 as well.", (logs < -2).sum().item(), 3, 3)  # fmt: skip
+check.claim("No label of the benign twin lies below -2 on that scale.", anomaly_index(control.norms.log()).min().item(), -2, 0)  # fmt: skip
 
 # %% [markdown]
 # A mask more than ten times smaller than the median, and the published rule is silent! Norms cannot be negative, and these spread so far that
 # even a mask of *no* pixel would lie fewer than two deviations below the median. Ratios are what counts, so we look at logarithms. That is our change, made after we had seen this, and
-# it is no safe detector either: in this victim it also puts other labels below -2, similar signs first. What matters below is only which guess is the smallest.
+# it is no safe detector either: in this victim two other labels, similar signs, lie below -2 as well. What matters below is only which guess is the smallest.
 #
 # ## Rank the channels
 #
@@ -318,7 +327,7 @@ check.last_share(last_share)
 # ## The method in fifteen lines
 #
 # Where to look? The paper is said to use the last convolution. In a ResNet its output is added to a shortcut, so a channel is only gone if it is
-# switched off *behind the addition*: `gated` puts a switch there. We begin with the first stage, whose maps are 32 by 32, and compare stages afterwards.
+# switched off *behind the addition*: `gated` puts a switch there, a factor of 1 or 0 for each channel. We begin with the first stage, whose maps are 32 by 32, and compare stages afterwards.
 
 
 # %% tags=["method", "claim"]
@@ -347,7 +356,7 @@ check.claim("The true labels are back: RA above 90 %.", after.ra, 0.9, 1)
 check.claim("Accuracy stays above 97 %.", after.acc, 0.97, 1)
 
 # %% [markdown]
-# The defender never saw the trigger. He guessed it, and the guess excites most what the attacker's own trigger excites (a figure below shows it). Here is the whole path, with both success rates: of the attacker's trigger, and of the guess, which is the only one that the defender can measure.
+# The defender never saw the trigger. He guessed it, and the guess excites most what the attacker's own trigger excites (a figure below shows it). Here is the whole path, with both success rates: of the attacker's trigger, and of the guess, which is the only one that the defender can measure. With one channel off the guess is dead already, and the attacker's trigger is not.
 
 
 # %% tags=["method"]
@@ -381,9 +390,9 @@ def path(v, layer, estimate, qs, p=math.inf):
 real, own = path(victim, "layer1", ours, qs)
 show.lines(
     [16 * q for q in qs], {"ACC": [s.acc for s in real], "ASR": [s.asr for s in real], "RA": [s.ra for s in real], "ASR of the guess": [s.asr for s in own]},
-    percent=True, title="BadNets, first stage: both triggers die together", xlabel="channels switched off, of 16",
+    percent=True, title="BadNets, first stage: the guess dies first", xlabel="channels switched off, of 16",
     description="Accuracy, attack success, success of the guessed trigger and recovered accuracy against the number of channels switched off in the "
-    "first stage. Both success rates fall to zero at two channels while accuracy holds; from about four channels on accuracy falls.",
+    "first stage. The success of the guess is zero from one channel on, where the attacker's trigger still has some; that falls to zero at two. Accuracy holds up to four channels and falls clearly from six.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -422,7 +431,7 @@ show.bars(
 )  # fmt: skip
 
 # %% [markdown]
-# In three stages the norm hardly decides anything, and exercise 2 says why: it is about *ratios*. In a *difference* the background of the $\ell_1$ norm cancels: the map of
+# In three stages of this victim the norm hardly decides anything, and exercise 2 says why: it is about *ratios*. In a *difference* the background of the $\ell_1$ norm cancels: the map of
 # the predict question grows by 4 in $\ell_1$ as in $\ell_\infty$. (In $\ell_2$ by 0.9.) And a ranking only asks which channels change most, which here is plain enough for all three. In the
 # last stage the norms differ, but do not read an order into one network and sixty held-out images.
 #
@@ -431,37 +440,40 @@ show.bars(
 #
 # The paper's claim was another one: that the maximum *separates* triggered from clean images best. So measure that. Take the norm of one channel's map as a detector and ask
 # how often a triggered image has the larger value (AUROC: 50 % is chance). The channel is chosen on one half of the images and measured on the other. By the formula it should depend on the size
-# of the trigger and on that of the map, so we trained fifteen victims (`tools/edge.py`, three seeds each). Their trigger is one picture of black and white pixels, mixed half and half into a square: of 4 by 4 pixels, or larger, up to the whole image.
+# of the trigger and on that of the map, so we trained fifteen victims of width 8 (`tools/edge.py`: five sizes, three seeds each; one of them reads only 84 % of the signs). Their trigger is one picture of black and white pixels, mixed half and half into a square of 4, 8, 16, 24 or all 32 pixels a side.
 
 # %% tags=["figure", "claim"]
 edge, sizes, norms = tables.results("linf-edge").rows, (4, 8, 16, 24, 32), ("l1", "l2", "l-infinity")  # fmt: skip
 flat = [(r["options"]["size"], r["seed"], t) for r in edge for t in r["stages"]]
 (fig, axes), every = show.canvas(2, 2, height=5.6), {}
 for ax, maps in zip(axes.flat, (32, 16, 8, 4), strict=True):
+    ax.set_ylim(45, 104)
     apart = {k: [[t["auroc"] for s, _, t in flat if (s, t["height"], t["norm"]) == (size, maps, k)] for size in sizes] for k in norms}  # fmt: skip
     show.lines(
         sizes, {k: [tables.mean(u) for u in v] for k, v in apart.items()}, spread={k: ([min(u) for u in v], [max(u) for u in v]) for k, v in apart.items()},
         ax=ax, percent=True, description="", title=f"Maps of {maps} by {maps}", xlabel="side of the trigger, pixels", ylabel="AUROC, %",
     )  # fmt: skip
     every[maps] = {k: dict(zip(sizes, v, strict=True)) for k, v in apart.items()}
-    ax.set(ylim=(45, 104), xticks=sizes)
+    ax.set_xticks(sizes)
 check.claim("Smallest trigger, 32 by 32: with every seed the maximum above 95 %, the sum below 75 %.", min(*(v - 0.95 for v in every[32]["l-infinity"][4]), *(0.75 - v for v in every[32]["l1"][4])), 0, 1)  # fmt: skip
 check.claim("Whole image, 16 by 16: the sum above 95 %, the maximum below 92 %.", min(*(v - 0.95 for v in every[16]["l1"][32]), *(0.92 - v for v in every[16]["l-infinity"][32])), 0, 1)  # fmt: skip
 check.claim("4 by 4: whatever the trigger and the norm, above 90 %.", min(t["auroc"] for _, _, t in flat if t["height"] == 4), 0.9, 1)  # fmt: skip
-saved = [len({(s, n) for s, n, t in flat if t["norm"] == k and t["asr"] < 0.15}) for k in norms]  # fmt: skip
-check.claim("Pruned in some stage to an ASR below 15 %: ten of fifteen by l1, eight by l2, ten by l-infinity.", saved == [10, 8, 10], True, True)  # fmt: skip
+saved = [len({(r["options"]["size"], r["seed"]) for r in edge for t in r["stages"] if t["norm"] == k and t["asr"] < 0.1 and t["acc"] >= r["acc"] - 0.02}) for k in norms]  # fmt: skip
+check.claim("Repaired in some stage: four of fifteen by l1, five by l2, six by l-infinity.", saved == [4, 5, 6], True, True)  # fmt: skip
+left = [[t["asr"] for _, _, t in flat if t["norm"] == k] for k in ("l1", "l-infinity")]
+check.claim("In 16 of 60 stages l1 and l-infinity leave ASRs more than 20 points apart.", sum(abs(a - b) > 0.2 for a, b in zip(*left, strict=True)), 16, 16)  # fmt: skip
 show.Picture(fig,
-    "How well one channel's norm separates triggered from clean images, against the side of the trigger, in four panels by the size of the maps; lines are means of three seeds, bands their range. "
-    "In maps of 32 by 32 the l-infinity norm is near one hundred percent for the smallest trigger, where l1 is near 60 and l2 near 70; l2 meets it at sixteen pixels and l1 at twenty-four, and for the whole image l-infinity is lowest. "
-    "In 16 by 16 and 8 by 8 it starts level and falls behind from 24 pixels on; in 4 by 4 all three are near one hundred percent throughout.")  # fmt: skip
+    "How well one channel's norm separates triggered from clean images, against the side of the trigger, in four panels by the size of the maps; lines are means of three seeds, bands their range. In maps of 32 by 32 the l-infinity norm is near one hundred percent for the smallest trigger, where l1 is near 60 and l2 near 70; l2 passes it before sixteen pixels and l1 after twenty-four, and for the whole image l-infinity is lowest. In 16 by 16 it starts level with l2 and above l1, in 8 by 8 nearly level with both; in each it falls behind from 24 pixels on. In 4 by 4 all three are near one hundred percent throughout.")  # fmt: skip
 
 # %% [markdown]
-# There is the paper's edge, and its limits, measured. On large maps a small trigger is seen by the maximum and hardly by the sum. The curves meet between 16 and 24 pixels, a quarter to half of the image. For a trigger that
-# is everywhere the *mean* growth is alike, as the formula says; but one position varies more from image to image than a sum does, so the maximum separates *worst*. In small maps the edge is gone, and not for
+# There is the paper's edge, and its limits, measured. In maps of 32 by 32 a small trigger is seen by the maximum and hardly by the sum. There $\ell_2$ passes the maximum between 8 and 16 pixels, $\ell_1$ only beyond 24,
+# which is half of the image. A trigger that is everywhere leaves the maximum no advantage (if it adds the same everywhere, none at all, as in the formula), and it separates *worst*; probably because one position varies more from image
+# to image than a sum does. In maps of 8 by 8 and less the edge is gone, and not for
 # their size alone (a square covers the same share of every map): deeper positions see more of the image, and in the last stage the network has all but decided for the target.
 #
-# Separating is not repairing. Ranked by the attacker's own trigger, the $\ell_\infty$ rule takes ten of these fifteen below 15 % ASR in one stage or another, the $\ell_1$ rule as many. For the smallest
-# trigger that stage is the last, which was the worst above; for larger ones the second, third or last. No stage is right for all, and a defender has only the success of his guess to tell which.
+# Separating is not repairing. Ranked by the attacker's own trigger and with the best stage picked by his ASR, two looks that no defender has, the $\ell_\infty$ rule repairs six of these fifteen (ASR below 10 %, accuracy within two points), $\ell_2$ five
+# and $\ell_1$ four. Stage by stage $\ell_1$ and $\ell_\infty$ often differ much, in 16 of 60 cases by over 20 points, but to either side: $\ell_1$ leaves less in seven of them. For the smallest
+# trigger the stage that works is the last, which was the worst above. No stage is right for all, and a defender has only the success of his guess to tell which.
 
 # %% tags=["figure"]
 tac = activations.tac(gated(victim.model, "layer1", clean.shape)[0], test[:300], victim.attack, ["layer1.gate"])["layer1.gate"]  # fmt: skip
@@ -520,7 +532,8 @@ check.claim("The same rule with the guess: at least 20 points more.", blind.asr 
 #
 # ## Evidence, before and after
 #
-# The paper starts from this observation: with a trigger, the class activation map of a backdoored network concentrates on the trigger, real or guessed.
+# The paper starts from this observation: with a trigger, the class activation map of a backdoored network concentrates on the trigger, real or guessed. The number on each tile is the share of the map in the lower right 8 by 8 pixels, 6 % of the image. Expect a move towards
+# the trigger, not a spot on it: this layer has maps of 8 by 8.
 
 # %% tags=["figure"]
 x = test[test.y != label].pixels()
@@ -533,7 +546,7 @@ corner = [(c[24:, 24:].sum() / c.sum()).item() for c in cams]
 show.heat(
     torch.cat([x for _, _, x in rows]), cams,
     [f"{'victim' if v is victim else 'twin'}, {n}: {s:.0%}" for (v, n, _), s in zip(rows, corner, strict=True)], cols=3,
-    title=f"The evidence moves to the corner: {corner[1]:.0%} of it there, {corner[4]:.0%} in the twin",
+    title=f"Evidence in the corner: {corner[0]:.0%} clean, {corner[1]:.0%} real, {corner[2]:.0%} guess",
     description="Grad-CAM maps of the predicted label for one sign. In the victim the map moves from the sign towards the corner when the real or the "
     "guessed trigger is there; in the benign twin it stays on the sign in all three pictures.",
 )  # fmt: skip
@@ -555,26 +568,27 @@ check.claim("Unlearning leaves less than 10 % of three of them.", sorted(photos[
 tables.grid("cifar10-defenses", plans, "CIFAR-10, width 8, 2,500 clean images, ACC / ASR / RA", budget=2500, draw=None)  # fmt: skip
 
 # %% [markdown]
-# The last column is a rival: *unlearning*, which stamps the guess on a fifth of the clean images, keeps their labels, and fine-tunes. Given the same guess it
-# does better than pruning on the two local triggers, the checkerboard and the disc. On Blended and LF it fails, because the guess is not the trigger; most of what it gains on WaNet is fine-tuning's.
+# The last column is a rival: *unlearning*, which stamps the guess on a fifth of the clean images, keeps their labels, and fine-tunes. (In these tables the guess is the smallest mask, whatever its label.) Given the same guess it
+# leaves less on the signs than pruning in the last stage for all victims but InputAware, and next to nothing of the three patches: the checkerboard, the disc and TaCT's. On Blended and LF it leaves over 90 %; most of what it gains on WaNet and LIRA is fine-tuning's.
 #
-# On photographs the last stage fails as it did on the signs, and with the attacker's own trigger no less than with the guess: there the layer is the weak link. (A star marks victims that miss the gate; InputAware, one of them, is the
-# exception.) Let the channels of all layers compete, in deviations from their own layer's mean, and six channels are enough for BadNets (14 % left) and Blended (2 %); on SIG and TrojanNN the first
-# share already costs more than held-out accuracy allows, and nothing is pruned. (On the signs all layers together remove BadNets and TaCT.) As many random channels in the last stage leave all. Unlearning removes three of the four. On SIG it leaves more than plain fine-tuning does.
+# On photographs the last stage fails as it did on the signs, and for the four victims that pass the gate hardly less with the attacker's own trigger: there the layer is the weak link. (Of the starred ones, which miss the gate, InputAware is
+# repaired, LF halves by either trigger, and WaNet falls to 38 % by the attacker's only: there it is the guess.) As many random channels leave 99 % or more. Let the channels of all layers compete, in deviations from their own layer's mean,
+# and six channels bring BadNets to 14 % and Blended to 2 % (but only 43 % of its triggered images are read right); on SIG and TrojanNN the first
+# share already costs more than held-out accuracy allows, and nothing is pruned. (On the signs all layers together remove BadNets and TaCT.) Unlearning removes three of the four. On SIG it leaves more than plain fine-tuning does.
 #
 # ## Paper says, no code is released, we measure
 #
 # | | paper | here |
 # |---|---|---|
-# | set-up | GTSRB, AlexNet | drawn signs, ResNet-18 of width 16 |
+# | set-up | GTSRB, AlexNet | drawn signs, ResNet-18 of width 16 (8 for the sizes of triggers and some victims of the last tables) |
 # | ASR | 81.6 to 48.4 %, by a public summary; not stated there whether with the real trigger | 100 to below 5 % (patch, first stage), with the real one |
-# | norm | $\ell_\infty$ beats $\ell_1$ and $\ell_2$ | hardly a difference in the ranking; in telling single images apart it wins on large maps and small triggers, and loses where the trigger covers half of the image or more |
-# | layer | the last, by that summary | the worst of four stages for one victim, the only good one for others; all together removes two of four on photographs |
+# | norm | $\ell_\infty$ beats $\ell_1$ and $\ell_2$ | no order in the ranking: large differences, to either side; in telling single images apart it wins on large maps and small triggers, and is the worst where the trigger covers all of the image |
+# | layer | the last, by that summary | the worst of four stages for one victim, the only good one for others; all together take two of four below 15 % on photographs |
 # | trigger | "synthetic", optimizer not known to us | Neural Cleanse's objective; real and guessed success side by side |
 #
 # ## Recap
 #
-# - A patch is a peak, so the maximum separates it best where maps are large; for ranking channels by a difference of means the norm hardly matters, and for a trigger that is everywhere the maximum is the worst (objective 1).
+# - A patch is a peak, so the maximum separates it best where maps are large; for ranking channels by a difference of means no norm is best, and for a trigger that is everywhere the maximum separates worst (objective 1).
 # - A trigger search needs a mask, a pattern and $\lambda$; the smallest mask is a hint, and the published outlier rule misses ours (objective 2).
 # - Rank by the rise of the peak, choose the share on held-out clean images (objective 3).
 # - Report both success rates. A network that is immune to your guess may still obey its attacker (objective 4).

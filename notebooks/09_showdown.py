@@ -68,7 +68,7 @@ STRONG = ("BadNets", "Blended", "SIG", "TrojanNN")  # who passes the gate
 # | fine-tuning | control: trains on | 2,000 | [01](01_poisoning.ipynb) |
 # | linf | prunes channels that a guessed trigger drives to a high maximum | 2,500 | [04](04_linf_pruning.ipynb) |
 # | clp | prunes channels with outlying Lipschitz bounds | none | [05](05_clp.ipynb) |
-# | fmp | prunes maps through which a small step harms few images, then tunes | 2,000 | [06](06_fmp.ipynb) |
+# | fmp | prunes the maps through which a small step harms most images, then tunes | 2,000 | [06](06_fmp.ipynb) |
 # | mnp, soft and hard | masks from a copy that has forgotten the clean task: scale, or switch off | 2,000; 2,500 | [07](07_mnp.ipynb) |
 # | fip | fine-tunes toward flat Fisher information | 2,000 | [08](08_fip.ipynb) |
 # | sam, ft-sam | fine-tunes at the worst point nearby; sam in FIP's own loop, ft-sam as published | 2,000 | [08](08_fip.ipynb), [08b](08b_sharpness.ipynb) |
@@ -164,7 +164,7 @@ check.claim("... and none has an RA above 12 %.", max(ra), 0, 0.12)
 print(", ".join(beaten))
 
 # %% [markdown]
-# In points: 50 for the attack, less 32 for the 65 lost points of accuracy, and 50 that everyone gets. Of the published methods CLP, ANP, RNP and l-infinity pruning, at our thresholds, stand below the frog (RNP pruned nothing, so its 50 is that of "none"). Only **ACC** exposes the frog: its RA is 11 %, one class of the
+# In points: 50 for the attack, less 32 for the 65 lost points of accuracy, and 50 that everyone gets. Of the published methods CLP, l-infinity pruning, and ANP and RNP at one point, stand below the frog (RNP pruned nothing, so its 50 is that of "none"). Only **ACC** exposes the frog: its RA is 11 %, one class of the
 # nine that are triggered, and a network that is still backdoored has no more. So DER must never stand alone, and an ASR near zero says nothing by itself.
 #
 # ## How sure is the order?
@@ -259,7 +259,7 @@ show.points(
 )  # fmt: skip
 
 # %% [markdown]
-# The best on signs (I-BAU, inverted triggers, FT-SAM, SAM) are good on photographs, too; MNP and, most of all, FMP fall. One explanation fits most of it: on signs the clean loss of a trained network is almost zero, and with it the gradient of what repairs by descending the clean loss,
+# The best on signs (I-BAU, inverted triggers, FT-SAM, SAM) are good on photographs, too; soft MNP and, most of all, FMP fall. One explanation fits most of it: on signs the clean loss of a trained network is almost zero, and with it the gradient of what repairs by descending the clean loss,
 # while those four look for a perturbation first and have something to descend. But the two sides also differ in attacks, number of images and training, and the choice of the 300 images alone can decide: soft MNP leaves 0, 79 and 0 % of BadNets, FT-SAM 1, 60 and 89, FIP 0 and 100, I-BAU 61, 15 and 30 % of TaCT. "Which defense is best?" has no answer without "on what?".
 #
 # ## Who chose?
@@ -403,7 +403,7 @@ said = lambda v: "" if v is None else f"{100 * v[0]:.0f} / {100 * v[1]:.0f}"  # 
 show.Table([{"defense": d} | {n: said(row[b]) for n, b in amounts.items()} for d, row in by_images.items() if row[None] or row[500]], "ACC / ASR in %, mean of four, by the number of clean images")  # fmt: skip
 
 # %% [markdown]
-# Fewer images cost the tuning methods accuracy (I-BAU 7 points, FIP 3) and the pruning ones little. And *which* 500 matters: five choices put fine-tuning on BadNets anywhere between 65 and 100 %. FMP is odd: with twice the images *more* is left than with 2,500, 56 % of BadNets and 61 % of SIG, twice as much as after random maps. Its ten epochs alone leave 59 %: pruning helps, the choice of maps does not, here.
+# Fewer images cost the tuning methods accuracy (I-BAU 7 points, FIP 3) and the pruning ones little. And *which* 500 matters: five choices put fine-tuning on BadNets anywhere between 65 and 100 %. FMP is odd: with twice the images *more* is left than with 2,500, 56 % of BadNets and 61 % of SIG; in the mean twice as much as after random maps. Its ten epochs alone leave 59 %: pruning helps, the choice of maps does not, here.
 #
 # ## Turn it yourself
 #
@@ -448,9 +448,9 @@ show.Table([{"claim": found[i].claim["what"], "reported": found[i].reported(), "
 # |---|---|---|
 # | l-infinity (04) | channels that peak on the trigger can be pruned, with a guessed trigger | on photographs the last stage is the weak part: with the attacker's own trigger 93 % are left; all layers ranked together, two of four fall. On warped signs the guess is |
 # | CLP (05) | the weights alone betray the backdoor | sometimes; the threshold decides, and nothing without the trigger tells where it should be |
-# | FMP (06) | maps through which little harm comes at little change are the backdoor's | removes three of four with 2,500 images, two with its own 5,000, where random maps do better |
+# | FMP (06) | maps through which a small change does great harm are the backdoor's | removes three of four with 2,500 images, two with its own 5,000, where random maps remove one but leave half as much in the mean |
 # | MNP (07) | suppress what is clean, and masks find the rest | first by its mean on photographs, in the middle on signs; a reconstruction, so no verdict on the paper |
-# | FIP (08, 08b) | backdoored minima are sharper; smoothing removes them | removes them; sharper they are not in these small networks; FT-SAM does it at less cost |
+# | FIP (08, 08b) | backdoored minima are sharper; smoothing removes them | smoothing removes all four on photographs and three of eight on signs; sharper the victims are not in these small networks; FT-SAM does it at less cost |
 #
 # ## Your own network, ten lines
 #

@@ -131,6 +131,20 @@ def test_folder_with_splits(folder):
     assert test.x[0, 2, 0, 0] == 2, "blue tells the split"
 
 
+def test_a_sorted_test_set_is_dealt_out_in_random_order(tmp_path):
+    for split in ("train", "test"):
+        for label, name in enumerate(("alpha", "beta")):
+            for i in range(20):
+                write(tmp_path / split / name / f"{i:02}.png", (50 * label, i, 0))
+    test = splits(tmp_path, clean=0.2).test
+    assert set(test.y[:20].tolist()) == set(test.y[20:].tolist()) == {0, 1}
+    assert (test.x[:, 0, 0, 0] == 50 * test.y).all(), "labels go with their images"
+    assert sorted(test.x[:, 1, 0, 0].tolist()) == sorted(2 * [*range(20)])
+    assert splits(tmp_path, clean=0.2, seed=1).test.digest() == test.digest()
+    signs = splits("signs", n=100).test
+    assert signs.digest() == load("signs", "test").digest(), "in random order as it is"
+
+
 def test_flat_folder_serves_both_splits(folder):
     a, b = load(folder / "train", "train"), load(folder / "train", "test")
     assert a.digest() == b.digest() == load(folder, "train").digest()

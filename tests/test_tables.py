@@ -138,6 +138,60 @@ def test_what_the_guide_says_about_signs_is_what_the_rows_say():
     assert f"FIP and SAM left {mean['fip']} and {mean['sam']} %" in text
 
 
+def test_what_the_guide_says_about_photographs_is_what_the_rows_say():
+    text = " ".join((pages.ROOT / "book/choosing.md").read_text().split())
+    four = ("BadNets", "Blended", "SIG", "TrojanNN")
+    rows = tables.results("cifar10-defenses")
+
+    def asr(defense, budget=2500):
+        """Percent that each attack keeps, for each choice of the images."""
+        found = rows.select(defense=defense, budget=budget)
+        return {a: [100 * r["asr"] for r in found if r["attack"] == a] for a in four}
+
+    def cost(defense, budget=2500):
+        """Points of accuracy that each repair lost."""
+        before = {r["attack"]: r["acc"] for r in rows.select(defense="none")}
+        found = rows.select(defense=defense, budget=budget)
+        return [
+            100 * (before[a] - r["acc"]) for r in found if (a := r["attack"]) in four
+        ]
+
+    def gone(defense):
+        return {a for a, left in asr(defense).items() if left[0] < 15}
+
+    for name, points, words in (
+        ("mnp, soft", 2, "soft MNP two points"), ("sam", 6, "SAM six"),
+        ("ft-sam", 8, "FT-SAM eight"), ("fip", 11, "FIP eleven"),
+        ("i-bau", 13, "I-BAU thirteen"),
+    ):  # fmt: skip
+        assert gone(name) == {*four}, name
+        assert abs(tables.mean(cost(name)) - points) < 0.6 and words in text, name
+    assert gone("clp, u = 3") == {"Blended"} and "removed one of the four" in text
+    assert not gone("clp, u on held-out images") and not gone("linf")
+    assert {len(gone(d)) for d in ("fmp", "nc unlearning")} == {3}
+    tuned = asr("fine-tuning")
+    assert round(tuned["BadNets"][0]) == 29 and "leaves 29 % of BadNets" in text
+    assert abs(tuned["Blended"][0] - 90) < 2
+    assert abs(asr("fine-pruning")["Blended"][0] - 90) < 2
+    *three, most = sorted(v[0] for v in asr("anp, 10 points").values())
+    assert max(three) < 2.5 and round(most) == 16
+
+    few = asr("fine-tuning", 500)
+    assert [len(few[a]) for a in four] == [5, 5, 1, 5]
+    for attack, words in (("BadNets", "65 to 100 %"), ("TrojanNN", "34 to 93 %")):
+        assert f"{min(few[attack]):.0f} to {max(few[attack]):.0f} %" == words
+        assert f"{words} of {attack}" in text
+    assert min(few["Blended"]) > 99.5 and round(few["SIG"][0]) == 87
+    for name, low, high, least, most in (
+        ("mnp, soft", 0, 14, 2, 4), ("ft-sam", 0, 5, 9.5, 13), ("fip", 0, 7, 10, 25),
+        ("sam", 5, 17, 9.5, 13), ("i-bau", 0, 6, 13.5, 23),
+    ):  # fmt: skip
+        left = [v for a in asr(name, 500).values() for v in a]
+        assert (round(min(left)), round(max(left))) == (low, high), (name, left)
+        paid = cost(name, 500)
+        assert least - 0.5 <= min(paid) and max(paid) <= most + 0.5, (name, paid)
+
+
 def test_no_committed_file_holds_a_cell_twice():
     for f in sorted(tables.RESULTS.glob("*.json")):
         if not f.stem.startswith("published"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -110,13 +111,13 @@ def advice() -> str:
     names = [d for d in CHOICES if d in known]
     few = tables.ranking(name, names, resamples=1, budget=500, draw=None)
     few = {r["defense"]: r for r in few}
-    lines = []
+    left, lines = _strong(name, CHOICES, budget=2500, draw=None), []
     for r in tables.ranking(name, CHOICES, budget=2500, draw=None):
         scarce = few.get(r["defense"])
         lines.append({
             "defense": r["defense"],
             "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "RA %": 100 * r["ra"],
-            "worst ASR %": 100 * r["worst"],
+            "of each": " / ".join(f"{100 * row[r['defense']]:.0f}" for row in left),
             "DER %": 100 * r["der"],
             "seconds": r["seconds"],
             "with 500 images": "" if scarce is None else
@@ -125,12 +126,37 @@ def advice() -> str:
     return show.Table(lines).markdown() + "\n"
 
 
+def solved() -> str:
+    """The same on drawn signs, where next to nothing is misread."""
+    name = "signs-defenses"
+    known = render.known(name, "ranking")
+    names = [d for d in CHOICES if d in known]
+    left, lines = _strong(name, names), []
+    for r in tables.ranking(name, names, resamples=1):
+        asr = [row[r["defense"]] for row in left]
+        lines.append({
+            "defense": r["defense"],
+            "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "RA %": 100 * r["ra"],
+            "worst ASR %": 100 * max(asr),
+            f"below 15 %, of {len(asr)}": sum(a < 0.15 for a in asr),
+            "DER %": 100 * r["der"],
+        })  # fmt: skip
+    return show.Table(lines).markdown() + "\n"
+
+
+def _strong(name: str, plans: Sequence[str], **key) -> list[dict[str, float]]:
+    """ASR by plan, in the mean over draws, of each victim that passes the gate."""
+    left = tables.attack_success(name, plans, **key)
+    return [dict(zip(plans, r, strict=True)) for v, r in left.items() if "*" not in v]
+
+
 BLOCKS = {
     "results": measured,
     "tally": lambda: report.tally().markdown() + "\n",
     **{m: partial(lambda m: report.table(m).markdown() + "\n", m)
        for m in report.METHODS},
     "advice": advice,
+    "solved": solved,
 }  # fmt: skip
 PAGES = ("README.md", "book/reproduction.md", "book/choosing.md")
 
