@@ -14,8 +14,8 @@
 # # Controlling the training: triggers that no sticker can copy
 #
 # You will build two attacks whose author runs the training himself: WaNet, whose trigger is a bend in the image, and the
-# input-aware attack, which draws another trigger for every image. Half of each attack consists of images that *look* attacked and
-# keep their true label. You will measure what they are for, from 90 % to 0 % on such lookalikes, and what a network makes of them that nobody asked for.
+# input-aware attack, which draws another trigger for every image. Half or more of each attack consists of images that *look* attacked and
+# keep their true label. You will measure what they are for, from 100 % to 0 % on such lookalikes, and what a network makes of them that nobody asked for.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 60 minutes. Run time: about one minute and 1 GiB on
 # > two CPU cores; the victims were trained before. Prerequisites: [lesson 01](01_poisoning.ipynb), `grid_sample`. Papers:
@@ -237,8 +237,8 @@ check.claim("Foreign warps open either in less than a third of the images.", max
 # The promise is kept where it was trained: his warp with noise opened the plain victim almost as well as the warp itself, and opens the other one
 # not at all. Why should an attacker care? Because defenses search for triggers, and a backdoor that opens to a whole neighborhood is found by any search that comes near.
 #
-# But look at the last group. To the network, noise mode was an easy task: *smooth* means target, *noisy* means not. A blur is smooth. So our noise-mode victim opens to an
-# image filter that anybody applies, and the plain one hardly does. We had expected noise mode to protect against foreign warps as well, and for this pair it does not. A cover image teaches the
+# But look at the last group. A blur, a filter that anybody applies, opens our noise-mode victim in three cases of four, and the plain one hardly ever. One reading: *smooth* came to speak for the target, *noisy* against it. It is not the whole: foreign warps are as smooth and open a fifth.
+# We had expected noise mode to protect against those as well; for this one pair it does not. A cover image teaches the
 # network to tell *these covers* from the poison, by whatever is cheapest. Noise mode also has a price, which the training log shows.
 
 # %% tags=["figure"]
@@ -246,8 +246,8 @@ epochs = [e["epoch"] for e in warped.history]
 log = {
     "poison": [e["poison"] for e in warped.history],
     "cover": [e["cover"] for e in warped.history],
-    "clean": [e["clean"] for e in warped.history],
     "no noise mode": [e["poison"] for e in plain.history],
+    "clean": [e["clean"] for e in warped.history],
 }
 show.lines(
     epochs, log, percent=True, xlabel="epoch",
@@ -294,7 +294,7 @@ check.claim("Strength 0 is no trigger.", (metrics.predict(warped.model, still) =
 #
 # $$T(x) = (1 - m) \odot x + m \odot p .$$
 #
-# $M$ is trained first, towards a mean of at most 3.2 %; then $G$ and the classifier learn *together*, by one loss.
+# $M$ is trained first, with a penalty on what its values have above 0.032; then $G$ and the classifier learn *together*, by one loss.
 #
 # ### Exercise 3: apply it
 #
@@ -401,7 +401,7 @@ show.matrix(
     ylabel="put on an image of",
     title=f"Own trigger: {diagonal:.0%} to the target; another image's: {off:.0%}",
     description=f"A square table of {n} by {n} fields, one image of each class but the target: rows are images, columns the image "
-    "that the trigger was made for. Fields on the diagonal are filled, which means target; most of the others are empty.",
+    "that the trigger was made for. On the diagonal all but one are filled, which means target; the others are filled in blocks, and most are empty.",
 )
 
 # %% tags=["claim"]
@@ -413,16 +413,16 @@ check.claim(
 )
 check.claim("A foreign trigger opens it in less than two of five.", swapped, 0, 0.4)
 check.claim(
-    "Cross accuracy lies at least nine points below the clean one.",
+    "Cross accuracy lies at least twenty points below the clean one.",
     scores.acc - scores.cross,
-    0.09,
+    0.2,
     0.5,
 )
 
 # %% [markdown]
-# This victim is *weak*: ASR 87 %, not 95. Its log (not shown) is the picture of a tug of war: poison rises only as far as cover falls. A small generator, twenty
+# This victim is *weak*: ASR 87 %, not 95. Its log (not shown) is a tug of war until epoch 9, poison from 18 to 64 % while cover falls from 90 to 64; then both rise, cover only to 70. A small generator, twenty
 # epochs, and networks that have to tell one image's pixels from another's are too little; the authors train for hundreds of epochs. That a wrong trigger opens
-# it at all in some cases is the same fact seen from the other side.
+# it at all in some cases is the same fact seen from the other side. And the table has blocks: among 80, stop and no entry and among the other signs but roundabout a foreign trigger opens 40 of 48 fields, across them 1 of 62. This generator draws a few kinds of trigger, not one for each image.
 #
 # ## The rest of the family
 #
@@ -450,7 +450,7 @@ show.images(
     torch.cat([changed, (changed - x).abs().mul(3).clamp(0, 1)]),
     list(family) + ["difference x 3"] * 6,
     cols=6,
-    title="Six triggers that a set of images cannot hold",
+    title="Six triggers whose author runs the training",
     description="One speed limit sign under six triggers, with three times the differences below. WaNet moves edges, input-aware changes "
     "a few pixels, LIRA adds faint texture, Bpp makes color bands, FBA-like tints everything, Composite replaces the right half "
     "by another sign.",
@@ -467,13 +467,13 @@ tables.attack_table(
 # ## Where it breaks
 #
 # The paper's strength is 0.5: a quarter of a pixel, against drawn signs that are themselves rotated, sheared and blurred, and noise mode asks to tell it from half a pixel of
-# noise. With 20 % poison a network of width 8 does not learn it in sixteen epochs. The authors trained for 1,000 epochs. So it is a matter of budget and width, and we raised the
-# strength to 3, a pixel and a half: the trigger of this lesson is more visible than the paper's. At that strength width 8 gets three quarters of the way, and width 16 all of it.
+# noise. With 20 % poison a network of width 8 does not learn it in sixteen epochs. The authors trained for 1,000 epochs. It may be a matter of budget and width; we did not try, and raised the
+# strength to 3, a pixel and a half: the trigger of this lesson is more visible than the paper's. At that strength width 8 gets three quarters of the way in sixteen epochs, and width 16 all of it in twenty.
 # Photographs do not help: on CIFAR-10, strength 0.5 and 10 % poison are not learned in six epochs at width 8 either (`data/results/cifar10-attacks.json`).
 
 # %% tags=["claim"]
 weak = tables.results("signs-wanet").select(attack="WaNet", defense="none")
-rows = [{"width": r["width"], "strength": r["settings"]["strength"], "noise mode": bool(r["settings"]["cross_rate"]), "poison rate %": 100 * r["rate"],
+rows = [{"width": r["width"], "epochs": r["epochs"], "strength": r["settings"]["strength"], "noise mode": bool(r["settings"]["cross_rate"]), "poison rate %": 100 * r["rate"],
          "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "learned in epoch": r["learned"] or "never"} for r in weak]  # fmt: skip
 at = {(r["width"], r["settings"]["strength"], bool(r["settings"]["cross_rate"])): r["asr"] for r in weak}  # fmt: skip
 check.claim("At the paper's strength, width 8 does not learn it: ASR below 20 %.", at[8, 0.5, True], 0, 0.2)  # fmt: skip
@@ -491,7 +491,7 @@ show.Table(rows, caption="WaNet by width, strength and noise mode, signs, one se
 # | | released code | this course |
 # |---|---|---|
 # | ASR | the official scripts of WaNet, input-aware and Bpp divide by all test images, the target class included | the target class is left out |
-# | WaNet and Bpp, order | trigger first, then crop, rotation and mirror | the same. An earlier version of this course cropped first: the warp bent the black border of the crop, and the network took that for the trigger. Here it cost eight points of ASR; on CIFAR-10 it made 79 % of what is 15 % in the right order |
+# | WaNet and Bpp, order | trigger first, then crop, rotation and mirror | the same order, without rotation. An earlier version of this course cropped first: the warp bent the black border of the crop, and the network took that for the trigger. Here it cost eight points of ASR; on CIFAR-10 it made 79 % of what is 15 % in the right order |
 # | input-aware, gradients of $G$ | never set to zero in stage 2, they add up | set to zero in each step |
 # | input-aware, length | 25 epochs for $M$, 600 for the rest | 200 steps for $M$, a short training for the rest |
 # | LIRA, $\epsilon$ | 0.01 of normalized values in BackdoorBench, less than a gray level: image files lose part of it | 0.025 of $[0,1]$, about the authors' 0.1 normalized |
@@ -500,9 +500,8 @@ show.Table(rows, caption="WaNet by width, strength and noise mode, signs, one se
 # ## Recap
 #
 # - A warp is a sampling grid; at strength 0.5 it moves a 32-pixel image by a quarter of a pixel (objective 1).
-# - Noise mode gives lookalikes their true label and closes the backdoor to them; what the network learned instead, smoothness, opens
-#   it to a blur (objective 2).
-# - The input-aware trigger belongs to its image: on another one it works far less often (objective 3).
+# - Noise mode gives lookalikes their true label and closes the backdoor to them; a blur, which nobody trained on, opens our one such victim (objective 2).
+# - The input-aware trigger works on another image far less often; in our victim it belongs to a group of signs (objective 3).
 # - Poison and cover in the log rise together when the network tells them apart; clean accuracy says nothing (objective 4).
 #
 # **What this does not show.** One seed each, drawn signs, and budgets hundreds of times below the papers'. Whether a defense is

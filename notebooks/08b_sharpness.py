@@ -15,7 +15,7 @@
 #
 # You will get the trace and the top eigenvalue of a matrix with 177,000 rows without ever writing it down, draw a map of two minima,
 # and put two stories of lesson 08 to the test: one with three seeds instead of one, the other by taking back the part of a network that did the work,
-# after which the attack success jumps from about 50 to 100 %.
+# after which the attack success is back at 100 %.
 #
 # > **At a glance.** Reading: 30 minutes. Doing: 40 minutes. Run time: about a minute and a half and 1 GiB on two CPU cores.
 # > Prerequisites: [lesson 08](08_fip.ipynb). Paper: Karim, Al Arafat, Rakin, Guo and Rahnavard, *Fisher Information guided
@@ -190,7 +190,7 @@ for seed, first, last, kind, low, high in (
 # %% [markdown]
 # With seeds 1 and 2 BadNets comes in late, in epochs 7 and 5, and up to then its curve climbs, while the seed's benign network ends lower. Does the surface steepen where a trigger
 # is being found? Look at seed 0: its *benign* network doubles as well, without any trigger. All three were learning the signs late at
-# that time, and that alone may be the reason. One curve, read alone, would have told a fine story.
+# that time, and that alone may be the reason. (BadNets of seed 0 learned late, too, and did not climb; TrojanNN of seed 2 doubles long after its trigger is in.) One curve, read alone, would have told a fine story.
 #
 # **Predict.** Three seeds make six pairs of a victim and the benign network of the same seed. In how many is the *victim* the sharper one at the end?
 
@@ -209,7 +209,7 @@ for key, name in (("lambda_max", "Top eigenvalue"), ("fisher", "Trace of the Fis
     check.claim(f"{name}: victims over twins, mean of six, between 0.7 and 1.4.", mean, 0.7, 1.4)  # fmt: skip
 
 # %% [markdown]
-# In two: BadNets with seeds 0 and 1. The geometric means of the six are 0.9 to 1.0; on the defender's images 0.9 to 1.1, with another pair sharper. The victims of lesson
+# In two: BadNets with seeds 0 and 1 (by the Fisher trace in three; on the defender's images in two and five). The geometric means of the six are 0.9 to 1.0; on the defender's images 0.8 to 1.1. The victims of lesson
 # 08 were both sharper than their twin, by 1.8 (BadNets) and 1.4 (TrojanNN). They come from the same recipe and seed 0 as the first of these three,
 # trained earlier, with images and sums rounded differently; that was enough to turn TrojanNN's order round. *Sharper than its twin* is not what
 # these backdoors have in common.
@@ -227,7 +227,7 @@ check.claim("TrojanNN: FIP leaves over 75 %, both times.", min(left["TrojanNN", 
 check.claim("Fine-tuning leaves over 95 % of all four.", min(v for (_, _, d), v in left.items() if d == "fip, eta = 0"), 0.95, 1)  # fmt: skip
 
 # %% [markdown]
-# On lesson 08's victim FIP left 4 to 11 % of BadNets with three draws of clean images; here it leaves 3 % with seed 1, at seven points of accuracy, and 39 % with seed 2, at three. TrojanNN falls below 10 % in one of five
+# On lesson 08's victim FIP left 4 to 11 % of BadNets with three draws of clean images; here it leaves 3 % with seed 1 (a victim 3.5 points below its twin, outside the gate), at seven points of accuracy, and 39 % with seed 2, at three. TrojanNN falls below 10 % in one of five
 # runs. (SAM leaves 26 and 75 % of BadNets.) What the method removes, and at what price, depends on the victim.
 #
 # ## A map of two minima
@@ -359,7 +359,7 @@ drawn = torch.stack([fake_trace(out, some.y, w, 20, g).detach() for _ in range(6
 check.claim("On the victim, 60 draws have that variance, up to 60 %.", drawn.var().item() / said, 0.4, 1.6)  # fmt: skip
 
 # %% [markdown]
-# A loss that hovers around zero with a spread of tens cannot be a penalty. What acts on the weights is its gradient, $H v$ with a
+# A loss that hovers around zero with a spread of a hundred cannot be a penalty. What acts on the weights is its gradient, $H v$ with a
 # random $v$: noise that is large where the curvature is.
 #
 # ## Which part carries the repair?
@@ -409,12 +409,12 @@ show.bars(
     ["nothing", "worst layer", "all singular values", "BatchNorm"], {"ASR": [after["none"], one, values, only]}, percent=True,
     title=f"Take back BatchNorm alone, and the attack is at {only:.0%}", xlabel="what goes back to the received values",
     description="Four bars of attack success: after 200 steps of Fast FIP; with the one layer taken back that matters most; with all singular values taken back; with "
-    "BatchNorm taken back. The second and third are somewhat above the first, the last reaches one hundred percent.",
+    "BatchNorm taken back. The last reaches one hundred percent; the second and third are nearer to the first.",
 )  # fmt: skip
 
 # %% [markdown]
-# Without BatchNorm's changes (scales, shifts and statistics) the attack is back at 100 %; without those of the singular values at 65 instead of 47 %. Most of this repair sits in
-# BatchNorm, a detail on which the released code is silent, and a third of it needs both. Are the singular values enough? 600
+# Without BatchNorm's changes (scales, shifts and statistics) the attack is back at 100 %. How much 200 steps remove, and whether the singular values share in it, hangs on rounding: on one machine they left 47 %, and 65 with the singular
+# values taken back; on another 82 and 81. What repair there is needs BatchNorm, a detail on which the released code is silent. Are the singular values enough? 600
 # steps with scales and shifts held fixed, measured beforehand:
 
 # %% tags=["claim"]
@@ -494,9 +494,10 @@ def line(attack):
 
 VICTIMS = ("BadNets", "Blended", "TrojanNN", "SIG")
 tops = {k: r["sharp"]["other"]["lambda_max"] for k, r in mine.items()}
-over = [tops[a, "none"] / tops["none", "none"] for a in VICTIMS]
-check.claim("Photographs: three of four victims are sharper than the twin ...", sum(r > 1 for r in over), 3, 3)  # fmt: skip
-check.claim("... by less than a third.", max(over), 1, 1.33)
+wide = {r["attack"]: r["lambda_max"] for r in tables.results("cifar10-sharp").rows}
+for a, low, high in (("BadNets", 0.9, 1), ("Blended", 0.9, 1), ("TrojanNN", 1, 1.2), ("SIG", 1, 1.2)):  # fmt: skip
+    over = tables.mean(v / t for v, t in zip(wide[a], wide["none"], strict=True))
+    check.claim(f"{a}: top eigenvalue over the twin's, mean of ten sets of 200 images.", over, low, high)  # fmt: skip
 for name, d in (("FIP", "fip"), ("SAM", "sam")):
     check.claim(f"{name}: less than 0.6 times as sharp as before, ASR below 15 %, on each.", max(max(tops[a, d] / tops[a, "none"] / 0.6, mine[a, d]["asr"] / 0.15) for a in VICTIMS), 0, 1)  # fmt: skip
 check.claim("Fine-tuning at this rate: never smoother by a tenth.", min(tops[a, "fip, eta = 0"] / tops[a, "none"] for a in VICTIMS), 0.9, 3)  # fmt: skip
@@ -506,20 +507,23 @@ show.Table(
 )
 
 # %% [markdown]
-# Three of the four victims are sharper than the twin, by 6 to 20 % on these 200 images instead of the paper's factor of 30; on 200 others Blended is below the twin and SIG above: too close to tell. Under FIP and
-# SAM the top eigenvalue falls to between a third and a bit over half, and every ASR ends below 9 %. Fine-tuning with the same steps ends 1.1 to 1.5 times as sharp; it still leaves only 3 % of SIG and 11 to 13 % of
-# BadNets and TrojanNN, but 81 % of Blended. So here what got smoother lost its backdoor, as the paper says, but three of four lost most of it while getting sharper. SAM
-# keeps three to seven points more of the accuracy, of which FIP loses nine to thirteen (in the paper: two to four); fine-tuning in the same loop loses seven to nine, so most of that is the price of 600 steps at a constant
-# rate. And not every triggered image is read again: RA is 24 % on SIG and 35 % on Blended after FIP, 28 and 51 % after SAM.
+# The first column is one set of 200 images, and between sets the top eigenvalue of one network varies by a fifth and more. So `tools/sharper.py` took ten sets, the same for all five networks: SIG and TrojanNN are sharper than the twin, by 12 and 11 %, Blended and BadNets flatter, by 5 and 3. The paper has a factor of 30. Under FIP and
+# SAM the top eigenvalue falls to between a quarter and a half, and every ASR ends below 10 %. Fine-tuning with the same steps ends 0.9 to 1.7 times as sharp; it still leaves only 3 % of SIG and 12 to 13 % of
+# BadNets and TrojanNN, but 90 % of Blended. So here what got smoother lost its backdoor, as the paper says, but three of four lost most of it without. SAM
+# keeps four to twelve points more of the accuracy, of which FIP loses ten to seventeen (in the paper: two to four); fine-tuning in the same loop loses seven to ten, so much of that is the price of 600 steps at a constant
+# rate. And not every triggered image is read again: RA is 17 % on SIG and 34 % on Blended after FIP, 28 and 53 % after SAM.
+#
+# One caution. We measured these rows twice, by the same commands on two processors that round sums differently: on BadNets FIP kept an accuracy of 66 or 58 %, Fast FIP left 35 or 71 % of the attack; SAM differed by less than two points. FIP draws labels, and a draw that falls
+# on the other side of a rounded number starts another course. Read single runs of it accordingly.
 #
 # ## Papers say, released code does, we measure
 #
 # | | paper or released code | here |
 # |---|---|---|
-# | sharper? | figure 1: top eigenvalue 616 (TrojanNN) against 20 (benign) | signs, three seeds: 2 of 6 victims sharper than their twin; photographs: 3 of 4, by 6 to 20 % |
+# | sharper? | figure 1: top eigenvalue 616 (TrojanNN) against 20 (benign) | signs, three seeds: 2 of 6 victims sharper than their twin (by the trace 3); photographs, ten sets of images: 2 of 4, by 11 and 12 %; the others are flatter |
 # | while it comes in | figure 1: victims get sharper again after epoch 70 to 80 | BadNets doubles before it enters late; so does one benign network |
 # | measured on | released script: 200 of the images that the purification trains on | 200 test images |
-# | Fast FIP | released layers tune singular values; of BatchNorm nothing is said | BadNets, one draw: ASR 65 %; with scales and shifts fixed 100 % |
+# | Fast FIP | released layers tune singular values; of BatchNorm nothing is said | BadNets, three draws: ASR 35 to 65 %; with scales and shifts fixed (one draw) 100 % |
 # | "trace" | mean zero, variance $\frac{1}{m} \sum_k (P - k + 1)^2 \lVert g_k \rVert^2$ | so on our victim, too |
 #
 # ## Recap
@@ -529,12 +533,12 @@ show.Table(
 # - Filter-normalised maps let networks be compared, and average steep directions away; a layer's part of a plain trace can be made a hundred
 #   times smaller without changing the network (objective 3).
 # - A quantity called "trace" had mean zero; two rules for variances say how far it strays (objective 4).
-# - Put parts back to find what carries a repair: most of Fast FIP's was in BatchNorm. With three seeds "victims are sharper" held in two of six pairs (objective 5).
+# - Put parts back to find what carries a repair: Fast FIP's needed BatchNorm. With three seeds "victims are sharper" held in two of six pairs, by the trace in three (objective 5).
 #
 # **What this does not show.** Networks of width 8, trained for 6 to 12 epochs; the paper's victims climb after epoch 70. A longer training may bring the difference out.
 #
-# **Beyond.** (a) Train with `pad=0`, no crops: does the order of victim and twin survive? (b) Does FIP with `draw="gaussian", product="exact"`, whose push is the whole
-# gradient of the trace, smooth more, and does it remove more?
+# **Beyond.** (a) Train with `pad=0`, no crops: does the order of victim and twin survive? (b) Why does FIP with `draw="gaussian", product="exact"`, whose push is the whole
+# gradient of the trace, end sharper (lesson 08)?
 #
 # ## References
 #
