@@ -2,11 +2,14 @@
 missing."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import pages
-from bdcourse import render, tables
+from bdcourse import plans, render, tables
 from bdcourse.__main__ import main
 from bdcourse.plans import PLANS
 from bdcourse.show import Table
@@ -190,6 +193,17 @@ def test_what_the_guide_says_about_photographs_is_what_the_rows_say():
         assert (round(min(left)), round(max(left))) == (low, high), (name, left)
         paid = cost(name, 500)
         assert least - 0.5 <= min(paid) and max(paid) <= most + 0.5, (name, paid)
+
+
+def test_the_guide_calls_plans_as_they_are_called(monkeypatch):
+    text = (pages.ROOT / "book/choosing.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    plan = SimpleNamespace(run=lambda case: SimpleNamespace(model=case.model))
+    monkeypatch.setattr(plans, "PLANS", dict.fromkeys(plans.PLANS, plan))
+    names = {"model": torch.nn.Identity(), "own": None, "held": None}
+    exec(code, names)
+    assert len(names["repaired"]) == 3
+    assert all(m is names["model"] for m in names["repaired"].values())
 
 
 def test_no_committed_file_holds_a_cell_twice():
