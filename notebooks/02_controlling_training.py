@@ -473,7 +473,7 @@ tables.attack_table(
 
 # %% tags=["claim"]
 weak = tables.results("signs-wanet").select(attack="WaNet", defense="none")
-rows = [{"width": r["width"], "epochs": r["epochs"], "strength": r["settings"]["strength"], "noise mode": bool(r["settings"]["cross_rate"]), "poison rate %": 100 * r["rate"],
+rows = [{"width": r["width"], "epochs": int(r["epochs"]), "strength": r["settings"]["strength"], "noise mode": bool(r["settings"]["cross_rate"]), "poison rate %": 100 * r["rate"],
          "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "learned in epoch": r["learned"] or "never"} for r in weak]  # fmt: skip
 at = {(r["width"], r["settings"]["strength"], bool(r["settings"]["cross_rate"])): r["asr"] for r in weak}  # fmt: skip
 check.claim("At the paper's strength, width 8 does not learn it: ASR below 20 %.", at[8, 0.5, True], 0, 0.2)  # fmt: skip

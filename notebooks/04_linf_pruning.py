@@ -472,7 +472,7 @@ show.Picture(fig,
 #
 # Separating is not repairing. Ranked by the attacker's own trigger and with the best stage picked by his ASR, two looks that no defender has, the $\ell_\infty$ rule repairs six of these fifteen (ASR below 10 %, accuracy within two points), $\ell_2$ five
 # and $\ell_1$ four. Stage by stage $\ell_1$ and $\ell_\infty$ often differ much, in 16 of 60 cases by over 20 points, but to either side: $\ell_1$ leaves less in seven of them. For the smallest
-# trigger the stage that works is the last, which was the worst above. No stage is right for all, and a defender has only the success of his guess to tell which.
+# trigger the last stage works with all three seeds, which was the worst above (with one seed another works, too). No stage is right for all, and a defender has only the success of his guess to tell which.
 
 # %% tags=["figure"]
 tac = activations.tac(gated(victim.model, "layer1", clean.shape)[0], test[:300], victim.attack, ["layer1.gate"])["layer1.gate"]  # fmt: skip

@@ -498,7 +498,7 @@ show.lines(
 )  # fmt: skip
 
 # %% [markdown]
-# They do not, on TrojanNN neither. So the *direction* counts. But it is not simply "down the trace": with the whole gradient (`draw="gaussian", product="exact"`) BadNets falls to 5 % while its trace on
+# They do not, and neither do they on TrojanNN. So the *direction* counts. But it is not simply "down the trace": with the whole gradient (`draw="gaussian", product="exact"`) BadNets falls to 5 % while its trace on
 # other images *rises* (185 to 214), and TrojanNN keeps 83 %. That the backdoor goes *because* the minimum
 # is smoother has this, the higher rate and SAM against it.
 

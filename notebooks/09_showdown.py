@@ -450,7 +450,7 @@ show.Table([{"claim": found[i].claim["what"], "reported": found[i].reported(), "
 # | CLP (05) | the weights alone betray the backdoor | sometimes; the threshold decides, and nothing without the trigger tells where it should be |
 # | FMP (06) | maps through which a small change does great harm are the backdoor's | removes three of four with 2,500 images, two with its own 5,000, where random maps remove one but leave half as much in the mean |
 # | MNP (07) | suppress what is clean, and masks find the rest | first by its mean on photographs, in the middle on signs; a reconstruction, so no verdict on the paper |
-# | FIP (08, 08b) | backdoored minima are sharper; smoothing removes them | smoothing removes all four on photographs and two of eight on signs; sharper the victims are not in these small networks; FT-SAM does it at less cost |
+# | FIP (08, 08b) | backdoored minima are sharper; smoothing removes them | smoothing removes all four on photographs and two of eight on signs; sharper than their twins are only two of four victims there, by 11 and 12 %, and two of six here; FT-SAM does it at less cost |
 #
 # ## Your own network, ten lines
 #

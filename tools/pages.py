@@ -117,7 +117,9 @@ def advice() -> str:
         lines.append({
             "defense": r["defense"],
             "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "RA %": 100 * r["ra"],
-            "of each": " / ".join(f"{100 * row[r['defense']]:.0f}" for row in left),
+            "ASR % of each": " / ".join(
+                f"{100 * row[r['defense']]:.0f}" for row in left
+            ),
             "DER %": 100 * r["der"],
             "seconds": r["seconds"],
             "with 500 images": "" if scarce is None else
