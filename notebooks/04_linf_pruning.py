@@ -206,7 +206,7 @@ real = victim.attack.trigger(sign)
 show.images(
     torch.cat([sign, real, ours.stamp(sign), ours.mask[None].expand(-1, 3, -1, -1), ours.pattern[None] * ours.mask]),
     ["clean", "attacker's trigger", "our guess", "guessed mask", "mask x pattern"], cols=5,
-    title="The guess is a piece of the checkerboard, one pixel off",
+    title="The guess is a piece of the checkerboard",
     description="A stop sign clean, with the attacker's checkerboard in the corner, and with the guessed trigger, a few white pixels and a black one near the same "
     "corner, like the left part of the checkerboard; then the guessed mask, dark but for these pixels, and the pattern under the mask.",
 )  # fmt: skip
@@ -215,14 +215,15 @@ show.images(
 check.claim("The smallest mask belongs to the attacker's label and has fewer than 8 pixels.", found.norms.min().item() if label == victim.attack.target else 99, 0, 8)  # fmt: skip
 check.claim("The second smallest has more than 10.", found.norms.sort().values[1].item(), 10, 1024)  # fmt: skip
 check.claim("It sends more than 90 % of the clean images there.", found.rates[label].item(), 0.9, 1)  # fmt: skip
-board = victim.attack.trigger(torch.full_like(sign, 0.5)).roll((-1, -1), (2, 3))[0]
-alike = ((ours.pattern - board).abs() < 0.4)[(ours.mask > 0.5).expand(3, -1, -1)]
-check.claim("Where its mask is on, it is the checkerboard moved by one pixel.", alike.all().item(), True, True)  # fmt: skip
+board, on = victim.attack.trigger(torch.full_like(sign, 0.5))[0], (ours.mask > 0.5).expand(3, -1, -1)  # fmt: skip
+moved = [board.roll((i, j), (1, 2)) for i in range(-2, 3) for j in range(-2, 3)]
+alike = max(((ours.pattern - b).abs() < 0.4)[on].float().mean().item() for b in moved)
+check.claim("Where its mask is on, it is the checkerboard, moved by a pixel or two at most: 80 % agree.", alike, 0.8, 1)  # fmt: skip
 check.claim("Every other guess works too, in victim and twin: over 80 %.", min(found.rates.min(), control.rates.min()).item(), 0.8, 1)  # fmt: skip
 check.claim("The benign twin has no mask below 20 pixels.", control.norms.min().item(), 20, 1024)  # fmt: skip
 
 # %% [markdown]
-# The search has found four of the nine cells, in their colors. One pixel off is no mistake: the training crops at random, after the stamp, so the network has seen the checkerboard at every nearby place.
+# In our run the search found four of the nine cells, in their colors. That they are one pixel off is no mistake: the training crops at random, after the stamp, so the network has seen the checkerboard at every nearby place.
 #
 # ### Exercise 4: is it an outlier?
 #
