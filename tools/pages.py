@@ -139,7 +139,7 @@ def solved() -> str:
         lines.append({
             "defense": r["defense"],
             "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "RA %": 100 * r["ra"],
-            "worst ASR %": 100 * max(asr),
+            "worst ASR %": 100 * r["worst"],
             f"below 15 %, of {len(asr)}": sum(a < 0.15 for a in asr),
             "DER %": 100 * r["der"],
         })  # fmt: skip
