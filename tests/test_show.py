@@ -155,3 +155,13 @@ def test_poison_bench_trains_what_is_drawn(monkeypatch):
 def test_a_bar_in_a_cell_ends_no_cell():
     text = show.Table([{"a|b": "|x|", "c": 1}]).markdown()
     assert r"| a\|b | c |" in text and r"| \|x\| | 1 |" in text
+
+
+def test_labels_of_equal_lines_neither_overlap_nor_climb_out_of_the_picture():
+    fig, axes = show.canvas()
+    ax, same = axes[0, 0], {n: [1.0, 1.0] for n in "abcd"}
+    show.lines([0, 1], same, ax=ax, percent=True, description="", title="t", xlabel="x")
+    at = sorted(t.xy[1] for t in ax.texts)
+    gaps = [b - a for a, b in zip(at[:-1], at[1:], strict=True)]
+    assert len(at) == 4 and min(gaps) > 9
+    assert at[-1] < 115, "at most one label's height above the axes"
