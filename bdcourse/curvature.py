@@ -27,7 +27,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdcourse.models import evaluating
+from bdcourse.models import evaluating, guarded
 
 Route = Literal["bartlett", "gaussian", "signed", "exact"]
 FISHER = {"bartlett": "true", "gaussian": "true", "signed": "empirical"}
@@ -233,7 +233,8 @@ def examining(
     found = chosen(model, weights)
     before = {w: w.requires_grad for w in found.values()}
     # The fast attention kernels cannot be differentiated twice.
-    with evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    math = sdpa_kernel(SDPBackend.MATH)
+    with evaluating(model), guarded(model), torch.enable_grad(), math:
         try:
             for w in found.values():
                 w.requires_grad_()

@@ -1,128 +1,27 @@
-"""Images as two tensors, from the built-in signs, torchvision, a folder or an .npz.
+"""Image sets: from the built-in signs, torchvision, a folder or an .npz.
 
-Everything in the course works on :class:`Images`: one uint8 tensor of pixels and one
-int64 tensor of labels, both on one device. A batch is an index, so there is no Dataset,
-no DataLoader and no worker process to configure. Born in lesson 00.
+Born in lesson 00.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from bdcourse.images import Images, hold_out, join, quantize
 
 BUILT_IN = ("signs", "signs-hard", "cifar10", "cifar100", "gtsrb")
+__all__ = ["Images", "hold_out", "join", "quantize", "load", "splits"]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
-
-
-@dataclass(frozen=True)
-class Images:
-    """A labelled image set.
-
-    Args:
-        x: uint8 pixels, shape (n, c, h, w), 0..255.
-        y: int64 labels, shape (n,), each in 0..len(classes)-1.
-        classes: one name per label.
-
-    Raises:
-        ValueError: the tensors do not fit together; the message names what is wrong.
-    """
-
-    x: Tensor
-    y: Tensor
-    classes: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if self.x.dtype != torch.uint8 or self.x.ndim != 4:
-            raise ValueError(
-                "Images.x must be uint8 of shape (n, c, h, w), not "
-                f"{str(self.x.dtype).removeprefix('torch.')} {tuple(self.x.shape)}; "
-                "convert pixels in [0, 1] with (255 * x).round().to(torch.uint8)."
-            )
-        if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
-            raise ValueError(
-                f"Images.y must be int64 of shape ({len(self.x)},), one label per "
-                f"image, not {str(self.y.dtype).removeprefix('torch.')} "
-                f"{tuple(self.y.shape)}."
-            )
-        if len(self.y) and not 0 <= int(self.y.min()) <= int(self.y.max()) < self.k:
-            raise ValueError(
-                f"labels run from {int(self.y.min())} to {int(self.y.max())}, but "
-                f"there are {self.k} classes, so they must lie in 0..{self.k - 1}."
-            )
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, index) -> Images:
-        """The images at `index`: a slice, a bool mask or a tensor of positions."""
-        if isinstance(index, Tensor):
-            index = index.to(self.x.device)
-        return replace(self, x=self.x[index], y=self.y[index])
-
-    @property
-    def k(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return tuple(self.x.shape[1:])
-
-    def pixels(self) -> Tensor:
-        """All pixels as float32 in [0, 1], shape (n, c, h, w)."""
-        return self.x.float() / 255
-
-    def to(self, device: str | torch.device) -> Images:
-        """The same images on another device."""
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
-
-    def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of pixels and labels."""
-        h = hashlib.sha256(str(tuple(self.x.shape)).encode())
-        h.update(self.x.cpu().contiguous().numpy().tobytes())
-        h.update(self.y.cpu().numpy().tobytes())
-        return h.hexdigest()[:16]
-
-
-def quantize(x: Tensor) -> Tensor:
-    """Pixels in [0, 1] to uint8, the way an image file stores them."""
-    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def hold_out(
-    images: Images, n: int, generator: torch.Generator
-) -> tuple[Images, Images]:
-    """Split off `n` random images: (the rest, the held-out ones), disjoint.
-
-    The course uses it to give the defender clean images that the attacker never saw.
-    """
-    if not 0 < n < len(images):
-        raise ValueError(
-            f"cannot hold out {n} of {len(images)} images; choose 1..{len(images) - 1}."
-        )
-    order = torch.randperm(len(images), generator=generator)
-    return images[order[n:]], images[order[:n]]
-
-
-def join(first: Images, second: Images) -> Images:
-    """Both image sets, one behind the other; they must have the same classes."""
-    if first.classes != second.classes or first.shape != second.shape:
-        raise ValueError("these image sets differ in classes or image size.")
-    x, y = torch.cat([first.x, second.x]), torch.cat([first.y, second.y])
-    return Images(x, y, first.classes)
 
 
 class Splits(NamedTuple):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bdcourse.data import quantize
 from bdcourse.metrics import Triggered, logits
-from bdcourse.models import CIFAR_MEAN, CIFAR_STD, Normalize, build
+from bdcourse.models import CIFAR_MEAN, CIFAR_STD, Normalize, build, lay_out
 
 #: mean and std that BackdoorBench v2 trains with, by its name of the data.
 NORMALISATION = {
@@ -323,7 +323,7 @@ def _filled(
             "diverged or the file is damaged."
         )
     filled.load_state_dict(state, strict=False)
-    return model.to(memory_format=torch.channels_last).eval()
+    return lay_out(model).eval()
 
 
 def _shape(t: Tensor) -> str:

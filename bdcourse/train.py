@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdcourse.attacks.base import ROLES, Poisoned, Steering
+from bdcourse.attacks.base import Steering
 from bdcourse.checkpoint import Checkpoint, pack, unpack
-from bdcourse.data import Images, progress
-from bdcourse.models import fingerprint
+from bdcourse.data import progress
+from bdcourse.images import ROLES, Images, Poisoned
+from bdcourse.models import fingerprint, laid_out, lay_out
 
 SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
 
@@ -179,7 +180,7 @@ def fit(
         about |= {"epochs": float(epochs), "lr": lr, "batch": batch}
         about |= {"momentum": momentum, "weight_decay": weight_decay, "warmup": warmup}
         about |= {"frozen_norms": frozen_norms, "seed": generator.initial_seed()}
-    model.to(device, memory_format=torch.channels_last)
+    lay_out(model, data.x, device)
     net = torch.compile(model) if compile else model
     norms = [m for m in model.modules() if frozen_norms and isinstance(m, _BatchNorm)]
     opt = torch.optim.SGD(
@@ -243,7 +244,7 @@ def fit(
                 if late:
                     x = augment.once(x, generator)
                 with autocast:
-                    logits = net(x)
+                    logits = net(laid_out(model, x))
                     loss = objective(logits, y)
                 opt.zero_grad(set_to_none=True)
                 loss.backward()

@@ -23,7 +23,7 @@ from bdcourse.attacks import ROLES, Attack, rebuild
 from bdcourse.attacks.base import fresh_seed
 from bdcourse.data import Images
 from bdcourse.metrics import Scores, evaluate
-from bdcourse.models import build
+from bdcourse.models import build, lay_out
 from bdcourse.train import Augment, History, fit
 
 ZOO = Path(__file__).resolve().parent.parent / "data" / "zoo"
@@ -289,7 +289,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
         raise ValueError(
             f"{path.name} is not a victim that this version can rebuild ({why})."
         ) from e
-    model.to(device, memory_format=torch.channels_last).eval()
+    lay_out(model, device=device).eval()
     return Victim(model, header["arch"], attack, scores, recipe, poisoned, history)
 
 

@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.data import Images, quantize
-
-ROLES = {"clean": 0, "poison": 1, "cover": 2}
-
-
-@dataclass(frozen=True)
-class Poisoned(Images):
-    """Images some of which the attacker changed.
-
-    Args:
-        role: int8 (n,): 0 clean, 1 poison (trigger and attacker's label), 2 cover
-            (changed by the attacker, true label).
-        late: None if the triggers are in the pixels already. If set, poison and cover
-            rows of `x` are still unstamped and training applies this function (of
-            pixels in [0, 1]) to them after augmentation.
-    """
-
-    role: Tensor = field(default=None)
-    late: Callable[[Tensor], Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.role is None or self.role.shape != self.y.shape:
-            raise ValueError(f"Poisoned.role must be int8 of shape ({len(self.y)},).")
-
-    def __getitem__(self, index) -> Poisoned:
-        if isinstance(index, Tensor):
-            index = index.to(self.x.device)
-        return replace(self, x=self.x[index], y=self.y[index], role=self.role[index])
-
-    def to(self, device: str | torch.device) -> Poisoned:
-        return replace(super().to(device), role=self.role.to(device))
-
-    @property
-    def count(self) -> int:
-        """Number of poisoned images."""
-        return int((self.role == ROLES["poison"]).sum())
-
-    @property
-    def covers(self) -> int:
-        """Number of cover images."""
-        return int((self.role == ROLES["cover"]).sum())
+from bdcourse.images import ROLES, Images, Poisoned, quantize
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from bdcourse.defenses.masks import (
     require_images,
     require_threshold,
 )
-from bdcourse.models import fingerprint
+from bdcourse.models import fingerprint, laid_out
 
 Noise = tuple[Masks, Masks]  # delta and xi: BatchNorm name -> (c,) in [-eps, eps]
 
@@ -249,6 +249,7 @@ def anp(
     net = frozen(model, training=training)
 
     def one(masks: Masks, x: Tensor, y: Tensor):
+        x = laid_out(net, x)
         noise = random_noise(masks, eps, generator) if start == "random" else None
         return step(net, masks, x, y, eps=eps, alpha=alpha, noise=noise, inner=inner)
 

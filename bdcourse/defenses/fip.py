@@ -54,7 +54,7 @@ from bdcourse.curvature import (
 )
 from bdcourse.defenses.base import Purified, require_at_least, require_positive
 from bdcourse.defenses.ft_sam import ascent
-from bdcourse.models import evaluating, fingerprint
+from bdcourse.models import evaluating, fingerprint, guarded
 from bdcourse.train import Augment
 
 STEPS = 600  # of all arms, unless told otherwise
@@ -581,7 +581,8 @@ def purify(
         if augment is not None:
             x = augment.once(x, generator)
         opt.zero_grad()
-        seen = descent(model, floats(x, weights[0]), y, step)
+        with guarded(model):
+            seen = descent(model, floats(x, weights[0]), y, step)
         for name, value in seen.items():
             log.setdefault(name, []).append([step, float(value)])
         opt.step()

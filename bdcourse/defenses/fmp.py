@@ -32,7 +32,7 @@ from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses.base import Purified, require_at_least, require_positive
 from bdcourse.metrics import logits as logits_of
-from bdcourse.models import evaluating, fingerprint
+from bdcourse.models import evaluating, fingerprint, laid_out, lay_out
 from bdcourse.surgery import held, pair_by_flow, pair_by_order, revived, without
 from bdcourse.train import Augment, fit
 
@@ -264,7 +264,7 @@ def _score(
     x = x.repeat(starts, 1, 1, 1)
     # A copy: its modes and flags can change while the caller's model stays as it is.
     net = copy.deepcopy(model).eval().requires_grad_(False)
-    net.to(memory_format=torch.channels_last)
+    lay_out(net, x)
     widths = [net.get_submodule(name).out_channels for name in layers]
     sums = {
         name: torch.zeros(3, c, dtype=torch.float64)
@@ -283,9 +283,7 @@ def _score(
             if jobs + per_block <= done:  # what a stopped call has finished
                 jobs += per_block
                 continue
-            a, b = (
-                t[block].to(device, memory_format=torch.channels_last) for t in (x, x0)
-            )
+            a, b = (laid_out(net, t[block].to(device)) for t in (x, x0))
             truth = y[block].to(device)
             for maps, gradient in gradients(net, a, b, name, step):
                 jobs += 1
@@ -294,7 +292,7 @@ def _score(
                 m = len(gradient)
                 with torch.no_grad(), autocast:
                     pushed = (b + epsilon * gradient.sign()).clamp(0, 1).flatten(0, 1)
-                    logits = net(pushed.contiguous(memory_format=torch.channels_last))
+                    logits = net(laid_out(net, pushed))
                 rows = judge(logits, truth.repeat(m)).view(3, m, -1)
                 total[:, maps] += rows.sum(2).cpu()
                 if keep.due():

@@ -39,7 +39,7 @@ from bdcourse.attacks.base import fresh_seed
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
 from bdcourse.defenses.base import Purified, require_at_least, require_positive
-from bdcourse.models import fingerprint
+from bdcourse.models import fingerprint, laid_out, lay_out
 from bdcourse.train import Augment
 
 
@@ -207,7 +207,7 @@ def i_bau(
     device = clean.x.device
     if generator.device != device:
         generator = torch.Generator(device).manual_seed(fresh_seed(generator))
-    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last).eval()
+    model = lay_out(copy.deepcopy(model), clean.x, device).eval()
     weights = [w for w in model.parameters() if w.requires_grad]
     optimizer = torch.optim.Adam(weights, lr)
     course: list[dict[str, float]] = []
@@ -222,7 +222,7 @@ def i_bau(
     def draw(rows: Iterable[Tensor]) -> Iterator[Batch]:
         for r in rows:
             x = augment(crops, r, clean.shape[0], generator)
-            yield x.float() / 255, clean.y[r]
+            yield laid_out(model, x.float() / 255), clean.y[r]
 
     # The fast kernels of attention have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):

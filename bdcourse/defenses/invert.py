@@ -32,7 +32,7 @@ from bdcourse.checkpoint import Checkpoint, moments, restore
 from bdcourse.data import Images
 from bdcourse.defenses.base import require_at_least, require_positive, require_share
 from bdcourse.metrics import predict
-from bdcourse.models import fingerprint
+from bdcourse.models import fingerprint, laid_out, lay_out
 from bdcourse.surgery import pair_by_flow
 
 BETAS = (0.5, 0.9)  # of Adam: a short memory, since lambda moves the goal
@@ -395,7 +395,7 @@ def frozen_copy(model: nn.Module, x: Tensor) -> nn.Module:
     changes the answers on pixels x is taken back.
     """
     net = copy.deepcopy(model).eval().requires_grad_(False)
-    net.to(memory_format=torch.channels_last)
+    lay_out(net, x)
     with torch.no_grad():
         answers = net(x)
         slack = 1e-3 * float(answers.abs().max())
@@ -406,7 +406,7 @@ def frozen_copy(model: nn.Module, x: Tensor) -> nn.Module:
             if not torch.allclose(net(x), answers, rtol=1e-3, atol=slack):
                 _put(net, pair.conv, conv)
                 _put(net, pair.bn, bn)
-    return net.to(memory_format=torch.channels_last)
+    return lay_out(net, x)
 
 
 def _put(model: nn.Module, name: str, new: nn.Module) -> None:
@@ -451,7 +451,7 @@ def _step(
     """One step for the live rows of a chunk: hits and images of each, (l,) and (l,)."""
     mask, pattern = (squash(r[live])[:, None] for r in raw)  # (l, 1, 1 or c, h, w)
     seen = (1 - mask) * x + mask * pattern  # (l, b, c, h, w)
-    seen = seen.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    seen = laid_out(net, seen.flatten(0, 1))
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         logits = net(seen).to(x.dtype)
     goal = goals[live].repeat_interleave(len(x))

@@ -37,6 +37,7 @@ from bdcourse.defenses.base import (
 from bdcourse.defenses.clp import threshold
 from bdcourse.defenses.invert import Estimate
 from bdcourse.metrics import Scores, evaluate, logits, predict
+from bdcourse.models import laid_out
 from bdcourse.surgery import pair_by_flow, without
 
 QS = tuple(i / 100 for i in range(51))  # the q axis of every sweep: 0 .. 50 %
@@ -495,7 +496,7 @@ def _answers(model: nn.Module, x: Tensor, name: str, keep: Tensor) -> Tensor:
 
     def fold(_, __, out: Tensor) -> Tensor:
         maps = keep[:, None, :, None, None].to(out.dtype) * out  # (q, n, c, h, w)
-        return maps.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return laid_out(model, maps.flatten(0, 1))
 
     hook = model.get_submodule(name).register_forward_hook(fold)
     try:

@@ -21,6 +21,7 @@ from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images, progress
 from bdcourse.defenses.base import Look, furthest, require_share
 from bdcourse.metrics import evaluate
+from bdcourse.models import lay_out
 from bdcourse.surgery import without
 
 Masks = dict[str, Tensor]  # BatchNorm name -> (c,) in [0, 1]
@@ -78,14 +79,14 @@ def normalise_by_batch(model: nn.Module) -> nn.Module:
 
 
 def frozen(model: nn.Module, *, training: bool = False) -> nn.Module:
-    """A copy to learn masks on: no gradients for its weights, channels_last.
+    """A copy to learn masks on: no gradients for its weights, laid out for speed.
 
     Args:
         training: BatchNorms normalise by the batch, and the running statistics of this
             copy move; False uses the running statistics and leaves them alone.
     """
     model = copy.deepcopy(model).requires_grad_(False)
-    model = model.to(memory_format=torch.channels_last)
+    model = lay_out(model)
     return normalise_by_batch(model) if training else model.eval()
 
 
@@ -261,7 +262,6 @@ def learn(
         order = torch.randperm(n, generator=generator, device=generator.device)
         index = order[:batch].to(device)
         x = clean.x[index].float() / 255
-        x = x.contiguous(memory_format=torch.channels_last)
         terms, gradient = step(m, x, clean.y[index])
         with torch.no_grad():
             for k, g in zip(m, gradient, strict=True):

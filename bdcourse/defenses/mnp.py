@@ -55,7 +55,7 @@ from bdcourse.defenses.masks import (
 )
 from bdcourse.defenses.rnp import unlearn
 from bdcourse.metrics import evaluate, logits
-from bdcourse.models import fingerprint
+from bdcourse.models import fingerprint, laid_out
 from bdcourse.surgery import held as holding
 from bdcourse.surgery import pair_by_flow, without
 from bdcourse.train import fit
@@ -231,7 +231,7 @@ def _removals(
     run, nodes, layers = fx.Interpreter(net), list(net.graph.nodes), maskable(net)
     at = {node: i for i, node in enumerate(nodes)}
     last = {node: max((at[u] for u in node.users), default=-1) for node in nodes}
-    x = part.pixels().contiguous(memory_format=torch.channels_last)
+    x = laid_out(net, part.pixels())
     before = F.cross_entropy(net(x), part.y, reduction="none")
     images = set()  # the nodes whose values have a row for each image
 
@@ -320,7 +320,7 @@ def first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, 
     total = {n: torch.zeros_like(m) for n, m in masks.items()}
     for rows in torch.arange(len(clean)).split(batch):
         part = clean[rows]
-        x = part.pixels().contiguous(memory_format=torch.channels_last)
+        x = laid_out(net, part.pixels())
         leaves = {n: m.clone().requires_grad_(True) for n, m in masks.items()}
         loss = F.cross_entropy(forward(net, leaves, x), part.y, reduction="sum")
         grads = torch.autograd.grad(loss, list(leaves.values()))
@@ -520,6 +520,7 @@ def learn_masks(
     shrunk = shrinkage(model, suppressed) if kappa else None
 
     def one(masks: Masks, x: Tensor, y: Tensor):
+        x = laid_out(nets[0], x)
         total, terms = objective(
             *nets, masks, x, y, magnitude=magnitude, shrunk=shrunk, **weights
         )

@@ -44,7 +44,7 @@ from bdcourse.defenses.masks import (
     stage,
 )
 from bdcourse.metrics import evaluate
-from bdcourse.models import fingerprint
+from bdcourse.models import fingerprint, laid_out, lay_out
 
 
 def ascend(
@@ -134,7 +134,7 @@ def unlearn(
         about |= {"batch": batch}
     keep = Checkpoint(checkpoint, about)
     net = copy.deepcopy(model).requires_grad_(True)
-    net = net.to(memory_format=torch.channels_last)
+    lay_out(net, clean.x)
     opt = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay)
     # BatchNorm cannot normalise one image by itself.
     parts = min(-(-len(clean) // batch), len(clean) // 2)
@@ -153,7 +153,7 @@ def unlearn(
         seen = []
         for index in order.to(clean.x.device).tensor_split(parts):
             x = clean.x[index].float() / 255
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = laid_out(net, x)
             seen.append(torch.stack([v.double() for v in ascend(
                 net, opt, x, clean.y[index], clip)]))  # fmt: skip
         loss, hits, length = torch.stack(seen).unbind(1)
@@ -215,7 +215,7 @@ def recover(
     net = frozen(unlearned, training=training)
 
     def one(masks: Masks, x: Tensor, y: Tensor):
-        loss = F.cross_entropy(forward(net, masks, x), y)
+        loss = F.cross_entropy(forward(net, masks, laid_out(net, x)), y)
         gradient = torch.autograd.grad(weight * loss, list(masks.values()))
         return {"loss": loss}, gradient
 
