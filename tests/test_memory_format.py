@@ -158,22 +158,24 @@ from bdcourse import curvature, defenses, models
 from bdcourse.train import Augment, fit
 from helpers import gen, random_images
 torch.set_num_threads({threads})
-images = random_images(64, 3, 32)
+images, few = random_images(48, 3, 16), dict(steps=3, batch=16)
 for name, width in (("resnet18", 2), ("preact_resnet18", 4), ("resnet18", 6)):
     model = models.build(name, classes=3, width=width)
-    fit(model, images, epochs=2, augment=Augment(2), generator=gen(), verbose=False)
+    fit(model, images, epochs=4, augment=Augment(2), generator=gen(), verbose=False)
     # A caller's own layout, which the course must not trip over.
     model.to(memory_format=torch.channels_last)
-    curvature.fisher_trace(model, images[:8], fisher="empirical",
-                           generator=gen(), draws=2)
-    defenses.fip(model, images, steps=4, generator=gen())
-    defenses.anp(model, images, threshold=0.2, steps=4, generator=gen())
-    defenses.i_bau(model, images, rounds=1, generator=gen())
+    for route in ("signed", "exact"):
+        curvature.fisher_trace(
+            model, images[:8], route=route, fisher="empirical", draws=2, generator=gen()
+        )
+    defenses.fip(model, images, generator=gen(), **few)
+    defenses.fip(model, images, augment=Augment(2), generator=gen(), **few)
+    defenses.anp(model, images, threshold=0.2, generator=gen(), **few)
     defenses.finetune(model, images, epochs=1, augment=Augment(2), generator=gen())
-    defenses.fip(model, images, steps=4, augment=Augment(2), generator=gen())
-gray = random_images(64, 3, 16, c=1)
+    defenses.i_bau(model, images[:16], rounds=1, batch=8, generator=gen())
+gray = random_images(48, 3, 16, c=1)
 model = models.build("resnet18", classes=3, width=4, mean=(0.5,), std=(0.5,))
-fit(model, gray, epochs=2, augment=Augment(2), generator=gen(), verbose=False)
+fit(model, gray, epochs=4, augment=Augment(2), generator=gen(), verbose=False)
 print("alive")
 """
 
