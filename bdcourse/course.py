@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdcourse import check
-from bdcourse.labs import NOTEBOOKS, SOLUTION, chosen, exercise, seen
+from bdcourse.labs import NOTEBOOKS, SOLUTION, chosen, exercise, seen, split
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -32,8 +32,8 @@ HIDDEN = """
 from bdcourse.course import examine
 examine("{name}", {name})
 ### END HIDDEN TESTS"""
-CONFIG = """# Written by `python -m bdcourse labs course`; edit as you like.
-from bdcourse.grading import Examination, Mend
+CONFIG = r"""# Written by `python -m bdcourse labs course`; edit as you like.
+from bdcourse.grading import Examination, Mend, Reader, choose
 from nbgrader.converters import Autograde
 
 c = get_config()  # noqa: F821
@@ -41,6 +41,8 @@ c.CourseDirectory.course_id = {course!r}
 c.ClearSolutions.code_stub = {{
     "python": 'raise NotImplementedError("not written yet")  # your answer goes here'
 }}
+c.Autograde.pre_convert_hook = choose
+c.Autograde.exporter_class = Reader
 c.Autograde.sanitize_preprocessors = [
     Mend, *Autograde.sanitize_preprocessors.default()
 ]
@@ -52,6 +54,10 @@ c.Examination.limit = 150  # seconds for a submission
 c.LimitOutput.max_lines = 200
 c.LimitOutput.max_traceback = 30
 c.ExportApp.plugin_class = "nbgrader.plugins.CsvExportPlugin"
+# For archives of Moodle, with a folder for each student or without.
+c.FileNameCollectorPlugin.named_regexp = (
+    r".*[/\\](?P<student_id>[^/\\]*_\d+)_assignsubmission_file_?[/\\]?(?P<file_id>.+)"
+)
 """
 
 
@@ -141,11 +147,9 @@ def assignment(lesson: NotebookNode, points: Mapping[str, int]) -> NotebookNode:
 def _graded(cell: NotebookNode, name: str, points: int) -> list[NotebookNode]:
     """Make a test of a check cell; what else it shows goes to a cell that no mark
     depends on, and that may need what others have computed."""
-    call = f"check.{name}({name})"
-    if call not in cell.source.splitlines():
-        raise ValueError(f"the check of {name!r} must hold the line {call}.")
+    call, more = split(cell.source, name)
     rest = copy.deepcopy(cell)
-    rest.source = cell.source.replace(call, "", 1).strip("\n")
+    rest.source = more
     rest.id = f"{cell.id}-rest"
     rest.metadata["tags"] = ["skip-execution"]
     cell.source = call + HIDDEN.format(name=name)
@@ -263,6 +267,9 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
     config = folder / "nbgrader_config.py"
     if not config.exists():
         config.write_text(CONFIG.format(course=name))
+    elif "Reader" not in config.read_text():
+        print(f"note: {config} was written by an earlier version of the course; move "
+              "it away and run this again for a new one.")  # fmt: skip
     with Gradebook(f"sqlite:///{(folder / 'gradebook.db').resolve()}", name) as book:
         for lab, notebook in ready:
             stem = lab.lesson.stem
@@ -273,8 +280,9 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
             due = f", due {lab.deadline:%Y-%m-%d %H:%M}" if lab.deadline else ""
             total = sum(lab.points.values())
             print(f"{stem}: {len(lab.points)} exercises, {total} points{due}")
-    from bdcourse.grading import landlock
+    from bdcourse.grading import draw, landlock
 
+    print(f"images for the lessons are in {draw()}")
     if landlock() < 4:
         lacking = "connect to the network"
         if not landlock():

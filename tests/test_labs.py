@@ -1,11 +1,14 @@
 """Students' copies: nothing of a solution, everything of an answer."""
 
 import copy
+import json
 import re
+import shutil
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from traitlets.config import Config
 
 from bdcourse import labs
 from bdcourse.__main__ import main
@@ -82,7 +85,12 @@ def test_a_copy_holds_no_solution_and_with_it_is_the_lesson_again(path):
             assert "hide-input" not in cell.metadata.tags
             stub = re.compile(r"^ *raise NotImplementedError.*$", re.M)
             cell.source = stub.sub(lambda _, n=name: solutions[n], cell.source)
-        if not cell.id.endswith("-seen"):
+        if cell.id.endswith("-rest"):  # what the cell of a check shows besides
+            (whole,) = (c.source for c in master.cells if f"{c.id}-rest" == cell.id)
+            first, _, more = whole.partition("\n")
+            assert back[-1] == first and cell.source == more.lstrip("\n")
+            back[-1] = whole
+        elif not cell.id.endswith("-seen"):
             back.append(cell.source)
         assert cell.cell_type != "code" or not cell.outputs
     assert back == sources(master)
@@ -99,6 +107,33 @@ def test_a_second_run_changes_nothing(path):
     master = nbformat.read(path, as_version=4)
     again, done = labs.update(labs.copy(master), labs.copy(master))
     assert done == [] and nbformat.writes(again) == nbformat.writes(labs.copy(master))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_copy_can_be_validated(path):
+    """nbgrader runs the set-up, the answers and each check, and nothing else."""
+    made = labs.copy(nbformat.read(path, as_version=4))
+    code = [c for c in made.cells if c.cell_type == "code"]
+    run = [c for c in code if labs.SKIP not in c.metadata.get("tags", [])]
+    names = [n for c in run if (n := labs.exercise(c.source))]
+    tests = [c for c in run if "nbgrader" in c.metadata]
+    assert [c.source for c in tests] == [f"check.{n}({n})" for n in names]
+    assert len(run) == 1 + 2 * len(names) and "setup" in run[0].metadata.tags
+    assert all(c.metadata.nbgrader.grade for c in tests)
+
+
+def test_an_update_marks_what_was_made_before_copies_could_be_validated():
+    mine = labs.copy(lesson())
+    for cell in mine.cells:
+        cell.metadata.pop("nbgrader", None)
+    mine.cells[1].source = "def double(x): return 2 * x"
+    mine.cells[4].metadata["tags"] = ["figure", "mine"]
+    got, done = update(mine, lesson())
+    assert got.cells[2].metadata.nbgrader.grade_id == "check-double" and done == []
+    assert got.cells[4].metadata.tags == ["figure", "mine", labs.SKIP]
+    got.cells.insert(3, copy.deepcopy(got.cells[2]))  # copied within an editor
+    again, _ = update(got, lesson())
+    assert sum("nbgrader" in c.metadata for c in again.cells) == 1
 
 
 # --- What an update keeps --------------------------------------------------------
@@ -270,3 +305,29 @@ def test_links_have_the_form_that_colab_and_binder_ask_for(capsys):
     assert binder == f"{start}/me/course/dev?urlpath=lab/tree/notebooks/{name}"
     assert main(["labs", "links", "https://x/y"]) == 1
     assert "looks like OWNER/NAME" in capsys.readouterr().err
+
+
+def test_a_lesson_that_is_only_read_stays_as_it_is(tmp_path):
+    """JupyterLab opens it, adds what it knows of this Python, and saves."""
+    files = pytest.importorskip("jupyter_server.services.contents.filemanager")
+    config = json.loads(
+        (labs.NOTEBOOKS.parent / "jupyter_server_config.json").read_text()
+    )
+    assert config == {"ContentsManager": {"pre_save_hook": "bdcourse.labs.tidy"}}
+    server = files.FileContentsManager(
+        root_dir=str(tmp_path), config=Config(config), delete_to_trash=False
+    )
+    for path in LESSONS:
+        shutil.copy(path, tmp_path)
+        model = server.get(path.name)
+        language = model["content"]["metadata"]["language_info"]
+        language |= {"version": "3.99.0", "file_extension": ".py"}
+        server.save(model, path.name)
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    model["content"]["metadata"]["language_info"] = {"name": "R", "version": "4"}
+    labs.tidy(model)
+    assert model["content"]["metadata"]["language_info"] == {
+        "name": "R",
+        "version": "4",
+    }
+    labs.tidy({"type": "file", "content": "text"})
