@@ -243,15 +243,20 @@ def _rescued(old: NotebookNode, fresh: NotebookNode) -> tuple[NotebookNode, list
 
 
 def tidy(model: dict, **about) -> None:
-    """Leave out of a notebook what tells the Python that opened it; a hook of Jupyter.
+    """Save a notebook without what JupyterLab adds when it is opened; a hook of it.
 
-    JupyterLab adds that by itself and saves it, so that a lesson which was only read
-    would count as changed.
+    That is the Python at hand, and the filters of jupytext.toml: a lesson that was only
+    read would count as changed.
     """
     if model["type"] == "notebook":
-        language = model["content"]["metadata"].get("language_info", {})
-        if language.get("name") == "python":
-            model["content"]["metadata"]["language_info"] = {"name": "python"}
+        metadata = model["content"]["metadata"]
+        if metadata.get("language_info", {}).get("name") == "python":
+            metadata["language_info"] = {"name": "python"}
+        if "jupytext" in metadata:
+            for name in ("cell_metadata_filter", "notebook_metadata_filter"):
+                metadata["jupytext"].pop(name, None)
+            if not metadata["jupytext"]:
+                del metadata["jupytext"]
 
 
 # --- Files -----------------------------------------------------------------------

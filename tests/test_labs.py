@@ -308,26 +308,38 @@ def test_links_have_the_form_that_colab_and_binder_ask_for(capsys):
 
 
 def test_a_lesson_that_is_only_read_stays_as_it_is(tmp_path):
-    """JupyterLab opens it, adds what it knows of this Python, and saves."""
+    """JupyterLab opens it, adds what it knows of this Python, and saves the pair."""
     files = pytest.importorskip("jupyter_server.services.contents.filemanager")
-    config = json.loads(
-        (labs.NOTEBOOKS.parent / "jupyter_server_config.json").read_text()
+    jupytext = pytest.importorskip("jupytext.sync_contentsmanager")
+    root = labs.NOTEBOOKS.parent
+    hook = "bdcourse.labs.tidy"
+    assert f"--ContentsManager.pre_save_hook={hook} " in (root / "Makefile").read_text()
+    config = Config(ContentsManager={"pre_save_hook": hook})
+    manager = jupytext.build_sync_jupytext_contents_manager_class(
+        files.FileContentsManager
     )
-    assert config == {"ContentsManager": {"pre_save_hook": "bdcourse.labs.tidy"}}
-    server = files.FileContentsManager(
-        root_dir=str(tmp_path), config=Config(config), delete_to_trash=False
-    )
-    for path in LESSONS:
-        shutil.copy(path, tmp_path)
-        model = server.get(path.name)
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(root / "jupytext.toml", tmp_path)
+    server = manager(root_dir=str(tmp_path), config=config)
+    for path in LESSONS[:2]:
+        pair = (path, path.with_suffix(".py"))
+        for file in pair:
+            shutil.copy(file, tmp_path / "notebooks")
+        model = server.get(f"notebooks/{path.name}")
+        assert "jupytext" in model["content"]["metadata"]
         language = model["content"]["metadata"]["language_info"]
         language |= {"version": "3.99.0", "file_extension": ".py"}
-        server.save(model, path.name)
-        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
-    model["content"]["metadata"]["language_info"] = {"name": "R", "version": "4"}
-    labs.tidy(model)
-    assert model["content"]["metadata"]["language_info"] == {
-        "name": "R",
-        "version": "4",
+        server.save(model, f"notebooks/{path.name}")
+        for file in pair:
+            saved = (tmp_path / "notebooks" / file.name).read_bytes()
+            assert saved == file.read_bytes()
+
+
+def test_what_others_stored_in_a_notebook_is_saved():
+    about = {"language_info": {"name": "R"}, "jupytext": {"formats": "ipynb,md"}}
+    labs.tidy({"type": "notebook", "content": {"metadata": about}})
+    assert about == {
+        "language_info": {"name": "R"},
+        "jupytext": {"formats": "ipynb,md"},
     }
     labs.tidy({"type": "file", "content": "text"})
