@@ -1,7 +1,6 @@
 """Students' copies: nothing of a solution, everything of an answer."""
 
 import copy
-import json
 import re
 import shutil
 
