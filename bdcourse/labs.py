@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -289,7 +290,11 @@ def student(
             said = "new"
         else:
             try:
-                old = nbformat.read(target, as_version=4)
+                with warnings.catch_warnings():  # of old editors, which give no ids
+                    warnings.simplefilter("ignore")
+                    old = nbformat.reads(target.read_text("utf-8-sig"), as_version=4)
+                lost = not any(_key(c) for c in old.cells)
+                fresh, done = update(old, fresh)
             except Exception:  # nbformat has no one error for what is no notebook
                 print(
                     f"{target} is not a notebook any more and was left alone; move it "
@@ -298,10 +303,8 @@ def student(
                 )
                 failed += 1
                 continue
-            lost = not any(_key(c) for c in old.cells)
             if lost:
                 target.replace(target.with_suffix(".before.ipynb"))
-            fresh, done = update(old, fresh)
             said = "; ".join(done) or "up to date"
             if lost:
                 said += f"; the old file is {target.stem}.before.ipynb"
@@ -317,6 +320,8 @@ def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
         FileNotFoundError: there are none here.
         ValueError: a name fits none.
     """
+    if isinstance(names, str):
+        names = [names]
     known = sorted(lessons.glob("*.ipynb"))
     if not known:
         raise FileNotFoundError(
@@ -330,7 +335,9 @@ def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as f:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, delete=False
+    ) as f:
         f.write(text)
     os.chmod(f.name, 0o644)
     os.replace(f.name, path)

@@ -117,6 +117,14 @@ def test_without_a_plan_every_exercise_of_every_lesson_counts():
         ("labs: [{lesson: 05_clp, exercises: [prayer]}]", "no exercise 'prayer'"),
         ("labs: [{lesson: 05_clp, points: {sigma: 0}}]", "whole number above 0"),
         ("labs: [{lesson: 05_clp, deadline: soon}]", "must look like 2027-01-31"),
+        ("labs: [{lesson: 05_clp, deadline: [1]}]", "must look like 2027-01-31"),
+        ("labs: [{lesson: 05_clp, points: 3}]", "points must name exercises"),
+        ("labs: [{lesson: 05_clp, points: {3: 3}}]", "has no exercise 3"),
+        ("labs: [{lesson: 05_clp, exercises: sigma}]", "must be a list of names"),
+        ("labs: [{lesson: 05_clp, exercises: [[1]]}]", "must be a list of names"),
+        ("labs: [{lesson: 05_clp, 3: 4, colour: red}]", "an entry 3;"),
+        ("labs: [{lesson: 05_clp}, {lesson: '05'}]", "stands twice"),
+        ("x: \x00", "is not YAML"),
     ],
 )
 def test_a_bad_plan_gets_one_sentence(text, says, tmp_path, capsys):
@@ -126,6 +134,15 @@ def test_a_bad_plan_gets_one_sentence(text, says, tmp_path, capsys):
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1
     assert not (tmp_path / "c").exists()
+
+
+def test_a_course_is_a_folder(tmp_path, capsys):
+    (tmp_path / "c").write_text("mine")
+    assert main(["labs", "course", str(tmp_path / "c")]) == 1
+    assert "is a file; name a folder" in capsys.readouterr().err
+    (tmp_path / "p.yml").write_bytes(b"labs: \xff")
+    command = ["labs", "course", str(tmp_path / "d"), "--plan", str(tmp_path / "p.yml")]
+    assert main(command) == 1 and "is not YAML" in capsys.readouterr().err
 
 
 def test_a_missing_plan_is_named(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Students' copies: nothing of a solution, everything of an answer."""
 
 import copy
+import json
 import re
 import shutil
 
@@ -272,7 +273,22 @@ def test_a_notebook_without_marks_is_kept_and_its_answers_found(folder, capsys):
     assert write(folder) == 0 and "up to date" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "{", "my notes", '{"cells": 3}', "[]"])
+def test_a_copy_of_an_old_editor_is_brought_up_to_date(folder, capsys, recwarn):
+    write(folder)
+    path = folder / "out" / "05_a.ipynb"
+    nb = json.loads(path.read_text())
+    nb["cells"][1]["source"] = "def double(x): return 2 * x  # zwölf"
+    for cell in nb["cells"]:
+        del cell["id"]
+    path.write_text("\ufeff" + json.dumps(nb, ensure_ascii=False), "utf-8")
+    assert write(folder) == 0 and not list(recwarn)
+    assert nbformat.read(path, as_version=4).cells[1].source.endswith("zwölf")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "my notes", '{"cells": 3}', "[]", '{"nbformat": 4, "cells": [3]}'],
+)
 def test_a_broken_copy_is_left_alone(folder, capsys, text):
     write(folder)
     path = folder / "out" / "05_a.ipynb"
