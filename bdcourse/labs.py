@@ -282,6 +282,8 @@ def student(
 
     paths = chosen(names, lessons)
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder for the copies.")
     out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for path in paths:
@@ -318,10 +320,11 @@ def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
 
     Raises:
         FileNotFoundError: there are none here.
-        ValueError: a name fits none.
+        ValueError: a name fits none, or is none.
     """
-    if isinstance(names, str):
-        names = [names]
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+        raise ValueError("names must be how lessons begin, such as ['05'].")
     known = sorted(lessons.glob("*.ipynb"))
     if not known:
         raise FileNotFoundError(
@@ -354,7 +357,7 @@ def links(repository: str, branch: str = "main", lessons: Path = NOTEBOOKS) -> s
     Raises:
         ValueError: it does not look like one.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repository)):
         raise ValueError(f"a repository looks like OWNER/NAME, not {repository!r}.")
     lines = ["| lesson | Colab | Binder |", "|---|---|---|"]
     for path in chosen([], lessons):
