@@ -134,3 +134,11 @@ def test_notebooks_show_the_sentence_and_no_line_of_the_course(tmp_path):
 def test_a_guess_that_is_no_number_is_named(guess):
     with pytest.raises(ValueError, match=r"^the guess must be a finite number, not"):
         check.reveal(guess, 3)
+    with pytest.raises(ValueError, match=r"^the truth must be a finite number, not"):
+        check.reveal(3, guess)
+
+
+@pytest.mark.parametrize("value", ["1", None, [1], 1j, torch.ones(2), np.ones(2)])
+def test_a_claim_about_no_number_is_named(value):
+    with pytest.raises(ValueError, match=r"^a claim needs one number, not .*\.$"):
+        check.claim("It holds.", value, 0, 1)

@@ -105,7 +105,11 @@ def claim(sentence: str, value: float, low: float, high: float) -> None:
     state bands. Band and value share one unit; the sentence is what the reader may rely
     on.
     """
-    if not low <= value <= high:
+    try:
+        holds = bool(low <= value <= high)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"a claim needs one number, not {kind(value)}.") from None
+    if not holds:
         raise CheckFailed(
             f"{sentence} Not here: measured {value:.4g}, expected {low:g} to {high:g}."
         )
@@ -116,9 +120,10 @@ def reveal(guess: float, truth: float, unit: str = "") -> None:
     """Show how far a prediction was from the measured value.
 
     Raises:
-        ValueError: the guess is no number.
+        ValueError: the guess or the truth is no number.
     """
     finite_number("the guess", guess)
+    finite_number("the truth", truth)
     gap = abs(guess - truth)
     unit = f" {unit}" if unit else ""
     comment = "spot on" if gap < 0.5 else f"{gap:g}{unit} apart"
