@@ -296,7 +296,12 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
             print(f"{stem}: {len(lab.points)} exercises, {total} points{due}")
     from bdcourse.grading import draw, landlock
 
-    print(f"images for the lessons are in {draw()}")
+    images = draw()
+    if any(images.glob("signs*.npz")):
+        print(f"images for the lessons are in {images}")
+    else:
+        print(f"note: {images} cannot be written, so every submission will draw its "
+              "images anew; BDCOURSE_CACHE can name another folder.")  # fmt: skip
     if landlock() < 4:
         lacking = "connect to the network"
         if not landlock():
