@@ -78,6 +78,7 @@ lab: $(READY)
 	  set -- "$$@" --no-browser; \
 	fi; \
 	exec $(PY) -m jupyterlab "$$@" --ServerApp.root_dir=. \
+	  --ContentsManager.pre_save_hook=bdcourse.labs.tidy \
 	  --LabApp.default_url=/lab/tree/notebooks/00_welcome.ipynb
 
 student: $(READY)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdcourse import check
-from bdcourse.labs import NOTEBOOKS, SOLUTION, chosen, exercise, seen
+from bdcourse.labs import NOTEBOOKS, SKIP, SOLUTION, chosen, exercise, seen, split
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -32,8 +32,8 @@ HIDDEN = """
 from bdcourse.course import examine
 examine("{name}", {name})
 ### END HIDDEN TESTS"""
-CONFIG = """# Written by `python -m bdcourse labs course`; edit as you like.
-from bdcourse.grading import Examination, Mend
+CONFIG = r"""# Written by `python -m bdcourse labs course`; edit as you like.
+from bdcourse.grading import Examination, Mend, Reader, choose
 from nbgrader.converters import Autograde
 
 c = get_config()  # noqa: F821
@@ -41,6 +41,8 @@ c.CourseDirectory.course_id = {course!r}
 c.ClearSolutions.code_stub = {{
     "python": 'raise NotImplementedError("not written yet")  # your answer goes here'
 }}
+c.Autograde.pre_convert_hook = choose
+c.Autograde.exporter_class = Reader
 c.Autograde.sanitize_preprocessors = [
     Mend, *Autograde.sanitize_preprocessors.default()
 ]
@@ -52,6 +54,10 @@ c.Examination.limit = 150  # seconds for a submission
 c.LimitOutput.max_lines = 200
 c.LimitOutput.max_traceback = 30
 c.ExportApp.plugin_class = "nbgrader.plugins.CsvExportPlugin"
+# For archives of Moodle, with a folder for each student or without.
+c.FileNameCollectorPlugin.named_regexp = (
+    r".*[/\\](?P<student_id>[^/\\]*_\d+)_assignsubmission_file_?[/\\]?(?P<file_id>.+)"
+)
 """
 
 
@@ -129,7 +135,7 @@ def assignment(lesson: NotebookNode, points: Mapping[str, int]) -> NotebookNode:
         elif "setup" in tags:
             _mark(cell, "setup", locked=True)
         elif cell.cell_type == "code":
-            cell.metadata["tags"] = [*tags, "skip-execution"]
+            cell.metadata["tags"] = [*tags, SKIP]
         cells += [cell, *([shown] if shown else [])]
     made = [c.metadata.nbgrader.grade_id for c in cells if "nbgrader" in c.metadata]
     if lost := [n for n in points if f"check-{n}" not in made]:
@@ -141,13 +147,11 @@ def assignment(lesson: NotebookNode, points: Mapping[str, int]) -> NotebookNode:
 def _graded(cell: NotebookNode, name: str, points: int) -> list[NotebookNode]:
     """Make a test of a check cell; what else it shows goes to a cell that no mark
     depends on, and that may need what others have computed."""
-    call = f"check.{name}({name})"
-    if call not in cell.source.splitlines():
-        raise ValueError(f"the check of {name!r} must hold the line {call}.")
+    call, more = split(cell.source, name)
     rest = copy.deepcopy(cell)
-    rest.source = cell.source.replace(call, "", 1).strip("\n")
+    rest.source = more
     rest.id = f"{cell.id}-rest"
-    rest.metadata["tags"] = ["skip-execution"]
+    rest.metadata["tags"] = [SKIP]
     cell.source = call + HIDDEN.format(name=name)
     _mark(cell, f"check-{name}", grade=True, locked=True, points=points)
     return [rest] if rest.source else []
@@ -180,16 +184,26 @@ def plan(path: Path | None, lessons: Path = NOTEBOOKS) -> tuple[str, list[Lab]]:
     for entry in said["labs"]:
         where = f"{path}: lab {entry.get('lesson', '')!r}"
         if wrong := set(entry) - {"lesson", "exercises", "points", "deadline"}:
-            raise ValueError(f"{where} has an entry {sorted(wrong)[0]!r}; known are "
-                             "lesson, exercises, points, deadline.")  # fmt: skip
+            raise ValueError(
+                f"{where} has an entry {min(wrong, key=str)!r}; known are "
+                "lesson, exercises, points, deadline."
+            )
         if not isinstance(entry.get("lesson"), str):
             raise ValueError(f"{where} names no lesson, such as lesson: 05_clp.")
         found = chosen([entry["lesson"]], lessons)
         if len(found) > 1:
             raise ValueError(f"{where} fits {', '.join(p.stem for p in found)}.")
+        if found[0] in (lab.lesson for lab in labs):
+            raise ValueError(f"{where} stands twice; leave one out.")
         known = exercises(nbformat.read(found[0], as_version=4))
-        points = {n: known.get(n, 0) for n in entry.get("exercises") or known}
-        points |= entry.get("points") or {}
+        asked, worth = entry.get("exercises") or list(known), entry.get("points") or {}
+        if not isinstance(asked, list) or not all(isinstance(n, str) for n in asked):
+            raise ValueError(f"{where}: exercises must be a list of names, such as "
+                             f"[{', '.join(known)}].")  # fmt: skip
+        if not isinstance(worth, dict):
+            raise ValueError(f"{where}: points must name exercises, such as "
+                             f"{{{next(iter(known))}: 2}}.")  # fmt: skip
+        points = {n: known.get(n, 0) for n in asked} | worth
         for name, value in points.items():
             if name not in known:
                 raise ValueError(f"{where} has no exercise {name!r}; there are "
@@ -204,12 +218,13 @@ def plan(path: Path | None, lessons: Path = NOTEBOOKS) -> tuple[str, list[Lab]]:
 def _read(path: Path) -> dict:
     import yaml
 
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"there is no plan {path}; see labs/two_labs.yml.")
     try:
-        said = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as e:
-        raise ValueError(f"{path} is not YAML ({' '.join(str(e).split())}).") from None
+        said = yaml.safe_load(path.read_text("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+        why = " ".join(str(e).split()).rstrip(".")
+        raise ValueError(f"{path} is not YAML ({why}).") from None
     entries = said.get("labs") if isinstance(said, dict) else None
     if (
         not isinstance(entries, list)
@@ -259,10 +274,16 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
     name, labs = plan(path, lessons)
     ready = [(lab, assignment(nbformat.read(lab.lesson, as_version=4), lab.points))
              for lab in labs]  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"{folder} is a file; name a folder for the course.") from None
     config = folder / "nbgrader_config.py"
     if not config.exists():
         config.write_text(CONFIG.format(course=name))
+    elif "Reader" not in config.read_text():
+        print(f"note: {config} was written by an earlier version of the course; move "
+              "it away and run this again for a new one.")  # fmt: skip
     with Gradebook(f"sqlite:///{(folder / 'gradebook.db').resolve()}", name) as book:
         for lab, notebook in ready:
             stem = lab.lesson.stem
@@ -273,8 +294,14 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
             due = f", due {lab.deadline:%Y-%m-%d %H:%M}" if lab.deadline else ""
             total = sum(lab.points.values())
             print(f"{stem}: {len(lab.points)} exercises, {total} points{due}")
-    from bdcourse.grading import landlock
+    from bdcourse.grading import draw, landlock
 
+    images = draw()
+    if any(images.glob("signs*.npz")):
+        print(f"images for the lessons are in {images}")
+    else:
+        print(f"note: {images} cannot be written, so every submission will draw its "
+              "images anew; BDCOURSE_CACHE can name another folder.")  # fmt: skip
     if landlock() < 4:
         lacking = "connect to the network"
         if not landlock():

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 SOLUTION = re.compile(rf"^( *){BEGIN}\n.*?^ *{END}$", re.M | re.S)
 SEEN = ("figure", "check", "claim", "predict")
+SKIP = "skip-execution"  # nbgrader leaves such cells out; editors run them
 
 
 # --- From a lesson to a copy -----------------------------------------------------
@@ -38,11 +40,16 @@ def copy(lesson: NotebookNode) -> NotebookNode:
     """
     import nbformat
 
-    cells = []
+    cells, asked = [], None
     for cell in lesson.cells:
-        cells.append(_made(cell))
-        if shown := seen(cell):
-            cells.append(shown)
+        tags, made, rest = cell.metadata.get("tags", []), _made(cell), None
+        if "exercise" in tags:
+            asked = exercise(cell.source)
+        elif "check" in tags and asked:
+            rest, asked = _tested(made, asked), None
+        elif cell.cell_type == "code" and "setup" not in tags:
+            _tag(made, SKIP)
+        cells += [c for c in (made, rest, seen(cell)) if c]
     metadata = {k: v for k, v in lesson.metadata.items() if k != "bdcourse"}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
@@ -51,8 +58,8 @@ def exercise(source: str) -> str | None:
     """The name of the function that an exercise asks for; None for other cells."""
     try:
         tree = ast.parse(SOLUTION.sub(r"\1pass", source))
-    except SyntaxError:
-        return None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None  # null bytes, or brackets ten thousand deep
     names = [
         d.name for d in tree.body if isinstance(d, (ast.FunctionDef, ast.ClassDef))
     ]
@@ -78,6 +85,42 @@ def _made(cell: NotebookNode) -> NotebookNode:
         new.metadata["tags"] = tags
     new.metadata["bdcourse"] = {"key": key, "made": _digest(source)}
     return new
+
+
+def _tested(cell: NotebookNode, name: str) -> NotebookNode | None:
+    """Make a test of a check, so that nbgrader's "Validate" runs it; what else the cell
+    shows, if anything, becomes a cell that "Validate" leaves out."""
+    from nbformat import v4
+
+    cell.metadata["nbgrader"] = {
+        "grade_id": f"check-{name}", "grade": True, "locked": True, "solution": False,
+        "task": False, "points": 1, "schema_version": 3,
+    }  # fmt: skip
+    call, more = split(cell.source, name)
+    if not more:
+        return None
+    cell.source = call
+    cell.metadata["bdcourse"]["made"] = _digest(call)
+    rest = v4.new_code_cell(more, id=f"{cell.id}-rest", metadata={"tags": [SKIP]})
+    rest.metadata["bdcourse"] = {"key": rest.id, "made": _digest(more)}
+    return rest
+
+
+def split(source: str, name: str) -> tuple[str, str]:
+    """The call of a check, and the other lines of its cell.
+
+    Raises:
+        ValueError: there is no such call.
+    """
+    call = f"check.{name}({name})"
+    if call not in source.splitlines():
+        raise ValueError(f"the check of {name!r} must hold the line {call}.")
+    return call, source.replace(call, "", 1).strip("\n")
+
+
+def _tag(cell: NotebookNode, *tags: str) -> None:
+    old = cell.metadata.get("tags", [])
+    cell.metadata["tags"] = [*old, *(t for t in tags if t not in old)]
 
 
 def _digest(text: str) -> str:
@@ -134,7 +177,8 @@ def update(old: NotebookNode, fresh: NotebookNode) -> tuple[NotebookNode, list[s
         if _key(cell) in keys:
             behind = _key(cell)
         elif not _key(cell) or _edited(cell):
-            cell.metadata.pop("bdcourse", None)
+            for name in ("bdcourse", "nbgrader"):  # copied along with a cell
+                cell.metadata.pop(name, None)
             own.setdefault(behind, []).append(cell)
         else:
             removed += 1
@@ -144,14 +188,13 @@ def update(old: NotebookNode, fresh: NotebookNode) -> tuple[NotebookNode, list[s
         if before is None:
             added += 1
         elif _edited(before):
-            before.metadata["bdcourse"] = cell.metadata["bdcourse"]
-            cell, answers = before, answers + 1
+            cell, answers = _marked(before, cell), answers + 1
         elif before.source.strip() == cell.source.strip():
-            cell = before
+            cell = _marked(before, cell)
         else:
             changed += 1
         cells += [cell, *own.get(_key(cell), [])]
-    fresh.cells = _distinct(cells)
+    fresh.cells = distinct(cells)
     counts = {"kept as you wrote them": answers, "of your own kept":
               sum(map(len, own.values())), "changed": changed, "added": added,
               "removed": removed}  # fmt: skip
@@ -163,11 +206,20 @@ def _key(cell: NotebookNode) -> str:
     return cell.metadata.get("bdcourse", {}).get("key", "")
 
 
+def _marked(cell: NotebookNode, fresh: NotebookNode) -> NotebookNode:
+    for name in ("bdcourse", "nbgrader"):
+        if name in fresh.metadata:
+            cell.metadata[name] = fresh.metadata[name]
+    if "tags" in fresh.metadata:
+        _tag(cell, *fresh.metadata["tags"])
+    return cell
+
+
 def _edited(cell: NotebookNode) -> bool:
     return _digest(cell.source) != cell.metadata["bdcourse"].get("made")
 
 
-def _distinct(cells: list[NotebookNode]) -> list[NotebookNode]:
+def distinct(cells: list[NotebookNode]) -> list[NotebookNode]:
     """The cells with an id each: editors copy ids along with cells."""
     from nbformat import v4
 
@@ -189,6 +241,23 @@ def _rescued(old: NotebookNode, fresh: NotebookNode) -> tuple[NotebookNode, list
         if _key(cell) != name and name in written:
             cell.source, found = written[name], found + 1
     return fresh, [f"its cells were not marked any more: {found} answers taken over"]
+
+
+def tidy(model: dict, **about) -> None:
+    """Save a notebook without what JupyterLab adds when it is opened; a hook of it.
+
+    That is the Python at hand, and the filters of jupytext.toml: a lesson that was only
+    read would count as changed.
+    """
+    if model["type"] == "notebook":
+        metadata = model["content"]["metadata"]
+        if metadata.get("language_info", {}).get("name") == "python":
+            metadata["language_info"] = {"name": "python"}
+        if "jupytext" in metadata:
+            for name in ("cell_metadata_filter", "notebook_metadata_filter"):
+                metadata["jupytext"].pop(name, None)
+            if not metadata["jupytext"]:
+                del metadata["jupytext"]
 
 
 # --- Files -----------------------------------------------------------------------
@@ -213,6 +282,8 @@ def student(
 
     paths = chosen(names, lessons)
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder for the copies.")
     out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for path in paths:
@@ -221,7 +292,11 @@ def student(
             said = "new"
         else:
             try:
-                old = nbformat.read(target, as_version=4)
+                with warnings.catch_warnings():  # of old editors, which give no ids
+                    warnings.simplefilter("ignore")
+                    old = nbformat.reads(target.read_text("utf-8-sig"), as_version=4)
+                lost = not any(_key(c) for c in old.cells)
+                fresh, done = update(old, fresh)
             except Exception:  # nbformat has no one error for what is no notebook
                 print(
                     f"{target} is not a notebook any more and was left alone; move it "
@@ -230,10 +305,8 @@ def student(
                 )
                 failed += 1
                 continue
-            lost = not any(_key(c) for c in old.cells)
             if lost:
                 target.replace(target.with_suffix(".before.ipynb"))
-            fresh, done = update(old, fresh)
             said = "; ".join(done) or "up to date"
             if lost:
                 said += f"; the old file is {target.stem}.before.ipynb"
@@ -247,8 +320,11 @@ def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
 
     Raises:
         FileNotFoundError: there are none here.
-        ValueError: a name fits none.
+        ValueError: a name fits none, or is none.
     """
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+        raise ValueError("names must be how lessons begin, such as ['05'].")
     known = sorted(lessons.glob("*.ipynb"))
     if not known:
         raise FileNotFoundError(
@@ -262,7 +338,9 @@ def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as f:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, delete=False
+    ) as f:
         f.write(text)
     os.chmod(f.name, 0o644)
     os.replace(f.name, path)
@@ -279,7 +357,7 @@ def links(repository: str, branch: str = "main", lessons: Path = NOTEBOOKS) -> s
     Raises:
         ValueError: it does not look like one.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repository)):
         raise ValueError(f"a repository looks like OWNER/NAME, not {repository!r}.")
     lines = ["| lesson | Colab | Binder |", "|---|---|---|"]
     for path in chosen([], lessons):

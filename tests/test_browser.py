@@ -23,6 +23,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from notebooks import KERNEL
+
 pytestmark = pytest.mark.browser
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -72,8 +74,8 @@ def notebook(request, tmp_path: Path) -> Path:
     """A copy without outputs, so that what the page shows was made in the page."""
     if request.param == "small":
         cells = [new_markdown_cell("# A small notebook"), new_code_cell(SMALL)]
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nb = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        nb = new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+        nb.metadata["language_info"] = {"name": "python"}
     elif path := find_lesson():
         nb = nbformat.read(path, as_version=4)
     else:
@@ -111,6 +113,7 @@ def lab(notebook: Path, tmp_path: Path) -> Iterator[str]:
         "--ServerApp.port_retries=0",
         "--IdentityProvider.token=",  # local, for half a minute
         f"--ServerApp.root_dir={notebook.parent}",
+        "--ContentsManager.pre_save_hook=bdcourse.labs.tidy",  # as in the Makefile
     ]
     log = tmp_path / "lab.log"
     with log.open("w") as out:
@@ -205,3 +208,18 @@ def test_a_slider_moves_the_picture(page, lab: str, notebook: Path) -> None:
     if path := os.environ.get("BDCOURSE_SCREENSHOT"):
         page.wait_for_timeout(500)
         page.screenshot(path=path)
+
+
+def test_a_notebook_that_is_only_read_is_saved_as_it_was(page, lab: str, notebook):
+    before, at = notebook.read_bytes(), notebook.stat().st_mtime
+    page.goto(f"{lab}/lab/tree/lesson.ipynb?reset", wait_until="domcontentloaded")
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
+    wait_for_kernel(page)
+    page.locator(".jp-NotebookPanel .jp-Cell").first.click()
+    for _ in range(60):
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(500)
+        if notebook.stat().st_mtime != at:
+            break
+    assert notebook.stat().st_mtime != at
+    assert notebook.read_bytes() == before

@@ -2,10 +2,12 @@
 
 import copy
 import csv
+import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import nbformat
 import pytest
 
 import test_check
-from bdcourse import course, labs
+from bdcourse import course, data, labs
 from bdcourse.__main__ import main
 from bdcourse.check import CheckFailed
 
 nbgrader = pytest.importorskip("nbgrader")
+grading = pytest.importorskip("bdcourse.grading")
+DeadKernelError = grading.DeadKernelError
 
 ROOT = Path(__file__).parent.parent
 BESIDE = [ROOT / "tests", ROOT / "tools"]
@@ -113,6 +117,14 @@ def test_without_a_plan_every_exercise_of_every_lesson_counts():
         ("labs: [{lesson: 05_clp, exercises: [prayer]}]", "no exercise 'prayer'"),
         ("labs: [{lesson: 05_clp, points: {sigma: 0}}]", "whole number above 0"),
         ("labs: [{lesson: 05_clp, deadline: soon}]", "must look like 2027-01-31"),
+        ("labs: [{lesson: 05_clp, deadline: [1]}]", "must look like 2027-01-31"),
+        ("labs: [{lesson: 05_clp, points: 3}]", "points must name exercises"),
+        ("labs: [{lesson: 05_clp, points: {3: 3}}]", "has no exercise 3"),
+        ("labs: [{lesson: 05_clp, exercises: sigma}]", "must be a list of names"),
+        ("labs: [{lesson: 05_clp, exercises: [[1]]}]", "must be a list of names"),
+        ("labs: [{lesson: 05_clp, 3: 4, colour: red}]", "an entry 3;"),
+        ("labs: [{lesson: 05_clp}, {lesson: '05'}]", "stands twice"),
+        ("x: \x00", "is not YAML"),
     ],
 )
 def test_a_bad_plan_gets_one_sentence(text, says, tmp_path, capsys):
@@ -124,9 +136,203 @@ def test_a_bad_plan_gets_one_sentence(text, says, tmp_path, capsys):
     assert not (tmp_path / "c").exists()
 
 
+def test_a_course_is_a_folder(tmp_path, capsys):
+    (tmp_path / "c").write_text("mine")
+    assert main(["labs", "course", str(tmp_path / "c")]) == 1
+    assert "is a file; name a folder" in capsys.readouterr().err
+    (tmp_path / "p.yml").write_bytes(b"labs: \xff")
+    command = ["labs", "course", str(tmp_path / "d"), "--plan", str(tmp_path / "p.yml")]
+    assert main(command) == 1 and "is not YAML" in capsys.readouterr().err
+
+
 def test_a_missing_plan_is_named(tmp_path, capsys):
     assert main(["labs", "course", str(tmp_path / "c"), "--plan", "nowhere.yml"]) == 1
     assert "no plan nowhere.yml" in capsys.readouterr().err
+
+
+# --- What was handed in ----------------------------------------------------------
+
+
+@pytest.fixture
+def submission(tmp_path):
+    (tmp_path / "source" / "05_clp").mkdir(parents=True)
+    (tmp_path / "source" / "05_clp" / "05_clp.ipynb").write_text("")
+    folder = tmp_path / "submitted" / "me" / "05_clp"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def settle(folder, *names):
+    """What is taken of files that were written in this order."""
+    for age, name in enumerate(names):
+        (folder / name).write_text(name)
+        os.utime(folder / name, (age, age))
+    found = sorted(str(p) for p in folder.glob("*.ipynb"))
+    grading.choose("05_clp", "*", found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["05_clp.ipynb"], 0),
+        (["05_clp.ipynb", "05_clp (1).ipynb"], 0),
+        (["05_clp (1).ipynb"], 0),
+        (["05_clp-Copy1.ipynb"], 0),
+        (["05_CLP - Kopie.ipynb", "hw.ipynb"], 0),
+        (["05_clp (2).ipynb", "05_clp (1).ipynb"], 1),
+        (["Doe_05_clp_final.ipynb"], 0),
+        (["homework.ipynb"], 0),
+    ],
+)
+def test_the_notebook_that_counts(submission, names, taken):
+    exact = submission / "05_clp.ipynb"
+    assert settle(submission, *names) == [str(exact)]
+    assert exact.read_text() == names[taken]
+    assert exact.is_symlink() == (exact.name not in names)
+
+
+def test_a_later_copy_counts_the_next_time(submission):
+    settle(submission, "05_clp (1).ipynb")
+    settle(submission, "05_clp (1).ipynb", "05_clp (2).ipynb")
+    assert (submission / "05_clp.ipynb").read_text() == "05_clp (2).ipynb"
+
+
+def test_without_links_the_copy_is_copied(submission, monkeypatch):
+    def refuse(*args):
+        raise OSError
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    settle(submission, "05_clp (1).ipynb")
+    assert (submission / "05_clp.ipynb").read_text() == "05_clp (1).ipynb"
+
+
+def test_nothing_is_taken_where_it_is_not_clear_or_not_ours(submission):
+    assert len(settle(submission, "a.ipynb", "b.ipynb")) == 2
+    (submission.parents[2] / "source" / "05_clp" / "part2.ipynb").write_text("")
+    assert len(settle(submission, "05_clp (1).ipynb")) == 3
+    assert not (submission / "05_clp.ipynb").exists()
+
+
+def cells(*cells, **more):
+    about = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": list(cells)}
+    return json.dumps(about | more)
+
+
+TEXT = {"cell_type": "markdown", "source": ["a\n", "b"], "metadata": {}, "id": "x"}
+
+
+@pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_notebook_in_any_encoding_is_read(code):
+    (cell,) = grading.legible(cells(TEXT).encode(code)).cells
+    assert cell.source == "a\nb" and cell.id == "x"
+
+
+def test_a_notebook_of_version_3_is_read():
+    code = {"cell_type": "code", "input": "x = 1", "language": "python",
+            "outputs": [], "metadata": {}, "collapsed": False}  # fmt: skip
+    old = {"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""},
+           "worksheets": [{"cells": [code], "metadata": {}}]}  # fmt: skip
+    (cell,) = grading.legible(json.dumps(old).encode()).cells
+    assert cell.cell_type == "code" and cell.source == "x = 1"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *(3, None, [], {}, {"cell_type": "code"}, {"cell_type": "x", "source": ""}),
+        TEXT,
+        TEXT | {"id": 7, "metadata": None, "attachments": []},
+        TEXT | {"source": ["a", 3]},
+        TEXT | {"metadata": {"tags": [{}, 1], "nbgrader": {"grade_id": []}}},
+        TEXT | {"metadata": {"tags": "x", "nbgrader": 3}, "more": 1, "id": "a b"},
+    ],
+)
+def test_odd_cells_cost_the_others_nothing(odd):
+    nb = grading.legible(cells(odd, TEXT, metadata={"kernelspec": 3}).encode())
+    nbformat.validate(nb)
+    assert nb.cells[-1].source == "a\nb" and nb.metadata == {}
+    assert len({c.id for c in nb.cells}) == len(nb.cells)
+    source = course.assignment(read(LESSONS[0]), {"take": 2}).cells
+    assert "check-take" in graded(nbformat.v4.new_notebook(
+        cells=grading.mended(nb.cells, source)))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"\xef\xbb\xbf", "is not a notebook"),
+        (b"PK\x03\x04\xff\xfe", "is not a notebook"),
+        (b"<!doctype html>", "is not a notebook"),
+        (b'{"cells": [{', "is cut off or damaged from line 1"),
+        (b'{"cells": \xff\xff}', "is cut off or damaged"),
+        (b"[" * 100_000, "is not a notebook"),
+        (b"[]", "is not a notebook, for it has no list of cells"),
+        (b'{"cells": 3}', "is not a notebook, for it has no list of cells"),
+        (b'{"nbformat": 3}', "is not a notebook, for it has no list of cells"),
+    ],
+)
+def test_what_is_no_notebook_is_told(data, says):
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        grading.legible(data)
+
+
+def test_tests_stand_also_in_a_notebook_without_cells():
+    source = course.assignment(read(LESSONS[0]), {"take": 2}).cells
+    assert "check-take" in graded(nbformat.v4.new_notebook(
+        cells=grading.mended([], source)))  # fmt: skip
+
+
+# --- Starting a kernel -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no answer"), DeadKernelError("dead")])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_kernel_that_does_not_start_is_tried_once_more(error, times, monkeypatch):
+    calls = []
+
+    def start(self, nb, resources, km=None):
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+
+    monkeypatch.setattr(grading.Execute, "preprocess", start)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")])
+    if times == 1:
+        grading.Examination().preprocess(nb, {})
+        assert nb.cells[0].metadata == {} and nb.cells[0].outputs == []
+    else:
+        with pytest.raises(RuntimeError, match=r"^the kernel failed to start twice \("):
+            grading.Examination().preprocess(nb, {})
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_course_draws_its_images_for_everybody(stored, tmp_path, monkeypatch, capsys):
+    drawn = []
+
+    def load(name, split="train"):
+        drawn.append((name, split))
+        if stored:
+            (tmp_path / "cache").mkdir(mode=0o700, exist_ok=True)
+            (tmp_path / "cache" / f"{name}-{split}.npz").write_text("")
+
+    monkeypatch.setenv("BDCOURSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "load", load)
+    course.make(tmp_path / "course", ROOT / "labs" / "two_labs.yml")
+    assert len(set(drawn)) == 4
+    said = capsys.readouterr().out
+    if not stored:
+        assert f"note: {tmp_path / 'cache'} cannot be written" in said
+        return
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o755
+    assert f"images for the lessons are in {tmp_path / 'cache'}" in said
+    config = tmp_path / "course" / "nbgrader_config.py"
+    config.write_text("c = get_config()\n")
+    course.make(tmp_path / "course", ROOT / "labs" / "two_labs.yml")
+    assert "written by an earlier version" in capsys.readouterr().out
 
 
 # --- The whole pipeline ----------------------------------------------------------
@@ -140,7 +346,7 @@ def call(folder, *words, fine=True):
         cwd=folder, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode == 0) == fine, done.stderr[-3000:]
-    return done.stderr
+    return done.stdout + done.stderr
 
 
 def solved(source):
@@ -152,9 +358,9 @@ def solved(source):
     return nb
 
 
-def hand_in(folder, student, lab, nb):
-    path = folder / "submitted" / student / lab / f"{lab}.ipynb"
-    path.parent.mkdir(parents=True)
+def hand_in(folder, student, lab, nb, name=None):
+    path = folder / "submitted" / student / lab / (name or f"{lab}.ipynb")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(nb) if isinstance(nb, str) else nbformat.write(nb, path)
 
 
@@ -175,6 +381,14 @@ def errors(folder, student, lab):
         for name, cell in graded(nb).items() if cell.cell_type == "code"
         for o in cell.outputs if o.output_type == "error"
     }  # fmt: skip
+
+
+def old_format(nb):
+    """As an editor of ten years ago writes it on Windows: no ids, a byte order mark."""
+    nb = json.loads(nbformat.writes(nb)) | {"nbformat_minor": 0}
+    for cell in nb["cells"]:
+        del cell["id"]
+    return "\ufeff" + json.dumps(nb)
 
 
 HOSTILE = {
@@ -258,6 +472,10 @@ def term(tmp_path_factory):
     graded(nb)["sigma"].source = "pass"
     hand_in(folder, "edited", "05_clp", nb)
     hand_in(folder, "broken", "05_clp", '{"cells": [')
+    hand_in(folder, "empty", "05_clp", "")
+    hand_in(folder, "copies", "05_clp", "an older one", "05_clp (1).ipynb")
+    hand_in(folder, "copies", "05_clp", old_format(clp), "05_clp-Copy1.ipynb")
+    os.utime(folder / "submitted" / "copies" / "05_clp" / "05_clp (1).ipynb", (0, 0))
     for lab, points in asked().items():
         wrong = solved(read(folder / "source" / lab / f"{lab}.ipynb"))
         for name in points:
@@ -266,7 +484,7 @@ def term(tmp_path_factory):
                 f"import test_check\n{name} = test_check.WRONG[{name!r}][0][0]"
             )
         hand_in(folder, "wrong", lab, wrong)
-    call(folder, "autograde", "05_clp", fine=False)  # for the broken file
+    (folder / "log.txt").write_text(call(folder, "autograde", "05_clp"))
     call(folder, "autograde", "06_fmp")
     return folder
 
@@ -282,6 +500,7 @@ def test_marks_are_what_was_earned(term):
     assert found["all", "05_clp"] == 23 and found["none", "05_clp"] == 0
     assert found["half", "05_clp"] == 23 - 5 - 5
     assert found["all", "06_fmp"] == 23 and found["none", "06_fmp"] == 0
+    assert found["copies", "05_clp"] == 23
     why = errors(term, "half", "05_clp")
     assert "score: not written yet" in why["check-score"]
     assert "hint" in why["check-outliers"] and set(why) == {
@@ -329,12 +548,39 @@ def test_an_edited_test_and_an_unreadable_file_earn_nothing_and_break_nothing(te
     assert "is not defined" in errors(term, "edited", "05_clp")["check-sigma"]
 
 
+def test_what_was_handed_in_is_told_in_a_sentence_each(term):
+    log = (term / "log.txt").read_text()
+    where = "submitted/{0}/05_clp/05_clp"
+    for said in (
+        f"{where.format('copies')}-Copy1.ipynb counts as 05_clp: it is the newest of "
+        "that name; left out: 05_clp (1).ipynb.",
+        f"{where.format('broken')}.ipynb is cut off or damaged from line 1; it earns 0 "
+        "points.",
+        f"{where.format('empty')}.ipynb is empty; it earns 0 points.",
+    ):
+        assert log.count(said) == 1, log[-3000:]
+    assert "Traceback" not in log and "MissingID" not in log
+    assert "is invalid" not in log and "Additional properties" not in log
+    assert scores(term)["empty", "05_clp"] == 0
+
+
+def test_a_failed_check_shows_its_sentence_and_nothing_of_the_course(term):
+    for student in ("none", "half", "wrong"):
+        nb = read(term / "autograded" / student / "05_clp" / "05_clp.ipynb")
+        failed = [o for c in graded(nb).values() if c.cell_type == "code"
+                  for o in c.outputs if o.output_type == "error"]  # fmt: skip
+        assert failed and all(o.traceback == [o.evalue] for o in failed)
+
+
 def test_feedback_tells_the_student_what_to_mend(term):
     call(term, "generate_feedback", "05_clp")
     page = (term / "feedback" / "half" / "05_clp" / "05_clp.html").read_text()
     assert "score: not written yet" in page and "sigma: all checks passed" in page
+    assert "most recent call last" not in page and "bdcourse/check" not in page
     page = (term / "feedback" / "loop" / "05_clp" / "05_clp.html").read_text()
     assert "took longer than 5 seconds" in page
+    page = (term / "feedback" / "broken" / "05_clp" / "05_clp.html").read_text()
+    assert "is cut off or damaged from line 1, so nothing could be graded" in page
 
 
 def test_a_release_holds_no_solution_and_validates_by_its_tests(term):
@@ -344,6 +590,42 @@ def test_a_release_holds_no_solution_and_validates_by_its_tests(term):
     assert SIGMA.strip() not in "".join(c.source for c in read(path).cells
                                         if c.cell_type == "code")  # fmt: skip
     assert "not written yet" in text
+    said = call(term, "validate", str(path))
+    assert "VALIDATION FAILED ON 5 CELL(S)" in said and "sigma: not written yet" in said
+
+
+def test_a_copy_for_self_study_validates_by_its_checks(term):
+    """nbgrader's button in JupyterLab does the same."""
+    lesson = labs.chosen(["00"])[0]
+    labs.student(["00"], term / "copies")
+    path = term / "copies" / lesson.name
+    said = call(term, "validate", str(path))
+    assert "VALIDATION FAILED ON 1 CELL(S)" in said and "take: not written yet" in said
+    nb, answers = read(path), {c.id: c.source for c in read(lesson).cells}
+    for cell in nb.cells:
+        if "exercise" in cell.metadata.get("tags", []):
+            cell.source = answers[cell.id]
+    nbformat.write(nb, path)
+    assert "Success" in call(term, "validate", str(path))
+
+
+def test_an_archive_of_moodle_is_collected(term):
+    """Its two forms, with a folder for each student and without."""
+    archive = term / "downloaded" / "06_fmp" / "archive"
+    archive.mkdir(parents=True)
+    names = {
+        "Jane Doe_12345": "_assignsubmission_file/06_fmp.ipynb",
+        "Ann-Lee O'Neil_77": "_assignsubmission_file_/06_fmp (1).ipynb",
+        "Müller_3": "_assignsubmission_file_06_fmp.ipynb",
+    }
+    with zipfile.ZipFile(archive / "lab.zip", "w") as z:
+        for student, file in names.items():
+            z.writestr(student + file, "{}")
+        z.writestr("Jane Doe_12345_assignsubmission_onlinetext/a.html", "hello")
+    call(term, "zip_collect", "06_fmp")
+    for student, file in names.items():
+        name = file.removeprefix("_assignsubmission_file").lstrip("_/")
+        assert (term / "submitted" / student / "06_fmp" / name).read_text() == "{}"
 
 
 def test_making_the_course_again_keeps_what_is_there(term):

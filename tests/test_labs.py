@@ -1,14 +1,18 @@
 """Students' copies: nothing of a solution, everything of an answer."""
 
 import copy
+import json
 import re
+import shutil
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from traitlets.config import Config
 
 from bdcourse import labs
 from bdcourse.__main__ import main
+from sweep import refusal
 
 LESSONS = labs.chosen([])
 TASK = '''def double(x):
@@ -82,7 +86,12 @@ def test_a_copy_holds_no_solution_and_with_it_is_the_lesson_again(path):
             assert "hide-input" not in cell.metadata.tags
             stub = re.compile(r"^ *raise NotImplementedError.*$", re.M)
             cell.source = stub.sub(lambda _, n=name: solutions[n], cell.source)
-        if not cell.id.endswith("-seen"):
+        if cell.id.endswith("-rest"):  # what the cell of a check shows besides
+            (whole,) = (c.source for c in master.cells if f"{c.id}-rest" == cell.id)
+            first, _, more = whole.partition("\n")
+            assert back[-1] == first and cell.source == more.lstrip("\n")
+            back[-1] = whole
+        elif not cell.id.endswith("-seen"):
             back.append(cell.source)
         assert cell.cell_type != "code" or not cell.outputs
     assert back == sources(master)
@@ -99,6 +108,33 @@ def test_a_second_run_changes_nothing(path):
     master = nbformat.read(path, as_version=4)
     again, done = labs.update(labs.copy(master), labs.copy(master))
     assert done == [] and nbformat.writes(again) == nbformat.writes(labs.copy(master))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_copy_can_be_validated(path):
+    """nbgrader runs the set-up, the answers and each check, and nothing else."""
+    made = labs.copy(nbformat.read(path, as_version=4))
+    code = [c for c in made.cells if c.cell_type == "code"]
+    run = [c for c in code if labs.SKIP not in c.metadata.get("tags", [])]
+    names = [n for c in run if (n := labs.exercise(c.source))]
+    tests = [c for c in run if "nbgrader" in c.metadata]
+    assert [c.source for c in tests] == [f"check.{n}({n})" for n in names]
+    assert len(run) == 1 + 2 * len(names) and "setup" in run[0].metadata.tags
+    assert all(c.metadata.nbgrader.grade for c in tests)
+
+
+def test_an_update_marks_what_was_made_before_copies_could_be_validated():
+    mine = labs.copy(lesson())
+    for cell in mine.cells:
+        cell.metadata.pop("nbgrader", None)
+    mine.cells[1].source = "def double(x): return 2 * x"
+    mine.cells[4].metadata["tags"] = ["figure", "mine"]
+    got, done = update(mine, lesson())
+    assert got.cells[2].metadata.nbgrader.grade_id == "check-double" and done == []
+    assert got.cells[4].metadata.tags == ["figure", "mine", labs.SKIP]
+    got.cells.insert(3, copy.deepcopy(got.cells[2]))  # copied within an editor
+    again, _ = update(got, lesson())
+    assert sum("nbgrader" in c.metadata for c in again.cells) == 1
 
 
 # --- What an update keeps --------------------------------------------------------
@@ -238,7 +274,22 @@ def test_a_notebook_without_marks_is_kept_and_its_answers_found(folder, capsys):
     assert write(folder) == 0 and "up to date" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "{", "my notes", '{"cells": 3}', "[]"])
+def test_a_copy_of_an_old_editor_is_brought_up_to_date(folder, capsys, recwarn):
+    write(folder)
+    path = folder / "out" / "05_a.ipynb"
+    nb = json.loads(path.read_text())
+    nb["cells"][1]["source"] = "def double(x): return 2 * x  # zwölf"
+    for cell in nb["cells"]:
+        del cell["id"]
+    path.write_text("\ufeff" + json.dumps(nb, ensure_ascii=False), "utf-8")
+    assert write(folder) == 0 and not list(recwarn)
+    assert nbformat.read(path, as_version=4).cells[1].source.endswith("zwölf")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "my notes", '{"cells": 3}', "[]", '{"nbformat": 4, "cells": [3]}'],
+)
 def test_a_broken_copy_is_left_alone(folder, capsys, text):
     write(folder)
     path = folder / "out" / "05_a.ipynb"
@@ -258,6 +309,19 @@ def test_the_command_names_what_it_does_not_know(tmp_path, capsys):
         labs.chosen([], tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("bad", [3, None, [3], b"05", {"05"}, True])
+def test_what_names_no_lesson_is_refused(bad, tmp_path):
+    for call in (
+        lambda: labs.chosen(bad),
+        lambda: labs.student(bad, tmp_path / "out"),
+        lambda: labs.links(bad),
+    ):
+        assert refusal(call)
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in refusal(lambda: labs.student(["00"], tmp_path / "file"))
+    assert "begins with '5'" in refusal(lambda: labs.chosen("5"))
+
+
 def test_links_have_the_form_that_colab_and_binder_ask_for(capsys):
     assert main(["labs", "links", "me/course", "--branch", "dev"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -270,3 +334,41 @@ def test_links_have_the_form_that_colab_and_binder_ask_for(capsys):
     assert binder == f"{start}/me/course/dev?urlpath=lab/tree/notebooks/{name}"
     assert main(["labs", "links", "https://x/y"]) == 1
     assert "looks like OWNER/NAME" in capsys.readouterr().err
+
+
+def test_a_lesson_that_is_only_read_stays_as_it_is(tmp_path):
+    """JupyterLab opens it, adds what it knows of this Python, and saves the pair."""
+    files = pytest.importorskip("jupyter_server.services.contents.filemanager")
+    jupytext = pytest.importorskip("jupytext.sync_contentsmanager")
+    root = labs.NOTEBOOKS.parent
+    hook = "bdcourse.labs.tidy"
+    assert f"--ContentsManager.pre_save_hook={hook} " in (root / "Makefile").read_text()
+    config = Config(ContentsManager={"pre_save_hook": hook})
+    manager = jupytext.build_sync_jupytext_contents_manager_class(
+        files.FileContentsManager
+    )
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(root / "jupytext.toml", tmp_path)
+    server = manager(root_dir=str(tmp_path), config=config)
+    for path in LESSONS[:2]:
+        pair = (path, path.with_suffix(".py"))
+        for file in pair:
+            shutil.copy(file, tmp_path / "notebooks")
+        model = server.get(f"notebooks/{path.name}")
+        assert "jupytext" in model["content"]["metadata"]
+        language = model["content"]["metadata"]["language_info"]
+        language |= {"version": "3.99.0", "file_extension": ".py"}
+        server.save(model, f"notebooks/{path.name}")
+        for file in pair:
+            saved = (tmp_path / "notebooks" / file.name).read_bytes()
+            assert saved == file.read_bytes()
+
+
+def test_what_others_stored_in_a_notebook_is_saved():
+    about = {"language_info": {"name": "R"}, "jupytext": {"formats": "ipynb,md"}}
+    labs.tidy({"type": "notebook", "content": {"metadata": about}})
+    assert about == {
+        "language_info": {"name": "R"},
+        "jupytext": {"formats": "ipynb,md"},
+    }
+    labs.tidy({"type": "file", "content": "text"})

@@ -2,14 +2,100 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bdcourse.require import kind
+from bdcourse.require import number as finite_number
+
+# Files whose lines a reader did not write.
+OURS = str(Path(__file__).parent.parent)
+NOT_THEIRS = (OURS, "<frozen ", *map(sysconfig.get_path, ("stdlib", "purelib")))
+
 
 class CheckFailed(AssertionError):
-    """An exercise's answer does not do what was asked; the message says in what way."""
+    """An exercise's answer does not do what was asked, or a claim does not hold; the
+    message says in what way."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback, whose lines would be ours and
+        give answers away; feedback pages store the same."""
+        return [str(self)]
+
+
+def guarded(check: Callable[[Callable], None]) -> Callable[[object], None]:
+    """A check that ends in silence or in :class:`CheckFailed`, whatever it is given.
+
+    An error of the reader's own code is named with its line; what a check stumbles over
+    is what was returned.
+    """
+    name = check.__name__
+
+    @functools.wraps(check)
+    def run(fn: object) -> None:
+        answer = _Answer(name, fn)
+        try:
+            check(answer)
+            return
+        except CheckFailed as e:
+            sentence = str(e)
+        except (Exception, SystemExit) as e:
+            sentence = answer.blamed(e)
+        raise CheckFailed(sentence) from None
+
+    return run
+
+
+class _Answer:
+    """The reader's function, with a memory of what it did last."""
+
+    def __init__(self, name: str, fn: object) -> None:
+        self.name, self.fn = name, fn
+        self.returned: object = None
+        self.raised: BaseException | None = None
+
+    def __call__(self, *args):
+        name, fn = self.name, self.fn
+        if isinstance(fn, type) or not callable(fn):
+            what = "a class" if isinstance(fn, type) else kind(fn)
+            raise CheckFailed(f"{name}: must be a function, not {what}.")
+        try:
+            out = fn(*args)
+        except (Exception, SystemExit) as e:
+            self.raised = e
+            raise
+        if inspect.isgenerator(out) or inspect.iscoroutine(out):
+            out.close()
+            raise CheckFailed(f"{name}: must be a plain function, no yield, no async.")
+        self.returned = out
+        return out
+
+    def blamed(self, error: BaseException) -> str:
+        if error is not self.raised:
+            return (
+                f"{self.name}: returns {kind(self.returned)}, and the check cannot go "
+                "on with it; compare it with what the task asks for (hint 1)"
+            )
+        said = " ".join(str(error).split())
+        if isinstance(error, NotImplementedError) and (
+            not said or "not written yet" in said  # PyTorch raises this error as well
+        ):
+            return f"{self.name}: not written yet."
+        said = said.replace(". ", "; ").rstrip(".")
+        said = f": {said if len(said) <= 200 else said[:197] + '...'}" if said else ""
+        lines, tb = [], error.__traceback__
+        while tb is not None:
+            if not tb.tb_frame.f_code.co_filename.startswith(NOT_THEIRS):
+                lines.append(tb.tb_lineno)
+            tb = tb.tb_next
+        where = f" in line {lines[-1]}" if lines else ""
+        return f"{self.name}: raises {type(error).__name__}{where}{said}."
 
 
 def claim(sentence: str, value: float, low: float, high: float) -> None:
@@ -19,15 +105,25 @@ def claim(sentence: str, value: float, low: float, high: float) -> None:
     state bands. Band and value share one unit; the sentence is what the reader may rely
     on.
     """
-    if not low <= value <= high:
-        raise AssertionError(
+    try:
+        holds = bool(low <= value <= high)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"a claim needs one number, not {kind(value)}.") from None
+    if not holds:
+        raise CheckFailed(
             f"{sentence} Not here: measured {value:.4g}, expected {low:g} to {high:g}."
         )
     print(sentence)
 
 
 def reveal(guess: float, truth: float, unit: str = "") -> None:
-    """Show how far a prediction was from the measured value."""
+    """Show how far a prediction was from the measured value.
+
+    Raises:
+        ValueError: the guess or the truth is no number.
+    """
+    finite_number("the guess", guess)
+    finite_number("the truth", truth)
     gap = abs(guess - truth)
     unit = f" {unit}" if unit else ""
     comment = "spot on" if gap < 0.5 else f"{gap:g}{unit} apart"
@@ -40,12 +136,9 @@ def need(ok: bool, name: str, symptom: str, hint: int) -> None:
 
 
 def call(name: str, fn: Callable, *args):
-    """fn(*args), refusing stubs, missing returns and changed arguments."""
+    """fn(*args), refusing missing returns and changed arguments."""
     before = [a.clone() if isinstance(a, Tensor) else a for a in args]
-    try:
-        out = fn(*args)
-    except NotImplementedError:
-        raise CheckFailed(f"{name}: not written yet.") from None
+    out = fn(*args)
     if out is None:
         raise CheckFailed(f"{name}: returns None; is there a return statement?")
     for a, b in zip(args, before, strict=True):

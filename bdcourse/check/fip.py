@@ -13,6 +13,7 @@ from bdcourse.check.core import (
     call,
     close,
     fresh,
+    guarded,
     need,
     number,
     passed,
@@ -20,6 +21,7 @@ from bdcourse.check.core import (
 )
 
 
+@guarded
 def score_length(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """score_length(x, p, y) -> squared length of each image's score at label y."""
     name, g = "score_length", fresh()
@@ -87,6 +89,7 @@ def score_length(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) -> None:
     """one_pass_trace(model, x, generator) -> |g|^2 / n at labels drawn from the model.
 
@@ -208,6 +211,7 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
     passed(name)
 
 
+@guarded
 def product(
     fn: Callable[
         [Callable[[Sequence[Tensor]], Sequence[Tensor]], Sequence[Tensor], float],
@@ -318,6 +322,7 @@ def product(
     passed(name)
 
 
+@guarded
 def fip_gradient(
     fn: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, float, float], Tensor],
 ) -> None:
@@ -395,6 +400,7 @@ def fip_gradient(
     passed(name)
 
 
+@guarded
 def change_gradient(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """change_gradient(u, vh, dw) -> gradient by each change of a singular value."""
     name, g = "change_gradient", fresh()

@@ -7,9 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bdcourse.check.core import CheckFailed, call, close, fresh, need, passed, shaped
+from bdcourse.check.core import (
+    CheckFailed,
+    call,
+    close,
+    fresh,
+    guarded,
+    need,
+    passed,
+    shaped,
+)
 
 
+@guarded
 def random_start(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None:
     """random_start(x, start, generator) -> clip(x +- start), a sign for each pixel."""
     name, g = "random_start", fresh()
@@ -55,6 +65,7 @@ def random_start(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None
     passed(name)
 
 
+@guarded
 def departure(fn: Callable[[Tensor, Tensor, int], Tensor]) -> None:
     """departure(f0, f, i) -> mean squared difference of map i, differentiable."""
     name, g = "departure", fresh()
@@ -106,6 +117,7 @@ def departure(fn: Callable[[Tensor, Tensor, int], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def push(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """push(x0, gradient, epsilon) -> clip(x0 + epsilon sign(gradient))."""
     name, g = "push", fresh()
@@ -151,6 +163,7 @@ def push(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def pulls(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     """pulls(f0, f) -> dJ_i/df0 of every map i: (c, n, c, h, w)."""
     name, g = "pulls", fresh()
@@ -189,6 +202,7 @@ def pulls(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def harm(fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     """harm(logits, y) -> accuracy and mean cross-entropy of each map's images."""
     name, g = "harm", fresh()
@@ -221,6 +235,7 @@ def harm(fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     passed(name)
 
 
+@guarded
 def worst_maps(fn: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
     """worst_maps(acc, loss, p, least) -> positions of the maps to prune."""
     name, g = "worst_maps", fresh()

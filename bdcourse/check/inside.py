@@ -7,7 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bdcourse.check.core import call, close, fresh, need, number, passed, shaped
+from bdcourse.check.core import (
+    call,
+    close,
+    fresh,
+    guarded,
+    need,
+    number,
+    passed,
+    shaped,
+)
 
 
 def _predictions(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
@@ -25,6 +34,7 @@ def _predictions(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
     return said[shuffle], y[shuffle], target
 
 
+@guarded
 def asr(fn: Callable[[Tensor, Tensor, int], float]) -> None:
     """asr(said, y, target) -> attack success rate on triggered images."""
     name, g = "asr", fresh()
@@ -56,6 +66,7 @@ def asr(fn: Callable[[Tensor, Tensor, int], float]) -> None:
     passed(name)
 
 
+@guarded
 def ra(fn: Callable[[Tensor, Tensor, int], float]) -> None:
     """ra(said, y, target) -> share of triggered images that keep their true label."""
     name, g = "ra", fresh()
@@ -79,6 +90,7 @@ def ra(fn: Callable[[Tensor, Tensor, int], float]) -> None:
     passed(name)
 
 
+@guarded
 def tac(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     """tac(clean, triggered) -> trigger-activated change of each channel."""
     name, g = "tac", fresh()
@@ -113,6 +125,7 @@ def tac(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def cam(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     """cam(maps, gradients) -> Grad-CAM heat maps."""
     name, g = "cam", fresh()

@@ -9,9 +9,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bdcourse.check.core import call, close, fresh, need, number, passed, shaped
+from bdcourse.check.core import (
+    call,
+    close,
+    fresh,
+    guarded,
+    need,
+    number,
+    passed,
+    shaped,
+)
 
 
+@guarded
 def map_norms(fn: Callable[[Tensor, float], Tensor]) -> None:
     """map_norms(maps, p) -> the norm of every channel's map, (n, c)."""
     name, g = "map_norms", fresh()
@@ -42,6 +52,7 @@ def map_norms(fn: Callable[[Tensor, float], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def dilution(fn: Callable[[int, int, float, float], float]) -> None:
     """dilution(n, r, a, p) -> norm of a map with a spike over its norm without."""
     name = "dilution"
@@ -69,6 +80,7 @@ def dilution(fn: Callable[[int, int, float, float], float]) -> None:
     passed(name)
 
 
+@guarded
 def put_on(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """put_on(x, mask, pattern) -> the images with a soft mask's share of pattern."""
     name, g = "put_on", fresh()
@@ -96,6 +108,7 @@ def put_on(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def anomaly_index(fn: Callable[[Tensor], Tensor]) -> None:
     """anomaly_index(norms) -> signed distance from the median in robust deviations."""
     name, g = "anomaly_index", fresh()
@@ -129,6 +142,7 @@ def anomaly_index(fn: Callable[[Tensor], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def rise(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     """rise(clean, triggered) -> mean growth of each channel's peak, (c,)."""
     name, g = "rise", fresh()
@@ -162,6 +176,7 @@ def rise(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def last_share(fn: Callable[[list, list, float, float], float]) -> None:
     """last_share(qs, accs, before, max_drop) -> the last before the first loss."""
     name = "last_share"

@@ -7,9 +7,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bdcourse.check.core import CheckFailed, call, close, fresh, need, passed, shaped
+from bdcourse.check.core import (
+    CheckFailed,
+    call,
+    close,
+    fresh,
+    guarded,
+    need,
+    passed,
+    shaped,
+)
 
 
+@guarded
 def folded(fn: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """folded(weight, gamma, var, eps) -> size of each channel with its BatchNorm."""
     name, g = "folded", fresh()
@@ -58,6 +68,7 @@ def folded(fn: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def removal(fn: Callable[[Callable[[], Tensor], nn.BatchNorm2d, int], Tensor]) -> None:
     """removal(losses, bn, k) -> change of each loss without the scale of channel k."""
     name, g = "removal", fresh()
@@ -120,6 +131,7 @@ def removal(fn: Callable[[Callable[[], Tensor], nn.BatchNorm2d, int], Tensor]) -
     passed(name)
 
 
+@guarded
 def ascent(fn: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
     """ascent(w, g, lr, decay) -> weights after a step up the loss that shrinks them."""
     name, rand = "ascent", fresh()
@@ -157,6 +169,7 @@ def ascent(fn: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def mask_loss(
     fn: Callable[
         [Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], float, float], Tensor
@@ -219,6 +232,7 @@ def mask_loss(
     passed(name)
 
 
+@guarded
 def mask_step(
     fn: Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]],
 ) -> None:

@@ -14,6 +14,7 @@ from bdcourse.check.core import (
     call,
     close,
     fresh,
+    guarded,
     need,
     number,
     passed,
@@ -21,6 +22,7 @@ from bdcourse.check.core import (
 )
 
 
+@guarded
 def stamp(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
     """stamp(x, patch, row, col) -> x with the patch written at (row, col)."""
     name, g = "stamp", fresh()
@@ -53,6 +55,7 @@ def stamp(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def blend(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """blend(x, picture, alpha) -> (1 - alpha) x + alpha picture."""
     name, g = "blend", fresh()
@@ -87,6 +90,7 @@ def blend(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def poison(fn: Callable) -> None:
     """poison(x, y, rate, target, trigger, generator) -> x, y, role."""
     name, g = "poison", fresh()
@@ -158,6 +162,7 @@ def poison(fn: Callable) -> None:
     passed(name)
 
 
+@guarded
 def lost(fn: Callable[[int, int, int, int], float]) -> None:
     """lost(pad, start, size, side) -> share of crops that lose the whole patch."""
     name = "lost"
@@ -207,6 +212,7 @@ def lost(fn: Callable[[int, int, int, int], float]) -> None:
     passed(name)
 
 
+@guarded
 def stripes(fn: Callable[[Tensor, float, int], Tensor]) -> None:
     """stripes(x, delta, f) -> clip(x + delta sin(2 pi j f / w)), j the column."""
     name, g = "stripes", fresh()

@@ -8,7 +8,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bdcourse.check.core import call, close, fresh, need, number, passed, shaped
+from bdcourse.check.core import (
+    call,
+    close,
+    fresh,
+    guarded,
+    need,
+    number,
+    passed,
+    shaped,
+)
 
 Product = Callable[[Tensor], Tensor]
 
@@ -20,6 +29,7 @@ def _symmetric(eigenvalues: Tensor, g: torch.Generator) -> Tensor:
     return q @ torch.diag(eigenvalues.double()) @ q.T
 
 
+@guarded
 def trace_draws(fn: Callable[[Product, int, int, torch.Generator], Tensor]) -> None:
     """trace_draws(product, p, draws, generator) -> v . A v for random signs v."""
     name, g = "trace_draws", fresh()
@@ -106,6 +116,7 @@ def trace_draws(fn: Callable[[Product, int, int, torch.Generator], Tensor]) -> N
     passed(name)
 
 
+@guarded
 def top_eigenvalue(fn: Callable[[Product, Tensor, int], float]) -> None:
     """top_eigenvalue(product, v, steps) -> eigenvalue of largest absolute value."""
     name, g = "top_eigenvalue", fresh()
@@ -166,6 +177,7 @@ def top_eigenvalue(fn: Callable[[Product, Tensor, int], float]) -> None:
     passed(name)
 
 
+@guarded
 def filter_direction(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     """filter_direction(w, d) -> d with, in each filter, the norm that w has there."""
     name, g = "filter_direction", fresh()
@@ -222,6 +234,7 @@ def filter_direction(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def fake_variance(fn: Callable[[Sequence[float], int], float]) -> None:
     """fake_variance(lengths, m) -> variance of the released "trace"."""
     name, g = "fake_variance", fresh()

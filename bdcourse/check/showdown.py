@@ -7,9 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bdcourse.check.core import call, close, fresh, need, number, passed, shaped
+from bdcourse.check.core import (
+    call,
+    close,
+    fresh,
+    guarded,
+    need,
+    number,
+    passed,
+    shaped,
+)
 
 
+@guarded
 def balance(fn: Callable[[float, float, float, float], float]) -> None:
     """balance(acc, asr, acc_after, asr_after) -> DER."""
     name, g = "balance", fresh()
@@ -60,6 +70,7 @@ def balance(fn: Callable[[float, float, float, float], float]) -> None:
     passed(name)
 
 
+@guarded
 def front(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     """front(acc, asr) -> which points no other point beats, (n,) bool."""
     name, g = "front", fresh()
@@ -120,6 +131,7 @@ def _front_is(name: str, out: Tensor, acc: Tensor, asr: Tensor) -> None:
     need(False, name, f"drops point {i}, which no other beats.", 3)
 
 
+@guarded
 def resampled_means(fn: Callable[[Tensor, int, torch.Generator], Tensor]) -> None:
     """resampled_means(scores, n, generator) -> means of n samples with replacement."""
     name, g = "resampled_means", fresh()
@@ -178,6 +190,7 @@ def resampled_means(fn: Callable[[Tensor, int, torch.Generator], Tensor]) -> Non
     passed(name)
 
 
+@guarded
 def by_the_test(fn: Callable[[Tensor, Tensor, float], int]) -> None:
     """by_the_test(acc, asr, least) -> position of the lowest ASR where acc >= least."""
     name, g = "by_the_test", fresh()

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdcourse.check.core import call, close, fresh, need, passed, shaped
+from bdcourse.check.core import call, close, fresh, guarded, need, passed, shaped
 
 
+@guarded
 def bend(fn: Callable[[Tensor, float, int], Tensor]) -> None:
     """bend(grid, strength, size) -> WaNet's sampling grid."""
     name, g = "bend", fresh()
@@ -56,6 +57,7 @@ def bend(fn: Callable[[Tensor, float, int], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def noise_mode(fn: Callable) -> None:
     """noise_mode(x, y, target, p, c, trigger, noisy) -> batch, labels, roles."""
     name, g = "noise_mode", fresh()
@@ -99,6 +101,7 @@ def noise_mode(fn: Callable) -> None:
     passed(name)
 
 
+@guarded
 def own_trigger(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """own_trigger(x, m, p) -> x + m (p - x), m one channel."""
     name, g = "own_trigger", fresh()
@@ -122,6 +125,7 @@ def own_trigger(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     passed(name)
 
 
+@guarded
 def diversity(fn: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
     """diversity(x1, x2, p1, p2) -> mean of RMS(x1 - x2) / RMS(p1 - p2)."""
     name, g = "diversity", fresh()

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bdcourse.check.core import call, close, fresh, need, passed, shaped
+from bdcourse.check.core import call, close, fresh, guarded, need, passed, shaped
 
 
+@guarded
 def take(fn: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     """take(x, y, index) -> pixels in [0, 1] and labels of the images at index."""
     name, g = "take", fresh()
