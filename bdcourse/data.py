@@ -454,10 +454,11 @@ def _folder(
     classes: Sequence[str] | None,
 ) -> list[_Part]:
     """The parts of a folder of class folders, or of one with train/ and test/."""
+    here = Path(os.path.abspath(root))
+    root = here if root == Path() else root  # "." reads badly in a sentence
     own = {s: root / s for s in OPPOSITE if (root / s).is_dir()}
     if len(own) == 1 and not any(map(_is_split, own.values())):
         own = {}  # a class is called so
-    here = Path(os.path.abspath(root))
     beside = here.parent / OPPOSITE.get(here.name, "")
     if own:
         asked = [split or "train" for split in wanted]
