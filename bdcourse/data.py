@@ -292,8 +292,8 @@ def _open(
     if os.sep in name or name.startswith(".") or name.lower().endswith(".npz"):
         raise FileNotFoundError(f"there is no folder or .npz file at {name}.")
     raise ValueError(
-        f"unknown data {name!r}; choose signs, signs-hard, cifar10, cifar100, "
-        "gtsrb, or give the path of a folder of class folders or of an .npz file"
+        f"unknown data {require.kind(name)}; choose {', '.join(BUILT_IN)}, or give the "
+        "path of a folder of class folders or of an .npz file"
         f"{require.meant(name, BUILT_IN)}."
     )
 
@@ -314,7 +314,10 @@ def _drawn(name: str, split: str, n: int | None, seed: int, size: int | None) ->
     def images() -> Images:
         return cached(key, lambda: signs.draw(n, seed=drawing_seed, hard=hard))
 
-    return _Part(name, n, lambda at: images() if at is None else images()[at])
+    def read(at: Tensor | None) -> Images:
+        return images() if at is None else images()[at]
+
+    return _Part(name, n, read, need=3 * signs.FINAL**2)
 
 
 def _ready(name: str, images: Images, size: int | None) -> _Part:
@@ -656,7 +659,7 @@ def decode(path: str | os.PathLike, size: int | None = None) -> np.ndarray:
 
     path, cause = Path(_path(path, "path")), None
     size = None if size is None else require.whole("size", size, 1, MOST_SIDE)
-    if not path.is_file():  # opening a named pipe would wait forever
+    if not os.path.isfile(path):  # opening a named pipe would wait forever
         raise RuntimeError(f"{path} is not a regular file; replace or delete it.")
     try:
         with Image.open(path, formats=FORMATS) as im:
@@ -686,7 +689,8 @@ def _rgb(im):
     im.load()
     # EXIF that nobody can read turns nothing.
     with suppress(Exception):
-        im = ImageOps.exif_transpose(im)
+        if im.getexif().get(0x0112, 1) != 1:
+            im = ImageOps.exif_transpose(im)
     if im.mode.startswith("I"):
         most = 2 ** tags.get(258, (16,))[0] - 1  # bits of a sample
         deep = np.asarray(im) / most
@@ -695,11 +699,11 @@ def _rgb(im):
     if im.mode in ("RGBA", "LA", "PA") or "transparency" in im.info:
         im = im.convert("RGBA")
         im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
-    return im.convert("RGB")
+    return im if im.mode == "RGB" else im.convert("RGB")
 
 
 def _npz(path: Path) -> Images:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RuntimeError(f"{path} is not a regular file; replace or delete it.")
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as f:
         _require_room(sum(i.file_size for i in f.infolist()), f"the arrays in {path}")

@@ -258,10 +258,10 @@ def test_missing_classes_are_named(capsys):
     images = random_images(6, 3)
     assert data.missing_classes(images) == ()
     assert data.missing_classes(images[images.y == 1]) == ("class 0", "class 2")
-    splits("signs", n=24, clean=0.1)
+    splits("signs", n=24, clean=0.1, n_test=2)
     said = capsys.readouterr().out
     assert said.startswith("the defender repairs without an image of '")
-    splits("signs", n=120, clean=0.9)
+    splits("signs", n=120, clean=0.9, n_test=2)
     assert capsys.readouterr().out == ""
 
 
