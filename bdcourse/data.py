@@ -221,7 +221,10 @@ def _seed(seed: object) -> int:
 
 def _print(*parts: _Part) -> None:
     for note in dict.fromkeys(note for part in parts for note in part.notes):
-        print(note)
+        try:
+            print(note)
+        except UnicodeEncodeError:  # a name of a folder that this terminal cannot show
+            print(ascii(note))
 
 
 def _listed(names: Sequence[object], most: int = 12) -> str:
@@ -460,7 +463,7 @@ def _folder(
     here = Path(os.path.abspath(root))
     root = here if root == Path() else root  # "." reads badly in a sentence
     own = {s: root / s for s in OPPOSITE if (root / s).is_dir()}
-    if len(own) == 1 and not any(map(_is_split, own.values())):
+    if len(own) == 1 and not any(map(_folders, own.values())):
         own = {}  # a class is called so
     beside = here.parent / OPPOSITE.get(here.name, "")
     if own:
@@ -474,7 +477,7 @@ def _folder(
         pairs = [(own[split], own.get(OPPOSITE[split])) for split in asked]
         names = _class_names(pairs[0][0], classes, pairs[0][1])
         return [_files(*pair, names, size, None, root) for pair in pairs]
-    if here.name in OPPOSITE and _is_split(beside):
+    if here.name in OPPOSITE and {*_folders(root)} & {*_folders(beside)}:
         if OPPOSITE[here.name] in wanted:
             raise ValueError(
                 f"{root} is one part of an image set, whose {beside.name} images are "
@@ -486,9 +489,11 @@ def _folder(
     return [_files(root, None, names, size, split, root) for split in wanted]
 
 
-def _is_split(folder: Path) -> bool:
-    """Whether a train/ or test/ holds class folders."""
-    return folder.is_dir() and any(_is_folder(e) for e in _entries(folder))
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; of none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [e.name for e in _entries(folder) if _is_folder(e)]
 
 
 def _is_folder(e: os.DirEntry) -> bool:
@@ -513,10 +518,9 @@ def _class_names(
     root: Path, given: Sequence[str] | None, other: Path | None = None
 ) -> tuple[str, ...]:
     """The class folders in the order of their labels; both splits must have them."""
-    names = [e.name for e in _entries(root) if _is_folder(e)]
+    names = _folders(root)
     # Labels are positions among the names: one class less would shift the others.
-    theirs = {e.name for e in _entries(other) if _is_folder(e)} if other else set()
-    if other and (odd := {*names} ^ theirs):
+    if other and (odd := {*names} ^ {*_folders(other)}):
         raise ValueError(
             f"train/ and test/ in {other.parent} must hold the same classes, but "
             f"{sorted(odd)[0]!r} is in one only."

@@ -329,6 +329,21 @@ def test_one_part_of_a_set_is_what_its_name_says(folder, monkeypatch):
         load(folder / "test")
 
 
+def test_other_sets_beside_a_folder_called_test_do_not_matter(folder):
+    (folder / "train" / "alpha").rename(folder / "train" / "gamma")
+    (folder / "train" / "beta").rename(folder / "train" / "delta")
+    assert load(folder / "test").classes == ("alpha", "beta")
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path, monkeypatch):
+    for name in ("日本", "a"):
+        write(tmp_path / "set" / name / "0.png")
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert load(tmp_path / "set").classes == ("a", "日本")
+    assert b"u65e5" in terminal.buffer.getvalue()
+
+
 @pytest.fixture
 def flat(tmp_path):
     """21 images of two classes, red tells the class and green the image."""
