@@ -284,11 +284,9 @@ def _open(
         images = _npz(Path(name))
         parts = []
         for split in wanted:
-            if split is None:
-                parts.append(_ready(name, images, size))
-                continue
             mine, note = _dealt(images.y, images.classes, split, name)
-            parts.append(_ready(name, images[mine], size)._replace(notes=(note,)))
+            part = _ready(name, images if mine is None else images[mine], size)
+            parts.append(part._replace(notes=(note,)))
         return parts
     if os.path.exists(name):
         raise ValueError(f"{name} is a file but not an .npz; give a folder or an .npz.")
@@ -349,12 +347,17 @@ def _resized(images: Images, size: int | None, name: str) -> Images:
 
 
 def _dealt(
-    y: Tensor, classes: Sequence[str], split: str, name: str
-) -> tuple[Tensor, str]:
-    """Positions of one part of a set without a test part of its own, and a note.
+    y: Tensor, classes: Sequence[str], split: str | None, name: str
+) -> tuple[Tensor | None, str]:
+    """Positions of one part of a set without a test part, None for all; and a note.
 
     No seed of the user's enters: whoever loads the set gets the same test images.
     """
+    if split is None:
+        return None, (
+            f"{name} has no test part: all of its {len(y)} images are read; 'train' and "
+            "'test' would deal one out"
+        )
     g = torch.Generator().manual_seed(0)
     test = torch.zeros(len(y), dtype=torch.bool)
     counts = y.bincount(minlength=len(classes)).tolist()
@@ -476,7 +479,7 @@ def _folder(
                 )
         pairs = [(own[split], own.get(OPPOSITE[split])) for split in asked]
         names = _class_names(pairs[0][0], classes, pairs[0][1])
-        return [_files(*pair, names, size, None, root) for pair in pairs]
+        return [_files(*pair, names, size, root) for pair in pairs]
     if here.name in OPPOSITE and {*_folders(root)} & {*_folders(beside)}:
         if OPPOSITE[here.name] in wanted:
             raise ValueError(
@@ -484,9 +487,9 @@ def _folder(
                 f"in {beside}; give the folder above, {here.parent}."
             )
         names = _class_names(root, classes, beside)
-        return [_files(root, beside, names, size, None, root) for _ in wanted]
+        return [_files(root, beside, names, size, root) for _ in wanted]
     names = _class_names(root, classes)
-    return [_files(root, None, names, size, split, root) for split in wanted]
+    return [_files(root, None, names, size, root, True, split) for split in wanted]
 
 
 def _folders(folder: Path) -> list[str]:
@@ -549,10 +552,11 @@ def _files(
     other: Path | None,
     names: tuple[str, ...],
     size: int | None,
-    split: str | None,
     root: Path,
+    dealt: bool = False,
+    split: str | None = None,
 ) -> _Part:
-    """One part of a folder; with a `split` it is dealt out of all images there."""
+    """All images of a folder, or one part that is dealt out of them."""
     files, labels, left = [], [], []
     for label, name in enumerate(names):
         found, others = _class_files(folder / name)
@@ -572,10 +576,11 @@ def _files(
     if left:
         shown = _listed([p.relative_to(folder) for p in left], 3)
         notes.append(f"{len(left)} other files in {folder} are left out: {shown}")
-    if split is not None:
+    if dealt:
         mine, note = _dealt(y, names, split, str(root))
-        files, y = [files[i] for i in mine.tolist()], y[mine]
         notes.append(note)
+        if mine is not None:
+            files, y = [files[i] for i in mine.tolist()], y[mine]
     # The first file stands for all, so that a wrong size is found before the rest.
     like = decode(files[0], size)
     if other and size is None:

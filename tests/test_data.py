@@ -366,7 +366,7 @@ def test_a_test_part_is_dealt_out_where_there_is_none(kind, flat, capsys):
     source = flat if kind == "folder" else as_npz(flat)
     everything = load(source)
     assert len(everything) == 21, "without a split all of it"
-    assert "dealt out" not in capsys.readouterr().out
+    assert "all of its 21 images are read" in capsys.readouterr().out, "and it is said"
     train, test = load(source, "train"), load(source, "test")
     said = capsys.readouterr().out
     assert said.count("has no test part: 4 of its 21 images") == 2
