@@ -355,8 +355,8 @@ def _dealt(
     """
     if split is None:
         return None, (
-            f"{name} has no test part: all of its {len(y)} images are read; 'train' and "
-            "'test' would deal one out"
+            f"{name} has no test part: all of its {len(y)} images are read; 'train' "
+            "and 'test' would deal one out"
         )
     g = torch.Generator().manual_seed(0)
     test = torch.zeros(len(y), dtype=torch.bool)
