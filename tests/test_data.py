@@ -722,10 +722,11 @@ EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 def test_a_program_called_png_is_not_started(folder, monkeypatch):
     path = folder / "train" / "alpha" / "1.png"
     path.write_bytes(EPS)
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", pytest.fail)
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a: started.append(a))
     with pytest.raises(RuntimeError) as e:
         load(folder)
-    assert str(path) in message(e) and "PNG, JPEG" in message(e)
+    assert not started and str(path) in message(e) and "PNG, JPEG" in message(e)
 
 
 def bomb(path, side):
