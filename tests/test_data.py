@@ -78,6 +78,16 @@ def test_a_list_of_classes_becomes_a_tuple():
     assert len(data.join(one, Images(x, y, ("a", "b")))) == 4
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_one_device():
+    images = random_images(2)
+    with pytest.raises(ValueError, match="Images.y on cpu"):
+        Images(images.x.cuda(), images.y, images.classes)
+    role = torch.zeros(2).char().cuda()
+    with pytest.raises(ValueError, match="its role on cuda"):
+        Poisoned(images.x, images.y, images.classes, role)
+
+
 @pytest.mark.parametrize("late", [3, "no", torch.zeros(1)])
 def test_poisoned_doors(late):
     images = random_images(2)
