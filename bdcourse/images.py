@@ -8,10 +8,13 @@ no DataLoader and no worker process to configure. Born in lesson 00.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,16 +38,16 @@ class _Labelled:
 
     def __post_init__(self) -> None:
         for name in ("x", "y"):
-            if not isinstance(getattr(self, name), Tensor):
-                raise ValueError(
-                    f"Images.{name} must be a tensor, not "
-                    f"{require.kind(getattr(self, name))}."
-                )
+            _require_data(getattr(self, name), f"Images.{name}")
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
             raise ValueError(
                 "Images.x must be uint8 of shape (n, c, h, w), not "
                 f"{str(self.x.dtype).removeprefix('torch.')} {tuple(self.x.shape)}; "
                 "convert pixels in [0, 1] with (255 * x).round().to(torch.uint8)."
+            )
+        if 0 in self.x.shape[1:]:
+            raise ValueError(
+                f"Images.x of shape {tuple(self.x.shape)} holds images without pixels."
             )
         if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
             raise ValueError(
@@ -52,6 +55,14 @@ class _Labelled:
                 f"image, not {str(self.y.dtype).removeprefix('torch.')} "
                 f"{tuple(self.y.shape)}."
             )
+        if self.y.device != self.x.device:
+            raise ValueError(
+                f"Images.x is on {self.x.device} but Images.y on {self.y.device}; "
+                "move one with .to(device)."
+            )
+        if isinstance(self.classes, list):
+            object.__setattr__(self, "classes", tuple(self.classes))
+        require_names(self.classes, "Images.classes")
         if len(self.y) and not 0 <= int(self.y.min()) <= int(self.y.max()) < self.k:
             raise ValueError(
                 f"labels run from {int(self.y.min())} to {int(self.y.max())}, but "
@@ -62,11 +73,15 @@ class _Labelled:
         return len(self.y)
 
     def __getitem__(self, index) -> Self:
-        """The images at `index`: a slice, a bool mask or a tensor of positions."""
+        """The images at `index`: a slice, a bool mask, positions, or one position."""
+        index = _rows(index, len(self))
         if isinstance(index, Tensor):
             index = index.to(self.x.device)
         rows = {name: getattr(self, name)[index] for name in self._rows}
         return replace(self, **rows)
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[i] for i in range(len(self)))
 
     @property
     def k(self) -> int:
@@ -84,7 +99,18 @@ class _Labelled:
 
     def to(self, device: str | torch.device) -> Self:
         """The same images on another device."""
-        return replace(self, **{n: getattr(self, n).to(device) for n in self._rows})
+        try:
+            device = torch.device(device)
+            moved = {n: getattr(self, n).to(device) for n in self._rows}
+        except torch.OutOfMemoryError:
+            raise
+        # An unknown name, a device that this machine or this build of torch lacks.
+        except (RuntimeError, TypeError, AssertionError, NotImplementedError) as e:
+            raise ValueError(
+                "device must be one of this machine, such as 'cpu' or 'cuda', not "
+                f"{str(device)[:40]!r}."
+            ) from e
+        return replace(self, **moved)
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.shape))
@@ -119,7 +145,17 @@ class Images(_Labelled):
 
 
 def quantize(x: Tensor) -> Tensor:
-    """Pixels in [0, 1] to uint8, the way an image file stores them."""
+    """Pixels in [0, 1] to uint8, the way an image file stores them.
+
+    Raises:
+        ValueError: no tensor of floats (0..255 would become white), or nan in it.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(
+            f"quantize takes float pixels in [0, 1], not {require.kind(x)}."
+        )
+    if bool(x.isnan().any()):
+        raise ValueError("quantize takes pixels in [0, 1], but some are nan.")
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -129,13 +165,28 @@ def hold_out(
     """Split off `n` random images: (the rest, the held-out ones), disjoint.
 
     The course uses it to give the defender clean images that the attacker never saw.
+
+    Raises:
+        ValueError: other kinds of arguments, or a part would be empty.
     """
-    if not 0 < n < len(images):
+    if not isinstance(images, _Labelled):
+        raise ValueError(f"images must be Images, not {require.kind(images)}.")
+    require.generator(generator)
+    rest, held = deal(len(images), n, generator)
+    return images[rest], images[held]
+
+
+def deal(count: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Positions of the rest and of `n` held-out ones among `count`."""
+    n = require.whole("n", n)
+    if count < 2:
+        raise ValueError(f"nothing can be held out of {count} images; two are needed.")
+    if not 0 < n < count:
         raise ValueError(
-            f"cannot hold out {n} of {len(images)} images; choose 1..{len(images) - 1}."
+            f"cannot hold out {n} of {count} images; choose 1..{count - 1}."
         )
-    order = torch.randperm(len(images), generator=generator)
-    return images[order[n:]], images[order[:n]]
+    order = torch.randperm(count, generator=generator)
+    return order[n:], order[:n]
 
 
 def join(first: Images, second: Images) -> Images:
@@ -179,6 +230,69 @@ def require_clean(images: object, name: str = "clean", least: int = 2) -> Images
     return images
 
 
+def require_names(names: object, what: str) -> tuple[str, ...]:
+    """Refuse class names that are no tuple of different strings.
+
+    Raises:
+        ValueError: one sentence, which starts with `what`.
+    """
+    right = isinstance(names, tuple) and all(isinstance(c, str) for c in names)
+    if not right or not names:
+        raise ValueError(
+            f"{what} must be a tuple of names, such as ('cat', 'dog'), not "
+            f"{names if isinstance(names, tuple) else require.kind(names)}."
+        )
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise ValueError(f"{what} must be different names, but {twice!r} stands twice.")
+    return names
+
+
+def _require_data(t: object, what: str) -> None:
+    if not isinstance(t, Tensor):
+        raise ValueError(f"{what} must be a tensor, not {require.kind(t)}.")
+    if t.layout != torch.strided or t.is_meta or t.is_quantized:
+        raise ValueError(
+            f"{what} must be a dense tensor with data, not a sparse, quantized or meta "
+            "one."
+        )
+
+
+def _rows(index: object, n: int) -> slice | Tensor:
+    """An index into n rows as a slice, a bool mask or int64 positions that exist."""
+    if isinstance(index, slice):
+        parts = (index.start, index.stop, index.step)
+        right = all(p is None or isinstance(p, Integral) for p in parts)
+        if right and (index.step is None or index.step > 0):
+            return slice(*index.indices(n))
+    if isinstance(index, Integral) and not isinstance(index, bool):
+        index = [index]
+    if isinstance(index, (list, range)):
+        if all(isinstance(i, (Integral, np.bool_)) for i in index):
+            index = np.array(index) if len(index) else np.zeros(0, np.int64)
+    if isinstance(index, np.ndarray) and index.dtype.kind in "biu":
+        index = torch.from_numpy(index.astype(bool if index.dtype == bool else int))
+    signed = (torch.int64, torch.int32, torch.int16, torch.int8)
+    if isinstance(index, Tensor) and index.dtype in signed and index.ndim < 2:
+        index = index.reshape(-1).long()
+        if len(index) and not -n <= int(index.min()) <= int(index.max()) < n:
+            raise ValueError(
+                f"positions run from {int(index.min())} to {int(index.max())}, but "
+                f"there are {n} images."
+            )
+        return index
+    if isinstance(index, Tensor) and index.dtype == torch.bool and index.ndim == 1:
+        if len(index) != n:
+            raise ValueError(
+                f"a mask of {len(index)} entries cannot choose {n} images."
+            )
+        return index
+    raise ValueError(
+        "images are chosen by a forward slice, a bool mask, or whole positions along "
+        f"one axis, not {require.kind(index)}."
+    )
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Poisoned(_Labelled):
     """Images some of which the attacker changed; no defense takes them for clean ones.
@@ -199,9 +313,19 @@ class Poisoned(_Labelled):
     def __post_init__(self) -> None:
         super().__post_init__()
         role = self.role
-        fits = isinstance(role, Tensor) and role.dtype == torch.int8
-        if not fits or role.shape != self.y.shape:
+        _require_data(role, "Poisoned.role")
+        if role.dtype != torch.int8 or role.shape != self.y.shape:
             raise ValueError(f"Poisoned.role must be int8 of shape ({len(self.y)},).")
+        if role.device != self.x.device:
+            raise ValueError(
+                f"Poisoned.x is on {self.x.device} but its role on {role.device}; "
+                "move one with .to(device)."
+            )
+        if self.late is not None and not callable(self.late):
+            raise ValueError(
+                "Poisoned.late must be None or a function of pixels, not "
+                f"{require.kind(self.late)}."
+            )
         if len(role) and not 0 <= int(role.min()) <= int(role.max()) < len(ROLES):
             raise ValueError("Poisoned.role holds 0 (clean), 1 (poison) or 2 (cover).")
 

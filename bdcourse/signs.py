@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdcourse.data import Images, quantize
+from bdcourse import require
+from bdcourse.data import Images, _require_room, quantize
 
 EASY = (
     "30", "50", "80", "stop", "yield", "priority",
@@ -35,6 +36,7 @@ HARD = EASY + (
 RED, BLUE, YELLOW = (196, 30, 38), (20, 84, 166), (250, 196, 20)
 WHITE, BLACK, GREY = (246, 246, 242), (24, 24, 26), (120, 122, 126)
 SIDE = 96  # template pixels
+FINAL = 32  # pixels of a side of the drawn images
 
 
 def draw(n: int, *, seed: int = 0, hard: bool = False) -> Images:
@@ -42,14 +44,17 @@ def draw(n: int, *, seed: int = 0, hard: bool = False) -> Images:
 
     The same n, seed and setting give the same images; 10,000 take a few seconds.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}.")
+    n, seed = require.whole("n", n, 1), require.whole("seed", seed, 0, 2**62)
+    require.truth("hard", hard)
+    _require_room(n * 3 * FINAL**2, f"{n} signs")
     classes = HARD if hard else EASY
     g = torch.Generator().manual_seed(seed)
     y = (torch.arange(n) % len(classes))[torch.randperm(n, generator=g)]
     sheet = templates()[: len(classes)]
-    x = [_scene(sheet[part], g, hard) for part in y.split(500)]
-    return Images(torch.cat(x), y, classes)
+    x = torch.empty(n, 3, FINAL, FINAL, dtype=torch.uint8)
+    for new, part in zip(x.split(500), y.split(500), strict=True):
+        new[:] = _scene(sheet[part], g, hard)
+    return Images(x, y, classes)
 
 
 def version() -> str:

@@ -174,7 +174,9 @@ def test_spec_survives_json(cls):
        st.integers(0, 4))  # fmt: skip
 def test_triggers_at_any_size(cls, h, w, c, n):
     x = pixels(n, h, w, c)
-    images = Images((pixels(9, h, w, c) * 255).byte(), torch.arange(9) % 3, ("a",) * 3)
+    images = Images(
+        (pixels(9, h, w, c) * 255).byte(), torch.arange(9) % 3, tuple("abc")
+    )
     attack = small(cls, images)
     if hasattr(attack, "trained"):
         attack.trained.fill_(1)
