@@ -94,9 +94,16 @@ class Triggered:
                 f"{require.kind(x)}."
             )
         for name in ("y", "goal"):
-            labels = require.labels(
-                getattr(self, name), len(x), name=f"Triggered.{name}"
-            )
+            labels = getattr(self, name)
+            if (
+                not isinstance(labels, Tensor)
+                or labels.dtype != torch.int64
+                or labels.shape != x.shape[:1]
+            ):
+                raise ValueError(
+                    f"Triggered.{name} must be int64 of shape ({len(x)},), one label "
+                    f"per image, not {require.kind(labels)}."
+                )
             if labels.device != x.device:
                 raise ValueError(
                     f"Triggered.x is on {x.device}, .{name} on {labels.device}; move "
@@ -259,7 +266,7 @@ def evaluate(
         asked = test[_counting(attack, test)]
     if len(asked) == 0:
         raise ValueError(
-            "no triggered image counts: the goal of each is its true label."
+            "no test image counts: the goal of each triggered one is its true label."
             if ready
             else "no test image counts for this attack; is there only one class?"
         )
