@@ -327,7 +327,7 @@ LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6 wrote a plain pic
 
 
 def _other(path: Path, start: bytes) -> str:
-    """What else a file is by its first bytes, and what to do; "" if it may be torch's."""
+    """What else a file is by its first bytes, what to do; "" if it may be torch's."""
     if not start:
         return "empty: it was cut short in copying; get it again from its source"
     for magic, at, what in FORMATS:
@@ -773,7 +773,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         if not n and what != "targets":
             raise ValueError(
                 f"{path.name} lacks the {what}: it holds "
-                f"{', '.join(held[:8]) or 'nothing'}, and they are looked for under {', '.join(ARRAYS[what])}."
+                f"{', '.join(held[:8]) or 'nothing'}, and they are looked for under "
+                f"{', '.join(ARRAYS[what])}."
             )
     return arrays
 
