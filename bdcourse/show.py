@@ -151,14 +151,14 @@ def _words(**texts: object) -> None:
 
 def _listed(name: str, values: object, least: int = 0) -> list:
     """A list of names or labels, at least so many."""
-    right = not isinstance(values, (str, bytes)) and hasattr(values, "__len__")
-    values = list(values) if right and hasattr(values, "__iter__") else None
-    if values is None or len(values) < least:
-        found = "one" if values is None else str(len(values))
-        raise ValueError(
-            f"{name} must be a list of at least {least} entries, not {found}."
-        )
-    return values
+    try:
+        found = None if isinstance(values, (str, bytes)) else list(values)
+    except TypeError:
+        found = None
+    if found is None or len(found) < least:
+        what = require.kind(values) if found is None else f"of {len(found)}"
+        raise ValueError(f"{name} must be a list of at least {least}, not {what}.")
+    return found
 
 
 def _named(name: str, values: object) -> Mapping:
@@ -170,14 +170,22 @@ def _named(name: str, values: object) -> Mapping:
     return values
 
 
+def _options(name: str, values: object) -> Mapping:
+    """The same, or nothing."""
+    none = values is None or (isinstance(values, Mapping) and not values)
+    return {} if none else _named(name, values)
+
+
 def _array(name: str, values: object, *shape: int | None) -> np.ndarray:
     """Numbers as an array of this shape, None for any length above zero."""
     try:
         if isinstance(values, Tensor):
             values = values.detach().cpu().numpy()
         a = np.asarray(values)
+        if a.dtype.kind in "USc":
+            raise TypeError
         a = a if a.dtype.kind == "f" else a.astype(float)
-    except (TypeError, ValueError, OverflowError):
+    except (RuntimeError, TypeError, ValueError, OverflowError):
         raise ValueError(
             f"{name} must be numbers, not {require.kind(values)}."
         ) from None
@@ -190,12 +198,18 @@ def _array(name: str, values: object, *shape: int | None) -> np.ndarray:
     return a
 
 
+def _arrays(name: str, values: Mapping, *shape: int | None) -> dict[str, np.ndarray]:
+    """The same for a dict of them."""
+    named = values.items()
+    return {n: _array(f"{name}[{n!r}]", v, *shape) for n, v in named}
+
+
 def _rows(name: str, rows: object, n: int) -> list[int]:
     """Positions in a series of n values, from positions or a mask."""
     if isinstance(rows, Tensor) and rows.dtype == torch.bool and rows.shape == (n,):
         rows = rows.nonzero().flatten()
     found = _array(name, rows, None) if len(_listed(name, rows)) else np.zeros(0)
-    if not all(r == int(r) and -n <= r < n for r in found.tolist()):
+    if not all(0 <= r < n and r == int(r) for r in found.tolist()):
         raise ValueError(f"{name} must be positions in 0..{n - 1}.")
     return found.astype(int).tolist()
 
@@ -237,7 +251,8 @@ def images(
         wrong: which labels to print in the triggered colour and bold.
     """
     _images("x", x)
-    labels, wrong = _listed("labels", labels), _listed("wrong", wrong)
+    labels = _listed("labels", labels)
+    wrong = _array("wrong", wrong, None) if _listed("wrong", wrong) else ()
     require.whole("cols", cols, 1)
     _words(description=description, title=title)
     rows = -(-len(x) // cols)
@@ -320,17 +335,14 @@ def lines(
     """
     _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
     n = len(_array("x", x, None))
-    drawn = {
-        name: _array(f"series {name!r}", values, n)
-        for name, values in _named("series", series).items()
-    }
-    bands = {}
-    for name, band in (_named("spread", spread) if spread else {}).items():
-        low, high = _listed(f"spread {name!r}", band, 2)[:2]
-        bands[name] = [_array(f"spread {name!r}", side, n) for side in (low, high)]
+    drawn, bands = _arrays("series", _named("series", series), n), {}
+    for name, band in _options("spread", spread).items():
+        low, high = _listed(f"spread[{name!r}]", band, 2)[:2]
+        bands[name] = [_array(f"spread[{name!r}]", side, n) for side in (low, high)]
     if window is not None:
         _array("window", window, 2)
-    for at in _named("marks", marks) if marks else ():
+    marks = _options("marks", marks)
+    for at in marks:
         require.number("a place in marks", at)
     with _style():
         fig = None
@@ -357,7 +369,7 @@ def lines(
         if invert_x:
             ax.invert_xaxis()
         low, high = ax.get_ylim()
-        for at, word in (marks or {}).items():
+        for at, word in marks.items():
             ax.axvline(at, color=QUIET, lw=1, ls=":")
             ax.annotate(
                 _plain(word),
@@ -411,14 +423,8 @@ def bars(
     """Grouped bars, the value on top of each."""
     _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
     names = list(map(_plain, _listed("names", names, 1)))
-    groups = {
-        name: _array(f"group {name!r}", values, len(names))
-        for name, values in _named("groups", groups).items()
-    }
-    errors = {
-        name: _array(f"errors {name!r}", values, len(names))
-        for name, values in (_named("errors", errors) if errors else {}).items()
-    }
+    groups = _arrays("groups", _named("groups", groups), len(names))
+    errors = _arrays("errors", _options("errors", errors), len(names))
     hatches = ("", "//", "..", "xx")
     with _style():
         fig, axes = canvas(height=height)
@@ -482,23 +488,17 @@ def strips(
     """
     _words(description=description, title=title, ylabel=ylabel)
     _words(highlighted=highlighted, beside_title=beside_title)
-    layers, beside = (
-        values
-        if values is None and name == "beside"
-        else {
-            n: _array(f"{name} {n!r}", v, None) for n, v in _named(name, values).items()
-        }
-        for name, values in (("layers", layers), ("beside", beside))
-    )
+    layers = _arrays("layers", _named("layers", layers), None)
+    if beside is not None:
+        beside = _arrays("beside", _named("beside", beside), None)
     if highlight is not None:
         highlight = {
-            n: _rows(f"highlight {n!r}", rows, len(layers[n]))
-            for n, rows in (_named("highlight", highlight) if highlight else {}).items()
+            n: _rows(f"highlight[{n!r}]", rows, len(layers[n]))
+            for n, rows in _options("highlight", highlight).items()
             if n in layers
         }
-    if cut is not None:
-        for n in layers:
-            require.number(f"cut {n!r}", _named("cut", cut).get(n))
+    for n in () if cut is None else layers:
+        require.number(f"cut[{n!r}]", _named("cut", cut).get(n))
     panels = [(layers, highlight, title)]
     if beside is not None:
         panels.append((beside, None, beside_title))
@@ -551,14 +551,14 @@ def scatter(
     """One scatter plot per panel: name -> (x values, y values)."""
     _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
     _words(highlighted=highlighted)
-    drawn = {}
+    drawn, highlight = {}, _options("highlight", highlight)
     for name, pair in _named("panels", panels).items():
-        a, b = _listed(f"panel {name!r}", pair, 2)[:2]
-        a = _array(f"panel {name!r}", a, None)
+        a, b = _listed(f"panels[{name!r}]", pair, 2)[:2]
+        a = _array(f"panels[{name!r}]", a, None)
         on = np.zeros(len(a), dtype=bool)
-        if highlight and name in _named("highlight", highlight):
-            on[_rows(f"highlight {name!r}", highlight[name], len(a))] = True
-        drawn[name] = a, _array(f"panel {name!r}", b, len(a)), on
+        if name in highlight:
+            on[_rows(f"highlight[{name!r}]", highlight[name], len(a))] = True
+        drawn[name] = a, _array(f"panels[{name!r}]", b, len(a)), on
     with _style():
         fig, axes = canvas(1, len(panels), height=height)
         for ax, (name, (a, b, on)) in zip(axes[0], drawn.items(), strict=True):
@@ -593,9 +593,9 @@ def points(
 
     _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
     highlight = _listed("highlight", highlight)
-    for name, at in _named("named", named).items():
-        if not np.isfinite(_array(f"point {name!r}", at, 2)).all():
-            raise ValueError(f"point {name!r} must be two finite numbers.")
+    for name, at in _arrays("named", _named("named", named), 2).items():
+        if not np.isfinite(at).all():
+            raise ValueError(f"named[{name!r}] must be two finite numbers.")
     if least is not None:
         require.number("least", least, above=0)
     with _style():
@@ -660,14 +660,11 @@ def clouds(
     _words(description=description, title=title)
     require.whole("cols", cols, 1)
     panels = {
-        name: {
-            require.choice("a group", group, looks): _array(
-                f"group {group!r}", at, None, 2
-            )
-            for group, at in _named(f"panel {name!r}", groups).items()
-        }
+        name: _arrays(f"panels[{name!r}]", _named(name, groups), None, 2)
         for name, groups in _named("panels", panels).items()
     }
+    for group in {group for groups in panels.values() for group in groups}:
+        require.choice("a group", group, looks)
     rows = -(-len(panels) // cols)
     with _style():
         fig, axes = canvas(rows, cols, height=rows * (7.2 / cols + 0.1) + 0.7)
@@ -755,10 +752,8 @@ def ranked(
     """
     _words(description=description, title=title, xlabel=xlabel)
     highlight = _listed("highlight", highlight)
-    for name, three in _named("named", named).items():
-        _array(f"interval {name!r}", three, 3)
-    for name, value in (_named("marks", marks) if marks else {}).items():
-        require.number(f"mark {name!r}", value)
+    _arrays("named", _named("named", named), 3)
+    marks = _arrays("marks", _options("marks", marks))
     with _style():
         fig, axes = canvas(height=0.8 + 0.25 * len(named))
         ax = axes[0, 0]
@@ -767,7 +762,7 @@ def ranked(
             colour = TRIGGERED if on else CLEAN
             ax.plot([low, high], [i, i], color=colour, lw=2.5, alpha=0.45)
             ax.plot(value, i, "s" if on else "o", ms=7, color=colour)
-        for value in (marks or {}).values():
+        for value in marks.values():
             ax.axvline(value, color="#888888", lw=1, ls="--", zorder=0)
         if marks:
             ax.secondary_xaxis("top").set_xticks(
@@ -851,10 +846,7 @@ def contours(
         a = _array(name, _listed(name, rising, 2), None)
         if not (np.diff(a) > 0).all():
             raise ValueError(f"{name} must rise from each number to the next.")
-    panels = {
-        name: _array(f"panel {name!r}", values, len(ts), len(ts))
-        for name, values in _named("panels", panels).items()
-    }
+    panels = _arrays("panels", _named("panels", panels), len(ts), len(ts))
     with _style():
         fig, axes = canvas(1, len(panels), height=height)
         norm = BoundaryNorm(levels, 256, extend="both")
