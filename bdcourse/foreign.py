@@ -276,8 +276,9 @@ def _read(path: Path) -> object:
             return load_file(path)
         if start[:4] == b"PK\3\4":
             _whole_zip(path)
-        with torch.serialization.safe_globals(_numpy_only()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file: given a path, newer versions go by its ending.
+        with torch.serialization.safe_globals(_numpy_only()), open(path, "rb") as f:
+            return torch.load(f, map_location="cpu", weights_only=True)
     except Exception as e:  # readers of broken files raise many kinds
         named = re.search(r"GLOBAL (\S+)|<class '([\w.]+)'>", str(e))
         if named:
