@@ -310,7 +310,7 @@ FORMATS = (
     (b"version https://git-lfs", 0, "a Git LFS pointer, not the file it points to; "
      "fetch that with git lfs pull, or by the site's download button"),
     (b"\x89HDF", 0, f"an HDF5 file, as Keras writes; {CONVERT}"),
-    (b"\x93NUMPY", 0, "a single numpy array (.npy), not a state dict with names"),
+    (b"\x93NUMPY", 0, "a single numpy array (.npy)"),
     (b"ustar", 257, f"a tar archive; {UNPACK}"),
     (b"\x1f\x8b", 0, f"a gzip archive; {UNPACK}"),
     (b"BZh", 0, f"a bzip2 archive; {UNPACK}"),
@@ -328,7 +328,7 @@ LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6 wrote a plain pic
 
 
 def _other(path: Path, start: bytes) -> str:
-    """What else a file is by its first bytes, what to do; "" if it may be torch's."""
+    """What a file is, if not torch's, and what to do, by its first bytes; else ""."""
     if not start:
         return "empty: it was cut short in copying; get it again from its source"
     for magic, at, what in FORMATS:
@@ -421,10 +421,17 @@ def _state(found: object, name: str, key: str | None = None) -> dict[str, Tensor
 
 
 def _wrapped(found: object) -> list[str]:
-    """Under which of the usual names a file holds a dict."""
+    """Under which of the usual names a file holds a dict of tensors, or any dict."""
     if not isinstance(found, dict):
         return []
-    return [k for k in WRAPPERS if isinstance(found.get(k), dict)]
+    dicts = [k for k in WRAPPERS if isinstance(found.get(k), dict)]
+    # Settings go by some of these names too.
+    full = [
+        k
+        for k in dicts
+        if any(isinstance(v, (Tensor, dict)) for v in found[k].values())
+    ]
+    return full or dicts[:1]
 
 
 def _keys(found: object) -> str:

@@ -196,6 +196,8 @@ def test_an_entry_by_its_name(tmp_path):
     refused(ValueError, lambda: foreign.weights(path, key="emo"), "key='emo'", words[0])
     assert same_answers(foreign.weights(path, key="ema"), other)
     refused(ValueError, lambda: foreign.weights(path, key="epoch"), "a int")
+    thing = {"model": other.state_dict(), "params": {"lr": 0.1}, "net": {}}
+    assert same_answers(foreign.weights(saved(tmp_path, thing)), other)
     path = saved(tmp_path, {"net": generator, "model": other.state_dict()})
     refused(ValueError, lambda: foreign.weights(path), "model, net", "key=")
     assert same_answers(foreign.weights(path, key="model"), other)
