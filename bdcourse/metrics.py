@@ -172,7 +172,7 @@ def _answers(model: nn.Module, x: Tensor) -> Tensor:
         said = model(laid_out(model, x))
     except Exception as e:  # anybody's network may raise anything
         if isinstance(e, ValueError) and str(e).endswith("."):
-            raise  # a sentence already
+            raise RuntimeError(str(e)) from e  # a sentence of ours, as of Normalize
         why = " ".join(str(e).split()).split(". ")[0].rstrip(".")
         raise RuntimeError(
             f"the network fails on images of shape {tuple(x.shape[1:])} with a "

@@ -111,8 +111,6 @@ CALLS = {
     "contours": (show.contours, {"panels": {"a": X[0, 0]}, "ts": range(4),
                                  "levels": [0.2, 0.5], **SAME},
                  {"panels": ODD, "ts": (*ODD, [3, 2, 1, 0]), "levels": (*ODD, [2, 1])}),
-    "Table": (show.Table, {"rows": [{"a": 1}]},
-              {"rows": (*ODD, [1], [{}], [{1: 2}]), "caption": THINGS}),
 }  # fmt: skip
 
 
