@@ -274,7 +274,9 @@ def images(
                     fontweight="bold" if bad else "normal",
                 )
         if title:
-            fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+            fig.suptitle(
+                _plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold"
+            )
         return Picture(fig, description)
 
 
@@ -401,9 +403,9 @@ def lines(
                 fontweight="bold",
                 annotation_clip=False,
             )
-        ax.set_xlabel(xlabel)
+        ax.set_xlabel(_plain(xlabel))
         ax.set_ylabel(ylabel or ("%" if percent else ""))
-        ax.set_title(title)
+        ax.set_title(_plain(title))
         ax.grid(axis="y", color="#e6e6e6", lw=0.8)
         return None if fig is None else Picture(fig, description)
 
@@ -450,11 +452,11 @@ def bars(
             digits = "%.0f" if percent or float(np.max(values)) >= 20 else "%.3g"
             ax.bar_label(drawn, fmt=digits, fontsize=10, padding=1)
         ax.set_xticks(range(len(names)), names)
-        ax.set_xlabel(xlabel)
+        ax.set_xlabel(_plain(xlabel))
         ax.set_ylabel(ylabel or ("%" if percent else ""))
         if percent:
             ax.set_ylim(0, 112)
-        ax.set_title(title)
+        ax.set_title(_plain(title))
         if len(groups) > 1:
             ax.legend(
                 ncols=len(groups),
@@ -518,8 +520,8 @@ def strips(
                 if cut is not None and marked is not None:
                     ax.plot([i - 0.42, i + 0.42], [cut[layer]] * 2, color=INK, lw=1.6)
             ax.set_xticks(range(len(values)), _short(values), rotation=90, fontsize=10)
-            ax.set_ylabel(ylabel)
-            ax.set_title(name)
+            ax.set_ylabel(_plain(ylabel))
+            ax.set_title(_plain(name))
             ax.margins(x=0.01)
         if highlight is not None:
             axes[0, 0].plot([], [], "s", ms=6, color=TRIGGERED, label=highlighted)
@@ -565,11 +567,11 @@ def scatter(
             ax.plot(a[~on], b[~on], "o", ms=4, color=CLEAN, alpha=0.6, mew=0)
             ax.plot(a[on], b[on], "s", ms=7, color=TRIGGERED, label=highlighted or None)
             ax.set_title(_plain(name), fontsize=11, fontweight="normal")
-            ax.set_xlabel(xlabel)
+            ax.set_xlabel(_plain(xlabel))
         if highlighted:
             axes[0, 0].legend(fontsize=11)
-        axes[0, 0].set_ylabel(ylabel)
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        axes[0, 0].set_ylabel(_plain(ylabel))
+        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
 
 
@@ -608,9 +610,9 @@ def points(
         for name, (x, y) in named.items():
             on = name in highlight
             ax.plot(x, y, "s" if on else "o", ms=7, color=TRIGGERED if on else CLEAN)
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
-        ax.set_title(title)
+        ax.set_xlabel(_plain(xlabel))
+        ax.set_ylabel(_plain(ylabel))
+        ax.set_title(_plain(title))
         ax.grid(color="#e6e6e6", lw=0.8)
         ax.margins(0.12, 0.12)
         FigureCanvasAgg(fig).draw()  # fixes the layout, so that places can be measured
@@ -678,7 +680,7 @@ def clouds(
             ax.set_title(_plain(name), fontsize=11, loc="center", fontweight="normal")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, ncols=3, loc="outside lower left", fontsize=11)
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
 
 
@@ -730,9 +732,9 @@ def matrix(
         for i, j in np.argwhere(v <= mark) if mark is not None else ():
             ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False,
                                    ec=TRIGGERED, lw=1.6))  # fmt: skip
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
-        ax.set_title(title)
+        ax.set_xlabel(_plain(xlabel))
+        ax.set_ylabel(_plain(ylabel))
+        ax.set_title(_plain(title))
         ax.spines[:].set_visible(False)
         return Picture(fig, description)
 
@@ -771,8 +773,8 @@ def ranked(
         ax.set_yticks(range(len(named)), list(map(_plain, named)))
         ax.invert_yaxis()
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)
-        ax.set_xlabel(xlabel)
-        ax.set_title(title)
+        ax.set_xlabel(_plain(xlabel))
+        ax.set_title(_plain(title))
         return Picture(fig, description)
 
 
@@ -817,7 +819,7 @@ def heat(
             ax.set_title(
                 _plain(labels[i]), fontsize=11, loc="center", pad=3, fontweight="normal"
             )
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
 
 
@@ -856,10 +858,10 @@ def contours(
             ax.clabel(drawn, fmt="%g", fontsize=10, colors="white")
             ax.plot(0, 0, "+", color="black", ms=10, mew=2)
             ax.set_title(_plain(name), fontsize=11, fontweight="normal")
-            ax.set_xlabel(xlabel)
+            ax.set_xlabel(_plain(xlabel))
             ax.set_aspect("equal")
-        axes[0, 0].set_ylabel(ylabel)
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        axes[0, 0].set_ylabel(_plain(ylabel))
+        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
 
 

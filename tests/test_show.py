@@ -174,7 +174,7 @@ def test_dollars_are_letters(monkeypatch):
     monkeypatch.setattr(
         show, "Picture", lambda fig, words: drawn.append(fig.draw_without_rendering())
     )
-    more = {"description": WORDS, "title": "t"}
+    more = {"description": WORDS, "title": "$t$"}
     seen = []
     is_math = Text._preprocess_math
 
