@@ -14,19 +14,25 @@ Born in lesson 03.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks.base import Attack
-from bdcourse.data import Images
+from bdcourse.images import Images, Poisoned, require_clean
 from bdcourse.models import evaluating, laid_out
 
 
 @dataclass(frozen=True)
 class Scores:
     """Shares in 0..1 and the numbers of images behind them; asr and ra need an
-    attack, cross one that promises that lookalikes keep their label."""
+    attack, cross one that promises that lookalikes keep their label.
+
+    Raises:
+        ValueError: something is no share, or no number of images.
+    """
 
     acc: float
     asr: float | None = None
@@ -35,10 +41,19 @@ class Scores:
     n_triggered: int = 0
     cross: float | None = None
 
+    def __post_init__(self) -> None:
+        require.share("acc", self.acc)
+        for name in ("asr", "ra", "cross"):
+            if getattr(self, name) is not None:
+                require.share(name, getattr(self, name))
+        for name in ("n_clean", "n_triggered"):
+            require.whole(name, getattr(self, name), 0)
+
     def __str__(self) -> str:
         text = f"ACC {100 * self.acc:.1f} % (n={self.n_clean})"
         if self.asr is not None:
-            text += f", ASR {100 * self.asr:.1f} %, RA {100 * self.ra:.1f} %"
+            text += f", ASR {100 * self.asr:.1f} %"
+            text += "" if self.ra is None else f", RA {100 * self.ra:.1f} %"
             text += f" (n={self.n_triggered})"
         if self.cross is not None:
             text += f", cross {100 * self.cross:.1f} %"
@@ -72,13 +87,27 @@ class Triggered:
     goal: Tensor
 
     def __post_init__(self) -> None:
-        if self.x.dtype != torch.uint8 or self.x.ndim != 4:
-            raise ValueError("Triggered.x must be uint8 of shape (n, c, h, w).")
-        for labels in (self.y, self.goal):
-            if labels.dtype != torch.int64 or labels.shape != self.x.shape[:1]:
+        x = self.x
+        if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4:
+            raise ValueError(
+                "Triggered.x must be uint8 of shape (n, c, h, w), not "
+                f"{require.kind(x)}."
+            )
+        for name in ("y", "goal"):
+            labels = getattr(self, name)
+            if (
+                not isinstance(labels, Tensor)
+                or labels.dtype != torch.int64
+                or labels.shape != x.shape[:1]
+            ):
                 raise ValueError(
-                    f"Triggered.y and .goal must be int64 of shape ({len(self.x)},), "
-                    "one label per image."
+                    f"Triggered.{name} must be int64 of shape ({len(x)},), one label "
+                    f"per image, not {require.kind(labels)}."
+                )
+            if labels.device != x.device:
+                raise ValueError(
+                    f"Triggered.x is on {x.device}, .{name} on {labels.device}; move "
+                    "one with .to(device)."
                 )
 
     def __len__(self) -> int:
@@ -107,21 +136,85 @@ class Triggered:
 def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
     """Eval-mode logits of pixels x: uint8, or float in [0, 1]; (n, c, h, w) -> (n, k).
 
-    The model's train/eval mode is put back afterwards.
+    Every prediction of the course is made here. The model's train/eval mode is put back
+    afterwards.
+
+    Raises:
+        ValueError: x are no pixels; gray ones on a color network; answers that are not
+            one row of finite numbers for each image.
+        RuntimeError: the network fails on such images.
     """
-    device = next(model.parameters()).device
+    require.module(model)
+    require.whole("batch", batch, 1)
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4:
+        require.pixels(x)
+    if not x.numel():
+        raise ValueError(f"x must hold at least one pixel, but is {require.kind(x)}.")
+    # A normalisation by the network's owner spreads one channel over three, in silence.
+    if x.shape[1] == 1 and first_channels(model) == 3:
+        raise ValueError(
+            "the network's first convolution takes 3 channels, but the images have 1; "
+            "pass color images, or gray ones with their channel repeated."
+        )
+    device = next(chain(model.parameters(), model.buffers()), x).device
     with evaluating(model):
         out = []
         for part in x.split(batch):
             part = part.to(device)
             part = part.float() / 255 if part.dtype == torch.uint8 else part
-            out.append(model(laid_out(model, part)).float())
-        return torch.cat(out)
+            out.append(_answers(model, part))
+        return require.finite(torch.cat(out))
+
+
+def _answers(model: nn.Module, x: Tensor) -> Tensor:
+    """What a network says to pixels x as float32 logits, at least two to a row."""
+    try:
+        said = model(laid_out(model, x))
+    except Exception as e:  # anybody's network may raise anything
+        if isinstance(e, ValueError) and str(e).endswith("."):
+            raise RuntimeError(str(e)) from e  # a sentence of ours, as of Normalize
+        why = " ".join(str(e).split()).split(". ")[0].rstrip(".")
+        raise RuntimeError(
+            f"the network fails on images of shape {tuple(x.shape[1:])} with a "
+            f"{type(e).__name__} ({why:.160})."
+        ) from e
+    rows = isinstance(said, Tensor) and said.ndim == 2 and said.is_floating_point()
+    if not rows or said.shape[1] < 2:
+        raise ValueError(
+            "the network must answer with logits of shape (n, k), one for each of at "
+            f"least two classes, but answers with {require.kind(said)}; wrap it in a "
+            "module whose forward returns those."
+        )
+    return said.float()
+
+
+def first_channels(model: nn.Module) -> int | None:
+    """Channels that the first convolution in order of definition takes, if any."""
+    found = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    return next(found, None)
 
 
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
-    """Predicted labels (n,) int64, on the model's device."""
-    return logits(model, x, batch).argmax(1)
+    """Predicted labels (n,) int64, on the model's device.
+
+    Raises:
+        ValueError, RuntimeError: see :func:`logits`.
+    """
+    return _rows(logits(model, x, batch), x).argmax(1)
+
+
+def _rows(answers: Tensor, x: Tensor) -> Tensor:
+    if len(answers) != len(x):
+        raise ValueError(
+            f"the network gives {len(answers)} answers to {len(x)} images; it must "
+            "give each image one."
+        )
+    return answers
+
+
+def _share(hits: Tensor) -> float:
+    """Share of True, exact: no float64 is needed where a device has none."""
+    return int(hits.sum()) / len(hits)
 
 
 def evaluate(
@@ -136,33 +229,84 @@ def evaluate(
     word (`counts`, `goal`): without the target class for all-to-one, all for
     all-to-all. Of images that are `Triggered` already, those count whose true label is
     not the goal.
+
+    Raises:
+        ValueError: no clean test images, another number of classes than the network
+            has, a trigger that returns no pixels, nothing to count; see :func:`logits`.
+        RuntimeError: see :func:`logits`.
     """
-    acc = (
-        (predict(model, test.x, batch).to(test.y.device) == test.y)
-        .double()  # in float32, 95 of 100 would come out below 0.95
-        .mean()
-        .item()
-    )
+    require.module(model)
+    if isinstance(test, Poisoned):
+        raise ValueError(
+            "test must be clean Images, not Poisoned ones: some of their labels are "
+            "the attacker's, and agreeing with those is no accuracy."
+        )
+    require_clean(test, "test", least=1)
+    require.whole("batch", batch, 1)
+    if attack is not None:
+        if not isinstance(attack, (Attack, Triggered)):
+            raise ValueError(
+                "attack must be an Attack, Triggered images or None, not "
+                f"{require.kind(attack)}."
+            )
+        attack.check(test)
+    answers = _rows(logits(model, test.x, batch), test.x)
+    if answers.shape[1] != test.k:
+        raise ValueError(
+            f"the network answers with {answers.shape[1]} logits, but the test images "
+            f"have {test.k} classes; the two do not belong together."
+        )
+    acc = _share(answers.argmax(1).to(test.y.device) == test.y)
     if attack is None:
         return Scores(acc, n_clean=len(test))
-    attack.check(test)
     ready = isinstance(attack, Triggered)
-    asked = attack[attack.goal != attack.y] if ready else test[attack.counts(test.y)]
+    if ready:
+        asked = attack[attack.goal != attack.y]
+    else:
+        asked = test[_counting(attack, test)]
     if len(asked) == 0:
         raise ValueError(
-            "no test image counts for this attack; is there only one class?"
+            "no test image counts: the goal of each triggered one is its true label."
+            if ready
+            else "no test image counts for this attack; is there only one class?"
         )
     said = torch.cat(
         [
-            predict(model, part if ready else attack.trigger(part.float() / 255), batch)
+            predict(model, part if ready else _stamped(attack, part), batch)
             for part in asked.x.split(batch)
         ]
     ).to(asked.y.device)
     goal = asked.goal if ready else attack.goal(asked.y)
-    asr = (said == goal).double().mean().item()
-    ra = (said == asked.y).double().mean().item()
+    asr, ra = _share(said == goal), _share(said == asked.y)
     cross = None if ready else _cross(model, test, attack)
     return Scores(acc, asr, ra, len(test), len(asked), cross)
+
+
+def _counting(attack: Attack, test: Images) -> Tensor:
+    """Which test images count, bool (n,), after a look at what the attack wants."""
+    name, counts = type(attack).__name__, attack.counts(test.y)
+    require.labels(attack.goal(test.y), len(test), test.k, f"{name}.goal(y)")
+    if (
+        not isinstance(counts, Tensor)
+        or counts.dtype != torch.bool
+        or counts.shape != test.y.shape
+    ):
+        raise ValueError(
+            f"{name}.counts must return bool of shape ({len(test)},), one for each "
+            f"image, not {require.kind(counts)}."
+        )
+    return counts
+
+
+def _stamped(attack: Attack, x: Tensor) -> Tensor:
+    """uint8 images with the trigger, as pixels in [0, 1]; refuses any other answer."""
+    name = f"what {type(attack).__name__}.trigger returns"
+    out = require.pixels(attack.trigger(x.float() / 255), name, x.shape[1:])
+    if len(out) != len(x):
+        raise ValueError(
+            f"{name} must be {len(x)} images, one for each, not {len(out)}."
+        )
+    return out
 
 
 def _cross(model: nn.Module, test: Images, attack: Attack) -> float | None:
@@ -185,7 +329,17 @@ def der(before: Scores, after: Scores) -> float:
 
     Source: Zhu et al., "Enhancing fine-tuning based backdoor defense with
     sharpness-aware minimization", ICCV 2023, as used by BackdoorBench.
+
+    Raises:
+        ValueError: scores without an ASR.
     """
+    for name, scores in (("before", before), ("after", after)):
+        if not isinstance(scores, Scores) or scores.asr is None:
+            what = "no ASR" if isinstance(scores, Scores) else require.kind(scores)
+            raise ValueError(
+                f"{name} must be Scores with an ASR, not {what}; evaluate with the "
+                "attack."
+            )
     drop_asr = max(0.0, before.asr - after.asr)
     drop_acc = max(0.0, before.acc - after.acc)
     return (drop_asr - drop_acc + 1) / 2

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdcourse import require
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -71,6 +73,13 @@ class Picture:
     """
 
     def __init__(self, figure: Figure, description: str) -> None:
+        from matplotlib.figure import Figure
+
+        if not isinstance(figure, Figure):
+            raise ValueError(
+                f"figure must be drawn with show.canvas, not {require.kind(figure)}."
+            )
+        _words(description=description)
         self.description = " ".join(description.split())
         if len(self.description) < 40:
             raise ValueError(
@@ -83,6 +92,8 @@ class Picture:
 
     def save(self, path: str | Path) -> None:
         """Write the picture as a PNG file."""
+        if not isinstance(path, (str, Path)):
+            raise ValueError(f"path must be a path, not {require.kind(path)}.")
         Path(path).write_bytes(self.png)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
@@ -111,6 +122,10 @@ def canvas(
     import matplotlib
     from matplotlib.figure import Figure
 
+    for name, value in (("rows", rows), ("cols", cols)):
+        require.whole(name, value, 1, 1000)
+    for name, value in (("height", height), ("width", width)):
+        require.number(name, value, above=0, high=600)  # inches
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, cols, squeeze=False, **options)
@@ -121,6 +136,96 @@ def _style():
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
+
+
+def _plain(text: object) -> str:
+    """A name as matplotlib draws it letter by letter: two $ would begin mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def _words(**texts: object) -> None:
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be text, not {require.kind(text)}.")
+
+
+def _listed(name: str, values: object, least: int = 0) -> list:
+    """A list of names or labels, at least so many."""
+    try:
+        found = None if isinstance(values, (str, bytes)) else list(values)
+    except TypeError:
+        found = None
+    if found is None or len(found) < least:
+        what = require.kind(values) if found is None else f"of {len(found)}"
+        raise ValueError(f"{name} must be a list of at least {least}, not {what}.")
+    return found
+
+
+def _named(name: str, values: object) -> Mapping:
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(
+            f"{name} must be a dict of names with something to draw, not "
+            f"{require.kind(values)}."
+        )
+    return values
+
+
+def _options(name: str, values: object) -> Mapping:
+    """The same, or nothing."""
+    none = values is None or (isinstance(values, Mapping) and not values)
+    return {} if none else _named(name, values)
+
+
+def _array(name: str, values: object, *shape: int | None) -> np.ndarray:
+    """Numbers as an array of this shape, None for any length above zero."""
+    try:
+        if isinstance(values, Tensor):
+            values = values.detach().cpu().numpy()
+        a = np.asarray(values)
+        if a.dtype.kind in "USc":
+            raise TypeError
+        a = a if a.dtype.kind == "f" else a.astype(float)
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{name} must be numbers, not {require.kind(values)}."
+        ) from None
+    fits = a.ndim == len(shape) and a.size
+    if not fits or any(n not in (None, m) for n, m in zip(shape, a.shape, strict=True)):
+        wanted = " x ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(
+            f"{name} must be numbers of shape {wanted or '()'}, not of {a.shape}."
+        )
+    return a
+
+
+def _arrays(name: str, values: Mapping, *shape: int | None) -> dict[str, np.ndarray]:
+    """The same for a dict of them."""
+    named = values.items()
+    return {n: _array(f"{name}[{n!r}]", v, *shape) for n, v in named}
+
+
+def _rows(name: str, rows: object, n: int) -> list[int]:
+    """Positions in a series of n values, from positions or a mask."""
+    if isinstance(rows, Tensor) and rows.dtype == torch.bool and rows.shape == (n,):
+        rows = rows.nonzero().flatten()
+    found = _array(name, rows, None) if len(_listed(name, rows)) else np.zeros(0)
+    if not all(0 <= r < n and r == int(r) for r in found.tolist()):
+        raise ValueError(f"{name} must be positions in 0..{n - 1}.")
+    return found.astype(int).tolist()
+
+
+def _images(name: str, x: object, ndim: int = 4) -> Tensor:
+    """Images that can be drawn: uint8, or pixels in [0, 1], gray or in color."""
+    right = isinstance(x, Tensor) and x.ndim == ndim and x.numel()
+    if not right or x.shape[-3] not in (1, 3):
+        axes = "(n, c, h, w)" if ndim == 4 else "(c, h, w)"
+        raise ValueError(
+            f"{name} must be images of shape {axes}, at least one, gray or in color, "
+            f"not {require.kind(x)}."
+        )
+    if x.dtype != torch.uint8:
+        require.pixels(x if ndim == 4 else x[None], name)
+    return x
 
 
 def _numpy(x: Tensor) -> np.ndarray:
@@ -145,6 +250,11 @@ def images(
         x: (n, c, h, w), uint8 or in [0, 1].
         wrong: which labels to print in the triggered colour and bold.
     """
+    _images("x", x)
+    labels = _listed("labels", labels)
+    wrong = _array("wrong", wrong, None) if _listed("wrong", wrong) else ()
+    require.whole("cols", cols, 1)
+    _words(description=description, title=title)
     rows = -(-len(x) // cols)
     step = 7.2 / cols
     with _style():
@@ -156,7 +266,7 @@ def images(
             if i < len(labels):
                 bad = i < len(wrong) and wrong[i]
                 ax.set_title(
-                    labels[i],
+                    _plain(labels[i]),
                     fontsize=11,
                     loc="center",
                     pad=3,
@@ -164,7 +274,9 @@ def images(
                     fontweight="bold" if bad else "normal",
                 )
         if title:
-            fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+            fig.suptitle(
+                _plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold"
+            )
         return Picture(fig, description)
 
 
@@ -177,6 +289,15 @@ def trigger(
         x, stamped: one image each, (c, h, w) in [0, 1].
         gain: factor on the absolute difference, printed above it.
     """
+    for name, one in (("x", x), ("stamped", stamped)):
+        if _images(name, one, 3).dtype == torch.uint8:
+            raise ValueError(f"{name} must be pixels in [0, 1], not uint8.")
+    if x.shape != stamped.shape:
+        raise ValueError(
+            f"x and stamped must have one shape, not {tuple(x.shape)} and "
+            f"{tuple(stamped.shape)}."
+        )
+    require.number("gain", gain, above=0)
     change = ((stamped - x).abs() * gain).clamp(0, 1)
     name = "difference" if gain == 1 else f"difference x {gain:g}"
     return images(
@@ -214,6 +335,17 @@ def lines(
         marks: x -> word, a thin vertical line each.
         ax: draw there and return nothing, for a figure of several panels.
     """
+    _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
+    n = len(_array("x", x, None))
+    drawn, bands = _arrays("series", _named("series", series), n), {}
+    for name, band in _options("spread", spread).items():
+        low, high = _listed(f"spread[{name!r}]", band, 2)[:2]
+        bands[name] = [_array(f"spread[{name!r}]", side, n) for side in (low, high)]
+    if window is not None:
+        _array("window", window, 2)
+    marks = _options("marks", marks)
+    for at in marks:
+        require.number("a place in marks", at)
     with _style():
         fig = None
         if ax is None:
@@ -223,15 +355,15 @@ def lines(
             ax.axvspan(*window, color=DEFENDED, alpha=0.13, lw=0)
         ends = []
         factor = 100 if percent else 1
-        for i, (name, values) in enumerate(series.items()):
+        for i, (name, values) in enumerate(drawn.items()):
             colour, dash, marker = MEANING.get(name, SERIES[i % len(SERIES)])
-            values = factor * np.asarray(values, dtype=float)
+            values = factor * values.astype(float)
             every = max(1, len(values) // 12)
             ax.plot(
                 x, values, color=colour, ls=dash, marker=marker, ms=5, markevery=every
             )
-            if spread and name in spread:
-                low, high = (factor * np.asarray(s, dtype=float) for s in spread[name])
+            if name in bands:
+                low, high = (factor * side.astype(float) for side in bands[name])
                 ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
             ends.append((values[-1], name, colour))
         if percent and ax.get_autoscaley_on():  # unless the caller chose a range
@@ -239,10 +371,10 @@ def lines(
         if invert_x:
             ax.invert_xaxis()
         low, high = ax.get_ylim()
-        for at, word in (marks or {}).items():
+        for at, word in marks.items():
             ax.axvline(at, color=QUIET, lw=1, ls=":")
             ax.annotate(
-                word,
+                _plain(word),
                 (at, 0.5),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, -3),
@@ -262,7 +394,7 @@ def lines(
             top = heights[i] - gap
         for level, (_, name, colour) in zip(heights, ends, strict=True):
             ax.annotate(
-                name,
+                _plain(name),
                 (x[-1], level),
                 xytext=(8, 0),
                 textcoords="offset points",
@@ -271,9 +403,9 @@ def lines(
                 fontweight="bold",
                 annotation_clip=False,
             )
-        ax.set_xlabel(xlabel)
+        ax.set_xlabel(_plain(xlabel))
         ax.set_ylabel(ylabel or ("%" if percent else ""))
-        ax.set_title(title)
+        ax.set_title(_plain(title))
         ax.grid(axis="y", color="#e6e6e6", lw=0.8)
         return None if fig is None else Picture(fig, description)
 
@@ -291,6 +423,10 @@ def bars(
     height: float = 3.2,
 ) -> Picture:
     """Grouped bars, the value on top of each."""
+    _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
+    names = list(map(_plain, _listed("names", names, 1)))
+    groups = _arrays("groups", _named("groups", groups), len(names))
+    errors = _arrays("errors", _options("errors", errors), len(names))
     hatches = ("", "//", "..", "xx")
     with _style():
         fig, axes = canvas(height=height)
@@ -298,29 +434,29 @@ def bars(
         width = 0.8 / len(groups)
         for i, (name, values) in enumerate(groups.items()):
             colour = MEANING.get(name, SERIES[i % len(SERIES)])[0]
-            values = (100 if percent else 1) * np.asarray(values, dtype=float)
+            values = (100 if percent else 1) * values.astype(float)
             at = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
             drawn = ax.bar(
                 at,
                 values,
                 width * 0.92,
                 color=colour,
-                label=name,
+                label=_plain(name),
                 hatch=hatches[i % 4],
                 edgecolor="white",
                 lw=0,
             )
-            if errors and name in errors:
-                e = (100 if percent else 1) * np.asarray(errors[name], dtype=float)
+            if name in errors:
+                e = (100 if percent else 1) * errors[name].astype(float)
                 ax.errorbar(at, values, e, fmt="none", ecolor=INK, capsize=3, lw=1)
             digits = "%.0f" if percent or float(np.max(values)) >= 20 else "%.3g"
             ax.bar_label(drawn, fmt=digits, fontsize=10, padding=1)
         ax.set_xticks(range(len(names)), names)
-        ax.set_xlabel(xlabel)
+        ax.set_xlabel(_plain(xlabel))
         ax.set_ylabel(ylabel or ("%" if percent else ""))
         if percent:
             ax.set_ylim(0, 112)
-        ax.set_title(title)
+        ax.set_title(_plain(title))
         if len(groups) > 1:
             ax.legend(
                 ncols=len(groups),
@@ -352,6 +488,19 @@ def strips(
         cut: name -> threshold, a short line across the column.
         beside: a second network's values, drawn in a second panel on the same scale.
     """
+    _words(description=description, title=title, ylabel=ylabel)
+    _words(highlighted=highlighted, beside_title=beside_title)
+    layers = _arrays("layers", _named("layers", layers), None)
+    if beside is not None:
+        beside = _arrays("beside", _named("beside", beside), None)
+    if highlight is not None:
+        highlight = {
+            n: _rows(f"highlight[{n!r}]", rows, len(layers[n]))
+            for n, rows in _options("highlight", highlight).items()
+            if n in layers
+        }
+    for n in () if cut is None else layers:
+        require.number(f"cut[{n!r}]", _named("cut", cut).get(n))
     panels = [(layers, highlight, title)]
     if beside is not None:
         panels.append((beside, None, beside_title))
@@ -359,12 +508,11 @@ def strips(
         fig, axes = canvas(len(panels), 1, height=height * len(panels), sharey=True)
         for ax, (values, marked, name) in zip(axes[:, 0], panels, strict=True):
             for i, (layer, v) in enumerate(values.items()):
-                v = v.cpu().numpy()
                 # A fixed sideways spread makes coinciding dots visible.
                 shift = 0.32 * np.sin(2.4 * np.arange(len(v)))
                 on = np.zeros(len(v), dtype=bool)
                 if marked is not None and layer in marked:
-                    on[marked[layer].cpu().numpy()] = True
+                    on[marked[layer]] = True
                 ax.plot(
                     (i + shift)[~on], v[~on], "o", ms=3, color=CLEAN, alpha=0.55, mew=0
                 )
@@ -372,8 +520,8 @@ def strips(
                 if cut is not None and marked is not None:
                     ax.plot([i - 0.42, i + 0.42], [cut[layer]] * 2, color=INK, lw=1.6)
             ax.set_xticks(range(len(values)), _short(values), rotation=90, fontsize=10)
-            ax.set_ylabel(ylabel)
-            ax.set_title(name)
+            ax.set_ylabel(_plain(ylabel))
+            ax.set_title(_plain(name))
             ax.margins(x=0.01)
         if highlight is not None:
             axes[0, 0].plot([], [], "s", ms=6, color=TRIGGERED, label=highlighted)
@@ -388,7 +536,7 @@ def strips(
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    return [n.replace("layer", "").replace("shortcut", "sc") for n in names]
+    return [_plain(n).replace("layer", "").replace("shortcut", "sc") for n in names]
 
 
 def scatter(
@@ -403,20 +551,27 @@ def scatter(
     height: float = 3.2,
 ) -> Picture:
     """One scatter plot per panel: name -> (x values, y values)."""
+    _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
+    _words(highlighted=highlighted)
+    drawn, highlight = {}, _options("highlight", highlight)
+    for name, pair in _named("panels", panels).items():
+        a, b = _listed(f"panels[{name!r}]", pair, 2)[:2]
+        a = _array(f"panels[{name!r}]", a, None)
+        on = np.zeros(len(a), dtype=bool)
+        if name in highlight:
+            on[_rows(f"highlight[{name!r}]", highlight[name], len(a))] = True
+        drawn[name] = a, _array(f"panels[{name!r}]", b, len(a)), on
     with _style():
         fig, axes = canvas(1, len(panels), height=height)
-        for ax, (name, (a, b)) in zip(axes[0], panels.items(), strict=True):
-            on = torch.zeros(len(a), dtype=torch.bool)
-            if highlight and name in highlight:
-                on[highlight[name]] = True
+        for ax, (name, (a, b, on)) in zip(axes[0], drawn.items(), strict=True):
             ax.plot(a[~on], b[~on], "o", ms=4, color=CLEAN, alpha=0.6, mew=0)
             ax.plot(a[on], b[on], "s", ms=7, color=TRIGGERED, label=highlighted or None)
-            ax.set_title(name, fontsize=11, fontweight="normal")
-            ax.set_xlabel(xlabel)
+            ax.set_title(_plain(name), fontsize=11, fontweight="normal")
+            ax.set_xlabel(_plain(xlabel))
         if highlighted:
             axes[0, 0].legend(fontsize=11)
-        axes[0, 0].set_ylabel(ylabel)
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        axes[0, 0].set_ylabel(_plain(ylabel))
+        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
 
 
@@ -438,6 +593,13 @@ def points(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
+    _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
+    highlight = _listed("highlight", highlight)
+    for name, at in _arrays("named", _named("named", named), 2).items():
+        if not np.isfinite(at).all():
+            raise ValueError(f"named[{name!r}] must be two finite numbers.")
+    if least is not None:
+        require.number("least", least, above=0)
     with _style():
         fig, axes = canvas(height=height)
         ax = axes[0, 0]
@@ -448,9 +610,9 @@ def points(
         for name, (x, y) in named.items():
             on = name in highlight
             ax.plot(x, y, "s" if on else "o", ms=7, color=TRIGGERED if on else CLEAN)
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
-        ax.set_title(title)
+        ax.set_xlabel(_plain(xlabel))
+        ax.set_ylabel(_plain(ylabel))
+        ax.set_title(_plain(title))
         ax.grid(color="#e6e6e6", lw=0.8)
         ax.margins(0.12, 0.12)
         FigureCanvasAgg(fig).draw()  # fixes the layout, so that places can be measured
@@ -464,7 +626,7 @@ def points(
             for place in PLACES:
                 dx, dy, side = place
                 text = ax.annotate(
-                    name, (x, y), xytext=(dx, dy), textcoords="offset points",
+                    _plain(name), (x, y), xytext=(dx, dy), textcoords="offset points",
                     ha=side, va="center", fontsize=11,
                 )  # fmt: skip
                 box = text.get_window_extent().expanded(1.0, 0.9)
@@ -497,6 +659,14 @@ def clouds(
     """
     looks = {"other": ("o", "#b8b8b8", 3), "target": ("o", CLEAN, 4),
              "triggered": ("s", TRIGGERED, 4)}  # fmt: skip
+    _words(description=description, title=title)
+    require.whole("cols", cols, 1)
+    panels = {
+        name: _arrays(f"panels[{name!r}]", _named(name, groups), None, 2)
+        for name, groups in _named("panels", panels).items()
+    }
+    for group in {group for groups in panels.values() for group in groups}:
+        require.choice("a group", group, looks)
     rows = -(-len(panels) // cols)
     with _style():
         fig, axes = canvas(rows, cols, height=rows * (7.2 / cols + 0.1) + 0.7)
@@ -507,10 +677,10 @@ def clouds(
                 marker, colour, size = looks[group]
                 ax.plot(*at.T, marker, color=colour, ms=size, mew=0, alpha=0.7,
                         label=group, ls="")  # fmt: skip
-            ax.set_title(name, fontsize=11, loc="center", fontweight="normal")
+            ax.set_title(_plain(name), fontsize=11, loc="center", fontweight="normal")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, ncols=3, loc="outside lower left", fontsize=11)
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
 
 
@@ -537,12 +707,17 @@ def matrix(
     """
     from matplotlib.patches import Rectangle
 
-    columns = names if columns is None else columns
+    _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
+    names = list(map(_plain, _listed("names", names, 1)))
+    columns = names if columns is None else _listed("columns", columns, 1)
+    columns = names if columns is names else list(map(_plain, columns))
+    v = _array("values", values, len(names), len(columns))
+    if mark is not None:
+        require.number("mark", mark)
     with _style():
         wide = max(7.2, 1.8 + 0.34 * len(columns)) if numbers else 7.2
         fig, axes = canvas(height=height, width=wide)
         ax = axes[0, 0]
-        v = values.detach().cpu().numpy()
         ax.imshow(v, cmap="cividis", vmin=0, vmax=1, aspect="auto")
         ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
         ax.set_yticks(range(len(names)), names)
@@ -557,9 +732,9 @@ def matrix(
         for i, j in np.argwhere(v <= mark) if mark is not None else ():
             ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False,
                                    ec=TRIGGERED, lw=1.6))  # fmt: skip
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
-        ax.set_title(title)
+        ax.set_xlabel(_plain(xlabel))
+        ax.set_ylabel(_plain(ylabel))
+        ax.set_title(_plain(title))
         ax.spines[:].set_visible(False)
         return Picture(fig, description)
 
@@ -577,6 +752,10 @@ def ranked(
 
     `marks` are other values, each a line from top to bottom with its name above.
     """
+    _words(description=description, title=title, xlabel=xlabel)
+    highlight = _listed("highlight", highlight)
+    _arrays("named", _named("named", named), 3)
+    marks = _arrays("marks", _options("marks", marks))
     with _style():
         fig, axes = canvas(height=0.8 + 0.25 * len(named))
         ax = axes[0, 0]
@@ -585,15 +764,17 @@ def ranked(
             colour = TRIGGERED if on else CLEAN
             ax.plot([low, high], [i, i], color=colour, lw=2.5, alpha=0.45)
             ax.plot(value, i, "s" if on else "o", ms=7, color=colour)
-        for value in (marks or {}).values():
+        for value in marks.values():
             ax.axvline(value, color="#888888", lw=1, ls="--", zorder=0)
         if marks:
-            ax.secondary_xaxis("top").set_xticks(list(marks.values()), list(marks))
-        ax.set_yticks(range(len(named)), named)
+            ax.secondary_xaxis("top").set_xticks(
+                list(marks.values()), list(map(_plain, marks))
+            )
+        ax.set_yticks(range(len(named)), list(map(_plain, named)))
         ax.invert_yaxis()
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)
-        ax.set_xlabel(xlabel)
-        ax.set_title(title)
+        ax.set_xlabel(_plain(xlabel))
+        ax.set_title(_plain(title))
         return Picture(fig, description)
 
 
@@ -608,6 +789,18 @@ def heat(
     over: bool = True,
 ) -> Picture:
     """Heat maps (n, h, w) in [0, 1]: over the images x, or alone with `over=False`."""
+    _words(description=description, title=title)
+    require.whole("cols", cols, 1)
+    maps = _array("maps", maps, None, None, None)
+    if over and not (maps.min() >= 0 and maps.max() <= 1 + 1e-4):
+        raise ValueError("maps must lie in [0, 1] to be drawn over images.")
+    labels = _listed("labels", labels, len(maps))
+    fits = not over or _images("x", x).shape[2:] == maps.shape[1:]
+    if not fits or (over and len(x) < len(maps)):
+        raise ValueError(
+            f"x must be an image of {maps.shape[1]}x{maps.shape[2]} pixels for each of "
+            f"{len(maps)} maps, not {require.kind(x)}."
+        )
     rows = -(-len(maps) // cols)
     step = 7.2 / cols
     with _style():
@@ -616,17 +809,17 @@ def heat(
             ax.axis("off")
             if i >= len(maps):
                 continue
-            m = maps[i].detach().cpu().numpy()
+            m = maps[i]
             if over:
-                grey = _numpy(x[i]).mean(-1)
+                grey = np.atleast_3d(_numpy(x[i])).mean(-1)
                 ax.imshow(grey, cmap="gray", vmin=0, vmax=grey.max())
                 ax.imshow(m, cmap="viridis", alpha=0.25 + 0.55 * m, vmin=0, vmax=1)
             else:
                 ax.imshow(m, cmap="viridis", interpolation="nearest", vmin=0, vmax=1)
             ax.set_title(
-                labels[i], fontsize=11, loc="center", pad=3, fontweight="normal"
+                _plain(labels[i]), fontsize=11, loc="center", pad=3, fontweight="normal"
             )
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
 
 
@@ -650,20 +843,25 @@ def contours(
     """
     from matplotlib.colors import BoundaryNorm
 
+    _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
+    for name, rising in (("ts", ts), ("levels", levels)):
+        a = _array(name, _listed(name, rising, 2), None)
+        if not (np.diff(a) > 0).all():
+            raise ValueError(f"{name} must rise from each number to the next.")
+    panels = _arrays("panels", _named("panels", panels), len(ts), len(ts))
     with _style():
         fig, axes = canvas(1, len(panels), height=height)
         norm = BoundaryNorm(levels, 256, extend="both")
-        for ax, (name, values) in zip(axes[0], panels.items(), strict=True):
-            v = values.detach().cpu().numpy()
+        for ax, (name, v) in zip(axes[0], panels.items(), strict=True):
             ax.contourf(ts, ts, v, levels, cmap="cividis_r", norm=norm, extend="both")
             drawn = ax.contour(ts, ts, v, levels, colors="white", linewidths=0.8)
             ax.clabel(drawn, fmt="%g", fontsize=10, colors="white")
             ax.plot(0, 0, "+", color="black", ms=10, mew=2)
-            ax.set_title(name, fontsize=11, fontweight="normal")
-            ax.set_xlabel(xlabel)
+            ax.set_title(_plain(name), fontsize=11, fontweight="normal")
+            ax.set_xlabel(_plain(xlabel))
             ax.set_aspect("equal")
-        axes[0, 0].set_ylabel(ylabel)
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        axes[0, 0].set_ylabel(_plain(ylabel))
+        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
 
 
@@ -733,10 +931,16 @@ class Table:
     def markdown(self) -> str:
         """The table as Markdown, for the README."""
         rule = ["---:" if r else "---" for r in self.right]
-        rows = [[c.replace("|", r"\|") for c in row] for row in (self.head, *self.body)]
+        rows = [list(map(_markdown, row)) for row in (self.head, *self.body)]
         rows.insert(1, rule)
         lines = ["| " + " | ".join(r) + " |" for r in rows]
         return "\n".join(([self.caption, ""] if self.caption else []) + lines)
+
+
+def _markdown(cell: str) -> str:
+    """A cell whose letters end no cell, no row and begin no mathematics."""
+    cell = " ".join(cell.splitlines())
+    return cell.replace("|", r"\|").replace("$", r"\$")
 
 
 TEX = {c: "\\" + c for c in "&%$#_{}"}

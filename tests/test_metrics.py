@@ -6,12 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from bdcourse.attacks import BadNets
 from bdcourse.data import quantize
+from bdcourse.defenses.invert import Inverted, detect
 from bdcourse.metrics import Scores, Triggered, der, evaluate, logits, predict
-from bdcourse.models import build
-from helpers import ReadsPixel, Says, frozen, gen, labelled_images, same_state
+from bdcourse.models import Normalize, build
+from helpers import (
+    ReadsPixel,
+    Says,
+    frozen,
+    gen,
+    labelled_images,
+    message,
+    random_images,
+    same_state,
+)
 
 # White, in the last pixel: what ReadsPixel(fooled=...) looks for.
 CORNER = {"patch": torch.ones(1, 1, 1), "at": (-1, -1)}
@@ -193,3 +204,143 @@ def test_refused():
         evaluate(ReadsPixel(), images, BadNets(target=10))
     with pytest.raises(ValueError, match="no test image"):
         evaluate(ReadsPixel(), images[images.y == 3], BadNets(target=3))
+
+
+def test_answers_that_are_no_numbers_are_not_class_0(test_set):
+    model = build("resnet18", classes=10, width=2)
+    model.conv1.weight.data[0, 0, 0, 0] = torch.nan
+    for attack in (None, BadNets(target=0)):
+        with pytest.raises(ValueError, match="not finite"):
+            evaluate(model, test_set, attack)
+    for call in (logits, predict):
+        with pytest.raises(ValueError, match="30 of 30"):
+            call(model, test_set.x)
+
+    class OnlyTriggered(ReadsPixel):
+        def forward(self, x):
+            return super().forward(x) / (x[:, 0, -1, -1] != 1)[:, None]
+
+    assert evaluate(OnlyTriggered(), test_set).acc == 1
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate(OnlyTriggered(), test_set, BadNets(target=0, **CORNER))
+
+
+@pytest.mark.parametrize("k", [9, 11])
+def test_as_many_answers_as_classes(test_set, k):
+    with pytest.raises(ValueError, match=f"{k} logits.*10 classes") as e:
+        evaluate(Says(0, k), test_set)
+    message(e)
+    with pytest.raises(ValueError, match="two classes"):
+        evaluate(Says(0, 1), test_set)
+
+
+class Owned(nn.Module):
+    """Somebody's network, which normalises by itself: gray images would broadcast."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x - self.mean).mean((2, 3)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("own", [False, True])
+def test_other_channels_than_the_network_takes(channels, own):
+    model = Owned() if own else build("resnet18", classes=10, width=2)
+    images = random_images(10, 10, c=channels)
+    for call in (logits, predict):
+        with pytest.raises((ValueError, RuntimeError)) as e:
+            call(model, images.x)
+        assert "channel" in message(e) or f"({channels}, 8, 8)" in message(e)
+    with pytest.raises((ValueError, RuntimeError)):
+        evaluate(model, images)
+    gray = nn.Sequential(Normalize((0.5,), (0.5,)), nn.Conv2d(1, 10, 8), nn.Flatten())
+    evaluate(gray, random_images(10, 10, c=1))
+
+
+def test_a_network_that_fails_says_so_in_a_sentence(test_set):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(7, 10))
+    with pytest.raises(RuntimeError, match=r"\(3, 8, 8\).*RuntimeError") as e:
+        evaluate(model, test_set)
+    message(e)
+
+
+def test_a_network_without_parameters(test_set):
+    class Bare(nn.Module):
+        def forward(self, x):
+            return x[:, :1].flatten(1)[:, :10]
+
+    assert logits(Bare(), test_set.x).shape == (30, 10)
+
+
+def test_what_is_no_test_set(test_set):
+    poisoned = BadNets(target=0).poison(test_set, 0.5, gen())
+    for bad, word in ((poisoned, "Poisoned"), (test_set[:0], "at least 1"),
+                      (test_set.x, "must be Images")):  # fmt: skip
+        with pytest.raises(ValueError, match=word) as e:
+            evaluate(ReadsPixel(), bad)
+        assert message(e).startswith("test must")
+
+
+def test_scores_are_shares():
+    for bad in (torch.nan, 37, -1, "0.5", None):
+        with pytest.raises(ValueError, match="acc"):
+            Scores(bad)
+    for bad in (torch.nan, 1.2, -0.1):
+        for name in ("asr", "ra", "cross"):
+            with pytest.raises(ValueError, match=name):
+                Scores(0.5, **{name: bad})
+    with pytest.raises(ValueError, match="n_clean"):
+        Scores(0.5, n_clean=-1)
+    with pytest.raises(ValueError, match="before must be Scores with an ASR"):
+        der(Scores(0.5), Scores(0.5, 1.0, 0.0))
+    with pytest.raises(ValueError, match="after.*no ASR"):
+        der(Scores(0.5, 1.0, 0.0), Scores(0.5))
+
+
+@pytest.fixture
+def no_float64(monkeypatch):
+    """Apple's GPUs: float64 exists only for what `.cpu()` has brought home."""
+    home, double, cpu, to = (
+        set(),
+        torch.Tensor.double,
+        torch.Tensor.cpu,
+        torch.Tensor.to,
+    )
+
+    def came_home(t):
+        t = cpu(t).clone()
+        home.add(id(t))
+        kept.append(t)
+        return t
+
+    def refuse(t):
+        if id(t) not in home and t.dtype != torch.float64:
+            raise TypeError("MPS has no float64")
+        return double(t)
+
+    def moved(t, *args, **options):
+        if torch.float64 in (*args, *options.values()):
+            raise TypeError("MPS has no float64")
+        return to(t, *args, **options)
+
+    kept = []
+    monkeypatch.setattr(torch.Tensor, "cpu", came_home)
+    monkeypatch.setattr(torch.Tensor, "double", refuse)
+    monkeypatch.setattr(torch.Tensor, "to", moved)
+
+
+def test_shares_need_no_float64_on_the_device(test_set, no_float64):
+    with pytest.raises(TypeError):
+        test_set.x.double()
+    s = evaluate(ReadsPixel(fooled=5), test_set, BadNets(target=3, **CORNER))
+    assert (s.acc, s.asr, s.ra) == (1.0, 0.0, 3 / 27)
+    masks = torch.full((5, 1, 4, 4), 0.5)
+    masks[2] = 0.01
+    masks[3] = 0.6
+    found = detect(Inverted(masks, masks, torch.arange(5), torch.ones(5)))
+    assert found.labels == (2,)
+    assert found.index.dtype == torch.float64

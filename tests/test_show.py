@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 from bdcourse import show, widgets
@@ -165,3 +166,47 @@ def test_labels_of_equal_lines_neither_overlap_nor_climb_out_of_the_picture():
     gaps = [b - a for a, b in zip(at[:-1], at[1:], strict=True)]
     assert len(at) == 4 and min(gaps) > 9
     assert at[-1] < 115, "at most one label's height above the axes"
+
+
+def test_dollars_are_letters(monkeypatch):
+    names = ["US$ 5 and $x$", "b"]
+    drawn = []
+    monkeypatch.setattr(
+        show, "Picture", lambda fig, words: drawn.append(fig.draw_without_rendering())
+    )
+    more = {"description": WORDS, "title": "$t$"}
+    seen = []
+    is_math = Text._preprocess_math
+
+    def spy(text, s):
+        said, math = is_math(text, s)
+        seen.append((said, math))
+        return said, math
+
+    monkeypatch.setattr(Text, "_preprocess_math", spy)
+    x = torch.rand(2, 3, 4, 4)
+    for draw in (
+        lambda: show.images(x, names, **more),
+        lambda: show.lines([1, 2], {n: [1, 2] for n in names}, xlabel="x", **more),
+        lambda: show.bars(names, {n: [1, 2] for n in names}, **more),
+        lambda: show.strips(dict.fromkeys(names, x[0, 0, 0]), ylabel="y", **more),
+        lambda: show.points(dict(zip(names, [(1, 2), (3, 4)], strict=True)),
+                            xlabel="x", ylabel="y", **more),
+        lambda: show.matrix(x[0, 0, :2, :2], names, **more),
+        lambda: show.ranked(dict.fromkeys(names, (1, 0, 2)), xlabel="x", **more),
+        lambda: show.heat(x, x[:, 0], names, **more),
+    ):  # fmt: skip
+        seen.clear()
+        draw()
+        assert (names[0], False) in seen
+        assert not any(math for _, math in seen)
+    page = show.Table([{"a$b$": "$c$\nd"}]).markdown()
+    assert r"| a\$b\$ |" in page and r"| \$c\$ d |" in page
+
+
+def test_heat_maps_over_gray_images():
+    x, m = torch.rand(2, 1, 8, 8), torch.rand(2, 8, 8)
+    same = {"description": WORDS, "title": "t"}
+    gray = show.heat(x, m, ["a", "b"], **same)
+    color = show.heat(x.expand(-1, 3, -1, -1), m, ["a", "b"], **same)
+    assert gray.png == color.png

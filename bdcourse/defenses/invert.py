@@ -163,7 +163,7 @@ def detect(
             "an outlier needs at least three labels to stand out from, not "
             f"{len(inverted.targets)}."
         )
-    norms = inverted.norms.double().cpu()
+    norms = inverted.norms.cpu().double()  # Apple's GPUs have no float64
     works = inverted.rates.cpu() >= least
     index = torch.full_like(norms, torch.nan)
     small = torch.zeros_like(works)
@@ -505,4 +505,5 @@ def _rate(model: nn.Module, x: Tensor, y: Tensor, estimate: Estimate) -> float:
     """Share of the images of other classes that the guess sends to its label."""
     x = x[y != estimate.label]
     hits = [predict(model, estimate.stamp(p)) == estimate.label for p in x.split(500)]
-    return float(torch.cat(hits).double().mean())
+    hits = torch.cat(hits)
+    return int(hits.sum()) / len(hits)
