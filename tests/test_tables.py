@@ -245,7 +245,7 @@ def ranked_results(tmp_path, monkeypatch):
                              "acc": 0.9, "asr": der and 1 - der, "ra": 0.1, "der": der,
                              "seconds": 2.0, "clean_used": 0, "pruned": 0,
                              "seed": 0})  # fmt: skip
-    rows.append(rows[2] | {"attack": "A", "defense": "rare", "der": 1.0})
+    rows.append(rows[2] | {"attack": "A", "defense": "rare", "der": 1.0, "asr": 0.5})
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / "published.json").write_text('{"rows": []}')
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
@@ -267,7 +267,7 @@ def test_a_ranking_says_how_sure_it_is(tmp_path, monkeypatch):
     assert "1 to 2" in repr(tables.ranking_table(lines, "c"))
     (alone,) = tables.ranking("hand", ["rare"])  # one victim: no interval at all
     assert alone["victims"] == 1 and alone["low"] == alone["high"] == 1.0
-    with pytest.raises(ValueError, match="no row of good, x"):
+    with pytest.raises(ValueError, match="no row of x."):
         tables.ranking("hand", ["good", "x"])
     assert render.known("hand", "ranking") == ["good", "bad", "wild"]
     assert render.known("hand") == ["good", "bad", "wild", "rare"]
