@@ -235,6 +235,7 @@ def write(
     require.choice("--format", format, (*FORMATS, "figure"))
     key = selection(where)
     tables.results(name).select(**key)  # refuses entries that no row has
+    who = None if who is None else require.names("--who", who)
     if who and kind in ("ranking", "summary"):
         raise ValueError(f"--who is for grid and rows; a {kind} takes all victims.")
     if out is not None and not Path(out).parent.is_dir():

@@ -530,7 +530,7 @@ def matrix(
     """A table of shares (rows, columns) in [0, 1] as fields from dark to pale.
 
     Args:
-        values: nan leaves a field empty.
+        values: nan leaves a field empty; above 1 the color ends, the number does not.
         names: of the rows, and of the columns unless `columns` names those.
         numbers: print each share in percent into its field.
         mark: fields up to this share are framed.

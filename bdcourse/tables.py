@@ -238,9 +238,12 @@ def results(name: str) -> Results:
 
 def mean(values: Iterable[float]) -> float:
     """The arithmetic mean of finite numbers, in whatever order they come."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise ValueError(f"values must be numbers, not {require.kind(values)}.")
-    found = list(values)
+    try:
+        found = list(values)
+    except TypeError:  # a 0-d tensor calls itself iterable
+        raise ValueError(
+            f"values must be numbers, not {require.kind(values)}."
+        ) from None
     if not found:
         raise ValueError("there is no mean of no values.")
     for v in found:
@@ -750,7 +753,7 @@ def standard_table(
     scored = [r for r in found if "acc" in r]
     require_entries(found, ("attack", "defense"), name)
     require_entries(scored, ("weak",), name)
-    _one_setting(found, name)
+    _one_setting(scored, name)
     lines = []
     for attack in dict.fromkeys(r["attack"] for r in found):
         for defense in defenses:

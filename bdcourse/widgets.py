@@ -144,7 +144,7 @@ def trial(
     """
     _require_parts(parts)
     _require_training(training)
-    if not isinstance(patch, Tensor) or patch.ndim != 3:
+    if not isinstance(patch, Tensor) or patch.ndim != 3 or not patch.numel():
         raise ValueError(
             f"patch must be pixels of shape (1, k, k), not {require.kind(patch)}."
         )
