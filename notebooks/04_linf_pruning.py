@@ -519,8 +519,12 @@ widgets.slider("channels", [round(64 * q) for q in shares], at, start=8)
 # %% tags=["claim"]
 check.claim("The guess works before pruning: above 85 %.", guessed[0].asr, 0.85, 1)
 check.claim("With eight channels off its success has lost 20 points or more.", guessed[0].asr - guessed[2].asr, 0.2, 1)  # fmt: skip
-check.claim("The warp has lost fewer than 12.", warped[0].asr - warped[2].asr, -0.05, 0.12)
-check.claim("Accuracy has lost less than 4.", warped[0].acc - warped[2].acc, -0.02, 0.04)
+check.claim(
+    "The warp has lost fewer than 12.", warped[0].asr - warped[2].asr, -0.05, 0.12
+)
+check.claim(
+    "Accuracy has lost less than 4.", warped[0].acc - warped[2].acc, -0.02, 0.04
+)
 check.claim("Share by the held-out rule, attacker's trigger: ASR of the warp below 20 %.", best.asr, 0, 0.2)  # fmt: skip
 check.claim("The same rule with the guess: at least 20 points more.", blind.asr - best.asr, 0.2, 1)  # fmt: skip
 
