@@ -69,6 +69,7 @@ def table(
         return tables.summary(name, defenses, caption, **key)
     if kind == "ranking":
         return tables.ranking_table(tables.ranking(name, defenses, **key), caption)
+    defenses = tables.asked(name, defenses, key)
     rows = [r for r in tables.results(name).select(**key) if "acc" in r]
     tables.require_entries(rows, ROW, name)
     wanted = None if who is None else require.names("who", who)

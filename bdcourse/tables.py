@@ -87,6 +87,8 @@ def _require_sound(row: Mapping, source: object) -> None:
         isinstance(p, Mapping) and {"u", "acc"} <= p.keys() for p in points
     ):
         raise ValueError(f"curve {where} must be a list of scores, each with its u.")
+    for p in points:
+        require.number(f"u {where}", p["u"])
     for entry in (row, *points):
         for k in SHARES:
             if entry.get(k) is not None:
@@ -144,7 +146,7 @@ class Results:
             return
         try:
             rows = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
-            if not all(isinstance(r, dict) for r in rows):
+            if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
                 raise TypeError
         except (ValueError, LookupError, TypeError, RecursionError, OSError) as e:
             raise ValueError(
@@ -408,7 +410,7 @@ def strong(name: str, defenses: Sequence[str] = (), **key) -> Victims:
     return found
 
 
-def _asked(
+def asked(
     name: str,
     defenses: Sequence[str],
     key: dict,
@@ -475,7 +477,7 @@ def grid(
     """
     from bdcourse.show import Table
 
-    defenses = _asked(name, defenses, key, who)
+    defenses = asked(name, defenses, key, who)
     lines, passed = [], []
     for victim, by in _by_victim(name, key).items():
         if who is not None and victim not in who:
@@ -524,7 +526,7 @@ def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Tab
     """
     from bdcourse.show import Table
 
-    lines, defenses = [], _asked(name, defenses, key)
+    lines, defenses = [], asked(name, defenses, key)
     elsewhere = {r["defense"]: r for r in results("published").rows}
     passed = strong(name, defenses, **key).values()
     for d in defenses:
@@ -561,7 +563,7 @@ def attack_success(
 
     None where there is no row. Arguments as in :func:`grid`; a star marks the weak.
     """
-    found, defenses = {}, _asked(name, defenses, key, who)
+    found, defenses = {}, asked(name, defenses, key, who)
     for victim, by in _by_victim(name, key).items():
         if _attacked(by) and (who is None or victim in who):
             values = [_means(by[d], ("asr",))[0] if d in by else None for d in defenses]
@@ -581,7 +583,7 @@ def by_budget(
         budgets: as in the rows; None is all of the defender's share.
         name, defenses, key: see :func:`grid`.
     """
-    defenses = _asked(name, defenses, key)
+    defenses = asked(name, defenses, key)
     if isinstance(budgets, (str, Mapping)) or not isinstance(budgets, Iterable):
         raise ValueError(f"budgets must be a list, not {require.kind(budgets)}.")
     budgets = [None if b is None else require.whole("budget", b, 1) for b in budgets]
@@ -626,7 +628,7 @@ def ranking(
         `above`, that in which it beats `against`; `victims`, the means `acc`, `asr`,
         `ra`, `seconds`, and `worst`, the largest ASR of a victim.
     """
-    defenses = _asked(name, defenses, key)
+    defenses = asked(name, defenses, key)
     require.whole("resamples", resamples, 1)
     if against is not None:
         require.choice("against", against, defenses)
@@ -749,7 +751,7 @@ def standard_table(
     """The course's result table: attacks of data/results/NAME.json x defenses."""
     from bdcourse.show import Table
 
-    defenses, found = _asked(name, defenses, {}), results(name).rows
+    defenses, found = asked(name, defenses, {}), results(name).rows
     scored = [r for r in found if "acc" in r]
     require_entries(found, ("attack", "defense"), name)
     require_entries(scored, ("weak",), name)

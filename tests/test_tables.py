@@ -449,7 +449,7 @@ def test_a_star_has_its_legend_where_there_is_one(tmp_path, monkeypatch):
 def test_files_that_are_no_results_get_one_sentence(tmp_path, monkeypatch, capsys):
     some_results(tmp_path, monkeypatch)
     named = '{"rows": [{"attack": ["A"], "defense": "cut"}]}'
-    texts = ("", "no", "[]", "{}", '{"rows": 3}', '{"rows": [3]}', '{"rows": {}}x',
+    texts = ("", "no", "[]", "{}", '{"rows": 3}', '{"rows": [3]}', '{"rows": {}}',
              named, "[" * 10**5)  # fmt: skip
     for i, text in enumerate((*texts, b"\xff\xfe{")):
         path = tmp_path / f"{i}.json"
@@ -472,6 +472,7 @@ def test_files_that_are_no_results_get_one_sentence(tmp_path, monkeypatch, capsy
         (["--where", "name=x"], "no row of"),
         (["--where", "budget=7", "budget=8"], "twice"),
         (["--defenses", "cutt"], "did you mean 'cut'"),
+        (["--kind", "rows", "--defenses", "cutt"], "did you mean 'cut'"),
         (["--who", "Z", "--defenses", "cut"], "holds no victim Z"),
         (["--out", str(tmp_path / "no" / "t.md")], "there is no folder"),
     ):
