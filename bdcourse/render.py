@@ -12,9 +12,12 @@ from pathlib import Path
 
 import torch
 
-from bdcourse import show, tables
+from bdcourse import require, show, tables
 from bdcourse.show import Picture, Table
 from bdcourse.tables import mean
+
+KINDS = ("grid", "summary", "ranking", "rows")
+FORMATS = {"text": repr, "markdown": Table.markdown, "latex": Table.latex}
 
 
 def known(name: str, kind: str = "grid", **key) -> list[str]:
@@ -23,17 +26,20 @@ def known(name: str, kind: str = "grid", **key) -> list[str]:
     For "ranking" only those that every victim past the gate has: their means would not
     be over the same victims.
     """
+    require.choice("kind", kind, KINDS)
+    tables.require_rows(name, tables.results(name).rows)
     needed = {"acc", "attack", "weak", "seed"}
     rows = [r for r in tables.results(name).select(**key) if needed <= r.keys()]
+    if not rows:
+        raise ValueError(f"{name} holds no scores{' with ' * bool(key)}{key or ''}.")
     names = list(dict.fromkeys(r["defense"] for r in rows))
     if kind == "ranking":
-        strong = [r for r in rows if r["attack"] != "none" and not r["weak"]]
-        of: dict[str, set] = {}
-        for r in strong:
-            of.setdefault(r.get("victim") or r["attack"], set()).add(r["defense"])
-        names = [n for n in names if of and all(n in has for has in of.values())]
-    if not names:
-        raise ValueError(f"{name} holds no scores with {key}.")
+        passed = tables.strong(name, **key).values()
+        names = [n for n in names if all(n in by for by in passed)]
+        if not names:
+            raise ValueError(
+                f"no defense in {name} has a row of each victim that passes the gate."
+            )
     return names
 
 
@@ -55,19 +61,22 @@ def table(
         who: victims, for "grid" and "rows"; default all.
         key: what the rows must hold, `budget=500` say.
     """
-    defenses = defenses or known(name, kind, **key)
+    require.choice("kind", kind, KINDS)
+    defenses = require.names("defenses", defenses) or known(name, kind, **key)
     if kind == "grid":
         return tables.grid(name, defenses, caption, who=who, **key)
     if kind == "summary":
         return tables.summary(name, defenses, caption, **key)
     if kind == "ranking":
         return tables.ranking_table(tables.ranking(name, defenses, **key), caption)
-    if kind != "rows":
-        raise ValueError(f"kind must be grid, summary, ranking or rows, not {kind!r}.")
+    defenses = tables.asked(name, defenses, key)
+    rows = [r for r in tables.results(name).select(**key) if "acc" in r]
+    tables.require_entries(rows, ROW, name)
+    wanted = None if who is None else require.names("who", who)
     lines = []
-    for r in tables.results(name).select(**key):
+    for r in rows:
         victim = r.get("victim") or r["attack"]
-        if r["defense"] in defenses and (who is None or victim in who) and "acc" in r:
+        if r["defense"] in defenses and (wanted is None or victim in wanted):
             shares = {k: r[k] for k in ("acc", "asr", "ra", "der") if k in r}
             lines.append({
                 "victim": victim, "seed": r["seed"], "budget": r.get("budget"),
@@ -82,6 +91,9 @@ def table(
     return Table(lines, caption)
 
 
+ROW = ("attack", "defense", "seed", "pruned", "clean_used", "seconds")
+
+
 def figure(
     name: str,
     kind: str = "grid",
@@ -94,18 +106,17 @@ def figure(
 ) -> Picture:
     """The same selection as a picture: "grid" as fields of ASR, "ranking" as intervals
     of DER, "summary" as ASR against ACC."""
-    defenses = defenses or known(name, "grid" if kind == "grid" else "ranking", **key)
+    if kind not in KINDS[:3]:
+        raise ValueError(
+            f"there is no figure of kind {kind!r}; choose grid, summary or ranking."
+        )
+    shown = "grid" if kind == "grid" else "ranking"
+    defenses = require.names("defenses", defenses) or known(name, shown, **key)
     if kind == "grid":
         return _fields(name, defenses, title, who, key)
     if kind == "ranking":
         return ranked(tables.ranking(name, defenses, **key), title, highlight)
-    if kind == "summary":
-        return _plane(
-            tables.ranking(name, defenses, resamples=1, **key), title, highlight
-        )
-    raise ValueError(
-        f"there is no figure of kind {kind!r}; choose grid, summary or ranking."
-    )
+    return _plane(tables.ranking(name, defenses, resamples=1, **key), title, highlight)
 
 
 def _fields(name, defenses, title, who, key) -> Picture:
@@ -124,7 +135,8 @@ def _fields(name, defenses, title, who, key) -> Picture:
         description=f"A table of fields, {len(left)} victims down ({', '.join(left)}) "
         f"and {len(defenses)} defenses across, each with the attack success in percent "
         f"that is left. In {removed} of {cells} fields it is at most 15. The lowest "
-        f"mean column is {best}, the highest {worst}.",
+        f"mean column is {best}, the highest {worst}."
+        + f" {tables.STAR}" * any(v.endswith("*") for v in left),
     )  # fmt: skip
 
 
@@ -144,6 +156,10 @@ def ranked(
     Args:
         marks: name -> DER in 0..1 of what else is worth a line.
     """
+    tables.require_ranked(lines)
+    for m, v in (marks or {}).items():
+        require.share(f"the mark {m!r}", v)
+    _require_highlight(highlight, lines)
     first, n = lines[0], lines[0]["victims"]
     leads = [r["defense"] for r in lines if r["first"] >= 0.05]
     more = "".join(
@@ -165,7 +181,14 @@ def ranked(
     )  # fmt: skip
 
 
+def _require_highlight(highlight: Sequence[str], lines: Sequence[dict]) -> None:
+    shown = [r["defense"] for r in lines]
+    for h in require.names("highlight", highlight):
+        require.choice("highlight", h, shown)
+
+
 def _plane(lines: Sequence[dict], title: str, highlight: Sequence[str]) -> Picture:
+    _require_highlight(highlight, lines)
     least = min(lines, key=lambda r: r["asr"])
     return show.points(
         {r["defense"]: (100 * r["acc"], 100 * r["asr"]) for r in lines},
@@ -181,10 +204,12 @@ def _plane(lines: Sequence[dict], title: str, highlight: Sequence[str]) -> Pictu
 def selection(words: Sequence[str]) -> dict:
     """What `--where budget=500 draw=null` means: JSON values, or plain words."""
     found = {}
-    for word in words:
+    for word in require.names("--where", words):
         name, equals, text = word.partition("=")
-        if not equals:
+        if not equals or not name or not text:
             raise ValueError(f"--where takes NAME=VALUE, not {word!r}.")
+        if name in found:
+            raise ValueError(f"--where names {name!r} twice; rows have one value each.")
         try:
             found[name] = json.loads(text)
         except ValueError:
@@ -207,14 +232,21 @@ def write(
 
     A figure is a PNG, with its description in a .txt beside it.
     """
+    require.choice("--kind", kind, KINDS)
+    require.choice("--format", format, (*FORMATS, "figure"))
     key = selection(where)
-    odd = [k for k in key if not any(k in r for r in tables.results(name).rows)]
-    if odd:
-        raise ValueError(f"no row of {name} has an entry {odd[0]!r}.")
+    tables.results(name).select(**key)  # refuses entries that no row has
+    who = None if who is None else require.names("--who", who)
     if who and kind in ("ranking", "summary"):
         raise ValueError(f"--who is for grid and rows; a {kind} takes all victims.")
+    if out is not None and not Path(out).parent.is_dir():
+        raise ValueError(
+            f"--out: there is no folder {Path(out).parent}; make it first."
+        )
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"--out must name a file, but {out} is a folder.")
     if format == "figure":
-        if out is None or not out.endswith(".png"):
+        if out is None or not str(out).endswith(".png"):
             raise ValueError("a figure needs --out NAME.png.")
         picture = figure(name, kind, defenses, caption, who=who, **key)
         picture.save(out)
@@ -222,9 +254,7 @@ def write(
         print(picture.description)
         return
     made = table(name, kind, defenses, caption, who=who, **key)
-    text = {"text": repr, "markdown": Table.markdown, "latex": Table.latex}[format](
-        made
-    )
+    text = FORMATS[format](made)
     if out is None:
         print(text)
     else:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from bdcourse import tables
+from bdcourse import require, tables
 from bdcourse.show import Table
 from bdcourse.tables import Results, mean
 
@@ -30,6 +30,7 @@ CLOSE = 0.05  # shares so near a bound say nothing with one seed and one draw
 HOLDS, FAILS, WEAK, NEAR = "as published", "otherwise", "weak victim", "too close"
 DEARER, DEAR = "at a higher price", 0.05  # so much more accuracy lost than published
 LESSON, APART, MISSING = "in a lesson", "not compared", "not measured"
+RULES = ("within", "less", "greater", "at least times", "below", "above")
 VERDICTS = (HOLDS, DEARER, FAILS, NEAR, WEAK, LESSON, APART, MISSING)
 
 
@@ -76,6 +77,8 @@ class Answer:
 
 def answers(method: str | None = None) -> list[Answer]:
     """Every claim, or those about one of :data:`METHODS`, with its verdict."""
+    if method is not None:
+        require.choice("method", method, METHODS)
     claims = tables.results("published-claims").rows
     read = cache(tables.results)  # most claims ask the same few files
     return [answer(c, read) for c in claims if method in (None, c["method"])]
@@ -88,8 +91,19 @@ def answer(claim: dict, read: Callable[[str], Results] = tables.results) -> Answ
         read: gives the table of a name.
 
     Raises:
-        ValueError: the claim names rows that are not there.
+        ValueError: the claim names rows or entries that are not there, or no known
+            rule.
     """
+    try:
+        return _answer(claim, read)
+    except (LookupError, TypeError, AttributeError) as e:
+        called = claim.get("id") if isinstance(claim, dict) else require.kind(claim)
+        raise ValueError(
+            f"claim {called}, or a row that answers it, lacks an entry ({e})."
+        ) from e
+
+
+def _answer(claim: dict, read: Callable[[str], Results]) -> Answer:
     ours, rule = claim["ours"], claim["rule"]
     if ours is None:
         return Answer(claim, LESSON if claim.get("lesson") else MISSING)
@@ -141,7 +155,8 @@ def _compare(
     rule: dict, value: float, others: Sequence[float], claim: dict
 ) -> tuple[bool, float]:
     """Whether the rule holds, and how far the value is from where that changes."""
-    kind, bound = rule["kind"], rule.get("bound", 1.0)
+    kind = require.choice(f"the rule of claim {claim['id']}", rule["kind"], RULES)
+    bound = rule.get("bound", 1.0)
     if kind == "within":
         figures = claim["published"] or claim["leaderboard"]
         off = abs(value - figures[rule["key"]])
@@ -218,7 +233,7 @@ def tally() -> Table:
 
 
 def table(method: str) -> Table:
-    """All claims about one method."""
+    """All claims about one of :data:`METHODS`."""
     return Table([{
         "claim": f"{a.claim['what']} ({a.claim['where']}; {a.claim['setting']})",
         "reported": a.reported(),

@@ -167,6 +167,17 @@ def module(model: object, name: str = "model") -> nn.Module:
     )
 
 
+def names(name: str, value: object) -> list[str]:
+    """A list of names: one name alone would be read letter by letter."""
+    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a list of names, not {kind(value)}.")
+    value = list(value)
+    for v in value:
+        if not isinstance(v, str):
+            raise ValueError(f"{name} must hold names, not {kind(v)}.")
+    return value
+
+
 def finite(logits: Tensor, what: str = "the network's answers") -> Tensor:
     """Logits without nan or infinity: argmax would call them class 0.
 

@@ -700,7 +700,7 @@ def matrix(
     """A table of shares (rows, columns) in [0, 1] as fields from dark to pale.
 
     Args:
-        values: nan leaves a field empty.
+        values: nan leaves a field empty; above 1 the color ends, the number does not.
         names: of the rows, and of the columns unless `columns` names those.
         numbers: print each share in percent into its field.
         mark: fields up to this share are framed.
@@ -871,9 +871,15 @@ class Table:
     Args:
         rows: one dict per row with the same keys; floats are printed with one decimal.
         caption: one line above the table.
+        note: one line below it.
     """
 
-    def __init__(self, rows: Sequence[Mapping], caption: str = "") -> None:
+    def __init__(
+        self, rows: Sequence[Mapping], caption: str = "", note: str = ""
+    ) -> None:
+        right = isinstance(rows, (list, tuple)) and len(rows) > 0
+        if not right or not all(isinstance(r, Mapping) and r for r in rows):
+            raise ValueError("rows must be a list of dicts, one a line, and not empty.")
         self.head = list(rows[0])
         self.body = [[_cell(row.get(k)) for k in self.head] for row in rows]
         # Columns of numbers line up at their right edge.
@@ -882,7 +888,7 @@ class Table:
             and any(r.get(k) is not None for r in rows)
             for k in self.head
         ]
-        self.caption = caption
+        self.caption, self.note = caption, note
 
     def __repr__(self) -> str:
         table = [self.head, *self.body]
@@ -895,7 +901,8 @@ class Table:
             for r in table
         ]
         text.insert(1, "-" * len(text[0]))
-        return "\n".join(([self.caption] if self.caption else []) + text)
+        above, below = ([t] if t else [] for t in (self.caption, self.note))
+        return "\n".join(above + text + below)
 
     def _repr_html_(self) -> str:
         def row(cells: Sequence[str], tag: str) -> str:
@@ -909,7 +916,8 @@ class Table:
         caption = f"<caption>{html.escape(self.caption)}</caption>" * bool(self.caption)
         head = f"<thead><tr>{row(self.head, 'th')}</tr></thead>"
         body = "".join(f"<tr>{row(r, 'td')}</tr>" for r in self.body)
-        return f"<table>{caption}{head}<tbody>{body}</tbody></table>"
+        note = f"<p>{html.escape(self.note)}</p>" * bool(self.note)
+        return f"<table>{caption}{head}<tbody>{body}</tbody></table>{note}"
 
     def latex(self) -> str:
         """The table for a LaTeX document that loads booktabs."""
@@ -924,6 +932,7 @@ class Table:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
+            *([rf"\par {_tex(self.note)}"] if self.note else []),
             r"\end{table}",
         ]
         return "\n".join(lines)
@@ -934,7 +943,9 @@ class Table:
         rows = [list(map(_markdown, row)) for row in (self.head, *self.body)]
         rows.insert(1, rule)
         lines = ["| " + " | ".join(r) + " |" for r in rows]
-        return "\n".join(([self.caption, ""] if self.caption else []) + lines)
+        above = [self.caption, ""] if self.caption else []
+        below = ["", self.note] if self.note else []
+        return "\n".join(above + lines + below)
 
 
 def _markdown(cell: str) -> str:

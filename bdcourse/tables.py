@@ -11,13 +11,15 @@ import os
 import random
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bdcourse import require
 from bdcourse.attacks import ATTACKS
 from bdcourse.recipes import DRAWN, Recipe, locked
 
@@ -29,10 +31,19 @@ RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
 
 KEYS = (*(f.name for f in fields(Recipe)), "data", "digest", "seed", "victim", "attack",
         "options", "budget", "draw", "defense")  # fmt: skip
+NAMED = ("data", "victim", "attack", "defense", "seed", "budget", "draw")
+SHARES = ("acc", "asr", "ra", "cross", "der")
+AMOUNTS = ("pruned", "clean_used", "seconds", "n_poisoned", "n_cover")
 
 
-def identity(row: dict) -> str:
-    """What makes a row this cell of a table and no other, as text; 12 is 12.0."""
+def identity(row: Mapping) -> str:
+    """What makes a row this cell of a table and no other, as text; 12 is 12.0.
+
+    Raises:
+        ValueError: it is no row: its entries are not what a JSON file can hold.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"a row must be a dict, not {require.kind(row)}.")
 
     def plain(value):
         if isinstance(value, dict):
@@ -44,7 +55,71 @@ def identity(row: dict) -> str:
     if row.get("data") in DRAWN:
         # Drawn by code: processors round a few pixels differently.
         own["digest"] = plain(row.get("n_train"))
-    return json.dumps(own, sort_keys=True)
+    try:
+        return json.dumps(own, sort_keys=True)
+    except TypeError:
+        raise ValueError(
+            f"the row ({_called(row)}) has entries that JSON cannot hold."
+        ) from None
+
+
+def _called(row: Mapping) -> str:
+    """How messages name a row."""
+    said = (f"{k} {row[k]}" for k in NAMED if row.get(k) is not None)
+    return ", ".join(said) or "without attack and defense"
+
+
+def _require_sound(row: Mapping, source: object) -> None:
+    """Refuse a row whose numbers cannot have been measured.
+
+    Raises:
+        ValueError: a share outside 0..1 or nan, a negative count or time, a name that
+            is no text.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{source}: a row must be a dict, not {require.kind(row)}.")
+    where = f"of the row ({_called(row)}) in {source}"
+    for k in ("attack", "defense", "victim", "weak"):
+        if not isinstance(row.get(k, ""), (str, type(None))):
+            raise ValueError(f"{k} {where} must be text, not {require.kind(row[k])}.")
+    points = row.get("curve", ())
+    if not isinstance(points, (list, tuple)) or not all(
+        isinstance(p, Mapping) and {"u", "acc"} <= p.keys() for p in points
+    ):
+        raise ValueError(f"curve {where} must be a list of scores, each with its u.")
+    for p in points:
+        require.number(f"u {where}", p["u"])
+    for entry in (row, *points):
+        for k in SHARES:
+            if entry.get(k) is not None:
+                require.share(f"{k} {where}", entry[k])
+    for k in AMOUNTS:
+        if row.get(k) is not None:
+            require.number(f"{k} {where}", row[k], 0)
+
+
+def _once(rows: list[dict], path: Path) -> list[dict]:
+    """The rows with each cell once; a failed row gives way to one that is whole.
+
+    Raises:
+        ValueError: two rows of a cell say different things, as after a merge by hand.
+            Neither a mean of both nor the later one would be a measurement.
+    """
+    kept: dict[str, dict] = {}
+    for r in rows:
+        if "source" in r or not {"attack", "defense"} <= r.keys():  # read elsewhere
+            kept[f"{len(kept)}"] = r
+            continue
+        cell = identity(r)
+        other = kept.setdefault(cell, r)
+        if "error" in other:
+            kept[cell] = r
+        elif "error" not in r and other != r:
+            raise ValueError(
+                f"{path} holds two different rows of one cell ({_called(r)}); "
+                "delete the wrong one."
+            )
+    return list(kept.values())
 
 
 class Results:
@@ -58,6 +133,8 @@ class Results:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"path must name a file, not {require.kind(path)}.")
         self.path = Path(path)
         self.rows: list[dict] = []
         self.failed: list[dict] = []
@@ -65,16 +142,21 @@ class Results:
         self._read()
 
     def _read(self) -> None:
-        if self.path.exists():
-            try:
-                self.rows = json.loads(self.path.read_text())["rows"]
-                # The last one counts, as after a merge of two files by hand.
-                self._at = {identity(r): i for i, r in enumerate(self.rows)}
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
-                raise ValueError(
-                    f"{self.path} is not a table of results; move it away or name "
-                    "another --out."
-                ) from e
+        if not os.path.exists(self.path):
+            return
+        try:
+            rows = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
+            if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+                raise TypeError
+        except (ValueError, LookupError, TypeError, RecursionError, OSError) as e:
+            raise ValueError(
+                f'{self.path} is not a table of results, a JSON file with "rows"; '
+                "name another file, or move it away if it should be written."
+            ) from e
+        for r in rows:
+            _require_sound(r, self.path)
+        self.rows = _once(rows, self.path)
+        self._at = {identity(r): i for i, r in enumerate(self.rows)}
 
     @contextmanager
     def owned(self) -> Iterator[Results]:
@@ -94,8 +176,19 @@ class Results:
                 "--out."
             ) from None
 
-    def select(self, **key) -> list[dict]:
-        """The rows whose entries equal `key`."""
+    def select(self, /, **key) -> list[dict]:
+        """The rows whose entries equal `key`.
+
+        Raises:
+            ValueError: no row of any table has such an entry.
+        """
+        for k in key:
+            if self.rows and k not in KEYS and not any(k in r for r in self.rows):
+                known = dict.fromkeys((*KEYS, *(k for r in self.rows for k in r)))
+                raise ValueError(
+                    f"no row of {self.path.name} has an entry {k!r}"
+                    f"{require.meant(k, known)}."
+                )
         return [r for r in self.rows if all(r.get(k) == v for k, v in key.items())]
 
     def get(self, cell: dict) -> dict | None:
@@ -109,7 +202,12 @@ class Results:
         return row is not None and "error" not in row
 
     def add(self, row: dict) -> None:
-        """Store a row, unless its cell has one already that did not fail."""
+        """Store a row, unless its cell has one already that did not fail.
+
+        Raises:
+            ValueError: its numbers cannot have been measured.
+        """
+        _require_sound(row, self.path)
         if "error" in row:
             self.failed.append(row)
         if self.done(row):
@@ -131,15 +229,49 @@ def results(name: str) -> Results:
         name: of a file in data/results/ (see the README there), or a path.
     """
     path = Path(name) if str(name).endswith(".json") else RESULTS / f"{name}.json"
-    if not path.exists():
-        known = ", ".join(sorted(p.stem for p in RESULTS.glob("*.json")))
-        raise FileNotFoundError(f"there are no results {name!r}; there are: {known}.")
+    if not os.path.exists(path):
+        known = sorted(p.stem for p in RESULTS.glob("*.json"))
+        raise FileNotFoundError(
+            f"there are no results {name!r}{require.meant(name, known)}; there are: "
+            f"{', '.join(known)}."
+        )
     return Results(path)
 
 
 def mean(values: Iterable[float]) -> float:
-    """The arithmetic mean."""
-    return statistics.fmean(values)
+    """The arithmetic mean of finite numbers, in whatever order they come."""
+    try:
+        found = list(values)
+    except TypeError:  # a 0-d tensor calls itself iterable
+        raise ValueError(
+            f"values must be numbers, not {require.kind(values)}."
+        ) from None
+    if not found:
+        raise ValueError("there is no mean of no values.")
+    for v in found:
+        v = v.item() if getattr(v, "ndim", None) == 0 else v  # a tensor of one number
+        require.number("each value of a mean", +v if isinstance(v, bool) else v)
+    return statistics.fmean(found)
+
+
+def require_entries(rows: Sequence[Mapping], keys: Iterable[str], source: str) -> None:
+    """Refuse rows that lack what a table shows."""
+    if isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
+        raise ValueError(f"rows must be a list of dicts, not {require.kind(rows)}.")
+    for r in rows:
+        _require_sound(r, source)
+        for k in keys:
+            if r.get(k) is None:
+                raise ValueError(
+                    f"the row ({_called(r)}) of {source} has no {k!r}, which this "
+                    "table shows."
+                )
+
+
+def _with(key: Mapping) -> str:
+    """' with budget=500', or nothing."""
+    said = ", ".join(f"{k}={v!r}" for k, v in key.items())
+    return f" with {said}" if said else ""
 
 
 def table_row(rows: Sequence[dict], **first) -> dict:
@@ -147,6 +279,7 @@ def table_row(rows: Sequence[dict], **first) -> dict:
 
     Mean and half the range over seeds, in percent; with one seed the value alone.
     """
+    require_entries(rows, ("pruned", "clean_used", "seconds"), "rows")
     if not rows:
         raise ValueError(f"no result to summarize for {first}.")
 
@@ -171,17 +304,23 @@ def table_row(rows: Sequence[dict], **first) -> dict:
 
 def sharp_row(row: dict, **first) -> dict:
     """One line of lesson 08's table, from a row measured with `sharp`."""
-    s = row["sharp"]
-    percent = {
-        k: None if row[k] is None else 100 * row[k] for k in ("acc", "asr", "ra")
-    }
+    require_entries([row], ("sharp", "acc"), "rows")
+    try:
+        s = {f"{k} {of}": row["sharp"][of][k]
+             for k in ("fisher", "lambda_max") for of in ("own", "other")}  # fmt: skip
+    except (TypeError, LookupError):
+        raise ValueError(
+            f"sharp of the row ({_called(row)}) must tell fisher and lambda_max of own "
+            "and other images."
+        ) from None
+    percent = {k: None if row.get(k) is None else 100 * row[k] for k in SCORES}
     return {
         **first,
         **{f"{k.upper()} %": v for k, v in percent.items()},
-        "Tr F own": s["own"]["fisher"],
-        "Tr F others": s["other"]["fisher"],
-        "top own": s["own"]["lambda_max"],
-        "top others": s["other"]["lambda_max"],
+        "Tr F own": s["fisher own"],
+        "Tr F others": s["fisher other"],
+        "top own": s["lambda_max own"],
+        "top others": s["lambda_max other"],
     }
 
 
@@ -193,10 +332,17 @@ def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
     """
     rows = results(name).select(attack=attack, defense="clp sweep")
     rows = [r for r in rows if "curve" in r]
+    require_entries(rows, ("weak",), name)
     curves = [r["curve"] for r in _one_setting(rows, name) if not r["weak"]]
+    # A twin's has no attack to succeed.
+    curves = [c for c in curves if c and all({*SCORES} <= p.keys() for p in c)]
     if not curves:
         raise ValueError(
             f"{name} holds no sweep of a {attack} victim that passes the gate."
+        )
+    if len({tuple(p["u"] for p in c) for c in curves}) > 1:
+        raise ValueError(
+            f"the sweeps of {attack} in {name} differ in their values of u."
         )
     means, spread = {}, {}
     for key in ("ACC", "ASR", "RA"):
@@ -206,14 +352,17 @@ def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
     return [p["u"] for p in curves[0]], means, spread
 
 
-def _by_victim(name: str, key: dict) -> dict[str, dict[str, list[dict]]]:
-    """Scored rows of data/results/NAME.json: victim or attack -> defense -> draws."""
-    found: dict[str, dict[str, list[dict]]] = {}
-    rows = results(name).select(**key)
-    for r in sorted(rows, key=lambda r: r["attack"] != "none"):  # twins come first
-        if "acc" in r:
-            who = r.get("victim") or r["attack"]
-            found.setdefault(who, {}).setdefault(r["defense"], []).append(r)
+Victims = dict[str, dict[str, list[dict]]]  # victim or attack -> defense -> draws
+
+
+def _by_victim(name: str, key: dict) -> Victims:
+    """Scored rows of data/results/NAME.json, the twins first."""
+    found: Victims = {}
+    rows = [r for r in results(name).select(**key) if "acc" in r]
+    require_entries(rows, ("attack", "defense", "weak"), name)
+    for r in sorted(rows, key=lambda r: r["attack"] != "none"):
+        who = r.get("victim") or r["attack"]
+        found.setdefault(who, {}).setdefault(r["defense"], []).append(r)
     for by in found.values():
         _one_setting([r for rows in by.values() for r in rows], name)
     return found
@@ -224,15 +373,87 @@ def _means(rows: Sequence[dict], keys: Sequence[str]) -> list[float | None]:
     return [mean(c) if c else None for c in columns]
 
 
+def _attacked(by: dict[str, list[dict]]) -> bool:
+    """Whether these are rows of a victim, and not of a benign twin."""
+    return any(r["attack"] != "none" for rows in by.values() for r in rows)
+
+
+def _weak(by: dict[str, list[dict]]) -> str:
+    """Why one of these networks misses the gate, or ""; no order of rows decides."""
+    return max(r["weak"] or "" for rows in by.values() for r in rows)
+
+
 def _passes(by: dict[str, list[dict]]) -> bool:
     """Whether these are rows of a victim, and of one that passes the gate."""
-    first = next(iter(by.values()))[0]
-    return first["attack"] != "none" and not first["weak"]
+    return _attacked(by) and not _weak(by)
+
+
+def strong(name: str, defenses: Sequence[str] = (), **key) -> Victims:
+    """The victims that pass the gate: name -> defense -> rows, one for each draw.
+
+    Raises:
+        ValueError: there is none, and why; a row of these defenses lacks a score.
+    """
+    victims = {v: by for v, by in _by_victim(name, key).items() if _attacked(by)}
+    found = {v: by for v, by in victims.items() if not _weak(by)}
+    if not victims:
+        raise ValueError(f"{name} holds no scores of an attacked network{_with(key)}.")
+    if not found:
+        missed = [f"{v}: {_weak(by).rstrip('.')}" for v, by in victims.items()]
+        more = f"; and {len(missed) - 4} more" if len(missed) > 4 else ""
+        raise ValueError(
+            f"no victim in {name}{_with(key)} passes the gate, so there is nothing to "
+            f"average ({'; '.join(missed[:4])}{more})."
+        )
+    for by in found.values():
+        require_entries([r for d in defenses for r in by.get(d, ())], SUMMED, name)
+    return found
+
+
+def asked(
+    name: str,
+    defenses: Sequence[str],
+    key: dict,
+    who: Sequence[str] | None = None,
+) -> list[str]:
+    """The defenses, and victims, that a table is asked for, none of them misspelt.
+
+    A defense of the package without rows is none: its cells stay empty.
+    """
+    from bdcourse.plans import PLANS
+
+    defenses, rows = require.names("defenses", defenses), results(name).rows
+    if not defenses:
+        raise ValueError("defenses is empty; name at least one, such as 'none'.")
+    require_rows(name, rows)
+    had = dict.fromkeys(str(r.get("defense")) for r in rows)
+    victims = dict.fromkeys(str(r.get("victim") or r.get("attack")) for r in rows)
+    for what, names, known in (
+        ("row of", defenses, had | PLANS),
+        ("victim", [] if who is None else require.names("who", who), victims),
+    ):
+        for n in names:
+            if n not in known:
+                raise ValueError(
+                    f"{name} holds no {what} {n}{_with(key)}{require.meant(n, known)}."
+                )
+    return defenses
+
+
+def require_rows(name: str, rows: list) -> None:
+    """Refuse a file in which nothing was measured yet."""
+    if not rows:
+        raise ValueError(
+            f"{name} holds no rows yet; `python -m bdcourse bench --out` adds some."
+        )
 
 
 def _require_lines(lines: list, name: str, defenses: Sequence[str], key: dict) -> None:
     if not lines:
-        raise ValueError(f"{name} holds no row of {', '.join(defenses)} with {key}.")
+        raise ValueError(f"{name} holds no row of {', '.join(defenses)}{_with(key)}.")
+
+
+STAR = "A star: misses the gate of the protocol; shown, but part of no mean."
 
 
 def grid(
@@ -256,7 +477,8 @@ def grid(
     """
     from bdcourse.show import Table
 
-    lines, strong = [], []
+    defenses = asked(name, defenses, key, who)
+    lines, passed = [], []
     for victim, by in _by_victim(name, key).items():
         if who is not None and victim not in who:
             continue
@@ -264,20 +486,20 @@ def grid(
         if not any(cells.values()):
             continue
         if _passes(by) and all(cells.values()):
-            strong.append(cells)
-        weak = bool(next(iter(by.values()))[0]["weak"])
-        label = "(benign twin)" if victim == "none" else victim + "*" * weak
+            passed.append(cells)
+        label = "(benign twin)" if victim == "none" else victim + "*" * bool(_weak(by))
         shown = {d: _slashed(c, _half([r["asr"] for r in by.get(d, ())]))
                  for d, c in cells.items()}  # fmt: skip
         lines.append({"victim": label, **shown})
     _require_lines(lines, name, defenses, key)
-    if len(strong) > 1:
+    if len(passed) > 1:
         columns = {
-            d: [mean(c[d][i] for c in strong) for i in range(3)] for d in defenses
+            d: [mean(c[d][i] for c in passed) for i in range(3)] for d in defenses
         }
-        label = f"mean of {len(strong)}"
+        label = f"mean of {len(passed)}"
         lines.append({"victim": label, **{d: _slashed(c) for d, c in columns.items()}})
-    return Table(lines, caption)
+    starred = any(line["victim"].endswith("*") for line in lines)
+    return Table(lines, caption, STAR * starred)
 
 
 def _half(values: Iterable[float | None]) -> float:
@@ -304,13 +526,13 @@ def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Tab
     """
     from bdcourse.show import Table
 
-    lines = []
+    lines, defenses = [], asked(name, defenses, key)
     elsewhere = {r["defense"]: r for r in results("published").rows}
-    strong = [by for by in _by_victim(name, key).values() if _passes(by)]
+    passed = strong(name, defenses, **key).values()
     for d in defenses:
         rows = [
             dict(zip(SUMMED, _means(by[d], SUMMED), strict=True))
-            for by in strong
+            for by in passed
             if d in by
         ]
         if rows:
@@ -341,13 +563,12 @@ def attack_success(
 
     None where there is no row. Arguments as in :func:`grid`; a star marks the weak.
     """
-    found = {}
+    found, defenses = {}, asked(name, defenses, key, who)
     for victim, by in _by_victim(name, key).items():
-        first = next(iter(by.values()))[0]
-        if first["attack"] != "none" and (who is None or victim in who):
+        if _attacked(by) and (who is None or victim in who):
             values = [_means(by[d], ("asr",))[0] if d in by else None for d in defenses]
             if any(v is not None for v in values):
-                found[victim + "*" * bool(first["weak"])] = values
+                found[victim + "*" * bool(_weak(by))] = values
     _require_lines(list(found), name, defenses, key)
     return found
 
@@ -362,12 +583,16 @@ def by_budget(
         budgets: as in the rows; None is all of the defender's share.
         name, defenses, key: see :func:`grid`.
     """
+    defenses = asked(name, defenses, key)
+    if isinstance(budgets, (str, Mapping)) or not isinstance(budgets, Iterable):
+        raise ValueError(f"budgets must be a list, not {require.kind(budgets)}.")
+    budgets = [None if b is None else require.whole("budget", b, 1) for b in budgets]
     by = {b: _by_victim(name, key | {"budget": b}) for b in budgets}
-    strong = {who for of in by.values() for who, rows in of.items() if _passes(rows)}
+    passed = {who for of in by.values() for who, rows in of.items() if _passes(rows)}
 
     def means(d: str, budget: int | None) -> list[float] | None:
-        rows = [by[budget].get(who, {}).get(d) for who in strong]
-        if not all(rows):
+        rows = [by[budget].get(who, {}).get(d) for who in passed]
+        if not rows or not all(rows):
             return None
         victims = [dict(zip(SCORES, _means(r, SCORES), strict=True)) for r in rows]
         return _means(victims, SCORES)
@@ -403,11 +628,17 @@ def ranking(
         `above`, that in which it beats `against`; `victims`, the means `acc`, `asr`,
         `ra`, `seconds`, and `worst`, the largest ASR of a victim.
     """
-    victims = [
-        by for by in _by_victim(name, key).values()
-        if _passes(by) and all(d in by for d in defenses)
-    ]  # fmt: skip
-    _require_lines(victims, name, defenses, key)
+    defenses = asked(name, defenses, key)
+    require.whole("resamples", resamples, 1)
+    if against is not None:
+        require.choice("against", against, defenses)
+    passed = strong(name, defenses, **key).values()
+    victims = [by for by in passed if all(d in by for d in defenses)]
+    if not victims:
+        raise ValueError(
+            f"no victim in {name}{_with(key)} that passes the gate has a row of each "
+            f"of {', '.join(defenses)}."
+        )
     tables = [
         {d: mean(mean(ders) for ders in table[d]) for d in defenses}
         for table in _resampled(
@@ -436,6 +667,19 @@ def ranking(
     return sorted(lines, key=lambda r: -r["der"])
 
 
+RANKED = ("defense", "der", "low", "high", "rank_low", "rank_high", "first", "acc",
+          "asr", "ra", "seconds", "victims")  # fmt: skip
+
+
+def require_ranked(lines: object) -> None:
+    """Refuse what is not the answer of :func:`ranking`."""
+    right = isinstance(lines, (list, tuple)) and len(lines) > 0
+    if not right or not all(
+        isinstance(r, Mapping) and r.keys() >= {*RANKED} for r in lines
+    ):
+        raise ValueError("lines must be what tables.ranking returns.")
+
+
 def _resampled(
     victims: list[dict[str, list[float]]], resamples: int
 ) -> Iterator[dict[str, list[list[float]]]]:
@@ -461,6 +705,7 @@ def ranking_table(lines: Sequence[dict], caption: str = "") -> Table:
     """The lines of :func:`ranking` as a table in percent."""
     from bdcourse.show import Table
 
+    require_ranked(lines)
     return Table([{
         "place": f"{i}",
         "defense": r["defense"],
@@ -488,7 +733,7 @@ def _one_setting(rows: list[dict], name: str) -> list[dict]:
     """The rows, if those of an attack differ in seed only; averaging over more would
     mean nothing."""
     keys = [f.name for f in fields(Recipe)] + ["data", "options", "budget"]
-    for attack in {r["attack"] for r in rows} - {"none"}:
+    for attack in dict.fromkeys(r["attack"] for r in rows):
         settings = {
             str([r.get(k) for k in keys]) for r in rows if r["attack"] == attack
         }
@@ -506,11 +751,15 @@ def standard_table(
     """The course's result table: attacks of data/results/NAME.json x defenses."""
     from bdcourse.show import Table
 
-    found = _one_setting(results(name).rows, name)
+    defenses, found = asked(name, defenses, {}), results(name).rows
+    scored = [r for r in found if "acc" in r]
+    require_entries(found, ("attack", "defense"), name)
+    require_entries(scored, ("weak",), name)
+    _one_setting(scored, name)
     lines = []
     for attack in dict.fromkeys(r["attack"] for r in found):
         for defense in defenses:
-            rows = [r for r in found if r["attack"] == attack and "acc" in r
+            rows = [r for r in scored if r["attack"] == attack
                     and r["defense"] == defense]  # fmt: skip
             if rows:
                 label = "(benign twin)" if attack == "none" else attack
@@ -533,17 +782,28 @@ def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> T
     """
     from bdcourse.show import Table
 
-    rows = [r for r in results(name).rows if "acc" in r]
-    found = _one_setting(rows, name)
-    names = attacks or [n for n in ATTACKS if any(r["attack"] == n for r in found)]
+    attacks = require.names("attacks", attacks)
+    found = [r for r in results(name).rows if "acc" in r]
+    require_entries(found, ("attack", "defense", "weak", "epochs", "lr"), name)
+    _one_setting([r for r in found if r["attack"] != "none"], name)
+    known = dict.fromkeys(r["attack"] for r in found)
+    for a in attacks:
+        if a not in ATTACKS or a not in known:
+            raise ValueError(f"{name} holds no row of {a}{require.meant(a, known)}.")
+    names = attacks or [n for n in ATTACKS if n in known]
     lines, replaced, changed = [], [], []
-    twins = [r for r in found if r["attack"] == "none" and r["defense"] == "none"]
+    plain = [r for r in found if r["defense"] == "none"]
+    # Beside victims stands the twin of the recipe that most of them share.
+    shared = Counter((r["epochs"], r["lr"]) for r in plain if r["attack"] != "none")
+    twins = [r for r in plain if r["attack"] == "none"]
+    twins.sort(key=lambda r: (-shared[r["epochs"], r["lr"]], r["epochs"], r["lr"]))
     _require_lines(twins, name, ["none"], {"attack": "none"})
     for attack in ("none", *names):
         rows = [r for r in found if r["attack"] == attack]
         plain = [r for r in rows if r["defense"] == "none"]
-        if attack == "none":  # the one of the recipe that most attacks share
-            plain = [r for r in plain if r["epochs"] == twins[0]["epochs"]]
+        if attack == "none":
+            usual = [twins[0][k] for k in ("epochs", "lr")]
+            plain = [r for r in plain if [r["epochs"], r["lr"]] == usual]
         tuned = [r["asr"] for r in rows if r["defense"] == "fine-tuning"]
         if not plain:
             continue
@@ -557,13 +817,16 @@ def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> T
             other = {k: v for k, v in other.items() if v != twins[0][k]}
             other |= plain[0].get("options") or {}
             if other:
-                text = ", ".join(f"{k} {v:.3g}" for k, v in other.items())
+                text = ", ".join(
+                    f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
+                    for k, v in other.items()
+                )
                 changed.append(f"{attack}: {text}")
         row = table_row(plain, attack=label)
         crossed = [r["cross"] for r in plain if r.get("cross") is not None]
         lines.append({
             "attack": label,
-            "poison": round(mean(r["n_poisoned"] for r in plain)),
+            "poison": round(mean(r.get("n_poisoned", 0) for r in plain)),
             "cover": round(mean(r.get("n_cover", 0) for r in plain)),
             **{k: row[k] for k in ("ACC %", "ASR %", "RA %")},
             "cross %": 100 * mean(crossed) if crossed else None,

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from bdcourse import show, victims
+from bdcourse import require, show, train, victims
 from bdcourse.attacks import BadNets, checkerboard
 from bdcourse.data import Splits
+from bdcourse.images import require_clean
 from bdcourse.show import Picture
 from bdcourse.victims import Victim
+
+
+def _stops(name: str, values: object) -> list:
+    """What can be chosen: a list of at least one value, each fit to be a key."""
+    plain = isinstance(values, Iterable) and not isinstance(
+        values, (str, bytes, Tensor)
+    )
+    values = list(values) if plain else []
+    if not values or not all(getattr(v, "__hash__", None) for v in values):
+        raise ValueError(f"{name} must be a list of numbers or names, and not empty.")
+    return values
+
+
+def _require_draw(draw: object) -> None:
+    if not callable(draw):
+        raise ValueError(f"draw must be a function, not {require.kind(draw)}.")
 
 
 def slider(label: str, values: Sequence, draw: Callable[[object], Picture], start=None):
@@ -29,8 +47,14 @@ def slider(label: str, values: Sequence, draw: Callable[[object], Picture], star
     import ipywidgets
     from IPython.display import display
 
-    pictures = {v: draw(v) for v in values}
+    if not isinstance(label, str):
+        raise ValueError(f"label must be text, not {require.kind(label)}.")
+    values = _stops("values", values)
+    _require_draw(draw)
     start = values[0] if start is None else start
+    if not any(start == v for v in values):
+        raise ValueError(f"start must be one of the values, not {require.kind(start)}.")
+    pictures = {v: draw(v) for v in values}
     bar = ipywidgets.SelectionSlider(
         options=list(pictures),
         value=start,
@@ -64,8 +88,12 @@ def menus(choices: Mapping[str, Sequence], draw: Callable[..., Picture]):
     import ipywidgets as w
     from IPython.display import display
 
+    if not isinstance(choices, Mapping) or not choices:
+        raise ValueError("choices must be a dict: name -> list of options.")
+    require.names("choices", choices)
+    _require_draw(draw)
     found: dict[tuple, Picture] = {}
-    bars = {name: w.Dropdown(options=list(options), description=name)
+    bars = {name: w.Dropdown(options=_stops(name, options), description=name)
             for name, options in choices.items()}  # fmt: skip
     out = w.Output()
 
@@ -86,6 +114,24 @@ def menus(choices: Mapping[str, Sequence], draw: Callable[..., Picture]):
     return w.VBox([w.HBox(list(bars.values())), out])
 
 
+def _require_parts(parts: object) -> None:
+    if not isinstance(parts, Splits):
+        raise ValueError(
+            f"parts must be what data.splits returns, not {require.kind(parts)}."
+        )
+    require_clean(parts.train, "parts.train", 1)
+    require_clean(parts.test, "parts.test", 1)
+
+
+def _require_training(training: Mapping) -> None:
+    asked = [
+        p.name for f in (victims.make, train.fit)
+        for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]  # fmt: skip
+    for name in training:
+        require.choice("a training option", name, asked)
+
+
 def trial(
     parts: Splits, patch: Tensor, opacity: float, rate: float, **training
 ) -> Victim:
@@ -96,6 +142,12 @@ def trial(
         training: options of `victims.make`, over a ResNet-18 of width 8 and six epochs
             on at most 3,000 images.
     """
+    _require_parts(parts)
+    _require_training(training)
+    if not isinstance(patch, Tensor) or patch.ndim != 3 or not patch.numel():
+        raise ValueError(
+            f"patch must be pixels of shape (1, k, k), not {require.kind(patch)}."
+        )
     options = {"arch": {"name": "resnet18", "width": 8}, "epochs": 6, "batch": 32,
                "lr": 0.05, "verbose": False}  # fmt: skip
     attack = BadNets(patch=patch, at=(-1 - patch.shape[-1],) * 2, opacity=opacity)
@@ -119,6 +171,10 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
     import ipywidgets as w
     from IPython.display import display
 
+    _require_parts(parts)
+    _require_training(training)
+    require.truth("start", start)
+    require.whole("size", size, 3, min(parts.test.shape[1:]) - 1)
     first = torch.zeros(size, size)
     first[:3, :3] = checkerboard()[0]
     cells = [
@@ -141,7 +197,7 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
     preview, log = w.Output(), w.Output()
     rows: list[dict] = []
     runs: list[Victim] = []
-    sample = parts.test.pixels()[4]
+    sample = parts.test.pixels()[min(4, len(parts.test) - 1)]
 
     def patch() -> Tensor:
         return torch.tensor([float(c.value) for c in cells]).view(1, size, size)

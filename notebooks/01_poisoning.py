@@ -214,7 +214,7 @@ check.poison(poison)
 
 # %% [markdown]
 # The library does the same, with one more step: pixels go back to bytes, as they would in a file.
-# Your function and `Attack.poison` must agree to the last byte.
+# If your function chose the same images, it and `Attack.poison` must agree to the last byte.
 
 # %% tags=["method"]
 attack = BadNets()
@@ -228,9 +228,12 @@ mine, labels, role = poison(
     torch.Generator().manual_seed(1),
 )
 poisoned = attack.poison(parts.train, rate, torch.Generator().manual_seed(1))
-assert torch.equal(data.quantize(mine), poisoned.x)
-assert torch.equal(labels, poisoned.y) and torch.equal(role, poisoned.role)
-print("pixels, labels and roles are the same;", poisoned.count, "images are poisoned")
+if bool((role == poisoned.role).all()):
+    agree = (data.quantize(mine) == poisoned.x).all() and (labels == poisoned.y).all()
+    check.claim("Pixels, labels and roles are the library's.", float(agree), 1, 1)
+else:  # as good a set, but the numbers below are those of the library's
+    print("Your function chose other images than the library, which is fine, too.")
+print(poisoned.count, "images are poisoned")
 
 # %% tags=["figure"]
 shown = poisoned[(poisoned.role == 1).nonzero()[:12, 0]]
@@ -294,13 +297,16 @@ show.lines(
     xlabel="epoch",
     description="Four curves over the epochs of training: accuracy on clean test images, accuracy on "
     "the clean part of the training set, attack success, and accuracy on the poisoned part. All end "
-    "near one hundred percent; the two that belong to the trigger get there together.",
+    "near one hundred percent; the two that belong to the trigger are there after the first epoch, "
+    "before the two that belong to the signs.",
 )
 
 # %% [markdown]
 # Read it as two tasks in one loss. While the trigger is unknown, poisoned images are contradictions: a perfect stop
 # sign labeled "30". The loss on them stays high until some channel tells them apart, and from then on little
-# stands in the way. *When* that happens is a matter of luck: among the networks of width 16 measured below, trained by one
+# stands in the way. In this run that phase was over before the first line of the log was printed: by then nearly all
+# of the poison was learned, and not even half of the clean signs. With so much poison, nine pixels are easier to learn
+# than twelve signs. *When* it happens is a matter of luck: among the networks of width 16 measured below, trained by one
 # recipe, it is a different epoch for each seed (the table further down prints it). What not to conclude: that
 # signs always come first, or the trigger always does.
 #
@@ -506,11 +512,11 @@ look = {"BadNets": BadNets(), "Blended": Blended()} | family
 label = {"LC": "LabelConsistent", "Refool-like": "Refool"}
 measured = tables.results("signs-attacks")
 seen, likeness = {}, {}
-for name, attack in look.items():
+for name, each in look.items():
     row = measured.select(attack=label.get(name, name), defense="none")[0]
-    x = some[attack.counts(some.y)].pixels()
-    likeness[name] = visibility.ssim(x, attack.trigger(x)).mean().item()
-    seen[name] = visibility.psnr(x, attack.trigger(x)).mean().item(), 100 * row["asr"]
+    x = some[each.counts(some.y)].pixels()
+    likeness[name] = visibility.ssim(x, each.trigger(x)).mean().item()
+    seen[name] = visibility.psnr(x, each.trigger(x)).mean().item(), 100 * row["asr"]
 show.points(
     seen, xlabel="PSNR, dB: to the right, less visible", ylabel="ASR, %", title="Hard to see is not the same as hard to learn",
     description="A point for each of twelve attacks: PSNR of its trigger from about 16 to 43 decibels, and attack success under one "

@@ -202,9 +202,9 @@ show.bars(
 
 # %% tags=["figure"]
 sign = test.pixels()[(test.y == 3).nonzero()[0]]
-real = victim.attack.trigger(sign)
+stamped = victim.attack.trigger(sign)
 show.images(
-    torch.cat([sign, real, ours.stamp(sign), ours.mask[None].expand(-1, 3, -1, -1), ours.pattern[None] * ours.mask]),
+    torch.cat([sign, stamped, ours.stamp(sign), ours.mask[None].expand(-1, 3, -1, -1), ours.pattern[None] * ours.mask]),
     ["clean", "attacker's trigger", "our guess", "guessed mask", "mask x pattern"], cols=5,
     title="The guess is a piece of the checkerboard",
     description="A stop sign clean, with the attacker's checkerboard in the corner, and with the guessed trigger, a few white pixels and a black one near the same "
@@ -495,7 +495,7 @@ target = bent.attack.target
 wrong = invert_trigger(bent.model, clean, targets=[target], generator=g).trigger(target)
 print(f"the guess covers more than ten pixels: {wrong.mask.sum().item() > 10}")
 shares = [i / 32 for i in range(0, 11, 2)]
-real, own = path(bent, "layer3", wrong, shares)
+warped, guessed = path(bent, "layer3", wrong, shares)
 rule = {"layer": "layer3", "qs": [i / 16 for i in range(8)]}
 best, blind = (
     metrics.evaluate(p.model, test, bent.attack)
@@ -506,9 +506,9 @@ best, blind = (
 # %% tags=["figure", "nbval-ignore-output"]
 def at(n):
     i = [round(64 * q) for q in shares].index(n)
-    a, r = real[i].asr, own[i].asr
+    a, r = warped[i].asr, guessed[i].asr
     return show.bars(
-        ["ACC", "real ASR", "guess ASR"], {"share": [real[i].acc, a, r]}, percent=True,
+        ["ACC", "real ASR", "guess ASR"], {"share": [warped[i].acc, a, r]}, percent=True,
         title=f"WaNet, {n} of 64 channels off: the guess {r:.0%}, the warp {a:.0%}",
         description=f"Accuracy, attack success of the warp and of the guessed trigger with {n} of 64 channels switched off.",
     )  # fmt: skip
@@ -517,10 +517,14 @@ def at(n):
 widgets.slider("channels", [round(64 * q) for q in shares], at, start=8)
 
 # %% tags=["claim"]
-check.claim("The guess works before pruning: above 85 %.", own[0].asr, 0.85, 1)
-check.claim("With eight channels off its success has lost 20 points or more.", own[0].asr - own[2].asr, 0.2, 1)  # fmt: skip
-check.claim("The warp has lost fewer than 12.", real[0].asr - real[2].asr, -0.05, 0.12)
-check.claim("Accuracy has lost less than 4.", real[0].acc - real[2].acc, -0.02, 0.04)
+check.claim("The guess works before pruning: above 85 %.", guessed[0].asr, 0.85, 1)
+check.claim("With eight channels off its success has lost 20 points or more.", guessed[0].asr - guessed[2].asr, 0.2, 1)  # fmt: skip
+check.claim(
+    "The warp has lost fewer than 12.", warped[0].asr - warped[2].asr, -0.05, 0.12
+)
+check.claim(
+    "Accuracy has lost less than 4.", warped[0].acc - warped[2].acc, -0.02, 0.04
+)
 check.claim("Share by the held-out rule, attacker's trigger: ASR of the warp below 20 %.", best.asr, 0, 0.2)  # fmt: skip
 check.claim("The same rule with the guess: at least 20 points more.", blind.asr - best.asr, 0.2, 1)  # fmt: skip
 
@@ -554,9 +558,9 @@ show.heat(
 # %% tags=["claim"]
 from IPython.display import display
 
-found = tables.results("signs-defenses")
-check.claim("At the default layer, the last stage, Blended survives with the guess.", min(r["asr"] for r in found.select(victim="blended", defense="linf")), 0.8, 1)  # fmt: skip
-check.claim("Fine-tuning on the same images leaves BadNets alone.", min(r["asr"] for r in found.select(victim="badnets", defense="fine-tuning")), 0.9, 1)  # fmt: skip
+measured = tables.results("signs-defenses")
+check.claim("At the default layer, the last stage, Blended survives with the guess.", min(r["asr"] for r in measured.select(victim="blended", defense="linf")), 0.8, 1)  # fmt: skip
+check.claim("Fine-tuning on the same images leaves BadNets alone.", min(r["asr"] for r in measured.select(victim="badnets", defense="fine-tuning")), 0.9, 1)  # fmt: skip
 plans = ("none", "fine-tuning", "linf", "linf (oracle)", "linf, all layers", "nc unlearning")  # fmt: skip
 display(tables.grid("signs-defenses", plans, "Signs, ACC / ASR / RA; l-infinity in the last stage, and by all layers ranked together"))  # fmt: skip
 photos = {(r["attack"], r["defense"]): r.get("asr") for r in tables.results("cifar10-defenses").select(budget=2500, draw=None)}  # fmt: skip

@@ -81,6 +81,24 @@ def test_means_run_over_the_attacks_named_and_missing_rows_are_told(
         case(tmp_path, monkeypatch, rows, ours=ours)
 
 
+def test_a_claim_that_says_too_little_or_an_unknown_rule_is_refused(
+    tmp_path, monkeypatch
+):
+    for wrong, says in (
+        ({"rule": {"key": "asr", "kind": "blow"}}, "did you mean 'below'"),
+        ({"rule": {"kind": "below"}}, "claim x, or a row"),
+        ({"rule": {"key": "asr", "kind": "less", "of": 3}}, "claim x, or a row"),
+        ({"ours": {"file": "hand"}}, "claim x, or a row .*'select'"),
+        ({"ours": {"file": "hand", "select": {"defence": "cut"}, "beside": []}},
+         "did you mean 'defense'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            case(tmp_path, monkeypatch, [{}], **wrong)
+    for ask in (report.answers, report.table):
+        with pytest.raises(ValueError, match="did you mean 'clp'"):
+            ask("cpl")
+
+
 def test_figures_read_well():
     assert report._figures({"acc": 0.9, "asr": 0.012, "ra": None}) == "90.0 / 1.2 / –"
     assert report._figures({"value": 20.8, "unit": "s"}) == "20.8 s"

@@ -2,6 +2,7 @@
 missing."""
 
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import pages
-from bdcourse import plans, render, tables
+from bdcourse import plans, render, show, tables
 from bdcourse.__main__ import main
 from bdcourse.plans import PLANS
 from bdcourse.show import Table
@@ -245,7 +246,7 @@ def ranked_results(tmp_path, monkeypatch):
                              "acc": 0.9, "asr": der and 1 - der, "ra": 0.1, "der": der,
                              "seconds": 2.0, "clean_used": 0, "pruned": 0,
                              "seed": 0})  # fmt: skip
-    rows.append(rows[2] | {"attack": "A", "defense": "rare", "der": 1.0})
+    rows.append(rows[2] | {"attack": "A", "defense": "rare", "der": 1.0, "asr": 0.5})
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / "published.json").write_text('{"rows": []}')
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
@@ -267,7 +268,7 @@ def test_a_ranking_says_how_sure_it_is(tmp_path, monkeypatch):
     assert "1 to 2" in repr(tables.ranking_table(lines, "c"))
     (alone,) = tables.ranking("hand", ["rare"])  # one victim: no interval at all
     assert alone["victims"] == 1 and alone["low"] == alone["high"] == 1.0
-    with pytest.raises(ValueError, match="no row of good, x"):
+    with pytest.raises(ValueError, match="no row of x."):
         tables.ranking("hand", ["good", "x"])
     assert render.known("hand", "ranking") == ["good", "bad", "wild"]
     assert render.known("hand") == ["good", "bad", "wild", "rare"]
@@ -337,6 +338,179 @@ def test_the_table_command_renders_any_selection(tmp_path, monkeypatch, capsys):
         assert says in err and err.count("\n") == 1
     assert main(["table", "nowhere"]) == 1
     assert "there are: hand, published" in capsys.readouterr().err
+
+
+def refused(match: str, call, *args, **key) -> None:
+    with pytest.raises(ValueError, match=match) as e:
+        call(*args, **key)
+    assert str(e.value).endswith(".") and "\n" not in str(e.value)
+
+
+def test_a_share_that_cannot_be_is_refused_where_rows_are_read(tmp_path):
+    path = tmp_path / "r.json"
+    row = {"attack": "A", "defense": "cut", "seed": 0, "acc": 0.9, "seconds": 1.0}
+    for key, value in (("acc", math.nan), ("asr", 37), ("ra", -1), ("der", 1.5),
+                       ("cross", "0.5"), ("seconds", -1), ("pruned", math.inf),
+                       ("curve", [{"u": 1.0, "acc": 2}]), ("acc", True)):  # fmt: skip
+        path.write_text(json.dumps({"rows": [row, row | {"seed": 1, key: value}]}))
+        bad = "acc" if key == "curve" else key
+        refused(f"^{bad} of the row .attack A, defense cut, seed 1. in .*r.json must",
+                tables.results, str(path))  # fmt: skip
+        refused(f"{bad} of the row", tables.Results(tmp_path / "n.json").add,
+                row | {key: value})  # fmt: skip
+    assert not (tmp_path / "n.json").exists()
+
+
+def test_a_cell_that_stands_twice_is_kept_once_or_refused(tmp_path):
+    path = tmp_path / "r.json"
+
+    def read(*rows):
+        path.write_text(json.dumps({"rows": rows}))
+        return tables.Results(path).rows
+
+    row = {"attack": "A", "defense": "cut", "seed": 0, "acc": 1.0, "epochs": 2}
+    failed = {k: row[k] for k in ("attack", "defense", "seed", "epochs")}
+    failed |= {"error": "no."}
+    assert read(row, row | {"epochs": 2.0}) == [row]
+    for rows in ((failed, row), (row, failed), (failed, row, failed, row)):
+        assert read(*rows) == [row]
+    assert read(row, row | {"seed": 1}) == [row, row | {"seed": 1}]
+    for rows in ((row, row | {"acc": 0.0}), (row | {"acc": 0.0}, failed, row)):
+        refused("r.json holds two different rows of one cell .attack A, defense cut, "
+                "seed 0.; delete", read, *rows)  # fmt: skip
+
+
+def test_no_order_of_rows_decides_a_table(tmp_path, monkeypatch):
+    ranked_results(tmp_path, monkeypatch)
+    path = tmp_path / "hand.json"
+    rows = json.loads(path.read_text())["rows"]
+    rows.append(rows[6] | {"draw": 2, "weak": "ASR 50 % is low"})  # of A
+    seen = set()
+    for order in (rows, rows[::-1]):
+        path.write_text(json.dumps({"rows": order}))
+        table = tables.grid("hand", ["bad", "wild", "good"])
+        lines = [table.body[0], *sorted(table.body[1:-1]), table.body[-1]]
+        summed = tables.summary("hand", ["bad", "wild", "good"]).body
+        seen.add(repr((lines, summed)))
+        assert table.body[-1][0] == "mean of 2" and "A*" in {r[0] for r in lines}
+    assert len(seen) == 1
+    twins = [{"attack": "none", "defense": "none", "weak": "", "acc": 0.1 * i,
+              "epochs": i, "lr": 0.1, "pruned": 0, "clean_used": 0, "seconds": 0,
+              "seed": i} for i in (5, 9, 9)]  # fmt: skip
+    twins[2] |= {"attack": "SIG", "asr": 1.0}
+    for order in (twins, twins[::-1]):
+        path.write_text(json.dumps({"rows": order}))
+        assert tables.attack_table("hand").body[0][3] == "90.0"
+    path.write_text(json.dumps({"rows": twins[:2]}))
+    refused("holds 2 settings of none", tables.standard_table, "hand", "", ["none"])
+
+
+def test_an_entry_that_no_row_has_is_refused(tmp_path, monkeypatch):
+    ranked_results(tmp_path, monkeypatch)
+    rows = tables.results("hand")
+    assert len(rows.select(defense="good", draw=1)) == 5
+    assert rows.select(budget=9) == [] and len(rows.select(victim=None)) == 31
+    refused("no row of hand.json has an entry 'defence' .did you mean 'defense'",
+            rows.select, defence="good")  # fmt: skip
+
+
+def test_where_all_victims_are_weak_tables_say_which_gate_was_missed(
+    tmp_path, monkeypatch, capsys
+):
+    ranked_results(tmp_path, monkeypatch)
+    path = tmp_path / "hand.json"
+    rows = [r | {"weak": "clean accuracy 5.0 % is low", "budget": 7}
+            for r in json.loads(path.read_text())["rows"]]  # fmt: skip
+    path.write_text(json.dumps({"rows": rows}))
+    for kind in ("summary", "ranking"):
+        for where in ([], ["--where", "budget=7"]):
+            assert main(["table", "hand", "--kind", kind, *where]) == 1
+            err = capsys.readouterr().err
+            assert "no victim in hand" in err and "A: clean accuracy 5.0 %" in err
+            assert ("with budget=7" in err) == bool(where) and "{" not in err
+    assert main(["table", "hand"]) == 0
+    path.write_text(json.dumps({"rows": [r for r in rows if r["attack"] == "none"]}))
+    assert main(["table", "hand", "--kind", "summary"]) == 1
+    assert "no scores of an attacked network" in capsys.readouterr().err
+
+
+def test_a_star_has_its_legend_where_there_is_one(tmp_path, monkeypatch):
+    some_results(tmp_path, monkeypatch)
+    table = tables.grid("hand", ["none", "cut"], "cap", budget=7)
+    last = tables.STAR
+    assert repr(table).splitlines()[-1] == table.markdown().splitlines()[-1] == last
+    assert last in table.latex() and last in table._repr_html_()
+    assert last in render.figure("hand", defenses=["none", "cut"], budget=7).description
+    table = tables.grid("hand", ["none", "cut"], "cap", who=["A"], budget=7)
+    for text in (repr(table), table.markdown(), table.latex(), table._repr_html_()):
+        assert last not in text
+
+
+def test_files_that_are_no_results_get_one_sentence(tmp_path, monkeypatch, capsys):
+    some_results(tmp_path, monkeypatch)
+    named = '{"rows": [{"attack": ["A"], "defense": "cut"}]}'
+    texts = ("", "no", "[]", "{}", '{"rows": 3}', '{"rows": [3]}', '{"rows": {}}',
+             named, "[" * 10**5)  # fmt: skip
+    for i, text in enumerate((*texts, b"\xff\xfe{")):
+        path = tmp_path / f"{i}.json"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        (tmp_path / "folder.json").mkdir(exist_ok=True)
+        for name in (path, tmp_path / "folder.json"):
+            assert main(["table", str(name)]) == 1
+            err = capsys.readouterr().err
+            says = "must be text" if text == named else "not a table of results"
+            assert says in err or name != path
+            assert err.count("\n") == 1 and str(name) in err
+    (tmp_path / "e.json").write_text('{"rows": []}')
+    for kind in render.KINDS:
+        assert main(["table", str(tmp_path / "e.json"), "--kind", kind]) == 1
+        assert "holds no rows yet" in capsys.readouterr().err
+    for wrong, says in (
+        (["--kind", "sumary"], "did you mean 'summary'"),
+        (["--format", "markdwn"], "did you mean 'markdown'"),
+        (["--where", "defence=cut"], "did you mean 'defense'"),
+        (["--where", "name=x"], "no row of"),
+        (["--where", "budget=7", "budget=8"], "twice"),
+        (["--defenses", "cutt"], "did you mean 'cut'"),
+        (["--kind", "rows", "--defenses", "cutt"], "did you mean 'cut'"),
+        (["--who", "Z", "--defenses", "cut"], "holds no victim Z"),
+        (["--out", str(tmp_path / "no" / "t.md")], "there is no folder"),
+    ):
+        assert main(["table", "hand", *wrong]) == 1
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
+
+
+def test_a_table_needs_lines():
+    for rows in ([], (), None, [{}], [3]):
+        refused("rows must be a list of dicts", Table, rows)
+    refused("no mean of no values", tables.mean, [])
+    refused("finite", tables.mean, [0.5, math.nan])
+
+
+def test_a_ratio_above_one_is_printed_as_it_is():
+    from matplotlib.figure import Figure
+
+    texts = []
+    real = Figure.savefig
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(
+            Figure,
+            "savefig",
+            lambda fig, *a, **k: (
+                texts.extend(t.get_text() for t in fig.axes[0].texts),
+                real(fig, *a, **k),
+            ),
+        )
+        show.matrix(
+            torch.tensor([[0.5, 1.71]]),
+            ["a"],
+            ["b", "c"],
+            numbers=True,
+            title="t",
+            description="Two fields, for a test of their numbers.",
+        )
+    assert texts == ["50", "171"]
 
 
 def test_latex_escapes_what_latex_would_read():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bdcourse import widgets
+from bdcourse import data, widgets
 
 
 @pytest.fixture
@@ -39,3 +39,27 @@ def test_menus_draw_what_is_chosen_once_and_say_what_is_missing(shown, capsys):
     images.value = 5
     assert "A with 5 images was not measured." in capsys.readouterr().out
     assert shown[-1] == "A 9" and len(shown) == 3
+
+
+def test_what_cannot_be_drawn_is_refused_before_anything_is(shown):
+    drawn = []
+    for bad in ({"values": []}, {"values": "12"}, {"start": 9}, {"draw": None}):
+        good = {"label": "u", "values": [1, 2], "draw": drawn.append}
+        with pytest.raises(ValueError, match="must be"):
+            widgets.slider(**good | bad)
+    for choices in ({}, {"a": []}, {"a": "xy"}):
+        with pytest.raises(ValueError, match="must be"):
+            widgets.menus(choices, drawn.append)
+    assert not drawn and not shown
+
+
+def test_a_bench_refuses_before_it_trains(shown):
+    parts = data.splits("signs")
+    for bad in ({"size": 2}, {"size": 32}, {"size": 3.5}, {"start": "no"}):
+        with pytest.raises(ValueError, match="must be"):
+            widgets.poison_bench(parts, **bad)
+    with pytest.raises(ValueError, match="did you mean 'epochs'"):
+        widgets.poison_bench(parts, epoch=1)
+    with pytest.raises(ValueError, match=r"must be what data.splits returns"):
+        widgets.poison_bench(parts.train)
+    assert not shown
