@@ -218,3 +218,19 @@ def row(name: str, value: object, n: int | None = None) -> tuple:
         long = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
         raise ValueError(f"{name} must be a tuple{of}, not {kind(value)}{long}.")
     return tuple(value)
+
+
+def device(name: str, value: object) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ValueError: no name of a device, or of one that this machine or torch lacks.
+    """
+    try:
+        torch.empty(0, device=value)
+        return torch.device(value)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as e:
+        raise ValueError(
+            f"{name} must be a device of this machine, such as 'cpu', not "
+            f"{kind(value) if isinstance(value, (str, int, type(None))) else value}."
+        ) from e
