@@ -30,7 +30,7 @@ def write_whole(path: str | os.PathLike, blob: bytes) -> None:
     Raises:
         RuntimeError: it cannot be written; an older file of this name is as it was.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(require.path("path", path)))
     new = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -413,7 +413,7 @@ def _first(net: nn.Module, x: Tensor, y: Tensor, data: Images) -> Tensor:
     try:
         try:
             logits = net(x)
-        except (RuntimeError, TypeError, LookupError) as e:
+        except (RuntimeError, TypeError, LookupError, AssertionError) as e:
             if isinstance(e, torch.OutOfMemoryError):
                 raise
             raise RuntimeError(

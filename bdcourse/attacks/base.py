@@ -463,12 +463,17 @@ def check_picture(
         )
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are; the CPU if it has none."""
+    return next(model.parameters(), torch.empty(0)).device
+
+
 @contextmanager
 def asking(model: nn.Module, shape: tuple[int, int, int], k: int) -> Iterator[None]:
     """Inside the `with`, a classifier is asked; if it cannot answer, say for what."""
     try:
         yield
-    except (RuntimeError, LookupError, TypeError) as e:
+    except (RuntimeError, LookupError, TypeError, AttributeError) as e:
         if isinstance(e, torch.OutOfMemoryError):
             raise
         raise RuntimeError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.attacks.badnets import checkerboard
-from bdcourse.attacks.base import Attack, Steering, asking, uniform
+from bdcourse.attacks.base import Attack, Steering, asking, device_of, uniform
 from bdcourse.data import Images
 from bdcourse.models import evaluating
 
@@ -191,7 +191,7 @@ class LabelConsistent(Attack):
                 "LabelConsistent with epsilon above 0 needs surrogates=(...), "
                 "classifiers to compute the perturbation on; epsilon=0 needs none."
             )
-        device = next(self.surrogates[0].parameters()).device
+        device = device_of(self.surrogates[0])
         # In pieces: gradients of thousands of images at once would not fit.
         with asking(self.surrogates[0], tuple(x.shape[1:]), int(y.max()) + 1):
             hard = [

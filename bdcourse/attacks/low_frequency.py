@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Attack, asking, seeded, with_classes
+from bdcourse.attacks.base import Attack, asking, device_of, seeded, with_classes
 from bdcourse.attacks.trojan import (
     check_pattern,
     check_size,
@@ -159,7 +159,7 @@ class LF(Attack):
             wants.check(images)
             rows = wants.counts(images.y).nonzero().flatten().cpu()
             rows = rows[torch.randperm(len(rows), generator=generator)[:sample]]
-            device = next(model.parameters()).device
+            device = device_of(model)
             chosen = images[rows].to(device)
             x, goal = chosen.pixels(), wants.goal(chosen.y)
             total = torch.zeros(images.shape, device=device)

@@ -273,6 +273,8 @@ class SSBA(Attack):
                 "this SSBA has no trained encoder; make one with "
                 "SSBA.craft(images, generator)."
             )
+        if not len(x):
+            return x.clone()
         return self.encoder.to(x.device)(x, self.secret.to(x)[None])
 
     def check_shape(self, shape: tuple[int, int, int]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import CHW, Attack, asking, check_picture
+from bdcourse.attacks.base import CHW, Attack, asking, check_picture, device_of
 from bdcourse.data import Images
 from bdcourse.models import evaluating, fingerprint, head, head_inputs
 
@@ -140,7 +140,7 @@ class TrojanNN(Attack):
             require.whole("iterations", iterations, 0)
             require.whole("patience", patience, 1)
             c, h, w = images.shape
-            device = next(model.parameters()).device
+            device = device_of(model)
             mask = disc(h, w, radius).to(device)
             chosen = neurons(model)
             first = start * mask.float().expand(1, c, h, w)
