@@ -90,7 +90,7 @@ def _described(thing: object, outer: tuple[int, ...]) -> object:
     if isinstance(thing, (list, tuple)):
         return [inside(v) for v in thing]
     if isinstance(thing, (set, frozenset)):
-        return sorted((inside(v) for v in thing), key=str)
+        return ["set", *sorted((inside(v) for v in thing), key=str)]
     if isinstance(thing, functools.partial):
         return ["partial", *map(inside, (thing.func, thing.args, thing.keywords))]
     if isinstance(thing, types.MethodType):
@@ -113,7 +113,8 @@ def _described(thing: object, outer: tuple[int, ...]) -> object:
 
 def _settings(m: nn.Module, outer: tuple[int, ...]) -> list:
     """The plain attributes and functions of one module, such as stride or a slope."""
-    plain = (bool, int, float, str, tuple, types.FunctionType, functools.partial)
+    plain = (bool, int, float, str, tuple, type, functools.partial)
+    plain += (types.FunctionType, types.BuiltinFunctionType)
     return [
         [k, _described(v, outer)]
         for k, v in sorted(vars(m).items())

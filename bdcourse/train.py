@@ -221,7 +221,8 @@ def fit(
         about |= {"frozen_norms": frozen_norms, "seed": generator.initial_seed()}
         about |= {"augment": identity(augment), "bf16": bf16, "compile": compile}
         about |= {"late": identity(stamp), "architecture": identity(model)}
-        about |= {"hooks": identity([p._backward_hooks for p in model.parameters()])}
+        hooks = [list((p._backward_hooks or {}).values()) for p in model.parameters()]
+        about |= {"hooks": identity(hooks)}
         about |= {"device": device.type}
     lay_out(model, data.x, device)
     net = torch.compile(model) if compile else model
@@ -397,8 +398,9 @@ def _door(
     require.number("weight_decay", weight_decay, 0)
     if lr * weight_decay >= 1:
         raise ValueError(
-            f"weight_decay {weight_decay:g} times lr {lr:g} must stay below 1, or each "
-            "step would throw the weights beyond zero; 0.0005 is a usual weight_decay."
+            f"lr times weight_decay must stay below 1, not {lr:g} times "
+            f"{weight_decay:g}, or each step throws the weights beyond zero; 0.1 and "
+            "0.0005 are usual."
         )
     if require.number("momentum", momentum, 0) >= 1:
         raise ValueError(f"momentum must lie below 1, not {momentum:g}.")
