@@ -26,8 +26,9 @@ from bdcourse.data import progress
 from bdcourse.images import ROLES, Images, Poisoned
 from bdcourse.models import fingerprint, laid_out, lay_out
 
-# Larger sets are padded batch by batch, which takes about 20 us an image longer and no
-# memory; 50,000 images of 32 pixels with 4 pixels of padding and mirrors stay below.
+# Bytes of crops. Larger sets are padded batch by batch, which takes no memory and the
+# data path three times as long (some 20 us more for each image of 32 pixels); 50,000 of
+# them with 4 pixels of padding and mirrors stay below.
 MOST_CROPS = 512 * 2**20
 SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
 

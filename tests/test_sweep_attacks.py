@@ -46,6 +46,7 @@ FEW = {
 }
 # What `cls(...)` needs beside its defaults, and what makes it quick.
 NEEDS = {c: {"pattern": PATTERN} for c in ("TrojanNN", "LF")}
+NEEDS |= {"Refool": {"bank": torch.zeros(1, 1, 8, 8), "draws": torch.zeros(1, 8)}}
 NEEDS |= {"SSBA": {"filters": 2}} | {c: {"filters": 2} for c in ("InputAware", "LIRA")}
 TENSORS = (
     torch.zeros(0),
@@ -372,7 +373,7 @@ def test_save_and_load(tmp_path):
     path = victims.save(victim, tmp_path / "v")
     header = json.loads((tmp_path / "v.json").read_text())
     attack, scores = header["attack"], header["scores"]
-    values = (None, -3, "x", [1], {"a": 1}, math.nan, True)
+    values = (None, -3, "x", [1], math.nan)
     wrong = [{k: v} for k in header for v in values]
     arch = header["arch"]
     wrong += [{"arch": arch | {k: v}} for k in (*arch, "mean", "std") for v in values]

@@ -89,7 +89,10 @@ class LF(Attack):
 
     BackdoorBench: Gaussian of sigma 6 pixels and 30 taps after each step, one image at
     a time; the CIFAR-10 array it ships holds levels 0..51, mean 12.5; poison rate 0.1.
-    Its generator ends by adding 127.5, which is left out here.
+    Its generator ends by adding 127.5, which is left out here. Its blur pads with zeros
+    where :func:`smooth` repeats the edge, so that ours reaches further out: on signs,
+    the outer 4 pixels (44 % of the image) hold 46 to 65 % of the variance of three
+    patterns, and 21 to 26 % with zeros.
 
     Source: Zeng, Park, Mao and Jia, "Rethinking the Backdoor Attacks' Triggers: A
     Frequency Perspective", ICCV 2021. Lesson 01.
