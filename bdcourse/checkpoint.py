@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 import os
 import tempfile
@@ -96,8 +95,10 @@ def _described(thing: object, outer: tuple[int, ...]) -> object:
     if isinstance(thing, types.MethodType):
         return [inside(thing.__func__), inside(thing.__self__)]
     if isinstance(thing, types.FunctionType):
-        # A cell is empty where a function was not yet defined when this one was.
-        cells = inspect.getclosurevars(thing).nonlocals
+        cells = []
+        for cell in thing.__closure__ or ():
+            with suppress(ValueError):  # empty: not yet defined
+                cells.append(cell.cell_contents)
         held = (thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells)
         return [_name(thing), *map(inside, held)]
     if isinstance(thing, types.CodeType):
