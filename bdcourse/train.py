@@ -26,8 +26,8 @@ from bdcourse.data import progress
 from bdcourse.images import ROLES, Images, Poisoned
 from bdcourse.models import fingerprint, laid_out, lay_out
 
-# Bytes of crops. Larger sets are padded batch by batch, which takes no memory and the
-# data path three times as long (some 20 us more for each image of 32 pixels); 50,000 of
+# Bytes of crops. Larger sets are padded batch by batch, which takes no memory and makes
+# the data path 2.5 times as long (25 us more for each image of 32 pixels); 50,000 of
 # them with 4 pixels of padding and mirrors stay below.
 MOST_CROPS = 512 * 2**20
 SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
