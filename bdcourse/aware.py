@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bdcourse import require
 from bdcourse.attacks.base import Steering
 from bdcourse.curvature import SOFTMAX, squared_norm
 from bdcourse.defenses.ft_sam import Flat
@@ -31,7 +32,9 @@ class Smoothing(Steering):
     def __init__(
         self, model: nn.Module, eta_f: float, generator: torch.Generator
     ) -> None:
-        self.model, self.eta_f, self.generator = model, eta_f, generator
+        self.model = require.module(model)
+        self.eta_f = require.number("eta_f", eta_f, 0)
+        self.generator = require.generator(generator)
 
     def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.x = x
@@ -73,4 +76,4 @@ def steer(kind: str):
         return lambda model, data, generator, total: Smoothing(model, 0.01, generator)
     if kind == "sam":
         return lambda model, data, generator, total: Flat(model, 2.0, 0.1)
-    raise ValueError(f'aware must be "smooth" or "sam", not {kind!r}.')
+    raise ValueError(f'aware must be "smooth" or "sam", not {require.kind(kind)}.')

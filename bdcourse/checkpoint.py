@@ -7,14 +7,125 @@ to other work (another model, other data, other settings) is refused. Born in le
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import tempfile
 import time
+import types
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from bdcourse import require
+
+
+def write_whole(path: str | os.PathLike, blob: bytes) -> None:
+    """Write a file whole or not at all; a link stays, and what it points to is written.
+
+    Raises:
+        RuntimeError: it cannot be written; an older file of this name is as it was.
+    """
+    path = Path(os.path.realpath(require.path("path", path)))
+    new = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
+            new = f.name
+            f.write(blob)
+        os.chmod(new, 0o644)
+        os.replace(new, path)
+    except BaseException as e:  # Ctrl-C too leaves nothing behind
+        if new is not None:
+            with suppress(OSError):
+                os.unlink(new)
+        if isinstance(e, OSError):
+            raise RuntimeError(
+                f"{path} could not be written ({e.strerror or e}); free some space, or "
+                "name a place where you may write."
+            ) from e
+        raise
+
+
+def identity(thing: object) -> str:
+    """A hash of all that decides how a thing works, for the `about` of a checkpoint.
+
+    Tensors and networks count by their contents, functions by their code, defaults and
+    what they enclose, generators by their seed, other objects by class and attributes.
+    """
+    text = json.dumps(_described(thing, ()), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _described(thing: object, outer: tuple[int, ...]) -> object:
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if id(thing) in outer:
+        return "itself"
+    outer = (*outer, id(thing))
+
+    def inside(part: object) -> object:
+        return _described(part, outer)
+
+    if isinstance(thing, Tensor):
+        raw = thing.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        shape, kind = list(thing.shape), str(thing.dtype)
+        return [kind, shape, thing.requires_grad, hashlib.sha256(raw).hexdigest()]
+    if isinstance(thing, torch.Generator):
+        return ["generator", thing.initial_seed()]
+    if isinstance(thing, nn.Module):
+        return [
+            [[name, _name(type(m)), _settings(m, outer)]
+             for name, m in thing.named_modules()],
+            # Buffers outside the state dict count too: means and deviations.
+            [[name, inside(t)] for of in (thing.named_parameters, thing.named_buffers)
+             for name, t in of()],
+        ]  # fmt: skip
+    if isinstance(thing, dict):
+        return sorted(([str(k), inside(v)] for k, v in thing.items()), key=str)
+    if isinstance(thing, (list, tuple)):
+        return [inside(v) for v in thing]
+    if isinstance(thing, (set, frozenset)):
+        return ["set", *sorted((inside(v) for v in thing), key=str)]
+    if isinstance(thing, functools.partial):
+        return ["partial", *map(inside, (thing.func, thing.args, thing.keywords))]
+    if isinstance(thing, types.MethodType):
+        return [inside(thing.__func__), inside(thing.__self__)]
+    if isinstance(thing, types.FunctionType):
+        cells = []
+        for cell in thing.__closure__ or ():
+            with suppress(ValueError):  # empty: not yet defined
+                cells.append(cell.cell_contents)
+        held = (thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells)
+        return [_name(thing), *map(inside, held)]
+    if isinstance(thing, types.CodeType):
+        return [thing.co_code.hex(), list(thing.co_names), inside(thing.co_consts)]
+    if hasattr(thing, "tobytes"):  # of numpy
+        return [str(thing.dtype), list(thing.shape), thing.tobytes().hex()]
+    if isinstance(thing, (bytes, range, complex)):
+        return [_name(thing), str(thing)]
+    if isinstance(thing, type) or not hasattr(thing, "__dict__"):
+        return _name(thing)
+    return [_name(type(thing)), inside(vars(thing))]
+
+
+def _settings(m: nn.Module, outer: tuple[int, ...]) -> list:
+    """The plain attributes and functions of one module, such as stride or a slope."""
+    plain = (bool, int, float, str, tuple, type, functools.partial)
+    plain += (types.FunctionType, types.BuiltinFunctionType)
+    return [
+        [k, _described(v, outer)]
+        for k, v in sorted(vars(m).items())
+        if isinstance(v, plain) and k != "training" and not k.startswith("_")
+    ]
+
+
+def _name(thing: object) -> str:
+    of = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{getattr(of, '__module__', '')}.{of.__qualname__}"
 
 
 class Checkpoint:
@@ -29,7 +140,11 @@ class Checkpoint:
     def __init__(
         self, path: str | os.PathLike | None, about: dict, every: float = 20.0
     ) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None
+        if path is not None:
+            self.path = Path(require.path("checkpoint", path))
+            if self.path.exists() and not self.path.is_file():
+                raise ValueError(f"checkpoint {path} is no file; name another.")
         self.about = json.loads(json.dumps(about))  # as it reads after a round trip
         self.every = every
         self._last = time.monotonic()
@@ -76,16 +191,13 @@ class Checkpoint:
             return
         text = {"about": json.dumps(self.about), "notes": json.dumps(notes)}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as f:
-            f.write(to_bytes(tensors, text))
-        os.replace(f.name, self.path)
+        write_whole(self.path, to_bytes(tensors, text))
         self._last = time.monotonic()
 
     def done(self) -> None:
         """The work is finished: the file goes."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            Path(os.path.realpath(self.path)).unlink(missing_ok=True)
 
 
 def pack(

@@ -22,20 +22,43 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from bdcourse import require
+
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel; x in [0, 1], shape (n, c, h, w)."""
+    """(x - mean) / std per channel; x in [0, 1], shape (n, c, h, w).
+
+    Raises:
+        ValueError: mean and std do not fit together, or pixels of another number of
+            channels, which would be broadcast, or as whole numbers.
+    """
 
     def __init__(self, mean=CIFAR_MEAN, std=CIFAR_STD) -> None:
         super().__init__()
+        for value in mean:
+            require.number("each mean", value)
+        for value in std:
+            require.number("each std", value, above=0)
+        if not len(mean) == len(std) > 0:
+            raise ValueError(
+                "mean and std must have one number for each channel, not "
+                f"{len(mean)} and {len(std)}."
+            )
         self.register_buffer(
             "mean", torch.tensor(mean).view(-1, 1, 1), persistent=False
         )
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor):  # tracing hands over a stand-in without a shape
+            c = len(self.mean)
+            if x.ndim < 3 or x.shape[-3] != c or not x.is_floating_point():
+                raise ValueError(
+                    f"the network takes float pixels in [0, 1] of {c} channels, shape "
+                    f"(n, {c}, h, w), not {require.kind(x)}."
+                )
         return (x - self.mean) / self.std
 
 

@@ -8,6 +8,7 @@ silence: 1.5 is not taken for 1, True is not taken for 1, and nan is no number.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import TypeVar
@@ -204,3 +205,43 @@ def _range(low: float | None, high: float | None) -> str:
     if low is not None:
         return f" of at least {low:g}"
     return "" if high is None else f" of at most {high:g}"
+
+
+def path(name: str, value: object) -> str:
+    """A path of a file or folder, as str.
+
+    Raises:
+        ValueError: another kind of value, or an empty name.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ValueError(f"{name} must be a path, not {kind(value)}.")
+    return os.fspath(value)
+
+
+def row(name: str, value: object, n: int | None = None) -> tuple:
+    """A tuple or list, of `n` entries if given, as a tuple.
+
+    Raises:
+        ValueError: another kind of value, or another length.
+    """
+    if not isinstance(value, (tuple, list)) or (n is not None and len(value) != n):
+        of = "" if n is None else f" of {n} entries"
+        long = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+        raise ValueError(f"{name} must be a tuple{of}, not {kind(value)}{long}.")
+    return tuple(value)
+
+
+def device(name: str, value: object) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ValueError: no name of a device, or of one that this machine or torch lacks.
+    """
+    try:
+        torch.empty(0, device=value)
+        return torch.device(value)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as e:
+        raise ValueError(
+            f"{name} must be a device of this machine, such as 'cpu', not "
+            f"{kind(value) if isinstance(value, (str, int, type(None))) else value}."
+        ) from e

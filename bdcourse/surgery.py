@@ -142,7 +142,7 @@ def _sources_by_identity(
     try:
         p = next(model.parameters())
         model(torch.rand(2, *shape, device=p.device, dtype=p.dtype))
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
         raise ValueError(
             f"the model does not accept images of shape {shape}; pass the right shape."
         ) from e

@@ -19,12 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdcourse.attacks.base import Steering
-from bdcourse.checkpoint import Checkpoint, pack, unpack
+from bdcourse import require
+from bdcourse.attacks.base import Steering, trusted
+from bdcourse.checkpoint import Checkpoint, identity, pack, unpack
 from bdcourse.data import progress
 from bdcourse.images import ROLES, Images, Poisoned
 from bdcourse.models import fingerprint, laid_out, lay_out
 
+# Bytes of crops. Larger sets are padded batch by batch, which takes no memory and makes
+# the data path 2.5 times as long (25 us more for each image of 32 pixels); 50,000 of
+# them with 4 pixels of padding and mirrors stay below.
+MOST_CROPS = 512 * 2**20
 SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
 
 
@@ -38,7 +43,8 @@ class Augment:
     """
 
     def __init__(self, pad: int = 2, flip: bool = False) -> None:
-        self.pad, self.flip = pad, flip
+        self.pad = require.whole("pad", pad, 0)
+        self.flip = require.truth("flip", flip)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Every possible crop of x (n, c, h, w) as a view: (n, 2p+1, 2p+1, h, w*c).
@@ -47,14 +53,34 @@ class Augment:
         innermost, so that each crop row is one run of bytes. Only the padded images are
         stored. With `flip` the n mirrored images follow the others: mirroring a set
         once costs memory, mirroring every batch costs most of the time of a batch.
+
+        Raises:
+            ValueError: the padding is wider than the images, so that crops miss them.
         """
-        if self.flip:
-            x = torch.cat([x, x.flip(3)])
         n, c, h, w = x.shape
         p = self.pad
-        padded = x.new_zeros(n, h + 2 * p, w + 2 * p, c)
-        padded[:, p : p + h, p : p + w] = x.permute(0, 2, 3, 1)
+        self.check(x.shape[1:])
+        padded = x.new_zeros((1 + self.flip) * n, h + 2 * p, w + 2 * p, c)
+        inner = padded[:, p : p + h, p : p + w]
+        inner[:n] = x.permute(0, 2, 3, 1)
+        if self.flip:
+            for i in range(0, n, 1000):  # in pieces: a mirrored set is another copy
+                part = x[i : i + 1000].flip(3).permute(0, 2, 3, 1)
+                inner[n + i : n + i + len(part)] = part
         return padded.flatten(2).unfold(1, h, 1).unfold(2, w * c, c)
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Refuse images (c, h, w) so small that a crop could miss them."""
+        if self.pad > min(shape[1:]):
+            raise ValueError(
+                f"pad is {self.pad}, but the images are {shape[1]}x{shape[2]}, so that "
+                "crops would miss them; choose less."
+            )
+
+    def size(self, x: Tensor) -> int:
+        """Bytes that `prepare` needs for uint8 images x (n, c, h, w)."""
+        (n, c, h, w), p = x.shape, self.pad
+        return (1 + self.flip) * n * c * (h + 2 * p) * (w + 2 * p)
 
     def __call__(
         self, crops: Tensor, index: Tensor, channels: int, generator: torch.Generator
@@ -150,36 +176,55 @@ def fit(
         compile: torch.compile the model; default on CUDA, for 1,000 steps or more.
         checkpoint: file that is renewed after each epoch and deleted at the end. The
             same call, started again after a stop, goes on there, and ends where it
-            would have ended without the stop.
+            would have ended without the stop. All that decides the training must be
+            the same; of the generator, the seed.
 
     Returns:
         the history. Ctrl-C ends training after the current step and returns what has
         been learned, with `interrupted` set.
 
     Raises:
-        ValueError: fewer than two images, or a batch size or epoch count below its
-            least; a checkpoint of other work, or one for a steering that keeps a state.
+        ValueError: an argument that cannot be meant; fewer than two images; a model
+            that gives no logits for all labels; a checkpoint of other work, or one for
+            a steering that keeps a state.
+        RuntimeError: the model cannot read the images, or the training diverged: loss
+            or weights are not finite at the end of an epoch.
     """
+    _door(model, data, augment, generator, lr, weight_decay, momentum)
+    require.number("epochs", epochs, above=0)
+    require.share("warmup", warmup)
+    for name, value in (("frozen_norms", frozen_norms), ("verbose", verbose)):
+        require.truth(name, value)
+    for name, value in (("bf16", bf16), ("compile", compile)):
+        if value is not None:
+            require.truth(name, value)
+    for name, value in (("steering", steering), ("each_epoch", each_epoch)):
+        if value is not None and not callable(value):
+            raise ValueError(f"{name} must be a function, not {require.kind(value)}.")
     n, device = len(data), data.x.device
-    if n < 2:
-        raise ValueError(f"cannot train on {n} images; at least two are needed.")
-    if batch < 2 or epochs <= 0:
-        raise ValueError(
-            f"batch must be at least 2 and epochs above 0, not {batch} and {epochs}."
-        )
-    batch = min(batch, n)
+    batch = min(require.whole("batch", batch, 2), n)
+    augment = augment or Augment(pad=0)
+    augment.check(data.shape)
     per_epoch = n // batch  # the last, smaller batch is dropped, other images each time
     total = max(1, round(epochs * per_epoch))
     cuda = device.type == "cuda"
     bf16 = cuda if bf16 is None else bf16
     compile = (cuda and total >= 1000) if compile is None else compile
+    roles = data.role if isinstance(data, Poisoned) else None
+    stamp = data.late if isinstance(data, Poisoned) else None
 
     about = {}
+    keep = Checkpoint(checkpoint, about)  # refuses what is no place for a file
     if checkpoint is not None:
         about = {"model": fingerprint(model), "data": data.digest()}
         about |= {"epochs": float(epochs), "lr": lr, "batch": batch}
         about |= {"momentum": momentum, "weight_decay": weight_decay, "warmup": warmup}
         about |= {"frozen_norms": frozen_norms, "seed": generator.initial_seed()}
+        about |= {"augment": identity(augment), "bf16": bf16, "compile": compile}
+        about |= {"late": identity(stamp), "architecture": identity(model)}
+        hooks = [list((p._backward_hooks or {}).values()) for p in model.parameters()]
+        about |= {"hooks": identity(hooks)}
+        about |= {"device": device.type}
     lay_out(model, data.x, device)
     net = torch.compile(model) if compile else model
     norms = [m for m in model.modules() if frozen_norms and isinstance(m, _BatchNorm)]
@@ -193,22 +238,23 @@ def fit(
     if generator.device != device:  # draw on the device, so that no batch waits for it
         seed = int(torch.randint(2**62, (1,), generator=generator))
         generator = torch.Generator(device).manual_seed(seed)
-    roles = data.role if isinstance(data, Poisoned) else None
-    stamp = data.late if isinstance(data, Poisoned) else None
-    augment = augment or Augment(pad=0)
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     driver = steering(net, data, generator, total) if steering else None
-    about["augment"] = [augment.pad, augment.flip]
-    about["steering"] = type(driver).__name__ if driver else None
-    keep = Checkpoint(checkpoint, about)
-    objective = driver.loss if driver else F.cross_entropy
-    late = driver is not None and driver.before_augment  # each batch is cropped last
-    crops = None if late else augment.prepare(data.x)
+    if driver is not None and not isinstance(driver, Steering):
+        raise ValueError(
+            f"steering must return a Steering, not {require.kind(driver)}."
+        )
     if checkpoint is not None and driver is not None and not driver.resumable:
         raise ValueError(
             "training with this steering keeps a state that no checkpoint holds; leave "
             "out checkpoint."
         )
+    if checkpoint is not None:
+        keep = Checkpoint(checkpoint, about | {"steering": identity(driver)})
+    objective = driver.loss if driver else F.cross_entropy
+    late = driver is not None and driver.before_augment  # each batch is cropped last
+    lean = augment.size(data.x) > MOST_CROPS
+    crops = None if late or lean else augment.prepare(data.x)
 
     history = History()
     step = 0
@@ -216,6 +262,7 @@ def fit(
         tensors, notes = saved
         unpack(tensors, model, opt, generator)
         step, history.epochs = notes["step"], notes["epochs"]
+    first = step
     try:
         while step < total:
             model.train()
@@ -227,37 +274,44 @@ def fit(
             order = torch.randperm(n, generator=generator, device=device)
             steps = min(per_epoch, total - step)
             batches = order[: steps * batch].split(batch)
-            for index in progress(batches, steps, f"epoch {len(history.epochs) + 1}"):
-                _eval(norms)
-                if late:
-                    x = data.x[index].float() / 255
-                else:
-                    x = augment(crops, index, data.shape[0], generator).float() / 255
-                y = data.y[index]
-                role = torch.zeros_like(y) if roles is None else roles[index].long()
-                if stamp is not None:
-                    chosen = (role != ROLES["clean"]).view(-1, 1, 1, 1)
-                    x = torch.where(chosen, stamp(x), x)
-                if driver is not None:
-                    x, y, role = driver.rewrite(x, y)
-                    _eval(norms)  # it may have switched the model's mode
-                if late:
-                    x = augment.once(x, generator)
-                with autocast:
-                    logits = net(laid_out(model, x))
-                    loss = objective(logits, y)
-                opt.zero_grad(set_to_none=True)
-                loss.backward()
-                for group in opt.param_groups:
-                    group["lr"] = lr * one_cycle(step, total, warmup)
-                opt.step()
-                if driver is not None:
-                    driver.step()
-                step += 1
-                hit = (logits.detach().argmax(1) == y).float()
-                loss_sum += loss.detach()
-                hits.index_add_(0, role, hit)
-                seen.index_add_(0, role, torch.ones_like(hit))
+            title = f"epoch {len(history.epochs) + 1}"
+            with trusted():  # pixels of Images are right, and a look makes a GPU wait
+                for index in progress(batches, steps, title):
+                    _eval(norms)
+                    if late:
+                        x = data.x[index]
+                    elif lean:
+                        x = augment.once(data.x[index], generator)
+                    else:
+                        x = augment(crops, index, data.shape[0], generator)
+                    x, y = x.float() / 255, data.y[index]
+                    role = torch.zeros_like(y) if roles is None else roles[index].long()
+                    if stamp is not None:
+                        chosen = (role != ROLES["clean"]).view(-1, 1, 1, 1)
+                        x = torch.where(chosen, stamp(x), x)
+                    if driver is not None:
+                        # It may keep the batch, and differentiate the model on it.
+                        x = x if late else laid_out(model, x)
+                        x, y, role = driver.rewrite(x, y)
+                        _eval(norms)  # it may have switched the model's mode
+                    if late:
+                        x = augment.once(x, generator)
+                    with autocast:
+                        x = laid_out(model, x)
+                        logits = net(x) if step > first else _first(net, x, y, data)
+                        loss = objective(logits, y)
+                    opt.zero_grad(set_to_none=True)
+                    loss.backward()
+                    for group in opt.param_groups:
+                        group["lr"] = lr * one_cycle(step, total, warmup)
+                    opt.step()
+                    if driver is not None:
+                        driver.step()
+                    step += 1
+                    hit = (logits.detach().argmax(1) == y).float()
+                    loss_sum += loss.detach()
+                    hits.index_add_(0, role, hit)
+                    seen.index_add_(0, role, torch.ones_like(hit))
             row = {"epoch": len(history.epochs) + 1, "loss": float(loss_sum) / steps}
             row["acc"] = float(hits.sum() / seen.sum())
             if roles is not None or driver is not None:
@@ -266,13 +320,25 @@ def fit(
                     for name, r in ROLES.items()
                     if seen[r]
                 }
+            # Only now: a look at every step would make the host wait.
+            if not math.isfinite(row["loss"]) or not all_finite(model):
+                raise RuntimeError(
+                    f"the training diverged in epoch {row['epoch']} (loss "
+                    f"{row['loss']:.3g}), which spoils the model; start again from a "
+                    f"sound one with lr below {lr:g}, or with less weight_decay."
+                )
             if driver is not None:
                 row |= {f"n_{name}": int(seen[r]) for name, r in ROLES.items()}
             row["seconds"] = time.perf_counter() - start
             history.epochs.append(row)  # before each_epoch, which Ctrl-C may end
             if each_epoch is not None:
                 model.eval()
-                row |= each_epoch(model)
+                more = each_epoch(model)
+                if not isinstance(more, dict):
+                    raise ValueError(
+                        f"each_epoch must return a dict, not {require.kind(more)}."
+                    )
+                row |= more
             if checkpoint is not None:
                 state = pack(model, opt, generator)
                 keep.save(state, step=step, epochs=history.epochs)
@@ -287,6 +353,94 @@ def fit(
         keep.done()
     model.eval()
     return history
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether no weight and no statistic of the model is nan or infinite."""
+    tensors = [*model.parameters(), *model.buffers()]
+    sound = [t.isfinite().all() for t in tensors if t.is_floating_point()]
+    return not sound or bool(torch.stack(sound).all())
+
+
+def _door(
+    model: nn.Module,
+    data: Images,
+    augment: Augment | None,
+    generator: torch.Generator,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+) -> None:
+    """Refuse what cannot be trained, or not so."""
+    require.module(model)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model has no weight that can learn.")
+    if not all_finite(model):
+        raise ValueError(
+            "model has weights that are not finite numbers, so it is damaged or "
+            "diverged in an earlier training; start from a sound one."
+        )
+    if not isinstance(data, (Images, Poisoned)):
+        raise ValueError(f"data must be Images, not {require.kind(data)}.")
+    if len(data) < 2:
+        raise ValueError(f"cannot train on {len(data)} images; two are the least.")
+    if augment is not None and not isinstance(augment, Augment):
+        raise ValueError(
+            "augment must be an Augment, such as Augment(pad=2), not "
+            f"{require.kind(augment)}."
+        )
+    require.generator(generator)
+    if generator.device.type not in ("cpu", data.x.device.type):
+        raise ValueError(
+            f"generator is on {generator.device}, the images are on {data.x.device}; "
+            "make it on the CPU, or on their device."
+        )
+    require.number("lr", lr, 0)
+    require.number("weight_decay", weight_decay, 0)
+    if lr * weight_decay >= 1:
+        raise ValueError(
+            f"lr times weight_decay must stay below 1, not {lr:g} times "
+            f"{weight_decay:g}, or each step throws the weights beyond zero; 0.1 and "
+            "0.0005 are usual."
+        )
+    if require.number("momentum", momentum, 0) >= 1:
+        raise ValueError(f"momentum must lie below 1, not {momentum:g}.")
+
+
+def _first(net: nn.Module, x: Tensor, y: Tensor, data: Images) -> Tensor:
+    """The answers to the first batch, if they are logits for all labels.
+
+    Otherwise the model's statistics are as before, and no weight was moved yet.
+    """
+    before = [b.clone() for b in net.buffers()]
+    try:
+        try:
+            logits = net(x)
+        except (RuntimeError, TypeError, LookupError, AssertionError) as e:
+            if isinstance(e, torch.OutOfMemoryError):
+                raise
+            raise RuntimeError(
+                f"the model fails on a batch of shape {tuple(x.shape)}, as told above; "
+                "train it on images of the size and channels that it is made for."
+            ) from e
+        fits = isinstance(logits, Tensor) and logits.ndim == 2
+        if not fits or len(logits) != len(x) or not logits.is_floating_point():
+            raise ValueError(
+                "the model must answer with float logits of shape (images, classes), "
+                f"here ({len(x)}, {data.k}), not {require.kind(logits)}."
+            )
+        k = 1 + max(int(data.y.max()), int(y.max()))
+        if logits.shape[1] < k:
+            raise ValueError(
+                f"the labels run to {k - 1}, but the model has {logits.shape[1]} "
+                f"outputs; build it with {data.k} classes."
+            )
+    except BaseException:
+        with torch.no_grad():
+            for b, kept in zip(net.buffers(), before, strict=True):
+                b.copy_(kept)
+        raise
+    return logits
 
 
 def _eval(norms: list[nn.Module]) -> None:

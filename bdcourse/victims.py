@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks import ROLES, Attack, rebuild
 from bdcourse.attacks.base import fresh_seed
+from bdcourse.checkpoint import write_whole
 from bdcourse.data import Images
+from bdcourse.images import require_clean
 from bdcourse.metrics import Scores, evaluate
-from bdcourse.models import build, lay_out
-from bdcourse.train import Augment, History, fit
+from bdcourse.models import MODELS, build, lay_out
+from bdcourse.train import Augment, History, all_finite, fit
 
 ZOO = Path(__file__).resolve().parent.parent / "data" / "zoo"
 FORMAT = "bdcourse victim 1"
@@ -76,8 +79,54 @@ class Victim:
         return ""
 
 
+GRAY = {"mean": [0.5], "std": [0.25]}  # of images with one channel
+
+
+def checked(arch: dict, channels: int | None = None) -> dict:
+    """The arguments of `models.build`, for images of so many channels.
+
+    Networks for gray images get :data:`GRAY` to normalize with, if `arch` says nothing.
+
+    Raises:
+        ValueError: it names no network, or one that does not take such images.
+    """
+    if not isinstance(arch, dict) or "name" not in arch:
+        raise ValueError(
+            'arch must be a dict such as {"name": "resnet18", "width": 16}, not '
+            f"{require.kind(arch)}."
+        )
+    name = require.choice("the name in arch", arch["name"], MODELS)
+    known = {"name", *inspect.signature(MODELS[name]).parameters}
+    if wrong := {str(k) for k in arch} - known:
+        raise ValueError(
+            f"arch has no entry {min(wrong)!r}{require.meant(min(wrong), known)}; "
+            f"choose from {', '.join(sorted(known))}."
+        )
+    arch = dict(arch)
+    for key, most in (("width", 1024), ("classes", 100_000)):
+        if key in arch:
+            arch[key] = require.whole(f"the {key} in arch", arch[key], 1, most)
+    if name == "vit" and (w := arch.get("width", 192)) % max(1, w // 64):
+        raise ValueError(f"the width of a vit must be a multiple of 64, not {w}.")
+    if channels == 1 and not arch.keys() & GRAY.keys():
+        arch |= GRAY
+    for key in GRAY.keys() & arch.keys():
+        arch[key] = list(require.row(f"the {key} in arch", arch[key]))
+    takes = len(arch["mean"]) if "mean" in arch else 3
+    if channels not in (None, takes):
+        raise ValueError(
+            f"the images have {channels} channels, but arch is for {takes}; give it a "
+            "mean and a std with one number for each channel."
+        )
+    if name in ("mobilenet", "vit") and takes != 3:
+        raise ValueError(f"{name} takes images of 3 channels, not of {takes}.")
+    return arch
+
+
 def initialised(arch: dict, generator: torch.Generator) -> nn.Module:
     """`models.build(**arch)` with weights drawn from `generator` alone."""
+    arch = checked(arch)
+    require.generator(generator)
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -104,7 +153,8 @@ def make(
     Args:
         attack: None trains the benign twin: same seed, same recipe, no poison. An
             attack that steers the training is handed the clean set and does so.
-        arch: {"name": ..., "width": ...}; the number of classes is added.
+        arch: {"name": ..., "width": ...}; the number of classes is added, and for gray
+            images what they are normalized with.
         rate: share of poisoned images; default the attack's `usual_rate`.
         stamp: see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
@@ -112,8 +162,19 @@ def make(
             trains that way; see `bdcourse.aware`. For attacks that only poison data.
         recipe: further text to keep with the victim, such as the name of the data.
         training: options of `train.fit`.
+
+    Raises:
+        ValueError: an argument that cannot be meant, before any work.
+        RuntimeError: the training diverged; no victim is made of that.
     """
-    arch = {"classes": train.k, **arch}
+    _door(train, test, attack, rate, stamp, seed, aware, recipe, training)
+    arch = {"classes": train.k, **checked(arch, train.shape[0])}
+    if arch["classes"] < train.k:
+        raise ValueError(
+            f"arch has {arch['classes']} classes, but the images have {train.k}."
+        )
+    augment = Augment(pad, flip)
+    augment.check(train.shape)
     # Three streams from one seed: initial weights and batch order are then the same for
     # victim and twin, and do not depend on how many images the attack drew.
     init, poison, order = (
@@ -148,7 +209,11 @@ def make(
         from bdcourse.aware import steer  # imports the defenses; few victims need it
 
         training["steering"] = steer(aware)
-    history = fit(model, data, augment=Augment(pad, flip), generator=order, **training)
+    history = fit(model, data, augment=augment, generator=order, **training)
+    if not all_finite(model):  # stopped inside an epoch
+        raise RuntimeError(
+            "the training diverged before it was stopped; try it with a lower lr."
+        )
     if (
         "steering" in training and not aware and history.epochs
     ):  # other images in every epoch
@@ -175,6 +240,53 @@ def make(
     return Victim(model, arch, attack, scores, about, chosen, _plain(history))
 
 
+def _door(
+    train: Images,
+    test: Images,
+    attack: Attack | None,
+    rate: float | None,
+    stamp: str,
+    seed: int,
+    aware: str | None,
+    recipe: dict | None,
+    training: dict,
+) -> None:
+    """Refuse what no victim can be made of."""
+    require_clean(train, "train")
+    require_clean(test, "test", least=1)
+    if train.classes != test.classes or train.shape != test.shape:
+        raise ValueError(
+            "train and test differ in classes or image size; take both from one "
+            "data.splits."
+        )
+    require.whole("seed", seed, 0, 2**60)
+    if rate is not None:
+        require.share("rate", rate)
+    require.choice("stamp", stamp, ("before", "after"))
+    if aware is not None:
+        require.choice("aware", aware, ("smooth", "sam"))
+    if recipe is not None and not isinstance(recipe, dict):
+        raise ValueError(f"recipe must be a dict, not {require.kind(recipe)}.")
+    known = inspect.signature(fit).parameters.keys()
+    known = known - {"model", "data", "augment", "generator"}
+    if wrong := training.keys() - known:
+        raise ValueError(
+            f"there is no option {min(wrong)!r}{require.meant(min(wrong), known)}; a "
+            f"training takes {', '.join(sorted(known))}."
+        )
+    if attack is None:
+        return
+    if not isinstance(attack, Attack):
+        raise ValueError(
+            f"attack must be an Attack, such as BadNets(), or None, not "
+            f"{require.kind(attack)}."
+        )
+    for images in (train, test):
+        attack.check(images)
+    if not bool(attack.counts(test.y).any()):
+        raise ValueError("no test image counts for this attack; take more of them.")
+
+
 def _plain(history: History) -> list[dict]:
     return [
         {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
@@ -183,16 +295,22 @@ def _plain(history: History) -> list[dict]:
 
 
 def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path:
-    """Write PATH.safetensors and PATH.json; both appear only when complete.
+    """Write PATH.safetensors and PATH.json; each appears only when complete.
 
     Args:
         half: store kernels and matrices as float16, half the size. Vectors (BatchNorm
             statistics among them) stay float32: a small variance would lose its digits.
+
+    Raises:
+        ValueError: weights that are not finite, as stored.
+        RuntimeError: the files cannot be written.
     """
     from safetensors.torch import save as to_bytes
 
-    path = _stem(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(victim, Victim):
+        raise ValueError(f"victim must be a Victim, not {require.kind(victim)}.")
+    require.truth("half", half)
+    path = _stem(require.path("path", path))
     tensors = {f"model.{k}": v.cpu() for k, v in victim.model.state_dict().items()}
     if half:
         tensors = {
@@ -207,6 +325,11 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
                      for k, v in state.items()}  # fmt: skip
         tensors |= {f"attack.{k}": v.cpu() for k, v in state.items()}
     tensors["poisoned"] = victim.poisoned.int()
+    if bad := _not_finite(tensors):
+        raise ValueError(
+            f"{bad} holds numbers that are not finite"
+            f"{' at half precision' if half else ''}, so this victim is not saved."
+        )
     blob = to_bytes({k: v.contiguous() for k, v in tensors.items()})
     header = {
         "format": FORMAT,
@@ -217,22 +340,28 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
         "recipe": victim.recipe,
         "history": victim.history,
     }
-    _write(Path(f"{path}.safetensors"), blob)
-    _write(Path(f"{path}.json"), (json.dumps(header, indent=1) + "\n").encode())
+    try:
+        text = json.dumps(header, indent=1) + "\n"
+    except (TypeError, ValueError) as e:
+        raise ValueError(
+            "recipe, history and arch of a victim must be text, numbers, lists and "
+            "dicts, and something else is among them."
+        ) from e
+    write_whole(f"{path}.safetensors", blob)
+    write_whole(f"{path}.json", text.encode())
     return path
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str:
+    """The name of a tensor with nan or infinity, or ""."""
+    bad = (k for k, v in tensors.items() if not bool(v.isfinite().all()))
+    return next(bad, "")
 
 
 def _stem(path: str | os.PathLike) -> Path:
     """The path without the suffix of either file; other dots belong to the name."""
     path = Path(path)
     return path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
-
-
-def _write(path: Path, blob: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-        f.write(blob)
-    os.chmod(f.name, 0o644)
-    os.replace(f.name, path)
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
@@ -242,10 +371,9 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
         FileNotFoundError: one of the two files is missing.
         ValueError: the files are damaged, were changed, or are not a victim's.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    path = Path(path)
+    path, device = Path(require.path("path", path)), require.device("device", device)
     if path.suffix in (".pt", ".pth", ".pkl", ".ckpt"):
         raise ValueError(
             f"{path.name} is a pickle, which can run code when opened; victims are "
@@ -254,19 +382,24 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
     path = _stem(path)
     text, blob = Path(f"{path}.json"), Path(f"{path}.safetensors")
     for p in (text, blob):
-        if not p.exists():
+        if not p.is_file():
             raise FileNotFoundError(
                 f"there is no {p.name} in {p.parent}; a victim needs both its "
                 ".safetensors and its .json."
             )
     try:
-        header = json.loads(text.read_text())
+        header, raw = text.read_bytes(), blob.read_bytes()
+    except OSError as e:
+        raise ValueError(f"{path.name} cannot be read ({e.strerror}).") from e
+    try:
+        header = json.loads(header)
         form, digest = header["format"], header["sha256"]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, LookupError, TypeError, RecursionError) as e:
         raise ValueError(f"{text.name} is not the header of a victim.") from e
     if form != FORMAT:
-        raise ValueError(f"{text.name} says {form!r}; this version reads {FORMAT!r}.")
-    raw = blob.read_bytes()
+        raise ValueError(
+            f"{text.name} says {require.kind(form)}; this version reads {FORMAT!r}."
+        )
     if hashlib.sha256(raw).hexdigest() != digest:
         raise ValueError(
             f"{blob.name} does not match the hash in {text.name}: it was cut short, "
@@ -274,23 +407,57 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
         )
     try:
         tensors = from_bytes(raw)
-        model = build(**header["arch"])
+        if bad := _not_finite(tensors):
+            raise ValueError(f"{bad} holds numbers that are not finite")
+        model = build(**checked(header["arch"]))
         attack = None
         if header["attack"] is not None:
             attack = rebuild(header["attack"], _under("attack.", tensors))
+            _among_labels(attack, header["arch"].get("classes", 10))
         state = _under("model.", tensors)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v
                                for k, v in state.items()})  # fmt: skip
-        poisoned, scores = tensors["poisoned"].long(), Scores(**header["scores"])
+        poisoned, scores = _rows(tensors["poisoned"]), _scores(header["scores"])
         recipe, history = header["recipe"], header["history"]
-    except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError,
-            AttributeError) as e:  # fmt: skip
-        why = (str(e).splitlines() or [type(e).__name__])[0]
+        if not isinstance(recipe, dict) or not isinstance(history, list):
+            raise ValueError("recipe must be a dict and history a list")
+        if not all(isinstance(row, dict) for row in history):
+            raise ValueError("history must hold one dict for each epoch")
+    except Exception as e:  # what somebody wrote into a file can fail in many ways
+        why = (str(e).splitlines() or [""])[0].rstrip(".") or type(e).__name__
         raise ValueError(
             f"{path.name} is not a victim that this version can rebuild ({why})."
         ) from e
     lay_out(model, device=device).eval()
     return Victim(model, header["arch"], attack, scores, recipe, poisoned, history)
+
+
+def _among_labels(attack: Attack, k: int) -> None:
+    """Refuse an attack on labels that a network of k classes does not have."""
+    for name in ("target", "source", "sources", "covers"):
+        value = getattr(attack, name, ())
+        for label in value if isinstance(value, tuple) else (value,):
+            require.whole(f"{name} of the attack", label, 0, k - 1)
+    if attack.all_to_all and attack.classes != k:
+        raise ValueError(
+            f"the attack is for {attack.classes} classes, the model has {k}"
+        )
+
+
+def _rows(poisoned: Tensor) -> Tensor:
+    if poisoned.ndim != 1 or poisoned.is_floating_point() or (poisoned < 0).any():
+        raise ValueError("poisoned must hold positions of images")
+    return poisoned.long()
+
+
+def _scores(values: dict) -> Scores:
+    scores = Scores(**values)
+    for name, value in scores.dict().items():
+        if name.startswith("n_"):
+            require.whole(name, value, 0)
+        elif value is not None or name == "acc":
+            require.share(name, value)
+    return scores
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -303,5 +470,8 @@ def zoo(name: str, device: str | torch.device = "cpu") -> Victim:
     """A victim that ships with the course, from data/zoo/ (see its README)."""
     known = sorted(p.stem for p in ZOO.glob("*.safetensors"))
     if name not in known:
-        raise ValueError(f"the zoo has no {name!r}; it holds {', '.join(known)}.")
+        raise ValueError(
+            f"the zoo has no {require.kind(name)}{require.meant(name, known)}; it "
+            f"holds {', '.join(known)}."
+        )
     return load(ZOO / name, device)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bdcourse import data, defenses, metrics, victims
+from bdcourse import data, defenses, metrics, require, victims
 from bdcourse.recipes import SIGNS, SIGNS_OPTIONS, Recipe, split_options, train_victim
 
 PREACT = replace(SIGNS, model="preact_resnet18")
@@ -89,10 +89,13 @@ ENTRIES = {
 
 def chosen(names: Sequence[str] | None) -> Sequence[str]:
     """These entries, or all; refuses names that the zoo does not know."""
-    if unknown := set(names or ()) - set(ENTRIES):
-        raise ValueError(
-            f"the zoo knows no {sorted(unknown)[0]!r}; names are {', '.join(ENTRIES)}."
-        )
+    names = [] if names is None else require.row("only", names)
+    for name in names:
+        if name not in list(ENTRIES):
+            raise ValueError(
+                f"the zoo knows no {require.kind(name)}{require.meant(name, ENTRIES)}; "
+                f"names are {', '.join(ENTRIES)}."
+            )
     return names or list(ENTRIES)
 
 
@@ -109,7 +112,8 @@ def remake(
         keep: folder of full-precision victims; those found there are not trained again.
     """
     names = chosen(only)
-    out = Path(out) if out else victims.ZOO
+    out = Path(require.path("out", out)) if out else victims.ZOO
+    require.path("keep", keep)
     failed = 0
     for name in names:
         entry = ENTRIES[name]

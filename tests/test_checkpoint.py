@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
+from bdcourse.attacks import BadNets
 from bdcourse.attacks.base import Steering
-from bdcourse.checkpoint import Checkpoint
+from bdcourse.checkpoint import Checkpoint, identity, write_whole
 from bdcourse.defenses import finetune
 from bdcourse.defenses.base import furthest
 from bdcourse.metrics import evaluate
@@ -121,6 +127,176 @@ def test_a_checkpoint_of_another_model_or_rate_is_refused(tmp_path):
         assert same_state(other, before)
     resumed = fit(fresh, images, generator=gen(), augment=Augment(0), **options)
     assert len(resumed.epochs) == 3, "no augmentation is one of no pixels"
+
+
+class Slope(torch.nn.Module):
+    """A network whose weights do not tell all."""
+
+    def __init__(self, slope=0.1, act=torch.tanh):
+        super().__init__()
+        self.slope, self.act = slope, act
+        self.register_buffer("mean", torch.full((1,), 0.5), persistent=False)
+        self.layer = torch.nn.Linear(3 * 8 * 8, 3)
+        torch.nn.init.ones_(self.layer.weight)
+        torch.nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x):
+        return self.slope * self.act(self.layer((x - self.mean).flatten(1)))
+
+
+class Scaled(Steering):
+    resumable = True
+
+    def __init__(self, scale=1.0, teacher=None):
+        self.scale, self.teacher = scale, teacher
+
+    def rewrite(self, x, y):
+        return self.scale * x, y, torch.zeros_like(y)
+
+
+def steered(*settings):
+    return lambda *_: Scaled(*settings)
+
+
+def with_mean(value):
+    model = Slope()
+    model.mean.fill_(value)
+    return model
+
+
+def with_held_weights(factor):
+    model = Slope()
+    model.layer.weight.register_hook(lambda g, factor=factor: g * factor)
+    return model
+
+
+def late(images, **options):
+    attack = BadNets(at=(0, 0), **options)
+    return attack.poison(images, 0.3, gen(1), stamp="after")
+
+
+def same_but_role(data):
+    role = data.role.clone()
+    role[(data.role == 0).nonzero()[0]] = 2
+    return replace(data, role=role)
+
+
+def test_all_that_decides_a_training_belongs_to_its_checkpoint(tmp_path):
+    images, path = random_images(24), tmp_path / "a"
+    data = late(images)
+    net = torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(net.weight)
+    base = {"model": Slope, "data": data, "epochs": 3, "lr": 0.01, "batch": 8}
+    base |= {"momentum": 0.9, "weight_decay": 5e-4, "warmup": 0.2, "bf16": False}
+    base |= {"augment": Augment(1), "frozen_norms": False, "compile": False}
+    base |= {"generator": gen, "steering": steered(1.0, net), "verbose": False}
+
+    def run(**options):
+        given = {**base, "checkpoint": path, **options}
+        model, data = given.pop("model")(), given.pop("data")
+        given["generator"] = given["generator"]()
+        return fit(model, data, **given)
+
+    def stop():
+        run(each_epoch=stopping(1))
+
+    other = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(other.weight)
+    changes = [
+        ("model", {"model": lambda: torch.nn.Sequential(Slope())}),
+        ("data", {"data": late(images, patch=torch.zeros(1, 3, 3))}),
+        ("data", {"data": same_but_role(data)}),
+        ("late", {"data": late(images, opacity=1 - 1e-9)}),
+        ("epochs", {"epochs": 4}),
+        ("lr", {"lr": 0.02}),
+        ("batch", {"batch": 6}),
+        ("momentum", {"momentum": 0.8}),
+        ("weight_decay", {"weight_decay": 0.0}),
+        ("warmup", {"warmup": 0.3}),
+        ("augment", {"augment": Augment(2)}),
+        ("augment", {"augment": None}),
+        ("frozen_norms", {"frozen_norms": True}),
+        ("seed", {"generator": lambda: gen(1)}),
+        ("bf16", {"bf16": True}),
+        ("architecture", {"model": lambda: Slope(0.2)}),
+        ("architecture", {"model": lambda: Slope(act=torch.nn.functional.softplus)}),
+        ("architecture", {"model": lambda: with_mean(0.4)}),
+        ("hooks", {"model": lambda: with_held_weights(0.5)}),
+        ("steering", {"steering": None}),
+        ("steering", {"steering": steered(0.9, net)}),
+        ("steering", {"steering": steered(1.0, other)}),
+    ]
+    stop()
+    kept = path.read_bytes()
+    for name, change in changes:
+        with pytest.raises(ValueError, match=f"other work: its {name} differs") as e:
+            run(**change)
+        message(e)
+        assert path.read_bytes() == kept, name
+    assert len(run().epochs) == 3, "the same call, with new objects, goes on"
+    first = functools.partial(run, model=lambda: with_held_weights(0.5))
+    first(each_epoch=stopping(1))
+    with pytest.raises(ValueError, match="its hooks differs"):
+        run(model=lambda: with_held_weights(0.25))
+    assert len(first().epochs) == 3
+
+
+def test_identity_tells_things_apart_and_not_their_addresses():
+    def outer(k):
+        return lambda x: k * x
+
+    class Thing:
+        def __init__(self, *values):
+            self.values, self.me = values, self
+
+    different = [
+        *(None, True, 1, 1.5, "1", (1, 2), [2, 1], {"a": 1}, {"a": 2}, b"x", range(3)),
+        *(outer(1), outer(2), lambda x: x + 1, functools.partial(outer, 3)),
+        *(torch.zeros(2), torch.zeros(2, 1), torch.zeros(2).double(), gen(1), gen(2)),
+        *(torch.nn.ReLU(), torch.nn.LeakyReLU(0.1), torch.nn.LeakyReLU(0.2)),
+        *(torch.nn.Conv2d(1, 1, 1), Thing(1), Thing(2), Thing(gen(3)), Thing, len),
+        *([].append, np.zeros(2), np.ones(2), {1, 2}, {1, 3}),
+    ]
+    names = [identity(thing) for thing in different]
+    assert len(set(names)) == len(names)
+    assert names == [identity(thing) for thing in different]
+    assert identity(outer(1)) == identity(outer(1))
+    assert identity(Thing(1)) == identity(Thing(1))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "sub" / "a"
+    write_whole(path, b"old")
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+        for where in ("chmod", "replace"):
+
+            def fail(*_, error=error):
+                raise error
+
+            with monkeypatch.context() as m:
+                m.setattr(os, where, fail)
+                with pytest.raises((RuntimeError, KeyboardInterrupt)) as e:
+                    write_whole(path, b"new")
+            if e.type is RuntimeError:
+                assert "No space left" in message(e) and str(path) in message(e)
+            assert path.read_bytes() == b"old"
+            assert [p.name for p in path.parent.iterdir()] == ["a"]
+    with pytest.raises(RuntimeError, match="could not be written"):
+        write_whole(path / "inside", b"new")
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "real", tmp_path / "link"
+    link.symlink_to(target)
+    write_whole(link, b"x")  # dangling before
+    assert link.is_symlink() and target.read_bytes() == b"x"
+    target.unlink()
+    keep = Checkpoint(link, {})
+    keep.save({"a": torch.zeros(1)})
+    assert link.is_symlink() and keep.load()[0]["a"] == 0
+    keep.done()
+    assert not target.exists() and keep.load() is None
 
 
 def test_training_with_frozen_norms_and_a_steering_goes_on(tmp_path):

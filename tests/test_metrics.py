@@ -158,7 +158,7 @@ def test_mode_and_statistics_are_left_alone():
 
 def test_mode_is_restored_after_an_error():
     model = build("resnet18", width=4).train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError):
         logits(model, torch.rand(2, 5, 8, 8))
     assert model.training and model.layer1[0].bn1.training
 

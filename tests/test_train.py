@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from bdcourse import train
 from bdcourse.attacks import BadNets, Poisoned
 from bdcourse.attacks.base import Steering
 from bdcourse.data import Images
@@ -98,6 +99,52 @@ def test_no_padding_is_the_identity():
     index = torch.tensor([4, 0, 5])
     out = augment(augment.prepare(images.x), index, 3, gen())
     assert torch.equal(out, images.x[index])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("c", [1, 3])
+def test_large_sets_get_the_same_batches_without_a_padded_copy(flip, c, monkeypatch):
+    images, augment = random_images(40, c=c), Augment(2, flip)
+    models = [Linear(c=c), Linear(c=c)]
+    run(models[0], images, augment=augment, epochs=2)
+    monkeypatch.setattr(train, "MOST_CROPS", augment.size(images.x) - 1)
+    monkeypatch.setattr(Augment, "__call__", spied := spy(Augment.__call__))
+    run(models[1], images, augment=augment, epochs=2)
+    assert max(len(crops) for _, crops, *_ in spied.calls) == 8 * (1 + flip)
+    for a, b in zip(*(m.seen for m in models), strict=True):
+        assert torch.equal(a, b) and a.stride() == b.stride()
+    assert same_state(models[0], frozen(models[1]))
+
+
+def spy(function):
+    @functools.wraps(function)
+    def spied(*args):
+        spied.calls.append(args)
+        return function(*args)
+
+    spied.calls = []
+    return spied
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_size_of_crops_is_told_before(flip):
+    x = random_images(8).x
+    augment = Augment(3, flip)
+    assert augment.prepare(x).untyped_storage().nbytes() == augment.size(x)
+    fifty = torch.empty(50_000, 3, 32, 32, dtype=torch.uint8, device="meta")
+    hundred = torch.empty(100_000, 3, 32, 32, dtype=torch.uint8, device="meta")
+    sizes = [Augment(4, True).size(t) for t in (fifty, hundred)]
+    assert sizes[0] < train.MOST_CROPS < sizes[1]
+
+
+@pytest.mark.parametrize("pad", [9, 10**6])
+def test_crops_that_could_miss_the_image_are_refused(pad):
+    model = Linear()
+    before = frozen(model)
+    with pytest.raises(ValueError) as e:
+        run(model, random_images(), augment=Augment(pad))
+    assert "crops would miss them" in message(e) and same_state(model, before)
+    Augment(8).prepare(random_images().x)
 
 
 # ---------------------------------------------------------------- learning rates
@@ -267,6 +314,115 @@ def test_wrong_arguments(options, word):
     assert same_state(model, before)
 
 
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"lr": math.nan}, "lr must be a finite number"),
+        ({"lr": math.inf}, "lr must be a finite number"),
+        ({"lr": -0.1}, "lr must be"),
+        ({"weight_decay": 1e6}, "must stay below 1"),
+        ({"weight_decay": -1.0}, "weight_decay must be"),
+        ({"momentum": 1.0}, "momentum must lie below 1"),
+        ({"warmup": 1.1}, "warmup must be"),
+        ({"augment": 2}, "augment must be an Augment"),
+        ({"generator": None}, "generator must be a torch.Generator"),
+        ({"bf16": 1}, "bf16 must be True or False"),
+    ],
+)
+def test_settings_that_no_training_survives(options, word):
+    model = Linear()
+    before = frozen(model)
+    with pytest.raises(ValueError) as e:
+        run(model, random_images(), **options)
+    assert word in message(e) and same_state(model, before)
+
+
+def test_a_training_that_diverges_says_so(tmp_path):
+    model, calls = Linear(), []
+    path = tmp_path / "a"
+    with pytest.raises(RuntimeError) as e:
+        run(model, separable(), lr=1e38, weight_decay=0, epochs=5, checkpoint=path,
+            each_epoch=lambda m: calls.append(1) or {})  # fmt: skip
+    assert "diverged in epoch 1" in message(e) and not calls
+    assert not path.exists(), "nothing of it is kept"
+    with pytest.raises(ValueError) as e:
+        run(model, separable())
+    assert "not finite numbers" in message(e)
+    with pytest.raises(RuntimeError, match="diverged"):
+        finetune(Linear(), separable(), lr=1e38, weight_decay=0, generator=gen())
+
+
+def test_statistics_that_run_away_count_as_divergence():
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = nn.BatchNorm1d(192), nn.Linear(192, 3)
+
+        def forward(self, x):
+            self.norm(x.flatten(1) * 1e30)  # its variance is infinite, the loss is not
+            return self.linear(x.flatten(1))
+
+    with pytest.raises(RuntimeError, match="diverged"):
+        run(Norm(), separable())
+
+
+class Answers(nn.Module):
+    """Says whatever `what` makes of right logits, behind a BatchNorm."""
+
+    def __init__(self, what, k=3):
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm2d(3), nn.Linear(192, k)
+        self.what = what
+
+    def forward(self, x):
+        return self.what(self.linear(self.norm(x).flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        (Answers(lambda z: z, 2), "the labels run to 2, but the model has 2 outputs"),
+        (Answers(lambda z: (z, z)), "float logits"),
+        (Answers(lambda z: z[None]), "float logits"),
+        (Answers(lambda z: z[:4]), "float logits"),
+        (Answers(lambda z: z.argmax(1)), "float logits"),
+        (Answers(lambda z: z.long()), "float logits"),
+        (Answers(lambda z: z[:, :1]), "the labels run to 2, but the model has 1"),
+    ],
+)
+def test_a_model_that_gives_no_logits_for_all_labels(model, word):
+    before = frozen(model)
+    with pytest.raises(ValueError) as e:
+        run(model, random_images())
+    assert word in message(e)
+    assert same_state(model, before), "its statistics were put back"
+
+
+def test_images_that_the_model_cannot_read():
+    gray, colour = random_images(c=1), random_images()
+    for model, images in (
+        (Linear(), gray),
+        (nn.Conv2d(5, 2, 1), colour),
+        (nn.Linear(3, 3), colour),
+    ):
+        before = frozen(model)
+        with pytest.raises((RuntimeError, ValueError)) as e:
+            run(model, images)
+        message(e)
+        assert same_state(model, before)
+    net = initialised({"name": "resnet18", "classes": 3, "width": 8}, gen())
+    for c in (1, 4):
+        with pytest.raises(ValueError) as e:
+            run(net, random_images(c=c))
+        assert "of 3 channels" in message(e), "and no broadcast"
+
+
+def test_a_frozen_model_cannot_train():
+    with pytest.raises(ValueError) as e:
+        run(Linear().requires_grad_(False), random_images())
+    assert "no weight that can learn" in message(e)
+
+
 # ---------------------------------------------------------------- each epoch, Ctrl-C
 
 
@@ -366,6 +522,7 @@ def test_frozen_norms_keep_their_statistics_and_train_the_rest(name, steering):
     modes = []
     model.linear.register_forward_pre_hook(lambda m, _: modes.append(m.training))
     look = {"each_epoch": lambda m: {"test": float(m.training)}, "epochs": 2}
+    look["lr"] = 1e-4  # with 0.1 a network of random statistics diverges
     run(model, separable(48), frozen_norms=True, steering=steering, **look)
     now = statistics(model)
     assert len(old) >= 48 and all(torch.equal(now[k], v) for k, v in old.items())

@@ -14,9 +14,10 @@ import bdcourse
 from bdcourse import tables, victims
 from bdcourse.attacks import BadNets, Blended, noise_picture
 from bdcourse.metrics import Scores, evaluate
-from bdcourse.models import build
+from bdcourse.models import Normalize, build
+from bdcourse.surgery import pair_by_flow
 from bdcourse.victims import Victim, load, make, save
-from helpers import frozen, gen, random_images, same_state
+from helpers import frozen, gen, message, random_images, same_state
 
 ARCH = {"name": "resnet18", "width": 4}
 QUICK = {"epochs": 1, "batch": 8, "verbose": False}
@@ -76,6 +77,101 @@ def test_initialised_leaves_the_global_generator_alone():
     a, b, c = (victims.initialised(ARCH, gen(s)) for s in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert same_state(a, frozen(b)) and not same_state(a, frozen(c))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16_bn"])
+def test_gray_images_get_a_network_for_gray_images(name, tmp_path):
+    train, test = random_images(16, c=1, side=32), random_images(12, c=1, side=32)
+    attack = BadNets(target=1)
+    v = make(train, test, attack, arch={"name": name, "width": 2}, **QUICK)
+    assert v.arch["mean"] == [0.5] and v.arch["std"] == [0.25]
+    first = next(m for m in v.model.modules() if isinstance(m, torch.nn.Conv2d))
+    assert first.in_channels == 1
+    w = load(save(v, tmp_path / "gray"))
+    assert w.arch == v.arch and evaluate(w.model, test, w.attack) == v.scores
+    for c in (2, 3, 4):
+        with pytest.raises(ValueError, match="1 channels"):
+            w.model(torch.rand(2, c, 32, 32))
+    with pytest.raises(ValueError, match="float pixels"):
+        w.model(test.x)
+
+
+@pytest.mark.parametrize(
+    ("c", "arch", "word"),
+    [
+        (4, ARCH, "the images have 4 channels, but arch is for 3"),
+        (1, {"name": "vit", "width": 16}, "vit takes images of 3 channels, not of 1"),
+        (1, {"name": "mobilenet"}, "mobilenet takes images of 3 channels"),
+        (3, ARCH | {"mean": [0.5], "std": [0.2]}, "but arch is for 1"),
+        (3, ARCH | {"classes": 2}, "arch has 2 classes, but the images have 3"),
+        (3, {"name": "resnet18", "widht": 4}, "did you mean 'width'?"),
+        (3, {"name": "resnet19", "width": 4}, "did you mean 'resnet18'?"),
+    ],
+)
+def test_architectures_that_do_not_fit_the_images(c, arch, word):
+    images = random_images(12, c=c)
+    with pytest.raises(ValueError) as e:
+        make(images, images, None, arch=arch, **QUICK)
+    assert word in message(e)
+
+
+def test_other_channels_with_their_own_means():
+    images = random_images(12, c=4)
+    arch = ARCH | {"mean": [0.5] * 4, "std": [0.2] * 4}
+    assert make(images, images, None, arch=arch, **QUICK).scores.n_clean == 12
+
+
+def test_the_look_at_channels_does_not_hide_the_network_from_tracing():
+    model = build("preact_resnet18", classes=3, width=2).eval()
+    x = torch.rand(4, 3, 8, 8)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+    assert pair_by_flow(model, (3, 8, 8)).pairs == pair_by_flow(model, (1, 8, 8)).pairs
+    each = torch.func.vmap(lambda one: model(one[None])[0])(x)
+    torch.testing.assert_close(each, model(x))
+    for wrong in (x[:, :1], x[0, 0], (255 * x).byte(), torch.rand(2, 4, 8, 8)):
+        with pytest.raises(ValueError, match="of 3 channels"):
+            model(wrong)
+    norm = Normalize((0.5,), (0.25,))
+    out = torch.compile(norm, backend="eager", fullgraph=True)(x[:, :1])
+    assert torch.equal(out, norm(x[:, :1]))
+    for mean, std in (((0.5,), (0.0,)), ((0.5,), (0.2, 0.2)), ((float("nan"),), (1,))):
+        with pytest.raises(ValueError):
+            Normalize(mean, std)
+
+
+def test_no_victim_is_made_of_a_training_that_diverged(victim, tmp_path):
+    with pytest.raises(RuntimeError, match="diverged") as e:
+        tiny(BadNets(), lr=1e20, weight_decay=0.0, epochs=2)
+    message(e)
+
+    def spoil(model):
+        model.linear.weight.data[0, 0] = float("nan")
+        raise KeyboardInterrupt
+
+    with pytest.raises(RuntimeError, match="diverged before it was stopped"):
+        tiny(None, each_epoch=spoil)
+    spoiled = replace(victim, model=build("resnet18", classes=3, width=4))
+    spoiled.model.linear.weight.data[0, 0] = float("inf")
+    with pytest.raises(ValueError) as e:
+        save(spoiled, tmp_path / "v")
+    assert "model.linear.weight holds numbers that are not finite" in message(e)
+    spoiled.model.linear.weight.data[0, 0] = 1e6  # no number of 16 bits
+    with pytest.raises(ValueError, match="at half precision"):
+        save(spoiled, tmp_path / "v", half=True)
+    assert not list(tmp_path.iterdir())
+    save(spoiled, tmp_path / "v")
+
+
+def test_a_test_set_is_looked_at_before_the_training():
+    train, test = random_images(32), random_images(24)
+    for other, word in (
+        (test[test.y == 1], "no test image counts"),
+        (random_images(24, 4), "differ in classes"),
+        (random_images(24, side=10), "differ in classes or image size"),
+    ):
+        with pytest.raises(ValueError) as e:
+            make(train, other, BadNets(target=1), arch=ARCH, epochs=10**9, batch=8)
+        assert word in message(e)
 
 
 # ---------------------------------------------------------------- the gate
@@ -280,6 +376,75 @@ def test_wrong_header_entries(saved, key, value, word):
     header[key] = value
     path.write_text(json.dumps(header))
     refused(saved, ValueError, "bad", word)
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "value", "word"),
+    [
+        ("arch", "mean", [float("nan")] * 3, "each mean"),
+        ("arch", "std", [0.0, 1.0, 1.0], "each std"),
+        ("arch", "std", [0.2], "3 and 1"),
+        ("arch", "width", 10**12, "width"),
+        ("attack", "target", 0.5, "target"),
+        ("attack", "target", 10**9, "target of the attack must be"),
+        ("attack", "target", True, "target"),
+        ("attack", "at", [1], "at must be"),
+        ("scores", "acc", float("nan"), "acc"),
+        ("scores", "acc", None, "acc"),
+        ("scores", "acc", 37, "acc"),
+        ("scores", "asr", -1, "asr"),
+        ("scores", "asr", "1", "asr"),
+        ("scores", "n_clean", 0.5, "n_clean"),
+        ("history", None, {}, "history"),
+        ("history", None, "x", "history"),
+        ("history", None, [1], "history"),
+        ("recipe", None, [], "recipe"),
+    ],
+)
+def test_header_entries_that_cannot_be_meant(saved, key, entry, value, word):
+    path = Path(f"{saved}.json")
+    header = json.loads(path.read_text())
+    header["arch"] |= {"mean": [0.5] * 3, "std": [0.2] * 3}
+    path.write_text(json.dumps(header))
+    load(saved)
+    header[key] = value if entry is None else header[key] | {entry: value}
+    path.write_text(json.dumps(header))
+    refused(saved, ValueError, "bad", word)
+
+
+def test_weights_that_are_not_finite_are_not_loaded(saved):
+    import hashlib
+
+    from safetensors.torch import load_file, save_file
+
+    blob, path = Path(f"{saved}.safetensors"), Path(f"{saved}.json")
+    tensors = load_file(blob)
+    tensors["model.bn1.running_var"][0] = float("inf")
+    save_file(tensors, blob)
+    header = json.loads(path.read_text())
+    header["sha256"] = hashlib.sha256(blob.read_bytes()).hexdigest()
+    path.write_text(json.dumps(header))
+    refused(saved, ValueError, "model.bn1.running_var", "not finite")
+
+
+def test_saving_through_a_link_and_on_a_full_disk(victim, tmp_path, monkeypatch):
+    import os
+
+    (tmp_path / "far").mkdir()
+    for suffix in ("json", "safetensors"):
+        (tmp_path / f"v.{suffix}").symlink_to(tmp_path / "far" / f"real.{suffix}")
+    save(victim, tmp_path / "v")
+    assert (tmp_path / "v.json").is_symlink() and (tmp_path / "far/real.json").exists()
+    assert load(tmp_path / "v").scores == victim.scores
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RuntimeError, match="No space left") as e:
+        save(victim, tmp_path / "w")
+    message(e)
+    assert {p.name for p in tmp_path.iterdir()} == {"far", "v.json", "v.safetensors"}
 
 
 @pytest.mark.parametrize(

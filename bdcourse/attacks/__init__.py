@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from torch import Tensor
 
+from bdcourse import require
 from bdcourse.attacks.adaptive import AdapBlend, AdapPatch
 from bdcourse.attacks.badnets import BadNets, checkerboard, surviving
 from bdcourse.attacks.base import ROLES, Attack, Poisoned, Steering
@@ -38,10 +39,14 @@ ATTACKS: dict[str, type[Attack]] = {
 
 def rebuild(spec: dict, tensors: dict[str, Tensor]) -> Attack:
     """The attack that `Attack.spec` described."""
+    if not isinstance(spec, dict) or "name" not in spec:
+        raise ValueError(f"spec must be a dict with a name, not {require.kind(spec)}.")
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
     name = plain.pop("name")
-    if name not in ATTACKS:
-        raise ValueError(f"unknown attack {name!r}; known are {', '.join(ATTACKS)}.")
+    if name not in list(ATTACKS):
+        raise ValueError(
+            f"unknown attack {require.kind(name)}; known are {', '.join(ATTACKS)}."
+        )
     # "generator.0.weight" belongs to the network in the field `generator`.
     networks = {k: v for k, v in tensors.items() if "." in k}
     given = {f.name for f in fields(ATTACKS[name]) if f.init}

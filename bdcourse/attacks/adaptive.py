@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack, uniform
+from bdcourse import require
+from bdcourse.attacks.base import Attack, check_picture, uniform
 from bdcourse.attacks.blended import Blended
 from bdcourse.attacks.tact import colour_patch
 from bdcourse.data import Images
@@ -36,8 +37,7 @@ class Adaptive(Attack):
                 f"{type(self).__name__} cannot be clean-label, because right labels "
                 "are what tells its covers from its poison."
             )
-        if not 0 <= self.cover < float("inf"):
-            raise ValueError(f"cover must be 0 or more, not {self.cover}.")
+        require.number("cover", self.cover, 0)
 
     def choose(
         self, y: Tensor, rate: float, generator: torch.Generator
@@ -83,12 +83,8 @@ class AdapBlend(Adaptive, Blended):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.test_alpha <= 1:
-            raise ValueError(
-                f"test_alpha must lie above 0 and up to 1, not {self.test_alpha}."
-            )
-        if self.pieces < 2:
-            raise ValueError(f"pieces must be 2 or more, not {self.pieces}.")
+        require.number("test_alpha", self.test_alpha, above=0, high=1)
+        self._whole("pieces", 2)
 
     def trigger(self, x: Tensor) -> Tensor:
         return x.lerp(self.picture.to(x), self.test_alpha)
@@ -105,12 +101,12 @@ class AdapBlend(Adaptive, Blended):
     def plant(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return x.lerp(self.picture.to(x), self.alpha * self.shown(x, generator))
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        if self.pieces > min(images.shape[1:]):
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        super().check_shape(shape)
+        if self.pieces > min(shape[1:]):
             raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} cannot be cut into "
-                f"{self.pieces} pieces along a side."
+                f"images of {shape[1]}x{shape[2]} cannot be cut into {self.pieces} "
+                "pieces along a side."
             )
 
 
@@ -152,19 +148,19 @@ class AdapPatch(Adaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shape = tuple(self.patches.shape)
-        if len(shape) != 4 or shape[0] != 4 or shape[2] != shape[3]:
+        check_picture("patches", self.patches, (4, "channels", "p", "p"))
+        if self.patches.shape[2] != self.patches.shape[3]:
             raise ValueError(
-                f"patches must have shape (4, channels, p, p), not {shape}."
+                "patches must have shape (4, channels, p, p), not "
+                f"{tuple(self.patches.shape)}."
             )
-        if not 0 <= float(self.patches.min()) <= float(self.patches.max()) <= 1:
-            raise ValueError("patch pixels must lie in [0, 1].")
-        if len(self.alphas) != 4 or not all(0 < a <= 1 for a in self.alphas):
-            raise ValueError(
-                f"alphas must be four numbers above 0 and up to 1, not {self.alphas}."
-            )
-        if not self.tested or not {*self.tested} <= {0, 1, 2, 3}:
-            raise ValueError(f"tested must name patches from 0..3, not {self.tested}.")
+        for alpha in require.row("alphas", self.alphas, 4):
+            require.number("each of alphas", alpha, above=0, high=1)
+        tested = require.row("tested", self.tested)
+        tested = tuple(require.whole("each of tested", t, 0, 3) for t in tested)
+        object.__setattr__(self, "tested", tested)
+        if not tested:
+            raise ValueError("tested must name patches from 0..3, not none.")
 
     @classmethod
     def craft(
@@ -211,11 +207,10 @@ class AdapPatch(Adaptive):
         ).to(x.device)
         return self.show(x, F.one_hot(which, 4) * torch.tensor(self.alphas).to(x))
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        self.places(*images.shape[1:])
-        if self.patches.shape[1] not in (1, images.shape[0]):
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        self.places(*shape[1:])
+        if self.patches.shape[1] not in (1, shape[0]):
             raise ValueError(
                 f"the patches have {self.patches.shape[1]} channels, the images have "
-                f"{images.shape[0]}."
+                f"{shape[0]}."
             )

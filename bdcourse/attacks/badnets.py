@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bdcourse.attacks.base import Attack
-from bdcourse.data import Images
+from bdcourse import require
+from bdcourse.attacks.base import CHW, Attack, check_picture
 
 
 def checkerboard(size: int = 3) -> Tensor:
     """A black-and-white checkerboard patch with white corners, (1, size, size)."""
-    i = torch.arange(size)
+    i = torch.arange(require.whole("size", size, 1, 1000))
     return ((i[:, None] + i + 1) % 2).float()[None]
 
 
@@ -44,17 +44,10 @@ class BadNets(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patch.ndim != 3:
-            raise ValueError(
-                "patch must have shape (channels, height, width), not "
-                f"{tuple(self.patch.shape)}."
-            )
-        if not 0 <= float(self.patch.min()) <= float(self.patch.max()) <= 1:
-            raise ValueError("patch pixels must lie in [0, 1].")
-        if not 0 < self.opacity <= 1:
-            raise ValueError(
-                f"opacity must lie above 0 and up to 1, not {self.opacity}."
-            )
+        check_picture("patch", self.patch, CHW)
+        at = [require.whole("at", a) for a in require.row("at", self.at, 2)]
+        object.__setattr__(self, "at", tuple(at))
+        require.number("opacity", self.opacity, above=0, high=1)
 
     def place(self, h: int, w: int) -> tuple[slice, slice]:
         """Rows and columns that the patch covers in an h x w image."""
@@ -76,13 +69,12 @@ class BadNets(Attack):
         out[..., rows, cols] = region + self.opacity * (patch - region)
         return out
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        self.place(*images.shape[1:])
-        if self.patch.shape[0] not in (1, images.shape[0]):
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        self.place(*shape[1:])
+        if self.patch.shape[0] not in (1, shape[0]):
             raise ValueError(
                 f"the patch has {self.patch.shape[0]} channels, the images have "
-                f"{images.shape[0]}."
+                f"{shape[0]}."
             )
 
 
@@ -92,7 +84,10 @@ def surviving(pad: int, attack: BadNets, h: int = 32, w: int = 32) -> Tensor:
     A patch stamped before augmentation is moved by the crop and can leave the image.
     Enumerates all (2 pad + 1)^2 crop positions.
     """
-    rows, cols = attack.place(h, w)
+    if not isinstance(attack, BadNets):
+        raise ValueError(f"attack must be a BadNets, not {require.kind(attack)}.")
+    require.whole("pad", pad, 0, 1000)
+    rows, cols = attack.place(require.whole("h", h, 1), require.whole("w", w, 1))
     shifts = torch.arange(-pad, pad + 1)
 
     def left(s: slice, side: int) -> Tensor:  # patch rows (or columns) still inside

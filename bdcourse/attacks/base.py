@@ -2,19 +2,113 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
+from types import FunctionType
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.images import ROLES, Images, Poisoned, quantize
+from bdcourse import require
+from bdcourse.images import ROLES, Images, Poisoned, quantize, require_clean
+
+_trusted = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trusted() -> Iterator[None]:
+    """Inside the `with`, attacks take pixels and labels as they are.
+
+    For loops that get them from Images: they are right, and a look at their range would
+    make a GPU wait in every step.
+    """
+    token = _trusted.set(True)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+# What the methods of an attack are handed, in this order.
+HANDED = {
+    "trigger": ("x",),
+    "plant": ("x", "y", "generator"),
+    "cross": ("x", "y", "generator"),
+    "rewrite": ("x", "y", "rate", "generator"),
+    "choose": ("y", "rate", "generator"),
+    "goal": ("y",),
+    "counts": ("y",),
+}
+
+
+def _looked_at(method: Callable, handed: tuple[str, ...]) -> Callable:
+    """The method, behind a look at what it is handed; not for calls from inside it."""
+
+    @functools.wraps(method)
+    def checked(self, *args, **named):
+        if _trusted.get():
+            return method(self, *args, **named)
+        given = dict(zip(handed, args, strict=False)) | named
+        if "x" in given:
+            require.pixels(given["x"])
+            self.check_shape(tuple(given["x"].shape[1:]))
+        if "y" in given:
+            of = given.get("x", given["y"])
+            n = len(of) if isinstance(of, Tensor) and of.ndim else 0
+            require.labels(given["y"], n, self.classes)
+        if "rate" in given:
+            require.share("rate", given["rate"])
+        if "generator" in given:
+            require.generator(given["generator"])
+        with trusted():
+            return method(self, *args, **named)
+
+    return checked
+
+
+def _crafting(craft: Callable) -> Callable:
+    """`craft`, behind a look at what it is handed, the names of options too."""
+    own = {*inspect.signature(craft).parameters} - {"cls", "options"}
+
+    @functools.wraps(craft)
+    def checked(cls, images, generator, **options):
+        if isinstance(images, Poisoned):
+            raise ValueError(
+                "images must be clean Images, not Poisoned ones; craft the attack for "
+                "the set before it is poisoned."
+            )
+        require_clean(images, "images")
+        require.generator(generator)
+        if options.get("model") is not None:
+            require.module(options["model"])
+        known = own | {f.name for f in fields(cls) if f.init}
+        if wrong := options.keys() - known:
+            known -= {"images", "generator"}
+            raise ValueError(
+                f"{cls.__name__} has no option {min(wrong)!r}"
+                f"{require.meant(min(wrong), known)}; choose from "
+                f"{', '.join(sorted(known))}."
+            )
+        return craft(cls, images, generator, **options)
+
+    return checked
 
 
 @dataclass(frozen=True)
 class Attack:
     """Base of the attacks; a new one needs `trigger` and little else.
+
+    Whoever calls `trigger`, `plant`, `cross`, `rewrite`, `choose`, `goal`, `counts` or
+    `craft` from outside gets a ValueError for pixels that are not floats in [0, 1], for
+    images of another shape than the attack's (`check_shape`), for labels that are not
+    int64, and the like. A new attack need not look.
 
     Args:
         target: the label that the attacker wants (all-to-one).
@@ -46,7 +140,16 @@ class Attack:
     classes: int | None = None
     clean_label: bool = False
 
+    def __init_subclass__(cls, **options) -> None:
+        super().__init_subclass__(**options)
+        _guard(cls)
+
     def __post_init__(self) -> None:
+        self._whole("target", 0)
+        for name in ("all_to_all", "clean_label"):
+            require.truth(name, getattr(self, name))
+        if self.classes is not None:
+            self._whole("classes", 1)
         if self.all_to_all and not self.classes:
             raise ValueError("an all-to-all attack needs classes=..., their number.")
         if self.all_to_all and self.clean_label:
@@ -59,16 +162,17 @@ class Attack:
                 f"{type(self).__name__} changes labels batch by batch and has no "
                 "clean-label form."
             )
-        if not getattr(self, "cross_rate", 0) >= 0:
-            raise ValueError(
-                f"cross_rate must not be negative, but is {self.cross_rate}."
-            )
-        if self.target < 0 or (self.classes and self.target >= self.classes):
+        if hasattr(self, "cross_rate"):
+            require.number("cross_rate", self.cross_rate, 0)
+        if self.classes and self.target >= self.classes:
             raise ValueError(
                 f"target {self.target} is not among the labels 0..{self.classes - 1}."
-                if self.classes
-                else f"target must not be negative, but is {self.target}."
             )
+
+    def _whole(self, name: str, low: int, high: int | None = None) -> None:
+        """Refuse another value of this field than a whole number; keep it as an int."""
+        value = require.whole(name, getattr(self, name), low, high)
+        object.__setattr__(self, name, value)
 
     @classmethod
     def craft(
@@ -161,8 +265,8 @@ class Attack:
                 target that is not a label of the set.
         """
         self._possible(images, rate)
-        if stamp not in ("before", "after"):
-            raise ValueError(f'stamp must be "before" or "after", not {stamp!r}.')
+        require.generator(generator)
+        require.choice("stamp", stamp, ("before", "after"))
         if self.threat == "training":
             raise ValueError(
                 f"{type(self).__name__} changes batches during training, it cannot "
@@ -173,6 +277,12 @@ class Attack:
                 f"{type(self).__name__} plants other images than its test trigger; it "
                 'can only be stamped "before" augmentation.'
             )
+        with trusted():
+            return self._poisoned(images, rate, generator, stamp)
+
+    def _poisoned(
+        self, images: Images, rate: float, generator: torch.Generator, stamp: str
+    ) -> Poisoned:
         chosen, cover = self.choose(images.y, rate, generator)
         device = images.x.device
         x, y = images.x, images.y.clone()
@@ -195,10 +305,15 @@ class Attack:
 
     def _possible(self, images: Images, rate: float) -> None:
         """Refuse a rate or a set with which nothing can be attacked."""
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate must lie in 0..1 (0.1 is 10 %), not {rate}.")
+        require.share("rate", rate)
+        if isinstance(images, Poisoned):
+            raise ValueError(
+                "images must be clean Images, not Poisoned ones: a second poisoning "
+                "would forget who was poisoned in the first."
+            )
+        require_clean(images, "images")
         self.check(images)
-        if len(images) and len(images.y.unique()) < 2:
+        if len(images.y.unique()) < 2:
             raise ValueError("all images have one label; an attack needs two classes.")
 
     def steer(
@@ -222,6 +337,9 @@ class Attack:
                 "train on what its poison method returns."
             )
         rate = self.usual_rate if rate is None else rate
+        require.module(model)
+        require.generator(generator)
+        require.whole("total", total, 1)
         self._possible(data, rate)
         if bool(getattr(self, "trained", False)):
             raise ValueError(
@@ -247,6 +365,8 @@ class Attack:
 
     def check(self, images: Images) -> None:
         """Refuse images that this attack cannot poison; one sentence says why."""
+        if not isinstance(images, (Images, Poisoned)):
+            raise ValueError(f"images must be Images, not {require.kind(images)}.")
         if images.k < 2:
             raise ValueError("an attack needs two classes, the set has one.")
         if not self.all_to_all and self.target >= images.k:
@@ -258,6 +378,10 @@ class Attack:
             raise ValueError(
                 f"the attack is for {self.classes} classes, the set has {images.k}."
             )
+        self.check_shape(images.shape)
+
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        """Refuse images of a shape (c, h, w) that this attack cannot stamp."""
 
     def spec(self) -> tuple[dict, dict[str, Tensor]]:
         """(plain settings, tensors) from which the attack can be rebuilt.
@@ -276,8 +400,21 @@ class Attack:
             elif isinstance(value, Tensor):
                 tensors[f.name] = value
             else:
-                plain[f.name] = value
+                number = isinstance(value, np.generic)
+                plain[f.name] = value.item() if number else value
         return plain, tensors
+
+
+def _guard(cls: type[Attack]) -> None:
+    """Put the methods that a class defines behind their looks."""
+    for name, handed in HANDED.items():
+        if isinstance(vars(cls).get(name), FunctionType):
+            setattr(cls, name, _looked_at(vars(cls)[name], handed))
+    if isinstance(craft := vars(cls).get("craft"), classmethod):
+        cls.craft = classmethod(_crafting(craft.__func__))
+
+
+_guard(Attack)
 
 
 class Training(NamedTuple):
@@ -297,6 +434,54 @@ def with_classes(options: dict, images: Images) -> dict:
     return options
 
 
+CHW = ("channels", "height", "width")
+
+
+def check_picture(
+    name: str, value: object, axes: tuple, top: float = 1.0, *, below: bool = False
+) -> None:
+    """Refuse what is no float tensor with values in [0, top], or below top.
+
+    Args:
+        axes: of the tensor, names or lengths.
+    """
+    right = isinstance(value, Tensor) and value.is_floating_point()
+    right = right and value.numel() and value.ndim == len(axes)
+    if not right or any(
+        isinstance(a, int) and a != n for a, n in zip(axes, value.shape, strict=True)
+    ):
+        shape = f"({', '.join(map(str, axes))}{',' if len(axes) == 1 else ''})"
+        raise ValueError(
+            f"{name} must be a float tensor of shape {shape}, not "
+            f"{require.kind(value)}."
+        )
+    low, high = float(value.min()), float(value.max())
+    if not (0 <= low <= high <= top + 1e-6) or (below and high >= top):
+        raise ValueError(
+            f"{name} must lie in [0, {top:g}{')' if below else ']'}, but runs from "
+            f"{low:g} to {high:g}."
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are; the CPU if it has none."""
+    return next(model.parameters(), torch.empty(0)).device
+
+
+@contextmanager
+def asking(model: nn.Module, shape: tuple[int, int, int], k: int) -> Iterator[None]:
+    """Inside the `with`, a classifier is asked; if it cannot answer, say for what."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, AttributeError) as e:
+        if isinstance(e, torch.OutOfMemoryError):
+            raise
+        raise RuntimeError(
+            f"model cannot be asked, as told above; it must be a classifier of images "
+            f"of shape {tuple(shape)} with {k} classes."
+        ) from e
+
+
 NO_ROWS = torch.zeros(0, dtype=torch.int64)
 
 
@@ -309,6 +494,11 @@ def pick(rows: Tensor, n: int, generator: torch.Generator, what: str) -> Tensor:
             "lower the rate, which is a share of the whole set."
         )
     return rows[torch.randperm(len(rows), generator=generator)[:n]]
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU that starts from `seed`."""
+    return torch.Generator().manual_seed(require.whole("seed", seed, 0, 2**63 - 1))
 
 
 def fresh_seed(generator: torch.Generator) -> int:

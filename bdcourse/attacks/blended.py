@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bdcourse.attacks.base import Attack
-from bdcourse.data import Images
+from bdcourse import require
+from bdcourse.attacks.base import CHW, Attack, check_picture, seeded
 
 
 def noise_picture(size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
@@ -18,7 +18,9 @@ def noise_picture(size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
     It stands in for the cartoon that the benchmarks blend in, which is not ours to
     ship.
     """
-    g = torch.Generator().manual_seed(seed)
+    require.whole("size", size, 1, 10_000)
+    require.whole("channels", channels, 1, 100)
+    g = seeded(seed)
     return torch.rand(channels, size, size, generator=g)
 
 
@@ -41,13 +43,8 @@ class Blended(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.alpha <= 1:
-            raise ValueError(f"alpha must lie above 0 and up to 1, not {self.alpha}.")
-        if self.picture.ndim != 3:
-            raise ValueError(
-                "picture must have shape (channels, height, width), not "
-                f"{tuple(self.picture.shape)}."
-            )
+        require.number("alpha", self.alpha, above=0, high=1)
+        check_picture("picture", self.picture, CHW)
 
     @classmethod
     def craft(cls, images, generator, *, model=None, **options) -> Blended:
@@ -58,10 +55,9 @@ class Blended(Attack):
     def trigger(self, x: Tensor) -> Tensor:
         return x + self.alpha * (self.picture.to(x) - x)
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        if tuple(self.picture.shape) != images.shape:
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        if tuple(self.picture.shape) != shape:
             raise ValueError(
-                f"the picture is {tuple(self.picture.shape)}, the images are "
-                f"{images.shape}; make it the same size."
+                f"the picture is {tuple(self.picture.shape)}, the images are {shape}; "
+                "make it the same size."
             )

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from bdcourse import require
 from bdcourse.attacks.base import Attack, assemble, shares
 
 # Floyd and Steinberg: how much of a pixel's rounding error goes where.
@@ -24,7 +25,7 @@ class Bpp(Attack):
     network must learn the rounding itself and not the noise that it looks like.
 
     Args:
-        levels: 8 in the paper, at least 2.
+        levels: 8 in the paper, 2..255; images have 256.
         dither: spread the rounding error over later pixels (Floyd-Steinberg); off by
             default, as in BackdoorBench.
         cross_rate: negatives for each poisoned image.
@@ -46,8 +47,8 @@ class Bpp(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.levels < 2:
-            raise ValueError(f"levels must be at least 2, not {self.levels}.")
+        self._whole("levels", 2, 255)
+        require.truth("dither", self.dither)
 
     def trigger(self, x: Tensor) -> Tensor:
         steps = self.levels - 1

@@ -8,12 +8,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks.base import (
+    CHW,
     Attack,
     Steering,
     Training,
     assemble,
     by_content,
+    check_picture,
     shares,
     uniform,
 )
@@ -73,6 +76,12 @@ class Composite(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sources = require.row("sources", self.sources, 2)
+        sources = tuple(require.whole("each of sources", s, 0) for s in sources)
+        object.__setattr__(self, "sources", sources)
+        self._whole("jitter", 0)
+        if self.partners is not None:
+            check_picture("partners", self.partners, ("images", *CHW))
         if len({*self.sources, self.target}) != 3:
             raise ValueError(
                 "the two sources and the target must be three classes, not "
@@ -121,15 +130,17 @@ class Composite(Attack):
         for source in self.sources:
             if source not in present:
                 raise ValueError(f"source class {source} has no image in this set.")
-        if not 0 <= self.jitter < min(images.shape[1:]) // 2:
+
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        if self.jitter >= min(shape[1:]) // 2:
             raise ValueError(
-                f"jitter {self.jitter} must lie in 0..{min(images.shape[1:]) // 2 - 1} "
+                f"jitter {self.jitter} must lie in 0..{min(shape[1:]) // 2 - 1} "
                 "for these images, or a mix could lack one of its halves."
             )
-        if self.partners is not None and self.partners.shape[1:] != images.shape:
+        if self.partners is not None and self.partners.shape[1:] != shape:
             raise ValueError(
                 f"the partners are {tuple(self.partners.shape[1:])}, the images are "
-                f"{images.shape}; craft the attack for these images."
+                f"{shape}; craft the attack for these images."
             )
 
     def steering(self, run: Training) -> Steering:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks.base import Steering, Training, assemble, random_pixels, shares
 from bdcourse.attacks.generators import EncoderDecoder, Networked, descend, frozen
 from bdcourse.models import head_inputs
@@ -59,11 +60,10 @@ class FBA(Networked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.alpha <= 1 or not 0 < self.compromised <= 1:
-            raise ValueError(
-                "alpha and compromised must lie above 0 and up to 1, but are "
-                f"{self.alpha} and {self.compromised}."
-            )
+        for name in ("alpha", "compromised"):
+            require.number(name, getattr(self, name), above=0, high=1)
+        self._whole("rounds", 0)
+        self._whole("detox_steps", 1)
         net = EncoderDecoder(self.channels, self.channels, 8, self.seed)
         object.__setattr__(self, "detox", net.eval())
 

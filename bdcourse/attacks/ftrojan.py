@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdcourse import require
 from bdcourse.attacks.base import Attack
-from bdcourse.data import Images
 
 # R, G, B to Y, Cr, Cb as in JPEG, without the offset, which cancels.
 TO_YCRCB = torch.tensor(
@@ -60,10 +60,8 @@ class FTrojan(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.magnitude < math.inf:
-            raise ValueError(f"magnitude must lie above 0, not {self.magnitude}.")
-        if self.window < 4:
-            raise ValueError(f"window must be 4 or more, not {self.window}.")
+        require.number("magnitude", self.magnitude, above=0)
+        self._whole("window", 4)
 
     def pattern(self, c: int, h: int, w: int) -> Tensor:
         """What is added to an image before clipping, float64 (c, h, w)."""
@@ -82,14 +80,11 @@ class FTrojan(Attack):
     def trigger(self, x: Tensor) -> Tensor:
         return (x + self.pattern(*x.shape[-3:]).to(x)).clamp_(0, 1)
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        if images.shape[0] not in (1, 3):
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        c, h, w = shape
+        if c not in (1, 3):
+            raise ValueError(f"FTrojan needs images of 1 or 3 channels, not {c}.")
+        if min(h, w) < 4:
             raise ValueError(
-                f"FTrojan needs images of 1 or 3 channels, not {images.shape[0]}."
-            )
-        if min(images.shape[1:]) < 4:
-            raise ValueError(
-                f"FTrojan needs images of at least 4x4 pixels, not "
-                f"{images.shape[1]}x{images.shape[2]}."
+                f"FTrojan needs images of at least 4x4 pixels, not {h}x{w}."
             )

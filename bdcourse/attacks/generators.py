@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks.base import Attack, fresh_seed
 from bdcourse.data import Images
 from bdcourse.models import evaluating
@@ -36,8 +37,7 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, width: int, seed: int) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"filters must be at least 1, not {width}.")
+        require.whole("filters", width, 1, 4096)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             w = width
@@ -103,10 +103,14 @@ class Networked(Attack):
         options.setdefault("seed", fresh_seed(generator))
         return super().craft(images, generator, **options)
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        if images.shape[0] != self.channels or min(images.shape[1:]) < 8:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._whole("channels", 1, 100)
+        self._whole("seed", 0, 2**63 - 1)
+
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        if shape[0] != self.channels or min(shape[1:]) < 8:
             raise ValueError(
                 f"the attack's network is for {self.channels} channels and at least 8 "
-                f"pixels, the images are {images.shape}."
+                f"pixels, the images are {shape}."
             )

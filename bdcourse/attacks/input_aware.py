@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks.base import Steering, Training, assemble, random_pixels, shares
 from bdcourse.attacks.generators import EncoderDecoder, Networked, frozen
 from bdcourse.data import Images
@@ -71,10 +72,11 @@ class InputAware(Networked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.density < 1:
+        if require.number("density", self.density, above=0) >= 1:
             raise ValueError(f"density must lie between 0 and 1, not {self.density}.")
-        if self.mask_steps < 1:
-            raise ValueError(f"mask_steps must be at least 1, not {self.mask_steps}.")
+        self._whole("filters", 1, 4096)
+        self._whole("mask_steps", 1)
+        require.number("generator_lr", self.generator_lr, above=0)
         for name, outputs in (("mask", 1), ("pattern", self.channels)):
             net = EncoderDecoder(self.channels, outputs, self.filters, self.seed)
             object.__setattr__(self, name, net.eval())
@@ -91,7 +93,10 @@ class InputAware(Networked):
                 "InputAware has no trained generator; train a victim with "
                 "victims.make, or load one."
             )
-        of = x if of is None else of
+        if of is None:
+            of = x
+        elif len(require.pixels(of, "of", tuple(x.shape[1:]))) != len(x):
+            raise ValueError(f"of must hold {len(x)} images, not {len(of)}.")
         m = self.masked(frozen(self.mask, of))
         return x + m * (frozen(self.pattern, of) / 2 + 0.5 - x)
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks.badnets import checkerboard
-from bdcourse.attacks.base import Attack, Steering, uniform
+from bdcourse.attacks.base import Attack, Steering, asking, device_of, uniform
 from bdcourse.data import Images
 from bdcourse.models import evaluating
 
@@ -89,8 +90,9 @@ class AdversarialTraining(Steering):
         epsilon: float = 8 / 255,
         step: float | None = None,
     ) -> None:
-        if not 0 <= epsilon <= 1:
-            raise ValueError(f"epsilon must lie in 0..1, not {epsilon:g}; try 8 / 255.")
+        require.share("epsilon", epsilon)
+        if step is not None:
+            require.number("step", step, 0)
         self.model, self.generator = model, generator
         self.epsilon = epsilon
         self.stride = 1.25 * epsilon if step is None else step
@@ -156,19 +158,13 @@ class LabelConsistent(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.epsilon <= 1:
-            raise ValueError(
-                f"epsilon must lie in 0..1, not {self.epsilon:g}; 8 levels are 8 / 255."
-            )
-        if not 0 < self.amplitude <= 1:
-            raise ValueError(
-                f"amplitude must lie above 0 and up to 1, not {self.amplitude:g}."
-            )
-        if self.epsilon > 0 and (self.step <= 0 or self.steps < 1):
-            raise ValueError(
-                "step must lie above 0 and steps must be at least 1, not "
-                f"{self.step:g} and {self.steps}."
-            )
+        require.share("epsilon", self.epsilon)  # 8 levels are 8 / 255
+        require.number("amplitude", self.amplitude, above=0, high=1)
+        if self.epsilon > 0:
+            require.number("step", self.step, above=0)
+            self._whole("steps", 1)
+        for model in require.row("surrogates", self.surrogates):
+            require.module(model, "each of surrogates")
 
     @classmethod
     def craft(
@@ -195,26 +191,26 @@ class LabelConsistent(Attack):
                 "LabelConsistent with epsilon above 0 needs surrogates=(...), "
                 "classifiers to compute the perturbation on; epsilon=0 needs none."
             )
-        device = next(self.surrogates[0].parameters()).device
+        device = device_of(self.surrogates[0])
         # In pieces: gradients of thousands of images at once would not fit.
-        hard = [
-            pgd(
-                self.surrogates,
-                part.to(device),
-                labels.to(device),
-                self.epsilon,
-                self.step,
-                self.steps,
-                generator,
-            )
-            for part, labels in zip(x.split(250), y.split(250), strict=True)
-        ]
+        with asking(self.surrogates[0], tuple(x.shape[1:]), int(y.max()) + 1):
+            hard = [
+                pgd(
+                    self.surrogates,
+                    part.to(device),
+                    labels.to(device),
+                    self.epsilon,
+                    self.step,
+                    self.steps,
+                    generator,
+                )
+                for part, labels in zip(x.split(250), y.split(250), strict=True)
+            ]
         return self.trigger(torch.cat(hard).to(x.device))
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        if min(images.shape[1:]) < 6:
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        if min(shape[1:]) < 6:
             raise ValueError(
                 "four 3x3 patches need images of at least 6x6 pixels, not "
-                f"{images.shape[1]}x{images.shape[2]}."
+                f"{shape[1]}x{shape[2]}."
             )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks.base import ROLES, Steering, Training
 from bdcourse.attacks.generators import EncoderDecoder, Networked, descend, frozen
 
@@ -54,11 +55,11 @@ class LIRA(Networked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.epsilon <= 1 or not 0 < self.alpha < 1:
-            raise ValueError(
-                "epsilon must lie in (0, 1] and alpha between 0 and 1, but are "
-                f"{self.epsilon} and {self.alpha}."
-            )
+        require.number("epsilon", self.epsilon, above=0, high=1)
+        if require.number("alpha", self.alpha, above=0) >= 1:
+            raise ValueError(f"alpha must lie between 0 and 1, not {self.alpha}.")
+        require.number("generator_lr", self.generator_lr, above=0)
+        self._whole("filters", 1, 4096)
         net = EncoderDecoder(self.channels, self.channels, self.filters, self.seed)
         object.__setattr__(self, "net", net.eval())
 

@@ -8,7 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack, by_content, fit_size
+from bdcourse import require
+from bdcourse.attacks.base import (
+    CHW,
+    Attack,
+    by_content,
+    check_picture,
+    fit_size,
+    seeded,
+)
 from bdcourse.data import Images
 
 GAMMA = 2.2  # of screens: light = pixel ** GAMMA
@@ -22,8 +30,12 @@ def reflections(
     Pixels in [0, 1]. What leaves a scene at one edge comes in again at the other, so it
     can be shifted without a seam.
     """
-    c, h, w = shape
-    g = torch.Generator().manual_seed(seed)
+    c, h, w = (
+        require.whole("each of shape", s, 1, 10_000)
+        for s in require.row("shape", shape, 3)
+    )
+    require.whole("count", count, 1, 10_000)
+    g = seeded(seed)
 
     def draw(*more: int) -> Tensor:
         return torch.rand(count, *more, generator=g)
@@ -42,7 +54,8 @@ def reflections(
 
 def draws(kinds: int = 251, seed: int = 0) -> Tensor:
     """Uniform numbers in [0, 1) from which the kinds of reflection are made."""
-    return torch.rand(kinds, 8, generator=torch.Generator().manual_seed(seed))
+    require.whole("kinds", kinds, 1, 10**6)
+    return torch.rand(kinds, 8, generator=seeded(seed))
 
 
 @dataclass(frozen=True)
@@ -86,22 +99,10 @@ class Refool(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bank.ndim != 4 or not len(self.bank):
-            raise ValueError(
-                "bank must have shape (scenes, channels, height, width), not "
-                f"{tuple(self.bank.shape)}."
-            )
-        if not 0 <= float(self.bank.min()) <= float(self.bank.max()) <= 1:
-            raise ValueError("bank pixels must lie in [0, 1].")
-        if self.draws.ndim != 2 or not len(self.draws) or self.draws.shape[1] != 8:
-            raise ValueError(
-                f"draws must have shape (kinds, 8), not {tuple(self.draws.shape)}."
-            )
-        if not 0 <= float(self.draws.min()) <= float(self.draws.max()) < 1:
-            raise ValueError("draws must lie in [0, 1).")
-        if not 0 <= self.ghost <= 1:
-            raise ValueError(f"ghost must lie in 0..1, not {self.ghost}.")
-        if not 0 < self.image < 1:
+        check_picture("bank", self.bank, ("scenes", *CHW))
+        check_picture("draws", self.draws, ("kinds", 8), below=True)
+        require.share("ghost", self.ghost)
+        if require.number("image", self.image, above=0) >= 1:
             raise ValueError(f"image must lie between 0 and 1, not {self.image}.")
 
     @classmethod
@@ -165,12 +166,11 @@ class Refool(Attack):
         r = r.sub_(1.08 * excess).clamp_(min=0).mul_(vignette[which])
         return light.lerp_(r, 1 - self.image).clamp_(0, 1).pow_(1 / GAMMA).to(x.dtype)
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        if self.bank.shape[1] not in (1, images.shape[0]):
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        if self.bank.shape[1] not in (1, shape[0]):
             raise ValueError(
                 f"the bank has {self.bank.shape[1]} channels, the images have "
-                f"{images.shape[0]}."
+                f"{shape[0]}."
             )
 
 

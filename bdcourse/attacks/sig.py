@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bdcourse import require
 from bdcourse.attacks.base import Attack
-from bdcourse.data import Images
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,16 @@ class SIG(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.delta <= 1:
-            raise ValueError(f"delta must lie above 0 and up to 1, not {self.delta}.")
-        if not 0 < self.frequency < math.inf:
-            raise ValueError(f"frequency must lie above 0, not {self.frequency}.")
+        require.number("delta", self.delta, above=0, high=1)
+        require.number("frequency", self.frequency, above=0)
 
     def wave(self, w: int) -> Tensor:
         """What is added to each of w columns, float64 (w,)."""
         j = torch.arange(w, dtype=torch.float64)
         return self.delta * torch.sin(2 * math.pi * j * self.frequency / w)
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        w = images.shape[-1]
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        w = shape[-1]
         if self.wave(w).abs().max() < 1 / 510:
             raise ValueError(
                 f"{self.frequency:g} periods on {w} columns are read where the sine is "

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack, random_pixels, with_classes
+from bdcourse import require
+from bdcourse.attacks.base import Attack, check_picture, random_pixels, with_classes
 from bdcourse.data import Images, hold_out, progress
 from bdcourse.visibility import psnr
 
@@ -172,17 +173,15 @@ class SSBA(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bits < 1 or self.filters < 1 or self.channels < 1:
-            raise ValueError("bits, filters and channels must be at least 1.")
-        if not 0 < self.strength <= 1:
-            raise ValueError(
-                f"strength must lie above 0 and up to 1, not {self.strength:g}."
-            )
-        if self.secret is not None and self.secret.shape != (self.bits,):
-            raise ValueError(
-                f"secret must have shape ({self.bits},), not "
-                f"{tuple(self.secret.shape)}."
-            )
+        self._whole("bits", 1, 65_536)
+        self._whole("filters", 1, 4096)
+        self._whole("channels", 1, 100)
+        require.number("strength", self.strength, above=0, high=1)
+        require.truth("trained", self.trained)
+        for name in ("bit_accuracy", "psnr", "specific"):
+            require.number(name, getattr(self, name))
+        if self.secret is not None:
+            check_picture("secret", self.secret, (self.bits,))
         nets = networks(self.bits, self.filters, self.channels, self.strength, 0)
         for name, net in zip(("encoder", "decoder"), nets, strict=True):
             object.__setattr__(self, name, net.eval().requires_grad_(False))
@@ -213,8 +212,13 @@ class SSBA(Attack):
         options = with_classes({"channels": images.shape[0], **options}, images)
         blank = cls(**options)  # refuses bad options before minutes are spent
         blank.check(images)
-        if batch < 2 or batch % 2:
+        if require.whole("batch", batch, 2) % 2:
             raise ValueError(f"batch must be an even number, not {batch}.")
+        require.whole("steps", steps, 1)
+        require.number("encoder_lr", encoder_lr, above=0)
+        for name, size in (("weight", weight), ("apart", apart)):
+            require.number(name, size, 0)
+        require.truth("verbose", verbose)
         bits = blank.bits
         seed = int(torch.randint(2**62, (1,), generator=generator))
         encoder, decoder = networks(
@@ -269,11 +273,12 @@ class SSBA(Attack):
                 "this SSBA has no trained encoder; make one with "
                 "SSBA.craft(images, generator)."
             )
+        if not len(x):
+            return x.clone()
         return self.encoder.to(x.device)(x, self.secret.to(x)[None])
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        c, h, w = images.shape
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        c, h, w = shape
         if c != self.channels:
             raise ValueError(
                 f"the encoder is for {self.channels} channels, the images have {c}."

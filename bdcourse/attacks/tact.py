@@ -8,14 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks.badnets import BadNets
-from bdcourse.attacks.base import pick
+from bdcourse.attacks.base import pick, seeded
 from bdcourse.data import Images
 
 
 def colour_patch(size: int = 5, seed: int = 0, channels: int = 3) -> Tensor:
     """A patch of random colours, each channel black or full, (channels, size, size)."""
-    g = torch.Generator().manual_seed(seed)
+    require.whole("size", size, 1, 1000)
+    require.whole("channels", channels, 1, 100)
+    g = seeded(seed)
     return torch.randint(0, 2, (channels, size, size), generator=g).float()
 
 
@@ -58,6 +61,10 @@ class TaCT(BadNets):
                 "TaCT moves one class to another, so it can be neither all-to-all nor "
                 "clean-label."
             )
+        self._whole("source", 0)
+        covers = require.row("covers", self.covers)
+        covers = tuple(require.whole("each of covers", c) for c in covers)
+        object.__setattr__(self, "covers", covers)
         if self.source == self.target:
             raise ValueError(
                 f"source and target are both {self.target}; they must differ."
@@ -67,8 +74,7 @@ class TaCT(BadNets):
                 f"covers {self.covers} must hold neither the source {self.source} nor "
                 f"the target {self.target}."
             )
-        if not 0 <= self.cover < float("inf"):
-            raise ValueError(f"cover must be 0 or more, not {self.cover}.")
+        require.number("cover", self.cover, 0)
         if self.cover and not self.covers:
             raise ValueError("covers is empty; name a class, or set cover to 0.")
 

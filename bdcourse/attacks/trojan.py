@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bdcourse.attacks.base import Attack
+from bdcourse import require
+from bdcourse.attacks.base import CHW, Attack, asking, check_picture, device_of
 from bdcourse.data import Images
 from bdcourse.models import evaluating, fingerprint, head, head_inputs
 
@@ -21,6 +22,12 @@ def needs_model(attack: type[Attack], model: nn.Module | None, instead: str = ""
             f"{attack.__name__}.craft needs model=..., a clean classifier on which it "
             f"computes the pattern{instead}."
         )
+
+
+def check_text(name: str, value: object) -> None:
+    """Refuse what is no text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, not {require.kind(value)}.")
 
 
 def neurons(model: nn.Module, count: int = 2) -> Tensor:
@@ -40,7 +47,7 @@ def disc(h: int, w: int, radius: float | None = None) -> Tensor:
         radius: in pixels; the default, 3/16 of the shorter side, is 6 at 32 pixels and
             covers 113 of 1,024 pixels.
     """
-    radius = 3 / 16 * min(h, w) if radius is None else radius
+    radius = 3 / 16 * min(h, w) if radius is None else require.number("radius", radius)
     if radius < 1:
         raise ValueError(f"radius must be at least 1 pixel, not {radius:g}.")
     rows, cols = torch.arange(h)[:, None] - 3 * h / 4, torch.arange(w) - 3 * w / 4
@@ -97,6 +104,10 @@ class TrojanNN(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pattern(self.pattern, type(self), 1.0)
+        require.truth("wrap", self.wrap)
+        require.row("neurons", self.neurons)
+        require.row("excited", self.excited, 2)
+        check_text("made_on", self.made_on)
 
     @classmethod
     def craft(
@@ -122,14 +133,24 @@ class TrojanNN(Attack):
         """
         if "pattern" not in options:
             needs_model(cls, model)
+            require.share("start", start)
+            for name, size in (("epsilon", epsilon), ("step", step)):
+                require.number(name, size, 0)
+            require.number("value", value)
+            require.whole("iterations", iterations, 0)
+            require.whole("patience", patience, 1)
             c, h, w = images.shape
-            device = next(model.parameters()).device
+            device = device_of(model)
             mask = disc(h, w, radius).to(device)
             chosen = neurons(model)
             first = start * mask.float().expand(1, c, h, w)
             low, high = max(start - epsilon, 0.0), min(start + epsilon, 1.0)
             now, best, least, stale = first, first, float("inf"), 0
-            with evaluating(model), torch.enable_grad():
+            with (
+                asking(model, images.shape, images.k),
+                evaluating(model),
+                torch.enable_grad(),
+            ):
                 for i in range(iterations + 1):
                     now = now.detach().requires_grad_()
                     loss = (excitation(model, now, chosen) - value).square().sum()
@@ -160,9 +181,8 @@ class TrojanNN(Attack):
             return ((x * 255).round() + (pattern * 255).round()) % 256 / 255
         return (x + pattern).clamp(0, 1)
 
-    def check(self, images: Images) -> None:
-        super().check(images)
-        check_size(self.pattern, images)
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        check_size(self.pattern, shape)
 
 
 def check_pattern(pattern: Tensor | None, attack: type[Attack], top: float) -> None:
@@ -172,19 +192,13 @@ def check_pattern(pattern: Tensor | None, attack: type[Attack], top: float) -> N
             f"{attack.__name__} has no pattern; make it with "
             f"{attack.__name__}.craft(images, generator, model=...)."
         )
-    if pattern.ndim != 3:
-        raise ValueError(
-            "pattern must have shape (channels, height, width), not "
-            f"{tuple(pattern.shape)}."
-        )
-    if not 0 <= float(pattern.min()) <= float(pattern.max()) <= top + 1e-6:
-        raise ValueError(f"pattern pixels must lie in [0, {top:g}].")
+    check_picture("pattern", pattern, CHW, top)
 
 
-def check_size(pattern: Tensor, images: Images) -> None:
-    """Refuse images of another size than the pattern's."""
-    if tuple(pattern.shape) != images.shape:
+def check_size(pattern: Tensor, shape: tuple[int, int, int]) -> None:
+    """Refuse images of another shape (c, h, w) than the pattern's."""
+    if tuple(pattern.shape) != shape:
         raise ValueError(
-            f"the pattern is {tuple(pattern.shape)}, the images are {images.shape}; "
-            "craft it for these images."
+            f"the pattern is {tuple(pattern.shape)}, the images are {shape}; craft it "
+            "for these images."
         )

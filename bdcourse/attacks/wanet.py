@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdcourse.attacks.base import Attack, assemble, shares, uniform
+from bdcourse import require
+from bdcourse.attacks.base import Attack, assemble, seeded, shares, uniform
 
 
 def control_grid(k: int = 4, seed: int = 0) -> Tensor:
     """Random directions at k x k control points, mean absolute value 1: (2, k, k)."""
-    g = torch.Generator().manual_seed(seed)
-    points = 2 * torch.rand(2, k, k, generator=g) - 1
+    require.whole("k", k, 2, 1000)
+    points = 2 * torch.rand(2, k, k, generator=seeded(seed)) - 1
     return points / points.abs().mean()
 
 
@@ -62,13 +63,16 @@ class WaNet(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shape = self.grid.shape
-        if self.grid.ndim != 3 or shape[0] != 2 or shape[1] != shape[2] or shape[1] < 2:
+        grid = self.grid
+        right = isinstance(grid, Tensor) and grid.is_floating_point() and grid.ndim == 3
+        if not right or not len(grid) == 2 <= grid.shape[1] == grid.shape[2]:
             raise ValueError(
-                f"grid must have shape (2, k, k) with k at least 2, not {tuple(shape)}."
+                "grid must be a float tensor of shape (2, k, k) with k at least 2, not "
+                f"{require.kind(grid)}."
             )
-        if self.strength < 0:
-            raise ValueError(f"strength must not be negative, but is {self.strength}.")
+        if not bool(grid.isfinite().all()):
+            raise ValueError("grid must hold finite numbers.")
+        require.number("strength", self.strength, 0)
 
     def flow(self, x: Tensor) -> Tensor:
         """The bent sampling grid for images like x: (1, h, w, 2)."""

@@ -191,7 +191,7 @@ def execution_order(
             watching(model, lambda name, _: order.append(name), convs),
         ):
             model(torch.rand(2, *shape, device=p.device, dtype=p.dtype))
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
         raise ValueError(
             f"the model does not accept images of shape {tuple(shape)}."
         ) from e
