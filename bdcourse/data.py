@@ -40,6 +40,7 @@ def splits(
     seed: int = 0,
     n: int | None = None,
     size: int | None = None,
+    n_test: int | None = None,
 ) -> Splits:
     """Load an image set and deal it out as the course's protocol asks.
 
@@ -50,13 +51,14 @@ def splits(
         clean: the defender's share of the training images; he tunes on one fifth of it
             (`held`) and repairs with the rest (`clean`).
         seed: of the dealing, not of the drawing: one test set serves all seeds.
+        n_test: number of test images, as `n` is of training images.
         source, n, size: see :func:`load`.
     """
     everything = load(source, "train", n=n, size=size)
     g = torch.Generator().manual_seed(1000 + seed)
     train, owned = hold_out(everything, round(clean * len(everything)), g)
     own, held = hold_out(owned, max(1, len(owned) // 5), g)
-    test = load(source, "test", size=size)
+    test = load(source, "test", n=n_test, size=size)
     if bool((test.y.diff() >= 0).all()):
         g = torch.Generator().manual_seed(0)
         test = test[torch.randperm(len(test), generator=g)]

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bdcourse import require
 from bdcourse.attacks import ATTACKS
 from bdcourse.recipes import DRAWN, Recipe, locked
 
@@ -44,6 +46,8 @@ def identity(row: dict) -> str:
     if row.get("data") in DRAWN:
         # Drawn by code: processors round a few pixels differently.
         own["digest"] = plain(row.get("n_train"))
+    if row.get("n_test") is not None:  # else: all test images, as in older rows
+        own["n_test"] = plain(row["n_test"])
     return json.dumps(own, sort_keys=True)
 
 
@@ -51,30 +55,73 @@ class Results:
     """Rows of results in one JSON file, one for each cell, written atomically.
 
     Args:
-        path: of the file; it need not be there yet.
+        path: of the file; it need not be there yet. Where it is a link, the file behind
+            it is read and replaced.
 
     Attributes:
         failed: the rows with an `error` that this object was given.
+
+    Raises:
+        ValueError: the file cannot be read, is no table of results, or holds a cell
+            twice with different numbers.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
+        right = isinstance(path, (str, os.PathLike)) and str(path)
+        if not right or "\0" in str(path):
+            raise ValueError(
+                f"a table must be the path of a .json, not {require.kind(path)}."
+            )
         self.path = Path(path)
         self.rows: list[dict] = []
         self.failed: list[dict] = []
         self._at: dict[str, int] = {}
+        self._file = Path(os.path.realpath(self.path))
         self._read()
 
     def _read(self) -> None:
-        if self.path.exists():
-            try:
-                self.rows = json.loads(self.path.read_text())["rows"]
-                # The last one counts, as after a merge of two files by hand.
-                self._at = {identity(r): i for i, r in enumerate(self.rows)}
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
+        try:
+            text = self._file.read_text()
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as e:
+            why = getattr(e, "strerror", None) or "it is not text"
+            raise ValueError(
+                f"{self.path} cannot be read ({why}); name another --out."
+            ) from e
+        try:
+            rows = json.loads(text)["rows"]
+            cells = [identity(r) for r in rows]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise ValueError(
+                f"{self.path} is not a table of results; move it away or name "
+                "another --out."
+            ) from e
+        self.rows = self._single(rows, cells)
+        self._at = {identity(r): i for i, r in enumerate(self.rows)}
+
+    def _single(self, rows: list[dict], cells: list[str]) -> list[dict]:
+        """The rows without second copies, as after a merge of two files by hand."""
+        kept: dict[str, dict] = {}
+        for i, (row, cell) in enumerate(zip(rows, cells, strict=True)):
+            if "digest" not in row:  # what others published has no cells
+                cell = str(i)
+            first = kept.setdefault(cell, row)
+            if "error" in first:  # it was tried again
+                kept[cell] = row
+            elif first != row and "error" not in row:
+                who = row.get("victim") or row.get("attack")
                 raise ValueError(
-                    f"{self.path} is not a table of results; move it away or name "
-                    "another --out."
-                ) from e
+                    f"{self.path} holds the cell of {who} and {row.get('defense')!r}, "
+                    f"seed {row.get('seed')}, twice with different numbers; delete one "
+                    "of the two rows."
+                )
+        if (twice := len(rows) - len(kept)) and not self.rows:  # said once
+            print(
+                f"{self.path} holds {twice} rows twice; one of each counts.",
+                file=sys.stderr,
+            )
+        return list(kept.values())
 
     @contextmanager
     def owned(self) -> Iterator[Results]:
@@ -83,9 +130,15 @@ class Results:
         Raises:
             RuntimeError: another one does.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with locked(self.path.with_name(f".{self.path.name}.lock"), wait=False):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ValueError(
+                f"there can be no folder {self._file.parent} ({e.strerror}); name "
+                "another --out."
+            ) from e
+        try:
+            with locked(self._file.with_name(f".{self._file.name}.lock"), wait=False):
                 self._read()  # another run may have ended since it was read
                 yield self
         except BlockingIOError:
@@ -95,7 +148,18 @@ class Results:
             ) from None
 
     def select(self, **key) -> list[dict]:
-        """The rows whose entries equal `key`."""
+        """The rows whose entries equal `key`.
+
+        Raises:
+            ValueError: no row can have such an entry.
+        """
+        names = {*KEYS, *(k for r in self.rows for k in r)}
+        if self.rows and (wrong := key.keys() - names):
+            raise ValueError(
+                f"rows of {self.path.name} have no entry {min(wrong)!r}"
+                f"{require.meant(min(wrong), sorted(names))}; choose from "
+                f"{', '.join(sorted(names))}."
+            )
         return [r for r in self.rows if all(r.get(k) == v for k, v in key.items())]
 
     def get(self, cell: dict) -> dict | None:
@@ -116,12 +180,29 @@ class Results:
             return
         at = self._at.setdefault(identity(row), len(self.rows))
         self.rows[at : at + 1] = [row]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as f:
-            lines = ",\n".join(json.dumps(r) for r in self.rows)
-            f.write('{"rows": [\n' + lines + "\n]}\n")
-        os.chmod(f.name, 0o644)
-        os.replace(f.name, self.path)
+        self._write()
+
+    def _write(self) -> None:
+        lines = ",\n".join(json.dumps(r) for r in self.rows)
+        aside = None
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=self._file.parent, delete=False
+            ) as f:
+                aside = f.name
+                f.write('{"rows": [\n' + lines + "\n]}\n")
+            os.chmod(aside, 0o644)
+            os.replace(aside, self._file)
+        except BaseException as e:  # also Ctrl-C
+            if aside is not None:
+                Path(aside).unlink(missing_ok=True)
+            if isinstance(e, OSError):
+                raise RuntimeError(
+                    f"{self.path} cannot be written ({e.strerror}); the rows before "
+                    "are kept, and the same command goes on from there."
+                ) from e
+            raise
 
 
 def results(name: str) -> Results:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -59,6 +60,12 @@ class Victim:
         Args:
             twin: scores of the benign model of the same recipe.
         """
+        k = self.arch.get("classes")
+        if k and at_chance(twin, k):
+            return (
+                f"the benign twin is at chance (ACC {100 * twin.acc:.1f} % of "
+                f"{k} classes)"
+            )
         rounding = 1e-6  # exactly three points, or exactly 95 %, passes
         if self.scores.acc < twin.acc - 0.03 - rounding:
             return (
@@ -74,6 +81,17 @@ class Victim:
                 f"{100 * gate:.0f} %"
             )
         return ""
+
+
+def at_chance(scores: Scores, k: int) -> bool:
+    """Whether a network of k classes does hardly better than guessing, which gets 1/k.
+
+    It must beat that by a tenth of what is left, and by three standard errors of a
+    guess on as many images: 19 % of ten classes, and 23 % if there are 50 images.
+    """
+    chance, n = 1 / k, scores.n_clean
+    error = math.sqrt(chance * (1 - chance) / n) if n else 0.0
+    return scores.acc < chance + max(0.1 * (1 - chance), 3 * error)
 
 
 def initialised(arch: dict, generator: torch.Generator) -> nn.Module:
