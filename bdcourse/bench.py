@@ -349,28 +349,26 @@ def run(
     if recipe is not None and not isinstance(recipe, Recipe):
         raise ValueError(f"recipe must be a Recipe, not {require.kind(recipe)}.")
     require.number("clean", clean, 0, 1, above=0)
-    for name, value, low, high in (
-        ("n", n, 1, None), ("n_test", n_test, 1, None), ("size", size, 8, 1024)
-    ):  # fmt: skip
-        if value is not None:
-            require.whole(name, value, low, high)
+    n, n_test = _whole("n", n, 1), _whole("n_test", n_test, 1)
+    size = _whole("size", size, 8, 1024)
     keep = os.path.abspath(folder("keep", keep))
     if options is not None:
         require_options(options)
 
-    def recipes(path: str) -> Iterator[tuple[dict, Recipe]]:
+    def scaled(path: str) -> Iterator[tuple[dict, Recipe]]:
         for scale in scales:
             yield scale, replace(recipe or recipe_for(path), **scale)
 
     for path, name in product(sources, [*names, *(options or ())]):
-        for _, own in recipes(path):
+        for _, own in scaled(path):
             split_options(own, name, _options(path, own, options))
     for name in (options or {}).keys() - {*names}:
         print(f"options of {name} are not used: it is not among the attacks")
 
     def subjects() -> Iterator[Subject]:
+        told: set[str] = set()
         for path, seed in product(sources, seeds):  # images are loaded once each
-            for scale, own in recipes(path):
+            for scale, own in scaled(path):
                 # Workers run in folders of their own.
                 source = path if path in BUILT_IN else os.path.abspath(path)
                 one = Subject(
@@ -381,9 +379,10 @@ def run(
                 if recipe is None and path not in DRAWN:
                     own = suited(own, len(parts.train), scale)
                 given = scale if recipe is None else asdict(recipe)
-                if seed == seeds[0]:
-                    for line in _remarks(one.recipe, own, parts, given):
+                for line in _remarks(one.recipe, own, parts, given):
+                    if line not in told:
                         print(line)
+                    told.add(line)
                 for name in names:
                     mine, more = split_options(own, name, _options(path, own, options))
                     yield replace(one, recipe=mine, attack=name, options=more)
@@ -427,6 +426,10 @@ def _listed(name: str, values: object, each: Callable, least: int = 0) -> list:
     if len(found := [each(v) for v in values]) < least:
         raise ValueError(f"{name} must hold at least one entry.")
     return found
+
+
+def _whole(name: str, value: object, low: int, high: int | None = None) -> int | None:
+    return None if value is None else require.whole(name, value, low, high)
 
 
 def _text(what: str, value: object) -> str:
@@ -474,15 +477,12 @@ def _shared(
     """What every run is told beside its victims, checked before any image is read."""
     from bdcourse.cluster import placed
 
-    def budget(value: object) -> int | None:
-        return None if value is None else require.whole("budget", value, 2)
-
     require.truth("sharp", sharp)
     where = placed(**where)
     _require_device(device, where["scheduler"] is not None)
     return (
         _wanted(defenses),
-        _listed("budgets", budgets, budget, 1),
+        _listed("budgets", budgets, partial(_whole, "budget", low=2), 1),
         _listed("draws", draws, partial(require.whole, "draws", low=0, high=10**9), 1),
         _listed("only", only, partial(_text, "only")),
         where,
@@ -682,9 +682,8 @@ class Progress:
         if new := self._victims(job) & self.untrained:
             self.untrained -= new
             cell = min(passed, weight * self._rate())
-            self.trained, self.training = (
-                self.trained + len(new), self.training + passed - cell
-            )  # fmt: skip
+            self.trained += len(new)
+            self.training += passed - cell
             passed = cell
         self.took, self.weight = self.took + passed, self.weight + weight
         left = self._rate() * self.left

@@ -14,8 +14,10 @@ import hashlib
 import io
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,10 +114,11 @@ def _dealt(
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             threads = threads or max(1, (os.cpu_count() or 1) // workers)
-            cluster = stack.enter_context(LocalCluster(
-                n_workers=workers, threads_per_worker=1, memory_limit=0,
-                dashboard_address=":0", silence_logs="CRITICAL",
-            ))  # fmt: skip
+            with _undisturbed():
+                cluster = stack.enter_context(LocalCluster(
+                    n_workers=workers, threads_per_worker=1, memory_limit=0,
+                    dashboard_address=":0", silence_logs="CRITICAL",
+                ))  # fmt: skip
             scheduler = cluster.scheduler_address
         try:
             client = stack.enter_context(Client(scheduler, timeout="10s"))
@@ -165,6 +168,21 @@ def _dealt(
                 rows = [stored(folder, c) or c | failure(e) for c in cells]
             for row in rows:
                 yield part, row
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until this is over; processes and threads begun here never get it.
+
+    The terminal sends it to workers too, which would die of it one by one with a page
+    of tracebacks; this process ends them in order.
+    """
+    resource_tracker.ensure_running()  # which would let Ctrl-C in again
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _train(client, subject: Subject, threads: int | None, ready: dict[str, object]):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ def three(tmp_path_factory):
 
 def grid(out: Path, **where) -> tables.Results:
     keep = out.parent / "runs"
-    return bench.run("signs", out, keep=keep, defenses=DEFENSES, **GRID, **where)
+    return bench.run("signs", out, keep=keep, defenses=DEFENSES, **GRID | where)
 
 
 def test_a_killed_worker_loses_nothing_and_repeats_nothing(three, tmp_path, capsys):
@@ -109,6 +110,29 @@ def test_crowded_workers_and_dead_addresses_are_refused(tmp_path, capsys):
     assert "no Dask scheduler at tcp://127.0.0.1:9" in capsys.readouterr().err
     assert main([*command, "--workers", "0"]) == 1
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_ctrl_c_waits_for_workers_to_start_and_never_reaches_them():
+    inside = []
+    with pytest.raises(KeyboardInterrupt):
+        with cluster._undisturbed():
+            started = subprocess.Popen(["sleep", "60"])
+            for pid in (started.pid, os.getpid()):
+                os.kill(pid, signal.SIGINT)
+            inside.append(started.poll())
+    assert inside == [None] and started.poll() is None
+    started.terminate()
+    started.wait()
+
+
+def test_a_twin_that_guesses_ends_a_dealt_run(three, tmp_path):
+    small = {
+        "scales": [{"width": 4, "epochs": 0.2}],
+        "scheduler": three.scheduler_address,
+    }
+    with pytest.raises(bench.AtChance, match="the twin is at chance"):
+        grid(tmp_path / "r.json", **small)
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_the_first_row_of_a_cell_counts(tmp_path):
