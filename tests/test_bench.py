@@ -961,3 +961,16 @@ def test_a_lock_follows_no_link_and_empties_no_file(tmp_path):
     with pytest.raises(RuntimeError, match="cannot be made"):
         with recipes.locked(tmp_path / "no" / "v.lock"):
             pass
+
+
+def test_a_clean_label_attack_names_a_target_with_enough_images():
+    images = blank(100, 3)
+    images = replace(images, y=torch.tensor([0] * 10 + [1] * 30 + [2] * 60))
+    sig, g = recipes.ATTACKS["SIG"](), torch.Generator()
+    with pytest.raises(ValueError) as e:
+        sig.poison(images, 0.4, g)
+    assert "only 10 have the right class" in message(e)
+    assert message(e).endswith("or take target=2, which has 60.")
+    with pytest.raises(ValueError) as e:
+        sig.poison(images, 0.7, g)
+    assert message(e).endswith("a share of the whole set.")

@@ -135,7 +135,7 @@ class Attack:
         if not self.clean_label:
             return torch.randperm(len(y), generator=generator)[:n], NO_ROWS
         own = (y.cpu() == self.target).nonzero().flatten()
-        of_class = y.bincount()
+        of_class = y.bincount(minlength=1)
         label, most = int(of_class.argmax()), int(of_class.max())
         instead = f", or take target={label}, which has {most}" if most >= n else ""
         what = f"a clean-label attack at rate {rate:g}"
