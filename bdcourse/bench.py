@@ -198,8 +198,8 @@ def _images(source, clean, seed, n, size, n_test) -> Splits:
     owned = {*parts.clean.y.tolist(), *parts.held.y.tolist()}
     if missing := [c for i, c in enumerate(train.classes) if i not in owned]:
         print(
-            f"the defender has no image of {len(missing)} classes, such as "
-            f"{missing[0]!r}; a larger --clean gives them some"
+            f"the defender has no image of {len(missing)} of {train.k} classes, such "
+            f"as {missing[0]!r}; a larger --clean gives them some"
         )
     return parts
 
@@ -532,9 +532,10 @@ def run_zoo(
     """
     from bdcourse.zoo import ENTRIES, chosen
 
+    names = chosen(_listed("names", names, partial(_text, "names")))
     shared = _shared(defenses, budgets, draws, sharp, device, only, where)
     subjects = []
-    for name in chosen(_listed("names", names, partial(_text, "names"))):
+    for name in names:
         entry = ENTRIES[name]
         own, more = entry.settings()
         subjects.append(Subject(entry.source, own, entry.attack, more, zoo=name,
