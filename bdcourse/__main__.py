@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence; the usage is there for who asks."""
+
+    def error(self, message: str) -> NoReturn:
+        text = " ".join(message.split()).rstrip(".")
+        self.exit(2, f"error: {text}; {self.prog} --help explains the options.\n")
+
+
+class Names(argparse.Action):
+    """Prints what `--attacks` and `--defenses` take, one name a line, and ends."""
+
+    def __call__(self, parser, *_) -> NoReturn:
+        from bdcourse.attacks import ATTACKS
+        from bdcourse.bench import SWEEP
+        from bdcourse.plans import PLANS
+
+        for title, names in (("attacks", ATTACKS), ("defenses", [*PLANS, SWEEP])):
+            print(f"{title}:", *(f"  {name}" for name in names), sep="\n")
+        parser.exit(0)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bdcourse", description=__doc__)
+    parser = Parser(prog="python -m bdcourse", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     b = commands.add_parser("bench", help="attacks against defenses on an image set")
     b.add_argument(
@@ -23,11 +46,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     b.add_argument("--out", required=True, help="JSON file for the rows")
     b.add_argument(
+        "--list",
+        action=Names,
+        nargs=0,
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        help="print the names of attacks and defenses",
+    )
+    b.add_argument(
         "--attacks", nargs="*", default=["BadNets", "Blended"], help="names, or all"
     )
     b.add_argument(
         "--options",
-        help='JSON: {"WaNet": {"strength": 1, "rate": 0.2}} (default: for signs only)',
+        help='JSON: {"WaNet": {"craft": {"strength": 1}, "recipe": {"rate": 0.2}}}; '
+        "what only one of the two knows may stand without them (default: for signs "
+        "only)",
     )
     b.add_argument(
         "--defenses",
@@ -54,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     b.add_argument("--seeds", type=int, nargs="+", default=[0])
     b.add_argument("--clean", type=float, default=0.05, help="the defender's share")
     b.add_argument("--n", type=int, help="use only this many training images")
+    b.add_argument("--n-test", type=int, help="and only this many test images")
     b.add_argument("--size", type=int, help="resize folder images to this side")
     b.add_argument("--device", default=None, help="default: cuda if there is one")
     b.add_argument("--keep", default="runs", help="folder for trained victims")
@@ -73,7 +107,9 @@ def main(argv: list[str] | None = None) -> int:
         "--model", nargs="+", help="resnet18, preact_resnet18, vgg16_bn, ..."
     )
     r.add_argument("--width", type=int, nargs="+", help="channels of the first layer")
-    r.add_argument("--epochs", type=float)
+    r.add_argument(
+        "--epochs", type=float, help="default: 10, 12 for signs, more for few images"
+    )
     r.add_argument("--batch", type=int)
     r.add_argument("--lr", type=float)
     r.add_argument("--weight-decay", type=float)
@@ -83,7 +119,11 @@ def main(argv: list[str] | None = None) -> int:
         "--aware", choices=["smooth", "sam"], help="an attacker who knows the defense"
     )
     r.add_argument("--pad", type=int, help="crop padding in pixels")
-    r.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror")
+    r.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="mirror images in training; default: yes, but not for signs and gtsrb",
+    )
     r.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="on a CPU too")
     t = commands.add_parser("table", help="render measured rows")
     t.add_argument("name", help="of a file in data/results, or the path of a .json")
@@ -131,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return _bench(a, b.get_default)
     except (ValueError, OSError, RuntimeError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        text = str(e) if command != "bench" else _as_typed(str(e))
+        print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; finished rows are kept, the same command goes on from here.")
@@ -153,20 +194,27 @@ def _labs(a: dict) -> int:
     return int(student(a["only"], a["out"]) > 0)
 
 
-def _bench(a: dict, usual: Callable[[str], object]) -> int:
-    import torch
+def _as_typed(text: str) -> str:
+    """A sentence with the options of `bench` as they stand on a command line."""
+    names = "size|clean|n_test|n|epochs|batch|lr|weight_decay|rate|width|pad"
+    text = text.replace("flip=False", "--no-flip")
+    return re.sub(
+        rf"(?<![\w/.-])({names})=(?=\S)",
+        lambda m: f"--{m[1].replace('_', '-')} ",
+        text,
+    )
 
+
+def _bench(a: dict, usual: Callable[[str], object]) -> int:
     from bdcourse.bench import run, run_zoo
     from bdcourse.recipes import Recipe
 
     given = {f.name: a.pop(f.name) for f in fields(Recipe)}
     given = {k: v for k, v in given.items() if v is not None}
     lists = {k: given.pop(k) for k in ("model", "width") if k in given}
-    cuda = (a["device"] or "").startswith("cuda")
-    if cuda and not a["scheduler"] and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device here; leave out --device.")
     if (zoo := a.pop("zoo")) is not None:
-        alone = ("data", "attacks", "options", "seeds", "clean", "n", "size", "keep")
+        alone = ("data", "attacks", "options", "seeds", "clean", "n", "n_test", "size",
+                 "keep")  # fmt: skip
         asked = [k for k in alone if a.pop(k) != usual(k)]
         if asked := [*asked, *given, *lists]:
             raise ValueError(
@@ -185,17 +233,10 @@ def _bench(a: dict, usual: Callable[[str], object]) -> int:
 
 
 def _options(text: str | None) -> dict[str, dict] | None:
-    if text is None:
-        return None
     try:
-        options = json.loads(text)
-    except ValueError as e:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"--options is not JSON ({e}).") from None
-    if not isinstance(options, dict) or not all(
-        isinstance(o, dict) for o in options.values()
-    ):
-        raise ValueError('--options must look like {"WaNet": {"strength": 1}}.')
-    return options
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatch
 from functools import lru_cache, partial
 from itertools import product
@@ -29,18 +29,23 @@ from pathlib import Path
 import torch
 
 from bdcourse import data as datasets
-from bdcourse import looks, metrics, victims
+from bdcourse import looks, metrics, require, victims
 from bdcourse.attacks import ATTACKS
 from bdcourse.data import BUILT_IN, Splits
-from bdcourse.models import MODELS
 from bdcourse.plans import ABLATIONS, ORACLES, PLANS, Case, notes
 from bdcourse.recipes import (
     DRAWN,
+    LEAST_STEPS,
     SIGNS_OPTIONS,
     Recipe,
     attack_class,
+    enough,
+    folder,
+    named,
     recipe_for,
+    require_options,
     split_options,
+    suited,
     train_victim,
 )
 from bdcourse.tables import DEFENSES, Results, identity
@@ -51,8 +56,14 @@ SWEEP = "clp sweep"
 MACHINE = re.compile("CUDA|cuDNN|CUBLAS|allocate memory")  # of errors that pass
 
 
+class AtChance(RuntimeError):
+    """A benign twin that has learned nothing: no victim can be measured against it."""
+
+
 def environment(device: torch.device) -> dict:
     """Where and with what a number was measured."""
+    if not isinstance(device, torch.device):
+        raise ValueError(f"device must be a torch.device, not {require.kind(device)}.")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     here = Path(__file__).resolve().parent
     git = ["git", "describe", "--always", "--dirty"]
@@ -81,7 +92,8 @@ class Subject:
         recipe: of its training, with the share of poison that is really used.
         attack: a name of `ATTACKS`; None is the benign twin.
         options: for `craft`.
-        clean, seed, n, size: see `data.splits`; the seed is also the training's.
+        clean, seed, n, size, n_test: see `data.splits`; the seed is also the
+            training's.
         zoo: name of a victim that ships with the course: nothing is trained.
         device, keep, sharp: see :func:`run`.
     """
@@ -98,6 +110,7 @@ class Subject:
     device: str | None = None
     keep: str = "runs"
     sharp: bool = False
+    n_test: int | None = None
 
     def __str__(self) -> str:
         if self.zoo:
@@ -119,7 +132,7 @@ class Subject:
         return _images(*self._source())
 
     def _source(self) -> tuple:
-        return self.source, self.clean, self.seed, self.n, self.size
+        return self.source, self.clean, self.seed, self.n, self.size, self.n_test
 
     def place(self) -> torch.device:
         """The device; without a choice, what the machine that asks has."""
@@ -127,11 +140,19 @@ class Subject:
         return torch.device(self.device or usual)
 
     def victim(self) -> Victim:
-        """The network, trained unless `keep` or the zoo has it."""
+        """The network, trained unless `keep` or the zoo has it.
+
+        Raises:
+            AtChance: it is a benign twin and has learned nothing.
+        """
         if self.zoo:
             return victims.zoo(self.zoo, self.place())
         about = (self.recipe, self.seed, self.label, self.keep, self.sharp)
-        return train_victim(self.parts(), self.attack, *about, **self.options)
+        parts = self.parts()
+        victim = train_victim(parts, self.attack, *about, **self.options)
+        if self.attack is None:
+            require_working(victim, parts, self)
+        return victim
 
     def twin(self) -> Subject:
         """The benign network of the same recipe."""
@@ -147,13 +168,15 @@ class Subject:
 
     def key(self) -> dict:
         """What tells its rows from those of others."""
-        named = {"victim": self.zoo} if self.zoo else {}
+        more = {"victim": self.zoo} if self.zoo else {}
+        if self.n_test is not None:
+            more["n_test"] = self.n_test
         return self.recipe.settings() | {
             "data": self.label,
             "digest": self.images().train.digest(),
             "n_train": len(self.images().train),
             "seed": self.seed,
-            **named,
+            **more,
             "attack": self.attack or "none",
             "options": self.options or None,
         }
@@ -166,12 +189,18 @@ def forget_images() -> None:
 
 
 @lru_cache(maxsize=1)  # the cells of one seed come one after the other
-def _images(source, clean, seed, n, size) -> Splits:
-    parts = datasets.splits(source, clean=clean, seed=seed, n=n, size=size)
-    print(
-        f"{len(parts.train)} training and {len(parts.test)} test images, "
-        f"{parts.train.k} classes"
+def _images(source, clean, seed, n, size, n_test) -> Splits:
+    parts = datasets.splits(
+        source, clean=clean, seed=seed, n=n, size=size, n_test=n_test
     )
+    train, test = parts.train, parts.test
+    print(f"{len(train)} training and {len(test)} test images, {train.k} classes")
+    owned = {*parts.clean.y.tolist(), *parts.held.y.tolist()}
+    if missing := [c for i, c in enumerate(train.classes) if i not in owned]:
+        print(
+            f"the defender has no image of {len(missing)} of {train.k} classes, such "
+            f"as {missing[0]!r}; a larger --clean gives them some"
+        )
     return parts
 
 
@@ -220,8 +249,35 @@ class Job:
         return [replace(self, names=tuple(names)) for names in families.values()]
 
 
+def require_working(twin: Victim, parts: Splits, subject: Subject) -> None:
+    """Refuse a benign twin that guesses: every victim would look as good beside it.
+
+    Raises:
+        AtChance: see `victims.at_chance`; or it gets no more right than who always
+            gives the commonest label.
+    """
+    acc, test, own = twin.scores.acc, parts.test, subject.recipe
+    commonest = int(test.y.bincount().max()) / len(test)
+    if not victims.at_chance(twin.scores, test.k) and acc > commonest:
+        return
+    usual, n = recipe_for(subject.source), len(parts.train)
+    small = replace(own, batch=min(own.batch, 32))
+    if own.lr > usual.lr or own.weight_decay > usual.weight_decay:
+        cure = f"lr={usual.lr:g} and weight_decay={usual.weight_decay:g}"
+    elif own.epochs >= enough(own, n):
+        cure = f"epochs={2 * own.epochs:g}"
+    elif small != own:
+        cure = f"batch={small.batch} and epochs={enough(small, n)}"
+    else:
+        cure = f"epochs={enough(own, n)}"
+    raise AtChance(
+        f"the twin is at chance (ACC {100 * acc:.1f} % of {test.k} classes; "
+        f"{subject.label}, seed {subject.seed}, width {own.width}); try {cure}."
+    )
+
+
 def run(
-    source: str | Sequence[str],
+    source: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
     recipe: Recipe | None = None,
     *,
@@ -230,6 +286,7 @@ def run(
     scales: Iterable[dict] = ({},),
     clean: float = 0.05,
     n: int | None = None,
+    n_test: int | None = None,
     size: int | None = None,
     device: str | None = None,
     keep: str | os.PathLike = "runs",
@@ -247,22 +304,25 @@ def run(
         source: what `data.load` takes, one or several.
         out: JSON file; rows already in it are kept and not measured again.
         recipe: default :data:`recipes.SIGNS` for the built-in signs, `Recipe()` for the
-            rest.
+            rest, with more steps where there are few images: see
+            :func:`recipes.suited`.
         attacks: names from `bdcourse.attacks.ATTACKS`; ("all",) means all of them.
         scales: entries that replace those of the recipe, {"width": 8} say, one table
             after the other.
         clean: share of the training images that the defender gets, disjoint from what
             the attacker poisons.
-        n, size: of training images, and side to which folder images are resized.
+        n, n_test, size: number of training and of test images (default all that there
+            are), and side to which folder images are resized.
         device: default CUDA if the machine that measures has it.
         keep: folder for the trained victims, reused when a run is started again.
-        options: attack name -> arguments of its `craft`, and entries of the recipe
-            such as "rate" or "epochs", for which its benign twin is then trained too;
-            default :data:`recipes.SIGNS_OPTIONS` for the built-in signs.
+        options: attack name -> {"craft": arguments of its `craft`, "recipe": entries of
+            the recipe such as "rate" or "epochs", for which its benign twin is then
+            trained too}; what only one side knows may stand without these two words.
+            Default :data:`recipes.SIGNS_OPTIONS` for the built-in signs.
         defenses: names from `bdcourse.plans.PLANS`, default :data:`tables.DEFENSES` and
-            the sweep of CLP; ("all",) means all but `plans.ABLATIONS`, ("everything",)
-            those as well. "none" measures the victim as it is.
-        budgets: how many clean images the defender really gets, of his share; None is
+            the sweep of CLP; "all" means all but `plans.ABLATIONS`, "everything" those
+            as well, and may stand beside names. "none" measures the victim as it is.
+        budgets: how many clean images the defender really gets, of their share; None is
             all of it.
         draws: which of them: each number is another random choice and another seed of
             the defense, against the same victim.
@@ -272,33 +332,172 @@ def run(
         only: patterns ATTACK/DEFENSE with * and ?, such as "BadNets/*"; cells that fit
             none of them are left out. The benign twin is "none".
         where: `workers`, `scheduler`, `threads` of :func:`cluster.carried_out`.
+
+    Raises:
+        ValueError: an argument cannot be meant; said before any image is read.
+        AtChance: a benign twin has learned nothing; rows before it are kept.
     """
-    sources = [source] if isinstance(source, (str, os.PathLike)) else source
-    names = [attack_class(a).__name__ for a in attacks if a.lower() != "all"]
-    if any(a.lower() == "all" for a in attacks):
-        names = list(ATTACKS)
-    unknown = set(options or ()) - set(ATTACKS)
-    if unknown:
-        raise ValueError(f"options are given for no attack: {sorted(unknown)[0]!r}.")
-    subjects = []
-    scales, names = list(scales), [None, *names]
-    for path, seed in product(map(str, sources), seeds):  # images are loaded once each
+    shared = _shared(defenses, budgets, draws, sharp, device, only, where)
+    single = isinstance(source, (str, os.PathLike))
+    sources = _listed("source", [source] if single else source, _path, 1)
+    names = _listed("attacks", attacks, _attack)
+    names = [None, *(ATTACKS if "all" in names else names)]
+    seeds = _listed(
+        "seeds", seeds, partial(require.whole, "seeds", low=0, high=10**9), 1
+    )
+    scales = _listed("scales", scales, _scale, 1)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be a Recipe, not {require.kind(recipe)}.")
+    require.number("clean", clean, 0, 1, above=0)
+    n, n_test = _whole("n", n, 1), _whole("n_test", n_test, 1)
+    size = _whole("size", size, 8, 1024)
+    keep = os.path.abspath(folder("keep", keep))
+    if options is not None:
+        require_options(options)
+
+    def scaled(path: str) -> Iterator[tuple[dict, Recipe]]:
         for scale in scales:
-            own = replace(recipe or recipe_for(path), **scale)
-            if own.model not in MODELS:
-                raise ValueError(
-                    f"unknown model {own.model!r}; choose from {', '.join(MODELS)}."
-                )
-            given = _options(path, own, options)
-            # Workers run in folders of their own.
-            source = path if path in BUILT_IN else os.path.abspath(path)
-            for name in names:
-                mine, more = split_options(own, name, given)
-                subjects.append(Subject(
-                    source, mine, name, more, seed, clean, n, size, None, device,
-                    os.path.abspath(keep), sharp,
-                ))  # fmt: skip
-    return _run(subjects, out, _wanted(defenses), budgets, draws, only, where)
+            yield scale, replace(recipe or recipe_for(path), **scale)
+
+    for path, name in product(sources, [*names, *(options or ())]):
+        for _, own in scaled(path):
+            split_options(own, name, _options(path, own, options))
+    for name in (options or {}).keys() - {*names}:
+        print(f"options of {name} are not used: it is not among the attacks")
+
+    def subjects() -> Iterator[Subject]:
+        told: set[str] = set()
+        for path, seed in product(sources, seeds):  # images are loaded once each
+            for scale, own in scaled(path):
+                # Workers run in folders of their own.
+                source = path if path in BUILT_IN else os.path.abspath(path)
+                one = Subject(
+                    source, own, None, {}, seed, clean, n, size, None, device, keep,
+                    sharp, n_test,
+                )  # fmt: skip
+                parts = one.images()
+                if recipe is None and path not in DRAWN:
+                    own = suited(own, len(parts.train), scale)
+                given = scale if recipe is None else asdict(recipe)
+                for line in _remarks(one.recipe, own, parts, given):
+                    if line not in told:
+                        print(line)
+                    told.add(line)
+                for name in names:
+                    mine, more = split_options(own, name, _options(path, own, options))
+                    yield replace(one, recipe=mine, attack=name, options=more)
+
+    return _run(subjects(), out, *shared)
+
+
+def _remarks(usual: Recipe, own: Recipe, parts: Splits, given: dict) -> list[str]:
+    """What somebody should know before hours go by."""
+    found, (_, h, w) = [], parts.train.shape
+    if own.epochs != usual.epochs:
+        found.append(
+            f"{own.epochs:g} epochs in batches of {own.batch}, since few images make "
+            f"{LEAST_STEPS:,} steps only so; --epochs sets another number"
+        )
+    if own.flip and "flip" not in given:
+        found.append(
+            "images are mirrored in training; give --no-flip where left and right "
+            "differ, as on traffic signs"
+        )
+    work = h * w / 32**2
+    if work > 4:
+        # 3 ms and 1.5 MB an image at width 16 and 32 pixels, forward and back.
+        scale = work * own.width / 16
+        hours = 0.003 * scale * own.epochs * len(parts.train) / 3600
+        held = 7 * parts.train.x.nbytes + 1.5e6 * scale * own.batch
+        found.append(
+            f"images of {w}x{h} are {work:.0f} times the work of 32x32: about "
+            f"{hours:.1f} h of one core for each victim and {held / 1e9:.1f} GB of "
+            "memory; --size 32 makes them small"
+        )
+    return found
+
+
+def _listed(name: str, values: object, each: Callable, least: int = 0) -> list:
+    """The values of a list, each of them checked."""
+    if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
+        raise ValueError(
+            f"{name} must be a list, even of one entry, not {require.kind(values)}."
+        )
+    if len(found := [each(v) for v in values]) < least:
+        raise ValueError(f"{name} must hold at least one entry.")
+    return found
+
+
+def _whole(name: str, value: object, low: int, high: int | None = None) -> int | None:
+    return None if value is None else require.whole(name, value, low, high)
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{what} must be text in quotes, not {require.kind(value)}.")
+    return value
+
+
+def _path(value: object) -> str:
+    if isinstance(value, (str, os.PathLike)) and str(value) and "\0" not in str(value):
+        return str(value)
+    raise ValueError(
+        "source must be the name of a set of images, the path of a folder or of an "
+        f".npz, or a list of these, not {require.kind(value)}."
+    )
+
+
+def _attack(name: object) -> str:
+    if isinstance(name, str) and name.lower() == "all":
+        return "all"
+    return attack_class(name).__name__
+
+
+def _scale(entries: object) -> dict:
+    known = [f.name for f in fields(Recipe)]
+    if not isinstance(entries, dict):
+        raise ValueError(
+            'scales must hold entries of the recipe, such as {"width": 8}, not '
+            f"{require.kind(entries)}."
+        )
+    for name in entries:
+        named("entry of the recipe", name, known)
+    return entries
+
+
+def _shared(
+    defenses: object,
+    budgets: object,
+    draws: object,
+    sharp: object,
+    device: object,
+    only: object,
+    where: dict,
+) -> tuple:
+    """What every run is told beside its victims, checked before any image is read."""
+    from bdcourse.cluster import placed
+
+    require.truth("sharp", sharp)
+    where = placed(**where)
+    _require_device(device, where["scheduler"] is not None)
+    return (
+        _wanted(defenses),
+        _listed("budgets", budgets, partial(_whole, "budget", low=2), 1),
+        _listed("draws", draws, partial(require.whole, "draws", low=0, high=10**9), 1),
+        _listed("only", only, partial(_text, "only")),
+        where,
+    )
+
+
+def _require_device(device: object, elsewhere: bool) -> None:
+    if device is None:
+        return
+    try:
+        place = torch.device(_text("device", device))
+        if not elsewhere:
+            torch.zeros(1, device=place).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f"there is no device {device!r} here; leave it out.") from e
 
 
 def _options(
@@ -333,41 +532,41 @@ def run_zoo(
     """
     from bdcourse.zoo import ENTRIES, chosen
 
+    names = chosen(_listed("names", names, partial(_text, "names")))
+    shared = _shared(defenses, budgets, draws, sharp, device, only, where)
     subjects = []
-    for name in chosen(names):
+    for name in names:
         entry = ENTRIES[name]
         own, more = entry.settings()
         subjects.append(Subject(entry.source, own, entry.attack, more, zoo=name,
                                 device=device, sharp=sharp))  # fmt: skip
-    return _run(subjects, out, _wanted(defenses), budgets, draws, only, where)
+    return _run(subjects, out, *shared)
 
 
 def _wanted(names: Sequence[str]) -> list[str]:
     """Names of plans, checked."""
-    wanted = list(dict.fromkeys(names or (*DEFENSES, SWEEP)))
-    if "everything" in wanted:
-        wanted = [*PLANS, SWEEP]
-    elif "all" in wanted:
-        wanted = [*(n for n in PLANS if n not in ABLATIONS), SWEEP]
-    if wrong := set(wanted) - {*PLANS, SWEEP}:
-        raise ValueError(
-            f"unknown defense {sorted(wrong)[0]!r}; choose from "
-            f"{', '.join((*PLANS, SWEEP))}."
-        )
-    return wanted
+    known = [*PLANS, SWEEP]
+    groups = {
+        "everything": known,
+        "all": [name for name in known if name not in ABLATIONS],
+    }
+    wanted = []
+    for name in _listed("defenses", names, lambda name: name) or (*DEFENSES, SWEEP):
+        group = groups.get(name.lower()) if isinstance(name, str) else None
+        wanted += group or [named("defense", name, known)]
+    return list(dict.fromkeys(wanted))
 
 
 def _jobs(
-    subjects: Sequence[Subject],
+    subjects: Iterable[Subject],
     wanted: Sequence[str],
-    budgets: Iterable[int | None],
-    draws: Iterable[int],
+    budgets: Sequence[int | None],
+    draws: Sequence[int],
     only: Sequence[str],
     results: Results,
 ) -> list[Job]:
     """The cells that are still to be measured."""
-    jobs, seen, fits, plain = [], set(), False, 0
-    budgets, draws = list(budgets), list(draws)
+    jobs, seen, plain, there, total = [], set(), 0, 0, 0
     for subject in subjects:
         who = subject.zoo or subject.attack or "none"
         names = [
@@ -375,24 +574,30 @@ def _jobs(
             if (subject.attack or name not in ORACLES)
             and (not only or _fits(f"{who}/{name}", only))
         ]  # fmt: skip
-        fits = fits or bool(names)
         for budget in budgets:
             _require_budget(budget, subject.images())
             for draw in draws:
                 key = subject.key() | {"budget": budget, "draw": draw or None}
+                if (one := identity(key)) in seen:  # BadNets badnets
+                    continue
+                seen.add(one)
                 job = Job(subject, key, tuple(names), budget, draw)
                 left = [name for name in names if not results.done(job.cell(name))]
                 rows = [results.get(job.cell(name)) or {} for name in names]
-                plain += sum("acc" in r and "sharp" not in r for r in rows)
-                if left and (one := identity(key)) not in seen:  # BadNets badnets
-                    seen.add(one)
+                plain += subject.sharp * sum(
+                    "acc" in r and "sharp" not in r for r in rows
+                )
+                total, there = total + len(names), there + len(names) - len(left)
+                if left:
                     jobs.append(replace(job, names=tuple(left)))
-    if only and not fits:
+    if only and not total:
         raise ValueError(
             f"no cell fits {' or '.join(only)}; patterns look like 'BadNets/clp*', and "
             "the benign twin is 'none'."
         )
-    if plain and subjects[0].sharp:
+    if there:
+        print(f"{there} of {total} cells are there")
+    if plain:
         print(
             f"{plain} cells are there without `sharp` and stay so; name another --out "
             "to measure them with it."
@@ -405,11 +610,11 @@ def _fits(cell: str, patterns: Sequence[str]) -> bool:
 
 
 def _run(
-    subjects: Sequence[Subject],
+    subjects: Iterable[Subject],
     out: str | os.PathLike,
     wanted: Sequence[str],
-    budgets: Iterable[int | None],
-    draws: Iterable[int],
+    budgets: Sequence[int | None],
+    draws: Sequence[int],
     only: Sequence[str],
     where: dict,
 ) -> Results:
@@ -440,7 +645,8 @@ class Progress:
     """What is done, and about how long the rest takes.
 
     A cell weighs what its defense took in other rows of the table, and the mean of all
-    where there is none; training enters through the time that has really passed.
+    where there is none. What the first row of a victim took beyond its weight was
+    training, and each victim to come is given the mean of that.
     """
 
     def __init__(self, jobs: Sequence[Job], rows: Sequence[dict]) -> None:
@@ -452,27 +658,53 @@ class Progress:
         usual = sum(self.means.values()) / len(self.means) if self.means else 0.0
         self.usual = 1.0 + usual  # a second for the scores
         self.total = sum(len(j.names) for j in jobs)
-        self.weight = sum(self._weigh(name) for j in jobs for name in j.names)
-        self.count, self.done, self.start = 0, 0.0, time.perf_counter()
+        self.left = sum(self._weigh(name) for j in jobs for name in j.names)
+        self.untrained = {v for j in jobs for v in self._victims(j)}
+        self.count = self.trained = 0
+        self.training = self.took = self.weight = 0.0
+        self.start = time.perf_counter()
         self.last: tuple | None = None
+
+    @staticmethod
+    def _victims(job: Job) -> set[str]:
+        """The networks that a job needs trained."""
+        own = job.subject
+        return set() if own.zoo else {repr(own), repr(own.twin())}
 
     def _weigh(self, name: str) -> float:
         return 1.0 + self.means[name] if name in self.means else self.usual
 
     def say(self, job: Job, row: dict) -> None:
-        """One line for one row."""
+        """One line for one row; and why its victim misses the gate, if it does."""
         self.count += 1
-        self.done += self._weigh(row["defense"])
+        now, weight = time.perf_counter(), self._weigh(row["defense"])
+        passed, self.start = now - self.start, now
+        self.left -= weight
+        if new := self._victims(job) & self.untrained:
+            self.untrained -= new
+            cell = min(passed, weight * self._rate())
+            self.trained += len(new)
+            self.training += passed - cell
+            passed = cell
+        self.took, self.weight = self.took + passed, self.weight + weight
+        left = self._rate() * self.left
+        if self.trained:
+            left += self.training / self.trained * len(self.untrained)
         key = (job.subject, job.budget, job.draw)
         if key != self.last:
             print(f"\n{job}", flush=True)
+            if row.get("weak"):
+                print(f"  weak, and in no mean: {row['weak']}", flush=True)
         self.last = key
-        left = (self.weight / self.done - 1) * (time.perf_counter() - self.start)
         print(
             f"  {row['defense']:25s} {_said(row)}  [{self.count}/{self.total}, "
-            f"{_clock(left)} left]",
+            f"{_clock(max(0.0, left))} left]",
             flush=True,
         )
+
+    def _rate(self) -> float:
+        """Seconds for a weight of 1."""
+        return self.took / self.weight if self.weight else 1.0
 
 
 def _clock(seconds: float) -> str:
@@ -505,6 +737,9 @@ def measure(
 
     Whatever goes wrong becomes a row: `refused` where a method cannot take this model
     or diverges, which is a result, and `error` where the cell should be tried again.
+
+    Raises:
+        AtChance: the benign twin has learned nothing.
     """
     prepared = broken = None
     for name in job.names:
@@ -515,6 +750,8 @@ def measure(
                 if broken:
                     raise broken
                 prepared = prepared or _prepared(job)
+            except AtChance:  # no victim could do better
+                raise
             except Exception as e:  # other victims may do better
                 broken = e
                 row = failure(e)

@@ -14,17 +14,48 @@ import hashlib
 import io
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from bdcourse import require
 from bdcourse.tables import Results, identity
 
 if TYPE_CHECKING:
     from bdcourse.bench import Job, Subject
+
+
+def placed(
+    workers: int = 1,
+    scheduler: str | None = None,
+    threads: int | None = None,
+    **unknown,
+) -> dict:
+    """The arguments of :func:`carried_out` that say where, checked.
+
+    Raises:
+        ValueError: one of them cannot be meant, or is not among them.
+    """
+    if unknown:
+        name, known = min(unknown), ("workers", "scheduler", "threads")
+        raise ValueError(
+            f"there is no argument {name!r}{require.meant(name, known)}; where cells "
+            f"are measured is said by {', '.join(known)}."
+        )
+    require.whole("workers", workers, 1, 1000)
+    if threads is not None:
+        require.whole("threads", threads, 1, 1000)
+    if scheduler is not None and not (isinstance(scheduler, str) and scheduler):
+        raise ValueError(
+            "scheduler must be an address such as tcp://HOST:8786, not "
+            f"{require.kind(scheduler)}."
+        )
+    return {"workers": workers, "scheduler": scheduler, "threads": threads}
 
 
 def carried_out(
@@ -51,10 +82,9 @@ def carried_out(
     """
     from bdcourse.bench import measure
 
-    if workers < 1 or (threads is not None and threads < 1):
-        raise ValueError("workers and threads must be at least 1.")
+    placed(workers, scheduler, threads)
     # Workers of a cluster run in folders of their own.
-    path = Path(os.path.abspath(results.path))
+    path = Path(os.path.realpath(results.path))
     folder = path.with_name(path.name + ".cells")
     if workers == 1 and scheduler is None:
         for job in jobs:
@@ -72,7 +102,7 @@ def _dealt(
     scheduler: str | None,
     threads: int | None,
 ) -> Iterator[tuple[Job, dict]]:
-    from bdcourse.bench import failure, forget_images
+    from bdcourse.bench import AtChance, failure, forget_images
 
     try:
         from distributed import Client, LocalCluster, as_completed
@@ -84,10 +114,11 @@ def _dealt(
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             threads = threads or max(1, (os.cpu_count() or 1) // workers)
-            cluster = stack.enter_context(LocalCluster(
-                n_workers=workers, threads_per_worker=1, memory_limit=0,
-                dashboard_address=":0", silence_logs="CRITICAL",
-            ))  # fmt: skip
+            with _undisturbed():
+                cluster = stack.enter_context(LocalCluster(
+                    n_workers=workers, threads_per_worker=1, memory_limit=0,
+                    dashboard_address=":0", silence_logs="CRITICAL",
+                ))  # fmt: skip
             scheduler = cluster.scheduler_address
         try:
             client = stack.enter_context(Client(scheduler, timeout="10s"))
@@ -118,16 +149,40 @@ def _dealt(
                     work, part, str(folder), threads, trained, key=key
                 )
                 owner[future] = part
-        for future in as_completed(list(owner)):
+        trainings = dict.fromkeys(ready.values())
+        if trainings:
+            print(f"training {len(trainings)} networks", flush=True)
+        for future in as_completed([*trainings, *owner]):
+            if future in trainings:
+                if future.status == "finished":  # else its cells say why
+                    print(f"  trained: {future.result()}", flush=True)
+                continue
             part = owner[future]
             try:
                 rows = future.result()
+            except AtChance:
+                raise
             except Exception as e:  # the others go on
                 # It may have finished some of them before its worker died.
                 cells = map(part.cell, part.names)
                 rows = [stored(folder, c) or c | failure(e) for c in cells]
             for row in rows:
                 yield part, row
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until this is over; processes and threads begun here never get it.
+
+    The terminal sends it to workers too, which would die of it one by one with a page
+    of tracebacks; this process ends them in order.
+    """
+    resource_tracker.ensure_running()  # which would let Ctrl-C in again
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _train(client, subject: Subject, threads: int | None, ready: dict[str, object]):
@@ -145,16 +200,16 @@ def _train(client, subject: Subject, threads: int | None, ready: dict[str, objec
     return ready[name]
 
 
-def train(subject: Subject, threads: int | None = None, after: None = None) -> None:
-    """One victim, on a worker."""
+def train(subject: Subject, threads: int | None = None, after: str = "") -> str:
+    """One victim, on a worker; who it is and what it scores."""
     if threads:
         torch.set_num_threads(threads)
     with contextlib.redirect_stdout(io.StringIO()):
-        subject.victim()
+        return f"{subject}: {subject.victim().scores}"
 
 
 def work(
-    job: Job, folder: str, threads: int | None = None, after: None = None
+    job: Job, folder: str, threads: int | None = None, after: str | None = None
 ) -> list[dict]:
     """The rows of a job, on a worker; each is kept in `folder` as soon as it exists."""
     from bdcourse.bench import measure
@@ -189,18 +244,20 @@ def keep(folder: Path, row: dict) -> dict:
     if "error" in row:
         return row  # it will be tried again
     folder.mkdir(parents=True, exist_ok=True)
-    final = _file(folder, row)
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as f:
-        f.write(json.dumps(row))
+    final, aside = _file(folder, row), None
     try:
-        os.link(f.name, final)  # unlike a rename, the first one wins
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as f:
+            aside = f.name
+            f.write(json.dumps(row))
+        os.link(aside, final)  # unlike a rename, the first one wins
     except FileExistsError:
         first = stored(folder, row)
         if first is None:  # cut short by a full disk
-            os.replace(f.name, final)
+            os.replace(aside, final)
         return first or row
     finally:
-        Path(f.name).unlink(missing_ok=True)
+        if aside is not None:
+            Path(aside).unlink(missing_ok=True)
     return row
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bdcourse import curvature, landscape, metrics
+from bdcourse import curvature, landscape, metrics, require
 from bdcourse.attacks import Attack
 from bdcourse.data import Images, Splits
 from bdcourse.defenses.clp import US, sweep
+from bdcourse.images import require_clean
 from bdcourse.surgery import without
 
 
@@ -22,6 +23,9 @@ def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, floa
         eigenvalue of the Hessian; each of the last three with `..._error` beside it
         where chance enters; and `loss` in nats.
     """
+    require.module(model)
+    require_clean(images, "images", least=1)
+    require.whole("seed", seed)
     g = torch.Generator().manual_seed(seed)
     found = {}
     for name, measure in (
@@ -39,11 +43,17 @@ def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, floa
 
 def unseen(parts: Splits) -> Images:
     """The images on which sharpness is judged: no defense has trained on them."""
+    if not isinstance(parts, Splits):
+        raise ValueError(
+            f"parts must be what data.splits returns, not {require.kind(parts)}."
+        )
     return parts.test[-200:]
 
 
 def sharpness_of(model: nn.Module, images: Images) -> dict[str, float]:
     """One epoch of a training: trace of the Fisher, and top eigenvalue."""
+    require.module(model)
+    require_clean(images, "images", least=1)
     g = torch.Generator().manual_seed(0)
     trace = curvature.fisher_trace(model, images, draws=4, generator=g).value
     top, _ = landscape.hessian_top(model, images, tolerance=0.01, generator=g)
@@ -54,6 +64,9 @@ def watch(
     model: nn.Module, own: Images, other: Images, test: Images, attack: Attack | None
 ) -> dict[str, float]:
     """One point of a defense's course: scores on half of the test, and the Fisher."""
+    require.module(model)
+    for name, images in (("own", own), ("other", other), ("test", test)):
+        require_clean(images, name, least=1)
     s = metrics.evaluate(model, test[: len(test) // 2], attack)
     found = {"acc": s.acc, "asr": s.asr, "ra": s.ra}
     for name, images in (("own", own), ("other", other)):
@@ -66,6 +79,8 @@ def watch(
 def sweep_curve(model, test: Images, attack: Attack | None) -> list[dict]:
     """Scores at every u of :data:`US`; a set of channels seen before is not measured
     again."""
+    require.module(model)
+    require_clean(test, "test", least=1)
     curve, scores, last = [], None, -1
     for u, channels in sweep(model, US):
         count = sum(map(len, channels.values()))

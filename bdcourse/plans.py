@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bdcourse import defenses
+from bdcourse import defenses, require
 from bdcourse.attacks import Attack
 from bdcourse.curvature import SOFTMAX
 from bdcourse.data import Images
@@ -41,6 +41,7 @@ from bdcourse.defenses.invert import Estimate, Inverted, invert_trigger
 from bdcourse.defenses.linf import default_layer, gated
 from bdcourse.defenses.masks import prune, prune_oracle
 from bdcourse.defenses.mnp import apply_masks
+from bdcourse.images import require_clean
 from bdcourse.train import Augment
 
 
@@ -67,6 +68,17 @@ class Case:
     attack: Attack | None = None
     watch: Callable[[nn.Module], dict] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require.module(self.model)
+        require_clean(self.clean, "clean", least=1)
+        require_clean(self.held, "held", least=1)
+        for name, right in (("augment", Augment), ("attack", Attack | None)):
+            value = getattr(self, name)
+            if not isinstance(value, right):
+                kind = require.kind(value)
+                raise ValueError(f"{name} must be an {name.title()}, not {kind}.")
+        require.whole("seed", self.seed)
 
     @cached_property
     def inverted(self) -> Inverted:
@@ -148,6 +160,9 @@ def defaults(*of: Callable) -> dict:
 
     What has no plain value (None, functions, tensors) is left out.
     """
+    for f in of:
+        if not callable(f):
+            raise ValueError(f"only functions have defaults, not {require.kind(f)}.")
     found = [p for f in of for p in inspect.signature(f).parameters.values()]
     plain = (int, float, str, tuple)
     return {p.name: p.default for p in found if isinstance(p.default, plain)}
@@ -472,6 +487,8 @@ ORACLES = frozenset(name for name in PLANS if name.endswith("(oracle)"))
 
 def notes(p: Purified) -> dict:
     """Settings that a plan found itself, for its row."""
+    if not isinstance(p, Purified):
+        raise ValueError(f"a plan must return a Purified, not {require.kind(p)}.")
     found = {
         k: p.log[k] for k in ("u", "beta", "threshold") if p.log.get(k) is not None
     }

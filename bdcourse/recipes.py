@@ -6,13 +6,16 @@ Born in lesson 01.
 from __future__ import annotations
 
 import copy
+import difflib
+import errno
 import hashlib
 import inspect
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +23,55 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bdcourse import looks, victims
+from bdcourse import looks, require, victims
 from bdcourse.attacks import ATTACKS, Attack, LabelConsistent
 from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.data import Images, Splits
+from bdcourse.models import MODELS
 from bdcourse.plans import defaults
 from bdcourse.train import Augment, fit
 from bdcourse.victims import Victim
+
+
+def folder(name: str, path: object) -> str | os.PathLike:
+    """A path at which a folder is or could be made.
+
+    Raises:
+        ValueError: no path, or a file stands there.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not str(path) or "\0" in str(path):
+        raise ValueError(
+            f"{name} must be the path of a folder, not {require.kind(path)}."
+        )
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError(f"{name} must be a folder, but {path} is a file.")
+    return path
+
+
+def named(what: str, value: object, names: Iterable[str]) -> str:
+    """One of the names, in upper or lower case; the nearest ones are suggested.
+
+    Raises:
+        ValueError: no such name.
+    """
+    names = list(names)
+    if not isinstance(value, str):
+        raise ValueError(f"{what} must be a name in quotes, not {require.kind(value)}.")
+    low = value.lower()
+    for name in names:
+        if name.lower() == low:
+            return name
+    # Many names begin with a method and go on with its settings.
+    start = low.strip(" ,")
+    near = [n for n in names if start and n.lower().startswith(start)]
+    close = difflib.get_close_matches(low, [n.lower() for n in names], 3)
+    near = (near or [n for n in names if n.lower() in close])[:3]
+    if len(names) > 20:
+        listed = "`python -m bdcourse bench --list` prints the names"
+    else:
+        listed = f"choose from {', '.join(names)}"
+    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    raise ValueError(f"unknown {what} {require.kind(value)}{hint}; {listed}.")
 
 
 @dataclass(frozen=True)
@@ -41,6 +86,9 @@ class Recipe:
         pad, flip: augmentation, see `train.Augment`.
         bf16: bfloat16 also on a CPU; None means on CUDA only.
         aware: how an attacker trains who knows the defense, see `victims.make`.
+
+    Raises:
+        ValueError: an entry that would fail, or diverge, only in training.
     """
 
     model: str = "resnet18"
@@ -57,14 +105,30 @@ class Recipe:
     aware: str | None = None
 
     def __post_init__(self) -> None:
-        """What would fail only after the benign twin is trained."""
-        for name in ("width", "epochs", "batch", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"{name} must be positive, but is {getattr(self, name)}."
-                )
-        if self.rate is not None and not 0 <= self.rate <= 1:
-            raise ValueError(f"rate must lie between 0 and 1, but is {self.rate}.")
+        for name, least in (("width", 1), ("batch", 1), ("pad", 0)):
+            self._keep(name, require.whole(name, getattr(self, name), least))
+        for name in ("epochs", "lr"):
+            self._keep(name, require.number(name, getattr(self, name), above=0))
+        self._keep("weight_decay", require.number("weight_decay", self.weight_decay, 0))
+        if self.lr * self.weight_decay >= 1:
+            raise ValueError(
+                f"lr {self.lr:g} times weight_decay {self.weight_decay:g} must be "
+                "below 1, or each step takes all of a weight away."
+            )
+        if self.rate is not None:
+            self._keep("rate", require.share("rate", self.rate))
+        object.__setattr__(self, "model", named("model", self.model, MODELS))
+        require.choice("stamp", self.stamp, ("before", "after"))
+        require.truth("flip", self.flip)
+        if self.bf16 is not None:
+            require.truth("bf16", self.bf16)
+        if self.aware is not None:
+            require.choice("aware", self.aware, ("smooth", "sam"))
+
+    def _keep(self, name: str, value: float) -> None:
+        # Rows hold plain numbers, and 16 stays 16.
+        plain = value if isinstance(value, int) else float(value)
+        object.__setattr__(self, name, plain)
 
     def settings(self) -> dict:
         """As plain values; `aware` only if there is something to say."""
@@ -98,11 +162,38 @@ SIGNS_OPTIONS: dict[str, dict] = {
 
 
 DRAWN = ("signs", "signs-hard")
+FEW, LEAST_STEPS = 20_000, 2_000  # images, steps
 
 
 def recipe_for(source: str) -> Recipe:
     """The training recipe that suits a data source."""
-    return SIGNS if str(source) in DRAWN else Recipe()
+    if str(source) in DRAWN:
+        return SIGNS
+    # A mirrored "turn left" is a "turn right" on photographs too.
+    return Recipe(flip=False) if str(source) == "gtsrb" else Recipe()
+
+
+def suited(recipe: Recipe, n: int, given: Iterable[str] = ()) -> Recipe:
+    """The default recipe for n images, of which too few would make too few steps.
+
+    A network learns by steps: ten epochs of 500 images in batches of 128 are forty, and
+    leave it at chance. Fewer than :data:`FEW` images therefore come in batches of 32,
+    as the signs do, and as often as makes :data:`LEAST_STEPS` steps.
+
+    Args:
+        given: entries that somebody chose: with "epochs" among them nothing changes,
+            and "batch" stays as it is.
+    """
+    if require.whole("n", n, 1) >= FEW or "epochs" in given:
+        return recipe
+    if "batch" not in given:
+        recipe = replace(recipe, batch=SIGNS.batch)
+    return replace(recipe, epochs=max(recipe.epochs, enough(recipe, n)))
+
+
+def enough(recipe: Recipe, n: int) -> int:
+    """Epochs that make :data:`LEAST_STEPS` steps on n images."""
+    return math.ceil(LEAST_STEPS / math.ceil(n / recipe.batch))
 
 
 def robust(
@@ -142,7 +233,27 @@ def train_victim(
         sharp: the history also tells after each epoch how sharp the network is; has no
             effect on a victim that was trained before.
         options: for `craft`, with a named attack.
+
+    Raises:
+        ValueError: an argument is not what it should be; nothing was trained then.
     """
+    if not isinstance(parts, Splits):
+        raise ValueError(
+            f"parts must be what data.splits returns, not {require.kind(parts)}."
+        )
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be a Recipe, not {require.kind(recipe)}.")
+    seed = require.whole("seed", seed, 0, 10**9)
+    if not isinstance(data, str) or not data or {*data} & {"/", "\0"}:
+        raise ValueError(
+            f"data must name the images in a word that a file name may hold, not "
+            f"{require.kind(data)}."
+        )
+    folder("keep", keep)
+    if options and not isinstance(attack, str):
+        raise ValueError(
+            f"options such as {min(options)} go with an attack by name; leave them out."
+        )
     if attack is None:
         twin = replace(recipe, rate=0.0)
         return _trained(parts, None, twin, seed, data, keep, "none", {}, sharp)
@@ -157,6 +268,7 @@ def train_victim(
         make = lambda: attack  # noqa: E731
         return _trained(parts, make, recipe, seed, data, keep, kind, spec, sharp)
     cls = attack_class(attack)
+    _sides(cls.__name__, cls, {"craft": options})
 
     def craft() -> Attack:
         model, g = None, torch.Generator().manual_seed(5000 + seed)
@@ -174,31 +286,101 @@ def train_victim(
 def split_options(
     recipe: Recipe, name: str | None, options: dict[str, dict]
 ) -> tuple[Recipe, dict]:
-    """The recipe for one attack (None: the benign twin), and the rest for `craft`."""
+    """The recipe for one attack (None: the benign twin), and the rest for `craft`.
+
+    Args:
+        options: attack name -> {"craft": {...}, "recipe": {...}}, or the same entries
+            without these two levels where only one side knows a name.
+
+    Raises:
+        ValueError: an unknown entry, or one that both sides know and that stands
+            outside of "craft" and "recipe".
+    """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be a Recipe, not {require.kind(recipe)}.")
     if name is None:
         return replace(recipe, rate=0.0), {}
-    mine, known = options.get(name, {}), {f.name for f in fields(Recipe)}
-    cls = ATTACKS[name]
-    takes = {p for f in (cls, cls.craft) for p in inspect.signature(f).parameters}
-    takes -= {"images", "generator", "model", "options"}
-    if wrong := mine.keys() - known - takes:
-        raise ValueError(
-            f"{name} has no option {min(wrong)!r}; choose from "
-            f"{', '.join(sorted(takes))}, and of the recipe {', '.join(sorted(known))}."
-        )
-    own = replace(recipe, **{k: v for k, v in mine.items() if k in known})
+    require_options(options)
+    cls = attack_class(name)
+    name = cls.__name__
+    craft, mine = _sides(name, cls, options.get(name, {}))
+    own = replace(recipe, **mine)
     usual = cls.usual_rate
     if own.rate is None or usual == 1:  # LIRA uses every image, whatever is asked
         own = replace(own, rate=usual)
-    return own, {k: v for k, v in mine.items() if k not in known}
+    return own, craft
+
+
+def require_options(options: object) -> None:
+    """Refuse options that are not attack by attack, or that no row could hold."""
+    if not isinstance(options, dict) or not all(
+        isinstance(o, dict) for o in options.values()
+    ):
+        raise ValueError(
+            'options must look like {"WaNet": {"craft": {"strength": 1}}}, not '
+            f"{require.kind(options)}."
+        )
+    for name in options:
+        if name not in ATTACKS:
+            raise ValueError(
+                f"options are given for no attack: {require.kind(name)}"
+                f"{require.meant(name, ATTACKS)}."
+            )
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "options must be plain finite numbers, words, lists and dicts, which a "
+            "table can hold."
+        ) from None
+
+
+def _sides(name: str, cls: type[Attack], given: dict) -> tuple[dict, dict]:
+    """What `craft` gets of the options of one attack, and what the recipe."""
+    takes = {p for f in (cls, cls.craft) for p in inspect.signature(f).parameters}
+    takes -= {"images", "generator", "model", "options"}
+    known = {"craft": takes, "recipe": {f.name for f in fields(Recipe)}}
+    sides: dict[str, dict] = {"craft": {}, "recipe": {}}
+    for side, names in known.items():
+        inner = given.get(side, {})
+        if not isinstance(inner, dict):
+            raise ValueError(
+                f"options of {name}: {side!r} must hold entries by name, such as "
+                f'{{"{min(names)}": ...}}, not {require.kind(inner)}.'
+            )
+        if wrong := [k for k in inner if k not in names]:
+            raise ValueError(
+                f"{side!r} of {name} has no entry {wrong[0]!r}; choose from "
+                f"{', '.join(sorted(names))}."
+            )
+        sides[side] |= inner
+    for k, v in given.items():
+        if k in sides:
+            continue
+        both = [side for side, names in known.items() if k in names]
+        if not both:
+            raise ValueError(
+                f"{name} has no option {k!r}; choose from "
+                f"{', '.join(sorted(takes))}, and of the recipe "
+                f"{', '.join(sorted(known['recipe']))}."
+            )
+        if len(both) > 1:
+            raise ValueError(
+                f"option {k!r} of {name} could be of its craft or of the recipe; write "
+                f'{{"{name}": {{"craft": {{"{k}": {json.dumps(v, default=str)}}}}}}}, '
+                'or "recipe" in the place of "craft".'
+            )
+        if k in sides[both[0]]:
+            raise ValueError(
+                f"option {k!r} of {name} is given twice; keep one of them."
+            )
+        sides[both[0]][k] = v
+    return sides["craft"], sides["recipe"]
 
 
 def attack_class(name: str) -> type[Attack]:
     """An attack by name, upper or lower case."""
-    for known, cls in ATTACKS.items():
-        if known.lower() == name.lower():
-            return cls
-    raise ValueError(f"unknown attack {name!r}; choose from {', '.join(ATTACKS)}.")
+    return ATTACKS[named("attack", name, ATTACKS)]
 
 
 def _trained(
@@ -268,23 +450,38 @@ def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another one holds it, and we do not `wait`.
+        RuntimeError: there is a link or a folder of this name, or the folder around it
+            takes no file.
     """
     import fcntl
 
     while True:
-        f = open(path, "w")
+        f = _lock_file(path)
         try:
             fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.path.samestat(os.fstat(f.fileno()), os.stat(path)):
+            if os.path.samestat(os.fstat(f), os.stat(path, follow_symlinks=False)):
                 break
         except FileNotFoundError:  # its holder deleted it while we waited
             pass
         except OSError:
-            f.close()
+            os.close(f)
             raise
-        f.close()
+        os.close(f)
     try:
         yield
     finally:
-        os.unlink(path)
-        f.close()
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        os.close(f)
+
+
+def _lock_file(path: str | os.PathLike) -> int:
+    """A descriptor of the lock file; what may be somebody's file is never emptied."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as e:
+        if e.errno in (errno.ELOOP, errno.EISDIR):
+            why = "is a link or a folder, and no lock file of ours; move it away"
+        else:
+            why = f"cannot be made ({e.strerror}); choose a folder that can be written"
+        raise RuntimeError(f"{path} {why}.") from e

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,8 @@ def identity(row: Mapping) -> str:
     if row.get("data") in DRAWN:
         # Drawn by code: processors round a few pixels differently.
         own["digest"] = plain(row.get("n_train"))
+    if row.get("n_test") is not None:  # else: all test images, as in older rows
+        own["n_test"] = plain(row["n_test"])
     try:
         return json.dumps(own, sort_keys=True)
     except TypeError:
@@ -126,36 +129,58 @@ class Results:
     """Rows of results in one JSON file, one for each cell, written atomically.
 
     Args:
-        path: of the file; it need not be there yet.
+        path: of the file; it need not be there yet. Where it is a link, the file behind
+            it is read and replaced.
 
     Attributes:
         failed: the rows with an `error` that this object was given.
+
+    Raises:
+        ValueError: the file cannot be read, is no table of results, or holds a cell
+            twice with different numbers.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        if not isinstance(path, (str, os.PathLike)):
-            raise ValueError(f"path must name a file, not {require.kind(path)}.")
+        right = isinstance(path, (str, os.PathLike)) and str(path)
+        if not right or "\0" in str(path):
+            raise ValueError(
+                f"a table must be the path of a .json, not {require.kind(path)}."
+            )
         self.path = Path(path)
         self.rows: list[dict] = []
         self.failed: list[dict] = []
         self._at: dict[str, int] = {}
+        self._file = Path(os.path.realpath(self.path))
         self._read()
 
     def _read(self) -> None:
-        if not os.path.exists(self.path):
-            return
         try:
-            rows = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
+            text = self._file.read_text()
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as e:
+            why = getattr(e, "strerror", None) or "it is not text"
+            raise ValueError(
+                f"{self.path} cannot be read ({why}); name another --out."
+            ) from e
+        try:
+            rows = json.loads(text)["rows"]
             if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
                 raise TypeError
-        except (ValueError, LookupError, TypeError, RecursionError, OSError) as e:
+        except (ValueError, LookupError, TypeError, RecursionError) as e:
             raise ValueError(
                 f'{self.path} is not a table of results, a JSON file with "rows"; '
                 "name another file, or move it away if it should be written."
             ) from e
         for r in rows:
             _require_sound(r, self.path)
-        self.rows = _once(rows, self.path)
+        once = _once(rows, self.path)
+        if (twice := len(rows) - len(once)) and not self.rows:  # said once
+            print(
+                f"{self.path} holds {twice} rows twice; one of each counts.",
+                file=sys.stderr,
+            )
+        self.rows = once
         self._at = {identity(r): i for i, r in enumerate(self.rows)}
 
     @contextmanager
@@ -165,9 +190,15 @@ class Results:
         Raises:
             RuntimeError: another one does.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with locked(self.path.with_name(f".{self.path.name}.lock"), wait=False):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ValueError(
+                f"there can be no folder {self._file.parent} ({e.strerror}); name "
+                "another --out."
+            ) from e
+        try:
+            with locked(self._file.with_name(f".{self._file.name}.lock"), wait=False):
                 self._read()  # another run may have ended since it was read
                 yield self
         except BlockingIOError:
@@ -214,12 +245,29 @@ class Results:
             return
         at = self._at.setdefault(identity(row), len(self.rows))
         self.rows[at : at + 1] = [row]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as f:
-            lines = ",\n".join(json.dumps(r) for r in self.rows)
-            f.write('{"rows": [\n' + lines + "\n]}\n")
-        os.chmod(f.name, 0o644)
-        os.replace(f.name, self.path)
+        self._write()
+
+    def _write(self) -> None:
+        lines = ",\n".join(json.dumps(r) for r in self.rows)
+        aside = None
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=self._file.parent, delete=False
+            ) as f:
+                aside = f.name
+                f.write('{"rows": [\n' + lines + "\n]}\n")
+            os.chmod(aside, 0o644)
+            os.replace(aside, self._file)
+        except BaseException as e:  # also Ctrl-C
+            if aside is not None:
+                Path(aside).unlink(missing_ok=True)
+            if isinstance(e, OSError):
+                raise RuntimeError(
+                    f"{self.path} cannot be written ({e.strerror}); the rows before "
+                    "are kept, and the same command goes on from there."
+                ) from e
+            raise
 
 
 def results(name: str) -> Results:

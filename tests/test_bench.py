@@ -1,6 +1,8 @@
 """Rows are kept, never measured twice, and never half written; the zoo loads."""
 
+import hashlib
 import json
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -11,6 +13,7 @@ import torch
 
 from bdcourse import (
     bench,
+    cluster,
     curvature,
     data,
     defenses,
@@ -29,6 +32,7 @@ from bdcourse.defenses.masks import maskable
 from bdcourse.plans import PLANS, Case, Plan
 from bdcourse.train import Augment
 from bdcourse.zoo import ENTRIES
+from helpers import message
 
 RUN = ["bench", "--data", "signs", "--n", "240", "--width", "4", "--epochs", "0.3",
        "--attacks", "BadNets", "--clean", "0.1"]  # fmt: skip
@@ -38,6 +42,8 @@ RUN = ["bench", "--data", "signs", "--n", "240", "--width", "4", "--epochs", "0.
 def small(monkeypatch, tmp_path):
     monkeypatch.setenv("BDCOURSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(looks, "US", (6.0, 3.0, 1.0))
+    # Two steps teach a twin nothing; here it is the rows that count.
+    monkeypatch.setattr(bench, "require_working", lambda *about: None)
 
 
 def test_run_writes_every_row_and_repeats_nothing(tmp_path, capsys):
@@ -125,14 +131,14 @@ def test_a_run_killed_between_rows_goes_on(tmp_path, monkeypatch):
         (["--data", "nowhere/at/all"], "no folder"),
         (["--attacks", "Nonsense"], "unknown attack"),
         (["--model", "lenet"], "unknown model"),
-        (["--rate", "1.5"], "rate must lie"),
+        (["--rate", "1.5"], "rate must be a finite number in 0..1"),
         (["--defenses", "prayer"], "unknown defense 'prayer'"),
         (["--options", "{"], "not JSON"),
         (["--options", "[1]"], "must look like"),
         (["--options", '{"Nonsense": {}}'], "no attack: 'Nonsense'"),
         (["--options", '{"BadNets": {"patsch": 1}}'], "BadNets has no option 'patsch'"),
-        (["--options", '{"BadNets": {"rate": -1}}'], "rate must lie between 0 and 1"),
-        (["--batch", "0"], "batch must be positive, but is 0"),
+        (["--options", '{"BadNets": {"rate": -1}}'], "rate must be a finite number in"),
+        (["--batch", "0"], "batch must be a whole number of at least 1, not 0"),
         (["--zoo", "badnets"], "so --attacks has no meaning beside it"),
         (["--attacks", "SIG", "--rate", "0.5"], "only 18 have the right class"),
     ],
@@ -392,7 +398,7 @@ def test_plans_say_how_they_run():
 
 def test_plans_say_which_images_they_use():
     images = data.load("signs", "test", n=30)
-    case = Case(None, images[:20], images[20:], Augment(0))
+    case = Case(torch.nn.Identity(), images[:20], images[20:], Augment(0))
     assert PLANS["none"].images(case) == 0
     assert PLANS["fine-tuning"].images(case) == 20
     assert PLANS["clp, u on held-out images"].images(case) == 10
@@ -555,3 +561,416 @@ def test_one_process_trains_a_victim_and_others_wait(tmp_path):
         t.join()
     assert order[::2] == order[1::2] and sorted(order[::2]) == list("abc")
     assert not (tmp_path / "v.lock").exists()
+
+
+# --- Requests, before any work ---------------------------------------------------
+
+
+def blank(n: int, k: int = 12, side: int = 8, classes=None) -> data.Images:
+    """Images as many as the real ones, but none that anybody drew."""
+    x = torch.zeros(n, 3, side, side, dtype=torch.uint8)
+    names = classes or tuple(f"class {i}" for i in range(k))
+    return data.Images(x, torch.arange(n) % k, names)
+
+
+def dealt(monkeypatch, train=5700, clean=240, held=60, test=2000, **how) -> data.Splits:
+    parts = data.Splits(*(blank(n, **how) for n in (train, clean, held, test)))
+    monkeypatch.setattr(bench.datasets, "splits", lambda *a, **k: parts)
+    bench.forget_images()
+    return parts
+
+
+def untrained(*about, **options):
+    raise AssertionError("something was trained")
+
+
+def test_rows_of_the_course_are_still_known_as_done(tmp_path, monkeypatch, capsys):
+    """`make results` finds its own rows: no name of a cell has changed."""
+    dealt(monkeypatch)
+    monkeypatch.setattr(bench, "train_victim", untrained)
+    for name, request in (
+        ("signs-attacks", ["--width", "8", "--attacks", "all", "--defenses", "none",
+                           "fine-tuning"]),
+        ("signs-wanet", ["--rate", "0.2", "--lr", "0.05", "--attacks", "WaNet",
+                         "--width", "8", "--epochs", "16", "--only", "WaNet/none",
+                         "--defenses", "none", "--options",
+                         '{"WaNet": {"strength": 3.0, "cross_rate": 0.0}}']),
+        ("signs", ["--seeds", "0", "1", "2"]),
+    ):  # fmt: skip
+        out = tmp_path / f"{name}.json"
+        shutil.copy(tables.RESULTS / out.name, out)
+        before = out.read_bytes()
+        assert main(["bench", "--out", str(out), *request]) == 0
+        assert out.read_bytes() == before
+    said = capsys.readouterr().out
+    for count in (38, 1, 63):
+        assert f"{count} of {count} cells are there" in said
+
+
+def test_victims_keep_their_file_names(tmp_path, monkeypatch):
+    """The names under which victims lie in runs/, with today's settings."""
+    x = torch.arange(4 * 3 * 8 * 8).remainder(256).to(torch.uint8).view(4, 3, 8, 8)
+    some, names = data.Images(x, torch.arange(4) % 2, ("a", "b")), []
+    parts = data.Splits(some, some, some, some)
+    monkeypatch.setattr(recipes, "_new", lambda *about: names.append(about[5].name))
+    other = recipes.Recipe(epochs=6, bf16=True)
+    for usual, options in (
+        (replace(recipes.SIGNS, width=8), recipes.SIGNS_OPTIONS),
+        (other, {"WaNet": {"rate": 0.2, "strength": 2.0}}),
+    ):
+        for name in (None, *recipes.ATTACKS):
+            mine, more = recipes.split_options(usual, name, options)
+            recipes.train_victim(parts, name, mine, 0, "signs", tmp_path, **more)
+    assert names[1] == "signs-BadNets-0-b035e74a2f03" and len(names) == 38
+    joined = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    assert joined.startswith("d1adb304aa688b6d")
+
+
+def test_options_say_which_side_they_are_for():
+    split = partial(recipes.split_options, recipes.SIGNS, "LF")
+    recipe, craft = split({"LF": {"craft": {"batch": 5}, "recipe": {"rate": 0.2}}})
+    assert recipe == replace(recipes.SIGNS, rate=0.2) and craft == {"batch": 5}
+    recipe, craft = split({"LF": {"recipe": {"batch": 64}, "passes": 3}})
+    assert recipe.batch == 64 and craft == {"passes": 3}
+    for given, says in (
+        ({"batch": 5}, '{"LF": {"craft": {"batch": 5}}}'),
+        ({"craft": {"epochs": 5}}, "'craft' of LF has no entry 'epochs'"),
+        ({"recipe": {"passes": 5}}, "'recipe' of LF has no entry 'passes'"),
+        ({"craft": 3}, "'craft' must hold entries"),
+        ({"passes": 3, "craft": {"passes": 3}}, "is given twice"),
+    ):
+        with pytest.raises(ValueError) as e:
+            split({"LF": given})
+        assert says in message(e)
+    # No attack has an argument that would be taken for one of the two words.
+    for cls in recipes.ATTACKS.values():
+        assert not {"craft", "recipe"} & recipes.defaults(cls, cls.craft).keys()
+
+
+def test_unknown_names_are_refused_and_added_ones_kept():
+    extra = "clp, u = 3, as released"
+    assert extra in plans.ABLATIONS
+    assert bench._wanted(["all", extra])[-1] == extra
+    assert bench._wanted([extra, "ALL"])[0] == extra
+    for names in (["all", "nope"], ["nope", "everything"], ["none", "nope"]):
+        with pytest.raises(ValueError, match="unknown defense 'nope'") as e:
+            bench._wanted(names)
+        assert "--list" in message(e)
+    with pytest.raises(ValueError) as e:
+        bench._wanted(["clp,", "u", "=", "3"])  # a shell without quotes
+    assert "did you mean 'clp, u = 3' or" in message(e)
+    with pytest.raises(ValueError, match="did you mean 'BadNets'"):
+        bench.run("signs", "r.json", attacks=["all", "BadNet"])
+
+
+def test_everything_is_checked_before_an_image_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.datasets, "splits", untrained)
+    out = tmp_path / "r.json"
+    for wrong, says in (
+        ({"worker": 2}, "did you mean 'workers'"),
+        ({"workers": 0}, "workers must be a whole number in 1..1000, not 0"),
+        ({"threads": 1.5}, "threads must be"),
+        ({"defenses": "none"}, "defenses must be a list"),
+        ({"budgets": [1]}, "budget must be a whole number of at least 2"),
+        ({"draws": [0.5]}, "draws must be"),
+        ({"device": "warp"}, "no device 'warp'"),
+    ):
+        for call in (
+            partial(bench.run_zoo, out, ["badnets"]),
+            partial(bench.run, "signs", out),
+        ):
+            with pytest.raises(ValueError) as e:
+                call(**wrong)
+            assert says in message(e)
+    for wrong, says in (
+        ({"seeds": 3}, "seeds must be a list"),
+        ({"seeds": []}, "seeds must hold at least one"),
+        ({"scales": [{"widht": 8}]}, "did you mean 'width'"),
+        ({"scales": [{"lr": float("inf")}]}, "lr must be a finite number"),
+        ({"scales": [{"weight_decay": 1e6}]}, "must be below 1"),
+        ({"options": {"LF": {"batch": 5}}, "attacks": ["SIG"]}, "of its craft or of"),
+        ({"options": {"Blendet": {}}}, "did you mean 'Blended'"),
+        ({"options": {"BadNets": {"patch": torch.ones(3)}}}, "plain finite numbers"),
+        ({"n": 2.5}, "n must be"),
+        ({"size": True}, "size must be"),
+        ({"clean": 0}, "clean must be"),
+    ):
+        with pytest.raises(ValueError) as e:
+            bench.run("signs", out, **wrong)
+        assert says in message(e)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sentences_name_options_as_they_are_typed(monkeypatch, capsys, tmp_path):
+    def fails(*source, **how):
+        raise ValueError("a.png is 9x8; pass size=32 (say), or clean=0.05, flip=False.")
+
+    monkeypatch.setattr(bench.datasets, "splits", fails)
+    assert main(["bench", "--out", str(tmp_path / "r.json")]) == 1
+    said = capsys.readouterr().err
+    assert said == "error: a.png is 9x8; pass --size 32 (say), or --clean 0.05, " \
+        "--no-flip.\n"  # fmt: skip
+    with pytest.raises(SystemExit) as e:
+        main(["bench", "--out", str(tmp_path / "r.json"), "--n", "x"])
+    assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as e:
+        main(["bench", "--list"])
+    assert e.value.code == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert "  clp, u = 3" in listed and "  BadNets" in listed
+
+
+# --- Few images, large images, and twins that guess ------------------------------
+
+
+def test_few_images_get_more_epochs(monkeypatch, capsys):
+    plain = recipes.Recipe()
+    few = recipes.suited(plain, 520)  # seventeen steps an epoch
+    assert few == replace(plain, batch=32, epochs=118)
+    assert recipes.suited(plain, 520, ["batch"]) == replace(plain, epochs=400)
+    assert recipes.suited(plain, 520, ["epochs"]) == plain
+    assert recipes.suited(plain, 20_000) == plain
+    assert recipes.suited(plain, 19_999) == replace(plain, batch=32)
+    asked = []
+    monkeypatch.setattr(bench, "_run", lambda subjects, *_: asked.extend(subjects))
+    dealt(monkeypatch, train=520)
+    bench.run("my/images", "r.json", attacks=["SIG"],
+              options={"SIG": {"epochs": 3}})  # fmt: skip
+    said = capsys.readouterr().out
+    assert "118 epochs in batches of 32, since" in said and "--no-flip" in said
+    assert [s.recipe.epochs for s in asked] == [118, 3]
+    for source, more in (
+        ("signs", {}),  # has a recipe of its own
+        ("my/images", {"scales": [{"epochs": 4, "flip": True}]}),
+        ("my/images", {"recipe": plain}),
+    ):
+        asked.clear()
+        bench.forget_images()
+        bench.run(source, "r.json", attacks=["SIG"], **more)
+        want = {"signs": 12}.get(source, 4 if "scales" in more else 10)
+        assert {s.recipe.epochs for s in asked} == {want}, source
+        assert capsys.readouterr().out.count("\n") == 1
+    dealt(monkeypatch, train=47_500)  # what the rows of CIFAR-10 were measured on
+    asked.clear()
+    bench.run("cifar10-jpeg", "r.json")
+    assert {s.recipe.epochs for s in asked} == {10}
+
+
+def test_large_images_and_absent_classes_are_said(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "_run", lambda subjects, *_: list(subjects))
+    dealt(monkeypatch, train=40, clean=5, held=2, test=9, side=224)
+    bench.run("photos", "r.json")
+    said = capsys.readouterr().out
+    assert "images of 224x224 are 49 times the work of 32x32" in said
+    assert "GB of memory; --size 32" in said
+    assert "no image of 7 of 12 classes, such as 'class 5'" in said
+    dealt(monkeypatch, side=32)
+    bench.run("photos", "r.json")
+    assert "the work of" not in capsys.readouterr().out
+
+
+def victim_of(acc: float, asr: float | None = None, n: int = 2000):
+    victim = victims.zoo("badnets" if asr is not None else "benign")
+    return replace(victim, scores=metrics.Scores(acc, asr, 0.0, n, n))
+
+
+def test_a_gate_needs_a_twin_that_works():
+    twin = metrics.Scores(0.25, n_clean=2000)
+    assert victim_of(0.25, 1.0).weak(twin) == ""  # 25 % of twelve classes
+    why = victim_of(0.1, 1.0).weak(metrics.Scores(0.1, n_clean=2000))
+    assert why == "the benign twin is at chance (ACC 10.0 % of 12 classes)"
+    for k, n, least in ((10, 10_000, 0.19), (2, 10_000, 0.55), (2, 100, 0.65),
+                        (43, 12_630, 0.1209)):  # fmt: skip
+        assert victims.at_chance(metrics.Scores(least - 0.001, n_clean=n), k)
+        assert not victims.at_chance(metrics.Scores(least + 0.001, n_clean=n), k)
+
+
+def test_a_twin_that_guesses_ends_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.undo()
+    parts = dealt(monkeypatch, train=520, test=240)
+    asked = []
+
+    def trained(parts, attack, recipe, *about, **options):
+        asked.append(attack)
+        return victim_of(0.076 if attack is None else 0.08, attack and 1.0)
+
+    monkeypatch.setattr(bench, "train_victim", trained)
+    out = tmp_path / "r.json"
+    command = ["bench", "--data", "mine", "--out", str(out), "--batch", "32"]
+    assert main([*command, "--epochs", "5"]) == 1
+    assert capsys.readouterr().err == (
+        "error: the twin is at chance (ACC 7.6 % of 12 classes; mine, seed 0, width "
+        "16); try --epochs 118.\n"
+    )
+    assert asked == [None] and not out.exists()
+    assert main([*command, "--batch", "64", "--epochs", "5"]) == 1
+    assert "try --batch 32 and --epochs 118." in capsys.readouterr().err
+    assert main([*command, "--epochs", "400"]) == 1
+    assert "try --epochs 800." in capsys.readouterr().err
+    assert main([*command, "--lr", "5"]) == 1
+    assert "try --lr 0.1 and --weight-decay 0.0005." in capsys.readouterr().err
+    # Who always says the commonest of two labels is right nine times in ten.
+    many = replace(parts.test, y=(torch.arange(240) % 10 == 0).long())
+    monkeypatch.setattr(bench, "train_victim", lambda *a, **o: victim_of(0.9))
+    subject = bench.Subject("mine", recipes.Recipe())
+    with pytest.raises(bench.AtChance):
+        bench.require_working(victim_of(0.9), parts._replace(test=many), subject)
+    bench.require_working(victim_of(0.95), parts._replace(test=many), subject)
+
+
+def test_the_number_of_test_images_is_part_of_a_cell(monkeypatch):
+    subject = bench.Subject("signs", recipes.SIGNS, n=100, clean=0.1, n_test=50)
+    assert len(subject.parts().test) == 50
+    assert subject.key()["n_test"] == 50
+    all_of_them = replace(subject, n_test=None)
+    assert "n_test" not in all_of_them.key()
+    assert tables.identity(subject.key()) != tables.identity(all_of_them.key())
+
+
+# --- What is said on the way -----------------------------------------------------
+
+
+def test_a_second_run_says_what_is_there_and_weak_victims_are_named(
+    tmp_path, monkeypatch, capsys
+):
+    dealt(monkeypatch, train=520, test=24)
+    scores = {"acc": 0.5, "asr": 0.2, "ra": None, "pruned": 0}
+    monkeypatch.setattr(bench, "_measured", lambda *a: scores)
+    weak = {"none": victim_of(0.5), "BadNets": victim_of(0.5, 0.43)}
+    monkeypatch.setattr(
+        bench, "train_victim", lambda parts, attack, *a, **o: weak[attack or "none"]
+    )
+    out = tmp_path / "r.json"
+    command = ["bench", "--data", "mine", "--out", str(out), "--attacks", "BadNets",
+               "--defenses", "none"]  # fmt: skip
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert said.count("weak, and in no mean: attack success 43.0 % is below 95 %") == 1
+    assert "cells are there" not in said
+    assert main([*command, "clp, u = 3"]) == 0
+    assert "2 of 4 cells are there" in capsys.readouterr().out
+
+
+def test_the_time_left_knows_training_from_cells(capsys, monkeypatch):
+    """Training of a twin is no cell: it says what other victims take, not other
+    cells."""
+    clock = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    own = recipes.SIGNS
+    names = ("none", "a", "b", "c")
+    jobs = [bench.Job(bench.Subject("signs", own, attack), {}, names)
+            for attack in (None, "SIG", "LF")]  # fmt: skip
+    jobs[0] = replace(jobs[0], subject=jobs[1].subject.twin())
+    progress = bench.Progress(jobs, [])
+    row = {"acc": 0.9, "asr": None, "ra": None, "pruned": 3}
+    for passed, job, name, left in (
+        (601, jobs[0], "none", "20 min"),  # two victims to come, 11 quick cells
+        (2, jobs[0], "a", "20 min"),
+        (1, jobs[0], "b", "20 min"),
+        (1, jobs[0], "c", "20 min"),
+        (601, jobs[1], "none", "10 min"),
+    ):
+        clock[0] += passed
+        progress.say(job, row | {"defense": name})
+        assert f"{left} left" in capsys.readouterr().out
+
+
+# --- The file --------------------------------------------------------------------
+
+
+def a_row(**more) -> dict:
+    return {"data": "x", "digest": "1", "seed": 0, "attack": "BadNets",
+            "defense": "none", "acc": 0.5, **more}  # fmt: skip
+
+
+def test_a_cell_that_stands_twice_is_seen(tmp_path, capsys):
+    path = tmp_path / "r.json"
+    once = [a_row(), a_row(seed=1)]
+    path.write_text(json.dumps({"rows": [*once, a_row()]}))
+    found = tables.Results(path)
+    assert found.rows == once
+    with found.owned():
+        pass
+    said = capsys.readouterr().err
+    assert said == f"{path} holds 1 rows twice; one of each counts.\n"
+    failed = a_row(error="x.")
+    del failed["acc"]
+    for rows in ([failed, a_row()], [a_row(), failed]):  # it was tried again
+        path.write_text(json.dumps({"rows": rows}))
+        assert tables.Results(path).rows == [a_row()]
+    path.write_text(json.dumps({"rows": [*once, a_row(acc=1.0)]}))
+    for read in (
+        lambda: tables.Results(path),
+        lambda: tables.grid(str(path), ["none"]),
+        lambda: bench.run_zoo(path, ["benign-w8"], ["none"]),
+    ):
+        with pytest.raises(ValueError) as e:
+            read()
+        assert f"{path} holds the cell of BadNets and 'none', seed 0, twice" in message(
+            e
+        )
+
+
+def test_an_out_that_is_a_link_stays_one(tmp_path):
+    (tmp_path / "far").mkdir()
+    link, file = tmp_path / "r.json", tmp_path / "far" / "rows.json"
+    link.symlink_to(file)
+    results = tables.Results(link)
+    with results.owned():
+        results.add(a_row())
+        with pytest.raises(RuntimeError, match="another run is writing"):
+            with tables.Results(file).owned():
+                pass
+    assert link.is_symlink() and json.loads(file.read_text())["rows"] == [a_row()]
+    assert tables.Results(link).rows == [a_row()]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["far", "r.json", "rows.json"]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    tables.Results(path).add(a_row())
+    before = path.read_bytes()
+
+    def full(*about):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tables.os, "replace", full)
+    monkeypatch.setattr(cluster.os, "link", full)
+    with pytest.raises(RuntimeError) as e:
+        tables.Results(path).add(a_row(seed=1))
+    assert "cannot be written (No space left on device)" in message(e)
+    with pytest.raises(OSError):
+        cluster.keep(tmp_path / "cells", a_row())
+    assert [p.name for p in tmp_path.rglob("*.*")] == ["r.json"]
+    assert path.read_bytes() == before and not list((tmp_path / "cells").iterdir())
+
+
+def test_a_lock_follows_no_link_and_empties_no_file(tmp_path):
+    thesis, lock = tmp_path / "thesis.txt", tmp_path / "v.lock"
+    thesis.write_text("mine")
+    lock.symlink_to(thesis)
+    with pytest.raises(RuntimeError) as e:
+        with recipes.locked(lock):
+            pass
+    assert "is a link" in message(e) and thesis.read_text() == "mine"
+    lock.unlink()
+    lock.write_text("held by nobody")
+    with recipes.locked(lock):
+        assert lock.read_text() == "held by nobody"
+    assert not lock.exists()
+    with pytest.raises(RuntimeError, match="cannot be made"):
+        with recipes.locked(tmp_path / "no" / "v.lock"):
+            pass
+
+
+def test_a_clean_label_attack_names_a_target_with_enough_images():
+    images = blank(100, 3)
+    images = replace(images, y=torch.tensor([0] * 10 + [1] * 30 + [2] * 60))
+    sig, g = recipes.ATTACKS["SIG"](), torch.Generator()
+    with pytest.raises(ValueError) as e:
+        sig.poison(images, 0.4, g)
+    assert "only 10 have the right class" in message(e)
+    assert message(e).endswith("or take target=2, which has 60.")
+    with pytest.raises(ValueError) as e:
+        sig.poison(images, 0.7, g)
+    assert message(e).endswith("a share of the whole set.")

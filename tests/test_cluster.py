@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bdcourse import bench, cluster, tables
 from bdcourse.__main__ import main
@@ -15,8 +17,9 @@ from bdcourse.plans import PLANS, Plan
 
 distributed = pytest.importorskip("distributed")
 
-SMALL = {"width": 4, "epochs": 0.5}
-GRID = {"attacks": ["BadNets", "Blended"], "n": 240, "clean": 0.1, "scales": [SMALL]}
+SMALL = {"width": 4, "epochs": 6}  # fewer leave the twin at chance
+GRID = {"attacks": ["BadNets", "Blended"], "n": 240, "n_test": 300, "clean": 0.1,
+        "scales": [SMALL]}  # fmt: skip
 DEFENSES = ["none", "clp, u = 3", "fine-tuning", "nad", "ft-sam", "mnp, soft",
             "mnp, hard"]  # fmt: skip
 CELLS = 3 * len(DEFENSES)
@@ -36,7 +39,7 @@ def three(tmp_path_factory):
 
 def grid(out: Path, **where) -> tables.Results:
     keep = out.parent / "runs"
-    return bench.run("signs", out, keep=keep, defenses=DEFENSES, **GRID, **where)
+    return bench.run("signs", out, keep=keep, defenses=DEFENSES, **GRID | where)
 
 
 def test_a_killed_worker_loses_nothing_and_repeats_nothing(three, tmp_path, capsys):
@@ -75,8 +78,10 @@ def test_a_cluster_gives_what_one_process_gives(three, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     one = {"only": ["BadNets/none", "none/clp*", "BadNets/fine-tuning"]}
+    torch.set_num_threads(1)
     alone = grid(tmp_path / "a" / "r.json", **one)
-    dealt = grid(tmp_path / "b" / "r.json", scheduler=three.scheduler_address, **one)
+    one |= {"scheduler": three.scheduler_address, "threads": 1}
+    dealt = grid(tmp_path / "b" / "r.json", **one)
     assert len(alone.rows) == len(dealt.rows) == 3
     found = {tables.identity(r): r for r in dealt.rows}
     for r in alone.rows:  # another number of threads adds in another order
@@ -109,6 +114,29 @@ def test_crowded_workers_and_dead_addresses_are_refused(tmp_path, capsys):
     assert "no Dask scheduler at tcp://127.0.0.1:9" in capsys.readouterr().err
     assert main([*command, "--workers", "0"]) == 1
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_ctrl_c_waits_for_workers_to_start_and_never_reaches_them():
+    inside = []
+    with pytest.raises(KeyboardInterrupt):
+        with cluster._undisturbed():
+            started = subprocess.Popen(["sleep", "60"])
+            for pid in (started.pid, os.getpid()):
+                os.kill(pid, signal.SIGINT)
+            inside.append(started.poll())
+    assert inside == [None] and started.poll() is None
+    started.terminate()
+    started.wait()
+
+
+def test_a_twin_that_guesses_ends_a_dealt_run(three, tmp_path):
+    small = {
+        "scales": [{"width": 4, "epochs": 0.2}],
+        "scheduler": three.scheduler_address,
+    }
+    with pytest.raises(bench.AtChance, match="the twin is at chance"):
+        grid(tmp_path / "r.json", **small)
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_the_first_row_of_a_cell_counts(tmp_path):

@@ -14,6 +14,7 @@ from bdcourse import plans, render, show, tables
 from bdcourse.__main__ import main
 from bdcourse.plans import PLANS
 from bdcourse.show import Table
+from helpers import random_images
 
 
 def some_results(tmp_path, monkeypatch):
@@ -201,7 +202,8 @@ def test_the_guide_calls_plans_as_they_are_called(monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     plan = SimpleNamespace(run=lambda case: SimpleNamespace(model=case.model))
     monkeypatch.setattr(plans, "PLANS", dict.fromkeys(plans.PLANS, plan))
-    names = {"model": torch.nn.Identity(), "own": None, "held": None}
+    images = random_images()
+    names = {"model": torch.nn.Identity(), "own": images, "held": images}
     exec(code, names)
     assert len(names["repaired"]) == 3
     assert all(m is names["model"] for m in names["repaired"].values())

@@ -239,9 +239,11 @@ class Attack:
         if not self.clean_label:
             return torch.randperm(len(y), generator=generator)[:n], NO_ROWS
         own = (y.cpu() == self.target).nonzero().flatten()
-        return pick(
-            own, n, generator, f"a clean-label attack at rate {rate:g}"
-        ), NO_ROWS
+        of_class = y.bincount(minlength=1)
+        label, most = int(of_class.argmax()), int(of_class.max())
+        instead = f", or take target={label}, which has {most}" if most >= n else ""
+        what = f"a clean-label attack at rate {rate:g}"
+        return pick(own, n, generator, what, instead), NO_ROWS
 
     def poison(
         self,
@@ -485,13 +487,15 @@ def asking(model: nn.Module, shape: tuple[int, int, int], k: int) -> Iterator[No
 NO_ROWS = torch.zeros(0, dtype=torch.int64)
 
 
-def pick(rows: Tensor, n: int, generator: torch.Generator, what: str) -> Tensor:
-    """`n` of `rows` at random; `what` wants them, for the message if they are too
-    few."""
+def pick(
+    rows: Tensor, n: int, generator: torch.Generator, what: str, instead: str = ""
+) -> Tensor:
+    """`n` of `rows` at random; `what` wants them, for the message if they are too few,
+    and `instead` says what else would do."""
     if n > len(rows):
         raise ValueError(
             f"{what} asks for {n} images, but only {len(rows)} have the right class; "
-            "lower the rate, which is a share of the whole set."
+            f"lower the rate, which is a share of the whole set{instead}."
         )
     return rows[torch.randperm(len(rows), generator=generator)[:n]]
 
