@@ -19,6 +19,7 @@ from bdcourse.data import Images
 from bdcourse.images import require_clean
 from bdcourse.metrics import logits
 from bdcourse.models import evaluating, guarded
+from bdcourse.surgery import answers, require_answers, require_sound
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def runs(
         counts[name] += 1
 
     with watching(model, see, counts):
-        logits(model, x, len(x))
+        answers(model, x.float() / 255 if x.dtype == torch.uint8 else x)
     return counts
 
 
@@ -179,6 +180,7 @@ def tac(
             f"attack must have a trigger, and {require.kind(attack)} has none."
         )
     batch = require.whole("batch", batch, 1)
+    require_answers(require_sound(model, steady=False), images, k=False)
     sums: dict[str, Tensor] = {}
     clean: dict[str, Tensor] = {}
 
@@ -241,7 +243,7 @@ def grad_cam(model: nn.Module, x: Tensor, labels: Tensor, layer: str) -> Tensor:
     require.pixels(x)
     require_rows(x)
     require.labels(labels, len(x), name="labels")
-    device = next(require.module(model).parameters()).device
+    device = next(require_sound(model, steady=False).parameters()).device
     kept: list[Tensor] = []
 
     def see(name: str, out: Tensor) -> None:

@@ -71,8 +71,8 @@ def hessian_product(
                 f"vectors must have {size} entries, one a weight, not {rows.shape[1]}."
             )
         for x, y in batches(model, images, chunk):
-            out = answered(model, x, y, likelihood)
-            loss = -likelihood.log_prob(out, y).sum() / len(images.y)
+            said = answered(model, x, y, likelihood)
+            loss = -likelihood.log_prob(said, y).sum() / len(images.y)
             g = torch.cat([t.flatten() for t in gradient(loss, w, create_graph=True)])
             for i, v in enumerate(rows):
                 h = torch.autograd.grad(

@@ -111,12 +111,24 @@ def examine(
             f"{name} is on {place} and the images are on {there}; move one with "
             ".to(device)."
         )
-    dtype = next(model.parameters()).dtype
-    if dtype != torch.float32:
+    out = require_answers(model, images, name, k=k)
+    require.finite(out, f"the answers of {name}")
+    if logits and _are_probabilities(out):
         raise ValueError(
-            f"the weights of {name} are {str(dtype).removeprefix('torch.')}, but "
-            "defenses work in float32; call .float() on it."
+            f"{name} answers with probabilities, on which cross-entropy is wrong; take "
+            "off its softmax, so that it answers with logits."
         )
+    return model
+
+
+def require_answers(
+    model: nn.Module, images: Images | Poisoned, name: str = "model", *, k: bool = True
+) -> Tensor:
+    """What a network says of two images, if it is a row of logits for each.
+
+    Raises:
+        ValueError: see :func:`examine`.
+    """
     out = answers(model, images.x[:2].float() / 255, name)
     if not isinstance(out, Tensor):
         raise ValueError(
@@ -133,13 +145,7 @@ def examine(
             f"{name} tells {out.shape[1]} classes apart, but the images have "
             f"{images.k}; take the images that it was trained on."
         )
-    require.finite(out, f"the answers of {name}")
-    if logits and _are_probabilities(out):
-        raise ValueError(
-            f"{name} answers with probabilities, on which cross-entropy is wrong; take "
-            "off its softmax, so that it answers with logits."
-        )
-    return model
+    return out
 
 
 def _are_probabilities(out: Tensor) -> bool:
@@ -487,7 +493,8 @@ def held(model: nn.Module, channels: Mapping[str, Tensor] | None) -> Iterator[No
         channels: module name -> positions, as in `Purified.pruned`; None holds nothing.
     """
     hooks = []
-    for name, which in channels_of(model, channels or {}).items():
+    channels = {} if channels is None else channels
+    for name, which in channels_of(model, channels).items():
         m = model.get_submodule(name)
         for p in (m.weight, m.bias):
             if p is None or not p.requires_grad:

@@ -34,6 +34,7 @@ from bdcourse.defenses.base import (
     Look,
     Purified,
     defense,
+    require_at_least,
     require_counts,
     require_positive,
     require_share,
@@ -245,7 +246,7 @@ def anp(
     require_counts(steps=steps, batch=batch, inner=inner)
     require_positive(lr=lr)
     require_share(alpha=alpha, momentum=momentum)
-    require.number("eps", eps, 0)
+    require_at_least(0, eps=eps)
     require.truth("training", training)
     if start not in ("zero", "random"):
         raise ValueError(f'start must be "zero" or "random", not {start!r}.')

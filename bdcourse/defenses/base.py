@@ -97,9 +97,7 @@ def defense(
 
         @functools.wraps(function)
         def run(*args, **kwargs) -> Purified:
-            call = signature.bind(*args, **kwargs)
-            call.apply_defaults()
-            given = dict(call.arguments)
+            given = _given(signature, args, kwargs)
             options = given.pop("options", {})
             given |= options
             model, clean = given["model"], given.get("clean")
@@ -109,6 +107,8 @@ def defense(
                 require_batch(clean)
                 require_sound(model, steady=steady)
             else:
+                if not batches:
+                    require_single(require.module(model))
                 admit(model, clean, given.get("held"), least=least, k=k, logits=logits,
                       steady=steady)  # fmt: skip
             if moves:
@@ -125,6 +125,42 @@ def defense(
         return run
 
     return wrap
+
+
+def _given(signature: inspect.Signature, args: tuple, kwargs: dict) -> dict:
+    """The arguments of a call by name; None only where no other default stands."""
+    call = signature.bind(*args, **kwargs)
+    call.apply_defaults()
+    for name, value in call.arguments.items():
+        p = signature.parameters[name]
+        optional = p.default in (None, p.empty) or "None" in str(p.annotation)
+        if value is None and not optional:
+            raise ValueError(
+                f"{name} must not be None; leave it out, and it is {p.default!r}."
+            )
+    return dict(call.arguments)
+
+
+def filled(function: Callable) -> Callable:
+    """Refuse None for what has another default."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        _given(signature, args, kwargs)
+        return function(*args, **kwargs)
+
+    return run
+
+
+def require_single(model: nn.Module) -> None:
+    """Refuse weights that do not go with pixels in float32."""
+    dtype = next(iter(model.parameters()), torch.empty(0)).dtype
+    if dtype != torch.float32:
+        raise ValueError(
+            f"the weights of the model are {str(dtype).removeprefix('torch.')}, but "
+            "defenses work in float32; call .float() on it."
+        )
 
 
 def admit(
@@ -208,6 +244,8 @@ def own_acc(model: nn.Module, clean: object, what: str) -> float | None:
     """Accuracy on the defender's own images, or None without images of theirs."""
     if not isinstance(clean, Images):
         return None
+    if next(model.parameters()).dtype != torch.float32:  # FIP takes others
+        return None
     said = require.finite(logits(model, clean.x), f"the answers of {what}")
     return float((said.argmax(1).to(clean.y.device) == clean.y).double().mean())
 
@@ -252,8 +290,8 @@ def require_training(
     Args:
         options: what goes to `fit` besides.
     """
-    require.number("epochs", epochs, above=0)
-    require.number("lr", lr, above=0)
+    require_positive(epochs=require.number("epochs", epochs))
+    require_positive(lr=require.number("lr", lr))
     require.whole("batch", batch, 2)
     known = [p for p in inspect.signature(fit).parameters if p not in ("model", "data")]
     for name, value in options.items():
@@ -261,7 +299,7 @@ def require_training(
         if name in ("momentum", "warmup"):
             require.number(name, value, 0, 1)
         if name == "weight_decay":
-            require.number(name, value, 0)
+            require_at_least(0, weight_decay=require.number(name, value))
         if name in ("frozen_norms", "verbose"):
             require.truth(name, value)
         if name in ("bf16", "compile") and value is not None:
@@ -269,7 +307,10 @@ def require_training(
     require_ways(options)
 
 
-def _compared(name: str, value: object) -> float:
+LARGEST = torch.finfo(torch.float32).max
+
+
+def compared(name: str, value: object) -> float:
     """A number that may be compared, also infinity or nan; no bool, no text."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         try:
@@ -278,6 +319,10 @@ def _compared(name: str, value: object) -> float:
             raise ValueError(
                 f"{name} must be a number, not {require.kind(value)}."
             ) from None
+    if math.isfinite(value) and abs(value) > LARGEST:
+        raise ValueError(
+            f"{name} must be a number of float32, at most 3.4e38, not {value}."
+        )
     return value
 
 
@@ -291,7 +336,7 @@ def require_counts(**values: int | None) -> None:
 def require_at_least(bound: float, /, **values: float | None) -> None:
     """Refuse numbers below `bound`, by name, and nan; None is an option left out."""
     for name, value in values.items():
-        if value is not None and not _compared(name, value) >= bound:
+        if value is not None and not compared(name, value) >= bound:
             raise ValueError(f"{name} must be at least {bound}, not {value}.")
 
 
@@ -300,7 +345,7 @@ def require_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        value = _compared(name, value)
+        value = compared(name, value)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be above 0 and finite, not {value}.")
 
@@ -308,7 +353,7 @@ def require_positive(**values: float | None) -> None:
 def require_share(**values: float) -> None:
     """Refuse numbers outside 0..1, by name."""
     for name, value in values.items():
-        if not 0 <= _compared(name, value) <= 1:
+        if not 0 <= compared(name, value) <= 1:
             raise ValueError(f"{name} must lie in 0..1, not {value}.")
 
 

@@ -27,6 +27,7 @@ from bdcourse.data import Images
 from bdcourse.defenses.base import (
     Purified,
     admit,
+    compared,
     defense,
     furthest,
     require_list,
@@ -192,8 +193,7 @@ def threshold(s: Tensor, u: float) -> Tensor:
 
 def flagged(score: Mapping[str, Tensor], u: float) -> dict[str, Tensor]:
     """Channels above the threshold of their own layer: name -> positions (m,)."""
-    require.number("u", u)
-    if u < 0:
+    if not compared("u", u) >= 0:
         raise ValueError(f"u must not be negative, but is {u}; the authors use 3.")
     return {
         name: (s > threshold(s, u)).nonzero().flatten()
@@ -237,7 +237,7 @@ def sweep(
     model: nn.Module, us: Sequence[float], **options
 ) -> list[tuple[float, dict[str, Tensor]]]:
     """The channels that each u would prune, from one scoring: [(u, channels), ...]."""
-    us = [require.number("u", u, 0) for u in require_list("us", us)]
+    us = [compared("u", u) for u in require_list("us", us)]
     score = scores(model, **options)
     return [(u, flagged(score, u)) for u in us]
 
@@ -257,6 +257,6 @@ def choose_u(
     """
     admit(model, clean, least=1, logits=False)
     require_share(max_drop=max_drop)
-    us = [require.number("u", u, 0) for u in require_list("us", us)]
+    us = [compared("u", u) for u in require_list("us", us)]
     u = furthest(model, sweep(model, sorted(us, reverse=True)), clean, max_drop)
     return math.inf if u is None else u

@@ -721,6 +721,7 @@ def fip(
     require.truth("fast", fast)
     require.truth("affine", affine)
     _require_options(options)
+    require_likelihood(likelihood)
     if fisher not in ("true", "empirical"):
         raise ValueError(f'fisher must be "true" or "empirical", not {fisher!r}.')
     if product not in ("difference", "exact", "random"):

@@ -35,11 +35,13 @@ from bdcourse.defenses.base import (
     admit,
     copied,
     defense,
+    filled,
     require_at_least,
     require_counts,
     require_movable,
     require_names,
     require_positive,
+    require_single,
     require_training,
     require_ways,
 )
@@ -214,6 +216,7 @@ def execution_order(
     return list(dict.fromkeys(order))
 
 
+@filled
 def scores(
     model: nn.Module,
     images: Images,
@@ -367,6 +370,7 @@ def _require_once(model: nn.Module, images: Images, layers: Sequence[str]) -> No
 # ------------------------------------------------------------- choosing and pruning
 
 
+@filled
 def select(
     score: Mapping[str, Response],
     p: float = 64,
@@ -529,6 +533,7 @@ def _require_tuning(epochs: float, lr: float, batch: int, options: Mapping) -> N
     require_training(epochs=epochs or 1, lr=lr, batch=batch, options=options)
 
 
+@filled
 def fmp(
     model: nn.Module,
     clean: Images,
@@ -577,6 +582,7 @@ def fmp(
     require.truth("released", released)
     require.truth("hold_mask", hold_mask)
     admit(model, clean)
+    require_single(model)
     if released:
         names = execution_order(model, clean.shape)
         empty = torch.zeros(0, dtype=torch.int64)

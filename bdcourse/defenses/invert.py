@@ -34,11 +34,13 @@ from bdcourse.data import Images
 from bdcourse.defenses.base import (
     admit,
     copied,
+    filled,
     require_at_least,
     require_counts,
     require_list,
     require_positive,
     require_share,
+    require_single,
     require_ways,
 )
 from bdcourse.metrics import predict
@@ -156,6 +158,7 @@ def anomaly(norms: Tensor) -> Tensor:
     return torch.where(far > 0, far / unit, 0.0)  # 0 / 0 is no anomaly
 
 
+@filled
 def detect(
     inverted: Inverted,
     threshold: float = 2.0,
@@ -209,11 +212,10 @@ def require_inverted(inverted: object, clean: Images | None = None) -> None:
         )
     if clean is None:
         return
-    shape, highest = tuple(inverted.patterns.shape[1:]), int(inverted.targets.max())
-    if shape != clean.shape or highest >= clean.k:
+    if tuple(inverted.patterns.shape[1:]) != clean.shape:
         raise ValueError(
-            f"inverted belongs to other images: it has triggers of shape {shape} for "
-            f"labels up to {highest}, and clean has {clean.k} classes of shape "
+            "inverted belongs to other images: it has triggers of shape "
+            f"{tuple(inverted.patterns.shape[1:])}, and clean has images of shape "
             f"{clean.shape}."
         )
 
@@ -292,6 +294,7 @@ def plain_invert(
     return best or (mask, pattern)
 
 
+@filled
 def invert_trigger(
     model: nn.Module,
     clean: Images,
@@ -345,6 +348,7 @@ def invert_trigger(
     """
     start = time.perf_counter()
     admit(model, clean, least=1)
+    require_single(model)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     labels = _labels(clean, targets)
     chunk = len(labels) if chunk is None else chunk

@@ -42,7 +42,7 @@ from bdcourse.defenses.clp import threshold
 from bdcourse.defenses.invert import Estimate
 from bdcourse.metrics import Scores, evaluate, logits, predict
 from bdcourse.models import laid_out
-from bdcourse.surgery import pair_by_flow, without
+from bdcourse.surgery import pair_by_flow, require_sound, without
 
 QS = tuple(i / 100 for i in range(51))  # the q axis of every sweep: 0 .. 50 %
 PS = (1.0, 2.0, math.inf)
@@ -89,7 +89,7 @@ def gated(model: nn.Module, layer: str, shape: tuple[int, int, int]) -> tuple:
     """
     if not isinstance(layer, str):
         raise ValueError(f"layer must name a module, not be {require.kind(layer)}.")
-    model = copied(require.module(model))
+    model = copied(require_sound(model, steady=False))
     maps = _map_sizes(model, shape)
     if layer not in maps:
         known = layer in dict(model.named_modules())

@@ -38,11 +38,13 @@ from bdcourse.defenses.base import (
     Purified,
     admit,
     defense,
+    filled,
     require_at_least,
     require_counts,
     require_list,
     require_positive,
     require_share,
+    require_ways,
 )
 from bdcourse.defenses.masks import (
     Masks,
@@ -169,6 +171,7 @@ def plain_loss_changes(
     return found
 
 
+@filled
 @torch.no_grad()
 def loss_changes(
     model: nn.Module,
@@ -327,6 +330,7 @@ def errors(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: v.std(1) / v.shape[1] ** 0.5 for n, v in changes.items()}
 
 
+@filled
 def first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, Tensor]:
     """|m dS/dm| at m = 1, a proxy of saliency for the price of one pass: name -> (c,).
 
@@ -490,6 +494,7 @@ def objective(
     return total, terms
 
 
+@filled
 def learn_masks(
     model: nn.Module,
     suppressed: nn.Module | None,
@@ -529,7 +534,7 @@ def learn_masks(
     require_counts(steps=steps, batch=batch)
     require_positive(lr=lr)
     require_share(momentum=momentum)
-    require.generator(generator)
+    require_ways({"generator": generator, "checkpoint": checkpoint})
     weights = {"preserve": preserve, "beta": beta, "lam": lam, "kappa": kappa}
     _require_weights(suppressed is not None, penalty, **weights)
     about = {"stage": METHOD, **weights, "penalty": penalty, "steps": steps, "lr": lr}
@@ -583,6 +588,7 @@ def choose_beta(
     """
     betas = require_list("betas", betas)
     require_at_least(0, **{f"betas[{i}]": b for i, b in enumerate(betas)})
+    betas = [require.number("a beta", b) for b in betas]
     if not betas:
         raise ValueError("betas holds no value to try.")
     admit(model, clean, require_clean(held, "held", 1))
@@ -646,6 +652,8 @@ def apply_masks(
     began = time.perf_counter()
     require_sound(model)
     _require_masks(model, masks)
+    if held is not None:
+        admit(model, held, least=1, logits=False)
     _require_repair(repair, held, threshold, max_drop)
     looks: list[Look] = []
     if repair == "soft":
@@ -722,7 +730,8 @@ def mnp(
     require_counts(steps=steps)
     require_positive(mask_lr=mask_lr)
     require_share(max_drop=max_drop)
-    require.number("tune", tune, 0)
+    require_at_least(0, tune=tune)
+    require.number("tune", tune)
     _require_ascent(stop, epochs, lr, None, clip, batch)
     files = [stage(checkpoint, s) for s in ("suppress", "masks", "tune")]
     suppressed = suppression = None

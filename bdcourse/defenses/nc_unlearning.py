@@ -24,7 +24,6 @@ from bdcourse.defenses.base import (
     Purified,
     copied,
     defense,
-    require_share,
     require_training,
 )
 from bdcourse.defenses.invert import Estimate, Inverted, detect, require_inverted
@@ -80,10 +79,10 @@ def nc_unlearning(
     """
     start = time.perf_counter()
     require_inverted(inverted, clean)
-    require_share(share=share)
+    require.number("share", share)
     require_training(epochs=epochs, lr=lr, batch=batch, options=options)
     if label is not None:
-        require.whole("label", label, 0, clean.k - 1)
+        require.whole("label", label, 0)
     if not 0 < share <= 1:
         raise ValueError(f"share must lie above 0 and at most at 1, not {share}.")
     if len(inverted.targets) < 3 and label is not None:

@@ -30,10 +30,12 @@ from bdcourse.defenses.base import (
     admit,
     copied,
     defense,
+    filled,
     require_at_least,
     require_counts,
     require_positive,
     require_share,
+    require_ways,
 )
 from bdcourse.defenses.masks import (
     Masks,
@@ -50,7 +52,7 @@ from bdcourse.defenses.masks import (
 from bdcourse.images import require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import fingerprint, laid_out, lay_out
-from bdcourse.surgery import require_sound
+from bdcourse.surgery import require_answers, require_sound
 
 
 def ascend(
@@ -79,6 +81,7 @@ def ascend(
     return loss.detach(), (out.argmax(1) == y).sum(), length
 
 
+@filled
 def unlearn(
     model: nn.Module,
     clean: Images,
@@ -130,7 +133,7 @@ def unlearn(
     _require_ascent(stop, epochs, lr, drop, clip, batch)
     require_share(momentum=momentum)
     require_at_least(0, weight_decay=weight_decay)
-    require.generator(generator)
+    require_ways({"generator": generator, "checkpoint": checkpoint})
     if judge not in ("pass", "eval"):
         raise ValueError(f'judge must be "pass" or "eval", not {judge!r}.')
     about = {"stage": "unlearn", "seed": generator.initial_seed()}
@@ -186,6 +189,7 @@ def unlearn(
     return net.eval().requires_grad_(False), log
 
 
+@filled
 def recover(
     unlearned: nn.Module,
     clean: Images,
@@ -215,11 +219,12 @@ def recover(
     # Nothing can be said of the answers: the network has unlearned them.
     require_sound(unlearned, "unlearned", steady=False)
     require_clean(clean)
+    require_answers(unlearned, clean, "unlearned")
     require_counts(steps=steps, batch=batch)
     require_positive(lr=lr, weight=weight)
     require_share(momentum=momentum)
     require.truth("training", training)
-    require.generator(generator)
+    require_ways({"generator": generator, "checkpoint": checkpoint})
     about = {"stage": "recover", "steps": steps, "lr": lr, "momentum": momentum}
     if checkpoint is not None:
         about |= {"model": fingerprint(unlearned), "data": clean.digest()}
