@@ -144,7 +144,10 @@ REFUSE = {
     "one without scale": ({"fmp", "fmp_random"}, "no scale"),
     "no statistics": (MASKS | {"fmp", "i_bau", "linf"}, "no running statistics"),
     "frozen": (TRAINING, "requires grad"),
-    "double": (DATA, "call .float()"),
+    "double": (
+        DATA - {"invert_trigger", "fip", "fast_fip", "fip_released"},
+        "call .float()",
+    ),
     "one logit": (DATA, "tells 1 classes apart, but the images have 3"),
     "ten classes": (DATA, "tells 10 classes apart, but the images have 3"),
     "no shape yet": (ALL, "has no shape yet"),

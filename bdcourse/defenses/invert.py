@@ -40,7 +40,6 @@ from bdcourse.defenses.base import (
     require_list,
     require_positive,
     require_share,
-    require_single,
     require_ways,
 )
 from bdcourse.metrics import predict
@@ -348,7 +347,6 @@ def invert_trigger(
     """
     start = time.perf_counter()
     admit(model, clean, least=1)
-    require_single(model)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     labels = _labels(clean, targets)
     chunk = len(labels) if chunk is None else chunk
