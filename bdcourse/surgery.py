@@ -221,13 +221,14 @@ def channels_of(
         )
     modules = dict(model.named_modules())
     for n, which in channels.items():
+        if n in modules:  # before its weight is read, which may move it
+            require_plain(modules[n], n)
         weight = getattr(modules.get(n), "weight", None)
         if not isinstance(weight, Tensor):
             raise ValueError(
                 f"{name} names {n!r}, but the model has no module of that name whose "
                 "weight has channels to switch off."
             )
-        require_plain(modules[n], n)
         whole = isinstance(which, Tensor) and not which.is_floating_point()
         if not whole or which.ndim != 1:
             raise ValueError(

@@ -303,8 +303,8 @@ def test_what_diverges_is_no_result(name, monkeypatch):
     options = {"lr": 1e30, "generator": gen()}
     options |= {
         "fip": {"steps": 5}, "fast_fip": {"steps": 5}, "fip_released": {"steps": 6},
-        "i_bau": {"rounds": 2, "lr": 1e38}, "fmp": {"least": 1, "n": 2},
-        "nad": {"betas": [1.0]}, "mnp": {"mask_lr": 1e38, "lr": 1e38, "epochs": 2},
+        "i_bau": {"rounds": 2, "lr": 1e30}, "fmp": {"least": 1, "n": 2},
+        "nad": {"betas": [1.0]}, "mnp": {"mask_lr": 1e30, "lr": 1e30, "epochs": 2},
         "nc_unlearning": {"label": 1},
     }.get(name, {})  # fmt: skip
     more = (guesses(),) if name == "nc_unlearning" else ()
