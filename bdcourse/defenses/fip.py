@@ -721,7 +721,6 @@ def fip(
     require.truth("fast", fast)
     require.truth("affine", affine)
     _require_options(options)
-    require_likelihood(likelihood)
     if fisher not in ("true", "empirical"):
         raise ValueError(f'fisher must be "true" or "empirical", not {fisher!r}.')
     if product not in ("difference", "exact", "random"):
@@ -734,16 +733,19 @@ def fip(
         raise ValueError('draw="gaussian" stands for labels of the true Fisher only.')
     if draw == "gaussian" and not hasattr(likelihood, "noise"):
         raise ValueError('draw="gaussian" needs a likelihood that has `noise`.')
+    require_likelihood(likelihood)
     if lengths is not None:
         if not isinstance(lengths, Mapping):
             raise ValueError(
                 "lengths must map steps to lengths, as dict(p.log['push']) does, not "
                 f"be {require.kind(lengths)}."
             )
-        lengths = {
-            require.whole("a step of lengths", k): require.number("a length", v)
-            for k, v in lengths.items()
-        }
+        try:  # from a file, steps come as text
+            lengths = {int(k): float(v) for k, v in lengths.items()}
+        except (TypeError, ValueError) as e:
+            raise ValueError(
+                "lengths must map whole numbers, the steps, to numbers."
+            ) from e
         due = set(range(0, options.get("steps", STEPS), int(every)))
         if eta_f == 0 or not all(0 <= v < math.inf for v in lengths.values()):
             raise ValueError(
