@@ -606,7 +606,7 @@ def test_without_both_terms_it_is_plain_sgd(norms, pad):
         torch.testing.assert_close(v, state[n], rtol=1e-5, atol=1e-6, msg=n)
     assert [s for s, _ in p.log["loss"]] == list(range(5))
     assert [v for _, v in p.log["loss"]] == pytest.approx(losses, rel=1e-5)
-    assert set(p.log) == {"loss"} and not p.model.training
+    assert set(p.log) == {"loss", "own_acc"} and not p.model.training
 
 
 @pytest.mark.parametrize("f", [fip, fast_fip])
