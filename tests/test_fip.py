@@ -34,7 +34,7 @@ from bdcourse.defenses.fip import (
     twice,
 )
 from bdcourse.defenses.ft_sam import sam_step
-from bdcourse.models import MODELS, build
+from bdcourse.models import MODELS, build, guarded
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
 
@@ -594,10 +594,10 @@ def test_without_both_terms_it_is_plain_sgd(norms, pad):
     for _ in range(5):
         index = torch.randperm(20, generator=g)[:8]
         x = crops.once(images.x[index], g) if pad else images.x[index]
-        x = (x.float() / 255).contiguous()  # as fip guards narrow shortcuts
-        loss = F.cross_entropy(model(x), images.y[index])
         opt.zero_grad()
-        loss.backward()
+        with guarded(model):  # its shortcuts are narrow
+            loss = F.cross_entropy(model(x.float() / 255), images.y[index])
+            loss.backward()
         opt.step()
         losses.append(float(loss.detach()))
     state = model.state_dict()
