@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
+from bdcourse.images import require_clean
 from bdcourse.metrics import logits
+from bdcourse.models import evaluating, guarded
+from bdcourse.surgery import answers, require_answers, require_sound
 
 
 @contextmanager
@@ -23,7 +27,8 @@ def watching(
     model: nn.Module, see: Callable[[str, Tensor], None], names: Iterable[str]
 ) -> Iterator[None]:
     """Call `see(name, output)` whenever one of the named modules has run."""
-    modules = dict(model.named_modules())
+    modules = dict(require.module(model).named_modules())
+    names = _listed(names)
     missing = [n for n in names if n not in modules]
     if missing:
         raise ValueError(f"the model has no layer {missing[0]!r}.")
@@ -38,17 +43,62 @@ def watching(
             h.remove()
 
 
+def _listed(names: object) -> list[str]:
+    """Names of layers, as a list."""
+    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+        raise ValueError(
+            f"names must be a list of names of layers, not {require.kind(names)}."
+        )
+    names = list(names)
+    if wrong := [n for n in names if not isinstance(n, str)]:
+        raise ValueError(
+            f"names must hold names of layers, not {require.kind(wrong[0])}."
+        )
+    return names
+
+
+def _viewed(x: object) -> Tensor:
+    """Pixels as a network may be shown them: uint8, or float in [0, 1]."""
+    if isinstance(x, Tensor) and x.ndim == 4 and x.dtype == torch.uint8:
+        return x
+    return require.pixels(x)
+
+
 def batchnorms(model: nn.Module) -> list[str]:
     """Names of the model's BatchNorm2d layers, in the order of definition."""
-    return [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    found = require.module(model).named_modules()
+    return [n for n, m in found if isinstance(m, nn.BatchNorm2d)]
+
+
+def runs(
+    model: nn.Module, x: Tensor, names: Iterable[str] | None = None
+) -> dict[str, int]:
+    """How often each module runs in one pass over pixels x, in eval mode.
+
+    A ReLU or a pooling may be defined once and used in many places: then there is no
+    one feature map of that name.
+
+    Args:
+        names: default all modules.
+    """
+    names = [n for n, _ in model.named_modules()] if names is None else _listed(names)
+    counts = dict.fromkeys(names, 0)
+
+    def see(name: str, _) -> None:
+        counts[name] += 1
+
+    with watching(model, see, counts):
+        answers(model, x.float() / 255 if x.dtype == torch.uint8 else x)
+    return counts
 
 
 def outputs(model: nn.Module, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
     """Eval-mode outputs of the named layers for pixels x: name -> (n, c, h, w), CPU."""
-    names = list(names)
+    names, x = _listed(names), _viewed(x)
     kept: dict[str, list[Tensor]] = {n: [] for n in names}
-    with watching(model, lambda n, out: kept[n].append(out.cpu()), names):
+    with watching(model, lambda n, out: kept[n].append(_map(n, out).cpu()), names):
         logits(model, x)
+    _require_once(kept, len(x))
     return {n: torch.cat(parts) for n, parts in kept.items()}
 
 
@@ -60,16 +110,51 @@ def norms(
     Args:
         p: 1, 2 or float("inf"); the norm runs over the positions of a feature map.
     """
-    names = list(names)
+    names, x = _listed(names), _viewed(x)
+    require_rows(x)
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not p >= 1:
+        raise ValueError(f"p must be 1, 2 or float('inf'), not {require.kind(p)}.")
     sums: dict[str, Tensor] = {}
 
     def see(name: str, out: Tensor) -> None:
-        total = out.flatten(2).norm(p, dim=2).double().sum(0).cpu()
+        total = _map(name, out, 3).flatten(2).norm(p, dim=2).double().sum(0).cpu()
         sums[name] = sums.get(name, 0) + total
 
     with watching(model, see, names):
         logits(model, x)
+    _require_reached(names, sums)
     return {n: (s / len(x)).float() for n, s in sums.items()}
+
+
+def _map(name: str, out: object, least: int = 1) -> Tensor:
+    """The output of a layer, if it is a tensor with enough axes."""
+    if not isinstance(out, Tensor) or out.ndim < least:
+        raise ValueError(
+            f"layer {name!r} gives {require.kind(out)}, not a tensor with channels; "
+            "name another."
+        )
+    return out
+
+
+def _require_once(kept: dict[str, list[Tensor]], n: int) -> None:
+    for name, parts in kept.items():
+        if sum(map(len, parts)) != n:
+            raise ValueError(
+                f"layer {name!r} does not run once in each pass, so it has no one "
+                "output; name another."
+            )
+
+
+def _require_reached(names: Iterable[str], sums: dict[str, Tensor]) -> None:
+    for name in names:
+        if name not in sums:
+            raise ValueError(f"layer {name!r} never runs; name another.")
+
+
+def require_rows(x: Tensor) -> None:
+    """Refuse to take a mean over no image."""
+    if len(x) == 0:
+        raise ValueError("there is no image to look at.")
 
 
 def tac(
@@ -88,12 +173,19 @@ def tac(
     Args:
         names: BatchNorm layers; default all of the model's.
     """
-    names = batchnorms(model) if names is None else list(names)
+    names = batchnorms(model) if names is None else _listed(names)
+    require_clean(images, "images", 1)
+    if not callable(getattr(attack, "trigger", None)):
+        raise ValueError(
+            f"attack must have a trigger, and {require.kind(attack)} has none."
+        )
+    batch = require.whole("batch", batch, 1)
+    require_answers(require_sound(model, steady=False), images, k=False)
     sums: dict[str, Tensor] = {}
     clean: dict[str, Tensor] = {}
 
     def remember(name: str, out: Tensor) -> None:
-        clean[name] = out
+        clean[name] = _map(name, out, 3)
 
     def compare(name: str, out: Tensor) -> None:
         change = (out - clean.pop(name)).flatten(2).norm(dim=2).double().sum(0).cpu()
@@ -105,19 +197,31 @@ def tac(
             logits(model, pixels, batch)
         with watching(model, compare, names):
             logits(model, attack.trigger(pixels), batch)
+    _require_reached(names, sums)
     return {n: (s / len(images)).float() for n, s in sums.items()}
 
 
 def ranks(values: Tensor) -> Tensor:
     """Ranks 0..n-1, ties sharing their mean: (n,) -> (n,) float64."""
-    v = values.double()
+    v = _values(values).double()
     smaller = (v[:, None] > v).sum(1)
     ties = (v[:, None] == v).sum(1) - 1
     return smaller + ties / 2
 
 
+def _values(values: object) -> Tensor:
+    """Numbers that can be ranked, (n,)."""
+    if not isinstance(values, Tensor) or values.ndim != 1 or values.is_complex():
+        raise ValueError(
+            f"what is ranked must be numbers of shape (n,), not {require.kind(values)}."
+        )
+    return values
+
+
 def spearman(a: Tensor, b: Tensor) -> float:
     """Rank correlation in -1..1; 0 if one of the two does not vary."""
+    if _values(a).shape != _values(b).shape or not len(a):
+        raise ValueError("a and b must be as long as each other, and not empty.")
     a, b = (r - r.mean() for r in (ranks(a), ranks(b)))
     size = float((a.square().sum() * b.square().sum()).sqrt())
     return float(a @ b) / size if size > 0 else 0.0
@@ -136,16 +240,32 @@ def grad_cam(model: nn.Module, x: Tensor, labels: Tensor, layer: str) -> Tensor:
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017.
     """
-    device = next(model.parameters()).device
-    kept: dict[str, Tensor] = {}
-    training = model.training
-    model.eval()
-    with watching(model, kept.__setitem__, [layer]), torch.enable_grad():
-        out = model(x.to(device))
+    require.pixels(x)
+    require_rows(x)
+    require.labels(labels, len(x), name="labels")
+    device = next(require_sound(model, steady=False).parameters()).device
+    kept: list[Tensor] = []
+
+    def see(name: str, out: Tensor) -> None:
+        kept.append(_map(name, out, 4))
+
+    look = (watching(model, see, [layer]), evaluating(model), guarded(model))
+    with look[0], look[1], look[2], torch.enable_grad():
+        # Of a network whose weights are frozen, maps still depend on the pixels.
+        out = model(x.to(device).detach().requires_grad_())
+        if not isinstance(out, Tensor) or out.ndim != 2:
+            raise ValueError(
+                f"the model must answer with logits (n, k), not {require.kind(out)}."
+            )
+        if len(kept) != 1:
+            raise ValueError(
+                f"layer {layer!r} runs {len(kept)} times in a pass, so it has no one "
+                "feature map; name another."
+            )
+        require.labels(labels, len(x), out.shape[1], name="labels")
         score = out.gather(1, labels.to(device)[:, None]).sum()
-        (grad,) = torch.autograd.grad(score, kept[layer])
-    model.train(training)
-    cam = (grad.mean((2, 3), keepdim=True) * kept[layer]).sum(1).relu().detach()
+        (grad,) = torch.autograd.grad(score, kept[0], materialize_grads=True)
+    cam = (grad.mean((2, 3), keepdim=True) * kept[0]).sum(1).relu().detach()
     cam = cam / cam.flatten(1).amax(1).clamp(min=1e-12).view(-1, 1, 1)
     size = x.shape[2:]
     cam = F.interpolate(cam[:, None], size, mode="bilinear", align_corners=False)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from bdcourse import require
 from bdcourse.attacks.base import Steering
 from bdcourse.curvature import SOFTMAX, squared_norm
 from bdcourse.defenses.ft_sam import Flat
+from bdcourse.models import laid_out
+from bdcourse.surgery import called_with
 
 
 class Smoothing(Steering):
@@ -54,7 +55,8 @@ class Smoothing(Steering):
         }
         # Copies of the buffers, or BatchNorm would count what the moved network sees.
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
-        there = functional_call(self.model, moved | buffers, (self.x,))
+        x = laid_out(self.model, self.x)
+        there = called_with(self.model, moved | buffers, x)
         score = SOFTMAX.log_prob(there, drawn).sum()
         change = torch.autograd.grad(score, moved.values())
         factor = 2 * self.eta_f / len(y)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -23,11 +23,13 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from bdcourse import require
+from bdcourse.images import Poisoned
 from bdcourse.models import evaluating, guarded
+from bdcourse.surgery import called_with, require_sound
 
 Route = Literal["bartlett", "gaussian", "signed", "exact"]
 FISHER = {"bartlett": "true", "gaussian": "true", "signed": "empirical"}
@@ -197,14 +199,19 @@ def chosen(
 
     This is the order of the entries of a flat vector, (p,), wherever one is used.
     """
-    named = dict(model.named_parameters())
+    named = dict(require.module(model).named_parameters())
+    if isinstance(weights, str) or not isinstance(weights, (Iterable, type(None))):
+        raise ValueError(
+            f"weights must be a list of names or None, not {require.kind(weights)}."
+        )
+    weights = None if weights is None else list(weights)
     if weights is None:
         found = {n: w for n, w in named.items() if w.requires_grad}
     else:
         missing = [n for n in weights if n not in named]
         if missing:
             raise ValueError(f"the model has no parameter {missing[0]!r}.")
-        found = {n: w for n, w in named.items() if n in set(weights)}
+        found = {n: w for n, w in named.items() if n in weights}
     if not found:
         raise ValueError("there are no weights to look at; name some that exist.")
     return found
@@ -215,6 +222,12 @@ def unflatten(
 ) -> dict[str, Tensor]:
     """A flat vector (p,) cut into the shapes of the chosen weights."""
     found = chosen(model, weights)
+    size = sum(w.numel() for w in found.values())
+    if not isinstance(vector, Tensor) or vector.shape != (size,):
+        raise ValueError(
+            f"vector must have {size} entries, one a weight, not be "
+            f"{require.kind(vector)}."
+        )
     parts = vector.split([w.numel() for w in found.values()])
     return {n: v.view_as(w) for (n, w), v in zip(found.items(), parts, strict=True)}
 
@@ -224,12 +237,7 @@ def examining(
     model: nn.Module, weights: Sequence[str] | None
 ) -> Iterator[dict[str, nn.Parameter]]:
     """The chosen weights, with eval mode and gradients on; all is put back after."""
-    for name, m in model.named_modules():
-        if isinstance(m, _BatchNorm) and m.running_mean is None:
-            raise ValueError(
-                f"{name} has no running statistics, so an image's score would depend "
-                "on the rest of its batch; use track_running_stats=True."
-            )
+    require_sound(model)
     found = chosen(model, weights)
     before = {w: w.requires_grad for w in found.values()}
     # The fast attention kernels cannot be differentiated twice.
@@ -244,11 +252,56 @@ def examining(
                 w.requires_grad_(required)
 
 
+def require_pair(images: object) -> None:
+    """Refuse what is no pair of inputs and targets, or not yet what a network sees."""
+    x, y = getattr(images, "x", None), getattr(images, "y", None)
+    fits = isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim
+    if not fits or len(x) != len(y):
+        raise ValueError(
+            "images must be Images, or hold inputs x and targets y as tensors with one "
+            f"row an example, not {require.kind(images)}."
+        )
+    if isinstance(images, Poisoned) and images.late is not None:
+        raise ValueError(
+            "these poisoned images get their triggers in training only, so their "
+            "pixels are not what the network saw; stamp them with attack.trigger first."
+        )
+
+
+def answered(model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood) -> Tensor:
+    """What the model says of inputs, if `likelihood` can be asked about it."""
+    try:
+        out = model(x)
+    except Exception as e:  # code of others raises many kinds
+        raise ValueError(
+            f"the model does not accept inputs of shape {tuple(x.shape[1:])}."
+        ) from e
+    if not isinstance(out, Tensor) or out.ndim < 2:
+        raise ValueError(
+            f"the model answers with {require.kind(out)}, not with outputs of shape "
+            "(n, ..., k); wrap it so that its forward returns these alone."
+        )
+    if isinstance(likelihood, Softmax):
+        counted, k = y[y != likelihood.ignore], out.shape[-1]
+        if y.dtype != torch.int64 or y.shape[1:] != out.shape[1:-1]:
+            raise ValueError(
+                f"targets must be int64 of shape {(len(x), *out.shape[1:-1])}, to go "
+                f"with the outputs, not {require.kind(y)}."
+            )
+        if len(counted) and not 0 <= int(counted.min()) <= int(counted.max()) < k:
+            raise ValueError(
+                f"targets run from {int(counted.min())} to {int(counted.max())}, but "
+                f"the model has {k} outputs, so they must lie in 0..{k - 1}."
+            )
+    return require.finite(out, "the network's answers")
+
+
 def batches(
     model: nn.Module, images: Batch, chunk: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets, `chunk` at a time, on the model's device, in its dtype."""
-    if len(images.y) == 0 or chunk < 1:
+    require_pair(images)
+    if len(images.y) == 0 or require.whole("chunk", chunk) < 1:
         raise ValueError(
             f"there must be at least one image and a chunk of at least 1, not "
             f"{len(images.y)} and {chunk}."
@@ -304,7 +357,7 @@ def per_image(
     weights = {n: w.detach() for n, w in weights.items()}
 
     def one(x: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        _, back = vjp(lambda w: functional_call(model, w, (x[None],))[0], weights)
+        _, back = vjp(lambda w: called_with(model, w, x[None])[0], weights)
         total = {n: torch.zeros_like(w) for n, w in weights.items()}
         for r in rows:
             total = {n: total[n] + g.square() for n, g in back(r)[0].items()}
@@ -333,7 +386,8 @@ def _squares(
     if route != "exact":
         for x, y in batches(model, images, chunk or 50):
             for draw in range(draws):
-                out, w = mask(model(x), y), list(weights.values())
+                out = mask(answered(model, x, y, likelihood), y)
+                w = list(weights.values())
                 if route == "signed":
                     g = signed(out, y, w, likelihood, generator)
                 else:
@@ -345,7 +399,7 @@ def _squares(
     chunk = chunk or max(1, min(20, 2**23 // size))  # gradients of at most 32 MiB
     for x, y in batches(model, images, chunk):
         with torch.no_grad():
-            out = model(x)
+            out = answered(model, x, y, likelihood)
         if fisher == "true":
             rows = likelihood.roots(out)
         else:
@@ -356,8 +410,18 @@ def _squares(
         yield 0, [t.sum(0) for t in g.values()]
 
 
+def require_likelihood(likelihood: object) -> None:
+    """Refuse what has not the two functions that everything here asks for."""
+    if not all(hasattr(likelihood, name) for name in ("log_prob", "sample")):
+        raise ValueError(
+            "likelihood must have log_prob and sample, as curvature.Softmax does, and "
+            f"{require.kind(likelihood)} has not."
+        )
+
+
 def _settle(route, fisher, draws, likelihood, generator) -> tuple[str, int]:
     """The route to take and the draws it needs, or a refusal."""
+    require_likelihood(likelihood)
     if fisher not in ("true", "empirical"):
         raise ValueError(f'fisher must be "true" or "empirical", not {fisher!r}.')
     if route is None:
@@ -373,7 +437,9 @@ def _settle(route, fisher, draws, likelihood, generator) -> tuple[str, int]:
                 "the route 'bartlett' or 'gaussian'."
             )
         return route, 1
-    if generator is None or draws < 1:
+    if generator is not None:
+        require.generator(generator)
+    if generator is None or require.whole("draws", draws) < 1:
         raise ValueError(
             f"the route {route!r} needs a generator and at least one draw."
         )

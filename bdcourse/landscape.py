@@ -11,27 +11,31 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.curvature import (
     SOFTMAX,
     Batch,
     Likelihood,
     Softmax,
     Traced,
+    answered,
     batches,
     chosen,
     examining,
     gradient,
     random_normal,
     random_signs,
+    require_likelihood,
     traced,
 )
 from bdcourse.models import evaluating
+from bdcourse.surgery import require_sound
 
 
 def hessian_product(
@@ -52,6 +56,11 @@ def hessian_product(
     Returns:
         shaped like `vectors`.
     """
+    if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2):
+        raise ValueError(
+            f"vectors must be of shape (p,) or (k, p), not {require.kind(vectors)}."
+        )
+    require_likelihood(likelihood)
     rows = vectors.reshape(-1, vectors.shape[-1])
     out = torch.zeros_like(rows)
     with examining(model, weights) as found:
@@ -62,7 +71,8 @@ def hessian_product(
                 f"vectors must have {size} entries, one a weight, not {rows.shape[1]}."
             )
         for x, y in batches(model, images, chunk):
-            loss = -likelihood.log_prob(model(x), y).sum() / len(images.y)
+            said = answered(model, x, y, likelihood)
+            loss = -likelihood.log_prob(said, y).sum() / len(images.y)
             g = torch.cat([t.flatten() for t in gradient(loss, w, create_graph=True)])
             for i, v in enumerate(rows):
                 h = torch.autograd.grad(
@@ -181,8 +191,11 @@ def hessian_top(
         steps, tolerance: see :func:`power`.
         options: `chunk`, `weights`, `likelihood` of :func:`hessian_product`.
     """
+    require.generator(generator)
+    require.number("tolerance", tolerance, 0)
     like = _flat(model, options.get("weights"))
-    if not 1 <= k <= len(like) or steps < 1:
+    known = 1 <= require.whole("k", k) <= len(like)
+    if not known or require.whole("steps", steps) < 1:
         raise ValueError(
             f"k must lie in 1..{len(like)} and steps be at least 1, not {k} and "
             f"{steps}."
@@ -211,7 +224,8 @@ def hessian_trace(
     Args:
         options: `chunk`, `weights`, `likelihood` of :func:`hessian_product`.
     """
-    if draws < 1:
+    require.generator(generator)
+    if require.whole("draws", draws) < 1:
         raise ValueError(f"draws must be at least 1, not {draws}.")
     like = _flat(model, options.get("weights"))
     product = lambda v: hessian_product(model, images, v, **options)  # noqa: E731
@@ -253,7 +267,8 @@ def spectrum(
         runs: random starts, over which the quadratures are averaged.
         options: `chunk`, `weights`, `likelihood` of :func:`hessian_product`.
     """
-    if steps < 1 or runs < 1:
+    require.generator(generator)
+    if require.whole("steps", steps) < 1 or require.whole("runs", runs) < 1:
         raise ValueError(f"steps and runs must be at least 1, not {steps} and {runs}.")
     like = _flat(model, options.get("weights"))
     found = [
@@ -292,10 +307,16 @@ def measure(
     model: nn.Module, images: Batch, *, chunk: int = 250, likelihood: Softmax = SOFTMAX
 ) -> tuple[float, float]:
     """Mean loss in nats and accuracy, in eval mode."""
+    require_sound(model, steady=False)
+    if not isinstance(likelihood, Softmax):
+        raise ValueError(
+            "likelihood must be a curvature.Softmax, whose targets can be hit, not "
+            f"{require.kind(likelihood)}."
+        )
     loss = hits = asked = 0.0
     with evaluating(model):
         for x, y in batches(model, images, chunk):
-            out = model(x)
+            out = answered(model, x, y, likelihood)
             loss -= float(likelihood.log_prob(out, y).double().sum())
             counts = y != likelihood.ignore
             hits += int((out.argmax(-1) == y)[counts].sum())
@@ -317,7 +338,8 @@ def filter_normalised(
     Neural Nets", NeurIPS 2018.
     """
     direction = {}
-    for name, w in model.named_parameters():
+    require.generator(generator)
+    for name, w in require.module(model).named_parameters():
         w = w.detach()
         if w.ndim < 2:
             direction[name] = torch.zeros_like(w)
@@ -348,16 +370,28 @@ def plane(
         ts: steps, the same on both axes.
         options: `chunk` and `likelihood` of :func:`measure`.
     """
+    require_sound(model, steady=False)
+    if not isinstance(directions, (list, tuple)) or not all(
+        isinstance(d, Mapping) for d in directions
+    ):
+        raise ValueError(
+            "directions must be a list of mappings from names of parameters to "
+            f"tensors, not {require.kind(directions)}."
+        )
     if len(directions) not in (1, 2):
         raise ValueError(f"give one or two directions, not {len(directions)}.")
     start = dict(model.named_parameters())
     for d in directions:
-        wrong = [n for n, v in d.items() if n not in start or v.shape != start[n].shape]
+        wrong = [
+            n
+            for n, v in d.items()
+            if n not in start or not isinstance(v, Tensor) or v.shape != start[n].shape
+        ]
         if wrong:
             raise ValueError(f"{wrong[0]!r} does not fit a parameter of the model.")
     moved = copy.deepcopy(model)
     weights = dict(moved.named_parameters())
-    ts, found = tuple(map(float, ts)), []
+    ts, found = _steps(ts), []
     for point in itertools.product(ts, repeat=len(directions)):
         for name in set().union(*directions):
             weights[name].copy_(start[name])
@@ -366,6 +400,17 @@ def plane(
                 weights[name] += t * v
         found.append(measure(moved, images, **options))
     return _surface(ts, len(directions), found)
+
+
+def _steps(ts: object) -> tuple[float, ...]:
+    """The points of an axis."""
+    ts = ts.tolist() if isinstance(ts, Tensor) else ts
+    if isinstance(ts, str) or not isinstance(ts, Iterable):
+        raise ValueError(f"ts must be a list of numbers, not {require.kind(ts)}.")
+    ts = tuple(float(require.number("each of ts", t)) for t in ts)
+    if not ts:
+        raise ValueError("ts has no point to look at.")
+    return ts
 
 
 def _surface(ts: tuple[float, ...], axes: int, found: list) -> Surface:
@@ -391,13 +436,15 @@ def line(
     Args:
         images, options: see :func:`plane`.
     """
+    require_sound(start, "start", steady=False)
+    require_sound(end, "end", steady=False)
     between = copy.deepcopy(start)
     a, b, c = ({**dict(m.named_parameters()), **dict(m.named_buffers())}
                for m in (start, end, between))  # fmt: skip
     if {n: v.shape for n, v in a.items()} != {n: v.shape for n, v in b.items()}:
         raise ValueError("the two networks differ in architecture.")
     buffers = dict(start.named_buffers()).keys()
-    ts, found = tuple(map(float, ts)), []
+    ts, found = _steps(ts), []
     for t in ts:
         for name, value in c.items():
             if value.is_floating_point():

@@ -15,7 +15,252 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from bdcourse import require
+from bdcourse.images import Images, Poisoned
+from bdcourse.models import evaluating, laid_out
+
+# ------------------------------------------------------------ looking before cutting
+
+
+def require_sound(
+    model: object, name: str = "model", *, steady: bool = True
+) -> nn.Module:
+    """Refuse what is no network, or one whose numbers cannot be right.
+
+    Args:
+        steady: also refuse BatchNorms without running statistics, with which an answer
+            depends on the rest of its batch.
+
+    Raises:
+        ValueError: no module or no weights; weights or statistics that are not finite,
+            negative variances; weights that a hook of the older weight or spectral norm
+            writes in each pass (they cannot be copied, and are stale in between).
+    """
+    model = require.module(model, name)
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"{name} has no weights, so there is nothing to repair.")
+    for n, w in model.named_parameters():
+        if isinstance(w, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"{n} of {name} has no shape yet; run {name} once on some images."
+            )
+        if not bool(w.isfinite().all()):
+            raise ValueError(
+                f"{n} of {name} is not finite: the network diverged in training or its "
+                "file is damaged; take another."
+            )
+    for n, m in model.named_modules():
+        for hook in m._forward_pre_hooks.values():
+            if type(hook).__name__ in ("WeightNorm", "SpectralNorm"):
+                raise ValueError(
+                    f"a hook of torch.nn.utils writes the weight of {n} in each pass; "
+                    "make it plain with remove_weight_norm or remove_spectral_norm, or "
+                    "take torch.nn.utils.parametrizations."
+                )
+        if not isinstance(m, _BatchNorm):
+            continue
+        if m.running_var is None:
+            if steady:
+                raise ValueError(
+                    f"{n} has no running statistics, so an answer depends on the rest "
+                    "of its batch; use track_running_stats=True."
+                )
+        elif not bool((m.running_mean.isfinite() & m.running_var.isfinite()).all()):
+            raise ValueError(
+                f"the running statistics of {n} are not finite: the network diverged "
+                "in training or its file is damaged; take another."
+            )
+        elif bool((m.running_var < 0).any()):
+            raise ValueError(
+                f"the running variance of {n} is negative, which no variance can be: "
+                "the file is damaged or belongs to another architecture."
+            )
+    return model
+
+
+def examine(
+    model: nn.Module,
+    images: Images | Poisoned,
+    *,
+    name: str = "model",
+    k: bool = True,
+    logits: bool = True,
+    steady: bool = True,
+) -> nn.Module:
+    """Refuse a network that does not go with these images, after one look at two.
+
+    Runs in eval mode; modes, statistics and torch's random state stay as they are.
+
+    Args:
+        k: the network must tell as many classes apart as the images have.
+        logits: refuse probabilities, on which cross-entropy is wrong.
+        steady: see :func:`require_sound`, which is called first.
+
+    Raises:
+        ValueError: other devices, channels, sizes or classes; answers that are no
+            tensor of shape (n, k), or not finite.
+    """
+    require_sound(model, name, steady=steady)
+    place, there = next(model.parameters()).device, images.x.device
+    if place != there:
+        raise ValueError(
+            f"{name} is on {place} and the images are on {there}; move one with "
+            ".to(device)."
+        )
+    out = require_answers(model, images, name, k=k)
+    require.finite(out, f"the answers of {name}")
+    if logits and _are_probabilities(out):
+        raise ValueError(
+            f"{name} answers with probabilities, on which cross-entropy is wrong; take "
+            "off its softmax, so that it answers with logits."
+        )
+    return model
+
+
+def require_answers(
+    model: nn.Module, images: Images | Poisoned, name: str = "model", *, k: bool = True
+) -> Tensor:
+    """What a network says of two images, if it is a row of logits for each.
+
+    Raises:
+        ValueError: see :func:`examine`.
+    """
+    out = answers(model, images.x[:2].float() / 255, name)
+    if not isinstance(out, Tensor):
+        raise ValueError(
+            f"{name} answers with {require.kind(out)}, not with a tensor; wrap it in a "
+            "module whose forward returns the logits alone, of shape (n, k)."
+        )
+    if out.ndim != 2 or len(out) != len(images.x[:2]) or not out.is_floating_point():
+        raise ValueError(
+            f"{name} must answer with logits of shape (n, k), not with "
+            f"{require.kind(out)} for {len(images.x[:2])} images."
+        )
+    if k and out.shape[1] != images.k:
+        raise ValueError(
+            f"{name} tells {out.shape[1]} classes apart, but the images have "
+            f"{images.k}; take the images that it was trained on."
+        )
+    return out
+
+
+def _are_probabilities(out: Tensor) -> bool:
+    inside = out.detach().double()
+    return bool(
+        inside.shape[1] > 1
+        and (inside >= 0).all()
+        and ((inside.sum(1) - 1).abs() < 1e-3).all()
+    )
+
+
+@torch.no_grad()
+def answers(model: nn.Module, x: Tensor, name: str = "model"):
+    """What a network says of pixels x in eval mode, whatever its kind; see `examine`.
+
+    Raises:
+        ValueError: it does not take images of this shape.
+    """
+    place = x.device
+    devices = [place] if place.type == "cuda" else []
+    x = x.to(next(model.parameters()).dtype)
+    with evaluating(model), torch.random.fork_rng(devices=devices):
+        try:
+            return model(laid_out(model, x))
+        except Exception as e:  # code of others raises many kinds
+            raise ValueError(
+                f"{name} does not accept images of shape {tuple(x.shape[1:])}: "
+                f"{_short(e)}."
+            ) from e
+
+
+def called_with(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor):
+    """The answers for x with other tensors in the place of parameters and buffers.
+
+    As `torch.func.functional_call`, which loses a module's tensors if the module stands
+    under two names.
+
+    Args:
+        tensors: by names of `named_parameters` and `named_buffers`.
+    """
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    instead = {own[n]: value for n, value in tensors.items()}
+    slots = {
+        f"{prefix}.{n}".lstrip("."): instead[t]
+        for prefix, m in model.named_modules()
+        for part in (m._parameters, m._buffers)
+        for n, t in part.items()
+        if t is not None and t in instead
+    }
+    return functional_call(model, slots, (x,), tie_weights=False)
+
+
+def _short(e: Exception) -> str:
+    """The first words of somebody else's error, for the middle of a sentence."""
+    text = " ".join(str(e).split()) or type(e).__name__
+    text = text.replace(". ", "; ").rstrip(".:;, ")
+    return text if len(text) <= 120 else text[:117].rstrip(".:;, ") + " ..."
+
+
+def channels_of(
+    model: nn.Module, channels: object, name: str = "channels"
+) -> dict[str, Tensor]:
+    """Module name -> positions of channels or a bool mask, if the model has them.
+
+    Raises:
+        ValueError: no such mapping, module or channel; a weight that is computed from
+            others (a parametrization), in which no channel can be set to zero.
+    """
+    if not isinstance(channels, Mapping):
+        raise ValueError(
+            f"{name} must map names of modules to positions of channels, as "
+            f"Purified.pruned does, not be {require.kind(channels)}."
+        )
+    modules = dict(model.named_modules())
+    for n, which in channels.items():
+        if n in modules:  # before its weight is read, which may move it
+            require_plain(modules[n], n)
+        weight = getattr(modules.get(n), "weight", None)
+        if not isinstance(weight, Tensor):
+            raise ValueError(
+                f"{name} names {n!r}, but the model has no module of that name whose "
+                "weight has channels to switch off."
+            )
+        whole = isinstance(which, Tensor) and not which.is_floating_point()
+        if not whole or which.ndim != 1:
+            raise ValueError(
+                f"{name}[{n!r}] must be positions of channels, int64 of shape (m,), or "
+                f"a bool mask, not {require.kind(which)}."
+            )
+        c = len(weight)
+        if which.dtype == torch.bool:
+            if len(which) != c:
+                raise ValueError(
+                    f"{name}[{n!r}] is a mask of {len(which)} channels, but {n} has "
+                    f"{c}."
+                )
+        elif len(which) and not 0 <= int(which.min()) <= int(which.max()) < c:
+            raise ValueError(
+                f"{name}[{n!r}] holds positions {int(which.min())} to "
+                f"{int(which.max())}, but the channels of {n} are 0..{c - 1}."
+            )
+    return dict(channels)
+
+
+def require_plain(m: nn.Module, name: str) -> None:
+    """Refuse a module whose weight is computed: what is written to it is lost."""
+    if parametrize.is_parametrized(m, "weight"):
+        raise ValueError(
+            f"the weight of {name} is parametrized (weight norm, spectral norm or the "
+            "like), so no channel of it can be set to zero; make it plain with "
+            "torch.nn.utils.parametrize.remove_parametrizations."
+        )
+
+
+# ---------------------------------------------------------------- pairing
 
 
 @dataclass(frozen=True)
@@ -40,7 +285,7 @@ class Pairing:
 
 
 def pair_by_flow(
-    model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)
+    model: nn.Module, shape: tuple[int, int, int] | None = None
 ) -> Pairing:
     """Pair every BatchNorm2d with the convolution whose output it normalises.
 
@@ -48,12 +293,43 @@ def pair_by_flow(
     that produced its input, through identities and dropout. A model that cannot be
     traced is run once on noise of `shape`, and inputs are matched to outputs by
     identity: no data is needed either way.
+
+    Args:
+        shape: (c, h, w) of one image; None finds one that the model accepts, see
+            :func:`accepted_shape`.
     """
+    require.module(model)
     try:
-        sources = _sources_by_trace(model)
+        with evaluating(model):  # its code may ask in which mode it is
+            sources = _sources_by_trace(model)
     except Exception:  # fx raises many kinds when a model's code depends on values
-        sources = _sources_by_identity(model, shape)
+        sources = _sources_by_identity(model, shape or accepted_shape(model))
     return _judge(model, sources)
+
+
+SIDES = (32, 28, 64, 96, 224, 16, 8)  # of square images, in the order of trial
+
+
+def accepted_shape(model: nn.Module) -> tuple[int, int, int]:
+    """(c, h, w) that the model accepts: the channels of its first convolution, and the
+    first of :data:`SIDES`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    weight = next(model.parameters(), None)
+    for side in SIDES if convs and weight is not None else ():
+        shape = (convs[0].in_channels, side, side)
+        try:
+            answers(model, torch.full((2, *shape), 0.5, device=weight.device))
+        except ValueError:
+            continue
+        return shape
+    raise ValueError(
+        "what images the model accepts could not be guessed; pass the right shape, "
+        "(c, h, w) of one image, as shape=."
+    )
 
 
 def pair_by_order(model: nn.Module) -> Pairing:
@@ -87,6 +363,8 @@ class _Tracer(fx.Tracer):
     torch.nn."""
 
     def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+        if isinstance(m, (nn.Conv2d, _BatchNorm)):  # also one with a parametrization
+            return True
         return not any(m.children()) and type(m).__module__.startswith("torch.nn")
 
 
@@ -124,7 +402,7 @@ def _sources_by_identity(
 
     def watch(name: str, m: nn.Module):
         def hook(_, args, kwargs, out):
-            x = args[0] if args else kwargs["input"]
+            x = args[0] if args else next(iter(kwargs.values()))
             kept.extend([x, out])
             if isinstance(m, nn.Conv2d):
                 origin[key(out)] = name
@@ -137,20 +415,18 @@ def _sources_by_identity(
 
     kinds = (nn.Conv2d, _BatchNorm, nn.Identity, nn.Dropout, nn.Dropout2d)
     hooks = [watch(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
-    modes = {m: m.training for m in model.modules()}
-    model.eval()  # else this pass would change the running statistics
     try:
-        p = next(model.parameters())
-        model(torch.rand(2, *shape, device=p.device, dtype=p.dtype))
-    except (RuntimeError, ValueError) as e:
+        # Noise, in which no two channels agree, from a generator of its own.
+        noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        answers(model, noise.to(next(model.parameters()).device))
+    except ValueError as e:
         raise ValueError(
-            f"the model does not accept images of shape {shape}; pass the right shape."
+            f"the model does not accept images of shape {tuple(shape)}; pass the right "
+            "shape, (c, h, w) of one image."
         ) from e
     finally:
         for h in hooks:
             h.remove()
-        for m, training in modes.items():
-            m.training = training
     return sources
 
 
@@ -190,7 +466,7 @@ def zero_channels(
         shift: False leaves the BatchNorms' shifts alone, as methods do that mask the
             scale only; the channel then emits its shift, whatever the input.
     """
-    for name, which in channels.items():
+    for name, which in channels_of(model, channels).items():
         m = model.get_submodule(name)
         m.weight[which.to(m.weight.device)] = 0
         if m.bias is not None and (shift or not isinstance(m, _BatchNorm)):
@@ -201,7 +477,7 @@ def without(
     model: nn.Module, channels: Mapping[str, Tensor], *, shift: bool = True
 ) -> nn.Module:
     """A copy of the model with these channels switched off, see `zero_channels`."""
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(require.module(model))
     zero_channels(model, channels, shift=shift)
     return model
 
@@ -218,7 +494,8 @@ def held(model: nn.Module, channels: Mapping[str, Tensor] | None) -> Iterator[No
         channels: module name -> positions, as in `Purified.pruned`; None holds nothing.
     """
     hooks = []
-    for name, which in (channels or {}).items():
+    channels = {} if channels is None else channels
+    for name, which in channels_of(model, channels).items():
         m = model.get_submodule(name)
         for p in (m.weight, m.bias):
             if p is None or not p.requires_grad:
@@ -237,7 +514,7 @@ def held(model: nn.Module, channels: Mapping[str, Tensor] | None) -> Iterator[No
 def revived(model: nn.Module, channels: Mapping[str, Tensor]) -> int:
     """How many of these channels have a weight again that is not zero."""
     count = 0
-    for name, which in channels.items():
+    for name, which in channels_of(model, channels).items():
         weight = model.get_submodule(name).weight.detach()
         rows = weight[which.to(weight.device)]  # (m,) or (m, c_in, kh, kw)
         count += int((rows[..., None].flatten(1) != 0).any(1).sum())

@@ -263,11 +263,11 @@ def test_anp_refuses(change, text):
 
 
 def test_anp_refuses_too_few_images_and_no_batchnorm():
-    with pytest.raises(ValueError, match="on 1 images") as e:
+    with pytest.raises(ValueError, match="at least 2 images") as e:
         run(network(), random_images(24)[:1])
     message(e)
     with pytest.raises(ValueError, match="no BatchNorm2d") as e:
-        run(build("vit", classes=3, width=16), random_images(24))
+        run(build("vit", classes=3, width=16), random_images(24, side=32))
     message(e)
 
 

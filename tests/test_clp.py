@@ -320,7 +320,7 @@ def test_clp_prunes_a_copy(model):
 
 def test_clp_sees_the_model_alone():
     names = set(inspect.signature(clp).parameters)
-    assert names == {"model", "u", "norm", "pairing", "released"}
+    assert names == {"model", "u", "norm", "pairing", "released", "shape"}
     assert inspect.signature(clp).parameters["u"].default == 3.0
 
 
@@ -391,7 +391,7 @@ US = (4.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.25)
 def test_choose_u_respects_max_drop_and_sees_no_trigger(model, monkeypatch):
     counts = counts_by_u(model, US)
     assert counts[4.0] < counts[1.0] < counts[0.25]
-    clean, calls = random_images(), []
+    clean, calls = random_images(k=10), []
     fake_evaluate(monkeypatch, model, lambda off: 0.9 - 0.001 * off, calls)
     before = frozen(model)
     for allowed in (counts[1.0], counts[2.0], counts[0.25] + 1):
@@ -413,12 +413,12 @@ def test_choose_u_stops_at_the_first_that_costs_more(model, monkeypatch):
         return 0.5 if off == counts[1.5] else 0.9
 
     fake_evaluate(monkeypatch, model, accs, [])
-    assert choose_u(model, random_images(), US) == 2.0
+    assert choose_u(model, random_images(k=10), US) == 2.0
 
 
 def test_choose_u_gives_up_honestly(model, monkeypatch):
     fake_evaluate(monkeypatch, model, lambda off: 0.9 - 0.5 * (off > 0), [])
-    u = choose_u(model, random_images(), (1.0, 0.5))
+    u = choose_u(model, random_images(k=10), (1.0, 0.5))
     assert u == float("inf") and clp(model, u).count == 0
 
 
@@ -426,7 +426,7 @@ def test_choose_u_at_exactly_the_allowed_drop(model, monkeypatch):
     # Three of 300 images, but 152 / 300 - 0.01 > 149 / 300 in floating point.
     assert 152 / 300 - 0.01 > 149 / 300
     fake_evaluate(monkeypatch, model, lambda off: (149 if off else 152) / 300, [])
-    assert choose_u(model, random_images(), US, max_drop=0.01) == min(US)
+    assert choose_u(model, random_images(k=10), US, max_drop=0.01) == min(US)
 
 
 def test_choose_u_for_real():
@@ -442,5 +442,6 @@ def test_choose_u_for_real():
             return super().trigger(x)
 
     poisoned = Spy(target=1).poison(clean, 0.0, gen(), stamp="after")
-    choose_u(model, poisoned, (3.0,), max_drop=1.0)
+    with pytest.raises(ValueError, match="must be clean Images, not Poisoned"):
+        choose_u(model, poisoned, (3.0,), max_drop=1.0)
     assert not calls

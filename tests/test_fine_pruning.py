@@ -303,12 +303,12 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path):
     [
         ({"max_drop": -0.1}, "max_drop must lie in 0..1"),
         ({"max_drop": 1.5}, "max_drop must lie in 0..1"),
-        ({"share": 0}, "share above 0"),
+        ({"share": 0}, "share must be above 0"),
         ({"layer": "nowhere"}, "'nowhere' is none"),
         ({"layer": "linear"}, "'linear' is none"),
         ({"layer": ["bn1", "layer2.0.bn1"]}, "one width"),
-        ({"clean": random_images(1)}, "at least two clean images"),
-        ({"held": random_images(0)}, "one held-out image"),
+        ({"clean": random_images(1)}, "clean must hold at least 2 images"),
+        ({"held": random_images(0)}, "held must hold at least 1 images"),
     ],
 )
 def test_refusals(change, text):

@@ -688,7 +688,7 @@ def test_bad_data_and_models_are_refused():
     model = one_by_one([1.0], c=3)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
     cases = [
-        (model, images()[:0], {}, "there are none"),
+        (model, images()[:0], {}, "must hold at least 1 images"),
         (
             model,
             random_images(8, k=5),

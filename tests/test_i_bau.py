@@ -376,7 +376,7 @@ def test_sizes_that_are_not_positive_are_refused(name):
 
 
 def test_too_few_images():
-    with pytest.raises(ValueError, match="at least two clean images") as e:
+    with pytest.raises(ValueError, match="at least 2 images") as e:
         i_bau(network(), random_images(1), generator=gen())
     message(e)
 

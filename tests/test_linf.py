@@ -482,7 +482,7 @@ def test_images_of_the_label_do_not_vote(model):
         ({"select": "best"}, "unknown select"),
         ({"score": "x"}, "unknown score"),
         ({"reduce": "x"}, "unknown reduce"),
-        ({"qs": (0.5, 2.0)}, "q must lie in 0..1, not 2.0"),
+        ({"qs": (0.5, 2.0)}, "q must be a finite number in 0..1, not 2.0"),
         ({"top": 0}, "top must be at least 1"),
         ({"p": 0.5}, "p must be at least 1"),
         ({"u": -1.0}, "u must be at least 0"),

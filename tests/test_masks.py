@@ -9,6 +9,7 @@ from torch import nn
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.defenses import masks as M
 from bdcourse.defenses.base import furthest
+from bdcourse.images import require_clean
 from bdcourse.metrics import Scores, logits
 from bdcourse.models import build
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
@@ -162,8 +163,8 @@ def test_refusals():
     some = random_images(4)
     for args, text in (
         ((None, None, 0.0), "give held, or a threshold"),
-        ((some[:0], None, 0.0), "no image to choose"),
-        ((some[:0], 0.2, 0.0), "no image to choose"),
+        ((some[:0], None, 0.0), "held must hold at least 1 images"),
+        ((some[:0], 0.2, 0.0), "held must hold at least 1 images"),
         ((None, 1.0, 0.0), "1 excluded"),
         ((None, -0.1, 0.0), "1 excluded"),
         ((some, None, 1.2), "max_drop"),
@@ -174,8 +175,8 @@ def test_refusals():
         message(e)
     M.require_threshold(None, 0.0, 0.0)
     M.require_threshold(some, None, 1.0)
-    with pytest.raises(ValueError, match="on 1 images") as e:
-        M.require_images(some[:1])
+    with pytest.raises(ValueError, match="clean must hold at least 2 images") as e:
+        require_clean(some[:1])
     message(e)
 
 

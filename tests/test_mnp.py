@@ -424,7 +424,7 @@ def test_soft_and_hard_from_one_set_of_masks(model):
     for options, text in (
         (("medium",), '"soft" or "hard"'),
         (("hard",), "give held"),
-        (("hard", images[:0]), "no image"),
+        (("hard", images[:0]), "must hold at least 1 images"),
     ):
         with pytest.raises(ValueError, match=text) as e:
             apply_masks(model, masks, *options)
@@ -494,7 +494,7 @@ def test_mnp_without_suppression_makes_no_copy(model, monkeypatch):
 def test_beta_is_the_largest_that_held_out_images_allow(
     costs, max_drop, want, monkeypatch, model
 ):
-    tried, states = [], []
+    tried, states, images = [], [], random_images(6)
 
     def learned(*args, beta, generator, **options):
         tried.append(beta)
@@ -510,7 +510,7 @@ def test_beta_is_the_largest_that_held_out_images_allow(
     monkeypatch.setattr(module, "baked", lambda net, masks: masks["beta"])
     monkeypatch.setattr(module, "evaluate", scored)
     found = choose_beta(
-        model, model, None, None, betas=(0.0, 0.005, 0.02), max_drop=max_drop,
+        model, model, images, images, betas=(0.0, 0.005, 0.02), max_drop=max_drop,
         generator=gen(),
     )  # fmt: skip
     assert found == (want, {"beta": want}, {"preserving": [want]})
@@ -597,11 +597,11 @@ def test_mnp_refuses_before_it_works(change, text, monkeypatch, model):
 
 def test_other_refusals(model):
     with pytest.raises(ValueError, match="no BatchNorm2d") as e:
-        run(build("vit", classes=3, width=16), random_images(16))
+        run(build("vit", classes=3, width=16), random_images(16, side=32))
     message(e)
     with pytest.raises(ValueError, match="no BatchNorm2d"):
-        saliency(build("vit", classes=3, width=16), random_images(16))
-    with pytest.raises(ValueError, match="on 0 images") as e:
+        saliency(build("vit", classes=3, width=16), random_images(16, side=32))
+    with pytest.raises(ValueError, match="at least 1 images") as e:
         saliency(model, random_images(16)[:0])
     message(e)
     for options in ({"beta": 0.1}, {"beta": 0, "kappa": 0.1}):

@@ -243,7 +243,7 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch, when)
         ({"layers": ["layer1", "layer2", "linear"]}, "'linear' gives no feature maps"),
         ({"layers": ["layer1", "layer2", "layer9"]}, "no layer 'layer9'"),
         ({"betas": [1] * 5}, "there are 4"),
-        ({"clean": random_images(1)}, "at least two clean images"),
+        ({"clean": random_images(1)}, "at least 2 images"),
         ({"teacher": "vgg"}, "no layer 'layer2'"),
         ({"model": "vit"}, "there are 1"),
     ],

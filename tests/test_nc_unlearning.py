@@ -144,7 +144,7 @@ def test_several_flagged_labels_are_unlearned_together(model):
         ({"share": 1.01}, "share must lie above 0"),
         ({"label": 9}, "label 9 was not inverted"),
         ({"threshold": -1}, "threshold"),
-        ({"epochs": 0}, "epochs above 0"),
+        ({"epochs": 0}, "epochs must be above 0"),
     ],
 )
 def test_refused(model, options, match):

@@ -27,23 +27,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bdcourse import require
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
     Look,
     Purified,
+    defense,
     require_at_least,
+    require_counts,
     require_positive,
     require_share,
 )
 from bdcourse.defenses.masks import (
     Masks,
     frozen,
+    gradient_of,
     learn,
     maskable,
     ones,
     prune,
-    require_images,
     require_threshold,
 )
 from bdcourse.models import fingerprint, laid_out
@@ -73,7 +76,7 @@ def perturbed(model: nn.Module, masks: Masks, noise: Noise, x: Tensor) -> Tensor
     for n, m in masks.items():
         params[f"{n}.weight"] = (m + delta[n]) * layers[n].weight
         params[f"{n}.bias"] = (1 + xi[n]) * layers[n].bias
-    return functional_call(model, params, (x,))
+    return functional_call(model, params, (x,), tie_weights=False)
 
 
 def plain_step(
@@ -98,12 +101,16 @@ def plain_step(
         delta, xi = (dict(zip(masks, r, strict=True)) for r in (rows[:k], rows[k:]))
         return F.cross_entropy(perturbed(model, masks, (delta, xi), x), y)
 
-    uphill = torch.autograd.grad(loss(leaves), [*leaves, *masks.values(), *weights])
+    uphill = torch.autograd.grad(
+        loss(leaves), [*leaves, *masks.values(), *weights], materialize_grads=True
+    )
     pushed = [v + eps * g.sign() for v, g in zip(leaves, uphill, strict=False)]
     robust = loss([v.detach().clamp(-eps, eps) for v in pushed])
     natural = loss([torch.zeros_like(v) for v in leaves])
     total = alpha * natural + (1 - alpha) * robust
-    gradient = torch.autograd.grad(total, [*masks.values(), *weights])
+    gradient = torch.autograd.grad(
+        total, [*masks.values(), *weights], materialize_grads=True
+    )
     terms = {"natural": natural.detach(), "robust": robust.detach()}
     return terms, list(gradient[:k])
 
@@ -138,7 +145,7 @@ def step(
     def ascent(noise: Noise) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         xi = {n: v.requires_grad_(True) for n, v in noise[1].items()}
         loss = F.cross_entropy(perturbed(model, masks, (noise[0], xi), x), y)
-        g = torch.autograd.grad(loss, [*rows, *xi.values()])
+        g = gradient_of(loss, [*rows, *xi.values()])
         return loss.detach(), list(g[: len(rows)]), list(g[len(rows) :])
 
     def push(noise: Noise, g_delta: list[Tensor], g_xi: list[Tensor]) -> Noise:
@@ -155,12 +162,12 @@ def step(
         noise, left = push(still, g_natural, g_xi), inner - 1
     else:
         loss = F.cross_entropy(perturbed(model, masks, still, x), y)
-        natural, g_natural = loss.detach(), torch.autograd.grad(loss, rows)
+        natural, g_natural = loss.detach(), gradient_of(loss, rows)
         left = inner
     for _ in range(left):
         noise = push(noise, *ascent(noise)[1:])
     robust = F.cross_entropy(perturbed(model, masks, noise, x), y)
-    g_robust = torch.autograd.grad(robust, rows)
+    g_robust = gradient_of(robust, rows)
     gradient = [
         alpha * a + (1 - alpha) * b for a, b in zip(g_natural, g_robust, strict=True)
     ]
@@ -176,6 +183,7 @@ def usual_steps(n: int) -> int:
     return min(2000, 4 * n)
 
 
+@defense()
 def anp(
     model: nn.Module,
     clean: Images,
@@ -210,7 +218,8 @@ def anp(
         lr, momentum: of the masks' SGD.
         inner: steps of the inner maximisation.
         start: of the inner maximisation. "zero" costs two passes a step, "random" one
-            more; the released code starts at random.
+            more. The released code starts at random and does not clamp the noise
+            afterwards, so that it reaches 2 eps; here it stays within eps, as above.
         training: normalise by the batch, as the released code does. By the running
             statistics (False), a push of every scale at once multiplies from layer to
             layer; at eps = 0.4 that breaks a narrow network outright, and the masks
@@ -232,12 +241,13 @@ def anp(
     """
     began = time.perf_counter()
     first = ones(model)
-    require_images(clean)
     require_threshold(held, threshold, max_drop)
     steps = usual_steps(len(clean)) if steps is None else steps
-    require_positive(steps=steps, lr=lr, batch=batch, inner=inner)
+    require_counts(steps=steps, batch=batch, inner=inner)
+    require_positive(lr=lr)
     require_share(alpha=alpha, momentum=momentum)
     require_at_least(0, eps=eps)
+    require.truth("training", training)
     if start not in ("zero", "random"):
         raise ValueError(f'start must be "zero" or "random", not {start!r}.')
     about = {"method": "anp", "seed": generator.initial_seed(), "steps": steps}

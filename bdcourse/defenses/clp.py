@@ -22,9 +22,25 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified, furthest
-from bdcourse.surgery import pair_by_flow, pair_by_order, without
+from bdcourse.defenses.base import (
+    Purified,
+    admit,
+    compared,
+    defense,
+    furthest,
+    require_list,
+    require_share,
+)
+from bdcourse.models import evaluating
+from bdcourse.surgery import (
+    Pairing,
+    pair_by_flow,
+    pair_by_order,
+    require_sound,
+    without,
+)
 
 US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every sweep: 6 .. 1
 Norm = Literal["spectral", "frobenius", "operator"]
@@ -70,8 +86,7 @@ def channel_norms(
         gram = m.transpose(1, 2) @ m
         top = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
         return top.to(weight.dtype)
-    if norm != "operator":
-        raise ValueError(f"unknown norm {norm!r}; spectral, frobenius or operator.")
+    require_norm(norm)
     if grid % stride or grid < max(weight.shape[2:]):
         raise ValueError(
             f"grid must be a multiple of the stride {stride} and at least the kernel's "
@@ -93,6 +108,7 @@ def scores(
     norm: Norm = "spectral",
     pairing: Literal["flow", "order"] = "flow",
     released: bool = False,
+    shape: tuple[int, int, int] | None = None,
 ) -> dict[str, Tensor]:
     """Lipschitz score of every channel that CLP can judge: BatchNorm name -> (c,)
     float.
@@ -103,11 +119,20 @@ def scores(
             by definition order, as the released code does.
         released: also leave out the BatchNorm's eps, as the released code does; a dead
             channel (variance near zero) then scores enormously and hides the others.
+        shape: (c, h, w) of one image, for a model whose code torch.fx cannot trace;
+            None finds one, see `surgery.accepted_shape`.
 
     Warns if there is nothing to judge (Vision Transformers, networks without
-    BatchNorm).
+    BatchNorm), and names BatchNorms without scale or running variance.
     """
-    found = pair_by_flow(model) if pairing == "flow" else pair_by_order(model)
+    require.choice("pairing", pairing, ("flow", "order"))
+    require.truth("released", released)
+    require_norm(norm)
+    require_shape(shape)
+    require_sound(model, steady=False)
+    by_flow = pairing == "flow"
+    found = pair_by_flow(model, shape) if by_flow else pair_by_order(model)
+    _name_bare(model, found)
     if not found.pairs:
         why = f" ({len(found.unpaired)} unpaired)" if found.unpaired else ""
         warnings.warn(
@@ -116,14 +141,49 @@ def scores(
             stacklevel=2,
         )
     out = {}
-    for p in found.pairs:
-        conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
-        stride = conv.stride[0]
-        grid = -(-32 // stride) * stride  # 32, or the next multiple of the stride
-        size = channel_norms(conv.weight, norm, stride=stride, grid=grid)
-        eps = 0.0 if released else bn.eps
-        out[p.bn] = size * bn.weight.abs() / (bn.running_var + eps).sqrt()
+    with evaluating(model):  # in train mode spectral norm moves when it is read
+        for p in found.pairs:
+            conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
+            stride = conv.stride[0]
+            grid = -(-32 // stride) * stride  # 32, or the next multiple of the stride
+            size = channel_norms(conv.weight, norm, stride=stride, grid=grid)
+            eps = 0.0 if released else bn.eps
+            out[p.bn] = size * bn.weight.abs() / (bn.running_var + eps).sqrt()
     return out
+
+
+def _name_bare(model: nn.Module, found: Pairing) -> None:
+    """Warn of BatchNorms that cannot be judged for want of a scale or a variance."""
+    bare = [
+        n
+        for n in found.unpaired
+        for m in [model.get_submodule(n)]
+        if m.weight is None or m.running_var is None
+    ]
+    if found.pairs and bare:
+        warnings.warn(
+            f"CLP leaves out {', '.join(bare)}: without a scale, or without a running "
+            "variance, a channel has no score.",
+            stacklevel=3,
+        )
+
+
+def require_norm(norm: str) -> None:
+    """Refuse unknown norms."""
+    if norm not in ("spectral", "frobenius", "operator"):
+        raise ValueError(f"unknown norm {norm!r}; spectral, frobenius or operator.")
+
+
+def require_shape(shape: object) -> None:
+    """Refuse what is no (c, h, w); None is none."""
+    if shape is None:
+        return
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+        raise ValueError(
+            f"shape must be (c, h, w) of one image, not {require.kind(shape)}."
+        )
+    for side in shape:
+        require.whole("shape, of one image,", side, 1)
 
 
 def threshold(s: Tensor, u: float) -> Tensor:
@@ -133,7 +193,7 @@ def threshold(s: Tensor, u: float) -> Tensor:
 
 def flagged(score: Mapping[str, Tensor], u: float) -> dict[str, Tensor]:
     """Channels above the threshold of their own layer: name -> positions (m,)."""
-    if u < 0:
+    if not compared("u", u) >= 0:
         raise ValueError(f"u must not be negative, but is {u}; the authors use 3.")
     return {
         name: (s > threshold(s, u)).nonzero().flatten()
@@ -142,6 +202,7 @@ def flagged(score: Mapping[str, Tensor], u: float) -> dict[str, Tensor]:
     }
 
 
+@defense(steady=False)
 def clp(
     model: nn.Module,
     u: float = 3.0,
@@ -149,6 +210,7 @@ def clp(
     norm: Norm = "spectral",
     pairing: Literal["flow", "order"] = "flow",
     released: bool = False,
+    shape: tuple[int, int, int] | None = None,
 ) -> Purified:
     """Prune the outlier channels of every layer. Needs the weights and nothing else.
 
@@ -159,11 +221,12 @@ def clp(
             a layer of n channels no score can lie more than (n - 1) / sqrt(n)
             deviations above the
             mean: at u = 3 a layer of ten channels or fewer is never touched.
-        norm, pairing, released: see :func:`scores`. clp(model, pairing="order",
+        norm, pairing, released, shape: see :func:`scores`. clp(model, pairing="order",
             released=True) chooses the channels that the authors' release chooses.
     """
     start = time.perf_counter()
-    score = scores(model, norm=norm, pairing=pairing, released=released)
+    flagged({}, u)  # refuse before the scoring
+    score = scores(model, norm=norm, pairing=pairing, released=released, shape=shape)
     pruned = flagged(score, u)
     repaired = without(model, pruned)
     log = {"u": u, "scores": score}
@@ -174,6 +237,7 @@ def sweep(
     model: nn.Module, us: Sequence[float], **options
 ) -> list[tuple[float, dict[str, Tensor]]]:
     """The channels that each u would prune, from one scoring: [(u, channels), ...]."""
+    us = [compared("u", u) for u in require_list("us", us)]
     score = scores(model, **options)
     return [(u, flagged(score, u)) for u in us]
 
@@ -191,5 +255,8 @@ def choose_u(
     so the repair is no longer data-free; it never looks at the trigger. The least drop
     that n images can show is 1/n: with 60 of them, 0.01 allows no net new error.
     """
+    admit(model, clean, least=1, logits=False)
+    require_share(max_drop=max_drop)
+    us = [compared("u", u) for u in require_list("us", us)]
     u = furthest(model, sweep(model, sorted(us, reverse=True)), clean, max_drop)
     return math.inf if u is None else u

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified
-from bdcourse.surgery import held, without
+from bdcourse.defenses.base import Purified, copied, defense, require_training
+from bdcourse.surgery import channels_of, held, without
 from bdcourse.train import Augment, fit
 
 
+@defense(steady=False, moves=True)
 def finetune(
     model: nn.Module,
     clean: Images,
@@ -37,7 +38,8 @@ def finetune(
         options: for `train.fit`.
     """
     start = time.perf_counter()
-    model = copy.deepcopy(model)
+    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
+    model = copied(model)
     with held(model, hold):
         history = fit(
             model,
@@ -55,6 +57,7 @@ def finetune(
     return Purified(model, log=log, seconds=time.perf_counter() - start)
 
 
+@defense(steady=False)
 def prune_random(
     model: nn.Module,
     like: Mapping[str, Tensor],
@@ -72,9 +75,12 @@ def prune_random(
         shift: see `surgery.zero_channels`.
     """
     start = time.perf_counter()
+    require.truth("shift", shift)
     pruned = {}
-    for name, channels in like.items():
+    for name, channels in channels_of(model, like, "like").items():
         n = len(model.get_submodule(name).weight)
-        pruned[name] = torch.randperm(n, generator=generator)[: len(channels)]
+        count = int(channels.sum()) if channels.dtype == torch.bool else len(channels)
+        order = torch.randperm(n, generator=generator, device=generator.device)
+        pruned[name] = order[:count]
     repaired = without(model, pruned, shift=shift)
     return Purified(repaired, pruned, seconds=time.perf_counter() - start)

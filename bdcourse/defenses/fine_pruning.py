@@ -25,14 +25,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from bdcourse.activations import watching
+from bdcourse import require
+from bdcourse.activations import runs, watching
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import Look, Purified, furthest
+from bdcourse.defenses.base import (
+    Look,
+    Purified,
+    admit,
+    defense,
+    furthest,
+    require_names,
+    require_share,
+    require_training,
+)
+from bdcourse.images import require_clean
 from bdcourse.metrics import logits
-from bdcourse.models import fingerprint, head
+from bdcourse.models import evaluating, fingerprint, head
 from bdcourse.surgery import held as holding
-from bdcourse.surgery import without
+from bdcourse.surgery import require_plain, without
 from bdcourse.train import Augment, fit
 
 
@@ -44,11 +55,12 @@ def last_layer(model: nn.Module) -> list[str]:
 
     Raises:
         ValueError: something else with parameters lies in between, as the LayerNorm of
-            a Vision Transformer does.
+            a Vision Transformer does, or maps are put side by side.
     """
-    modules, end = dict(model.named_modules()), head(model)
+    modules, end = dict(require.module(model).named_modules()), head(model)
     try:
-        nodes = fx.Tracer().trace(model).nodes
+        with evaluating(model):  # its code may ask in which mode it is
+            nodes = fx.Tracer().trace(model).nodes
         start = next(n for n in nodes if modules.get(n.target) is end)
     except Exception as e:  # fx raises many kinds when a model's code depends on values
         raise ValueError(
@@ -61,18 +73,27 @@ def last_layer(model: nn.Module) -> list[str]:
         m = modules[node.target] if node.op == "call_module" else None
         if isinstance(m, (nn.BatchNorm2d, nn.Conv2d)):
             found.extend([node.target] * (node.target not in found))
-        elif node.op == "placeholder" or (m and next(m.parameters(), None) is not None):
+        elif (
+            node.op == "placeholder"
+            or (m and next(m.parameters(), None) is not None)
+            or node.target in (torch.cat, torch.concat, torch.stack)
+        ):
             raise ValueError(
                 "Fine-Pruning needs a convolutional layer behind which only pooling, "
-                f"ReLU and sums lead to the head, but here is {node.target}; name the "
-                "modules to prune with layer=."
+                f"ReLU and sums lead to the head, but here is {_called(node)}; name "
+                "the modules to prune with layer=."
             )
         else:
             for origin in node.all_input_nodes:
                 walk(origin)
 
-    walk(start.args[0])
-    return found
+    walk(start.all_input_nodes[0])
+    return _checked(model, found)
+
+
+def _called(node: fx.Node) -> str:
+    """What a node of a traced network calls, in a word."""
+    return str(getattr(node.target, "__name__", node.target))
 
 
 @torch.no_grad()
@@ -87,9 +108,15 @@ def activity(
             a named BatchNorm the activation is what a ReLU behind it lets through, for
             a named convolution the magnitude. Several names count with their sum.
     """
+    admit(model, images, least=1, logits=False)
     names = last_layer(model) if layer is None else _checked(model, layer)
     c = len(model.get_submodule(names[0]).weight)
     total = torch.zeros(c, dtype=torch.float64)
+    if layer is None and head(model).in_features % c:
+        raise ValueError(
+            f"the head reads {head(model).in_features} features, which are no maps of "
+            f"the {c} channels of {names[0]}; name the modules to prune with layer=."
+        )
     if layer is None:
 
         def see(_, args: tuple[Tensor]) -> None:  # (n, c), or (n, c * h * w)
@@ -117,12 +144,21 @@ def activity(
 def _checked(model: nn.Module, names: Sequence[str]) -> list[str]:
     """These module names, if the channels of all of them can be pruned together."""
     modules = dict(model.named_modules())
+    if not names:
+        raise ValueError("layer names no module; name BatchNorms or convolutions.")
     for name in names:
-        if not isinstance(modules.get(name), (nn.BatchNorm2d, nn.Conv2d)):
+        m = modules.get(name)
+        if not isinstance(m, (nn.BatchNorm2d, nn.Conv2d)):
             raise ValueError(
                 f"layer must name BatchNorms or convolutions, and {name!r} is none of "
                 "this model."
             )
+        if m.weight is None:
+            raise ValueError(
+                f"{name} has no scale (affine=False), so none of its channels can be "
+                "switched off; name other modules with layer=."
+            )
+        require_plain(m, name)
     widths = {len(modules[name].weight) for name in names}
     if len(widths) != 1:
         raise ValueError(
@@ -148,6 +184,19 @@ def pruning_steps(
     ]
 
 
+def _require_once(model: nn.Module, images: Images, names: Sequence[str]) -> None:
+    """Refuse modules that run more than once: a channel would go in both places."""
+    counts = runs(model, images.x[:2])
+    for name in names:
+        if counts[name] != 1:
+            raise ValueError(
+                f"{name} runs {counts[name]} times in a pass of this model, so its "
+                "channels cannot be switched off in one place; name modules that run "
+                "once with layer=."
+            )
+
+
+@defense(moves=True, steady=False)
 def fine_pruning(
     model: nn.Module,
     clean: Images,
@@ -196,18 +245,16 @@ def fine_pruning(
     Source: Liu et al., RAID 2018. Born in lesson 09.
     """
     start = time.perf_counter()
-    if not 0 <= max_drop <= 1 or not 0 < share <= 1:
-        raise ValueError(
-            f"max_drop must lie in 0..1 and share above 0 and up to 1, not {max_drop} "
-            f"and {share}."
-        )
-    if len(clean) < 2 or len(held) == 0:
-        raise ValueError(
-            "Fine-Pruning needs at least two clean images to rank and train with and "
-            f"one held-out image, not {len(clean)} and {len(held)}."
-        )
+    require_clean(held, "held", 1)  # None would do for others
+    require_share(max_drop=max_drop, share=share)
+    if share == 0:
+        raise ValueError("share must be above 0, else no channel is ever pruned.")
+    require.truth("hold", hold)
+    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
     layer = [layer] if isinstance(layer, str) else layer
+    layer = None if layer is None else require_names("layer", layer)
     names = last_layer(model) if layer is None else _checked(model, layer)
+    _require_once(model, clean, names)
     about = {"defense": "fine_pruning", "model": fingerprint(model), "layer": names}
     about |= {"clean": clean.digest(), "held": held.digest(), "max_drop": max_drop}
     about |= {"share": share, "hold": hold, "seed": generator.initial_seed()}

@@ -38,6 +38,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize
 
+from bdcourse import require
 from bdcourse.attacks.base import fresh_seed
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.curvature import (
@@ -50,9 +51,19 @@ from bdcourse.curvature import (
     gradient,
     random_normal,
     random_signs,
+    require_likelihood,
     squared_norm,
 )
-from bdcourse.defenses.base import Purified, require_at_least, require_positive
+from bdcourse.defenses.base import (
+    Purified,
+    copied,
+    defense,
+    require_at_least,
+    require_batch,
+    require_counts,
+    require_positive,
+    require_ways,
+)
 from bdcourse.defenses.ft_sam import ascent
 from bdcourse.models import evaluating, fingerprint, guarded
 from bdcourse.train import Augment
@@ -462,6 +473,8 @@ def floats(x: Tensor, like: Tensor) -> Tensor:
 @torch.no_grad()
 def require_fit(model: nn.Module, clean: Batch, likelihood: Likelihood) -> None:
     """Refuse data that are too few or do not go with the model's outputs."""
+    require_batch(clean)
+    require_likelihood(likelihood)
     n, y = len(clean.y), clean.y
     if len(clean.x) != n:
         raise ValueError(
@@ -473,7 +486,17 @@ def require_fit(model: nn.Module, clean: Batch, likelihood: Likelihood) -> None:
     if not isinstance(likelihood, Softmax):
         return
     with evaluating(model):
-        out = model(floats(clean.x[:1], next(model.parameters())))
+        try:
+            out = model(floats(clean.x[:2], next(model.parameters())))
+        except Exception as e:  # code of others raises many kinds
+            raise ValueError(
+                f"the model does not accept inputs of shape {tuple(clean.x.shape[1:])}."
+            ) from e
+    if not isinstance(out, Tensor) or out.ndim < 2:
+        raise ValueError(
+            f"the model answers with {require.kind(out)}, not with outputs of shape "
+            "(n, ..., k); wrap it so that its forward returns these alone."
+        )
     if y.dtype != torch.int64 or y.shape[1:] != out.shape[1:-1]:
         raise ValueError(
             f"targets must be int64 of shape {(n, *out.shape[1:-1])}, to go with the "
@@ -545,9 +568,16 @@ def purify(
             "augment is for images of shape (n, c, h, w), not inputs of shape "
             f"{tuple(clean.x.shape)}; leave it out."
         )
-    require_positive(lr=lr)
-    require_at_least(1, steps=steps, batch=batch, watch_every=watch_every)
-    if not 0 <= momentum < 1:
+    require_positive(lr=require.number("lr", lr))
+    for name, count in (
+        ("steps", steps),
+        ("batch", batch),
+        ("watch_every", watch_every),
+    ):
+        require_counts(**{name: require.whole(name, count)})
+    require_ways({"generator": generator, "checkpoint": checkpoint, "augment": augment,
+                  "watch": watch})  # fmt: skip
+    if not 0 <= require.number("momentum", momentum) < 1:
         raise ValueError(f"momentum must lie in 0..1, without 1, not {momentum}.")
     if norms not in ("batch", "frozen", "mixed"):
         raise ValueError(f'norms must be "batch", "frozen" or "mixed", not {norms!r}.')
@@ -622,6 +652,7 @@ def _look(
     return time.perf_counter() - start
 
 
+@defense(batches=True, steady=False, moves=True)
 def fip(
     model: nn.Module,
     clean: Batch,
@@ -684,7 +715,12 @@ def fip(
     """
     start = time.perf_counter()
     require_at_least(0, eta_f=eta_f, eta_r=eta_r)
-    require_at_least(1, every=every)
+    for name, weight in (("eta_f", eta_f), ("eta_r", eta_r)):
+        require.number(name, weight)
+    require_counts(every=require.whole("every", every))
+    require.truth("fast", fast)
+    require.truth("affine", affine)
+    _require_options(options)
     if fisher not in ("true", "empirical"):
         raise ValueError(f'fisher must be "true" or "empirical", not {fisher!r}.')
     if product not in ("difference", "exact", "random"):
@@ -697,8 +733,19 @@ def fip(
         raise ValueError('draw="gaussian" stands for labels of the true Fisher only.')
     if draw == "gaussian" and not hasattr(likelihood, "noise"):
         raise ValueError('draw="gaussian" needs a likelihood that has `noise`.')
+    require_likelihood(likelihood)
     if lengths is not None:
-        lengths = {int(k): float(v) for k, v in lengths.items()}
+        if not isinstance(lengths, Mapping):
+            raise ValueError(
+                "lengths must map steps to lengths, as dict(p.log['push']) does, not "
+                f"be {require.kind(lengths)}."
+            )
+        try:  # from a file, steps come as text
+            lengths = {int(k): float(v) for k, v in lengths.items()}
+        except (TypeError, ValueError) as e:
+            raise ValueError(
+                "lengths must map whole numbers, the steps, to numbers."
+            ) from e
         due = set(range(0, options.get("steps", STEPS), int(every)))
         if eta_f == 0 or not all(0 <= v < math.inf for v in lengths.values()):
             raise ValueError(
@@ -715,7 +762,7 @@ def fip(
     settings |= {"likelihood": f"{type(likelihood).__name__} {vars(likelihood)}"}
     settings |= identity(model, clean, generator)
     generator = beside(generator, clean.x.device)
-    model = copy.deepcopy(model).to(clean.x.device)
+    model = copied(model).to(clean.x.device)
     require_fit(model, clean, likelihood)
     moves = {n: w.requires_grad for n, w in model.named_parameters()}
     if fast:
@@ -779,6 +826,7 @@ def fast_fip(
     return fip(model, clean, fast=True, affine=affine, eta_f=eta_f, lr=lr, **options)
 
 
+@defense(batches=True, steady=False, moves=True)
 def fip_released(
     model: nn.Module,
     clean: Batch,
@@ -800,14 +848,16 @@ def fip_released(
     Born in lesson 08.
     """
     start = time.perf_counter()
-    require_at_least(0, eta_f=eta_f)
-    require_at_least(1, every=every, probes=probes)
+    require_at_least(0, eta_f=require.number("eta_f", eta_f))
+    require_counts(every=require.whole("every", every))
+    require_counts(probes=require.whole("probes", probes))
+    _require_options(options)
     settings = {"defense": "fip released", "eta_f": eta_f, "every": every}
     settings |= {"probes": probes, **identity(model, clean, generator)}
     generator = beside(generator, clean.x.device)
     ready = time.perf_counter() - start
     p = purify(
-        copy.deepcopy(model).to(clean.x.device),
+        copied(model).to(clean.x.device),
         clean,
         Released(generator, eta_f, every, probes),
         generator=generator,
@@ -815,6 +865,20 @@ def fip_released(
         **options,
     )
     return replace(p, seconds=ready + p.seconds)
+
+
+OPTIONS = (
+    *("steps", "lr", "momentum", "batch", "augment", "checkpoint"),
+    *("watch", "watch_every", "norms"),
+)
+
+
+def _require_options(options: Mapping[str, object]) -> None:
+    """Refuse an option that `purify` does not have, and steps that are none."""
+    for name in options:
+        require.choice("an option", name, OPTIONS)
+    if "steps" in options:
+        require_counts(steps=require.whole("steps", options["steps"]))
 
 
 def identity(

@@ -14,7 +14,6 @@ Born in lesson 06.
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 import warnings
@@ -27,13 +26,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.activations import watching
+from bdcourse import require
+from bdcourse.activations import runs, watching
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified, require_at_least, require_positive
-from bdcourse.metrics import logits as logits_of
+from bdcourse.defenses.base import (
+    Purified,
+    admit,
+    copied,
+    defense,
+    filled,
+    require_at_least,
+    require_counts,
+    require_movable,
+    require_names,
+    require_positive,
+    require_single,
+    require_training,
+    require_ways,
+)
 from bdcourse.models import evaluating, fingerprint, laid_out, lay_out
-from bdcourse.surgery import held, pair_by_flow, pair_by_order, revived, without
+from bdcourse.surgery import (
+    answers,
+    channels_of,
+    held,
+    pair_by_flow,
+    pair_by_order,
+    require_plain,
+    revived,
+    without,
+)
 from bdcourse.train import Augment, fit
 
 # Step and radius of the random start, in pixels of [0, 1]. "port" is what a third
@@ -165,12 +187,17 @@ def gradients(
             (g,) = torch.autograd.grad(moved, x0, pull[0], retain_graph=True)
             yield part, g[None]
         else:
-            yield (
-                part,
-                torch.autograd.grad(
+            try:
+                (g,) = torch.autograd.grad(
                     moved, x0, pull, retain_graph=True, is_grads_batched=True
-                )[0],
-            )
+                )
+            except RuntimeError:  # some layers, as GroupNorm, know no batches of them
+                rows = (
+                    torch.autograd.grad(moved, x0, p, retain_graph=True)[0]
+                    for p in pull
+                )
+                g = torch.stack(list(rows))
+            yield part, g
 
 
 def execution_order(
@@ -181,23 +208,15 @@ def execution_order(
     `named_modules` gives the order of definition, where a shortcut may come last that
     runs first. A convolution that never runs is left out.
     """
-    p = next(model.parameters())
+    p = next(require.module(model).parameters())
     order: list[str] = []
     convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    try:
-        with (
-            torch.no_grad(),
-            evaluating(model),
-            watching(model, lambda name, _: order.append(name), convs),
-        ):
-            model(torch.rand(2, *shape, device=p.device, dtype=p.dtype))
-    except (RuntimeError, ValueError) as e:
-        raise ValueError(
-            f"the model does not accept images of shape {tuple(shape)}."
-        ) from e
+    with watching(model, lambda name, _: order.append(name), convs):
+        answers(model, torch.full((2, *shape), 0.5, device=p.device))
     return list(dict.fromkeys(order))
 
 
+@filled
 def scores(
     model: nn.Module,
     images: Images,
@@ -244,9 +263,11 @@ def _score(
 ) -> tuple[dict[str, Response], Checkpoint]:
     """`scores`, and its checkpoint, which holds them all until it is told `done`."""
     require_positive(epsilon=epsilon, start=start)
-    require_at_least(1, n=n, starts=starts, chunk=chunk)
-    if len(images) == 0:
-        raise ValueError("FMP needs clean images, but there are none.")
+    require_counts(n=require.whole("n", n), starts=require.whole("starts", starts))
+    require_counts(chunk=chunk)
+    require.truth("bf16", bf16)
+    require_ways({"generator": generator, "checkpoint": checkpoint})
+    admit(model, images, least=1)
     layers = _known(model, images, layers)
     weight = next(model.parameters())
     device = weight.device
@@ -263,7 +284,7 @@ def _score(
     x0 = torch.cat([random_start(x, start, generator) for _ in range(starts)])
     x = x.repeat(starts, 1, 1, 1)
     # A copy: its modes and flags can change while the caller's model stays as it is.
-    net = copy.deepcopy(model).eval().requires_grad_(False)
+    net = copied(model).eval().requires_grad_(False)
     lay_out(net, x)
     widths = [net.get_submodule(name).out_channels for name in layers]
     sums = {
@@ -316,7 +337,7 @@ def _known(model: nn.Module, images: Images, layers: Sequence[str] | None) -> li
             "the maps of no other layer.",
             stacklevel=4,
         )
-    layers = known if layers is None else list(layers)
+    layers = known if layers is None else require_names("layers", layers)
     if not layers:
         raise ValueError(f"layers names no layer; choose from {', '.join(known)}.")
     if unknown := [name for name in layers if name not in known]:
@@ -324,17 +345,32 @@ def _known(model: nn.Module, images: Images, layers: Sequence[str] | None) -> li
             f"the model runs no convolution {unknown[0]!r}; choose from "
             f"{', '.join(known)}."
         )
-    k = logits_of(model, images.x[:1]).shape[1]
-    if k < images.k:
-        raise ValueError(
-            f"the model tells {k} classes apart, but the images have {images.k}."
-        )
+    _require_once(model, images, layers)
     return layers
+
+
+def _require_once(model: nn.Module, images: Images, layers: Sequence[str]) -> None:
+    """Refuse convolutions whose maps cannot be told apart, or cannot be pruned."""
+    counts = runs(model, images.x[:2], layers)
+    for name in layers:
+        if counts[name] != 1:
+            raise ValueError(
+                f"the convolution {name} runs {counts[name]} times in a pass, so its "
+                "maps stand in several places; FMP needs one that runs once."
+            )
+        require_plain(model.get_submodule(name), name)
+    for name, m in model.named_modules():
+        if isinstance(m, nn.BatchNorm2d) and m.weight is None:
+            raise ValueError(
+                f"{name} has no scale (affine=False): it makes a constant of a filter "
+                "that is zero, so no map before it can be switched off."
+            )
 
 
 # ------------------------------------------------------------- choosing and pruning
 
 
+@filled
 def select(
     score: Mapping[str, Response],
     p: float = 64,
@@ -355,7 +391,7 @@ def select(
             mean (of `by`), possibly none; p and least then do not matter.
     """
     require_at_least(1, p=p)
-    require_at_least(0, least=least, z=z)
+    require_at_least(0, least=require.whole("least", least), z=z)
     if by not in ("acc", "margin"):
         raise ValueError(f"unknown score {by!r}; acc or margin.")
     out = {}
@@ -414,6 +450,7 @@ def scales_of(
     return {p.bn: channels[p.conv] for p in found.pairs if p.conv in channels}
 
 
+@defense()
 def repair(
     model: nn.Module,
     clean: Images,
@@ -450,7 +487,11 @@ def repair(
     `revived`) and `revived` at the end.
     """
     begun = time.perf_counter()
-    require_at_least(0, epochs=epochs)
+    require.choice("pairing", pairing, ("flow", "order"))
+    require.truth("hold_mask", hold_mask)
+    _require_tuning(epochs, lr, batch, options)
+    channels = channels_of(model, channels)
+    _require_once(model, clean, list(channels))
     channels = {name: which.cpu() for name, which in channels.items()}
     scales = scales_of(model, channels, pairing, clean.shape)
     off = {**channels, **scales}
@@ -461,6 +502,7 @@ def repair(
 
     rows: list[dict] = []
     if epochs > 0:
+        require_movable(model)
         clean = clean.to(next(repaired.parameters()).device)
         defaults = {"weight_decay": 0.0, "warmup": 0.0, "verbose": False}
         with held(repaired, off if hold_mask else None):
@@ -485,6 +527,13 @@ def repair(
     return Purified(repaired, channels, log, time.perf_counter() - begun)
 
 
+def _require_tuning(epochs: float, lr: float, batch: int, options: Mapping) -> None:
+    """Refuse settings of the fine-tuning; 0 epochs only prune."""
+    require_at_least(0, epochs=epochs)
+    require_training(epochs=epochs or 1, lr=lr, batch=batch, options=options)
+
+
+@filled
 def fmp(
     model: nn.Module,
     clean: Images,
@@ -525,8 +574,15 @@ def fmp(
     Source: the paper above, and its released code where the paper leaves things open.
     """
     begun = time.perf_counter()
-    select({}, p, by=by, least=least, z=z)  # refuse before, not after the hours
-    require_at_least(0, epochs=epochs)
+    # Refuse before, not after the hours.
+    select({}, p, by=by, least=least, z=z)
+    rates = {"lr": 0.01, "batch": 32} | options
+    more = {k: v for k, v in rates.items() if k not in ("lr", "batch")}
+    _require_tuning(epochs, rates["lr"], rates["batch"], more)
+    require.truth("released", released)
+    require.truth("hold_mask", hold_mask)
+    admit(model, clean)
+    require_single(model)
     if released:
         names = execution_order(model, clean.shape)
         empty = torch.zeros(0, dtype=torch.int64)
@@ -590,7 +646,8 @@ def fmp_random(
         options: of :func:`repair`.
     """
     chosen = {}
-    for name, which in like.items():
+    require.generator(generator)
+    for name, which in channels_of(require.module(model), like, "like").items():
         maps = model.get_submodule(name).out_channels
         order = torch.randperm(maps, generator=generator, device=generator.device)
         chosen[name] = order[: len(which)].cpu().sort().values

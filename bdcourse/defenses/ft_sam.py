@@ -16,7 +16,6 @@ the running statistics of BatchNorm are only fed by the network that is not move
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,13 +23,14 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from bdcourse import require
 from bdcourse.attacks.base import Steering
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified
-from bdcourse.models import fingerprint
+from bdcourse.defenses.base import Purified, copied, defense, require_training
+from bdcourse.models import fingerprint, laid_out
+from bdcourse.surgery import called_with
 from bdcourse.train import Augment, fit
 
 
@@ -102,7 +102,7 @@ def moved_loss(
     moved = {n: w + e for (n, w), e in zip(weights.items(), shifts, strict=True)}
     # Copies of the buffers, or BatchNorm would count the moved network's statistics.
     moved |= {n: b.clone() for n, b in model.named_buffers()}
-    logits = functional_call(model, moved, (x,))
+    logits = called_with(model, moved, laid_out(model, x))
     return F.cross_entropy(logits, y, label_smoothing=smoothing)
 
 
@@ -131,6 +131,7 @@ class Flat(Steering):
         return {"sharpness": float(rises.mean())}
 
 
+@defense(steady=False, moves=True)
 def ft_sam(
     model: nn.Module,
     clean: Images,
@@ -171,6 +172,9 @@ def ft_sam(
     Source: Zhu et al., ICCV 2023. Born in lesson 09.
     """
     start = time.perf_counter()
+    require.number("rho", rho)
+    require.number("smoothing", smoothing)
+    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
     if rho < 0 or not 0 <= smoothing < 1:
         raise ValueError(
             "rho must not be negative and smoothing must lie in 0..1, without 1, not "
@@ -181,7 +185,7 @@ def ft_sam(
     keep = Checkpoint(checkpoint, about)
     if keep.load() is None:
         keep.save({})
-    model = copy.deepcopy(model)
+    model = copied(model)
     flat = Flat(model, rho, smoothing)
     history = fit(
         model,

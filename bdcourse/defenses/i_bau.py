@@ -24,7 +24,6 @@ a small step are taken, and what they add is a correction for an unfinished asce
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,10 +34,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bdcourse import require
 from bdcourse.attacks.base import fresh_seed
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified, require_at_least, require_positive
+from bdcourse.defenses.base import (
+    Purified,
+    copied,
+    defense,
+    require_at_least,
+    require_counts,
+    require_positive,
+)
 from bdcourse.models import fingerprint, laid_out, lay_out
 from bdcourse.train import Augment
 
@@ -61,7 +68,9 @@ def hypergradient(
             answer of the perturbation is left out: adversarial training.
     """
     delta = delta.detach().requires_grad_()
-    by_delta, *direct = torch.autograd.grad(outer(delta), [delta, *weights])
+    by_delta, *direct = torch.autograd.grad(
+        outer(delta), [delta, *weights], materialize_grads=True
+    )
     if iterations == 0:
         return direct
     after, u = ascend(delta), torch.zeros_like(delta)
@@ -138,6 +147,7 @@ def unlearn(
         optimizer.step()
 
 
+@defense(moves=True)
 def i_bau(
     model: nn.Module,
     clean: Images,
@@ -189,16 +199,14 @@ def i_bau(
     Source: Zeng et al., ICLR 2022. Born in lesson 09.
     """
     start = time.perf_counter()
-    if len(clean) < 2:
-        raise ValueError(f"I-BAU needs at least two clean images, not {len(clean)}.")
-    require_at_least(1, batch=batch)
+    require_counts(batch=batch)
     if passes is None:
         passes = max(1, round(40 / -(-len(clean) // batch)))
     counts = {"rounds": rounds, "passes": passes, "steps": steps, "batch": batch}
     sizes = {"radius": radius, "rate": rate, "solve_rate": solve_rate, "lr": lr}
-    require_at_least(1, **counts)
+    require_counts(**counts)
     require_positive(**sizes)
-    require_at_least(0, iterations=iterations)
+    require_at_least(0, iterations=require.whole("iterations", iterations))
     about = {"defense": "i_bau", "model": fingerprint(model), "data": clean.digest()}
     about |= {**counts, **sizes, "iterations": iterations}
     about |= {"augment": augment and [augment.pad, augment.flip]}
@@ -207,7 +215,7 @@ def i_bau(
     device = clean.x.device
     if generator.device != device:
         generator = torch.Generator(device).manual_seed(fresh_seed(generator))
-    model = lay_out(copy.deepcopy(model), clean.x, device).eval()
+    model = lay_out(copied(model), clean.x, device).eval()
     weights = [w for w in model.parameters() if w.requires_grad]
     optimizer = torch.optim.Adam(weights, lr)
     course: list[dict[str, float]] = []

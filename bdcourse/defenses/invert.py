@@ -14,7 +14,6 @@ Born in lesson 04.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import time
@@ -26,11 +25,23 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from bdcourse import require
 from bdcourse.attacks.base import fresh_seed, uniform
 from bdcourse.checkpoint import Checkpoint, moments, restore
 from bdcourse.data import Images
-from bdcourse.defenses.base import require_at_least, require_positive, require_share
+from bdcourse.defenses.base import (
+    admit,
+    copied,
+    filled,
+    require_at_least,
+    require_counts,
+    require_list,
+    require_positive,
+    require_share,
+    require_ways,
+)
 from bdcourse.metrics import predict
 from bdcourse.models import fingerprint, laid_out, lay_out
 from bdcourse.surgery import pair_by_flow
@@ -46,11 +57,24 @@ class Estimate:
         label: where it leads.
         mask: how much of each pixel it replaces, 0..1, (1, h, w).
         pattern: by what, pixels in [0, 1], (c, h, w).
+
+    Raises:
+        ValueError: not of these kinds, or not finite.
     """
 
     label: int
     mask: Tensor
     pattern: Tensor
+
+    def __post_init__(self) -> None:
+        require.whole("label", self.label, 0)
+        for name in ("mask", "pattern"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) or not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"{name} of a guess must be a tensor of finite numbers, not "
+                    f"{require.kind(value)}."
+                )
 
     def stamp(self, x: Tensor) -> Tensor:
         """Put it on pixels x in [0, 1], (n, c, h, w); returns a new tensor."""
@@ -133,6 +157,7 @@ def anomaly(norms: Tensor) -> Tensor:
     return torch.where(far > 0, far / unit, 0.0)  # 0 / 0 is no anomaly
 
 
+@filled
 def detect(
     inverted: Inverted,
     threshold: float = 2.0,
@@ -154,6 +179,7 @@ def detect(
         ValueError: fewer than three labels, which have no outlier; settings out of
             range.
     """
+    require_inverted(inverted)
     require_at_least(0, threshold=threshold)
     require_share(least=least)
     if scale not in ("norm", "log"):
@@ -174,6 +200,23 @@ def detect(
     rows = (small & (index > threshold)).nonzero().flatten()
     rows = rows[norms[rows].argsort()]
     return Detection(tuple(inverted.targets.cpu()[rows].tolist()), index, threshold)
+
+
+def require_inverted(inverted: object, clean: Images | None = None) -> None:
+    """Refuse what is not the result of `invert_trigger`, or of other images."""
+    if not isinstance(inverted, Inverted):
+        raise ValueError(
+            "inverted must be what invert_trigger returns, not "
+            f"{require.kind(inverted)}."
+        )
+    if clean is None:
+        return
+    if tuple(inverted.patterns.shape[1:]) != clean.shape:
+        raise ValueError(
+            "inverted belongs to other images: it has triggers of shape "
+            f"{tuple(inverted.patterns.shape[1:])}, and clean has images of shape "
+            f"{clean.shape}."
+        )
 
 
 def squash(raw: Tensor) -> Tensor:
@@ -250,6 +293,7 @@ def plain_invert(
     return best or (mask, pattern)
 
 
+@filled
 def invert_trigger(
     model: nn.Module,
     clean: Images,
@@ -302,11 +346,15 @@ def invert_trigger(
             images of other classes; a checkpoint of other work.
     """
     start = time.perf_counter()
+    admit(model, clean, least=1)
+    require_ways({"generator": generator, "checkpoint": checkpoint})
     labels = _labels(clean, targets)
     chunk = len(labels) if chunk is None else chunk
     rule = {"steps": steps, "every": every, "batch": batch, "patience": patience}
     rule |= {"stop": stop, "chunk": chunk}
-    require_at_least(1, **rule, factor=factor)
+    require_counts(**rule)
+    require_at_least(1, factor=require.number("factor", factor))
+    require.truth("bf16", bf16)
     if steps % every:
         raise ValueError(f"steps must be a multiple of {every}, not {steps}.")
     require_positive(lr=lr, lam=lam)
@@ -353,6 +401,10 @@ def invert_trigger(
                 keep.save(s | moments(opt), first=lo, looks=look + 1)
         done = 0
 
+    if not bool((s["best_mask"].isfinite() & s["best_pattern"].isfinite()).all()):
+        raise RuntimeError(
+            "the search has left the finite numbers; take a smaller lr, lam or factor."
+        )
     inverted = Inverted(s["best_mask"], s["best_pattern"], goals, torch.zeros(0))
     rates = torch.tensor([_rate(model, x, y, inverted.trigger(t)) for t in labels])
     log = {k: s[k].cpu() for k in ("norms", "rates", "lams")}
@@ -363,7 +415,10 @@ def invert_trigger(
 
 
 def _labels(clean: Images, targets: Sequence[int] | None) -> list[int]:
-    labels = list(range(clean.k) if targets is None else map(int, targets))
+    if isinstance(targets, Tensor) and not targets.is_floating_point():
+        targets = targets.flatten().tolist()
+    targets = range(clean.k) if targets is None else targets
+    labels = [require.whole("a target", t) for t in require_list("targets", targets)]
     if not labels or len(set(labels)) < len(labels):
         raise ValueError(f"targets must be different labels, not {labels}.")
     if wrong := [t for t in labels if not 0 <= t < clean.k]:
@@ -394,13 +449,15 @@ def frozen_copy(model: nn.Module, x: Tensor) -> nn.Module:
     they read. A convolution that something else reads too must stay as it is: what
     changes the answers on pixels x is taken back.
     """
-    net = copy.deepcopy(model).eval().requires_grad_(False)
+    net = copied(model).eval().requires_grad_(False)
     lay_out(net, x)
     with torch.no_grad():
         answers = net(x)
         slack = 1e-3 * float(answers.abs().max())
         for pair in pair_by_flow(net, tuple(x.shape[1:])).pairs:
             conv, bn = net.get_submodule(pair.conv), net.get_submodule(pair.bn)
+            if parametrize.is_parametrized(conv):
+                continue
             _put(net, pair.conv, nn.utils.fusion.fuse_conv_bn_eval(conv, bn))
             _put(net, pair.bn, nn.Identity())
             if not torch.allclose(net(x), answers, rtol=1e-3, atol=slack):

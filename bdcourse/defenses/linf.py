@@ -14,7 +14,6 @@ Born in lesson 04.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,20 +24,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdcourse.activations import batchnorms, outputs, watching
+from bdcourse import require
+from bdcourse.activations import batchnorms, outputs, runs, watching
 from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
     Purified,
+    copied,
+    defense,
     furthest,
     require_at_least,
+    require_counts,
+    require_list,
     require_share,
 )
 from bdcourse.defenses.clp import threshold
 from bdcourse.defenses.invert import Estimate
 from bdcourse.metrics import Scores, evaluate, logits, predict
 from bdcourse.models import laid_out
-from bdcourse.surgery import pair_by_flow, without
+from bdcourse.surgery import pair_by_flow, require_sound, without
 
 QS = tuple(i / 100 for i in range(51))  # the q axis of every sweep: 0 .. 50 %
 PS = (1.0, 2.0, math.inf)
@@ -72,17 +76,20 @@ def _through_gate(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
 def gated(model: nn.Module, layer: str, shape: tuple[int, int, int]) -> tuple:
     """A copy whose channels of `layer` can be switched off: (model, switch's name).
 
-    The switch of a BatchNorm is the BatchNorm itself. Any other module with feature
-    maps gets a gate at its end, named LAYER.gate, open for now.
+    The switch of a BatchNorm with a scale is the BatchNorm itself. Any other module
+    with feature maps gets a gate at its end, named LAYER.gate, open for now.
 
     Args:
         shape: (c, h, w) of one image.
 
     Raises:
-        ValueError: no such layer, or one without feature maps; a convolution in front
-            of a BatchNorm, which would turn its zeros into a constant.
+        ValueError: no such layer, one without feature maps, or one that runs more than
+            once, which would be switched in all places; a convolution in front of a
+            BatchNorm, which would turn its zeros into a constant.
     """
-    model = copy.deepcopy(model)
+    if not isinstance(layer, str):
+        raise ValueError(f"layer must name a module, not be {require.kind(layer)}.")
+    model = copied(require_sound(model, steady=False))
     maps = _map_sizes(model, shape)
     if layer not in maps:
         known = layer in dict(model.named_modules())
@@ -92,7 +99,13 @@ def gated(model: nn.Module, layer: str, shape: tuple[int, int, int]) -> tuple:
             else f"the model has no layer {layer!r}."
         )
     module = model.get_submodule(layer)
-    if isinstance(module, (_BatchNorm, Gate)):
+    times = _runs(model, shape)[layer]
+    if times > 1:
+        raise ValueError(
+            f"layer {layer!r} runs {times} times in a pass, so a channel of it would "
+            "be switched off in all these places; name a module that runs once."
+        )
+    if isinstance(module, (_BatchNorm, Gate)) and module.weight is not None:
         return model, layer
     behind = [p.bn for p in pair_by_flow(model, shape).pairs if p.conv == layer]
     if behind:
@@ -110,6 +123,11 @@ def gated(model: nn.Module, layer: str, shape: tuple[int, int, int]) -> tuple:
     return model, name
 
 
+def _runs(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
+    weight = next(model.parameters())
+    return runs(model, torch.zeros(2, *shape, device=weight.device))
+
+
 def _map_sizes(
     model: nn.Module, shape: tuple[int, int, int]
 ) -> dict[str, tuple[int, int, int]]:
@@ -124,7 +142,7 @@ def _map_sizes(
     names = [n for n, _ in model.named_modules() if n]
     weight = next(model.parameters())
     with watching(model, see, names):
-        logits(model, torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
+        logits(model, torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype))
     last = list(sizes)[::-1]
     if last and len(sizes[last[0]]) != 3:  # tokens are what reaches the head
         return {}
@@ -132,14 +150,19 @@ def _map_sizes(
 
 
 def default_layer(model: nn.Module, shape: tuple[int, int, int]) -> str:
-    """The last module whose feature maps have more than one position.
+    """The last module that runs once and whose feature maps have several positions.
 
     In a ResNet that is the last stage, behind its addition and ReLU.
 
     Raises:
         ValueError: there is none, as in a Vision Transformer.
     """
-    wide = [n for n, (_, h, w) in _map_sizes(model, shape).items() if h * w > 1]
+    times = _runs(model, shape)
+    wide = [
+        n
+        for n, (_, h, w) in _map_sizes(model, shape).items()
+        if h * w > 1 and times[n] == 1
+    ]
     if not wide:
         raise ValueError(
             "this model hands no feature maps to its head, so it has no channels to "
@@ -202,12 +225,7 @@ class Response:
                 "ratio", with a hundredth of the layer's mean as the least divisor.
             reduce: over images, "mean" or "max".
         """
-        if score not in ("difference", "triggered", "ratio"):
-            raise ValueError(
-                f"unknown score {score!r}; choose difference, triggered or ratio."
-            )
-        if reduce not in ("mean", "max"):
-            raise ValueError(f"unknown reduce {reduce!r}; choose mean or max.")
+        _require_names(score, reduce)
         self._require(p)
         triggered, clean = (
             v.mean(0) if reduce == "mean" else v.amax(0)
@@ -269,7 +287,11 @@ def responses(
     """
     if not len(x):
         raise ValueError("there is no image of another class to stamp.")
-    require_at_least(1, top=top, p=min(ps))
+    ps = require_list("ps", ps)
+    require_counts(top=top, batch=batch)
+    if not ps:
+        raise ValueError("ps names no norm; (1.0, 2.0, inf) are the course's.")
+    require_at_least(1, p=min(ps))
     kept: dict[str, list[dict[float, Tensor]]] = {n: [] for n in layers}
     bns = set(batchnorms(model))
 
@@ -308,7 +330,7 @@ def sweep(
             from their own layer's mean.
         qs: shares of all scored channels, 0..1.
     """
-    for q in qs:
+    for q in require_list("qs", qs):
         require_share(q=q)
     names, values = list(scores), list(scores.values())
     if len(names) > 1:
@@ -325,6 +347,7 @@ def sweep(
     return found
 
 
+@defense(least=1, logits=False)
 def linf(
     model: nn.Module,
     clean: Images,
@@ -376,13 +399,40 @@ def linf(
             'select="share" needs held-out images to choose the share with; pass held.'
         )
     require_at_least(0, u=u)
+    require_share(max_drop=max_drop)
+    require_counts(top=top)
+    require_at_least(1, p=p)
+    qs = [require.share("q", q) for q in require_list("qs", qs)]
+    if not qs:
+        raise ValueError("qs holds no share to try.")
+    _require_names(score, reduce)
+    if not all(hasattr(estimate, n) for n in ("stamp", "counts", "goal")):
+        raise ValueError(
+            "estimate must be one label of invert_trigger, found.trigger(label), not "
+            f"{require.kind(estimate)}."
+        )
+    label = getattr(estimate, "label", 0)
+    if label >= clean.k or not _fits(estimate, clean):
+        raise ValueError(
+            f"estimate belongs to other images: clean has {clean.k} classes of shape "
+            f"{clean.shape}."
+        )
     images = clean[estimate.counts(clean.y)]
     goal = estimate.goal(images.y)
     x, shape = images.pixels(), images.shape
     if layer == "all":
-        opened, switches = copy.deepcopy(model), batchnorms(model)
+        times = _runs(model, shape)
+        opened, switches = copied(model), batchnorms(model)
+        switches = [
+            n
+            for n in switches
+            if times[n] == 1 and model.get_submodule(n).weight is not None
+        ]
         if not switches:
-            raise ValueError("the model has no BatchNorm; name one layer.")
+            raise ValueError(
+                "the model has no BatchNorm with a scale that runs once; name one "
+                "layer."
+            )
     else:
         layer = default_layer(model, shape) if layer is None else layer
         opened, switch = gated(model, layer, shape)
@@ -409,6 +459,24 @@ def linf(
     return Purified(repaired, pruned, log, time.perf_counter() - start)
 
 
+def _require_names(score: str, reduce: str) -> None:
+    """Refuse unknown names of :meth:`Response.score`."""
+    if score not in ("difference", "triggered", "ratio"):
+        raise ValueError(
+            f"unknown score {score!r}; choose difference, triggered or ratio."
+        )
+    if reduce not in ("mean", "max"):
+        raise ValueError(f"unknown reduce {reduce!r}; choose mean or max.")
+
+
+def _fits(estimate: Estimate, images: Images) -> bool:
+    """Whether a guess is of images of this size; an attack knows for itself."""
+    if not isinstance(estimate, Estimate):
+        return True
+    c, h, w = images.shape
+    return estimate.mask.shape == (1, h, w) and estimate.pattern.shape == (c, h, w)
+
+
 def linf_oracle(
     model: nn.Module, clean: Images, held: Images | None, attack: Attack, **options
 ) -> Purified:
@@ -419,6 +487,10 @@ def linf_oracle(
     Args:
         options: see :func:`linf`.
     """
+    if not isinstance(attack, Attack):
+        raise ValueError(
+            f"attack must be an Attack with its trigger, not {require.kind(attack)}."
+        )
     return linf(model, clean, held, _Truth(attack), **options)
 
 

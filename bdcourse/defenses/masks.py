@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bdcourse import require
 from bdcourse.attacks.base import Attack
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images, progress
-from bdcourse.defenses.base import Look, furthest, require_share
+from bdcourse.defenses.base import Look, copied, furthest, require_share
+from bdcourse.images import require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import lay_out
 from bdcourse.surgery import without
@@ -39,7 +41,7 @@ def maskable(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     """
     found = {
         name: m
-        for name, m in model.named_modules()
+        for name, m in require.module(model).named_modules()
         if isinstance(m, nn.BatchNorm2d) and m.weight is not None
     }
     if not found:
@@ -63,7 +65,12 @@ def scales(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
 
 def forward(model: nn.Module, masks: Masks, x: Tensor) -> Tensor:
     """Logits of the masked model for pixels x; nothing in the model is edited."""
-    return functional_call(model, scales(model, masks), (x,))
+    return functional_call(model, scales(model, masks), (x,), tie_weights=False)
+
+
+def gradient_of(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient by each leaf; zero for one of a layer that never runs."""
+    return list(torch.autograd.grad(loss, leaves, materialize_grads=True))
 
 
 def normalise_by_batch(model: nn.Module) -> nn.Module:
@@ -85,7 +92,7 @@ def frozen(model: nn.Module, *, training: bool = False) -> nn.Module:
         training: BatchNorms normalise by the batch, and the running statistics of this
             copy move; False uses the running statistics and leaves them alone.
     """
-    model = copy.deepcopy(model).requires_grad_(False)
+    model = copied(require.module(model)).requires_grad_(False)
     model = lay_out(model)
     return normalise_by_batch(model) if training else model.eval()
 
@@ -179,22 +186,16 @@ def require_threshold(
         raise ValueError(
             "a threshold is chosen on held-out clean images; give held, or a threshold."
         )
-    if held is not None and len(held) == 0:
-        raise ValueError("held has no image to choose a threshold on.")
+    if held is not None:
+        require_clean(held, "held", 1)
+    if threshold is not None:
+        require.number("threshold", threshold)
     if threshold is not None and not 0 <= threshold < 1:
         raise ValueError(
             f"threshold must lie in 0..1, 1 excluded, but is {threshold}; a mask of 1 "
             "is a channel that nothing speaks against."
         )
     require_share(max_drop=max_drop)
-
-
-def require_images(clean: Images, least: int = 2) -> None:
-    """Refuse a set that is too small to learn from."""
-    if len(clean) < least:
-        raise ValueError(
-            f"cannot learn masks on {len(clean)} images; at least {least} are needed."
-        )
 
 
 def stage(path: str | os.PathLike | None, name: str) -> str | None:
@@ -271,6 +272,11 @@ def learn(
             course.setdefault(k, []).append(v.detach())
         if keep.due():
             save(now + 1)
+    if not all(bool(v.isfinite().all()) for v in m.values()):
+        raise RuntimeError(
+            "the masks are not finite numbers: their loss left all bounds; take a "
+            "smaller lr, or a smaller push."
+        )
     if done < steps:
         save(steps)
         require_moved(m)

@@ -29,15 +29,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from bdcourse import require
 from bdcourse.activations import spearman
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
     Look,
     Purified,
+    admit,
+    defense,
+    filled,
     require_at_least,
+    require_counts,
+    require_list,
     require_positive,
     require_share,
+    require_ways,
 )
 from bdcourse.defenses.masks import (
     Masks,
@@ -45,19 +52,20 @@ from bdcourse.defenses.masks import (
     below,
     forward,
     frozen,
+    gradient_of,
     learn,
     maskable,
     ones,
     prune,
-    require_images,
     require_threshold,
     stage,
 )
-from bdcourse.defenses.rnp import unlearn
+from bdcourse.defenses.rnp import _require_ascent, unlearn
+from bdcourse.images import require_clean
 from bdcourse.metrics import evaluate, logits
-from bdcourse.models import fingerprint, laid_out
+from bdcourse.models import evaluating, fingerprint, laid_out
 from bdcourse.surgery import held as holding
-from bdcourse.surgery import pair_by_flow, without
+from bdcourse.surgery import pair_by_flow, require_sound, without
 from bdcourse.train import fit
 
 METHOD = "MNP-style reconstruction"
@@ -78,24 +86,32 @@ def plain_folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     return torch.stack(sizes).detach()
 
 
+Shape = tuple[int, int, int]
+
+
 @torch.no_grad()
-def folded(model: nn.Module) -> dict[str, Tensor]:
+def folded(model: nn.Module, shape: Shape | None = None) -> dict[str, Tensor]:
     """Size of every channel's filter with its BatchNorm folded in: name -> (c,).
 
     BatchNorm undoes any scaling of a filter, so the filter's own norm means nothing;
     what a channel passes on is |W_k|_1 |gamma_k| / sqrt(v_k + eps). Only BatchNorms
     behind exactly one convolution are here, see `surgery.pair_by_flow`. How the paper
     measures size is not known to us; this is the MNP-style reconstruction's choice.
+
+    Args:
+        shape: see `surgery.pair_by_flow`.
     """
+    require_sound(model, steady=False)
     out = {}
-    for p in pair_by_flow(model).pairs:
-        conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
-        size = conv.weight.flatten(1).abs().sum(1) * bn.weight.abs()
-        out[p.bn] = size / (bn.running_var + bn.eps).sqrt()
+    with evaluating(model):  # in train mode spectral norm moves when it is read
+        for p in pair_by_flow(model, shape).pairs:
+            conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
+            size = conv.weight.flatten(1).abs().sum(1) * bn.weight.abs()
+            out[p.bn] = size / (bn.running_var + bn.eps).sqrt()
     return out
 
 
-def magnitudes(model: nn.Module) -> dict[str, Tensor]:
+def magnitudes(model: nn.Module, shape: Shape | None = None) -> dict[str, Tensor]:
     """The magnitudes a of the MNP-style reconstruction: BatchNorm name -> (c,).
 
     `folded` divided by its layer's mean, for every BatchNorm that can be masked.
@@ -104,7 +120,7 @@ def magnitudes(model: nn.Module) -> dict[str, Tensor]:
     that see a sum, as in pre-activation networks, have no filter of their own: all
     their channels get 1, the mean.
     """
-    sizes, found = folded(model), {}
+    sizes, found = folded(model, shape), {}
     for name, bn in maskable(model).items():
         size = sizes.get(name)
         if size is None or not bool(size.mean() > 0):  # a layer that is switched off
@@ -114,13 +130,15 @@ def magnitudes(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def shrinkage(model: nn.Module, suppressed: nn.Module) -> dict[str, Tensor]:
+def shrinkage(
+    model: nn.Module, suppressed: nn.Module, shape: Shape | None = None
+) -> dict[str, Tensor]:
     """r = max(0, 1 - size in the suppressed copy / size in the model): name -> (c,).
 
     The optional protection of the MNP-style reconstruction, for channels that the clean
     task used. Sizes are `folded`; 0 for a BatchNorm without a filter of its own.
     """
-    before, after = folded(model), folded(suppressed)
+    before, after = folded(model, shape), folded(suppressed, shape)
     found = {}
     for name, bn in maskable(model).items():
         if name in before:
@@ -153,6 +171,7 @@ def plain_loss_changes(
     return found
 
 
+@filled
 @torch.no_grad()
 def loss_changes(
     model: nn.Module,
@@ -177,7 +196,9 @@ def loss_changes(
     A model that torch.fx cannot trace goes through `plain_loss_changes`, and keeps no
     checkpoint.
     """
-    require_images(clean, least=1)
+    admit(model, clean, least=1)
+    require.truth("shift", shift)
+    require_counts(room=room)
     maskable(model)
     about = {"stage": "loss changes", "shift": shift}
     if checkpoint is not None:
@@ -309,13 +330,15 @@ def errors(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: v.std(1) / v.shape[1] ** 0.5 for n, v in changes.items()}
 
 
+@filled
 def first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, Tensor]:
     """|m dS/dm| at m = 1, a proxy of saliency for the price of one pass: name -> (c,).
 
     Of the MNP-style reconstruction. True to first order only: to remove a channel is
     not a small step.
     """
-    require_images(clean, least=1)
+    admit(model, clean, least=1)
+    require_counts(batch=batch)
     net, masks = frozen(model), ones(model)
     total = {n: torch.zeros_like(m) for n, m in masks.items()}
     for rows in torch.arange(len(clean)).split(batch):
@@ -323,7 +346,7 @@ def first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, 
         x = laid_out(net, part.pixels())
         leaves = {n: m.clone().requires_grad_(True) for n, m in masks.items()}
         loss = F.cross_entropy(forward(net, leaves, x), part.y, reduction="sum")
-        grads = torch.autograd.grad(loss, list(leaves.values()))
+        grads = gradient_of(loss, list(leaves.values()))
         for n, g in zip(total, grads, strict=True):
             total[n] += g / len(clean)
     return {n: g.abs() for n, g in total.items()}
@@ -471,6 +494,7 @@ def objective(
     return total, terms
 
 
+@filled
 def learn_masks(
     model: nn.Module,
     suppressed: nn.Module | None,
@@ -504,9 +528,13 @@ def learn_masks(
     Returns:
         masks, and each term of J step by step.
     """
-    require_images(clean)
-    require_positive(steps=steps, lr=lr, batch=batch)
+    admit(model, clean)
+    if suppressed is not None:
+        require_sound(suppressed, "suppressed")
+    require_counts(steps=steps, batch=batch)
+    require_positive(lr=lr)
     require_share(momentum=momentum)
+    require_ways({"generator": generator, "checkpoint": checkpoint})
     weights = {"preserve": preserve, "beta": beta, "lam": lam, "kappa": kappa}
     _require_weights(suppressed is not None, penalty, **weights)
     about = {"stage": METHOD, **weights, "penalty": penalty, "steps": steps, "lr": lr}
@@ -516,15 +544,16 @@ def learn_masks(
         if suppressed is not None:
             about["suppressed"] = fingerprint(suppressed)
     nets = frozen(model), None if suppressed is None else frozen(suppressed)
-    magnitude = magnitudes(model) if penalty == "magnitude" else ones(model)
-    shrunk = shrinkage(model, suppressed) if kappa else None
+    by_size = penalty == "magnitude"
+    magnitude = magnitudes(model, clean.shape) if by_size else ones(model)
+    shrunk = shrinkage(model, suppressed, clean.shape) if kappa else None
 
     def one(masks: Masks, x: Tensor, y: Tensor):
         x = laid_out(nets[0], x)
         total, terms = objective(
             *nets, masks, x, y, magnitude=magnitude, shrunk=shrunk, **weights
         )
-        return terms, torch.autograd.grad(total, list(masks.values()))
+        return terms, gradient_of(total, list(masks.values()))
 
     return learn(
         ones(model), clean, one, steps=steps, batch=batch, lr=lr, momentum=momentum,
@@ -557,9 +586,14 @@ def choose_beta(
         checkpoint: each beta keeps a file beside this path; like that of `learn_masks`
             they stay when the stage is finished.
     """
+    betas = require_list("betas", betas)
     require_at_least(0, **{f"betas[{i}]": b for i, b in enumerate(betas)})
+    betas = [require.number("a beta", b) for b in betas]
     if not betas:
         raise ValueError("betas holds no value to try.")
+    admit(model, clean, require_clean(held, "held", 1))
+    require_share(max_drop=max_drop)
+    require.generator(generator)
     least = evaluate(model, held).acc - max_drop - 1e-9  # the rounding of a quotient
     start = generator.get_state()
     for beta in sorted(betas, reverse=True):
@@ -576,6 +610,7 @@ def choose_beta(
 def _require_weights(has_copy: bool, penalty: str, **weights: float) -> None:
     """Refuse weights of J that are negative, all zero, or without their network."""
     require_at_least(0, **weights)
+    weights = {n: require.number(n, w, 0) for n, w in weights.items()}
     if not 0 < sum(weights.values()) < float("inf"):
         raise ValueError(
             "the weights of the objective must be finite and not all 0, else there is "
@@ -615,6 +650,10 @@ def apply_masks(
         nothing could be pruned).
     """
     began = time.perf_counter()
+    require_sound(model)
+    _require_masks(model, masks)
+    if held is not None:
+        admit(model, held, least=1, logits=False)
     _require_repair(repair, held, threshold, max_drop)
     looks: list[Look] = []
     if repair == "soft":
@@ -626,6 +665,7 @@ def apply_masks(
     return Purified(repaired, pruned, log, time.perf_counter() - began)
 
 
+@defense()
 def mnp(
     model: nn.Module,
     clean: Images,
@@ -683,13 +723,16 @@ def mnp(
     ones(model)  # refuses a model without BatchNorms before anything is learned
     _require_repair(repair, held, threshold, max_drop)
     by_held = beta == "held"
-    if by_held and (held is None or len(held) == 0):
+    if by_held and held is None:
         raise ValueError('beta="held" needs held-out clean images to choose by.')
     weights = {"preserve": preserve, "lam": lam, "kappa": kappa}
     _require_weights(True, penalty, beta=1.0 if by_held else beta, **weights)
-    require_positive(steps=steps, mask_lr=mask_lr)
+    require_counts(steps=steps)
+    require_positive(mask_lr=mask_lr)
     require_share(max_drop=max_drop)
     require_at_least(0, tune=tune)
+    require.number("tune", tune)
+    _require_ascent(stop, epochs, lr, None, clip, batch)
     files = [stage(checkpoint, s) for s in ("suppress", "masks", "tune")]
     suppressed = suppression = None
     if beta or kappa:
@@ -707,7 +750,7 @@ def mnp(
         masks, terms = learn_masks(model, suppressed, clean, beta=beta, **learning)
     p = apply_masks(model, masks, repair, held, threshold=threshold, max_drop=max_drop)
     log = p.log | {"beta": beta, "suppression": suppression, "terms": terms}
-    log["magnitude"] = magnitudes(model)
+    log["magnitude"] = magnitudes(model, clean.shape)
     repaired = p.model
     if tune:
         with holding(repaired, p.pruned):
@@ -723,6 +766,23 @@ def mnp(
     return Purified(repaired, p.pruned, log, time.perf_counter() - began)
 
 
+def _require_masks(model: nn.Module, masks: object) -> None:
+    """Refuse what is no mask for each channel of some BatchNorms of this model."""
+    layers = maskable(model)
+    fits = isinstance(masks, Mapping) and all(
+        n in layers
+        and isinstance(m, Tensor)
+        and m.shape == layers[n].weight.shape
+        and bool(((m >= 0) & (m <= 1)).all())
+        for n, m in masks.items()
+    )
+    if not fits:
+        raise ValueError(
+            "masks must map BatchNorms of this model to numbers in 0..1, one a "
+            "channel, as log['masks'] of a repair of it does."
+        )
+
+
 def _require_repair(
     repair: str, held: Images | None, threshold: float | None, max_drop: float
 ) -> None:
@@ -731,3 +791,5 @@ def _require_repair(
         raise ValueError(f'repair must be "soft" or "hard", not {repair!r}.')
     if repair == "hard":
         require_threshold(held, threshold, max_drop)
+    elif threshold is not None:
+        require.share("threshold", threshold)

@@ -16,7 +16,6 @@ and falls with what fine-tuning did to the teacher.
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Sequence
@@ -25,13 +24,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.activations import outputs, watching
+from bdcourse import require
+from bdcourse.activations import outputs, runs, watching
 from bdcourse.attacks.base import Steering, fresh_seed
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified
+from bdcourse.defenses.base import (
+    Purified,
+    copied,
+    defense,
+    require_list,
+    require_names,
+    require_training,
+)
 from bdcourse.metrics import logits
-from bdcourse.models import fingerprint
+from bdcourse.models import fingerprint, laid_out
+from bdcourse.surgery import examine
 from bdcourse.train import Augment, History, fit
 
 
@@ -55,9 +63,11 @@ def stages(model: nn.Module, images: Images) -> list[str]:
 
     In the ResNets these are layer1 to layer4. Maps of one position have no attention
     and are left out, and so are maps inside a block that leaves it at another size: a
-    pre-activation block begins with a BatchNorm of the old one.
+    pre-activation block begins with a BatchNorm of the old one, and modules that run
+    more than once.
     """
-    modules = {n: m for n, m in model.named_modules() if n}
+    once = runs(model, images.x[:2])
+    modules = {n: m for n, m in model.named_modules() if n and once[n] == 1}
     sizes: dict[str, tuple[int, int]] = {}
 
     def see(name: str, out: Tensor) -> None:
@@ -68,12 +78,12 @@ def stages(model: nn.Module, images: Images) -> list[str]:
             sizes[name] = tuple(out.shape[2:])
 
     with watching(model, see, modules):
-        logits(model, images.x[:1])
+        logits(model, images.x[:2])
 
     def leaves_at_another_size(name: str) -> bool:
         parts = name.split(".")
         outer = (".".join(parts[:i]) for i in range(1, len(parts)))
-        blocks = (b for b in outer if not isinstance(modules[b], nn.Sequential))
+        blocks = (b for b in outer if not isinstance(modules.get(b), nn.Sequential))
         return any(sizes.get(b, sizes[name]) != sizes[name] for b in blocks)
 
     last = {size: n for n, size in sizes.items() if not leaves_at_another_size(n)}
@@ -106,7 +116,7 @@ class Attentive(Steering):
 
     def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
-            self.teacher(x)
+            self.teacher(laid_out(self.teacher, x))
         return x, y, torch.zeros_like(y)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -159,6 +169,7 @@ def distil(
         )
 
 
+@defense(steady=False, moves=True)
 def nad(
     model: nn.Module,
     clean: Images,
@@ -204,28 +215,50 @@ def nad(
     Source: Li et al., ICLR 2021. Born in lesson 09.
     """
     start = time.perf_counter()
-    betas = list(betas)
+    betas = [require.number("a beta", b) for b in require_list("betas", betas)]
+    require.number("p", p)
+    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
+    require.number("teacher_epochs", teacher_epochs, above=0)
+    if teacher is not None:
+        require.module(teacher, "teacher")
     if not betas or min(betas) < 0 or p < 1:
         raise ValueError(
             "betas must be one or more numbers that are not negative, and p at least "
             f"1, not {betas} and {p}."
         )
-    if len(clean) < 2:
-        raise ValueError(f"NAD needs at least two clean images, not {len(clean)}.")
-    layers = stages(model, clean)[-len(betas) :] if layers is None else list(layers)
+    if layers is None:
+        layers = stages(model, clean)[-len(betas) :]
+    layers = require_names("layers", layers)
     if len(layers) != len(betas):
         raise ValueError(
             f"NAD compares feature maps, one layer for each of its {len(betas)} betas, "
             f"but there are {len(layers)} (a transformer's maps have one size); change "
             "betas, or name the layers."
         )
+    sizes = []
     for net in (model,) if teacher is None else (model, teacher):
-        for name, maps in outputs(net, clean.x[:1], layers).items():
-            if maps.ndim != 4:
+        counts = runs(net, clean.x[:2], layers)
+        for name in layers:
+            if counts[name] != 1:
+                raise ValueError(
+                    f"layer {name!r} runs {counts[name]} times in a pass, so it has no "
+                    "one feature map; name others."
+                )
+        found = outputs(net, clean.x[:2], layers)
+        for name, maps in found.items():
+            if not isinstance(maps, Tensor) or maps.ndim != 4:
                 raise ValueError(
                     f"layer {name!r} gives no feature maps of shape (n, c, h, w); name "
                     "others."
                 )
+        sizes.append([maps.shape[2:] for maps in found.values()])
+    if teacher is not None:
+        examine(teacher, clean, name="teacher", steady=False)
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                "teacher must have maps of the model's height and width at layers "
+                f"{', '.join(layers)}."
+            )
     weights = dict(zip(layers, betas, strict=True))
     seeds = [fresh_seed(generator) for _ in range(2)]
     about = {"defense": "nad", "model": fingerprint(model), "data": clean.digest()}
@@ -240,10 +273,10 @@ def nad(
 
     course: list[float] = []
     if (saved := keep.load()) is not None:
-        teacher, course = copy.deepcopy(model), saved[1]["course"]
+        teacher, course = copied(model), saved[1]["course"]
         teacher.load_state_dict(saved[0])
     elif teacher is None:
-        teacher = copy.deepcopy(model)
+        teacher = copied(model)
         taught = fit(
             teacher, clean, epochs=teacher_epochs, generator=rng[0], **settings
         )
@@ -251,8 +284,8 @@ def nad(
             raise KeyboardInterrupt
         course = taught["loss"]
         keep.save(teacher.state_dict(), course=course)
-    teacher = copy.deepcopy(teacher).to(clean.x.device).eval()
-    student = copy.deepcopy(model)
+    teacher = copied(teacher).to(clean.x.device).eval()
+    student = copied(model)
     history = distil(
         student, teacher, clean, weights, p, epochs=epochs, generator=rng[1], **settings
     )

@@ -9,7 +9,6 @@ Born in lesson 04.
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Sequence
@@ -19,9 +18,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.data import Images, quantize
-from bdcourse.defenses.base import Purified
-from bdcourse.defenses.invert import Estimate, Inverted, detect
+from bdcourse.defenses.base import (
+    Purified,
+    copied,
+    defense,
+    require_training,
+)
+from bdcourse.defenses.invert import Estimate, Inverted, detect, require_inverted
 from bdcourse.train import Augment, fit
 
 
@@ -37,6 +42,7 @@ def stamped(clean: Images, guesses: Sequence[Estimate], rows: Tensor) -> Images:
     return replace(clean, x=x)
 
 
+@defense(steady=False, moves=True)
 def nc_unlearning(
     model: nn.Module,
     clean: Images,
@@ -72,6 +78,11 @@ def nc_unlearning(
         ValueError: settings out of range, a label that was not inverted, no images.
     """
     start = time.perf_counter()
+    require_inverted(inverted, clean)
+    require.number("share", share)
+    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
+    if label is not None:
+        require.whole("label", label, 0)
     if not 0 < share <= 1:
         raise ValueError(f"share must lie above 0 and at most at 1, not {share}.")
     if len(inverted.targets) < 3 and label is not None:
@@ -81,7 +92,7 @@ def nc_unlearning(
         flagged, index = found.labels, found.index
     used = flagged if label is None else (label,)
     guesses = [inverted.trigger(t) for t in used]
-    model = copy.deepcopy(model)
+    model = copied(model)
     log = {"flagged": flagged, "index": index, "unlearned": used}
     if not used:
         log["note"] = "no label is flagged, so the model was left as it is"

@@ -11,7 +11,6 @@ whose mask falls low are switched off in the network as it was. Born in lesson 0
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -22,29 +21,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse import require
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
     Look,
     Purified,
+    admit,
+    copied,
+    defense,
+    filled,
     require_at_least,
+    require_counts,
     require_positive,
     require_share,
+    require_ways,
 )
 from bdcourse.defenses.masks import (
     Masks,
     forward,
     frozen,
+    gradient_of,
     learn,
     normalise_by_batch,
     ones,
     prune,
-    require_images,
     require_threshold,
     stage,
 )
+from bdcourse.images import require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import fingerprint, laid_out, lay_out
+from bdcourse.surgery import require_answers, require_sound
 
 
 def ascend(
@@ -73,6 +81,7 @@ def ascend(
     return loss.detach(), (out.argmax(1) == y).sum(), length
 
 
+@filled
 def unlearn(
     model: nn.Module,
     clean: Images,
@@ -120,10 +129,11 @@ def unlearn(
 
     Source: Li et al., ICML 2023; values of the released code. Born in lesson 07.
     """
-    require_images(clean)
-    require_share(stop=stop, momentum=momentum)
-    require_positive(epochs=epochs, lr=lr, batch=batch, clip=clip)
+    admit(model, clean, steady=False)
+    _require_ascent(stop, epochs, lr, drop, clip, batch)
+    require_share(momentum=momentum)
     require_at_least(0, weight_decay=weight_decay)
+    require_ways({"generator": generator, "checkpoint": checkpoint})
     if judge not in ("pass", "eval"):
         raise ValueError(f'judge must be "pass" or "eval", not {judge!r}.')
     about = {"stage": "unlearn", "seed": generator.initial_seed()}
@@ -133,7 +143,7 @@ def unlearn(
         about |= {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
         about |= {"batch": batch}
     keep = Checkpoint(checkpoint, about)
-    net = copy.deepcopy(model).requires_grad_(True)
+    net = copied(model).requires_grad_(True)
     lay_out(net, clean.x)
     opt = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay)
     # BatchNorm cannot normalise one image by itself.
@@ -179,6 +189,7 @@ def unlearn(
     return net.eval().requires_grad_(False), log
 
 
+@filled
 def recover(
     unlearned: nn.Module,
     clean: Images,
@@ -205,9 +216,15 @@ def recover(
     Returns:
         masks, and the cross-entropy step by step.
     """
-    require_images(clean)
-    require_positive(steps=steps, lr=lr, batch=batch, weight=weight)
+    # Nothing can be said of the answers: the network has unlearned them.
+    require_sound(unlearned, "unlearned", steady=False)
+    require_clean(clean)
+    require_answers(unlearned, clean, "unlearned")
+    require_counts(steps=steps, batch=batch)
+    require_positive(lr=lr, weight=weight)
     require_share(momentum=momentum)
+    require.truth("training", training)
+    require_ways({"generator": generator, "checkpoint": checkpoint})
     about = {"stage": "recover", "steps": steps, "lr": lr, "momentum": momentum}
     if checkpoint is not None:
         about |= {"model": fingerprint(unlearned), "data": clean.digest()}
@@ -216,8 +233,7 @@ def recover(
 
     def one(masks: Masks, x: Tensor, y: Tensor):
         loss = F.cross_entropy(forward(net, masks, laid_out(net, x)), y)
-        gradient = torch.autograd.grad(weight * loss, list(masks.values()))
-        return {"loss": loss}, gradient
+        return {"loss": loss}, gradient_of(weight * loss, list(masks.values()))
 
     masks, course = learn(
         ones(net), clean, one, steps=steps, batch=batch, lr=lr, momentum=momentum,
@@ -226,6 +242,14 @@ def recover(
     return masks, course["loss"]
 
 
+def _require_ascent(stop, epochs, lr, drop, clip, batch) -> None:
+    """Refuse settings of `unlearn` that make no sense."""
+    require_share(stop=stop)
+    require_counts(epochs=epochs, batch=batch, drop=drop)
+    require_positive(lr=lr, clip=clip)
+
+
+@defense()
 def rnp(
     model: nn.Module,
     clean: Images,
@@ -276,7 +300,12 @@ def rnp(
     began = time.perf_counter()
     ones(model)  # refuses a model without BatchNorms before anything is unlearned
     require_threshold(held, threshold, max_drop)
-    require_positive(steps=steps, mask_lr=mask_lr, weight=weight)
+    require_counts(steps=steps)
+    require_positive(mask_lr=mask_lr, weight=weight)
+    require.truth("training", training)
+    _require_ascent(stop, epochs, lr, drop, clip, batch)
+    if judge not in ("pass", "eval"):
+        raise ValueError(f'judge must be "pass" or "eval", not {judge!r}.')
     files = [stage(checkpoint, s) for s in ("unlearn", "recover")]
     unlearned, unlearning = unlearn(
         model, clean, stop=stop, judge=judge, epochs=epochs, lr=lr, drop=drop,
