@@ -18,7 +18,7 @@ from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
 from bdcourse.images import require_clean
 from bdcourse.metrics import logits
-from bdcourse.models import evaluating, guarded
+from bdcourse.models import evaluating, guarded, wide
 from bdcourse.surgery import answers, require_answers, require_sound
 
 
@@ -117,7 +117,7 @@ def norms(
     sums: dict[str, Tensor] = {}
 
     def see(name: str, out: Tensor) -> None:
-        total = _map(name, out, 3).flatten(2).norm(p, dim=2).double().sum(0).cpu()
+        total = wide(_map(name, out, 3).flatten(2).norm(p, dim=2)).sum(0).cpu()
         sums[name] = sums.get(name, 0) + total
 
     with watching(model, see, names):
@@ -188,7 +188,7 @@ def tac(
         clean[name] = _map(name, out, 3)
 
     def compare(name: str, out: Tensor) -> None:
-        change = (out - clean.pop(name)).flatten(2).norm(dim=2).double().sum(0).cpu()
+        change = wide((out - clean.pop(name)).flatten(2).norm(dim=2)).sum(0).cpu()
         sums[name] = sums.get(name, 0) + change
 
     for part in images.x.split(batch):
@@ -203,7 +203,7 @@ def tac(
 
 def ranks(values: Tensor) -> Tensor:
     """Ranks 0..n-1, ties sharing their mean: (n,) -> (n,) float64."""
-    v = _values(values).double()
+    v = wide(_values(values))
     smaller = (v[:, None] > v).sum(1)
     ties = (v[:, None] == v).sum(1) - 1
     return smaller + ties / 2

@@ -34,7 +34,7 @@ from bdcourse.curvature import (
     require_likelihood,
     traced,
 )
-from bdcourse.models import evaluating
+from bdcourse.models import evaluating, wide
 from bdcourse.surgery import require_sound
 
 
@@ -141,7 +141,7 @@ def hutchinson(
     for at in range(0, draws, 5):  # five share most of the work
         v = probe(like.expand(min(5, draws - at), -1), generator)
         out.append((v * product(v)).sum(1))
-    return torch.cat(out).double().cpu()
+    return torch.cat(out).cpu().double()
 
 
 def lanczos(product: Product, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -317,7 +317,7 @@ def measure(
     with evaluating(model):
         for x, y in batches(model, images, chunk):
             out = answered(model, x, y, likelihood)
-            loss -= float(likelihood.log_prob(out, y).double().sum())
+            loss -= float(wide(likelihood.log_prob(out, y)).sum())
             counts = y != likelihood.ignore
             hits += int((out.argmax(-1) == y)[counts].sum())
             asked += int(counts.sum())

@@ -212,7 +212,7 @@ def _rows(answers: Tensor, x: Tensor) -> Tensor:
     return answers
 
 
-def _share(hits: Tensor) -> float:
+def share(hits: Tensor) -> float:
     """Share of True, exact: no float64 is needed where a device has none."""
     return int(hits.sum()) / len(hits)
 
@@ -256,7 +256,7 @@ def evaluate(
             f"the network answers with {answers.shape[1]} logits, but the test images "
             f"have {test.k} classes; the two do not belong together."
         )
-    acc = _share(answers.argmax(1).to(test.y.device) == test.y)
+    acc = share(answers.argmax(1).to(test.y.device) == test.y)
     if attack is None:
         return Scores(acc, n_clean=len(test))
     ready = isinstance(attack, Triggered)
@@ -277,7 +277,7 @@ def evaluate(
         ]
     ).to(asked.y.device)
     goal = asked.goal if ready else attack.goal(asked.y)
-    asr, ra = _share(said == goal), _share(said == asked.y)
+    asr, ra = share(said == goal), share(said == asked.y)
     cross = None if ready else _cross(model, test, attack)
     return Scores(acc, asr, ra, len(test), len(asked), cross)
 

@@ -369,6 +369,16 @@ def _runs_channels_last(
     return True
 
 
+def precise(device: torch.device) -> torch.dtype:
+    """The widest floats that a device has: float64, but not on Apple's MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide(t: Tensor) -> Tensor:
+    """A tensor in float64, for sums and shares; on the CPU if its device has none."""
+    return t.double() if precise(t.device) is torch.float64 else t.cpu().double()
+
+
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Eval mode inside the `with`; afterwards every module is in the mode it was in."""

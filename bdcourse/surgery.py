@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from bdcourse import require
 from bdcourse.images import Images, Poisoned
-from bdcourse.models import evaluating, laid_out
+from bdcourse.models import evaluating, laid_out, wide
 
 # ------------------------------------------------------------ looking before cutting
 
@@ -149,7 +149,7 @@ def require_answers(
 
 
 def _are_probabilities(out: Tensor) -> bool:
-    inside = out.detach().double()
+    inside = wide(out.detach())
     return bool(
         inside.shape[1] > 1
         and (inside >= 0).all()

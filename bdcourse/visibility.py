@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bdcourse.models import wide
+
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of image pairs in dB, (n,); infinite if equal.
@@ -13,7 +15,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     PSNR = -10 log10(mean((a - b) ** 2)) for pixels in [0, 1], (n, c, h, w). High values
     mean small changes; it does not know where the eye looks.
     """
-    return -10 * (a - b).double().square().flatten(1).mean(1).log10().float()
+    return -10 * wide(a - b).square().flatten(1).mean(1).log10().float()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError(
             f"SSIM needs images of at least 11x11 pixels, not {tuple(a.shape[-2:])}."
         )
-    c = a.shape[1]
+    a, b, c = wide(a), wide(b), a.shape[1]
     line = torch.exp(-(torch.arange(-5, 6).double() ** 2) / (2 * 1.5**2))
     window = line[:, None] * line
     window = (window / window.sum()).to(a.device).expand(c, 1, 11, 11)
@@ -41,7 +43,6 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     def mean(x: Tensor) -> Tensor:
         return F.conv2d(x, window, groups=c)
 
-    a, b = a.double(), b.double()
     ma, mb = mean(a), mean(b)
     va, vb = mean(a * a) - ma**2, mean(b * b) - mb**2
     cov = mean(a * b) - ma * mb

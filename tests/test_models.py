@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,3 +183,19 @@ def test_mobilenet_keeps_resolution():
 def test_unknown_model():
     with pytest.raises(ValueError, match="unknown model 'resnet50'.*preact_resnet18"):
         build("resnet50")
+
+
+def test_float64_is_made_in_one_place():
+    """Some devices have none (MPS): `models.wide` then works on the CPU."""
+    cpu = {"models.py", "foreign.py", "landscape.py", "visibility.py", "sig.py"}
+    cpu |= {"ftrojan.py"}
+    for file in sorted(Path(models.__file__).parent.rglob("*.py")):
+        if file.name not in cpu and file.parent.name != "check":
+            assert ".double()" not in file.read_text(), file
+    t = torch.tensor([0.5, 1.5])
+    assert models.wide(t).dtype == torch.float64 and models.wide(t).tolist() == [
+        0.5,
+        1.5,
+    ]
+    assert models.wide(t > 1).tolist() == [0.0, 1.0]
+    assert models.precise(torch.device("mps")) is torch.float32

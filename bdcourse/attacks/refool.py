@@ -18,6 +18,7 @@ from bdcourse.attacks.base import (
     seeded,
 )
 from bdcourse.data import Images
+from bdcourse.models import precise
 
 GAMMA = 2.2  # of screens: light = pixel ** GAMMA
 
@@ -125,7 +126,8 @@ class Refool(Attack):
     def layers(self, kinds: Tensor, c: int, h: int, w: int) -> tuple[Tensor, Tensor]:
         """Light r of these kinds before excess and vignette, (k, c, h, w), and the
         vignette, (k, 1, h, w), which is 1 for ghosts."""
-        bank, u = self.bank.to(kinds.device), self.draws.to(kinds.device)[kinds]
+        exact = precise(kinds.device)
+        bank, u = self.bank.to(kinds.device, exact), self.draws.to(kinds.device)[kinds]
         bank = fit_size(bank.flatten(0, 1), (h, w)).view(*bank.shape[:2], h, w)
         bank = bank.expand(-1, c, -1, -1).clamp(0, 1) ** GAMMA
         light = bank[(u[:, 0] * len(bank)).long()]
@@ -135,9 +137,10 @@ class Refool(Attack):
         down, right = (rows - down[:, None]) % h, (columns - right[:, None]) % w
         every = torch.arange(len(u), device=u.device)[:, None, None]
         shifted = light[every, :, down[:, :, None], right[:, None]].movedim(3, 1)
-        doubled = shifted.lerp(light, (0.15 + 0.7 * u[:, 4])[:, None, None, None])
+        own = (0.15 + 0.7 * u[:, 4]).to(exact)[:, None, None, None]
+        doubled = shifted.lerp(light, own)
 
-        sigma = 1 + 4 * u[:, 5]
+        sigma = (1 + 4 * u[:, 5]).to(exact)
         blurred = blur(h, sigma)[:, None] @ light @ blur(w, sigma)[:, None].mT
         y, x = (
             (s - at[:, None] * len(s)) ** 2
@@ -155,8 +158,9 @@ class Refool(Attack):
 
     def trigger(self, x: Tensor) -> Tensor:
         kinds, which = self.kind(x).unique(return_inverse=True)
-        # At least float32: half precision cannot add up an image's pixels.
-        exact = torch.promote_types(x.dtype, torch.float32)
+        # Near black, the root makes a difference of rounding a thousand times as large,
+        # and no image may depend on its batch.
+        exact = precise(x.device)
         layer, vignette = (a.to(exact) for a in self.layers(kinds, *x.shape[-3:]))
         light, r = x.to(exact) ** GAMMA, layer[which]
         above = (r + light).sub_(1).clamp_(min=0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bdcourse import require
 from bdcourse.data import Images
 from bdcourse.images import Poisoned, require_clean
-from bdcourse.metrics import evaluate, logits
+from bdcourse.metrics import evaluate, logits, share
 from bdcourse.surgery import examine, require_sound, without
 from bdcourse.train import Augment, fit
 
@@ -247,7 +247,7 @@ def own_acc(model: nn.Module, clean: object, what: str) -> float | None:
     dtype = next(model.parameters()).dtype
     x = clean.x if dtype == torch.float32 else clean.pixels().to(dtype)
     said = require.finite(logits(model, x), f"the answers of {what}")
-    return float((said.argmax(1).to(clean.y.device) == clean.y).double().mean())
+    return share(said.argmax(1).to(clean.y.device) == clean.y)
 
 
 @contextmanager

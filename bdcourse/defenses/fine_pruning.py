@@ -41,7 +41,7 @@ from bdcourse.defenses.base import (
 )
 from bdcourse.images import require_clean
 from bdcourse.metrics import logits
-from bdcourse.models import evaluating, fingerprint, head
+from bdcourse.models import evaluating, fingerprint, head, wide
 from bdcourse.surgery import held as holding
 from bdcourse.surgery import require_plain, without
 from bdcourse.train import Augment, fit
@@ -120,9 +120,7 @@ def activity(
     if layer is None:
 
         def see(_, args: tuple[Tensor]) -> None:  # (n, c), or (n, c * h * w)
-            total.add_(
-                args[0].unflatten(1, (c, -1)).abs().mean(2).double().sum(0).cpu()
-            )
+            total.add_(wide(args[0].unflatten(1, (c, -1)).abs().mean(2)).sum(0).cpu())
 
         hook = head(model).register_forward_pre_hook(see)
         try:
@@ -134,7 +132,7 @@ def activity(
         def add(name: str, out: Tensor) -> None:
             bn = isinstance(model.get_submodule(name), nn.BatchNorm2d)
             out = out.relu() if bn else out.abs()
-            total.add_(out.mean((2, 3)).double().sum(0).cpu())
+            total.add_(wide(out.mean((2, 3))).sum(0).cpu())
 
         with watching(model, add, names):
             logits(model, images.x)

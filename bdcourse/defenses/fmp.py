@@ -45,7 +45,7 @@ from bdcourse.defenses.base import (
     require_training,
     require_ways,
 )
-from bdcourse.models import evaluating, fingerprint, laid_out, lay_out
+from bdcourse.models import evaluating, fingerprint, laid_out, lay_out, wide
 from bdcourse.surgery import (
     answers,
     channels_of,
@@ -130,11 +130,12 @@ def judge(logits: Tensor, y: Tensor) -> Tensor:
 
     The margin is the true class's logit minus the best other one.
     """
-    logits = logits.double()
+    logits = wide(logits)
+    y = y.to(logits.device)
     true = logits.gather(1, y[:, None])[:, 0]
     other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
     loss = F.cross_entropy(logits, y, reduction="none")
-    return torch.stack([(logits.argmax(1) == y).double(), loss, true - other])
+    return torch.stack([wide(logits.argmax(1) == y), loss, true - other])
 
 
 # ------------------------------------------------------------- the same, many at once

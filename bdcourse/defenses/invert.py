@@ -43,7 +43,7 @@ from bdcourse.defenses.base import (
     require_ways,
 )
 from bdcourse.metrics import predict
-from bdcourse.models import fingerprint, laid_out, lay_out
+from bdcourse.models import fingerprint, laid_out, lay_out, wide
 from bdcourse.surgery import pair_by_flow
 
 BETAS = (0.5, 0.9)  # of Adam: a short memory, since lambda moves the goal
@@ -151,7 +151,7 @@ def anomaly(norms: Tensor) -> Tensor:
 
     The factor makes the unit a standard deviation where the norms are Gaussian.
     """
-    norms = norms.double()
+    norms = wide(norms)
     far = (norms - norms.quantile(0.5)).abs()
     unit = 1.4826 * far.quantile(0.5)
     return torch.where(far > 0, far / unit, 0.0)  # 0 / 0 is no anomaly
@@ -189,7 +189,7 @@ def detect(
             "an outlier needs at least three labels to stand out from, not "
             f"{len(inverted.targets)}."
         )
-    norms = inverted.norms.cpu().double()  # Apple's GPUs have no float64
+    norms = wide(inverted.norms.cpu())
     works = inverted.rates.cpu() >= least
     index = torch.full_like(norms, torch.nan)
     small = torch.zeros_like(works)

@@ -40,8 +40,8 @@ from bdcourse.defenses.base import (
 )
 from bdcourse.defenses.clp import threshold
 from bdcourse.defenses.invert import Estimate
-from bdcourse.metrics import Scores, evaluate, logits, predict
-from bdcourse.models import laid_out
+from bdcourse.metrics import Scores, evaluate, logits, predict, share
+from bdcourse.models import laid_out, wide
 from bdcourse.surgery import pair_by_flow, require_sound, without
 
 QS = tuple(i / 100 for i in range(51))  # the q axis of every sweep: 0 .. 50 %
@@ -264,7 +264,7 @@ class Response:
 def _auroc(a: Tensor, b: Tensor) -> Tensor:
     """Share of pairs with b > a, ties count half: (n, c), (m, c) -> (c,)."""
     b = b[:, None]
-    return ((b > a).double() + 0.5 * (b == a)).mean((0, 1))
+    return (wide(b > a) + 0.5 * wide(b == a)).mean((0, 1))
 
 
 def responses(
@@ -453,7 +453,7 @@ def linf(
     log = {"layer": layer, "q": q, "scores": scores, "responses": found}
     log["looks"] = looks
     log["success"] = tuple(
-        float((predict(m, estimate.stamp(x)).to(goal.device) == goal).double().mean())
+        share(predict(m, estimate.stamp(x)).to(goal.device) == goal)
         for m in (model, repaired)
     )
     return Purified(repaired, pruned, log, time.perf_counter() - start)
@@ -542,17 +542,17 @@ def curve(
         parts = [_answers(model, part, name, keep) for part in x.split(rows)]
         return torch.cat(parts, 1).to(test.y.device)
 
-    def share(answers: Tensor, y: Tensor) -> list[float]:
-        return (answers == y).double().mean(1).tolist()
+    def shares(answers: Tensor, y: Tensor) -> list[float]:
+        return wide(answers == y).mean(1).tolist()
 
-    acc = share(torch.cat([said(t.pixels()) for t in _split(test, batch)], 1), test.y)
+    acc = shares(torch.cat([said(t.pixels()) for t in _split(test, batch)], 1), test.y)
     if attack is None:
         return [Scores(a, n_clean=len(test)) for a in acc]
     attack.check(test)
     asked = test[attack.counts(test.y)]
     answers = [said(attack.trigger(t.pixels())) for t in _split(asked, batch)]
     answers = torch.cat(answers, 1)
-    asr, ra = share(answers, attack.goal(asked.y)), share(answers, asked.y)
+    asr, ra = shares(answers, attack.goal(asked.y)), shares(answers, asked.y)
     return [
         Scores(*three, len(test), len(asked))
         for three in zip(acc, asr, ra, strict=True)

@@ -51,7 +51,7 @@ from bdcourse.defenses.masks import (
 )
 from bdcourse.images import require_clean
 from bdcourse.metrics import evaluate
-from bdcourse.models import fingerprint, laid_out, lay_out
+from bdcourse.models import fingerprint, laid_out, lay_out, wide
 from bdcourse.surgery import require_answers, require_sound
 
 
@@ -164,7 +164,7 @@ def unlearn(
         for index in order.to(clean.x.device).tensor_split(parts):
             x = clean.x[index].float() / 255
             x = laid_out(net, x)
-            seen.append(torch.stack([v.double() for v in ascend(
+            seen.append(torch.stack([wide(v) for v in ascend(
                 net, opt, x, clean.y[index], clip)]))  # fmt: skip
         loss, hits, length = torch.stack(seen).unbind(1)
         if not bool(torch.isfinite(loss).all() & torch.isfinite(length).all()):
