@@ -272,9 +272,11 @@ def answered(model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood) -> 
     """What the model says of inputs, if `likelihood` can be asked about it."""
     try:
         out = model(x)
-    except Exception as e:  # code of others raises many kinds
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
+            TypeError, ValueError) as e:  # fmt: skip
         raise ValueError(
-            f"the model does not accept inputs of shape {tuple(x.shape[1:])}."
+            f"the model does not accept inputs of shape {tuple(x.shape[1:])}: "
+            f"{require.reason(e)}."
         ) from e
     if not isinstance(out, Tensor) or out.ndim < 2:
         raise ValueError(

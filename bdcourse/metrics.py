@@ -170,13 +170,14 @@ def _answers(model: nn.Module, x: Tensor) -> Tensor:
     """What a network says to pixels x as float32 logits, at least two to a row."""
     try:
         said = model(laid_out(model, x))
+    except torch.OutOfMemoryError:  # says more than we could
+        raise
     except Exception as e:  # anybody's network may raise anything
         if isinstance(e, ValueError) and str(e).endswith("."):
-            raise RuntimeError(str(e)) from e  # a sentence of ours, as of Normalize
-        why = " ".join(str(e).split()).split(". ")[0].rstrip(".")
+            raise  # a sentence of ours, as of Normalize
         raise RuntimeError(
             f"the network fails on images of shape {tuple(x.shape[1:])} with a "
-            f"{type(e).__name__} ({why:.160})."
+            f"{type(e).__name__} ({require.reason(e)})."
         ) from e
     rows = isinstance(said, Tensor) and said.ndim == 2 and said.is_floating_point()
     if not rows or said.shape[1] < 2:

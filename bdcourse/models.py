@@ -222,7 +222,7 @@ def fingerprint(model: nn.Module) -> str:
 
 # With fewer input channels than this, the gradient of a strided 1x1 convolution's
 # weights is written past its workspace on processors that have AVX2 and no AVX-512
-# (oneDNN issue 6035, in torch 2.6 to 2.13 at least). It takes the input's format or
+# (oneDNN issue 6035, in torch 2.6 to 2.14 at least). It takes the input's format or
 # the weights', whichever is channels_last, so both must be contiguous.
 NARROWEST = 8
 _formats: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()

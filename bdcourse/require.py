@@ -245,3 +245,10 @@ def device(name: str, value: object) -> torch.device:
             f"{name} must be a device of this machine, such as 'cpu', not "
             f"{kind(value) if isinstance(value, (str, int, type(None))) else value}."
         ) from e
+
+
+def reason(e: Exception) -> str:
+    """The first words of somebody else's error, for the middle of a sentence."""
+    text = " ".join(str(e).split()) or type(e).__name__
+    text = text.replace(". ", "; ").rstrip(".:;, ")
+    return text if len(text) <= 120 else text[:117].rstrip(".:;, ") + " ..."

@@ -170,10 +170,12 @@ def answers(model: nn.Module, x: Tensor, name: str = "model"):
     with evaluating(model), torch.random.fork_rng(devices=devices):
         try:
             return model(laid_out(model, x))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as e:  # code of others raises many kinds
             raise ValueError(
                 f"{name} does not accept images of shape {tuple(x.shape[1:])}: "
-                f"{_short(e)}."
+                f"{require.reason(e)}."
             ) from e
 
 
@@ -196,13 +198,6 @@ def called_with(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor):
         if t is not None and t in instead
     }
     return functional_call(model, slots, (x,), tie_weights=False)
-
-
-def _short(e: Exception) -> str:
-    """The first words of somebody else's error, for the middle of a sentence."""
-    text = " ".join(str(e).split()) or type(e).__name__
-    text = text.replace(". ", "; ").rstrip(".:;, ")
-    return text if len(text) <= 120 else text[:117].rstrip(".:;, ") + " ..."
 
 
 def channels_of(

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import bdcourse
 from bdcourse.models import build, guarded, laid_out, lay_out, memory_format
 from helpers import gen
 
@@ -62,6 +64,12 @@ def test_only_narrow_strided_shortcuts_are_kept_from_channels_last():
     assert memory_format(build("vgg16_bn", width=2)) is LAST, "it has no shortcut"
     grouped = nn.Sequential(nn.Conv2d(16, 16, 1, 2, groups=4))
     assert memory_format(grouped) is PLAIN, "four channels a group"
+
+
+def test_one_place_decides():
+    home = Path(bdcourse.__file__).parent
+    speak = [f.name for f in home.rglob("*.py") if "channels_last" in f.read_text()]
+    assert speak == ["models.py"]
 
 
 def test_networks_without_2d_convolutions_stay_contiguous():
