@@ -1004,7 +1004,7 @@ def refused(text, f=fip, model=None, clean=None, **options):
     ({"norms": "train"}, "norms must be"),
     ({"steps": 0}, "steps must be at least 1"),
     ({"lr": 0}, "lr must be above 0"),
-    ({"lr": float("inf")}, "lr must be above 0"),
+    ({"lr": float("inf")}, "lr must be a finite number"),
     ({"momentum": 1}, "momentum must lie in 0..1"),
     ({"momentum": -0.1}, "momentum must lie in 0..1"),
     ({"batch": 0}, "batch must be at least 1"),
@@ -1024,11 +1024,13 @@ def test_the_released_arm_refuses_too(options):
 @pytest.mark.parametrize("f", [fip, fip_released])
 def test_data_that_do_not_fit_are_refused(f):
     images, _ = small()
-    refused("two clean examples are needed, not 0", f, clean=images[:0])
-    refused("two clean examples are needed, not 1", f, clean=images[:1])
+    refused("clean must hold at least 2 images, but holds 0", f, clean=images[:0])
+    refused("clean must hold at least 2 images, but holds 1", f, clean=images[:1])
     uneven = SimpleNamespace(x=images.x[:7], y=images.y)
     refused("there are 7 inputs and 8 targets", f, clean=uneven)
     more = Images(images.x, images.y + 2, tuple("abcde"))
+    refused("model tells 3 classes apart, but the images have 5", f, clean=more)
+    more = SimpleNamespace(x=images.x, y=images.y + 2)
     refused("run from 2 to 4, but the model has 3 outputs", f, clean=more)
     below = SimpleNamespace(x=images.x, y=images.y - 1)
     refused("run from -1 to 1", f, clean=below)
