@@ -224,7 +224,9 @@ def channels_of(
                 f"{name} names {n!r}, but the model has no module of that name whose "
                 "weight has channels to switch off."
             )
-        whole = isinstance(which, Tensor) and not which.is_floating_point()
+        whole = isinstance(which, Tensor) and (
+            not which.is_floating_point() or which.numel() == 0  # torch.tensor([])
+        )
         if not whole or which.ndim != 1:
             raise ValueError(
                 f"{name}[{n!r}] must be positions of channels, int64 of shape (m,), or "
@@ -242,7 +244,10 @@ def channels_of(
                 f"{name}[{n!r}] holds positions {int(which.min())} to "
                 f"{int(which.max())}, but the channels of {n} are 0..{c - 1}."
             )
-    return dict(channels)
+    return {
+        n: which if len(which) else torch.zeros(0, dtype=torch.int64)
+        for n, which in channels.items()
+    }
 
 
 def require_plain(m: nn.Module, name: str) -> None:

@@ -172,7 +172,7 @@ check.claim(
 width = {n: len(c) for n, c in activations.tac(victim.model, test[:1], attack).items()}
 shares, broken = [0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4], []
 for share in shares:
-    like = {name: torch.zeros(round(share * n)) for name, n in width.items()}
+    like = {name: torch.arange(round(share * n)) for name, n in width.items()}
     repaired = [defenses.prune_random(victim.model, like, g).model for _ in range(3)]
     draws = [metrics.evaluate(m, test[:300], attack) for m in repaired]
     broken.append(

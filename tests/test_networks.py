@@ -307,6 +307,8 @@ def test_what_diverges_is_no_result(name, monkeypatch):
         "nad": {"betas": [1.0]}, "mnp": {"mask_lr": 1e30, "lr": 1e30, "epochs": 2},
         "nc_unlearning": {"label": 1},
     }.get(name, {})  # fmt: skip
+    if name in ("finetune", "ft_sam", "nad", "nc_unlearning"):
+        options["weight_decay"] = 0.0  # with any, such an lr is refused at the door
     more = (guesses(),) if name == "nc_unlearning" else ()
 
     def call():
@@ -317,7 +319,7 @@ def test_what_diverges_is_no_result(name, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         text = refusal(call)
-    assert text is not None and "finite" in text or "bounds" in text, text
+    assert any(word in str(text) for word in ("finite", "bounds", "diverged")), text
     assert same_state(model, frozen(networks.build("plain")))
 
 
