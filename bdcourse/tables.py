@@ -155,13 +155,12 @@ class Results:
 
     def _read(self) -> None:
         try:
-            text = self._file.read_text()
+            text = self._file.read_bytes()
         except FileNotFoundError:
             return
-        except (OSError, UnicodeDecodeError) as e:
-            why = getattr(e, "strerror", None) or "it is not text"
+        except OSError as e:
             raise ValueError(
-                f"{self.path} cannot be read ({why}); name another --out."
+                f"{self.path} cannot be read ({e.strerror}); name another --out."
             ) from e
         try:
             rows = json.loads(text)["rows"]
