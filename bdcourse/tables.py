@@ -163,12 +163,13 @@ class Results:
                 f"{self.path} cannot be read ({e.strerror}); name another --out."
             ) from e
         try:
-            rows = json.loads(text)["rows"]
+            rows = json.loads(text.decode())["rows"]
             if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
                 raise TypeError
         except (ValueError, LookupError, TypeError, RecursionError) as e:
+            why = " (it is not text)" if isinstance(e, UnicodeDecodeError) else ""
             raise ValueError(
-                f'{self.path} is not a table of results, a JSON file with "rows"; '
+                f'{self.path} is not a table of results, a JSON file with "rows"{why}; '
                 "name another file, or move it away if it should be written."
             ) from e
         for r in rows:
