@@ -473,7 +473,10 @@ check.claim("The stored backdoor works: ASR above 95 %.", found["none"].asr, 0.9
 check.claim("CLP leaves it.", found["clp, u = 3"].asr, 0.9, 1)
 check.claim("Unlearning an inverted trigger removes it.", found["nc unlearning"].asr, 0, 0.2)  # fmt: skip
 verdict = {n: "works: ASR above 90 %" if s.asr > 0.9 else "gone: ASR below 10 %" if s.asr < 0.1 else "in between" for n, s in found.items()}  # fmt: skip
-show.Table([{"defense": n, "the backdoor": v} for n, v in verdict.items()], "Somebody's network")
+show.Table(
+    [{"defense": n, "the backdoor": v} for n, v in verdict.items()],
+    "Somebody's network",
+)
 
 # %% [markdown]
 # The poisoned images are the examiner's: a defender has none, and then ACC on clean images is all that he sees, the same for all three. The loader reads tensors only: a pickle that carries code is refused. `python -m bdcourse bench --data FOLDER --attacks all --defenses all --out mine.json --workers 4` fills a
