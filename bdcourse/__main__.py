@@ -151,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     n = what.add_parser("course", help="a course directory for nbgrader")
     n.add_argument("folder", type=Path)
     n.add_argument("--plan", type=Path, help="YAML file (default: every exercise)")
+    what.add_parser("confined", help="what a submission cannot do on this machine")
     z = commands.add_parser("zoo", help="train the victims of the lessons again")
     z.add_argument("--only", nargs="+", help="names of victims")
     z.add_argument("--out", help="folder (default: data/zoo)")
@@ -186,6 +187,14 @@ def _labs(a: dict) -> int:
 
         make(a["folder"], a["plan"])
         return 0
+    if a["what"] == "confined":
+        from bdcourse.teach.guarantees import broken, table
+
+        found = broken()
+        print(table(found))
+        failed = [line for lines in found.values() for line in lines]
+        print(*(f"\nnot refused: {line}" for line in failed), sep="", end="")
+        return int(bool(failed))
     from bdcourse.labs import links, student
 
     if a["what"] == "links":

@@ -33,7 +33,7 @@ from bdcourse.course import examine
 examine("{name}", {name})
 ### END HIDDEN TESTS"""
 CONFIG = r"""# Written by `python -m bdcourse labs course`; edit as you like.
-from bdcourse.grading import Examination, Mend, Reader, choose
+from bdcourse.teach.grading import Examination, Mend, Reader, choose
 from nbgrader.converters import Autograde
 
 c = get_config()  # noqa: F821
@@ -49,8 +49,10 @@ c.Autograde.sanitize_preprocessors = [
 c.Autograde.autograde_preprocessors = [
     Examination, *Autograde.autograde_preprocessors.default()[1:]
 ]
-c.Examination.timeout = 20  # seconds for a cell
+c.Examination.timeout = 20  # seconds for a cell, or for a call in a test
 c.Examination.limit = 150  # seconds for a submission
+# c.Examination.readable = ["/srv/data"]  # what else submissions may read
+c.HTMLExporter.sanitize_html = True  # what students write runs in no browser
 c.LimitOutput.max_lines = 200
 c.LimitOutput.max_traceback = 30
 c.ExportApp.plugin_class = "nbgrader.plugins.CsvExportPlugin"
@@ -281,7 +283,7 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
     config = folder / "nbgrader_config.py"
     if not config.exists():
         config.write_text(CONFIG.format(course=name))
-    elif "Reader" not in config.read_text():
+    elif "bdcourse.teach.grading" not in config.read_text():
         print(f"note: {config} was written by an earlier version of the course; move "
               "it away and run this again for a new one.")  # fmt: skip
     with Gradebook(f"sqlite:///{(folder / 'gradebook.db').resolve()}", name) as book:
@@ -294,7 +296,8 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
             due = f", due {lab.deadline:%Y-%m-%d %H:%M}" if lab.deadline else ""
             total = sum(lab.points.values())
             print(f"{stem}: {len(lab.points)} exercises, {total} points{due}")
-    from bdcourse.grading import draw, landlock
+    from bdcourse.teach.confine import unconfined
+    from bdcourse.teach.grading import draw
 
     images = draw()
     if any(images.glob("signs*.npz")):
@@ -302,11 +305,9 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
     else:
         print(f"note: {images} cannot be written, so every submission will draw its "
               "images anew; BDCOURSE_CACHE can name another folder.")  # fmt: skip
-    if landlock() < 4:
-        lacking = "connect to the network"
-        if not landlock():
-            lacking = "write outside its folder and " + lacking
-        print(f"note: on this system a submission can {lacking} while it is graded; "
-              "see the guide for instructors.")  # fmt: skip
+    if lacking := unconfined():
+        print(f"note: there is no {' and no '.join(lacking)} here, so submissions are "
+              "not confined; `python -m bdcourse labs confined` says what they can do, "
+              "the guide for instructors what helps.")  # fmt: skip
     first = labs[0].lesson.stem
     print(f"next: cd {folder} && nbgrader generate_assignment {first}")

@@ -20,8 +20,7 @@ from bdcourse.__main__ import main
 from bdcourse.check import CheckFailed
 
 nbgrader = pytest.importorskip("nbgrader")
-grading = pytest.importorskip("bdcourse.grading")
-DeadKernelError = grading.DeadKernelError
+from bdcourse.teach import grading  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 BESIDE = [ROOT / "tests", ROOT / "tools"]
@@ -285,27 +284,29 @@ def test_tests_stand_also_in_a_notebook_without_cells():
         cells=grading.mended([], source)))  # fmt: skip
 
 
-# --- Starting a kernel -----------------------------------------------------------
+# --- Starting a process -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no answer"), DeadKernelError("dead")])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_kernel_that_does_not_start_is_tried_once_more(error, times, monkeypatch):
+def test_a_process_that_does_not_start_is_tried_once_more(times, monkeypatch):
     calls = []
 
-    def start(self, nb, resources, km=None):
-        calls.append(1)
-        if len(calls) <= times:
-            raise error
+    class Sleepy(grading.Submission):
+        def __init__(self, *args):
+            calls.append(1)
+            if len(calls) <= times:
+                raise grading.NotStarted("it is asleep")
+            super().__init__(*args)
 
-    monkeypatch.setattr(grading.Execute, "preprocess", start)
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")])
+    monkeypatch.setattr(grading, "Submission", Sleepy)
+    monkeypatch.setattr(grading.Tests, "of", lambda about: grading.Tests({}, []))
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(7)")])
     if times == 1:
-        grading.Examination().preprocess(nb, {})
-        assert nb.cells[0].metadata == {} and nb.cells[0].outputs == []
+        grading.Examination().preprocess(nb, {"nbgrader": {}})
+        assert nb.cells[0].outputs[0].text == "7\n"
     else:
-        with pytest.raises(RuntimeError, match=r"^the kernel failed to start twice \("):
-            grading.Examination().preprocess(nb, {})
+        with pytest.raises(RuntimeError, match="^it is asleep, twice; nothing was"):
+            grading.Examination().preprocess(nb, {"nbgrader": {}})
     assert len(calls) == 2
 
 
@@ -340,7 +341,9 @@ def test_a_course_draws_its_images_for_everybody(stored, tmp_path, monkeypatch, 
 
 def call(folder, *words, fine=True):
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    (folder / "tmp").mkdir(exist_ok=True)
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env["TMPDIR"] = str(folder / "tmp")
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *words],
         cwd=folder, env=env, capture_output=True, text=True,
@@ -391,43 +394,109 @@ def old_format(nb):
     return "\ufeff" + json.dumps(nb)
 
 
+# In place of sigma's answer; {course} is the folder of the whole course.
 HOSTILE = {
     "loop": "def sigma(weight):\n    while True:\n        pass",
-    "stubborn": """def sigma(weight):
-    while True:
-        try:
-            while True: pass
-        except BaseException: pass""",
     "memory": "def sigma(weight):\n    return torch.ones(25_000_000_000)",
     "sysexit": "import sys\nsys.exit()",
     "osexit": "def sigma(weight):\n    import os\n    os._exit(0)",
     "killed": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
-    "network": """def sigma(weight):
-    import socket
-    socket.create_connection(("127.0.0.1", 9), 2)""",
+    "parent": """import os
+def sigma(weight):
+    os.kill(os.getppid(), 9)""",
     "writes": """def sigma(weight):
-    open("../../../evil", "w").write("x")""",
-    "forks": """import os
-if os.fork() == 0:
-    os.setsid()
-    import time; time.sleep(10**6)
-def sigma(weight): return 0""",
+    open("{course}/evil", "w").write("x")""",
+    "marks": """import sqlite3
+def sigma(weight):
+    return sqlite3.connect("{course}/gradebook.db").execute("delete from grade")""",
+    "reads": """import glob, json
+def sigma(weight):
+    for path in ["{course}/source/05_clp/05_clp.ipynb",
+                 "{course}/submitted/all/05_clp/05_clp.ipynb",
+                 "{repo}/notebooks/05_clp.ipynb", "{repo}/tests/test_check.py"]:
+        try:
+            return open(path).read()
+        except OSError as e:
+            found = e
+    raise found""",
+    "kernel": """def evil():
+    open("{course}/evil", "w").write("x")
+ip = get_ipython()
+for way in ("kernel.iopub_thread.schedule(evil)",
+            "kernel.control_thread.io_loop.add_callback(evil)",
+            "kernel.shell_stream.flush()"):
+    try:
+        eval("ip." + way)
+    except AttributeError:
+        pass
+def sigma(weight):
+    return 0""",
+    "patches": """import builtins, sys
+from bdcourse import check, course
+from bdcourse.check import clp, core
+def passes(*args, **kwargs):
+    return True
+for module in (check, clp, core):
+    for name in ("sigma", "need", "close", "shaped", "call", "guarded"):
+        setattr(module, name, passes)
+course.examine = check.examine = passes
+torch.allclose = torch.equal = torch.Tensor.__eq__ = passes
+def sigma(weight):
+    return torch.zeros(len(weight))""",
+    "transforms": """import ast
+class Passes(ast.NodeTransformer):
+    def visit_Module(self, node):
+        if "check" in ast.dump(node):
+            node.body = []
+        return node
+get_ipython().ast_transformers.append(Passes())
+get_ipython().input_transformers_post.append(lambda lines: [])
+def sigma(weight):
+    return torch.zeros(len(weight))""",
+    "frames": """import gc, sys
+def sigma(weight):
+    frame = sys._getframe()
+    while frame:
+        for value in list(frame.f_locals.values()):
+            if callable(value) and getattr(value, "__name__", "") == "_sigma":
+                return value(weight)
+        frame = frame.f_back
+    for value in gc.get_objects():
+        if type(value).__name__ == "_Answer":
+            value.fn = lambda w: 1
+    return 0""",
+    "prints": "def sigma(weight):\n    print('sigma: all checks passed')\n    return 0",
     "renamed": "def sigmoid(weight):\n" + SIGMA,
     "talks": "def sigma(weight):\n    print('x' * 3_000_000)\n" + SIGMA,
     "warns": "def sigma(weight):\n    import sys; print(1, file=sys.stderr)\n" + SIGMA,
+    "script": """from IPython.display import HTML, Javascript, display
+display(HTML("<script>alert(1)</script>"), Javascript("alert(1)"))
+print("<script>alert(1)</script>")
+def sigma(weight):
+    raise ValueError("<script>alert(1)</script>")""",
 }
 WHY = {
     "loop": "NotGraded: This cell took longer than 5 seconds.",
-    "stubborn": "NotGraded: This cell took longer than 5 seconds.",
     "memory": "can't allocate memory",
     "sysexit": "name 'sigma' is not defined",
-    "osexit": "NotGraded: This cell ended the kernel",
+    "osexit": "NotGraded: This cell ended its process",
     "killed": "name 'sigma' is not defined",
-    "network": "PermissionError|Permission denied",
+    "parent": "not permitted",
     "writes": "Permission denied",
-    "forks": "not a tensor",
+    "marks": "unable to open database",
+    "reads": "Permission denied",
+    "kernel": "not a tensor",
+    "patches": "is wrong for a weight",
+    "transforms": "is wrong for a weight",
+    "frames": "not a tensor",
+    "prints": "not a tensor",
     "renamed": "name 'sigma' is not defined",
+    "script": "raises ValueError",
 }
+SHADOWS = (
+    *("ipykernel_launcher.py", "IPython.py", "torch.py", "sitecustomize.py"),
+    *("bdcourse/__init__.py", "bdcourse/check.py", "nbgrader_config.py"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +505,10 @@ def term(tmp_path_factory):
     folder = tmp_path_factory.mktemp("term") / "course"
     course.make(folder, ROOT / "labs" / "five_labs.yml")
     config = folder / "nbgrader_config.py"
-    config.write_text(config.read_text().replace("timeout = 20", "timeout = 5"))
+    beside = "c.Examination.readable = " + repr([str(p) for p in BESIDE])
+    config.write_text(
+        config.read_text().replace("timeout = 20", "timeout = 5") + beside + "\n"
+    )
     for lab in ("05_clp", "06_fmp"):
         call(folder, "generate_assignment", lab)
         full = solved(read(folder / "source" / lab / f"{lab}.ipynb"))
@@ -446,8 +518,28 @@ def term(tmp_path_factory):
     clp = solved(read(folder / "source" / "05_clp" / "05_clp.ipynb"))
     for student, text in HOSTILE.items():
         nb = copy.deepcopy(clp)
+        text = text.replace("{course}", str(folder)).replace("{repo}", str(ROOT))
         graded(nb)["sigma"].source = text
+        if student == "script":
+            page = "<script>alert(1)</script> <img src=x onerror='alert(1)'>"
+            cell = nbformat.v4.new_markdown_cell(page + " [x](javascript:alert(1))")
+            nb.cells.insert(0, cell)
+            nb.metadata["language_info"] = {"pygments_lexer": "<script>alert(1)"}
         hand_in(folder, student, "05_clp", nb)
+    nb = copy.deepcopy(clp)
+    graded(nb)["sigma"].source = (
+        "import os\nos.makedirs('torch', exist_ok=True)\n"
+        "open('torch/__init__.py', 'w').write('import os; os._exit(0)')\n"
+        "def sigma(weight):\n    os._exit(0)"
+    )
+    hand_in(folder, "shadows", "05_clp", nb)
+    for name in SHADOWS:
+        path = folder / "submitted" / "shadows" / "05_clp" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"open({str(folder / 'evil')!r}, 'w').write('x')")
+    linked = folder / "submitted" / "linked" / "05_clp" / "05_clp.ipynb"
+    linked.parent.mkdir(parents=True)
+    linked.symlink_to(folder / "submitted" / "all" / "05_clp" / "05_clp.ipynb")
     half = copy.deepcopy(clp)
     graded(half)["score"].source = graded(read(
         folder / "release" / "05_clp" / "05_clp.ipynb"))["score"].source  # fmt: skip
@@ -533,8 +625,22 @@ def test_nothing_is_left_behind(term):
     import psutil
 
     assert not list(term.rglob("evil")) and not (term.parent / "evil").exists()
+    assert not list(term.glob("tmp/submission-*"))
     mine = [p.cmdline() for p in psutil.process_iter() if p.status() != "zombie"]
     assert not any(str(term) in " ".join(c) for c in mine)
+
+
+def test_files_beside_a_submission_are_not_imported(term):
+    said = errors(term, "shadows", "05_clp")
+    assert scores(term)["shadows", "05_clp"] == 18 and set(said) == {"check-sigma"}
+    assert "ended its process" in said["check-sigma"]
+
+
+def test_what_a_student_writes_runs_in_no_browser(term):
+    call(term, "generate_feedback", "05_clp", "--student", "script")
+    page = (term / "feedback" / "script" / "05_clp" / "05_clp.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert not re.search(r"<script>alert|<img[^>]*onerror|href=.javascript:", page)
 
 
 @pytest.mark.parametrize("student", ["deleted", "doubled", "unmarked"])
@@ -557,6 +663,8 @@ def test_what_was_handed_in_is_told_in_a_sentence_each(term):
         f"{where.format('broken')}.ipynb is cut off or damaged from line 1; it earns 0 "
         "points.",
         f"{where.format('empty')}.ipynb is empty; it earns 0 points.",
+        f"{where.format('linked')}.ipynb is a link to another folder; it earns 0 "
+        "points.",
     ):
         assert log.count(said) == 1, log[-3000:]
     # A kernel that is stopped in a loop may say where; nothing of the graders does.

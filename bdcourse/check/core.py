@@ -89,13 +89,20 @@ class _Answer:
             return f"{self.name}: not written yet."
         said = said.replace(". ", "; ").rstrip(".")
         said = f": {said if len(said) <= 200 else said[:197] + '...'}" if said else ""
-        lines, tb = [], error.__traceback__
-        while tb is not None:
-            if not tb.tb_frame.f_code.co_filename.startswith(NOT_THEIRS):
-                lines.append(tb.tb_lineno)
-            tb = tb.tb_next
-        where = f" in line {lines[-1]}" if lines else ""
+        line = line_of(error)
+        where = f" in line {line}" if line else ""
         return f"{self.name}: raises {type(error).__name__}{where}{said}."
+
+
+def line_of(error: BaseException) -> int | None:
+    """The last line of the reader's own code that an error came through."""
+    line = getattr(error, "line", None)  # told by the process that it happened in
+    line, tb = line if type(line) is int else None, error.__traceback__
+    while tb is not None:
+        if not tb.tb_frame.f_code.co_filename.startswith(NOT_THEIRS):
+            line = tb.tb_lineno
+        tb = tb.tb_next
+    return line
 
 
 def claim(sentence: str, value: float, low: float, high: float) -> None:
