@@ -182,10 +182,14 @@ REFUSED = {
     "futimesat": (261, None), "setxattr": (188, 5), "lsetxattr": (189, 6),
     "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
     "fremovexattr": (199, 16), "flock": (73, 32), "truncate": (76, 45),
-    # Memory, queues and keys that outlive the process.
+    # What happens to files that it cannot read, which Landlock lets pass.
+    "inotify_init": (253, None), "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27), "sync": (162, 81),
+    # Memory, queues and keys that outlive the process, or that no limit counts.
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190),
     "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
     "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    "memfd_create": (319, 279), "memfd_secret": (447, 447),
     "mq_open": (240, 180), "mq_unlink": (241, 181), "keyctl": (250, 219),
     "add_key": (248, 217), "request_key": (249, 218),
     # Ways around a filter, and what only administrators do.
@@ -252,7 +256,8 @@ def _program(machine: str, pid: int) -> list[tuple[int, int, int, int]]:
     when(SENDTO, 4, [(EQUAL, 0, allow)], refuse)
     when(FCNTL, 1, [(EQUAL, k, refuse) for k in OWNERS], allow)
     when(IOCTL, 1, [(EQUAL, k, refuse) for k in TERMINAL], allow)
-    when(PRCTL, 0, [(EQUAL, 1, refuse)], allow)  # it must end with its parent
+    # It must end with its parent, and show it what files it keeps open.
+    when(PRCTL, 0, [(EQUAL, 1, refuse), (EQUAL, 4, refuse)], allow)
     return [*lines, allow]
 
 

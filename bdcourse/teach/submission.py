@@ -20,6 +20,7 @@ import math
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,9 @@ from bdcourse.teach.wire import (
 )
 
 PACKAGE = Path(__file__).resolve().parent.parent
-SPACE = 1 << 30  # bytes that a submission may leave on the disk
+SPACE, NODES = 1 << 30, 100_000  # bytes and files that it may leave on the disk
+HEARD = 64 << 20  # bytes that it may say during one call of a function
+PRINTED, ROOM = 40_000, 2_000_000  # characters kept of a test's output, and of all
 ERRORS = (
     NotImplementedError, RuntimeError, ZeroDivisionError, OverflowError,
     ArithmeticError, IndexError, KeyError, LookupError, UnboundLocalError, NameError,
@@ -93,7 +96,7 @@ class Submission:
         self.patience, self.end = patience, end
         self.begin()
         self.scratch = tempfile.mkdtemp(prefix="submission-")
-        self._free = shutil.disk_usage(self.scratch).free
+        self._free, self.room = os.statvfs(self.scratch), ROOM
         theirs, ours = os.pipe(), os.pipe()
         settings = {
             "root": str(PACKAGE.parent), "scratch": self.scratch,
@@ -110,7 +113,7 @@ class Submission:
             )  # fmt: skip
         os.close(theirs[0])
         os.close(ours[1])
-        self.wire = Wire(ours[0], theirs[1])
+        self.wire = Wire(ours[0], theirs[1], self._look)
         try:
             ready, _ = self.wire.receive(time.monotonic() + startup)
             self.lacking = ready["ready"]
@@ -139,8 +142,10 @@ class Submission:
         self.process.wait()
         with contextlib.suppress(OSError):
             self.wire.close()
-        # rm copes with folders nested deeper than Python's recursion goes.
-        subprocess.run(["rm", "-rf", "--", self.scratch], stderr=subprocess.DEVNULL)
+        # These cope with folders nested deeper than Python's recursion goes, and made
+        # so that nobody may look into them.
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*command, "--", self.scratch], stderr=subprocess.DEVNULL)
 
     def begin(self) -> None:
         """Forget what the calls before this test have printed and computed."""
@@ -159,12 +164,19 @@ class Submission:
             Gone: the process ended, or took too long.
         """
         said, _ = self._ask({"do": "run", "source": source})
-        reply = {k: _string(said.get(k)) for k in ("printed", "complained")}
+        reply = {k: self._kept(said.get(k)) for k in ("printed", "complained")}
         if "error" in said:
             name, text, lines = _list(said["error"], 3)
-            reply["error"] = [_string(name), _string(text),
-                              [_string(line) for line in _list(lines)]]  # fmt: skip
+            reply["error"] = [_string(name)[:100], _string(text),
+                              [self._kept(line) for line in _list(lines)[:200]]]  # fmt: skip
         return reply
+
+    def _kept(self, said: object) -> str:
+        """As much of an output as there is room for: ten thousand cells that each
+        print a page would fill the disk of who keeps them all."""
+        text = _string(said)[: self.room]
+        self.room -= len(text)
+        return text
 
     def find(self, name: str) -> object:
         """What a name of the submission stands for: a function that can be called here,
@@ -208,7 +220,8 @@ class Submission:
         }
         self.fresh = False
         said, blobs = self._ask(asked, packer, functions)
-        self.printed += _string(said.get("printed"))
+        more = _string(said.get("printed"))[: PRINTED - len(self.printed)]
+        self.printed += self._kept(more)
         reader = Unpacker(blobs, differentiable=lambda t, n: self._traced(t, n, leaves))
         self._changed(reader, said, given, packer.held)
         if "raises" in said:
@@ -221,38 +234,37 @@ class Submission:
         self, asked: dict, packer: Packer | None = None, functions: list[Callable] = ()
     ) -> tuple[dict, list[bytes]]:
         errors: list[Exception] = []
+        heard = 0
         self.error, until = None, min(time.monotonic() + self.patience, self.end)
         try:
             self.wire.send(asked, packer.blobs if packer else [], until)
             while True:
-                said, blobs = self._answer(until)
+                said, blobs = self.wire.receive(until)
+                if not isinstance(said, dict):
+                    raise Hangup("what it says is no message")
                 if "callback" not in said:
                     at = said.get("raises")
                     at = at.get("number") if isinstance(at, dict) else None
                     if type(at) is int and 0 <= at < len(errors):
                         self.error = errors[at]
                     return said, blobs
+                heard += self.wire.size  # a test may keep what its functions are given
+                if heard > HEARD:
+                    raise Hangup("that is too much")
                 self._called(said, blobs, packer, functions, errors, until)
         except Late:
             raise Gone("took too long", late=True) from None
         except Hangup as e:
             raise _ended(e) from None
 
-    def _answer(self, until: float) -> tuple[dict, list[bytes]]:
-        """What it says next; now and then a look at the disk."""
-        while True:
-            soon = time.monotonic() + 1
-            try:
-                said, blobs = self.wire.receive(min(soon, until))
-                if not isinstance(said, dict):
-                    raise Hangup("what it says is no message")
-                return said, blobs
-            except Late:
-                lost = self._free - shutil.disk_usage(self.scratch).free
-                if lost > SPACE and _size(self.scratch) > SPACE:
-                    raise Hangup("it filled the disk") from None
-                if time.monotonic() > until:
-                    raise
+    def _look(self) -> None:
+        """End it if it fills the disk."""
+        free, before = os.statvfs(self.scratch), self._free
+        lost = before.f_bavail * before.f_frsize - free.f_bavail * free.f_frsize
+        if lost > SPACE or before.f_favail - free.f_favail > NODES:
+            size, count = _left(self.scratch, self.process.pid)
+            if size > SPACE or count > NODES:
+                raise Hangup("it filled the disk")
 
     def _called(self, said, blobs, packer, functions, errors, until: float) -> None:
         """Run a function of a test for the submission."""
@@ -379,7 +391,9 @@ def _ended(why: object) -> Gone:
 
 
 def _string(said: object) -> str:
-    return said[:40_000] if isinstance(said, str) else ""
+    """Text that any file can hold: half a character of UTF-16 has no bytes."""
+    text = said[:40_000] if isinstance(said, str) else ""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _list(said: object, length: int | None = None) -> list:
@@ -419,13 +433,27 @@ def _environment(scratch: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _size(folder: str) -> int:
-    """Bytes below a folder, up to a bound."""
-    total = 0
-    for at, _, files in os.walk(folder):
+def _left(folder: str, pid: int) -> tuple[float, int]:
+    """Bytes and files below a folder, up to a bound, and of a process's files that have
+    no name any more."""
+    size, count, hidden = 0.0, 0, []
+    for at, folders, files in os.walk(folder, onerror=hidden.append):
+        count += len(folders) + len(files)
         for name in files:
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(at, name)).st_blocks * 512
-        if total > SPACE:
+                size += os.lstat(os.path.join(at, name)).st_blocks * 512
+        if size > SPACE or count > NODES:
             break
-    return total
+    if hidden:  # folders that it has closed to everybody
+        return math.inf, count
+    with contextlib.suppress(OSError):
+        for fd in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                about = fd.stat()
+                if stat.S_ISREG(about.st_mode) and not about.st_nlink:
+                    size += about.st_blocks * 512
+        for line in Path(f"/proc/{pid}/maps").read_text("utf-8", "replace").split("\n"):
+            if line.endswith(" (deleted)") and folder in line:
+                start, end = (int(n, 16) for n in line.split()[0].split("-"))
+                size += end - start
+    return size, count

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 MOST = 16 << 20  # bytes of a message
 DEEP = 40
+MANY = 100_000  # values in a message: rebuilding one costs more than saying it
 DTYPES = {
     str(d).removeprefix("torch."): d
     for d in (
@@ -170,6 +171,7 @@ class Unpacker:
         self.blobs, self.trusted = blobs, trusted
         self.function, self.differentiable = function, differentiable
         self.shared: dict[int, object] = {}  # modules and generators, once each
+        self.left = MANY
 
     def unpack(self, said: object, depth: int = 0) -> object:
         try:
@@ -180,8 +182,13 @@ class Unpacker:
             raise Hangup(f"a value cannot be read ({type(e).__name__})") from None
 
     def _unpack(self, said, depth: int):
-        if said is None or isinstance(said, (bool, int)):
+        self.left -= 1
+        if self.left < 0:
+            raise Hangup("that is too much")
+        if said is None or isinstance(said, bool):
             return said
+        if isinstance(said, int):  # a longer one cannot even be made a float
+            return said if abs(said) < 1 << 63 else foreign("int")
         if "float" in said:
             return float(said["float"])
         if "text" in said:
@@ -201,7 +208,7 @@ class Unpacker:
             return self.shared[said["id"]]
         if "module" in said and self.trusted:
             if said["module"] is not None:
-                file = io.BytesIO(self.blobs[said["module"]])
+                file = io.BytesIO(self._taken(said["module"]))
                 self.known[said["id"]] = torch.load(file, weights_only=False)
             if said["id"] not in self.shared:
                 made = self.known[said["id"]]
@@ -212,12 +219,20 @@ class Unpacker:
             return self.function(said["function"])
         return foreign(said["foreign"])
 
+    def _taken(self, at: int) -> bytes:
+        """Bytes of the message, once: a few of them, named a thousand times, would
+        fill the memory."""
+        data, self.blobs[at] = self.blobs[at], None
+        if data is None:
+            raise ValueError
+        return data
+
     def _bytes(self, at: int) -> Tensor:
-        return torch.frombuffer(bytearray(self.blobs[at]), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(self._taken(at)), dtype=torch.uint8)
 
     def _tensor(self, said: dict) -> Tensor:
         dtype, shape = DTYPES[said["dtype"]], [int(n) for n in said["shape"]]
-        data = self.blobs[said["tensor"]]
+        data = self._taken(said["tensor"])
         size = torch.empty((), dtype=dtype).element_size()
         if len(shape) > 16 or min(shape, default=0) < 0:
             raise ValueError
@@ -294,10 +309,18 @@ class Wire:
 
     Args:
         read, write: file descriptors.
+        watch: called about once a second while this end waits, or would if the other
+            end left it time to; may raise Hangup.
+
+    Attributes:
+        size: bytes of the last message that was received.
     """
 
-    def __init__(self, read: int, write: int) -> None:
+    def __init__(
+        self, read: int, write: int, watch: Callable[[], None] | None = None
+    ) -> None:
         self.read, self.write = read, write
+        self.watch, self.looked, self.size = watch, time.monotonic(), 0
         os.set_blocking(read, False)
         os.set_blocking(write, False)
 
@@ -313,7 +336,7 @@ class Wire:
             raise Hangup("that is too much")
         data = memoryview(b"".join([struct.pack("<Q", len(head)), head, *blobs]))
         while data:
-            self._wait([], [self.write], until)
+            self._wait(self.write, select.POLLOUT, until)
             try:
                 data = data[os.write(self.write, data) :]
             except BlockingIOError:
@@ -334,16 +357,17 @@ class Wire:
         try:
             said = json.loads(self._exactly(size, until))
             sizes = [int(n) for n in said["blobs"]]
-        except (ValueError, TypeError, LookupError, RecursionError):
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
             raise Hangup("what it says is no message") from None
-        if min(sizes, default=0) < 0 or size + sum(sizes) > MOST:
+        self.size = size + sum(sizes)
+        if min(sizes, default=0) < 0 or self.size > MOST or len(sizes) > MANY:
             raise Hangup("that is too much")
         return said, [self._exactly(n, until) for n in sizes]
 
     def _exactly(self, n: int, until: float) -> bytes:
         parts, left = [], n
         while left:
-            self._wait([self.read], [], until)
+            self._wait(self.read, select.POLLIN, until)
             try:
                 part = os.read(self.read, min(left, 1 << 20))
             except BlockingIOError:
@@ -356,15 +380,22 @@ class Wire:
             left -= len(part)
         return b"".join(parts)
 
-    def _wait(self, read: list[int], write: list[int], until: float) -> None:
+    def _wait(self, fd: int, event: int, until: float) -> None:
         ready = select.poll()  # select itself fails in a process with many files
-        for fd in read:
-            ready.register(fd, select.POLLIN)
-        for fd in write:
-            ready.register(fd, select.POLLOUT)
-        left = max(0.0, until - time.monotonic()) * 1000 if until else None
-        if not ready.poll(left):
-            raise Late("it has not answered in time")
+        ready.register(fd, event)
+        while True:
+            # First of all, for who never stops talking is always ready.
+            now = time.monotonic()
+            if until and now >= until:
+                raise Late("it has not answered in time")
+            if self.watch and now >= self.looked + 1:
+                self.looked = now
+                self.watch()
+            left = 1.0 if self.watch else None
+            if until:
+                left = min(until - now, left or until)
+            if ready.poll(None if left is None else math.ceil(left * 1000)):
+                return
 
     def close(self) -> None:
         for fd in (self.read, self.write):
