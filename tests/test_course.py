@@ -774,3 +774,59 @@ def test_making_the_course_again_keeps_what_is_there(term):
     course.make(term, ROOT / "labs" / "five_labs.yml")
     scores.cache_clear()
     assert config.read_text().endswith("# mine\n") and scores(term) == before
+
+
+# --- Tests of a lecturer's own ---------------------------------------------------
+
+
+def tested(source, *cells, given=("import torch\n%matplotlib inline",)):
+    """What a test says of a submission with these cells."""
+    tests = grading.Tests({"mine": source}, list(given))
+    with grading.Submission(patience=5) as student:
+        for cell in (*given, *cells):
+            student.run(cell)
+        made = tests.run("mine", student)
+    return [o.get("text") or f"{o.ename}: {o.evalue}" for o in made]
+
+
+@pytest.mark.parametrize(
+    ("source", "cell", "says"),
+    [
+        ("assert double(torch.ones(2)).sum() == 4", "double = lambda x: 2 * x", []),
+        (
+            "assert double(3) == 6, 'twice'",
+            "def double(x):\n    return x",
+            ["AssertionError: twice"],
+        ),
+        ("assert answer == 42", "answer = 42", []),
+        (
+            "assert answer == 42",
+            "pass",
+            ["NameError: name 'answer' is not defined"],
+        ),
+        # What the set-up computes is the course's, whoever changes it.
+        (
+            "assert size == 7\nfor i in range(2):\n    assert f(i) == i",
+            "size = 8\nf = lambda i: i",
+            [],
+        ),
+        # A name of the test's own is its own.
+        ("def f():\n    return 1\nassert f() == 1", "f = lambda: 2", []),
+        (
+            "with torch.no_grad():\n    print(f())",
+            "def f():\n    print('a')\n    return 3",
+            ["a\n3\n"],
+        ),
+        ("f()", "def f():\n    raise OSError('no')", ["OSError: no"]),
+        ("assert torch.equal(f(), f())", "torch.equal = f = lambda *a: 1", None),
+    ],
+)
+def test_a_test_runs_here_and_asks_the_submission(source, cell, says):
+    said = tested(source, cell, given=("import torch", "size = 7"))
+    assert said == says if says is not None else "TypeError" in said[0]
+
+
+def test_tests_that_are_not_the_courses_are_not_run():
+    with grading.Submission() as student:
+        made = grading.Tests({}, []).run("theirs", student)
+    assert "none of the course's" in made[0].evalue
