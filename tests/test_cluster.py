@@ -330,6 +330,19 @@ def test_an_address_that_asks_nobody_who_they_are_is_told(address, alarming):
         assert address in said and "runs code as you" in said and "\n" not in said
 
 
+def test_the_warning_comes_before_anything_is_said_to_the_cluster(
+    tmp_path, monkeypatch, capsys
+):
+    def refused(*about, **more):
+        raise OSError("refused")
+
+    monkeypatch.setattr(distributed, "Client", refused)
+    for address, alarming in (("tcp://0.0.0.0:9", True), ("tcp://127.0.0.1:9", False)):
+        with pytest.raises(RuntimeError, match="no Dask scheduler"):
+            grid(tmp_path / "r.json", scheduler=address)
+        assert ("runs code as you" in capsys.readouterr().err) == alarming
+
+
 CTRL_C = """
 import os, signal, subprocess
 from bdcourse import cluster
