@@ -89,11 +89,15 @@ book: $(READY)
 
 # --- For authors -----------------------------------------------------------------
 
+# A test file, or a lesson, is one process's from its first line to its last.
+SPREAD = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(READY)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(PY) -m pytest
-	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
+	$(PY) -m pytest tests/test_memory_format.py
+	$(SPREAD) --ignore tests/test_memory_format.py --durations 20
+	$(SPREAD) --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
 	$(PY) tools/check_book.py
 
 notebooks: $(READY)

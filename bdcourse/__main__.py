@@ -100,8 +100,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     w = b.add_argument_group("where", "default: one cell after the other, in here")
     w.add_argument("--workers", type=int, default=1, help="processes on this machine")
-    w.add_argument("--scheduler", help="tcp://HOST:PORT of a Dask cluster, instead")
+    w.add_argument("--scheduler", help="tls://HOST:PORT of a Dask cluster, instead")
     w.add_argument("--threads", type=int, help="of torch, in each worker")
+    w.add_argument(
+        "--dashboard", action="store_true", help="serve Dask's page to this machine"
+    )
+    w.add_argument("--tls-ca", metavar="FILE", help="authority of a tls:// cluster")
+    w.add_argument("--tls-cert", metavar="FILE", help="our certificate for it")
+    w.add_argument("--tls-key", metavar="FILE", help="and its key (default: in there)")
     r = b.add_argument_group("recipe", "defaults: 'signs' and all others differ")
     r.add_argument(
         "--model", nargs="+", help="resnet18, preact_resnet18, vgg16_bn, ..."

@@ -331,7 +331,8 @@ def run(
             defenses that log one. Minutes for each row.
         only: patterns ATTACK/DEFENSE with * and ?, such as "BadNets/*"; cells that fit
             none of them are left out. The benign twin is "none".
-        where: `workers`, `scheduler`, `threads` of :func:`cluster.carried_out`.
+        where: `workers`, `scheduler`, `threads`, `dashboard`, `tls_ca`, `tls_cert`,
+            `tls_key` of :func:`cluster.carried_out`.
 
     Raises:
         ValueError: an argument cannot be meant; said before any image is read.

@@ -16,6 +16,7 @@ import time
 import types
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def write_whole(path: str | os.PathLike, blob: bytes) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
             new = f.name
             f.write(blob)
-        os.chmod(new, 0o644)
+            readable(f)
         os.replace(new, path)
     except BaseException as e:  # Ctrl-C too leaves nothing behind
         if new is not None:
@@ -48,6 +49,16 @@ def write_whole(path: str | os.PathLike, blob: bytes) -> None:
                 "name a place where you may write."
             ) from e
         raise
+
+
+def readable(file: IO) -> None:
+    """Let others read a new file, which `tempfile` makes for its owner only.
+
+    By its descriptor: in a folder of several users its name may by now be a link to
+    what nobody should read.
+    """
+    if hasattr(os, "fchmod"):
+        os.fchmod(file.fileno(), 0o644)
 
 
 def identity(thing: object) -> str:

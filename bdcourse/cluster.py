@@ -1,10 +1,10 @@
 """Deal the cells of a table out to processes, here or on a cluster.
 
-Dask does the dealing: `--workers 4` starts four processes on this machine,
-`--scheduler tcp://HOST:PORT` takes a cluster that is already there. A victim is trained
-once, before the cells that need it. A worker that dies loses the cell it was at, which
-Dask gives to another; rows that it had finished are found where it left them. Born in
-lesson 09.
+Dask does the dealing: `--workers 4` starts four processes on this machine, which nobody
+else can reach, `--scheduler tls://HOST:PORT` takes a cluster that is already there. A
+victim is trained once, before the cells that need it. A worker that dies loses the cell
+it was at, which Dask gives to another; rows that it had finished are found where it
+left them. Born in lesson 09.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import ipaddress
 import json
 import os
+import re
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
@@ -34,6 +37,10 @@ def placed(
     workers: int = 1,
     scheduler: str | None = None,
     threads: int | None = None,
+    dashboard: bool = False,
+    tls_ca: str | os.PathLike | None = None,
+    tls_cert: str | os.PathLike | None = None,
+    tls_key: str | os.PathLike | None = None,
     **unknown,
 ) -> dict:
     """The arguments of :func:`carried_out` that say where, checked.
@@ -41,8 +48,17 @@ def placed(
     Raises:
         ValueError: one of them cannot be meant, or is not among them.
     """
+    known = {
+        "workers": workers,
+        "scheduler": scheduler,
+        "threads": threads,
+        "dashboard": dashboard,
+        "tls_ca": tls_ca,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+    }
     if unknown:
-        name, known = min(unknown), ("workers", "scheduler", "threads")
+        name = min(unknown)
         raise ValueError(
             f"there is no argument {name!r}{require.meant(name, known)}; where cells "
             f"are measured is said by {', '.join(known)}."
@@ -52,10 +68,49 @@ def placed(
         require.whole("threads", threads, 1, 1000)
     if scheduler is not None and not (isinstance(scheduler, str) and scheduler):
         raise ValueError(
-            "scheduler must be an address such as tcp://HOST:8786, not "
+            "scheduler must be an address such as tls://HOST:8786, not "
             f"{require.kind(scheduler)}."
         )
-    return {"workers": workers, "scheduler": scheduler, "threads": threads}
+    if require.truth("dashboard", dashboard) and (scheduler or workers == 1):
+        raise ValueError(
+            "a dashboard is served for several processes of this machine only; give "
+            "--workers 2 or more without --scheduler, or leave --dashboard out."
+        )
+    tls = {k: v for k, v in known.items() if k.startswith("tls_")}
+    _require_tls(scheduler, tls)
+    with contextlib.suppress(ImportError):  # said later
+        _security(scheduler, tls)
+    return known
+
+
+def _require_tls(scheduler: str | None, files: dict) -> None:
+    given = {name: path for name, path in files.items() if path is not None}
+    for name, path in given.items():
+        path = require.path(name, path)
+        try:
+            with open(path, "rb"):
+                pass
+        except (OSError, ValueError) as e:
+            why = getattr(e, "strerror", None) or e
+            raise ValueError(
+                f"{_flag(name)}: {path} cannot be read ({why}); name a PEM file."
+            ) from e
+    if not given:
+        return
+    if scheduler is None or not scheduler.startswith("tls://"):
+        raise ValueError(
+            f"{_flag(min(given))} has no meaning without a --scheduler whose address "
+            "begins with tls://; leave it out."
+        )
+    for name in ("tls_ca", "tls_cert"):
+        if name not in given:
+            raise ValueError(
+                f"{_flag(min(given))} needs {_flag(name)} beside it; give both."
+            )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def carried_out(
@@ -65,6 +120,10 @@ def carried_out(
     workers: int = 1,
     scheduler: str | None = None,
     threads: int | None = None,
+    dashboard: bool = False,
+    tls_ca: str | os.PathLike | None = None,
+    tls_cert: str | os.PathLike | None = None,
+    tls_key: str | os.PathLike | None = None,
 ) -> Iterator[tuple[Job, dict]]:
     """Each cell of these jobs with its row, as soon as it is known.
 
@@ -75,6 +134,10 @@ def carried_out(
         scheduler: address of a Dask scheduler, instead.
         threads: of torch, in each worker; default all cores by all workers, and on a
             cluster what its workers are set to.
+        dashboard: of several processes on this machine, serve Dask's page to it.
+        tls_ca, tls_cert, tls_key: PEM files for a scheduler at tls://: the authority
+            that its members trust, and our certificate with its key, which may also
+            stand in one file. Default what Dask's own configuration names.
 
     Raises:
         RuntimeError: Dask is not installed, cannot be reached, or has workers that run
@@ -82,7 +145,8 @@ def carried_out(
     """
     from bdcourse.bench import measure
 
-    placed(workers, scheduler, threads)
+    tls = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
+    placed(workers, scheduler, threads, dashboard, **tls)
     # Workers of a cluster run in folders of their own.
     path = Path(os.path.realpath(results.path))
     folder = path.with_name(path.name + ".cells")
@@ -91,7 +155,7 @@ def carried_out(
             for row in measure(job, lambda cell: stored(folder, cell)):
                 yield job, row
     elif jobs:
-        yield from _dealt(jobs, folder, workers, scheduler, threads)
+        yield from _dealt(jobs, folder, workers, scheduler, threads, dashboard, tls)
     forget(folder, results)
 
 
@@ -101,31 +165,38 @@ def _dealt(
     workers: int,
     scheduler: str | None,
     threads: int | None,
+    dashboard: bool,
+    tls: dict,
 ) -> Iterator[tuple[Job, dict]]:
     from bdcourse.bench import AtChance, failure, forget_images
 
     try:
-        from distributed import Client, LocalCluster, as_completed
+        from distributed import Client, as_completed
     except ImportError:
         raise RuntimeError(
-            "several processes need Dask: pip install distributed, or leave out "
-            "--workers and --scheduler."
+            "several processes need Dask: pip install distributed cryptography, or "
+            "leave out --workers and --scheduler."
         ) from None
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             threads = threads or max(1, (os.cpu_count() or 1) // workers)
-            with _undisturbed():
-                cluster = stack.enter_context(LocalCluster(
-                    n_workers=workers, threads_per_worker=1, memory_limit=0,
-                    dashboard_address=":0", silence_logs="CRITICAL",
-                ))  # fmt: skip
-            scheduler = cluster.scheduler_address
+            cluster = _started(stack, workers, dashboard)
+            scheduler, security = cluster.scheduler_address, cluster.security
+            if dashboard:
+                print(f"dashboard: {cluster.dashboard_link}", flush=True)
+        else:
+            if warning := _open_to_all(scheduler):
+                print(warning, file=sys.stderr, flush=True)
+            security = _security(scheduler, tls)
         try:
-            client = stack.enter_context(Client(scheduler, timeout="10s"))
+            client = stack.enter_context(
+                Client(scheduler, timeout="10s", security=security)
+            )
         except (OSError, ValueError) as e:
             raise RuntimeError(
                 f"there is no Dask scheduler at {scheduler} ({e}); start one with "
-                "`dask scheduler` and give the address that it prints."
+                "`dask scheduler` and give the address that it prints"
+                + (", with certificates of its authority." if security else ".")
             ) from None
         if not client.nthreads():
             raise RuntimeError(
@@ -168,6 +239,70 @@ def _dealt(
                 rows = [stored(folder, c) or c | failure(e) for c in cells]
             for row in rows:
                 yield part, row
+
+
+def _started(stack: contextlib.ExitStack, workers: int, dashboard: bool):
+    """Processes of this machine, which nobody else can reach."""
+    try:
+        from bdcourse.processes import started
+
+        with _undisturbed():
+            return stack.enter_context(started(workers, dashboard))
+    except ImportError as e:
+        package = (e.name or "cryptography").partition(".")[0]
+        if package == "bokeh":
+            raise RuntimeError(
+                "the dashboard needs Bokeh: pip install bokeh, or leave out "
+                "--dashboard."
+            ) from None
+        raise RuntimeError(
+            f"several processes need {package}, whose certificates keep other users of "
+            f"this machine out: pip install {package}, or leave out --workers."
+        ) from None
+
+
+def _open_to_all(scheduler: str) -> str | None:
+    """What to say of an address whose scheduler asks nobody who they are."""
+    scheme, found, rest = scheduler.rpartition("://")
+    if scheme in ("tls", "wss", "inproc"):
+        return None
+    host = re.sub(r":\d*$", "", rest).strip("[]")
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return None
+    if host == "localhost":
+        return None
+    return (
+        f"warning: {scheduler} asks for no certificate, so anybody who reaches it runs "
+        "code as you; start the cluster with TLS and give its tls:// address."
+    )
+
+
+def _security(scheduler: str | None, tls: dict):
+    """Certificates for a scheduler at tls://, from our options or Dask's settings."""
+    if scheduler is None or not scheduler.startswith("tls://"):
+        return None
+    from distributed import Security
+
+    names = {"tls_ca": "tls_ca_file", "tls_cert": "tls_client_cert",
+             "tls_key": "tls_client_key"}  # fmt: skip
+    given = {names[k]: os.fspath(v) for k, v in tls.items() if v is not None}
+    security = Security(require_encryption=True, **given)
+    if not (security.tls_ca_file and security.tls_client_cert):
+        raise ValueError(
+            f"{scheduler} asks for a certificate; give --tls-ca, --tls-cert and "
+            "--tls-key, files that the cluster was started with."
+        )
+    try:
+        security.get_connection_args("client")
+    except (OSError, ValueError) as e:  # ssl.SSLError is an OSError
+        raise ValueError(
+            f"{security.tls_ca_file}, {security.tls_client_cert} and "
+            f"{security.tls_client_key or 'no key'} are not an authority, a "
+            f"certificate and its key in PEM ({e}); name the files that the cluster "
+            "was started with."
+        ) from e
+    return security
 
 
 @contextlib.contextmanager

@@ -52,7 +52,12 @@ c.Autograde.autograde_preprocessors = [
 c.Examination.timeout = 20  # seconds for a cell, or for a call in a test
 c.Examination.limit = 150  # seconds for a submission
 # c.Examination.readable = ["/srv/data"]  # what else submissions may read
-c.HTMLExporter.sanitize_html = True  # what students write runs in no browser
+# What students write runs in no browser.
+c.HTMLExporter.sanitize_html = True
+c.HTMLExporter.filters = {{
+    "clean_html": "bdcourse.teach.grading.cleaned",
+    "strip_files_prefix": "bdcourse.teach.grading.cleaned",  # of nbgrader's own pages
+}}
 c.LimitOutput.max_lines = 200
 c.LimitOutput.max_traceback = 30
 c.ExportApp.plugin_class = "nbgrader.plugins.CsvExportPlugin"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from bdcourse import require
+from bdcourse.checkpoint import readable
 from bdcourse.images import (
     Images,
     deal,
@@ -430,7 +431,7 @@ def cached(key: str, make: Callable[[], Images]) -> Images:
             arrays = {"x": images.x.numpy(), "y": images.y.numpy()}
             arrays["seal"] = np.array(_seal(key, images))
             np.savez(f, **arrays, classes=np.array(images.classes))
-        os.chmod(aside, 0o644)  # the others of a shared cache may read it
+            readable(f)  # by the others of a shared cache
         os.replace(aside, path)
         aside = None
     except OSError:

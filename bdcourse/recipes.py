@@ -424,6 +424,11 @@ def _new(
     file: Path,
     sharp: bool,
 ) -> Victim:
+    for kept in (f"{file}.json", f"{file}.safetensors"):
+        if os.path.islink(kept):  # in a folder of several users, to anybody's file
+            raise RuntimeError(
+                f"{kept} is a link that leads to no finished victim; move it away."
+            )
     start = time.perf_counter()
     attack = make() if make else None
     craft_seconds = time.perf_counter() - start
@@ -453,34 +458,53 @@ def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
         RuntimeError: there is a link or a folder of this name, or the folder around it
             takes no file.
     """
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError:  # Windows: work may be done twice, but each file is whole
+        yield
+        return
     while True:
         f = _lock_file(path)
         try:
             fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.path.samestat(os.fstat(f), os.stat(path, follow_symlinks=False)):
+            if _is_at(f, path):
                 break
-        except FileNotFoundError:  # its holder deleted it while we waited
-            pass
         except OSError:
             os.close(f)
             raise
-        os.close(f)
+        os.close(f)  # its holder deleted it while we waited
     try:
         yield
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        # In a folder of several users another one's file may not be ours to delete.
+        with suppress(FileNotFoundError, PermissionError):
+            if _is_at(f, path):
+                os.unlink(path)
         os.close(f)
+
+
+def _is_at(f: int, path: str | os.PathLike) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(f), os.stat(path, follow_symlinks=False))
+    return False
 
 
 def _lock_file(path: str | os.PathLike) -> int:
     """A descriptor of the lock file; what may be somebody's file is never emptied."""
+    # Where the system cannot refuse links itself, a look beforehand has to do.
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):
+            raise OSError(errno.ELOOP, "a link")
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | careful, 0o666)
+        except PermissionError:
+            if not os.path.lexists(path):
+                raise
+            # Another user's, whom we can wait for all the same.
+            return os.open(path, os.O_RDONLY | careful)
     except OSError as e:
-        if e.errno in (errno.ELOOP, errno.EISDIR):
+        if e.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR):
             why = "is a link or a folder, and no lock file of ours; move it away"
         else:
             why = f"cannot be made ({e.strerror}); choose a folder that can be written"

@@ -248,9 +248,15 @@ def write(
     if format == "figure":
         if out is None or not str(out).endswith(".png"):
             raise ValueError("a figure needs --out NAME.png.")
+        beside = Path(out).with_suffix(".txt")
+        if beside.is_symlink():  # nobody named it, so nobody meant where it leads
+            raise ValueError(
+                f"the description of the figure goes to {beside}, which is a link; "
+                "move it away, or name another --out."
+            )
         picture = figure(name, kind, defenses, caption, who=who, **key)
         picture.save(out)
-        Path(out).with_suffix(".txt").write_text(picture.description + "\n")
+        beside.write_text(picture.description + "\n")
         print(picture.description)
         return
     made = table(name, kind, defenses, caption, who=who, **key)

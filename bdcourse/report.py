@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from bdcourse import require, tables
-from bdcourse.show import Table
+from bdcourse.show import Markdown, Table
 from bdcourse.tables import Results, mean
 
 METHODS = {
@@ -239,7 +239,7 @@ def table(method: str) -> Table:
         "reported": a.reported(),
         "ours": a.ours(),
         "verdict": _verdict(a),
-        "why": a.claim["reason"],
+        "why": Markdown(a.claim["reason"]),
     } for a in answers(method)])  # fmt: skip
 
 
@@ -249,4 +249,5 @@ def _verdict(a: Answer) -> str:
         return a.verdict
     number = lesson["notebook"].split("_")[0]
     link = f"[{number}](../notebooks/{lesson['notebook']}.ipynb)"
-    return f"lesson {link}" if a.verdict == LESSON else f"{a.verdict}; lesson {link}"
+    said = f"lesson {link}" if a.verdict == LESSON else f"{a.verdict}; lesson {link}"
+    return Markdown(said)

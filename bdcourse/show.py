@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,9 +140,40 @@ def _style():
     return matplotlib.rc_context(STYLE)
 
 
+def _letters(text: object) -> str:
+    """Text without what neither a font nor a file in UTF-8 has: control characters, and
+    the bytes of a file name that are no text."""
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs")
+        else " " if c == "\t" else "\ufffd"
+        for c in str(text)
+    )  # fmt: skip
+
+
 def _plain(text: object) -> str:
-    """A name as matplotlib draws it letter by letter: two $ would begin mathematics."""
-    return str(text).replace("$", r"\$")
+    """Text as matplotlib draws it letter by letter: two $ would begin mathematics."""
+    return _letters(text).replace("$", r"\$")
+
+
+# Letters of a name over a picture, and beside one, where it takes the picture's room;
+# folders and columns of other people may be called anything.
+LONGEST, BESIDE = 60, 40
+
+
+def _called(text: object, most: int = LONGEST) -> str:
+    """A name, of whatever length; of a long one the middle is left out."""
+    text = str(text)
+    half = (most - 1) // 2
+    return _plain(text if len(text) <= most else f"{text[:half]}…{text[-half:]}")
+
+
+def _beside(text: object) -> str:
+    return _called(text, BESIDE)
+
+
+def _key(text: str) -> str:
+    """Text for a legend, which leaves out all that begins with an underscore."""
+    return " " * text.startswith("_") + text
 
 
 def _words(**texts: object) -> None:
@@ -266,7 +299,7 @@ def images(
             if i < len(labels):
                 bad = i < len(wrong) and wrong[i]
                 ax.set_title(
-                    _plain(labels[i]),
+                    _called(labels[i]),
                     fontsize=11,
                     loc="center",
                     pad=3,
@@ -374,7 +407,7 @@ def lines(
         for at, word in marks.items():
             ax.axvline(at, color=QUIET, lw=1, ls=":")
             ax.annotate(
-                _plain(word),
+                _beside(word),
                 (at, 0.5),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, -3),
@@ -394,7 +427,7 @@ def lines(
             top = heights[i] - gap
         for level, (_, name, colour) in zip(heights, ends, strict=True):
             ax.annotate(
-                _plain(name),
+                _beside(name),
                 (x[-1], level),
                 xytext=(8, 0),
                 textcoords="offset points",
@@ -404,7 +437,7 @@ def lines(
                 annotation_clip=False,
             )
         ax.set_xlabel(_plain(xlabel))
-        ax.set_ylabel(ylabel or ("%" if percent else ""))
+        ax.set_ylabel(_plain(ylabel) or ("%" if percent else ""))
         ax.set_title(_plain(title))
         ax.grid(axis="y", color="#e6e6e6", lw=0.8)
         return None if fig is None else Picture(fig, description)
@@ -424,7 +457,7 @@ def bars(
 ) -> Picture:
     """Grouped bars, the value on top of each."""
     _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
-    names = list(map(_plain, _listed("names", names, 1)))
+    names = list(map(_beside, _listed("names", names, 1)))
     groups = _arrays("groups", _named("groups", groups), len(names))
     errors = _arrays("errors", _options("errors", errors), len(names))
     hatches = ("", "//", "..", "xx")
@@ -441,7 +474,7 @@ def bars(
                 values,
                 width * 0.92,
                 color=colour,
-                label=_plain(name),
+                label=_key(_called(name)),
                 hatch=hatches[i % 4],
                 edgecolor="white",
                 lw=0,
@@ -453,7 +486,7 @@ def bars(
             ax.bar_label(drawn, fmt=digits, fontsize=10, padding=1)
         ax.set_xticks(range(len(names)), names)
         ax.set_xlabel(_plain(xlabel))
-        ax.set_ylabel(ylabel or ("%" if percent else ""))
+        ax.set_ylabel(_plain(ylabel) or ("%" if percent else ""))
         if percent:
             ax.set_ylim(0, 112)
         ax.set_title(_plain(title))
@@ -524,7 +557,9 @@ def strips(
             ax.set_title(_plain(name))
             ax.margins(x=0.01)
         if highlight is not None:
-            axes[0, 0].plot([], [], "s", ms=6, color=TRIGGERED, label=highlighted)
+            axes[0, 0].plot(
+                [], [], "s", ms=6, color=TRIGGERED, label=_key(_plain(highlighted))
+            )
             if cut is not None:
                 axes[0, 0].plot(
                     [], [], color=INK, lw=1.6, label="threshold of the layer"
@@ -536,7 +571,9 @@ def strips(
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    return [_plain(n).replace("layer", "").replace("shortcut", "sc") for n in names]
+    return [
+        _called(n, 30).replace("layer", "").replace("shortcut", "sc") for n in names
+    ]
 
 
 def scatter(
@@ -565,8 +602,9 @@ def scatter(
         fig, axes = canvas(1, len(panels), height=height)
         for ax, (name, (a, b, on)) in zip(axes[0], drawn.items(), strict=True):
             ax.plot(a[~on], b[~on], "o", ms=4, color=CLEAN, alpha=0.6, mew=0)
-            ax.plot(a[on], b[on], "s", ms=7, color=TRIGGERED, label=highlighted or None)
-            ax.set_title(_plain(name), fontsize=11, fontweight="normal")
+            label = _key(_plain(highlighted)) or None
+            ax.plot(a[on], b[on], "s", ms=7, color=TRIGGERED, label=label)
+            ax.set_title(_called(name), fontsize=11, fontweight="normal")
             ax.set_xlabel(_plain(xlabel))
         if highlighted:
             axes[0, 0].legend(fontsize=11)
@@ -626,7 +664,7 @@ def points(
             for place in PLACES:
                 dx, dy, side = place
                 text = ax.annotate(
-                    _plain(name), (x, y), xytext=(dx, dy), textcoords="offset points",
+                    _beside(name), (x, y), xytext=(dx, dy), textcoords="offset points",
                     ha=side, va="center", fontsize=11,
                 )  # fmt: skip
                 box = text.get_window_extent().expanded(1.0, 0.9)
@@ -677,7 +715,7 @@ def clouds(
                 marker, colour, size = looks[group]
                 ax.plot(*at.T, marker, color=colour, ms=size, mew=0, alpha=0.7,
                         label=group, ls="")  # fmt: skip
-            ax.set_title(_plain(name), fontsize=11, loc="center", fontweight="normal")
+            ax.set_title(_called(name), fontsize=11, loc="center", fontweight="normal")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, ncols=3, loc="outside lower left", fontsize=11)
         fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
@@ -708,9 +746,9 @@ def matrix(
     from matplotlib.patches import Rectangle
 
     _words(description=description, title=title, xlabel=xlabel, ylabel=ylabel)
-    names = list(map(_plain, _listed("names", names, 1)))
+    names = list(map(_beside, _listed("names", names, 1)))
     columns = names if columns is None else _listed("columns", columns, 1)
-    columns = names if columns is names else list(map(_plain, columns))
+    columns = names if columns is names else list(map(_beside, columns))
     v = _array("values", values, len(names), len(columns))
     if mark is not None:
         require.number("mark", mark)
@@ -768,9 +806,9 @@ def ranked(
             ax.axvline(value, color="#888888", lw=1, ls="--", zorder=0)
         if marks:
             ax.secondary_xaxis("top").set_xticks(
-                list(marks.values()), list(map(_plain, marks))
+                list(marks.values()), list(map(_beside, marks))
             )
-        ax.set_yticks(range(len(named)), list(map(_plain, named)))
+        ax.set_yticks(range(len(named)), list(map(_beside, named)))
         ax.invert_yaxis()
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)
         ax.set_xlabel(_plain(xlabel))
@@ -817,7 +855,11 @@ def heat(
             else:
                 ax.imshow(m, cmap="viridis", interpolation="nearest", vmin=0, vmax=1)
             ax.set_title(
-                _plain(labels[i]), fontsize=11, loc="center", pad=3, fontweight="normal"
+                _called(labels[i]),
+                fontsize=11,
+                loc="center",
+                pad=3,
+                fontweight="normal",
             )
         fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
@@ -857,7 +899,7 @@ def contours(
             drawn = ax.contour(ts, ts, v, levels, colors="white", linewidths=0.8)
             ax.clabel(drawn, fmt="%g", fontsize=10, colors="white")
             ax.plot(0, 0, "+", color="black", ms=10, mew=2)
-            ax.set_title(_plain(name), fontsize=11, fontweight="normal")
+            ax.set_title(_called(name), fontsize=11, fontweight="normal")
             ax.set_xlabel(_plain(xlabel))
             ax.set_aspect("equal")
         axes[0, 0].set_ylabel(_plain(ylabel))
@@ -880,13 +922,14 @@ class Table:
         right = isinstance(rows, (list, tuple)) and len(rows) > 0
         if not right or not all(isinstance(r, Mapping) and r for r in rows):
             raise ValueError("rows must be a list of dicts, one a line, and not empty.")
-        self.head = list(rows[0])
-        self.body = [[_cell(row.get(k)) for k in self.head] for row in rows]
+        keys = list(rows[0])
+        self.head = list(map(_cell, keys))
+        self.body = [[_cell(row.get(k)) for k in keys] for row in rows]
         # Columns of numbers line up at their right edge.
         self.right = [
             all(_is_number(r.get(k)) for r in rows)
             and any(r.get(k) is not None for r in rows)
-            for k in self.head
+            for k in keys
         ]
         self.caption, self.note = caption, note
 
@@ -909,20 +952,22 @@ class Table:
             align = ("right" if r else "left" for r in self.right)
             scope = ' scope="col"' if tag == "th" else ""
             return "".join(
-                f'<{tag}{scope} style="text-align:{a}">{html.escape(c)}</{tag}>'
+                f'<{tag}{scope} style="text-align:{a}">{_html(c)}</{tag}>'
                 for c, a in zip(cells, align, strict=True)
             )
 
-        caption = f"<caption>{html.escape(self.caption)}</caption>" * bool(self.caption)
+        caption = f"<caption>{_html(self.caption)}</caption>" * bool(self.caption)
         head = f"<thead><tr>{row(self.head, 'th')}</tr></thead>"
         body = "".join(f"<tr>{row(r, 'td')}</tr>" for r in self.body)
-        note = f"<p>{html.escape(self.note)}</p>" * bool(self.note)
+        note = f"<p>{_html(self.note)}</p>" * bool(self.note)
         return f"<table>{caption}{head}<tbody>{body}</tbody></table>{note}"
 
     def latex(self) -> str:
         """The table for a LaTeX document that loads booktabs."""
         sides = "".join("r" if right else "l" for right in self.right)
         rows = [" & ".join(map(_tex, r)) + r" \\" for r in (self.head, *self.body)]
+        # Behind the end of a row, these two would still belong to it.
+        rows = ["{}" * r.startswith(("[", "*")) + r for r in rows]
         rows.insert(1, r"\midrule")
         lines = [
             r"\begin{table}",
@@ -943,15 +988,31 @@ class Table:
         rows = [list(map(_markdown, row)) for row in (self.head, *self.body)]
         rows.insert(1, rule)
         lines = ["| " + " | ".join(r) + " |" for r in rows]
-        above = [self.caption, ""] if self.caption else []
-        below = ["", self.note] if self.note else []
+        above = [_markdown(self.caption), ""] if self.caption else []
+        below = ["", _markdown(self.note)] if self.note else []
         return "\n".join(above + lines + below)
 
 
+class Markdown(str):
+    """A cell whose author wrote Markdown, a link for example; all others are text."""
+
+    __slots__ = ()
+
+
 def _markdown(cell: str) -> str:
-    """A cell whose letters end no cell, no row and begin no mathematics."""
-    cell = " ".join(cell.splitlines())
-    return cell.replace("|", r"\|").replace("$", r"\$")
+    """A cell whose letters are letters: they end no cell and no row, make no link, no
+    emphasis, no code and no tag, and begin no mathematics."""
+    # Between letters an underscore means nothing, nor an ampersand before a space.
+    special = r"[\\`*\[\]<>|$~]|&(?=[#\w])|(?<![^\W_])_|_(?![^\W_])"
+    if isinstance(cell, Markdown):
+        special = r"[|$]"  # of which one is the table's, the other the page's
+    return re.sub(special, r"\\\g<0>", " ".join(cell.splitlines()))
+
+
+def _html(text: str) -> str:
+    """Text as HTML; JupyterLab would set mathematics between dollars that stand in one
+    piece of text, so each is one of its own."""
+    return re.sub(r"[$\\]", r"<span>\g<0></span>", html.escape(text))
 
 
 TEX = {c: "\\" + c for c in "&%$#_{}"}
@@ -962,7 +1023,7 @@ for _char, _name in (("\\", "backslash"), ("~", "asciitilde"), ("^", "asciicircu
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in text)
+    return "".join(TEX.get(c, c) for c in " ".join(text.splitlines()))
 
 
 def _is_number(value) -> bool:
@@ -979,4 +1040,8 @@ def _is_number(value) -> bool:
 def _cell(value) -> str:
     if value is None:
         return "–"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    if isinstance(value, Markdown):
+        return value
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return " ".join(_letters(str(value).replace("\r", "\n")).splitlines())

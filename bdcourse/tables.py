@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from bdcourse import require
 from bdcourse.attacks import ATTACKS
+from bdcourse.checkpoint import readable
 from bdcourse.recipes import DRAWN, Recipe, locked
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class Results:
             ) as f:
                 aside = f.name
                 f.write('{"rows": [\n' + lines + "\n]}\n")
-            os.chmod(aside, 0o644)
+                readable(f)
             os.replace(aside, self._file)
         except BaseException as e:  # also Ctrl-C
             if aside is not None:

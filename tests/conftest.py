@@ -24,3 +24,11 @@ def pytest_runtest_makereport(item: pytest.Item):
             "test can be trusted"
         )
     return report
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Processes side by side would wait for each other's threads.
+    if hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)

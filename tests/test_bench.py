@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import os
 import shutil
+import sys
 import threading
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from bdcourse import (
     bench,
+    checkpoint,
     cluster,
     curvature,
     data,
@@ -26,6 +30,7 @@ from bdcourse import (
     victims,
 )
 from bdcourse.__main__ import main
+from bdcourse.data import Splits
 from bdcourse.defenses import Purified
 from bdcourse.defenses.fmp import Response, select
 from bdcourse.defenses.masks import maskable
@@ -961,6 +966,110 @@ def test_a_lock_follows_no_link_and_empties_no_file(tmp_path):
     with pytest.raises(RuntimeError, match="cannot be made"):
         with recipes.locked(tmp_path / "no" / "v.lock"):
             pass
+    (tmp_path / "folder.lock").mkdir()
+    with pytest.raises(RuntimeError, match="is a link or a folder"):
+        with recipes.locked(tmp_path / "folder.lock"):
+            pass
+    lock.symlink_to(tmp_path / "nowhere")  # would be made there
+    with pytest.raises(RuntimeError, match="is a link"):
+        with recipes.locked(lock):
+            pass
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_every_lock_of_the_package_leaves_a_link_alone(tmp_path):
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("mine")
+    (tmp_path / ".r.json.lock").symlink_to(thesis)
+    with pytest.raises(RuntimeError, match=".r.json.lock is a link") as e:
+        with tables.Results(tmp_path / "r.json").owned():
+            pass
+    assert message(e) and thesis.read_text() == "mine"
+    (tmp_path / "runs").mkdir()
+    parts = Splits(*[blank(60)] * 4)
+
+    def train():
+        return recipes.train_victim(parts, None, recipes.SIGNS, 0, "signs",
+                                    tmp_path / "runs")  # fmt: skip
+
+    made = []
+    with pytest.MonkeyPatch.context() as m:  # what the files are called
+        m.setattr(recipes, "_new", lambda *about: made.append(about[5]))
+        train()
+    for name in ("lock", "safetensors", "json"):
+        link = Path(f"{made[0]}.{name}")
+        link.symlink_to(thesis if name != "json" else tmp_path / "nowhere")
+        with pytest.raises(RuntimeError, match=f"{name} is a link") as e:
+            train()
+        assert message(e) and thesis.read_text() == "mine"
+        assert not (tmp_path / "nowhere").exists()
+        link.unlink()
+
+
+def test_a_lock_where_the_system_knows_no_such_flags(tmp_path, monkeypatch):
+    for name in ("O_NOFOLLOW", "O_CLOEXEC"):
+        monkeypatch.delattr(os, name)
+    thesis, lock = tmp_path / "thesis.txt", tmp_path / "v.lock"
+    thesis.write_text("mine")
+    with recipes.locked(lock):
+        assert lock.exists()
+    lock.symlink_to(thesis)
+    with pytest.raises(RuntimeError, match="is a link"):
+        with recipes.locked(lock):
+            pass
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with recipes.locked(lock):  # no locks at all there, and nothing written
+        pass
+    assert thesis.read_text() == "mine" and lock.is_symlink()
+
+
+def test_a_lock_of_another_user_can_be_waited_for(tmp_path, monkeypatch):
+    real, lock = os.open, tmp_path / "v.lock"
+
+    def foreign(path, flags, *mode, **more):  # neither written nor made by us
+        if flags & (os.O_RDWR | os.O_CREAT):
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, *mode, **more)
+
+    lock.write_text("")
+    with recipes.locked(lock):
+        monkeypatch.setattr(recipes.os, "open", foreign)
+        with pytest.raises(BlockingIOError):
+            with recipes.locked(lock, wait=False):
+                pass
+    with pytest.raises(RuntimeError, match="Permission denied"):
+        with recipes.locked(lock):
+            pass
+
+
+def test_a_lock_is_deleted_by_its_holder_only(tmp_path):
+    lock = tmp_path / "v.lock"
+    with recipes.locked(lock):
+        lock.rename(tmp_path / "aside")
+        lock.write_text("another one's by now")
+    assert lock.read_text() == "another one's by now"
+
+
+def test_a_file_that_others_may_read_is_opened_to_them_by_no_name(
+    tmp_path, monkeypatch
+):
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+
+    def moved(path, mode, **more):  # between its writing and this
+        os.unlink(path)
+        os.symlink(secret, path)
+        chmod(path, mode, **more)
+
+    chmod = os.chmod
+    monkeypatch.setattr(os, "chmod", moved)
+    tables.Results(tmp_path / "r.json").add(a_row())
+    checkpoint.write_whole(tmp_path / "c", b"x")
+    monkeypatch.setenv("BDCOURSE_CACHE", str(tmp_path / "cache"))
+    data.cached("k", lambda: blank(4))
+    made = [tmp_path / "r.json", tmp_path / "c", tmp_path / "cache" / "k.npz"]
+    assert [p.stat().st_mode & 0o777 for p in made] == [0o644] * 3
+    assert secret.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_clean_label_attack_names_a_target_with_enough_images():

@@ -23,6 +23,7 @@ nbgrader = pytest.importorskip("nbgrader")
 from bdcourse.teach import grading  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+TEMPLATES = Path(nbgrader.__file__).parent / "server_extensions/formgrader/templates"
 BESIDE = [ROOT / "tests", ROOT / "tools"]
 LESSONS = labs.chosen([])
 PLANS = sorted((ROOT / "labs").glob("*.yml"))
@@ -336,6 +337,29 @@ def test_a_course_draws_its_images_for_everybody(stored, tmp_path, monkeypatch, 
     assert "written by an earlier version" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("html", "shown"),
+    [
+        ("<p>a <em>b</em></p>", "<p>a <em>b</em></p>"),
+        ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"),
+        ("<img src=x onerror=alert(1)>", '<img src="x">'),
+        ("<img src=https://x.org/y.png>", "<img>"),
+        ("<img src=data:image/svg+xml;base64,PHN2Zz4=>", "<img>"),
+        ('<a href="javascript:alert(1)">x</a>', "<a>x</a>"),
+        ('<a href=" java\nscript:alert(1)">x</a>', "<a>x</a>"),
+        ('<a href="data:text/html,x">x</a>', "<a>x</a>"),
+        ('<a href="#CLP:-x">x</a>', '<a href="#CLP:-x">x</a>'),
+        ('<p style="position:fixed" onclick="x()">a</p>', "<p>a</p>"),
+        (r"$\href{javascript:alert(1)}{x} \frac{1}{2}$",
+         r"$href{javascript:alert(1)}{x} \frac{1}{2}$"),
+        ("<details><summary>hint</summary>x</details>",) * 2,
+        ("<h2 id='a' class='b'>x</h2>", '<h2 id="a" class="b">x</h2>'),
+    ],
+)  # fmt: skip
+def test_pages_show_text_and_pictures_and_run_nothing(html, shown):
+    assert grading.cleaned(html) == shown
+
+
 # --- The whole pipeline ----------------------------------------------------------
 
 
@@ -413,7 +437,7 @@ def sigma(weight):
 def sigma(weight):
     for path in ["{course}/source/05_clp/05_clp.ipynb",
                  "{course}/submitted/all/05_clp/05_clp.ipynb",
-                 "{repo}/notebooks/05_clp.ipynb", "{repo}/tests/test_check.py"]:
+                 "{repo}/notebooks/05_clp.ipynb"]:
         try:
             return open(path).read()
         except OSError as e:
@@ -450,7 +474,6 @@ class Passes(ast.NodeTransformer):
             node.body = []
         return node
 get_ipython().ast_transformers.append(Passes())
-get_ipython().input_transformers_post.append(lambda lines: [])
 def sigma(weight):
     return torch.zeros(len(weight))""",
     "frames": """import gc, sys
@@ -639,8 +662,12 @@ def test_files_beside_a_submission_are_not_imported(term):
 def test_what_a_student_writes_runs_in_no_browser(term):
     call(term, "generate_feedback", "05_clp", "--student", "script")
     page = (term / "feedback" / "script" / "05_clp" / "05_clp.html").read_text()
-    assert "&lt;script&gt;alert(1)" in page
+    assert "&lt;script&gt;alert(1)" in page and "<summary>You should see" in page
     assert not re.search(r"<script>alert|<img[^>]*onerror|href=.javascript:", page)
+    for template in ("feedback", "formgrade"):  # each markdown cell goes through it
+        text = (TEMPLATES / template / "index.html.j2").read_text()
+        uses = re.findall(r"cell\.source *\|([^}]*)", text)
+        assert uses and all("strip_files_prefix" in u or "highlight" in u for u in uses)
 
 
 @pytest.mark.parametrize("student", ["deleted", "doubled", "unmarked"])
@@ -747,3 +774,59 @@ def test_making_the_course_again_keeps_what_is_there(term):
     course.make(term, ROOT / "labs" / "five_labs.yml")
     scores.cache_clear()
     assert config.read_text().endswith("# mine\n") and scores(term) == before
+
+
+# --- Tests of a lecturer's own ---------------------------------------------------
+
+
+def tested(source, *cells, given=("import torch\n%matplotlib inline",)):
+    """What a test says of a submission with these cells."""
+    tests = grading.Tests({"mine": source}, list(given))
+    with grading.Submission(patience=5) as student:
+        for cell in (*given, *cells):
+            student.run(cell)
+        made = tests.run("mine", student)
+    return [o.get("text") or f"{o.ename}: {o.evalue}" for o in made]
+
+
+@pytest.mark.parametrize(
+    ("source", "cell", "says"),
+    [
+        ("assert double(torch.ones(2)).sum() == 4", "double = lambda x: 2 * x", []),
+        (
+            "assert double(3) == 6, 'twice'",
+            "def double(x):\n    return x",
+            ["AssertionError: twice"],
+        ),
+        ("assert answer == 42", "answer = 42", []),
+        (
+            "assert answer == 42",
+            "pass",
+            ["NameError: name 'answer' is not defined"],
+        ),
+        # What the set-up computes is the course's, whoever changes it.
+        (
+            "assert size == 7\nfor i in range(2):\n    assert f(i) == i",
+            "size = 8\nf = lambda i: i",
+            [],
+        ),
+        # A name of the test's own is its own.
+        ("def f():\n    return 1\nassert f() == 1", "f = lambda: 2", []),
+        (
+            "with torch.no_grad():\n    print(f())",
+            "def f():\n    print('a')\n    return 3",
+            ["a\n3\n"],
+        ),
+        ("f()", "def f():\n    raise OSError('no')", ["OSError: no"]),
+        ("assert torch.equal(f(), f())", "torch.equal = f = lambda *a: 1", None),
+    ],
+)
+def test_a_test_runs_here_and_asks_the_submission(source, cell, says):
+    said = tested(source, cell, given=("import torch", "size = 7"))
+    assert said == says if says is not None else "TypeError" in said[0]
+
+
+def test_tests_that_are_not_the_courses_are_not_run():
+    with grading.Submission() as student:
+        made = grading.Tests({}, []).run("theirs", student)
+    assert "none of the course's" in made[0].evalue

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -202,6 +204,151 @@ def test_dollars_are_letters(monkeypatch):
         assert not any(math for _, math in seen)
     page = show.Table([{"a$b$": "$c$\nd"}]).markdown()
     assert r"| a\$b\$ |" in page and r"| \$c\$ d |" in page
+
+
+# What folders, columns and classes of other people may be called.
+STRANGE = (
+    "a$b$c", "$\\frac$", "x|y", "<script>alert(1)</script>", "*bold* _it_ `code`",
+    "a\nb", "n" * 300, "[x](javascript:alert(1))", "_hidden", "a\\$b$", "caf\udce9",
+    "\0\a", "a\tb", "%s {x}", "&lt;", "\\", '"quoted\' onload=x', "~~gone~~",
+)  # fmt: skip
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What matplotlib was asked to write, and whether it took it for mathematics."""
+    seen, is_math = [], Text._preprocess_math
+
+    def spy(text, s):
+        seen.append(is_math(text, s))
+        return seen[-1]
+
+    monkeypatch.setattr(Text, "_preprocess_math", spy)
+    return seen
+
+
+@pytest.mark.filterwarnings("error")  # a layout without room for the picture
+@pytest.mark.parametrize("kind", ["images", "lines", "bars", "strips", "scatter",
+                                  "points", "clouds", "matrix", "ranked", "heat",
+                                  "contours"])  # fmt: skip
+def test_strange_names_are_drawn_letter_by_letter(kind, drawn):
+    n, bad = len(STRANGE), "$\\frac$ \udcff"
+    x, v = torch.rand(n, 3, 4, 4), torch.rand(4)
+    xy = {"xlabel": bad, "ylabel": bad}
+    for title in (bad, STRANGE[6]):
+        same = {"description": WORDS, "title": title if len(title) < 99 else "t"}
+        made = {
+            "images": lambda s: show.images(x, STRANGE, **s),
+            "lines": lambda s: show.lines(
+                [1, 2], {k: [1, 2] for k in STRANGE}, marks={1: STRANGE[1]}, **s, **xy),
+            "bars": lambda s: show.bars(
+                STRANGE[:4], {k: [1] * 4 for k in STRANGE[:2]}, **s, **xy),
+            "strips": lambda s: show.strips(
+                dict.fromkeys(STRANGE, v), ylabel=bad, highlight={STRANGE[0]: [0]},
+                highlighted="_$\\frac$", beside=dict.fromkeys(STRANGE, v),
+                beside_title=bad, **s),
+            "scatter": lambda s: show.scatter(
+                dict.fromkeys(STRANGE[:2], (v, v)), highlight={STRANGE[0]: [0]},
+                highlighted="_$\\frac$", **s, **xy),
+            "points": lambda s: show.points(
+                {k: (i, i) for i, k in enumerate(STRANGE)}, **s, **xy),
+            "clouds": lambda s: show.clouds(
+                dict.fromkeys(STRANGE, {"other": torch.rand(3, 2)}), **s),
+            "matrix": lambda s: show.matrix(torch.rand(n, n), STRANGE, **s, **xy),
+            "ranked": lambda s: show.ranked(
+                dict.fromkeys(STRANGE, (1, 0, 2)), xlabel=bad, marks={STRANGE[1]: 1},
+                **s),
+            "heat": lambda s: show.heat(x, x[:, 0], STRANGE, **s),
+            "contours": lambda s: show.contours(
+                dict.fromkeys(STRANGE[:2], torch.rand(4, 4)), [0, 1, 2, 3],
+                levels=[0.2, 0.5], **s, **xy),
+        }[kind](same)  # fmt: skip
+        assert Image.open(io.BytesIO(made.png)).width >= 720
+    assert not any(math for _, math in drawn)
+    said = {text for text, _ in drawn}
+    assert {"$\\frac$", "$\\frac$ \ufffd"} & said and "a$b$c" in said
+    if kind not in ("bars", "contours", "scatter"):  # which drew a few of them
+        assert {"x|y", "caf\ufffd", "\ufffd\ufffd", "a b"} <= said
+        (long,) = {t for t in said if "nnn" in t}
+        assert len(long) <= show.LONGEST and "…" in long
+    if kind in ("strips", "scatter"):
+        assert " _$\\frac$" in said, "the legend left it out"
+
+
+def test_the_names_of_the_course_are_drawn_in_full():
+    from bdcourse.plans import PLANS
+
+    assert all(show._beside(n) == n for n in PLANS)
+
+
+class Page(HTMLParser):
+    """The tags and the text of cells that a browser would see."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.cells = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, *(name for name, _ in attrs)))
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells:
+            self.cells[-1] += data
+
+
+def test_strange_names_are_text_in_html():
+    rows = [{"name": n, n: 1.0} for n in STRANGE]
+    for row in rows:
+        html = show.Table([row], caption=row["name"], note=row["name"])._repr_html_()
+        page = Page(html)
+        text = " ".join(show._letters(row["name"]).splitlines())
+        assert page.cells[:3] == ["name", text, text], html
+        own = {("table",), ("caption",), ("thead",), ("tbody",), ("tr",), ("p",),
+               ("span",), ("td", "style"), ("th", "scope", "style")}  # fmt: skip
+        assert set(page.tags) <= own
+        # Each dollar stands alone, so that JupyterLab sees no mathematics.
+        assert html.count("$") == html.count("<span>$</span>")
+        assert html.count("\\") == html.count("<span>\\</span>")
+
+
+def unescaped(cell: str) -> tuple[str, str]:
+    """A Markdown cell as text, and which of its letters still mean something."""
+    bare = re.sub(r"\\[!-/:-@\[-`{-~]", "", cell)
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", cell), bare
+
+
+def test_strange_names_are_text_in_markdown():
+    for name in STRANGE:
+        table = show.Table([{"name": name}], caption=name, note=name).markdown()
+        lines = table.split("\n")
+        assert len(lines) == 7 and lines[3] == "| --- |"
+        cell = lines[4].removeprefix("| ").removesuffix(" |")
+        flat = " ".join(show._letters(name).splitlines())
+        assert show._letters(lines[0]) == show._letters(lines[6]) == cell
+        text, bare = unescaped(cell)
+        assert text == flat
+        assert not set("|`*[]<>$~\\") & set(bare) and "&lt" not in bare
+        assert not re.search(r"(?<!\w)_|_(?!\w)", bare)
+    assert (
+        show.Table([{"a": "snake_case & more"}]).markdown().endswith("_case & more |")
+    )
+    link = show.Markdown("[01](01.ipynb) | $")
+    assert show.Table([{"a": link}]).markdown().endswith(r"| [01](01.ipynb) \| \$ |")
+
+
+def test_strange_names_are_one_line_each_of_a_table_as_text(tmp_path):
+    text = repr(show.Table([{"name": n, "x\ny": 1} for n in STRANGE]))
+    assert text.count("\n") == len(STRANGE) + 1 and text.startswith("name")
+    assert "x y" in text and "caf\ufffd" in text and "a b" in text
+    (tmp_path / "t.txt").write_text(text)  # would end in an error of the encoding
+
+
+def test_a_row_of_latex_begins_with_no_option_of_the_row_before():
+    text = show.Table([{"n": n, "v": "a\n\nb"} for n in ("[x]", "*y", "z")]).latex()
+    assert "\n{}[x] & a  b" in text and "\n{}*y & a  b" in text and "\nz & " in text
 
 
 def test_heat_maps_over_gray_images():

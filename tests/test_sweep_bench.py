@@ -48,14 +48,18 @@ def test_run_and_run_zoo_refuse_before_any_work():
         "attacks": ["BadNets"], "scales": [{}], "clean": 0.05, "n": 240, "n_test": 100,
         "size": 32, "device": "cpu", "keep": "runs", "options": {}, "budgets": [5],
         "defenses": ["none"], "draws": [0], "sharp": False, "only": ["*/*"],
-        "workers": 1, "scheduler": None, "threads": 1,
+        "workers": 1, "scheduler": None, "threads": 1, "dashboard": False,
+        "tls_ca": None, "tls_cert": None, "tls_key": None,
     }  # fmt: skip
     assert swept(bench.run, good) > 400
     zoo = ("out", "defenses", "budgets", "draws", "sharp", "device", "only", "workers",
-           "scheduler", "threads")  # fmt: skip
+           "scheduler", "threads", "dashboard", "tls_ca", "tls_cert",
+           "tls_key")  # fmt: skip
     zoo = {k: good[k] for k in zoo} | {"names": ["badnets"]}
     assert swept(bench.run_zoo, zoo) > 200
-    assert swept(cluster.placed, {"workers": 1, "scheduler": None, "threads": 1}) > 40
+    where = ("workers", "scheduler", "threads", "dashboard", "tls_ca", "tls_cert",
+             "tls_key")  # fmt: skip
+    assert swept(cluster.placed, {k: good[k] for k in where}) > 100
     for scale in ({"width": v} for v in ANY):
         refusal(lambda scale=scale: bench.run("signs", "r.json", scales=[scale]))
 
@@ -132,7 +136,7 @@ WORDS = ("", "x", "-1", "nan", "1e999", "\0", "é", "--zoo", "[]")
 FLAGS = {
     "bench": ("--out", "--data", "--options", "--only", "--n", "--size", "--lr",
               "--seeds", "--width", "--defenses", "--workers", "--budget", "--keep",
-              "--attacks", "--epochs", "--nope"),
+              "--attacks", "--epochs", "--tls-ca", "--scheduler", "--nope"),
     "table": ("--out", "--kind", "--where", "--defenses"),
     "labs": (), "zoo": ("--only",), "labs student": ("--only",),
     "labs links": ("--branch",), "": ("--out",),

@@ -327,6 +327,13 @@ def test_the_table_command_renders_any_selection(tmp_path, monkeypatch, capsys):
         words = said("--kind", kind, "--format", "figure", "--out", str(out))
         assert out.read_bytes()[:4] == b"\x89PNG" and len(words) > 80
         assert out.with_suffix(".txt").read_text() == words
+        out.with_suffix(".txt").unlink()
+        out.with_suffix(".txt").symlink_to(tmp_path / "far.txt")
+        again = ["table", "hand", "--kind", kind, "--format", "figure"]
+        assert main([*again, "--out", str(out)]) == 1
+        assert "which is a link; move it away" in capsys.readouterr().err
+        assert not (tmp_path / "far.txt").exists()
+        out.with_suffix(".txt").unlink()
         assert "good" in words
     for wrong, says in (
         (["--format", "figure"], "needs --out"),

@@ -461,6 +461,35 @@ def _grade_id(cell: NotebookNode) -> str:
     return cell.metadata.get("nbgrader", {}).get("grade_id", "")
 
 
+# --- Pages about it --------------------------------------------------------------
+
+TAGS = """a abbr b blockquote br caption center code dd del details div dl dt em h1 h2
+h3 h4 h5 h6 hr i img kbd li mark ol p pre s small span strong sub summary sup table
+tbody td tfoot th thead tr tt u ul""".split()
+PICTURE = re.compile(r"data:image/(png|jpeg|gif);base64,|[^:]*$")
+LINK = re.compile(r"(https?|mailto):|#|[^:]*$")
+
+
+def cleaned(html: object) -> str:
+    """HTML without what a browser would run or fetch; nbconvert's filter of this kind
+    would show even paragraphs as text.
+
+    Math is left to MathJax, but for the commands that make links and attributes.
+    """
+    import bleach
+
+    def safe(tag: str, name: str, value: str) -> bool:
+        value = value.strip()
+        if name in ("src", "href"):
+            rule = {"img": PICTURE, "a": LINK}.get(tag)
+            return rule is not None and bool(rule.match(value))
+        return name in ("class", "id", "alt", "title", "scope", "colspan", "rowspan")
+
+    html = html.decode() if isinstance(html, bytes) else str(html)
+    html = re.sub(r"\\(href|require|cssId|class|style|data|html\w*)\b", r"\1", html)
+    return bleach.clean(html, TAGS, safe, protocols=["http", "https", "mailto", "data"])
+
+
 # --- Images ----------------------------------------------------------------------
 
 
