@@ -57,13 +57,16 @@ c.HTMLExporter.sanitize_html = True
 c.HTMLExporter.filters = {{
     "clean_html": "bdcourse.teach.grading.cleaned",
     "strip_files_prefix": "bdcourse.teach.grading.cleaned",  # of nbgrader's own pages
+    "markdown2html": "bdcourse.teach.grading.shown",
 }}
 c.LimitOutput.max_lines = 200
 c.LimitOutput.max_traceback = 30
 c.ExportApp.plugin_class = "nbgrader.plugins.CsvExportPlugin"
-# For archives of Moodle, with a folder for each student or without.
+# For archives of Moodle, with a folder for each student or without. A file of the name
+# in which nbgrader keeps the time of a submission is not taken from students.
 c.FileNameCollectorPlugin.named_regexp = (
-    r".*[/\\](?P<student_id>[^/\\]*_\d+)_assignsubmission_file_?[/\\]?(?P<file_id>.+)"
+    r".*[/\\](?P<student_id>[^/\\]*_\d+)_assignsubmission_file_?[/\\]?"
+    r"(?P<file_id>(?![_/\\]*timestamp\.txt$).+)"
 )
 """
 
@@ -288,7 +291,7 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
     config = folder / "nbgrader_config.py"
     if not config.exists():
         config.write_text(CONFIG.format(course=name))
-    elif "bdcourse.teach.grading" not in config.read_text():
+    elif "bdcourse.teach.grading.shown" not in config.read_text():
         print(f"note: {config} was written by an earlier version of the course; move "
               "it away and run this again for a new one.")  # fmt: skip
     with Gradebook(f"sqlite:///{(folder / 'gradebook.db').resolve()}", name) as book:

@@ -254,6 +254,8 @@ def worst_maps(fn: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
             "must return a tensor of positions.",
             1,
         )
+        # Millions would become as many Python objects below.
+        need(len(out) <= n, name, f"takes {len(out)} positions of {n}.", 1)
         got = sorted(int(i) for i in out)
         text = f"of {n} maps at p = {p} and least = {least}"
         need(

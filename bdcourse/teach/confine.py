@@ -182,6 +182,7 @@ REFUSED = {
     "futimesat": (261, None), "setxattr": (188, 5), "lsetxattr": (189, 6),
     "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
     "fremovexattr": (199, 16), "flock": (73, 32), "truncate": (76, 45),
+    "fallocate": (285, 47),  # fills a disk before anybody can look
     # What happens to files that it cannot read, which Landlock lets pass.
     "inotify_init": (253, None), "inotify_init1": (294, 26),
     "inotify_add_watch": (254, 27), "sync": (162, 81),
@@ -213,7 +214,8 @@ CLONE, CLONE3, KILL, TGKILL = (56, 220), (435, 435), (62, 129), (234, 131)
 SOCKETPAIR, SENDTO, PRLIMIT = (53, 199), (44, 206), (302, 261)
 FCNTL, IOCTL, PRCTL = (72, 25), (16, 29), (157, 167)
 # F_SETOWN, F_SETSIG, F_SETOWN_EX: the kernel would send signals in this one's name.
-OWNERS = (8, 10, 15)
+# F_SETLEASE, F_NOTIFY: others would wait for it to write a file, or be watched.
+OWNERS = (8, 10, 15, 1024, 1026)
 # FIOSETOWN, SIOCSPGRP, TIOCSTI, TIOCLINUX: the same, and typing on a terminal.
 TERMINAL = (0x8901, 0x8902, 0x5412, 0x541C)
 
@@ -250,7 +252,8 @@ def _program(machine: str, pid: int) -> list[tuple[int, int, int, int]]:
     when(KILL, 0, [(EQUAL, pid, allow)], refuse)
     when(TGKILL, 0, [(EQUAL, pid, allow)], refuse)
     when(PRLIMIT, 0, [(EQUAL, 0, allow)], refuse)
-    # A stream: with datagrams an address could be given to each.
+    # A stream of this machine: with datagrams an address could be given to each.
+    when(SOCKETPAIR, 0, [(ABOVE, 1, refuse)], (LOAD, 0, 0, 0))
     when(SOCKETPAIR, 1, [(EQUAL, t, allow) for t in (1, 0x801, 0x80001, 0x80801)],
          refuse)  # fmt: skip
     when(SENDTO, 4, [(EQUAL, 0, allow)], refuse)

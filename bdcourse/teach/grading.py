@@ -13,6 +13,7 @@ import ast
 import base64
 import builtins
 import contextlib
+import copy
 import io
 import json
 import os
@@ -20,15 +21,18 @@ import re
 import shutil
 import stat
 import time
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nbformat
+from jinja2 import pass_context
 from nbconvert.exporters import NotebookExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import v4
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import NbGraderPreprocessor
-from nbgrader.utils import is_grade
+from nbgrader.utils import is_grade, parse_utc
 from traitlets import Float, Integer, List, Unicode
 from traitlets.log import get_logger
 
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 LONGEST = 64 << 20  # bytes of a notebook that is handed in
+CELLS, CELL, ALL = 1000, 200_000, 4_000_000  # cells; characters of one, and of all
 PICTURES = ("image/png", "image/jpeg", "image/gif")
 
 # --- What was handed in ----------------------------------------------------------
@@ -65,9 +70,13 @@ def choose(assignment: str, student: str, notebooks: list[str]) -> None:
         return  # not a lab of ours
     for path in map(Path, notebooks):
         if why := _refused(path):
-            get_logger().error(f"{path} {why}; it earns 0 points.")
-            path.replace(path.with_suffix(".refused"))
+            get_logger().error(f"{_named(path)} {why}; it earns 0 points.")
+            aside = path.with_suffix(".refused")
+            while os.path.lexists(aside):
+                aside = aside.with_suffix(aside.suffix + "-")
+            path.replace(aside)
             path.touch()
+    _harmless(folder)
     linked = exact.is_symlink()
     found = [p for p in map(Path, notebooks) if not (p == exact and linked)]
     named = [p for p in found if exact.stem.lower() in p.stem.lower()]
@@ -84,20 +93,21 @@ def choose(assignment: str, student: str, notebooks: list[str]) -> None:
             shutil.copy2(chosen, exact)
     else:
         get_logger().error(
-            f"None of the {len(found)} notebooks in {folder} is named like {exact.name}"
-            "; rename the one that counts."
+            f"None of the {len(found)} notebooks in {_named(folder)} is named like "
+            f"{exact.name}; rename the one that counts."
         )
         return
     if found != [exact]:
-        rest = ", ".join(sorted(p.name for p in found if p != chosen))
+        rest = ", ".join(sorted(_named(p.name) for p in found if p != chosen))
         rest = f"; left out: {rest}" if rest else ""
-        get_logger().warning(f"{chosen} counts as {folder.name}: {why}{rest}.")
+        get_logger().warning(f"{_named(chosen)} counts as {folder.name}: {why}{rest}.")
     notebooks[:] = [str(exact)]
 
 
 def _refused(path: Path) -> str:
     """Why a file that was handed in is not even opened."""
-    if path.is_symlink() and "/" in os.readlink(path):
+    # By way of other links, too, that are named like no notebook.
+    if os.path.dirname(os.path.realpath(path)) != os.path.realpath(path.parent):
         return "is a link to another folder"
     about = path.stat() if path.exists() else path.lstat()
     if not stat.S_ISREG(about.st_mode):
@@ -105,6 +115,30 @@ def _refused(path: Path) -> str:
     if about.st_size > LONGEST:
         return f"is longer than {LONGEST >> 20} MiB"
     return ""
+
+
+def _harmless(folder: Path) -> None:
+    """Take away what nbgrader, which copies all that lies beside a notebook, would
+    follow to other folders, wait for, or stop at."""
+    for at, folders, files in os.walk(folder):
+        for path in (Path(at, name) for name in folders + files):
+            mode = path.lstat().st_mode
+            ours = path.suffix == ".ipynb" and stat.S_ISLNK(mode)  # seen above
+            if not (ours or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                get_logger().warning(f"{_named(path)} is no file; it is deleted.")
+                path.unlink()
+    stamp = folder / "timestamp.txt"
+    if stamp.is_file():
+        try:
+            parse_utc(stamp.read_bytes()[:100].decode().strip() or "2000-01-01")
+        except (ValueError, OverflowError):
+            get_logger().warning(f"{_named(stamp)} holds no time; it is deleted.")
+            stamp.unlink()
+
+
+def _named(path: str | Path) -> str:
+    """A name that may hold anything, on one line of a log or a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(path))
 
 
 class Reader(NotebookExporter):
@@ -144,20 +178,29 @@ def legible(data: bytes) -> NotebookNode:
             f"is cut off or damaged{where}" if cut else "is not a notebook"
         ) from None
     if isinstance(said, dict) and said.get("nbformat") in (2, 3):
+        sheets = said.get("worksheets")
+        sheets = sheets if isinstance(sheets, list) else []
+        lists = [s.get("cells") for s in sheets if isinstance(s, dict)]
+        _few([c for cells in lists if isinstance(cells, list) for c in cells])
         try:
             said = nbformat.reads(text, as_version=4)
         except Exception:  # nbformat has no one error for what is no notebook
             said = None
     if not isinstance(said, dict) or not isinstance(said.get("cells"), list):
         raise ValueError("is not a notebook, for it has no list of cells")
-    cells, ids = [], set()
-    for old in said["cells"]:
+    cells, ids, room = [], set(), ALL
+    for old in _few(said["cells"]):
         kind = old.get("cell_type") if isinstance(old, dict) else None
         source = old.get("source") if kind in ("code", "markdown", "raw") else None
         if isinstance(source, list) and all(isinstance(s, str) for s in source):
             source = "".join(source)
         if not isinstance(source, str):
             continue
+        # Half a character of UTF-16 is none, and no file could hold it.
+        source = source.encode("utf-8", "replace").decode()
+        if len(source) > min(CELL, room):
+            source = "# This cell is too long and was left out."
+        room -= len(source)
         cell = getattr(v4, f"new_{kind}_cell")(source)
         cell.metadata = nbformat.from_dict(_known(old.get("metadata")))
         if kind == "markdown" and (pictures := _pictures(old.get("attachments"))):
@@ -168,6 +211,12 @@ def legible(data: bytes) -> NotebookNode:
         ids.add(cell.id)
         cells.append(cell)
     return v4.new_notebook(cells=cells)
+
+
+def _few(cells: list) -> list:
+    if len(cells) > CELLS:
+        raise ValueError(f"has more than {CELLS} cells")
+    return cells
 
 
 def _known(metadata: object) -> dict:
@@ -192,6 +241,21 @@ def _pictures(attachments: object) -> dict:
                 if kind in PICTURES and re.fullmatch(r"[\w .()-]{1,200}", name):
                     kept[name] = {kind: base64.b64encode(data).decode()}
     return kept
+
+
+# --- Showing it ------------------------------------------------------------------
+
+
+@pass_context
+def shown(context, source: str) -> str:
+    """Markdown as HTML, within a second whatever it is; a filter."""
+    # Some regular expressions behind Markdown take time by the square of what they
+    # search, such as brackets of formulas that are never closed.
+    if len(source) > 10_000 or source.count("\\") > 200 or " " * 500 in source:
+        return f"<pre>{escape(source)}</pre>"
+    attached = context.get("cell", {}).get("attachments", {})
+    renderer = IPythonRenderer(escape=False, attachments=attached)
+    return MarkdownWithMath(renderer=renderer).render(source)
 
 
 # --- Running it ------------------------------------------------------------------
@@ -220,6 +284,9 @@ class Examination(NbGraderPreprocessor):
     def preprocess(self, nb, resources):
         tests = Tests.of(resources["nbgrader"])
         blamed: dict[int, str] = {}
+        # What has failed stays so when the rest is run again: a cell that ends its
+        # process after a bad day would draw the numbers of the tests anew.
+        self.lost: dict[int, list[NotebookNode]] = {}
         until, failed = time.monotonic() + self.limit, False
         while True:
             self.at = -1
@@ -265,8 +332,12 @@ class Examination(NbGraderPreprocessor):
             self.at = i
             if time.monotonic() > until:
                 raise OutOfTime
-            if is_grade(cell):
+            if i in self.lost:
+                cell.outputs = self.lost[i]
+            elif is_grade(cell):
                 cell.outputs = tests.run(cell.metadata["nbgrader"]["grade_id"], student)
+                if any(o.output_type == "error" for o in cell.outputs):
+                    self.lost[i] = cell.outputs
             else:
                 cell.outputs = _outputs(student.run(cell.source))
 
@@ -332,7 +403,11 @@ class Tests:
     def _failure(self, name: str, student: Submission) -> NotebookNode | None:
         try:
             code = ast.parse(self.sources[name])
+            # A copy, for an answer may change what it is given.
             names = dict(self._given(code))
+            for used in _free(code) & self.computed:
+                with contextlib.suppress(Exception):  # a file, say, has no copy
+                    names[used] = copy.deepcopy(names[used])
             for used in _free(code) - names.keys():
                 with contextlib.suppress(NameError):
                     names[used] = student.find(used)
@@ -353,8 +428,8 @@ class Tests:
             for node in tree.body:
                 imports = isinstance(node, (ast.Import, ast.ImportFrom))
                 brought[imports].append(node)
-        computed = _bound(ast.Module(brought[False], []))
-        whole = bool(_free(code) & computed)
+        self.computed = _bound(ast.Module(brought[False], []))
+        whole = bool(_free(code) & self.computed)
         if whole not in self.names:
             lines = [n for t in trees for n in t.body if whole or n in brought[True]]
             made: dict = {"__name__": "__main__"}

@@ -167,8 +167,8 @@ class Submission:
         reply = {k: self._kept(said.get(k)) for k in ("printed", "complained")}
         if "error" in said:
             name, text, lines = _list(said["error"], 3)
-            reply["error"] = [_string(name)[:100], _string(text),
-                              [self._kept(line) for line in _list(lines)[:200]]]  # fmt: skip
+            lines = [self._kept(line) for line in _list(lines)[:200]]
+            reply["error"] = [_string(name)[:100], self._kept(text), lines]
         return reply
 
     def _kept(self, said: object) -> str:

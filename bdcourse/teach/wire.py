@@ -8,6 +8,7 @@ class it was over there, it is a plain value here.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -57,9 +58,13 @@ class Foreign:
 
 def foreign(name: object, a_class: bool = False) -> object:
     """Something whose class has this name, as messages of checks print it."""
-    name = re.sub(r"[^\w.]", "", str(name), flags=re.A)[:40] or "object"
-    made = type(name, (Foreign,), {})
+    made = _class(re.sub(r"[^\w.]", "", str(name), flags=re.A)[:40] or "object")
     return made if a_class else made()
+
+
+@functools.lru_cache(1000)
+def _class(name: str) -> type:
+    return type(name, (Foreign,), {})
 
 
 # --- Values ----------------------------------------------------------------------
@@ -171,7 +176,7 @@ class Unpacker:
         self.blobs, self.trusted = blobs, trusted
         self.function, self.differentiable = function, differentiable
         self.shared: dict[int, object] = {}  # modules and generators, once each
-        self.left = MANY
+        self.left, self.names = MANY, set()
 
     def unpack(self, said: object, depth: int = 0) -> object:
         try:
@@ -217,7 +222,10 @@ class Unpacker:
             return self.shared[said["id"]]
         if "function" in said and self.function:
             return self.function(said["function"])
-        return foreign(said["foreign"])
+        if (name := str(said["foreign"])) not in self.names:
+            self.names.add(name)
+            self.left -= 100  # a class of its own costs as much as many numbers
+        return foreign(name)
 
     def _taken(self, at: int) -> bytes:
         """Bytes of the message, once: a few of them, named a thousand times, would
