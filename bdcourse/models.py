@@ -139,7 +139,7 @@ def preact_resnet18(
 
 
 class ConvGroup(nn.Module):
-    """conv-BN-ReLU-conv-BN-ReLU, with a pooling behind the first ReLU: half the side."""
+    """conv-BN-ReLU-conv-BN-ReLU, with max-pooling behind the first ReLU."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
