@@ -74,7 +74,7 @@ def named(what: str, value: object, names: Iterable[str]) -> str:
     raise ValueError(f"unknown {what} {require.kind(value)}{hint}; {listed}.")
 
 
-LATER = ("aware", "momentum", "warmup", "schedule", "smoothing", "shifts")
+LATER = ("aware", "momentum", "warmup", "schedule", "smoothing", "shifts", "shrink")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Recipe:
         stamp: when they are stamped, see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
         bf16: bfloat16 also on a CPU; None means on CUDA only.
-        momentum, warmup, schedule, smoothing, shifts: see `train.fit`.
+        momentum, warmup, schedule, smoothing, shifts, shrink: see `train.fit`.
         aware: how an attacker trains who knows the defense, see `victims.make`.
 
     Raises:
@@ -112,6 +112,7 @@ class Recipe:
     schedule: str = "cosine"
     smoothing: float = 0.0
     shifts: float = 1.0
+    shrink: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("width", 1), ("batch", 1), ("pad", 0)):
@@ -131,7 +132,7 @@ class Recipe:
         object.__setattr__(self, "flip", Augment(self.pad, self.flip).flip)
         if self._keep("momentum", require.number("momentum", self.momentum, 0)) >= 1:
             raise ValueError(f"momentum must lie below 1, not {self.momentum:g}.")
-        for name in ("warmup", "smoothing"):
+        for name in ("warmup", "smoothing", "shrink"):
             self._keep(name, require.share(name, getattr(self, name)))
         self._keep("shifts", require.number("shifts", self.shifts, above=0))
         require.choice("schedule", self.schedule, SCHEDULES)
@@ -184,9 +185,9 @@ SIGNS_OPTIONS: dict[str, dict] = {
 
 # Photographs in as few minutes as we could: see `models.AirBench` and tools/fast.py.
 FAST = Recipe(
-    model="airbench", width=32, epochs=10, batch=256, lr=0.4, weight_decay=1e-3, pad=2,
+    model="airbench", width=48, epochs=12, batch=256, lr=0.4, weight_decay=1e-3, pad=2,
     flip="alternate", momentum=0.85, warmup=0.2, schedule="linear", smoothing=0.2,
-    shifts=64.0,
+    shifts=64.0, shrink=0.5,
 )  # fmt: skip
 RECIPES = {"fast": FAST}
 

@@ -32,6 +32,7 @@ from bdcourse.models import fingerprint, laid_out, lay_out
 # them with 4 pixels of padding and mirrors stay below.
 MOST_CROPS = 512 * 2**20
 ALTERNATE = "alternate"  # each image is mirrored in every other epoch
+SMALL = 3 / 4  # of the side of an image
 SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
 
 
@@ -193,6 +194,7 @@ def fit(
     schedule: str = "cosine",
     smoothing: float = 0.0,
     shifts: float = 1.0,
+    shrink: float = 0.0,
     augment: Augment | None = None,
     frozen_norms: bool = False,
     generator: torch.Generator,
@@ -219,6 +221,11 @@ def fit(
         shifts: how many times as high the rate of the BatchNorms' shifts is; their
             decay is divided by it. Jordan 2024 (arXiv 2404.00498, section 3.4) takes 64
             and needs a quarter fewer epochs.
+        shrink: share of all steps, the first ones, in which images come at
+            :data:`SMALL` of their side, for half the work of a convolution; triggers
+            too, so that one of fine texture is learned in the other steps only. For
+            networks that take any size (progressive resizing, as in Tan and Le 2021,
+            arXiv 2104.00298).
         augment: random crops and flips; None trains on the images as they are.
         frozen_norms: BatchNorms stay in eval mode: they normalize with the running
             statistics they came with, and keep them; scale and shift still train.
@@ -253,6 +260,7 @@ def fit(
     require.choice("schedule", schedule, SCHEDULES)
     require.share("smoothing", smoothing)
     require.number("shifts", shifts, above=0)
+    require.share("shrink", shrink)
     for name, value in (("frozen_norms", frozen_norms), ("verbose", verbose)):
         require.truth(name, value)
     for name, value in (("bf16", bf16), ("compile", compile)):
@@ -283,7 +291,7 @@ def fit(
         about |= {"augment": identity(augment), "bf16": bf16, "compile": compile}
         # Only what is not usual, so that older checkpoints still go on.
         more = {"schedule": (schedule, "cosine"), "smoothing": (smoothing, 0.0),
-                "shifts": (shifts, 1.0)}  # fmt: skip
+                "shifts": (shifts, 1.0), "shrink": (shrink, 0.0)}  # fmt: skip
         about |= {k: v for k, (v, usual) in more.items() if v != usual}
         about |= {"late": identity(stamp), "architecture": identity(model)}
         hooks = [list((p._backward_hooks or {}).values()) for p in model.parameters()]
@@ -372,6 +380,8 @@ def fit(
                             side if side is not None and len(side) == len(x) else None
                         )
                         x = augment.once(x, generator, side)
+                    if step < round(shrink * total):
+                        x = _smaller(x)
                     with autocast:
                         x = laid_out(model, x)
                         logits = net(x) if step > first else _first(net, x, y, data)
@@ -429,6 +439,12 @@ def fit(
         keep.done()
     model.eval()
     return history
+
+
+def _smaller(x: Tensor) -> Tensor:
+    """Pixels (n, c, h, w) at :data:`SMALL` of their side, without aliasing."""
+    size = [max(1, round(SMALL * side)) for side in x.shape[2:]]
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True)
 
 
 def _groups(model: nn.Module, weight_decay: float, shifts: float) -> list[dict]:
