@@ -196,15 +196,15 @@ class AirBench(nn.Module):
     def whiten(self, x: Tensor) -> None:
         """Set the first layer so that its outputs on patches of x are uncorrelated.
 
-        Of variance 1 each, on patches minus their mean, up to 5e-4 that is added to
-        the variances so that the noise in directions without any is not blown up.
+        Their variances become 1, but for 5e-4 that is added to those of the patches, so
+        that a direction with hardly any is not blown up to noise.
 
         Args:
-            x: pixels in [0, 1], float, or uint8 of the same images; (n, c, h, w). Some
-                thousand are enough.
+            x: pixels in [0, 1], float, or uint8; (n, c, h, w). A million patches are
+                more than enough.
 
         Raises:
-            ValueError: pixels of another number of channels, or smaller than 2x2.
+            ValueError: pixels of another number of channels than the network's.
         """
         x = x if x.is_floating_point() else x.float() / 255
         patches = F.unfold(self.normalize(x), 2).transpose(1, 2).flatten(0, 1)

@@ -86,7 +86,7 @@ class Victim:
         return ""
 
 
-WHITEN = 2000  # images whose patches set a whitening first layer
+PATCHES = 2_000_000  # that set a whitening first layer: 2,000 images of 32 pixels
 GRAY = {"mean": [0.5], "std": [0.25]}  # of images with one channel
 
 
@@ -201,7 +201,10 @@ def make(
     )
     model = initialised(arch, init)
     if hasattr(model, "whiten"):
-        model.whiten(train.x[:WHITEN])
+        # Of the clean set, so that victim and twin start alike; all over it, since a
+        # set may be sorted by class.
+        _, h, w = train.shape
+        model.whiten(train.x[:: max(1, -(-len(train) * h * w // PATCHES))])
     data, chosen = train, torch.zeros(0, dtype=torch.int64)
     n_poisoned = n_cover = 0
     if attack is not None and rate is None:
