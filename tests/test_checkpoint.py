@@ -108,10 +108,10 @@ def test_stopped_training_ends_as_if_never_stopped(tmp_path, epochs, after):
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_the_fast_recipe_goes_on_as_if_never_stopped(tmp_path, after):
-    images, path = random_images(24, side=16), tmp_path / "fit.safetensors"
+    images, path = random_images(24, side=20), tmp_path / "fit.safetensors"
     settings = {"epochs": 3.5, "batch": 8, "augment": Augment(1, "alternate"),
                 "schedule": "linear", "smoothing": 0.2, "shifts": 64.0, "lr": 0.01,
-                "verbose": False}  # fmt: skip
+                "shrink": 0.5, "verbose": False}  # fmt: skip
 
     def network():
         model = initialised({"name": "airbench", "classes": 3, "width": 4}, gen())
@@ -124,7 +124,8 @@ def test_the_fast_recipe_goes_on_as_if_never_stopped(tmp_path, after):
         **settings)  # fmt: skip
     before = network().state_dict()
     assert path.exists() and not same_state(part, before)
-    for change in ({"smoothing": 0.0}, {"shifts": 1.0}, {"schedule": "cosine"}):
+    for change in ({"smoothing": 0.0}, {"shifts": 1.0}, {"schedule": "cosine"},
+                   {"shrink": 0.0}):  # fmt: skip
         with pytest.raises(ValueError, match=f"its {min(change)} differs"):
             fit(network(), images, generator=gen(), checkpoint=path,
                 **(settings | change))  # fmt: skip

@@ -339,6 +339,35 @@ def test_smoothing_shifts_and_a_linear_schedule():
     assert model.norm.bias.abs().max() > 1e-3
 
 
+class Sizes(nn.Module):
+    """A network for images of any size, which keeps the batches that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.seen = []
+
+    def forward(self, x):
+        if self.training:
+            self.seen.append(x.detach().clone())
+        return self.linear(self.conv(x).amax((2, 3)))
+
+
+@pytest.mark.parametrize(("shrink", "steps"), [(0.0, 0), (0.5, 4), (0.6, 5), (1.0, 8)])
+def test_the_first_steps_see_smaller_images(shrink, steps):
+    images, model, plain = random_images(32), Sizes(), Sizes()
+    run(model, images, epochs=2, shrink=shrink, lr=0.0)
+    run(plain, images, epochs=2, lr=0.0)
+    sizes = [tuple(x.shape[2:]) for x in model.seen]
+    assert sizes == [(6, 6)] * steps + [(8, 8)] * (8 - steps)
+    for small, x in zip(model.seen, plain.seen, strict=True):
+        if len(small[0, 0]) == 8:
+            assert torch.equal(small, x)
+        else:  # without aliasing every pixel counts, and the mean stays about the same
+            assert (small.mean((2, 3)) - x.mean((2, 3))).abs().max() < 0.06
+            assert 0 <= small.min() and small.max() <= 1 and small.std() < x.std()
+
+
 def test_data_is_not_modified():
     data = separable(30)
     poisoned = BadNets(target=1).poison(data, 0.3, gen(), stamp="after")
@@ -416,6 +445,7 @@ def test_wrong_arguments(options, word):
         ({"schedule": "step"}, "schedule must be one of 'cosine', 'linear'"),
         ({"smoothing": 1.5}, "smoothing must be"),
         ({"shifts": 0}, "shifts must be"),
+        ({"shrink": -0.1}, "shrink must be"),
         ({"augment": 2}, "augment must be an Augment"),
         ({"generator": None}, "generator must be a torch.Generator"),
         ({"bf16": 1}, "bf16 must be True or False"),
