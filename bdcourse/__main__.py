@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         "--recipe", help="fast: for photographs, of which what follows replaces entries"
     )
     r.add_argument(
-        "--model", nargs="+", help="resnet18, preact_resnet18, vgg16_bn, ..."
+        "--model", nargs="+", help="resnet18, preact_resnet18, vgg16_bn, airbench, ..."
     )
     r.add_argument("--width", type=int, nargs="+", help="channels of the first layer")
     r.add_argument(
