@@ -29,7 +29,7 @@ from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.data import Images, Splits
 from bdcourse.models import MODELS
 from bdcourse.plans import defaults
-from bdcourse.train import SCHEDULES, Augment, fit
+from bdcourse.train import MOST_SHIFTS, SCHEDULES, Augment, fit
 from bdcourse.victims import Victim
 
 
@@ -134,7 +134,9 @@ class Recipe:
             raise ValueError(f"momentum must lie below 1, not {self.momentum:g}.")
         for name in ("warmup", "smoothing", "shrink"):
             self._keep(name, require.share(name, getattr(self, name)))
-        self._keep("shifts", require.number("shifts", self.shifts, above=0))
+        self._keep(
+            "shifts", require.number("shifts", self.shifts, 0, MOST_SHIFTS, above=0)
+        )
         require.choice("schedule", self.schedule, SCHEDULES)
         if self.bf16 is not None:
             require.truth("bf16", self.bf16)

@@ -33,6 +33,7 @@ from bdcourse.models import fingerprint, laid_out, lay_out
 MOST_CROPS = 512 * 2**20
 ALTERNATE = "alternate"  # each image is mirrored in every other epoch
 SMALL = 3 / 4  # of the side of an image
+MOST_SHIFTS = 10_000  # times the rate
 SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
 
 
@@ -259,7 +260,7 @@ def fit(
     require.share("warmup", warmup)
     require.choice("schedule", schedule, SCHEDULES)
     require.share("smoothing", smoothing)
-    require.number("shifts", shifts, above=0)
+    require.number("shifts", shifts, 0, MOST_SHIFTS, above=0)
     require.share("shrink", shrink)
     for name, value in (("frozen_norms", frozen_norms), ("verbose", verbose)):
         require.truth(name, value)
