@@ -156,13 +156,15 @@ class AirBench(nn.Module):
 
     Taken from Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024,
     arXiv 2404.00498: the frozen first layer, whose filters are the whitened principal
-    components of 2x2 patches of the training images and their negatives (section 3.1);
-    convolutions that start as the identity on as many channels as they can (3.3); the
-    groups, the pooling by maximum at the end and the scale of 1/9 on what the head
-    reads (3.2). Ours, so that the defenses of the course apply: BatchNorms with a
-    scale, straight behind their convolutions; ReLU for GELU.
+    components of 2x2 patches of the training images and their negatives; convolutions
+    that start as the identity on as many channels as they can; the three groups, the
+    maximum over the last maps, and the scale of 1/9 on what the head reads. Ours, so
+    that the defenses of the course apply: BatchNorms with a scale, straight behind
+    their convolutions; in the paper they have none, and the pooling lies between. And
+    ReLU, not GELU.
 
-    Before `whiten` the first layer holds random orthogonal filters.
+    Takes images of at least 9 pixels a side. Until `whiten` is called, the first layer
+    holds random orthogonal filters.
 
     Args:
         widths: channels of the three groups.
@@ -206,6 +208,7 @@ class AirBench(nn.Module):
         Raises:
             ValueError: pixels of another number of channels than the network's.
         """
+        x = x.to(self.whitening.weight.device)
         x = x if x.is_floating_point() else x.float() / 255
         patches = F.unfold(self.normalize(x), 2).transpose(1, 2).flatten(0, 1)
         values, vectors = torch.linalg.eigh(patches.T.cov())

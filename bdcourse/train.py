@@ -45,8 +45,8 @@ class Augment:
         flip: mirror half of the images. Off by default: a mirrored "turn left" sign is
             a "turn right" sign. "alternate" mirrors every image in every other epoch,
             half of them in the first one, so that two epochs in a row show both sides
-            of each (Jordan 2024, arXiv 2404.00498, section 3.6); by chance a quarter
-            would show the same side four times in a row.
+            of each (Jordan 2024, arXiv 2404.00498); by chance every second image would
+            show the same side twice.
 
     Raises:
         ValueError: pad is no whole number from 0 on, or flip is something else.
@@ -170,8 +170,9 @@ def one_cycle(step: int, total: int, warmup: float) -> float:
 def linear(step: int, total: int, warmup: float) -> float:
     """Share of the highest rate in step 0..total-1: from 0.2 up to 1, down to 1e-5.
 
-    Both ways straight, with the top and the end in the same steps as `one_cycle`. Short
-    trainings gain by it: along a cosine, the last tenth of them hardly moves a weight.
+    Both ways straight, with the top and the end in the same steps as `one_cycle`, from
+    as low as in Jordan 2024 (arXiv 2404.00498), which ends higher: at 0.07, since it
+    averages weights.
     """
     top = max(warmup * total - 1, 0)
     if step < top:
@@ -217,11 +218,11 @@ def fit(
         schedule: "cosine" climbs and falls along one, see `one_cycle`; "linear" goes
             straight, see `linear`.
         smoothing: of the labels: cross-entropy with 1 - smoothing of each target on its
-            label and the rest spread over all k classes. A steering that brings a loss
-            of its own is left as it is.
+            label and the rest spread over all k classes. A loss that a steering brings
+            itself has none.
         shifts: how many times as high the rate of the BatchNorms' shifts is; their
-            decay is divided by it. Jordan 2024 (arXiv 2404.00498, section 3.4) takes 64
-            and needs a quarter fewer epochs.
+            decay is divided by it. Jordan 2024 (arXiv 2404.00498) takes 64, and needs a
+            quarter fewer epochs for it.
         shrink: share of all steps, the first ones, in which images come at
             :data:`SMALL` of their side, for half the work of a convolution; triggers
             too, so that one of fine texture is learned in the other steps only. For
@@ -328,7 +329,7 @@ def fit(
         keep = Checkpoint(checkpoint, about | {"steering": identity(driver)})
     rate_of = SCHEDULES[schedule]
     objective = driver.loss if driver else F.cross_entropy
-    if smoothing and driver is None:
+    if smoothing and (driver is None or type(driver).loss is Steering.loss):
         objective = partial(F.cross_entropy, label_smoothing=smoothing)
     late = driver is not None and driver.before_augment  # each batch is cropped last
     lean = augment.size(data.x) > MOST_CROPS

@@ -306,6 +306,11 @@ def test_is_plain_sgd():
     assert model.linear.weight.abs().max() > 0.01
 
 
+class Same(Steering):
+    def rewrite(self, x, y):
+        return x, y, torch.zeros_like(y)
+
+
 def test_smoothing_shifts_and_a_linear_schedule():
     class Norm(nn.Module):
         def __init__(self):
@@ -326,6 +331,11 @@ def test_smoothing_shifts_and_a_linear_schedule():
         [{"params": rest}, {"params": shift, "weight_decay": 0.1 / 8}],
         0.01, 0.8, weight_decay=0.1, nesterov=True,
     )  # fmt: skip
+    other = Norm()
+    steered = {"steering": lambda *_: Same(), "lr": 0.01, "momentum": 0.8}
+    run(other, data, epochs=4, batch=16, weight_decay=0.1, warmup=0.5, shifts=8.0,
+        schedule="linear", smoothing=0.3, **steered)  # fmt: skip
+    assert same_state(other, frozen(model)), "smoothed where the loss is the usual one"
     y = 0.7 * F.one_hot(data.y, 3) + 0.1
     for rate in (0.2, 1.0, 0.500005, 1e-5):
         opt.param_groups[0]["lr"], opt.param_groups[1]["lr"] = (
