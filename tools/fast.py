@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--keep", default="runs", help="folder for the victims")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clean", type=float, default=0.05, help="defender's share")
     parser.add_argument("--n", type=int, help="so many training images")
     parser.add_argument("--n-test", type=int, help="and so many test images")
     parser.add_argument("--epochs", type=float, help="instead of the recipe's")
@@ -87,8 +88,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     parts = data.splits(
-        options.images, seed=options.seed, n=options.n, n_test=options.n_test
-    )
+        options.images, clean=options.clean, seed=options.seed, n=options.n,
+        n_test=options.n_test,
+    )  # fmt: skip
     name = Path(options.images).name
     more = {"epochs": options.epochs, "width": options.width}
     more = {k: v for k, v in more.items() if v is not None}
