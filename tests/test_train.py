@@ -325,10 +325,10 @@ def test_smoothing_shifts_and_a_linear_schedule():
     data, model, mirror = separable(16), Norm(), Norm().train()
     run(model, data, epochs=4, batch=16, lr=0.01, momentum=0.8, weight_decay=0.1,
         warmup=0.5, schedule="linear", smoothing=0.3, shifts=8.0)  # fmt: skip
-    shift = [mirror.norm.bias]
-    rest = [p for n, p in mirror.named_parameters() if n != "norm.bias"]
     opt = torch.optim.SGD(
-        [{"params": rest}, {"params": shift, "weight_decay": 0.1 / 8}],
+        [{"params": mirror.linear.parameters()},
+         {"params": [mirror.norm.weight], "weight_decay": 0},
+         {"params": [mirror.norm.bias], "weight_decay": 0.1 / 8}],
         0.01, 0.8, weight_decay=0.1, nesterov=True,
     )  # fmt: skip
     other = Norm()
@@ -338,8 +338,8 @@ def test_smoothing_shifts_and_a_linear_schedule():
     assert same_state(other, frozen(model)), "smoothed where the loss is the usual one"
     y = 0.7 * F.one_hot(data.y, 3) + 0.1
     for rate in (0.2, 1.0, 0.500005, 1e-5):
-        opt.param_groups[0]["lr"], opt.param_groups[1]["lr"] = (
-            0.01 * rate, 0.08 * rate)  # fmt: skip
+        for group, times in zip(opt.param_groups, (1, 1, 8), strict=True):
+            group["lr"] = 0.01 * times * rate
         opt.zero_grad()
         logits = mirror(data.pixels())
         (-(y * logits.log_softmax(1)).sum(1).mean()).backward()
