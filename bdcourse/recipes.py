@@ -189,7 +189,7 @@ SIGNS_OPTIONS: dict[str, dict] = {
 FAST = Recipe(
     model="airbench", width=48, epochs=12, batch=256, lr=0.4, weight_decay=1e-3, pad=2,
     flip="alternate", momentum=0.85, warmup=0.2, schedule="linear", smoothing=0.2,
-    shifts=64.0, shrink=0.5,
+    shifts=16.0, shrink=0.5,
 )  # fmt: skip
 RECIPES = {"fast": FAST}
 

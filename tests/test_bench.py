@@ -634,7 +634,7 @@ def test_what_came_later_stands_in_rows_only_if_unusual():
     }  # fmt: skip
     own = recipes.FAST.settings()
     assert own["flip"] == "alternate" and own["schedule"] == "linear"
-    assert own["smoothing"] == 0.2 and own["shifts"] == 64 and "aware" not in own
+    assert own["smoothing"] == 0.2 and own["shifts"] == 16 and "aware" not in own
     assert recipes.Recipe(**own) == recipes.FAST
 
 
