@@ -110,7 +110,10 @@ def main(argv: list[str] | None = None) -> int:
     w.add_argument("--tls-key", metavar="FILE", help="and its key (default: in there)")
     r = b.add_argument_group("recipe", "defaults: 'signs' and all others differ")
     r.add_argument(
-        "--model", nargs="+", help="resnet18, preact_resnet18, vgg16_bn, ..."
+        "--recipe", help="fast: for photographs, of which what follows replaces entries"
+    )
+    r.add_argument(
+        "--model", nargs="+", help="resnet18, preact_resnet18, vgg16_bn, airbench, ..."
     )
     r.add_argument("--width", type=int, nargs="+", help="channels of the first layer")
     r.add_argument(
@@ -224,12 +227,12 @@ def _bench(a: dict, usual: Callable[[str], object]) -> int:
     from bdcourse.bench import run, run_zoo
     from bdcourse.recipes import Recipe
 
-    given = {f.name: a.pop(f.name) for f in fields(Recipe)}
+    given = {f.name: a.pop(f.name, None) for f in fields(Recipe)}
     given = {k: v for k, v in given.items() if v is not None}
     lists = {k: given.pop(k) for k in ("model", "width") if k in given}
     if (zoo := a.pop("zoo")) is not None:
         alone = ("data", "attacks", "options", "seeds", "clean", "n", "n_test", "size",
-                 "keep")  # fmt: skip
+                 "keep", "recipe")  # fmt: skip
         asked = [k for k in alone if a.pop(k) != usual(k)]
         if asked := [*asked, *given, *lists]:
             raise ValueError(

@@ -36,6 +36,7 @@ from bdcourse.plans import ABLATIONS, ORACLES, PLANS, Case, notes
 from bdcourse.recipes import (
     DRAWN,
     LEAST_STEPS,
+    RECIPES,
     SIGNS_OPTIONS,
     Recipe,
     attack_class,
@@ -279,7 +280,7 @@ def require_working(twin: Victim, parts: Splits, subject: Subject) -> None:
 def run(
     source: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | None = None,
     *,
     attacks: Iterable[str] = ("BadNets", "Blended"),
     seeds: Iterable[int] = (0,),
@@ -305,7 +306,8 @@ def run(
         out: JSON file; rows already in it are kept and not measured again.
         recipe: default :data:`recipes.SIGNS` for the built-in signs, `Recipe()` for the
             rest, with more steps where there are few images: see
-            :func:`recipes.suited`.
+            :func:`recipes.suited`. A name of :data:`recipes.RECIPES` takes that one,
+            with as many steps as it says.
         attacks: names from `bdcourse.attacks.ATTACKS`; ("all",) means all of them.
         scales: entries that replace those of the recipe, {"width": 8} say, one table
             after the other.
@@ -347,8 +349,14 @@ def run(
         "seeds", seeds, partial(require.whole, "seeds", low=0, high=10**9), 1
     )
     scales = _listed("scales", scales, _scale, 1)
+    chosen = None
+    if isinstance(recipe, str):
+        chosen, recipe = named("recipe", recipe, RECIPES), None
     if recipe is not None and not isinstance(recipe, Recipe):
-        raise ValueError(f"recipe must be a Recipe, not {require.kind(recipe)}.")
+        raise ValueError(
+            "recipe must be a Recipe or the name of one "
+            f"({', '.join(RECIPES)}), not {require.kind(recipe)}."
+        )
     require.number("clean", clean, 0, 1, above=0)
     n, n_test = _whole("n", n, 1), _whole("n_test", n_test, 1)
     size = _whole("size", size, 8, 1024)
@@ -358,7 +366,7 @@ def run(
 
     def scaled(path: str) -> Iterator[tuple[dict, Recipe]]:
         for scale in scales:
-            yield scale, replace(recipe or recipe_for(path), **scale)
+            yield scale, replace(recipe or recipe_for(path, chosen), **scale)
 
     for path, name in product(sources, [*names, *(options or ())]):
         for _, own in scaled(path):
@@ -377,7 +385,7 @@ def run(
                     sharp, n_test,
                 )  # fmt: skip
                 parts = one.images()
-                if recipe is None and path not in DRAWN:
+                if recipe is None and chosen is None and path not in DRAWN:
                     own = suited(own, len(parts.train), scale)
                 given = scale if recipe is None else asdict(recipe)
                 for line in _remarks(one.recipe, own, parts, given):
@@ -791,7 +799,7 @@ def _prepared(job: Job) -> tuple[Case, Splits, Victim, dict]:
         **environment(subject.place()),
         "n_defender": len(parts.clean) + len(parts.held),
     }
-    augment = Augment(subject.recipe.pad, subject.recipe.flip)
+    augment = Augment(subject.recipe.pad, bool(subject.recipe.flip))
     case = Case(victim.model, parts.clean, parts.held, augment, seed, victim.attack)
     if subject.sharp:
         case.watch = partial(

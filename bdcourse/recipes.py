@@ -29,7 +29,7 @@ from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.data import Images, Splits
 from bdcourse.models import MODELS
 from bdcourse.plans import defaults
-from bdcourse.train import Augment, fit
+from bdcourse.train import MOST_SHIFTS, SCHEDULES, Augment, fit
 from bdcourse.victims import Victim
 
 
@@ -74,6 +74,9 @@ def named(what: str, value: object, names: Iterable[str]) -> str:
     raise ValueError(f"unknown {what} {require.kind(value)}{hint}; {listed}.")
 
 
+LATER = ("aware", "momentum", "warmup", "schedule", "smoothing", "shifts", "shrink")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a victim is trained; the defaults suit 50,000 images on two CPU cores.
@@ -85,6 +88,7 @@ class Recipe:
         stamp: when they are stamped, see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
         bf16: bfloat16 also on a CPU; None means on CUDA only.
+        momentum, warmup, schedule, smoothing, shifts, shrink: see `train.fit`.
         aware: how an attacker trains who knows the defense, see `victims.make`.
 
     Raises:
@@ -100,9 +104,15 @@ class Recipe:
     rate: float | None = None
     stamp: str = "before"
     pad: int = 4
-    flip: bool = True
+    flip: bool | str = True
     bf16: bool | None = None
     aware: str | None = None
+    momentum: float = 0.9
+    warmup: float = 0.2
+    schedule: str = "cosine"
+    smoothing: float = 0.0
+    shifts: float = 1.0
+    shrink: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("width", 1), ("batch", 1), ("pad", 0)):
@@ -119,20 +129,34 @@ class Recipe:
             self._keep("rate", require.share("rate", self.rate))
         object.__setattr__(self, "model", named("model", self.model, MODELS))
         require.choice("stamp", self.stamp, ("before", "after"))
-        require.truth("flip", self.flip)
+        object.__setattr__(self, "flip", Augment(self.pad, self.flip).flip)
+        if self._keep("momentum", require.number("momentum", self.momentum, 0)) >= 1:
+            raise ValueError(f"momentum must lie below 1, not {self.momentum:g}.")
+        for name in ("warmup", "smoothing", "shrink"):
+            self._keep(name, require.share(name, getattr(self, name)))
+        self._keep(
+            "shifts", require.number("shifts", self.shifts, 0, MOST_SHIFTS, above=0)
+        )
+        require.choice("schedule", self.schedule, SCHEDULES)
         if self.bf16 is not None:
             require.truth("bf16", self.bf16)
         if self.aware is not None:
             require.choice("aware", self.aware, ("smooth", "sam"))
 
-    def _keep(self, name: str, value: float) -> None:
+    def _keep(self, name: str, value: float) -> float:
         # Rows hold plain numbers, and 16 stays 16.
         plain = value if isinstance(value, int) else float(value)
         object.__setattr__(self, name, plain)
+        return plain
 
     def settings(self) -> dict:
-        """As plain values; `aware` only if there is something to say."""
-        return {k: v for k, v in asdict(self).items() if k != "aware" or v}
+        """As plain values; what came later only if it is not as it always was.
+
+        So rows and files of victims keep their names when an entry is added.
+        """
+        usual = {f.name: f.default for f in fields(self) if f.name in LATER}
+        own = asdict(self)
+        return {k: v for k, v in own.items() if k not in usual or v != usual[k]}
 
 
 # Built-in signs: small batches, since the trigger takes steps to learn, not epochs;
@@ -161,16 +185,31 @@ SIGNS_OPTIONS: dict[str, dict] = {
 }  # fmt: skip
 
 
+# Photographs in as few minutes as we could: see `models.AirBench` and tools/fast.py.
+FAST = Recipe(
+    model="airbench", width=48, epochs=12, batch=256, lr=0.4, weight_decay=1e-3, pad=2,
+    flip="alternate", momentum=0.85, warmup=0.2, schedule="linear", smoothing=0.2,
+    shifts=16.0, shrink=0.5,
+)  # fmt: skip
+RECIPES = {"fast": FAST}
+
 DRAWN = ("signs", "signs-hard")
 FEW, LEAST_STEPS = 20_000, 2_000  # images, steps
 
 
-def recipe_for(source: str) -> Recipe:
-    """The training recipe that suits a data source."""
-    if str(source) in DRAWN:
-        return SIGNS
+def recipe_for(source: str, name: str | None = None) -> Recipe:
+    """The training recipe that suits a data source, or one of :data:`RECIPES` for it.
+
+    Raises:
+        ValueError: no recipe of this name.
+    """
+    if name is None:
+        recipe = SIGNS if str(source) in DRAWN else Recipe()
+    else:
+        recipe = RECIPES[named("recipe", name, RECIPES)]
     # A mirrored "turn left" is a "turn right" on photographs too.
-    return Recipe(flip=False) if str(source) == "gtsrb" else Recipe()
+    signs = str(source) in (*DRAWN, "gtsrb")
+    return replace(recipe, flip=False) if signs else recipe
 
 
 def suited(recipe: Recipe, n: int, given: Iterable[str] = ()) -> Recipe:
@@ -223,15 +262,21 @@ def train_victim(
     data: str,
     keep: str | os.PathLike = "runs",
     sharp: bool = False,
+    each_epoch: Callable[[nn.Module], dict] | None = None,
     **options,
 ) -> Victim:
     """A victim (without attack: the benign twin), new or from `keep`.
+
+    Training that was stopped goes on after its last whole epoch, if the attack only
+    poisons data and `aware` is not asked for: beside the victim lies a checkpoint
+    (NAME.part) until it is there.
 
     Args:
         attack: an attack, or the name of one that is crafted for `parts.train`; a
             pattern that needs a classifier gets the benign twin of the same recipe.
         sharp: the history also tells after each epoch how sharp the network is; has no
             effect on a victim that was trained before.
+        each_epoch: the same for whatever it gives, see `train.fit`.
         options: for `craft`, with a named attack.
 
     Raises:
@@ -254,9 +299,14 @@ def train_victim(
         raise ValueError(
             f"options such as {min(options)} go with an attack by name; leave them out."
         )
+    if each_epoch is not None and not callable(each_epoch):
+        raise ValueError(
+            f"each_epoch must be a function, not {require.kind(each_epoch)}."
+        )
+    watch = _watch(parts, sharp, each_epoch)
     if attack is None:
         twin = replace(recipe, rate=0.0)
-        return _trained(parts, None, twin, seed, data, keep, "none", {}, sharp)
+        return _trained(parts, None, twin, seed, data, keep, "none", {}, watch)
     if recipe.rate is None:
         usual = attack if isinstance(attack, Attack) else attack_class(attack)
         recipe = replace(recipe, rate=usual.usual_rate)
@@ -266,7 +316,7 @@ def train_victim(
             spec[k] = hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()
         kind = spec["name"]
         make = lambda: attack  # noqa: E731
-        return _trained(parts, make, recipe, seed, data, keep, kind, spec, sharp)
+        return _trained(parts, make, recipe, seed, data, keep, kind, spec, watch)
     cls = attack_class(attack)
     _sides(cls.__name__, cls, {"craft": options})
 
@@ -280,7 +330,7 @@ def train_victim(
 
     kind = cls.__name__
     about = {"name": kind, **defaults(cls, cls.craft), **options}
-    return _trained(parts, craft, recipe, seed, data, keep, kind, about, sharp)
+    return _trained(parts, craft, recipe, seed, data, keep, kind, about, watch)
 
 
 def split_options(
@@ -383,6 +433,18 @@ def attack_class(name: str) -> type[Attack]:
     return ATTACKS[named("attack", name, ATTACKS)]
 
 
+def _watch(
+    parts: Splits, sharp: bool, each_epoch: Callable[[nn.Module], dict] | None
+) -> Callable[[nn.Module], dict] | None:
+    """What is measured after each epoch."""
+    if not sharp:
+        return each_epoch
+    sharpness = partial(looks.sharpness_of, images=looks.unseen(parts))
+    if each_epoch is None:
+        return sharpness
+    return lambda model: sharpness(model) | each_epoch(model)
+
+
 def _trained(
     parts: Splits,
     make: Callable[[], Attack] | None,
@@ -392,7 +454,7 @@ def _trained(
     keep: str | os.PathLike,
     kind: str,
     about: dict,
-    sharp: bool,
+    watch: Callable[[nn.Module], dict] | None,
 ) -> Victim:
     spec = recipe.settings() | {
         "data": data,
@@ -410,7 +472,7 @@ def _trained(
         Path(keep).mkdir(parents=True, exist_ok=True)
         with locked(f"{file}.lock"):  # one process trains it, others wait for it
             if not Path(f"{file}.json").exists():
-                return _new(parts, make, recipe, seed, data, file, sharp)
+                return _new(parts, make, recipe, seed, data, file, watch)
     print(f"  {kind}: trained before, found in {keep}")
     return victims.load(file, parts.train.x.device)
 
@@ -422,7 +484,7 @@ def _new(
     seed: int,
     data: str,
     file: Path,
-    sharp: bool,
+    watch: Callable[[nn.Module], dict] | None,
 ) -> Victim:
     for kept in (f"{file}.json", f"{file}.safetensors"):
         if os.path.islink(kept):  # in a folder of several users, to anybody's file
@@ -432,7 +494,8 @@ def _new(
     start = time.perf_counter()
     attack = make() if make else None
     craft_seconds = time.perf_counter() - start
-    watch = partial(looks.sharpness_of, images=looks.unseen(parts)) if sharp else None
+    # A steering keeps a state that no checkpoint holds.
+    steered = recipe.aware or (attack is not None and attack.threat == "training")
     victim = victims.make(
         parts.train,
         parts.test,
@@ -441,6 +504,7 @@ def _new(
         seed=seed,
         recipe={"data": data, "craft_seconds": round(craft_seconds, 1)},
         each_epoch=watch,
+        checkpoint=None if steered else f"{file}.part",
         **{k: v for k, v in recipe.settings().items() if k not in ("model", "width")},
     )
     if victim.recipe["interrupted"]:

@@ -1,6 +1,6 @@
 """Training: the whole set on the device, a batch is an index.
 
-`fit` is plain SGD on one-cycle learning rates. What makes it quick is what it leaves
+`fit` is plain SGD on rates that climb and fall. What makes it quick is what it leaves
 out: no per-sample Python, no worker processes, no copy to the host inside an epoch.
 Born in lesson 01.
 """
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,9 @@ from bdcourse.models import fingerprint, laid_out, lay_out
 # the data path 2.5 times as long (25 us more for each image of 32 pixels); 50,000 of
 # them with 4 pixels of padding and mirrors stay below.
 MOST_CROPS = 512 * 2**20
+ALTERNATE = "alternate"  # each image is mirrored in every other epoch
+SMALL = 3 / 4  # of the side of an image
+MOST_SHIFTS = 10_000  # times the rate
 SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
 
 
@@ -39,12 +43,29 @@ class Augment:
     Args:
         pad: zero pixels added on each side before a crop of the original size.
         flip: mirror half of the images. Off by default: a mirrored "turn left" sign is
-            a "turn right" sign.
+            a "turn right" sign. "alternate" mirrors every image in every other epoch,
+            half of them in the first one, so that two epochs in a row show both sides
+            of each (Jordan 2024, arXiv 2404.00498); by chance every second image would
+            show the same side twice.
+
+    Raises:
+        ValueError: pad is no whole number from 0 on, or flip is something else.
     """
 
-    def __init__(self, pad: int = 2, flip: bool = False) -> None:
+    def __init__(self, pad: int = 2, flip: bool | str = False) -> None:
         self.pad = require.whole("pad", pad, 0)
-        self.flip = require.truth("flip", flip)
+        word = isinstance(flip, str) and flip == ALTERNATE
+        self.flip = flip if word else require.truth("flip", flip)
+
+    def sides(self, n: int, seed: int) -> Tensor | None:
+        """Which of n images are mirrored in the first epoch: bool (n,), on the CPU.
+
+        None where chance decides anew in each batch, or where nothing is mirrored.
+        """
+        if self.flip != ALTERNATE:
+            return None
+        own = torch.Generator().manual_seed(seed)
+        return torch.randint(2, (n,), generator=own).bool()
 
     def prepare(self, x: Tensor) -> Tensor:
         """Every possible crop of x (n, c, h, w) as a view: (n, 2p+1, 2p+1, h, w*c).
@@ -60,7 +81,7 @@ class Augment:
         n, c, h, w = x.shape
         p = self.pad
         self.check(x.shape[1:])
-        padded = x.new_zeros((1 + self.flip) * n, h + 2 * p, w + 2 * p, c)
+        padded = x.new_zeros((1 + bool(self.flip)) * n, h + 2 * p, w + 2 * p, c)
         inner = padded[:, p : p + h, p : p + w]
         inner[:n] = x.permute(0, 2, 3, 1)
         if self.flip:
@@ -80,24 +101,36 @@ class Augment:
     def size(self, x: Tensor) -> int:
         """Bytes that `prepare` needs for uint8 images x (n, c, h, w)."""
         (n, c, h, w), p = x.shape, self.pad
-        return (1 + self.flip) * n * c * (h + 2 * p) * (w + 2 * p)
+        return (1 + bool(self.flip)) * n * c * (h + 2 * p) * (w + 2 * p)
 
     def __call__(
-        self, crops: Tensor, index: Tensor, channels: int, generator: torch.Generator
+        self,
+        crops: Tensor,
+        index: Tensor,
+        channels: int,
+        generator: torch.Generator,
+        mirrored: Tensor | None = None,
     ) -> Tensor:
-        """Random crops of the images at `index`: uint8 (b, c, h, w), channels last."""
+        """Random crops of the images at `index`: uint8 (b, c, h, w), channels last.
+
+        Args:
+            mirrored: which of them are mirrored, bool (b,); None leaves it to chance.
+        """
         b, d = len(index), crops.device
         i, j = torch.randint(2 * self.pad + 1, (2, b), generator=generator, device=d)
         if self.flip:
-            mirrored = torch.randint(2, (b,), generator=generator, device=d)
+            if mirrored is None:
+                mirrored = torch.randint(2, (b,), generator=generator, device=d)
             index = index + mirrored * (len(crops) // 2)
         x = crops[index, i, j].unflatten(2, (-1, channels))  # (b, h, w, c)
         return x.permute(0, 3, 1, 2)
 
-    def once(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def once(
+        self, x: Tensor, generator: torch.Generator, mirrored: Tensor | None = None
+    ) -> Tensor:
         """A random crop of each image of a batch that comes only once."""
         index = torch.arange(len(x), device=x.device)
-        return self(self.prepare(x), index, x.shape[1], generator)
+        return self(self.prepare(x), index, x.shape[1], generator, mirrored)
 
 
 @dataclass
@@ -134,6 +167,22 @@ def one_cycle(step: int, total: int, warmup: float) -> float:
     return low + (1 - low) * (1 - math.cos(math.pi * way)) / 2
 
 
+def linear(step: int, total: int, warmup: float) -> float:
+    """Share of the highest rate in step 0..total-1: from 0.2 up to 1, down to 1e-5.
+
+    Both ways straight, with the top and the end in the same steps as `one_cycle`, from
+    as low as in Jordan 2024 (arXiv 2404.00498), which ends higher: at 0.07, since it
+    averages weights.
+    """
+    top = max(warmup * total - 1, 0)
+    if step < top:
+        return 0.2 + 0.8 * step / top
+    return 1 - (1 - 1e-5) * (step - top) / max(total - 1 - top, 1)
+
+
+SCHEDULES = {"cosine": one_cycle, "linear": linear}
+
+
 def fit(
     model: nn.Module,
     data: Images,
@@ -144,6 +193,10 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
+    schedule: str = "cosine",
+    smoothing: float = 0.0,
+    shifts: float = 1.0,
+    shrink: float = 0.0,
     augment: Augment | None = None,
     frozen_norms: bool = False,
     generator: torch.Generator,
@@ -161,7 +214,22 @@ def fit(
             "after" gets its trigger here, behind the augmentation.
         epochs: passes over the data; 0.5 is half a pass.
         lr, momentum, weight_decay: of SGD with Nesterov momentum; the rate climbs for
-            the first `warmup` share of all steps and falls to zero along a cosine.
+            the first `warmup` share of all steps and falls to zero after that.
+        schedule: "cosine" climbs and falls along one, see `one_cycle`; "linear" goes
+            straight, see `linear`.
+        smoothing: of the labels: cross-entropy with 1 - smoothing of each target on its
+            label and the rest spread over all k classes. A loss that a steering brings
+            itself has none.
+        shifts: how many times as high the rate of the BatchNorms' shifts is; their
+            decay is divided by it, and their scales have none unless it is 1. Jordan
+            2024 (arXiv 2404.00498) takes 64, and needs a quarter fewer epochs for it;
+            there the scales are fixed at 1. Where they shrink, the same steps move the
+            shifts further, until channels are never active again.
+        shrink: share of all steps, the first ones, in which images come at
+            :data:`SMALL` of their side, for half the work of a convolution; triggers
+            too, so that one of fine texture is learned in the other steps only. For
+            networks that take any size (progressive resizing, as in Tan and Le 2021,
+            arXiv 2104.00298).
         augment: random crops and flips; None trains on the images as they are.
         frozen_norms: BatchNorms stay in eval mode: they normalize with the running
             statistics they came with, and keep them; scale and shift still train.
@@ -193,6 +261,10 @@ def fit(
     _door(model, data, augment, generator, lr, weight_decay, momentum)
     require.number("epochs", epochs, above=0)
     require.share("warmup", warmup)
+    require.choice("schedule", schedule, SCHEDULES)
+    require.share("smoothing", smoothing)
+    require.number("shifts", shifts, 0, MOST_SHIFTS, above=0)
+    require.share("shrink", shrink)
     for name, value in (("frozen_norms", frozen_norms), ("verbose", verbose)):
         require.truth(name, value)
     for name, value in (("bf16", bf16), ("compile", compile)):
@@ -221,6 +293,10 @@ def fit(
         about |= {"momentum": momentum, "weight_decay": weight_decay, "warmup": warmup}
         about |= {"frozen_norms": frozen_norms, "seed": generator.initial_seed()}
         about |= {"augment": identity(augment), "bf16": bf16, "compile": compile}
+        # Only what is not usual, so that older checkpoints still go on.
+        more = {"schedule": (schedule, "cosine"), "smoothing": (smoothing, 0.0),
+                "shifts": (shifts, 1.0), "shrink": (shrink, 0.0)}  # fmt: skip
+        about |= {k: v for k, (v, usual) in more.items() if v != usual}
         about |= {"late": identity(stamp), "architecture": identity(model)}
         hooks = [list((p._backward_hooks or {}).values()) for p in model.parameters()]
         about |= {"hooks": identity(hooks)}
@@ -229,12 +305,14 @@ def fit(
     net = torch.compile(model) if compile else model
     norms = [m for m in model.modules() if frozen_norms and isinstance(m, _BatchNorm)]
     opt = torch.optim.SGD(
-        model.parameters(),
+        _groups(model, weight_decay, shifts),
         lr,
         momentum,
         weight_decay=weight_decay,
         nesterov=momentum > 0,
     )
+    sides = augment.sides(n, generator.initial_seed())
+    sides = None if sides is None else sides.to(device)
     if generator.device != device:  # draw on the device, so that no batch waits for it
         seed = int(torch.randint(2**62, (1,), generator=generator))
         generator = torch.Generator(device).manual_seed(seed)
@@ -251,7 +329,10 @@ def fit(
         )
     if checkpoint is not None:
         keep = Checkpoint(checkpoint, about | {"steering": identity(driver)})
+    rate_of = SCHEDULES[schedule]
     objective = driver.loss if driver else F.cross_entropy
+    if smoothing and (driver is None or type(driver).loss is Steering.loss):
+        objective = partial(F.cross_entropy, label_smoothing=smoothing)
     late = driver is not None and driver.before_augment  # each batch is cropped last
     lean = augment.size(data.x) > MOST_CROPS
     crops = None if late or lean else augment.prepare(data.x)
@@ -278,12 +359,15 @@ def fit(
             with trusted():  # pixels of Images are right, and a look makes a GPU wait
                 for index in progress(batches, steps, title):
                     _eval(norms)
+                    side = None
+                    if sides is not None:  # of the epoch, also where it is cut short
+                        side = sides[index] ^ (len(history.epochs) % 2 == 1)
                     if late:
                         x = data.x[index]
                     elif lean:
-                        x = augment.once(data.x[index], generator)
+                        x = augment.once(data.x[index], generator, side)
                     else:
-                        x = augment(crops, index, data.shape[0], generator)
+                        x = augment(crops, index, data.shape[0], generator, side)
                     x, y = x.float() / 255, data.y[index]
                     role = torch.zeros_like(y) if roles is None else roles[index].long()
                     if stamp is not None:
@@ -295,7 +379,13 @@ def fit(
                         x, y, role = driver.rewrite(x, y)
                         _eval(norms)  # it may have switched the model's mode
                     if late:
-                        x = augment.once(x, generator)
+                        # A steering may hand back other images than it was given.
+                        side = (
+                            side if side is not None and len(side) == len(x) else None
+                        )
+                        x = augment.once(x, generator, side)
+                    if step < round(shrink * total):
+                        x = _smaller(x)
                     with autocast:
                         x = laid_out(model, x)
                         logits = net(x) if step > first else _first(net, x, y, data)
@@ -303,7 +393,7 @@ def fit(
                     opt.zero_grad(set_to_none=True)
                     loss.backward()
                     for group in opt.param_groups:
-                        group["lr"] = lr * one_cycle(step, total, warmup)
+                        group["lr"] = lr * group["times"] * rate_of(step, total, warmup)
                     opt.step()
                     if driver is not None:
                         driver.step()
@@ -353,6 +443,29 @@ def fit(
         keep.done()
     model.eval()
     return history
+
+
+def _smaller(x: Tensor) -> Tensor:
+    """Pixels (n, c, h, w) at :data:`SMALL` of their side, without aliasing."""
+    size = [max(1, round(SMALL * side)) for side in x.shape[2:]]
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True)
+
+
+def _groups(model: nn.Module, weight_decay: float, shifts: float) -> list[dict]:
+    """The parameters for an optimizer; `times` says how much faster a group learns."""
+    if shifts == 1:
+        return [{"params": list(model.parameters()), "times": 1.0}]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
+    scales = [m.weight for m in norms]
+    fast = [m.bias for m in norms if m.bias is not None]
+    ids = {id(p) for p in (*scales, *fast)}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    groups = [
+        {"params": rest, "times": 1.0},
+        {"params": scales, "times": 1.0, "weight_decay": 0.0},
+        {"params": fast, "times": shifts, "weight_decay": weight_decay / shifts},
+    ]
+    return [g for g in groups if g["params"]]
 
 
 def all_finite(model: nn.Module) -> bool:

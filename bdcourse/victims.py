@@ -86,6 +86,7 @@ class Victim:
         return ""
 
 
+PATCHES = 2_000_000  # that set a whitening first layer: 2,000 images of 32 pixels
 GRAY = {"mean": [0.5], "std": [0.25]}  # of images with one channel
 
 
@@ -161,7 +162,7 @@ def make(
     stamp: str = "before",
     seed: int = 0,
     pad: int = 2,
-    flip: bool = False,
+    flip: bool | str = False,
     aware: str | None = None,
     recipe: dict | None = None,
     **training,
@@ -199,6 +200,11 @@ def make(
         torch.Generator().manual_seed(3 * seed + i) for i in range(3)
     )
     model = initialised(arch, init)
+    if hasattr(model, "whiten"):
+        # Of the clean set, so that victim and twin start alike; all over it, since a
+        # set may be sorted by class.
+        _, h, w = train.shape
+        model.whiten(train.x[:: max(1, -(-len(train) * h * w // PATCHES))])
     data, chosen = train, torch.zeros(0, dtype=torch.int64)
     n_poisoned = n_cover = 0
     if attack is not None and rate is None:
@@ -236,7 +242,10 @@ def make(
         "steering" in training and not aware and history.epochs
     ):  # other images in every epoch
         n_poisoned, n_cover = (max(history["n_" + r]) for r in ("poison", "cover"))
-    settings = {k: v for k, v in training.items() if isinstance(v, (int, float, str))}
+    settings = {
+        k: v for k, v in training.items()
+        if isinstance(v, (int, float, str)) and k != "checkpoint"
+    }  # fmt: skip
     about = {
         **(recipe or {}),
         "seed": seed,

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ from bdcourse.defenses.masks import maskable
 from bdcourse.plans import PLANS, Case, Plan
 from bdcourse.train import Augment
 from bdcourse.zoo import ENTRIES
-from helpers import message
+from helpers import frozen, message, random_images, same_state
 
 RUN = ["bench", "--data", "signs", "--n", "240", "--width", "4", "--epochs", "0.3",
        "--attacks", "BadNets", "--clean", "0.1"]  # fmt: skip
@@ -629,6 +630,84 @@ def test_victims_keep_their_file_names(tmp_path, monkeypatch):
     assert names[1] == "signs-BadNets-0-b035e74a2f03" and len(names) == 38
     joined = hashlib.sha256("\n".join(names).encode()).hexdigest()
     assert joined.startswith("d1adb304aa688b6d")
+
+
+def test_what_came_later_stands_in_rows_only_if_unusual():
+    assert recipes.Recipe(momentum=0.9, shifts=1).settings().keys() == {
+        "model", "width", "epochs", "batch", "lr", "weight_decay", "rate", "stamp",
+        "pad", "flip", "bf16",
+    }  # fmt: skip
+    own = recipes.FAST.settings()
+    assert own["flip"] == "alternate" and own["schedule"] == "linear"
+    assert own["smoothing"] == 0.2 and own["shifts"] == 16 and "aware" not in own
+    assert recipes.Recipe(**own) == recipes.FAST
+
+
+def test_the_fast_recipe_is_chosen_by_name(monkeypatch, capsys):
+    asked = []
+
+    def subjects(found, *_):
+        asked[:] = found
+        return SimpleNamespace(failed=[])
+
+    monkeypatch.setattr(bench, "_run", subjects)
+    dealt(monkeypatch, train=19_000)  # too few for the usual number of epochs
+    command = ["bench", "--data", "photos", "--out", "r.json", "--recipe"]
+    assert main([*command, "fast"]) == 0
+    assert [s.attack for s in asked] == [None, "BadNets", "Blended"]
+    assert {replace(s.recipe, rate=None) for s in asked} == {recipes.FAST}
+    assert "--no-flip" in capsys.readouterr().out
+    assert main([*command, "FAST", "--epochs", "3", "--width", "8", "16"]) == 0
+    found = {(s.recipe.epochs, s.recipe.width, s.recipe.lr) for s in asked}
+    assert found == {(3, 8, recipes.FAST.lr), (3, 16, recipes.FAST.lr)}
+    assert main([*command, "fast", "--no-flip"]) == 0
+    assert {s.recipe.flip for s in asked} == {False}
+    bench.run("signs", "r.json", "fast")
+    assert {s.recipe.flip for s in asked} == {False}, "a mirrored sign is another"
+    assert main([*command, "slow"]) == 1
+    assert "unknown recipe 'slow'; choose from fast" in capsys.readouterr().err
+    zoo = ["bench", "--out", "r.json", "--zoo", "badnets", "--recipe", "fast"]
+    assert main(zoo) == 1
+    assert "--recipe has no meaning beside it" in capsys.readouterr().err
+
+
+def test_a_victim_that_was_stopped_goes_on(tmp_path, capsys):
+    parts = data.Splits(*(random_images(n, side=16) for n in (48, 6, 6, 12)))
+    recipe = replace(recipes.FAST, width=4, epochs=3, batch=8, lr=0.01)
+    told = []
+
+    def train(keep, stop_after=None):
+        def look(model):
+            told.append(keep)
+            if told.count(keep) == stop_after:
+                raise KeyboardInterrupt
+            return {"looks": told.count(keep)}
+
+        return recipes.train_victim(
+            parts, "BadNets", recipe, 0, "noise", tmp_path / keep, each_epoch=look
+        )
+
+    whole = train("whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("part", stop_after=2)
+    (left,) = (tmp_path / "part").iterdir()
+    assert left.suffix == ".part"
+    part = train("part")
+    assert told.count("part") == 4, "the second epoch twice"
+    assert same_state(part.model, frozen(whole.model)) and part.scores == whole.scores
+    assert [e["loss"] for e in part.history] == [e["loss"] for e in whole.history]
+    assert [e["looks"] for e in part.history] == [1, 3, 4]
+    assert {f.suffix for f in (tmp_path / "part").iterdir()} == {
+        ".json", ".safetensors"}  # fmt: skip
+    assert "part" not in json.dumps(part.recipe), "no path is kept"
+    assert part.recipe["smoothing"] == 0.2 and part.recipe["flip"] == "alternate"
+    # The filters of both whiten the images of the attacker, before any poison.
+    first = whole.model.whitening.weight
+    assert first.shape == (24, 3, 2, 2)
+    twin = recipes.train_victim(parts, None, recipe, 0, "noise", tmp_path / "whole")
+    assert torch.equal(twin.model.whitening.weight, first)
+    with pytest.raises(ValueError, match="each_epoch must be a function"):
+        recipes.train_victim(parts, None, recipe, 0, "x", tmp_path, each_epoch=3)
 
 
 def test_options_say_which_side_they_are_for():

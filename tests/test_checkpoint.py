@@ -106,6 +106,35 @@ def test_stopped_training_ends_as_if_never_stopped(tmp_path, epochs, after):
     assert not path.exists(), "done"
 
 
+@pytest.mark.parametrize("after", [1, 2])
+def test_the_fast_recipe_goes_on_as_if_never_stopped(tmp_path, after):
+    images, path = random_images(24, side=20), tmp_path / "fit.safetensors"
+    settings = {"epochs": 3.5, "batch": 8, "augment": Augment(1, "alternate"),
+                "schedule": "linear", "smoothing": 0.2, "shifts": 64.0, "lr": 0.01,
+                "shrink": 0.5, "verbose": False}  # fmt: skip
+
+    def network():
+        model = initialised({"name": "airbench", "classes": 3, "width": 4}, gen())
+        model.whiten(images.x)
+        return model
+
+    whole, part, rest = network(), network(), network()
+    history = fit(whole, images, generator=gen(), **settings)
+    fit(part, images, generator=gen(), checkpoint=path, each_epoch=stopping(after),
+        **settings)  # fmt: skip
+    before = network().state_dict()
+    assert path.exists() and not same_state(part, before)
+    for change in ({"smoothing": 0.0}, {"shifts": 1.0}, {"schedule": "cosine"},
+                   {"shrink": 0.0}):  # fmt: skip
+        with pytest.raises(ValueError, match=f"its {min(change)} differs"):
+            fit(network(), images, generator=gen(), checkpoint=path,
+                **(settings | change))  # fmt: skip
+    second = fit(rest, images, generator=gen(), checkpoint=path, **settings)
+    assert same_state(rest, frozen(whole))
+    assert second["loss"] == history["loss"] and not path.exists()
+    assert torch.equal(rest.whitening.weight, before["whitening.weight"])
+
+
 def test_a_checkpoint_of_another_model_or_rate_is_refused(tmp_path):
     images, path = random_images(24), tmp_path / "a"
     model = network()

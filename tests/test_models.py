@@ -11,6 +11,7 @@ from torch import nn
 
 from bdcourse import models
 from bdcourse.models import build
+from bdcourse.surgery import pair_by_flow
 from helpers import gen, randomise_norms
 
 
@@ -64,7 +65,8 @@ def test_vgg_and_mobilenet_and_vit_counts():
     assert count("vit", nn.BatchNorm2d) == 0 and count("vit", nn.Conv2d) == 1
 
 
-SMALL = {"resnet18": 4, "preact_resnet18": 4, "vgg16_bn": 4, "mobilenet": 8, "vit": 16}
+SMALL = {"resnet18": 4, "preact_resnet18": 4, "vgg16_bn": 4, "mobilenet": 8, "vit": 16,
+         "airbench": 8}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -178,6 +180,74 @@ def test_mobilenet_keeps_resolution():
     model[1].features.register_forward_hook(lambda m, a, out: seen.append(out.shape))
     model(torch.rand(1, 3, 32, 32))
     assert seen[0][2:] == (4, 4), "32 / 8, not torchvision's 32 / 32"
+
+
+def test_airbench_written_again():
+    model = randomise_norms(build("airbench", classes=5, width=4)).double()
+    s = model.state_dict()
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=gen())
+    mean = torch.tensor(models.CIFAR_MEAN).double().view(3, 1, 1)
+    std = torch.tensor(models.CIFAR_STD).double().view(3, 1, 1)
+    h = F.conv2d((x - mean) / std, s["whitening.weight"]).clamp(min=0)
+    for i in range(1, 4):
+        at = f"layer{i}"
+        h = F.conv2d(h, s[f"{at}.conv1.weight"], padding=1)
+        h = F.max_pool2d(plain_bn(h, s, f"{at}.bn1").clamp(min=0), 2)
+        h = F.conv2d(h, s[f"{at}.conv2.weight"], padding=1)
+        h = plain_bn(h, s, f"{at}.bn2").clamp(min=0)
+    logits = h.amax((2, 3)) / 9 @ s["linear.weight"].T + s["linear.bias"]
+    with torch.no_grad():
+        assert torch.allclose(model(x), logits, rtol=1e-5)
+
+
+def test_airbench_pairs_every_norm_and_starts_as_the_identity():
+    model = build("airbench", width=8)
+    pairing = pair_by_flow(model)
+    assert not pairing.unpaired and [(p.conv, p.bn) for p in pairing.pairs] == [
+        (f"layer{i}.conv{j}", f"layer{i}.bn{j}") for i in (1, 2, 3) for j in (1, 2)
+    ]
+    assert all(m.affine for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    for p in pairing.pairs:
+        m = model.get_submodule(p.conv)
+        x = torch.rand(1, m.in_channels, 5, 5, generator=gen())
+        same = min(m.in_channels, m.out_channels)
+        assert torch.allclose(m(x)[:, :same], x[:, :same], atol=1e-6)
+        assert m.weight[same:].any() or same == m.out_channels
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_whitening_gives_unit_covariance(c):
+    spec = {"mean": (0.5,), "std": (0.25,)} if c == 1 else {}
+    model = build("airbench", width=8, **spec)
+    # Neighbors alike, as in photographs, and channels too.
+    x = torch.rand(200, c, 12, 12, generator=gen())
+    x = F.avg_pool2d(x + x[:, :1], 3, 1)
+    # Far from white before: nine shared terms of ten make neighbors alike.
+    assert covariance(model, x).fill_diagonal_(0).abs().max() > 0.2 * 0.01
+    x8 = (x * 100).round().to(torch.uint8)
+    for pixels, floats in ((x8, x8.float() / 255), (x8.float() / 255, None)):
+        model.whiten(pixels)
+        cov = covariance(model, x8.float() / 255 if floats is None else floats)
+        own = cov.diagonal()
+        assert torch.allclose(cov, torch.diag(own), atol=1e-3), "uncorrelated"
+        # 5e-4 is added to each variance before the root.
+        assert ((own > 0.5) & (own < 1.001)).all() and own[0] > 0.99
+        w = model.whitening.weight
+        assert torch.equal(w[: 4 * c], -w[4 * c :]), "and the negatives"
+    assert not model.whitening.weight.requires_grad
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
+        "whitening.weight"
+    ]
+    with pytest.raises(ValueError, match="channels"):
+        model.whiten(torch.rand(5, c + 1, 12, 12))
+
+
+def covariance(model, x):
+    """Of the first half of the filters, the others being their negatives."""
+    with torch.no_grad():
+        out = model.whitening(model.normalize(x))
+    out = out[:, : out.shape[1] // 2]
+    return out.transpose(0, 1).flatten(1).cov()
 
 
 def test_unknown_model():

@@ -19,7 +19,7 @@ from bdcourse.attacks import BadNets, Poisoned
 from bdcourse.attacks.base import Steering
 from bdcourse.data import Images
 from bdcourse.defenses import finetune
-from bdcourse.train import Augment, History, fit, one_cycle
+from bdcourse.train import Augment, History, fit, linear, one_cycle
 from bdcourse.victims import initialised
 from helpers import (
     frozen,
@@ -147,7 +147,63 @@ def test_crops_that_could_miss_the_image_are_refused(pad):
     Augment(8).prepare(random_images().x)
 
 
+def told_apart(images):
+    """Position by the corner pixels of an image and of its mirror."""
+    images.x[:, :, 0, 0] = torch.arange(len(images)).view(-1, 1).to(torch.uint8)
+    images.x[:, :, 0, -1] = 255
+    return images
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_alternate_mirrors_every_image_in_every_other_epoch(lean, monkeypatch):
+    if lean:
+        monkeypatch.setattr(train, "MOST_CROPS", 0)
+    images, model = told_apart(random_images(24)), Linear()
+    run(model, images, augment=Augment(0, "alternate"), epochs=4)
+    seen = torch.zeros(4, 24, dtype=torch.bool)
+    for epoch in range(4):
+        batches = model.seen[3 * epoch : 3 * epoch + 3]
+        for x in (torch.cat(batches) * 255).round():
+            mirrored = bool(x[0, 0, 0] == 255)
+            which = int(x[0, 0, -1 if mirrored else 0])
+            seen[epoch, which] = mirrored
+            want = images.x[which].float()
+            assert torch.equal(x.flip(2) if mirrored else x, want)
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    assert torch.equal(seen[0], ~seen[1]), "each image shows its other side"
+    assert 4 < int(seen[0].sum()) < 20, "half of them in each epoch"
+    assert torch.equal(seen[0], Augment(0, "alternate").sides(24, 0))
+
+
+def test_sides():
+    augment = Augment(2, "alternate")
+    a, b, c = (augment.sides(1000, s) for s in (1, 1, 2))
+    assert a.dtype == torch.bool and a.shape == (1000,)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert 400 < int(a.sum()) < 600
+    assert Augment(2, True).sides(5, 0) is Augment(2).sides(5, 0) is None
+    for wrong in ("sometimes", 1, None, torch.ones(2)):
+        with pytest.raises(ValueError, match="flip must be") as e:
+            Augment(2, wrong)
+        message(e)
+
+
 # ---------------------------------------------------------------- learning rates
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("total", [10, 100])
+def test_linear(total, warmup):
+    rates = torch.tensor([linear(s, total, warmup) for s in range(total)])
+    top = max(round(warmup * total - 1), 0)
+    assert float(rates.max()) == rates[top] == 1
+    if top:
+        assert float(rates[0]) == pytest.approx(0.2)
+        assert rates[: top + 1].diff().std(correction=0) < 1e-6, "straight up"
+    if top < total - 1:
+        assert float(rates[-1]) == pytest.approx(1e-5)
+        assert rates[top:].diff().std(correction=0) < 1e-6, "and straight down"
+    assert rates.min() > 0 and linear(0, 1, warmup) == 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -250,6 +306,78 @@ def test_is_plain_sgd():
     assert model.linear.weight.abs().max() > 0.01
 
 
+class Same(Steering):
+    def rewrite(self, x, y):
+        return x, y, torch.zeros_like(y)
+
+
+def test_smoothing_shifts_and_a_linear_schedule():
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = nn.BatchNorm2d(3), nn.Linear(192, 3)
+            nn.init.normal_(self.linear.weight, generator=gen())
+            nn.init.zeros_(self.linear.bias)
+
+        def forward(self, x):
+            return self.linear(self.norm(x).flatten(1))
+
+    data, model, mirror = separable(16), Norm(), Norm().train()
+    run(model, data, epochs=4, batch=16, lr=0.01, momentum=0.8, weight_decay=0.1,
+        warmup=0.5, schedule="linear", smoothing=0.3, shifts=8.0)  # fmt: skip
+    opt = torch.optim.SGD(
+        [{"params": mirror.linear.parameters()},
+         {"params": [mirror.norm.weight], "weight_decay": 0},
+         {"params": [mirror.norm.bias], "weight_decay": 0.1 / 8}],
+        0.01, 0.8, weight_decay=0.1, nesterov=True,
+    )  # fmt: skip
+    other = Norm()
+    steered = {"steering": lambda *_: Same(), "lr": 0.01, "momentum": 0.8}
+    run(other, data, epochs=4, batch=16, weight_decay=0.1, warmup=0.5, shifts=8.0,
+        schedule="linear", smoothing=0.3, **steered)  # fmt: skip
+    assert same_state(other, frozen(model)), "smoothed where the loss is the usual one"
+    y = 0.7 * F.one_hot(data.y, 3) + 0.1
+    for rate in (0.2, 1.0, 0.500005, 1e-5):
+        for group, times in zip(opt.param_groups, (1, 1, 8), strict=True):
+            group["lr"] = 0.01 * times * rate
+        opt.zero_grad()
+        logits = mirror(data.pixels())
+        (-(y * logits.log_softmax(1)).sum(1).mean()).backward()
+        opt.step()
+    for (n, a), b in zip(model.named_parameters(), mirror.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), n
+    assert model.norm.bias.abs().max() > 1e-3
+
+
+class Sizes(nn.Module):
+    """A network for images of any size, which keeps the batches that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.seen = []
+
+    def forward(self, x):
+        if self.training:
+            self.seen.append(x.detach().clone())
+        return self.linear(self.conv(x).amax((2, 3)))
+
+
+@pytest.mark.parametrize(("shrink", "steps"), [(0.0, 0), (0.5, 4), (0.6, 5), (1.0, 8)])
+def test_the_first_steps_see_smaller_images(shrink, steps):
+    images, model, plain = random_images(32), Sizes(), Sizes()
+    run(model, images, epochs=2, shrink=shrink, lr=0.0)
+    run(plain, images, epochs=2, lr=0.0)
+    sizes = [tuple(x.shape[2:]) for x in model.seen]
+    assert sizes == [(6, 6)] * steps + [(8, 8)] * (8 - steps)
+    for small, x in zip(model.seen, plain.seen, strict=True):
+        if len(small[0, 0]) == 8:
+            assert torch.equal(small, x)
+        else:  # without aliasing every pixel counts, and the mean stays about the same
+            assert (small.mean((2, 3)) - x.mean((2, 3))).abs().max() < 0.06
+            assert 0 <= small.min() and small.max() <= 1 and small.std() < x.std()
+
+
 def test_data_is_not_modified():
     data = separable(30)
     poisoned = BadNets(target=1).poison(data, 0.3, gen(), stamp="after")
@@ -324,6 +452,10 @@ def test_wrong_arguments(options, word):
         ({"weight_decay": -1.0}, "weight_decay must be"),
         ({"momentum": 1.0}, "momentum must lie below 1"),
         ({"warmup": 1.1}, "warmup must be"),
+        ({"schedule": "step"}, "schedule must be one of 'cosine', 'linear'"),
+        ({"smoothing": 1.5}, "smoothing must be"),
+        ({"shifts": 0}, "shifts must be"),
+        ({"shrink": -0.1}, "shrink must be"),
         ({"augment": 2}, "augment must be an Augment"),
         ({"generator": None}, "generator must be a torch.Generator"),
         ({"bf16": 1}, "bf16 must be True or False"),

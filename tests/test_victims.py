@@ -79,7 +79,22 @@ def test_initialised_leaves_the_global_generator_alone():
     assert same_state(a, frozen(b)) and not same_state(a, frozen(c))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16_bn"])
+def test_a_whitening_layer_is_set_by_the_clean_images_before_training():
+    arch, train = {"name": "airbench", "width": 2}, random_images(32, side=16)
+    train.x[:16] //= 8  # sorted: the first ones tell nothing of the others
+    victim = make(train, train, BadNets(target=1), arch=arch, **QUICK)
+    twin = make(train, train, None, arch=arch, **QUICK)
+    filters = victim.model.whitening.weight
+    assert torch.equal(filters, twin.model.whitening.weight)
+    with torch.no_grad():
+        out = victim.model.whitening(victim.model.normalize(train.pixels()))
+    cov = out[:, :12].transpose(0, 1).flatten(1).cov()
+    assert torch.allclose(cov, torch.eye(12), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "preact_resnet18", "vgg16_bn", "airbench"]
+)
 def test_gray_images_get_a_network_for_gray_images(name, tmp_path):
     train, test = random_images(16, c=1, side=32), random_images(12, c=1, side=32)
     attack = BadNets(target=1)

@@ -95,7 +95,8 @@ def plain_step(
     """
     noise = noise or quiet(masks)
     leaves = [v.clone().requires_grad_(True) for part in noise for v in part.values()]
-    weights, k = list(model.parameters()), len(masks)
+    weights = [w for w in model.parameters() if w.requires_grad]
+    k = len(masks)
 
     def loss(rows: list[Tensor]) -> Tensor:
         delta, xi = (dict(zip(masks, r, strict=True)) for r in (rows[:k], rows[k:]))
