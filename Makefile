@@ -78,7 +78,7 @@ lab: $(READY)
 	  set -- "$$@" --no-browser; \
 	fi; \
 	exec $(PY) -m jupyterlab "$$@" --ServerApp.root_dir=. \
-	  --ContentsManager.pre_save_hook=bdcourse.labs.tidy \
+	  --ContentsManager.pre_save_hook=bdcourse.teach.labs.tidy \
 	  --LabApp.default_url=/lab/tree/notebooks/00_welcome.ipynb
 
 student: $(READY)

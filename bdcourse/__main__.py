@@ -26,8 +26,8 @@ class Names(argparse.Action):
 
     def __call__(self, parser, *_) -> NoReturn:
         from bdcourse.attacks import ATTACKS
-        from bdcourse.bench import SWEEP
-        from bdcourse.plans import PLANS
+        from bdcourse.bench.plans import PLANS
+        from bdcourse.bench.run import SWEEP
 
         for title, names in (("attacks", ATTACKS), ("defenses", [*PLANS, SWEEP])):
             print(f"{title}:", *(f"  {name}" for name in names), sep="\n")
@@ -169,13 +169,13 @@ def main(argv: list[str] | None = None) -> int:
     command = a.pop("command")
     try:
         if command == "zoo":
-            from bdcourse.zoo import remake
+            from bdcourse.bench.zoo import remake
 
             return remake(**a)
         if command == "labs":
             return _labs(a)
         if command == "table":
-            from bdcourse.render import write
+            from bdcourse.report.render import write
 
             write(**a)
             return 0
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _labs(a: dict) -> int:
     if a["what"] == "course":
-        from bdcourse.course import make
+        from bdcourse.teach.nbgrader_course import make
 
         make(a["folder"], a["plan"])
         return 0
@@ -204,7 +204,7 @@ def _labs(a: dict) -> int:
         failed = [line for lines in found.values() for line in lines]
         print(*(f"\nnot refused: {line}" for line in failed), sep="", end="")
         return int(bool(failed))
-    from bdcourse.labs import links, student
+    from bdcourse.teach.labs import links, student
 
     if a["what"] == "links":
         print(links(a["repository"], a["branch"]))
@@ -224,8 +224,8 @@ def _as_typed(text: str) -> str:
 
 
 def _bench(a: dict, usual: Callable[[str], object]) -> int:
-    from bdcourse.bench import run, run_zoo
-    from bdcourse.recipes import Recipe
+    from bdcourse.bench.recipes import Recipe
+    from bdcourse.bench.run import run, run_zoo
 
     given = {f.name: a.pop(f.name, None) for f in fields(Recipe)}
     given = {k: v for k, v in given.items() if v is not None}

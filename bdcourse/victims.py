@@ -178,7 +178,7 @@ def make(
         stamp: see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
         aware: "smooth" or "sam": an attacker who knows what the defender will look for
-            trains that way; see `bdcourse.aware`. For attacks that only poison data.
+            trains that way; see `bdcourse.attacks.adaptive_training`. For attacks that only poison data.
         recipe: further text to keep with the victim, such as the name of the data.
         training: options of `train.fit`.
 
@@ -230,7 +230,9 @@ def make(
         chosen = (data.role == ROLES["poison"]).nonzero().flatten().cpu()
         n_poisoned, n_cover = data.count, data.covers
     if aware:
-        from bdcourse.aware import steer  # imports the defenses; few victims need it
+        from bdcourse.attacks.adaptive_training import (
+            steer,  # imports the defenses; few victims need it
+        )
 
         training["steering"] = steer(aware)
     history = fit(model, data, augment=augment, generator=order, **training)

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from bdcourse.attacks import BadNets, Blended
-from bdcourse.attacks.adaptive import AdapBlend, AdapPatch
+from bdcourse.attacks.adap import AdapBlend, AdapPatch
 from bdcourse.attacks.ftrojan import FTrojan
 from bdcourse.attacks.refool import Refool
 from bdcourse.attacks.sig import SIG

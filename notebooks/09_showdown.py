@@ -47,9 +47,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bdcourse import check, data, foreign, metrics, render, report, show, tables, victims, widgets  # fmt: skip
+from bdcourse import check, data, foreign, metrics, render, show, tables, victims, widgets  # fmt: skip
+from bdcourse.report import claims
 from bdcourse.activations import spearman
-from bdcourse.plans import PLANS, Case
+from bdcourse.bench.plans import PLANS, Case
 from bdcourse.train import Augment
 
 PHOTOS = {"name": "cifar10-defenses", "budget": 2500, "draw": None}
@@ -436,11 +437,11 @@ widgets.menus({"attack": stars, "defense": LINES[:2:-1], "images": list(amounts)
 
 # %% tags=["claim"]
 SHORT = ("linf-headline", "clp-claim-data-free", "fmp-mean", "mnp-claim-asr", "fip-t6-badnets", "fip-t6-sharp-badnets")  # fmt: skip
-found = {a.claim["id"]: a for a in report.answers()}
-check.claim("CLP at u = 3 in the mean of four: not below 15 %.", found["clp-claim-data-free"].verdict == report.FAILS, True, True)  # fmt: skip
-check.claim("FMP at its own 10 %: not near the paper's 2.9 %.", found["fmp-mean"].verdict == report.FAILS, True, True)  # fmt: skip
-check.claim("FIP on BadNets: as published, at a higher price.", found["fip-t6-badnets"].verdict == report.DEARER, True, True)  # fmt: skip
-check.claim("A victim twice as sharp as its twin: not here.", found["fip-t6-sharp-badnets"].verdict == report.FAILS, True, True)  # fmt: skip
+found = {a.claim["id"]: a for a in claims.answers()}
+check.claim("CLP at u = 3 in the mean of four: not below 15 %.", found["clp-claim-data-free"].verdict == claims.FAILS, True, True)  # fmt: skip
+check.claim("FMP at its own 10 %: not near the paper's 2.9 %.", found["fmp-mean"].verdict == claims.FAILS, True, True)  # fmt: skip
+check.claim("FIP on BadNets: as published, at a higher price.", found["fip-t6-badnets"].verdict == claims.DEARER, True, True)  # fmt: skip
+check.claim("A victim twice as sharp as its twin: not here.", found["fip-t6-sharp-badnets"].verdict == claims.FAILS, True, True)  # fmt: skip
 show.Table([{"claim": found[i].claim["what"], "reported": found[i].reported(), "ours": found[i].ours(), "verdict": found[i].verdict} for i in SHORT])  # fmt: skip
 
 # %% [markdown]

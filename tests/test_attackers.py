@@ -26,9 +26,8 @@ import torch
 pytest.importorskip("IPython")
 pytest.importorskip("nbgrader")
 
-from bdcourse import check
-from bdcourse.check import CheckFailed
-from bdcourse.teach import confine, grading, submission
+from bdcourse.teach import check, confine, grading, submission
+from bdcourse.teach.check import CheckFailed
 from bdcourse.teach.submission import Gone, Submission
 from bdcourse.teach.wire import Wire
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import bdcourse.attacks
 from bdcourse.attacks import BadNets, noise_picture, rebuild
-from bdcourse.attacks.adaptive import AdapBlend, AdapPatch, colour_patches
+from bdcourse.attacks.adap import AdapBlend, AdapPatch, colour_patches
 from bdcourse.attacks.ftrojan import FTrojan, dct_matrix
 from bdcourse.attacks.refool import Refool, blur, draws, reflections
 from bdcourse.attacks.sig import SIG

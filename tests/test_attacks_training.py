@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdcourse import metrics, signs, victims, visibility
+from bdcourse import metrics, signs, victims
+from bdcourse.analysis import visibility
 from bdcourse.attacks import ATTACKS, ROLES, rebuild
 from bdcourse.attacks.base import Attack, Steering, assemble, by_content, shares
 from bdcourse.attacks.bpp import Bpp

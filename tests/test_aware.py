@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 
-from bdcourse import models, recipes, victims
+from bdcourse import models, victims
+from bdcourse.analysis.curvature import SOFTMAX
 from bdcourse.attacks import BadNets, WaNet
-from bdcourse.aware import Smoothing, steer
-from bdcourse.curvature import SOFTMAX
+from bdcourse.attacks.adaptive_training import Smoothing, steer
+from bdcourse.bench import recipes
 from bdcourse.defenses.fip import Smooth
 from bdcourse.defenses.ft_sam import Flat
 from helpers import gen, message, random_images

@@ -15,29 +15,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bdcourse import (
-    bench,
-    checkpoint,
-    cluster,
-    curvature,
-    data,
-    defenses,
-    landscape,
-    looks,
-    metrics,
-    plans,
-    recipes,
-    tables,
-    victims,
-)
+from bdcourse import checkpoint, data, defenses, metrics, victims
 from bdcourse.__main__ import main
+from bdcourse.analysis import curvature, landscape
+from bdcourse.bench import cluster, plans, recipes
+from bdcourse.bench import measures as looks
+from bdcourse.bench import run as bench
+from bdcourse.bench.plans import PLANS, Case, Plan
+from bdcourse.bench.zoo import ENTRIES
 from bdcourse.data import Splits
 from bdcourse.defenses import Purified
 from bdcourse.defenses.fmp import Response, select
 from bdcourse.defenses.masks import maskable
-from bdcourse.plans import PLANS, Case, Plan
+from bdcourse.report import tables
 from bdcourse.train import Augment
-from bdcourse.zoo import ENTRIES
 from helpers import frozen, message, random_images, same_state
 
 RUN = ["bench", "--data", "signs", "--n", "240", "--width", "4", "--epochs", "0.3",
@@ -189,7 +180,8 @@ def test_an_unknown_zoo_name_lists_the_known():
 def test_zoo_claims_speak_up():
     import dataclasses
 
-    from bdcourse import data, zoo
+    from bdcourse import data
+    from bdcourse.bench import zoo
 
     twin, victim = victims.zoo("benign"), victims.zoo("badnets")
     test = data.load("signs", "test", n=240)

@@ -11,8 +11,8 @@ import answers_linf
 import answers_mnp
 import answers_sharpness
 import answers_showdown
-from bdcourse import check
-from bdcourse.check import CheckFailed
+from bdcourse.teach import check
+from bdcourse.teach.check import CheckFailed
 
 # --- right answers: the reference of the lesson, and one written differently ----------
 

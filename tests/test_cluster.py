@@ -13,9 +13,11 @@ import psutil
 import pytest
 import torch
 
-from bdcourse import bench, cluster, tables
 from bdcourse.__main__ import main
-from bdcourse.plans import PLANS, Plan
+from bdcourse.bench import cluster
+from bdcourse.bench import run as bench
+from bdcourse.bench.plans import PLANS, Plan
+from bdcourse.report import tables
 
 distributed = pytest.importorskip("distributed")
 pytest.importorskip("cryptography")
@@ -41,7 +43,7 @@ def written(security, folder: Path) -> dict[str, str]:
 def three(tmp_path_factory):
     """A scheduler with three worker processes and certificates, as a user's would be:
     the options that name it, and what else asks it."""
-    from bdcourse.processes import started
+    from bdcourse.bench.processes import started
 
     os.environ["BDCOURSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     with started(3) as found:
@@ -266,7 +268,7 @@ def test_workers_import_nothing_from_a_folder_of_everybody(three):
 
 def test_a_dashboard_is_served_to_this_machine_if_asked(capsys, tmp_path):
     pytest.importorskip("bokeh")
-    from bdcourse.processes import started
+    from bdcourse.bench.processes import started
 
     with started(1, dashboard=True) as found:
         port = int(found.dashboard_link.split(":")[2].split("/")[0])
@@ -345,7 +347,7 @@ def test_the_warning_comes_before_anything_is_said_to_the_cluster(
 
 CTRL_C = """
 import os, signal, subprocess
-from bdcourse import cluster
+from bdcourse.bench import cluster
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     with cluster._undisturbed():

@@ -15,9 +15,11 @@ import nbformat
 import pytest
 
 import test_check
-from bdcourse import course, data, labs
+from bdcourse import data
 from bdcourse.__main__ import main
-from bdcourse.check import CheckFailed
+from bdcourse.teach import labs
+from bdcourse.teach import nbgrader_course as course
+from bdcourse.teach.check import CheckFailed
 
 nbgrader = pytest.importorskip("nbgrader")
 from bdcourse.teach import grading  # noqa: E402
@@ -456,8 +458,8 @@ for way in ("kernel.iopub_thread.schedule(evil)",
 def sigma(weight):
     return 0""",
     "patches": """import builtins, sys
-from bdcourse import check, course
-from bdcourse.check import clp, core
+from bdcourse.teach import check, nbgrader_course as course
+from bdcourse.teach.check import clp, core
 def passes(*args, **kwargs):
     return True
 for module in (check, clp, core):

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from bdcourse import curvature as c
-from bdcourse import landscape as ls
+from bdcourse.analysis import curvature as c
+from bdcourse.analysis import landscape as ls
 from bdcourse.models import MODELS, build
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bdcourse import data, victims
-from bdcourse.curvature import SOFTMAX, Softmax, fisher_diagonal, fisher_trace
-from bdcourse.curvature import gradient as slopes
+from bdcourse.analysis.curvature import SOFTMAX, Softmax, fisher_diagonal, fisher_trace
+from bdcourse.analysis.curvature import gradient as slopes
 from bdcourse.data import Images
 from bdcourse.defenses import fast_fip, fip, fip_released
 from bdcourse.defenses.fip import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bdcourse import bench
-from bdcourse.plans import PLANS
+from bdcourse.bench import run as bench
+from bdcourse.bench.plans import PLANS
 
 # One of each kind: what shares work with these runs the same code.
 NAMES = [

@@ -10,8 +10,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from traitlets.config import Config
 
-from bdcourse import labs
 from bdcourse.__main__ import main
+from bdcourse.teach import labs
 from sweep import refusal
 
 LESSONS = labs.chosen([])
@@ -341,7 +341,7 @@ def test_a_lesson_that_is_only_read_stays_as_it_is(tmp_path):
     files = pytest.importorskip("jupyter_server.services.contents.filemanager")
     jupytext = pytest.importorskip("jupytext.sync_contentsmanager")
     root = labs.NOTEBOOKS.parent
-    hook = "bdcourse.labs.tidy"
+    hook = "bdcourse.teach.labs.tidy"
     assert f"--ContentsManager.pre_save_hook={hook} " in (root / "Makefile").read_text()
     config = Config(ContentsManager={"pre_save_hook": hook})
     manager = jupytext.build_sync_jupytext_contents_manager_class(

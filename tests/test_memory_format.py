@@ -164,7 +164,8 @@ def test_gradients_of_narrow_networks_agree_with_float64():
 
 TRAINING = """
 import torch
-from bdcourse import curvature, defenses, models
+from bdcourse import defenses, models
+from bdcourse.analysis import curvature
 from bdcourse.train import Augment, fit
 from helpers import gen, random_images
 images, augment = random_images(48, 3, 16), Augment(2)

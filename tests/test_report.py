@@ -6,8 +6,8 @@ from collections import Counter
 import nbformat
 import pytest
 
-from bdcourse import report, tables
-from bdcourse.plans import PLANS
+from bdcourse.bench.plans import PLANS
+from bdcourse.report import claims, tables
 from pages import ROOT
 
 CLAIMS = tables.results("published-claims").rows
@@ -24,48 +24,48 @@ def case(tmp_path, monkeypatch, rows, **claim):
     usual = {"id": "x", "method": "clp", "published": {"asr": 0.1}, "leaderboard": None,
              "ours": ours, "rule": {"key": "asr", "kind": "below", "bound": 0.15},
              "reason": "", "what": "", "where": "", "setting": ""}  # fmt: skip
-    return report.answer(usual | claim)
+    return claims.answer(usual | claim)
 
 
 def test_a_verdict_follows_from_the_rule(tmp_path, monkeypatch):
     def verdict(asr, **claim):
         return case(tmp_path, monkeypatch, [{"asr": asr}], **claim).verdict
 
-    assert verdict(0.05) == report.HOLDS and verdict(0.5) == report.FAILS
-    assert verdict(0.14) == verdict(0.19) == report.NEAR
+    assert verdict(0.05) == claims.HOLDS and verdict(0.5) == claims.FAILS
+    assert verdict(0.14) == verdict(0.19) == claims.NEAR
     above = {"rule": {"key": "asr", "kind": "above", "bound": 0.15}}
-    assert verdict(0.05, **above) == report.FAILS and verdict(0.5) == report.FAILS
+    assert verdict(0.05, **above) == claims.FAILS and verdict(0.5) == claims.FAILS
     within = {"rule": {"key": "asr", "kind": "within", "bound": 0.1}}
-    assert verdict(0.11, **within) == report.HOLDS
-    assert verdict(0.3, **within) == report.FAILS
+    assert verdict(0.11, **within) == claims.HOLDS
+    assert verdict(0.3, **within) == claims.FAILS
     board = within | {"published": None, "leaderboard": {"asr": 0.3}}
-    assert verdict(0.3, **board) == report.HOLDS
+    assert verdict(0.3, **board) == claims.HOLDS
     gate = {"rule": {"key": "asr", "kind": "above", "bound": 0.95}, "method": "attacks"}
-    assert verdict(0.96, **gate) == report.HOLDS
-    assert verdict(0.9, **gate) == report.FAILS
-    assert verdict(0.05, rule=None) == report.APART
+    assert verdict(0.96, **gate) == claims.HOLDS
+    assert verdict(0.9, **gate) == claims.FAILS
+    assert verdict(0.05, rule=None) == claims.APART
     lesson = {"notebook": "05_clp", "printed": []}
-    assert verdict(0.05, rule=None, lesson=lesson) == report.LESSON
-    assert verdict(0.05, ours=None) == report.MISSING
-    assert verdict(0.05, ours=None, lesson=lesson) == report.LESSON
+    assert verdict(0.05, rule=None, lesson=lesson) == claims.LESSON
+    assert verdict(0.05, ours=None) == claims.MISSING
+    assert verdict(0.05, ours=None, lesson=lesson) == claims.LESSON
 
 
 def test_weak_victims_and_dear_repairs_are_set_apart(tmp_path, monkeypatch):
     weak = case(tmp_path, monkeypatch, [{"weak": "ASR 50 %"}])
-    assert weak.verdict == report.WEAK
+    assert weak.verdict == claims.WEAK
     rows = [{}, {"defense": "none", "acc": 0.9, "asr": 1.0, "ra": 0.0}]
     ours = {"file": "hand", "select": {"defense": "cut"},
             "beside": [{"defense": "none"}]}  # fmt: skip
-    for drop, want in ((0.03, report.DEARER), (0.06, report.HOLDS)):
+    for drop, want in ((0.03, claims.DEARER), (0.06, claims.HOLDS)):
         found = case(tmp_path, monkeypatch, rows, ours=ours, drop=drop)
         assert found.verdict == want
     assert found.ours() == "80.0 / 5.0 / 70.0 (none: 90.0 / 100.0 / 0.0)"
     assert found.reported() == "– / 10.0 / –"
     less = {"rule": {"key": "asr", "kind": "less", "of": 0}}
-    assert case(tmp_path, monkeypatch, rows, ours=ours, **less).verdict == report.HOLDS
+    assert case(tmp_path, monkeypatch, rows, ours=ours, **less).verdict == claims.HOLDS
     least = {"rule": {"key": "acc", "kind": "at least times", "of": 0, "bound": 2}}
     found = case(tmp_path, monkeypatch, rows, ours=ours, **least)
-    assert found.verdict == report.FAILS
+    assert found.verdict == claims.FAILS
 
 
 def test_means_run_over_the_attacks_named_and_missing_rows_are_told(
@@ -94,35 +94,35 @@ def test_a_claim_that_says_too_little_or_an_unknown_rule_is_refused(
     ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             case(tmp_path, monkeypatch, [{}], **wrong)
-    for ask in (report.answers, report.table):
+    for ask in (claims.answers, claims.table):
         with pytest.raises(ValueError, match="did you mean 'clp'"):
             ask("cpl")
 
 
 def test_figures_read_well():
-    assert report._figures({"acc": 0.9, "asr": 0.012, "ra": None}) == "90.0 / 1.2 / –"
-    assert report._figures({"value": 20.8, "unit": "s"}) == "20.8 s"
-    assert report._figures({"value": 0.59, "unit": "share"}) == "59 %"
+    assert claims._figures({"acc": 0.9, "asr": 0.012, "ra": None}) == "90.0 / 1.2 / –"
+    assert claims._figures({"value": 20.8, "unit": "s"}) == "20.8 s"
+    assert claims._figures({"value": 0.59, "unit": "share"}) == "59 %"
     ends = {"low": 0.192, "high": 0.6541}
-    assert report._figures(ends) == "from 19.2 % to 65.41 %"
-    assert report._figures(ends | {"unit": "times"}) == "from 0.192 to 0.6541"
+    assert claims._figures(ends) == "from 19.2 % to 65.41 %"
+    assert claims._figures(ends | {"unit": "times"}) == "from 0.192 to 0.6541"
     both = {"lambda_max": 573.8, "hessian_trace": 6625.8}
-    assert report._figures(both) == "top eigenvalue 573.8, trace 6,625.8"
-    assert report._figures({"claim": True}) == report._figures(None) == ""
+    assert claims._figures(both) == "top eigenvalue 573.8, trace 6,625.8"
+    assert claims._figures({"claim": True}) == claims._figures(None) == ""
 
 
 def test_every_claim_is_answered_by_what_it_names():
     ids = [c["id"] for c in CLAIMS]
     assert len(ids) == len(set(ids)) > 300
     for c in CLAIMS:
-        assert c["method"] in report.METHODS and c["reason"] and c["where"]
+        assert c["method"] in claims.METHODS and c["reason"] and c["where"]
         assert c["published"] or c["leaderboard"], c["id"]
         if c["ours"]:
             for key in (c["ours"]["select"], *c["ours"]["beside"]):
                 assert key.get("defense", "none") in PLANS, c["id"]
-    found = Counter(a.verdict for a in report.answers())
-    assert sum(found.values()) == len(ids) and set(found) <= set(report.VERDICTS)
-    assert found[report.FAILS] > 10  # an examiner that agrees with all is none
+    found = Counter(a.verdict for a in claims.answers())
+    assert sum(found.values()) == len(ids) and set(found) <= set(claims.VERDICTS)
+    assert found[claims.FAILS] > 10  # an examiner that agrees with all is none
 
 
 def test_what_lessons_are_quoted_for_stands_in_their_outputs():

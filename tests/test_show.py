@@ -11,7 +11,8 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from bdcourse import show, widgets
+from bdcourse.report import show
+from bdcourse.teach import widgets
 
 WORDS = "A test picture with a description that is long enough to mean something."
 
@@ -276,7 +277,7 @@ def test_strange_names_are_drawn_letter_by_letter(kind, drawn):
 
 
 def test_the_names_of_the_course_are_drawn_in_full():
-    from bdcourse.plans import PLANS
+    from bdcourse.bench.plans import PLANS
 
     assert all(show._beside(n) == n for n in PLANS)
 

@@ -15,9 +15,9 @@ pytest.importorskip("IPython")
 import hostile
 import test_check
 import test_sweep_check
-from bdcourse import check, course, labs
-from bdcourse.check import CheckFailed
-from bdcourse.teach import confine, guarantees
+from bdcourse.teach import check, confine, guarantees, labs
+from bdcourse.teach import nbgrader_course as course
+from bdcourse.teach.check import CheckFailed
 from bdcourse.teach.submission import Gone, NotStarted, Submission
 
 ROOT = Path(__file__).parent.parent

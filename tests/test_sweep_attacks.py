@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdcourse import aware, checkpoint, victims, zoo
+from bdcourse import checkpoint, victims
 from bdcourse.attacks import (
     ATTACKS,
     LF,
@@ -22,11 +22,13 @@ from bdcourse.attacks import (
     rebuild,
     surviving,
 )
-from bdcourse.attacks.adaptive import colour_patches
+from bdcourse.attacks import adaptive_training as aware
+from bdcourse.attacks.adap import colour_patches
 from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.attacks.refool import draws, reflections
 from bdcourse.attacks.tact import colour_patch
 from bdcourse.attacks.wanet import control_grid
+from bdcourse.bench import zoo
 from bdcourse.models import build
 from bdcourse.train import Augment, fit
 from helpers import gen, random_images

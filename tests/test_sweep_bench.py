@@ -11,10 +11,13 @@ from dataclasses import fields
 import pytest
 import torch
 
-from bdcourse import bench, cluster, looks, plans, recipes, tables
 from bdcourse.__main__ import main
 from bdcourse.attacks import ATTACKS, BadNets
+from bdcourse.bench import cluster, plans, recipes
+from bdcourse.bench import measures as looks
+from bdcourse.bench import run as bench
 from bdcourse.data import Splits
+from bdcourse.report import tables
 from bdcourse.train import Augment
 from helpers import ReadsPixel, random_images
 from sweep import NUMBERS, THINGS, WHOLE, refusal
@@ -146,8 +149,8 @@ FLAGS = {
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_nonsense_on_the_command_line_is_one_sentence(command, capsys, monkeypatch):
-    monkeypatch.setattr("bdcourse.zoo.remake", lambda **a: 0)
-    monkeypatch.setattr("bdcourse.labs.student", lambda *a: 0)
+    monkeypatch.setattr("bdcourse.bench.zoo.remake", lambda **a: 0)
+    monkeypatch.setattr("bdcourse.teach.labs.student", lambda *a: 0)
     asked = [[w] for w in WORDS]
     asked += [["--out", "r.json", f, w] for f in FLAGS[command] for w in WORDS]
     for words in asked:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bdcourse import check
-from bdcourse.check import CheckFailed
+from bdcourse.teach import check
+from bdcourse.teach.check import CheckFailed
 
 NAMES = sorted(set(check.__all__) - {"CheckFailed", "claim", "reveal"})
 

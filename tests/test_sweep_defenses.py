@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from bdcourse import activations, curvature, defenses, landscape, surgery
+from bdcourse import activations, defenses, surgery
+from bdcourse.analysis import curvature, landscape
 from bdcourse.attacks import BadNets
 from bdcourse.defenses.clp import choose_u
 from bdcourse.defenses.clp import sweep as clp_sweep

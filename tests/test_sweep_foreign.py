@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bdcourse import foreign, show
+from bdcourse import foreign
 from bdcourse.attacks import BadNets
 from bdcourse.defenses.invert import Inverted, detect
 from bdcourse.metrics import Scores, Triggered, der, evaluate, logits, predict
 from bdcourse.models import build
+from bdcourse.report import show
 from helpers import Says, gen, random_images
 from sweep import NUMBERS, THINGS, WHOLE, refusal
 

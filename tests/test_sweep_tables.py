@@ -6,8 +6,10 @@ from functools import cache, partial
 import pytest
 import torch
 
-from bdcourse import data, render, report, tables, widgets
-from bdcourse.show import Table
+from bdcourse import data
+from bdcourse.report import claims, render, tables
+from bdcourse.report.show import Table
+from bdcourse.teach import widgets
 from sweep import NUMBERS, THINGS, WHOLE, refusal
 
 WORDS = (None, 3, 1.5, "", "cuts", b"cut", [3], [None], ["cuts"], {"cut": 1}, object())
@@ -154,24 +156,24 @@ def test_the_command(hand, monkeypatch):
 
 def test_reports():
     for value in (3, "", "cpl", b"clp", ["clp"], object()):
-        assert refusal(lambda v=value: report.answers(v))
-        assert refusal(lambda v=value: report.table(v))
-    assert "did you mean 'clp'" in refusal(lambda: report.table("cpl"))
+        assert refusal(lambda v=value: claims.answers(v))
+        assert refusal(lambda v=value: claims.table(v))
+    assert "did you mean 'clp'" in refusal(lambda: claims.table("cpl"))
     (claim,) = [c for c in tables.results("published-claims").rows
                 if c["id"] == "clp-claim-data-free"]  # fmt: skip
     read = cache(tables.results)
-    assert refusal(lambda: report.answer(claim, read)) is None
+    assert refusal(lambda: claims.answer(claim, read)) is None
     for value in (None, 3, "x", [], {}):
-        assert refusal(lambda v=value: report.answer(v, read))
+        assert refusal(lambda v=value: claims.answer(v, read))
     for key in ("id", "ours", "rule", "published"):
         for value in (3, "x", [], {}):
-            refusal(lambda k=key, v=value: report.answer(claim | {k: v}, read))
+            refusal(lambda k=key, v=value: claims.answer(claim | {k: v}, read))
         short = {k: v for k, v in claim.items() if k != key}
-        refusal(lambda c=short: report.answer(c, read))
+        refusal(lambda c=short: claims.answer(c, read))
     blow = claim | {"rule": claim["rule"] | {"kind": "blow"}}
-    assert "did you mean 'below'" in refusal(lambda: report.answer(blow, read))
+    assert "did you mean 'below'" in refusal(lambda: claims.answer(blow, read))
     gone = claim | {"ours": claim["ours"] | {"select": {"defence": "none"}}}
-    assert "did you mean 'defense'" in refusal(lambda: report.answer(gone, read))
+    assert "did you mean 'defense'" in refusal(lambda: claims.answer(gone, read))
 
 
 def test_widgets(monkeypatch):

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import pages
-from bdcourse import plans, render, show, tables
 from bdcourse.__main__ import main
-from bdcourse.plans import PLANS
-from bdcourse.show import Table
+from bdcourse.bench import plans
+from bdcourse.bench.plans import PLANS
+from bdcourse.report import render, show, tables
+from bdcourse.report.show import Table
 from helpers import random_images
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import bdcourse
-from bdcourse import tables, victims
+from bdcourse import victims
 from bdcourse.attacks import BadNets, Blended, noise_picture
 from bdcourse.metrics import Scores, evaluate
 from bdcourse.models import Normalize, build
+from bdcourse.report import tables
 from bdcourse.surgery import pair_by_flow
 from bdcourse.victims import Victim, load, make, save
 from helpers import frozen, gen, message, random_images, same_state

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bdcourse import data, widgets
+from bdcourse import data
+from bdcourse.teach import widgets
 
 
 @pytest.fixture

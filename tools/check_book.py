@@ -33,7 +33,7 @@ PROBLEMS = "problems.txt"  # written by the theme
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 SIGNS = ("⛔", "⚠")
 HARMLESS = re.compile(r"Update available")
-SHORTEST_ALT = 40  # characters; as bdcourse.show demands
+SHORTEST_ALT = 40  # characters; as bdcourse.report.show demands
 TIMEOUT = 120  # seconds
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import time
 
-from bdcourse import data, tables, victims
-from bdcourse.bench import environment
+from bdcourse import data, victims
+from bdcourse.bench.recipes import train_victim
+from bdcourse.bench.run import environment
+from bdcourse.bench.zoo import ENTRIES
 from bdcourse.defenses.mnp import correlation, magnitudes, saliency, score
-from bdcourse.recipes import train_victim
-from bdcourse.zoo import ENTRIES
+from bdcourse.report import tables
 
 NAMES = ("benign-w8", "benign-long", "lira", "trojan", "lf", "ssba", "sig", "tact")
 IMAGES = 240

@@ -16,14 +16,15 @@ import argparse
 import math
 import time
 
-from bdcourse import data, metrics, tables
+from bdcourse import data, metrics
 from bdcourse.attacks import BadNets
 from bdcourse.attacks.blended import noise_picture
-from bdcourse.bench import environment
+from bdcourse.bench.recipes import train_victim
+from bdcourse.bench.run import environment
+from bdcourse.bench.zoo import ENTRIES
 from bdcourse.defenses import linf_oracle
 from bdcourse.defenses.linf import responses
-from bdcourse.recipes import train_victim
-from bdcourse.zoo import ENTRIES
+from bdcourse.report import tables
 
 SIZES = (4, 8, 16, 24, 32)
 OPACITY = 0.5

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from bdcourse import data, metrics
-from bdcourse.recipes import Recipe, recipe_for, train_victim
+from bdcourse.bench.recipes import Recipe, recipe_for, train_victim
 from bdcourse.victims import Victim
 
 SOME = 2000  # test images after each epoch

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from bdcourse import data, metrics, render, report, show, tables, victims
+from bdcourse import data, metrics, victims
+from bdcourse.report import claims, render, show, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(
@@ -154,9 +155,9 @@ def _strong(name: str, plans: Sequence[str], **key) -> list[dict[str, float]]:
 
 BLOCKS = {
     "results": measured,
-    "tally": lambda: report.tally().markdown() + "\n",
-    **{m: partial(lambda m: report.table(m).markdown() + "\n", m)
-       for m in report.METHODS},
+    "tally": lambda: claims.tally().markdown() + "\n",
+    **{m: partial(lambda m: claims.table(m).markdown() + "\n", m)
+       for m in claims.METHODS},
     "advice": advice,
     "solved": solved,
 }  # fmt: skip

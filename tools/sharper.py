@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
-from bdcourse import curvature, data, landscape, tables, victims
-from bdcourse.bench import environment
+from bdcourse import data, victims
+from bdcourse.analysis import curvature, landscape
+from bdcourse.bench.run import environment
+from bdcourse.report import tables
 
 NAMES = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, IMAGES = 10, 200

@@ -7,7 +7,7 @@ from dataclasses import fields
 from torch import Tensor
 
 from bdcourse import require
-from bdcourse.attacks.adaptive import AdapBlend, AdapPatch
+from bdcourse.attacks.adap import AdapBlend, AdapPatch
 from bdcourse.attacks.badnets import BadNets, checkerboard, surviving
 from bdcourse.attacks.base import ROLES, Attack, Poisoned, Steering
 from bdcourse.attacks.blended import Blended, noise_picture

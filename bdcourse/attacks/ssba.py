@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
+from bdcourse.analysis.visibility import psnr
 from bdcourse.attacks.base import Attack, check_picture, random_pixels, with_classes
 from bdcourse.data import Images, hold_out, progress
-from bdcourse.visibility import psnr
 
 
 def layout(bits: int) -> tuple[int, int]:

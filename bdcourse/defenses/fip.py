@@ -7,7 +7,7 @@ one. With the weights w_0 that were handed in, the defender minimizes
 
     L(w) = NLL(w) + eta_f * Tr F(w) + eta_r / 2 * sum_i F0_ii (w_i - w0_i)^2
 
-where F is the Fisher information (see `bdcourse.curvature`), and F0 its diagonal at
+where F is the Fisher information (see `bdcourse.analysis.curvature`), and F0 its diagonal at
 w_0, once measured: weights that matter for clean images are held back. The paper's
 equations were not to be had: this is built from its abstract, its authors' code and the
 reviews, and the joint use of both terms is our reading.
@@ -39,9 +39,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize
 
 from bdcourse import require
-from bdcourse.attacks.base import fresh_seed
-from bdcourse.checkpoint import Checkpoint, pack, unpack
-from bdcourse.curvature import (
+from bdcourse.analysis.curvature import (
     SOFTMAX,
     Batch,
     Likelihood,
@@ -54,6 +52,8 @@ from bdcourse.curvature import (
     require_likelihood,
     squared_norm,
 )
+from bdcourse.attacks.base import fresh_seed
+from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.defenses.base import (
     Purified,
     copied,

@@ -36,7 +36,7 @@ from nbgrader.utils import is_grade, parse_utc
 from traitlets import Float, Integer, List, Unicode
 from traitlets.log import get_logger
 
-from bdcourse.labs import SKIP, distinct, exercise
+from bdcourse.teach.labs import SKIP, distinct, exercise
 from bdcourse.teach.submission import Gone, NotStarted, Submission
 
 if TYPE_CHECKING:

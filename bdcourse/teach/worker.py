@@ -19,7 +19,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from torch import Tensor
 from traitlets.config import Config
 
-from bdcourse.check.core import line_of
+from bdcourse.teach.check.core import line_of
 from bdcourse.teach.wire import Hangup, Packer, Unpacker, Wire, state, tensors
 
 SAID = 20_000  # characters of output that are kept of a cell or call

@@ -23,12 +23,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bdcourse import looks, require, victims
+from bdcourse import require, victims
 from bdcourse.attacks import ATTACKS, Attack, LabelConsistent
 from bdcourse.attacks.label_consistent import AdversarialTraining
+from bdcourse.bench import measures as looks
+from bdcourse.bench.plans import defaults
 from bdcourse.data import Images, Splits
 from bdcourse.models import MODELS
-from bdcourse.plans import defaults
 from bdcourse.train import MOST_SHIFTS, SCHEDULES, Augment, fit
 from bdcourse.victims import Victim
 

@@ -6,16 +6,16 @@ names the symptom and the hint to open. Passing prints one fixed line. One file 
 lesson; notebooks call them from here, `check.asr(...)`.
 """
 
-from bdcourse.check.clp import largest_z, outliers, score, sigma, switch_off
-from bdcourse.check.core import CheckFailed, claim, reveal
-from bdcourse.check.fip import (
+from bdcourse.teach.check.clp import largest_z, outliers, score, sigma, switch_off
+from bdcourse.teach.check.core import CheckFailed, claim, reveal
+from bdcourse.teach.check.fip import (
     change_gradient,
     fip_gradient,
     one_pass_trace,
     product,
     score_length,
 )
-from bdcourse.check.fmp import (
+from bdcourse.teach.check.fmp import (
     departure,
     harm,
     pulls,
@@ -23,8 +23,8 @@ from bdcourse.check.fmp import (
     random_start,
     worst_maps,
 )
-from bdcourse.check.inside import asr, cam, ra, tac
-from bdcourse.check.linf import (
+from bdcourse.teach.check.inside import asr, cam, ra, tac
+from bdcourse.teach.check.linf import (
     anomaly_index,
     dilution,
     last_share,
@@ -32,17 +32,17 @@ from bdcourse.check.linf import (
     put_on,
     rise,
 )
-from bdcourse.check.mnp import ascent, folded, mask_loss, mask_step, removal
-from bdcourse.check.poisoning import blend, lost, poison, stamp, stripes
-from bdcourse.check.sharpness import (
+from bdcourse.teach.check.mnp import ascent, folded, mask_loss, mask_step, removal
+from bdcourse.teach.check.poisoning import blend, lost, poison, stamp, stripes
+from bdcourse.teach.check.sharpness import (
     fake_variance,
     filter_direction,
     top_eigenvalue,
     trace_draws,
 )
-from bdcourse.check.showdown import balance, by_the_test, front, resampled_means
-from bdcourse.check.training import bend, diversity, noise_mode, own_trigger
-from bdcourse.check.welcome import take
+from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
+from bdcourse.teach.check.training import bend, diversity, noise_mode, own_trigger
+from bdcourse.teach.check.welcome import take
 
 __all__ = [
     "CheckFailed",

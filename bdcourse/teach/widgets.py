@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bdcourse import require, show, train, victims
+from bdcourse import require, train, victims
 from bdcourse.attacks import BadNets, checkerboard
 from bdcourse.data import Splits
 from bdcourse.images import require_clean
-from bdcourse.show import Picture
+from bdcourse.report import show
+from bdcourse.report.show import Picture
 from bdcourse.victims import Victim
 
 

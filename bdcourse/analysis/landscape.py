@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.curvature import (
+from bdcourse.analysis.curvature import (
     SOFTMAX,
     Batch,
     Likelihood,

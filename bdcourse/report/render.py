@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from bdcourse import require, show, tables
-from bdcourse.show import Picture, Table
-from bdcourse.tables import mean
+from bdcourse import require
+from bdcourse.report import show, tables
+from bdcourse.report.show import Picture, Table
+from bdcourse.report.tables import mean
 
 KINDS = ("grid", "summary", "ranking", "rows")
 FORMATS = {"text": repr, "markdown": Table.markdown, "latex": Table.latex}

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from bdcourse import require
-from bdcourse.tables import Results, identity
+from bdcourse.report.tables import Results, identity
 
 if TYPE_CHECKING:
-    from bdcourse.bench import Job, Subject
+    from bdcourse.bench.run import Job, Subject
 
 
 def placed(
@@ -143,7 +143,7 @@ def carried_out(
         RuntimeError: Dask is not installed, cannot be reached, or has workers that run
             several cells at once in one process.
     """
-    from bdcourse.bench import measure
+    from bdcourse.bench.run import measure
 
     tls = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
     placed(workers, scheduler, threads, dashboard, **tls)
@@ -168,7 +168,7 @@ def _dealt(
     dashboard: bool,
     tls: dict,
 ) -> Iterator[tuple[Job, dict]]:
-    from bdcourse.bench import AtChance, failure, forget_images
+    from bdcourse.bench.run import AtChance, failure, forget_images
 
     try:
         from distributed import Client, as_completed
@@ -244,7 +244,7 @@ def _dealt(
 def _started(stack: contextlib.ExitStack, workers: int, dashboard: bool):
     """Processes of this machine, which nobody else can reach."""
     try:
-        from bdcourse.processes import started
+        from bdcourse.bench.processes import started
 
         with _undisturbed():
             return stack.enter_context(started(workers, dashboard))
@@ -347,7 +347,7 @@ def work(
     job: Job, folder: str, threads: int | None = None, after: str | None = None
 ) -> list[dict]:
     """The rows of a job, on a worker; each is kept in `folder` as soon as it exists."""
-    from bdcourse.bench import measure
+    from bdcourse.bench.run import measure
 
     if threads:
         torch.set_num_threads(threads)

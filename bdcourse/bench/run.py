@@ -29,11 +29,11 @@ from pathlib import Path
 import torch
 
 from bdcourse import data as datasets
-from bdcourse import looks, metrics, require, victims
+from bdcourse import metrics, require, victims
 from bdcourse.attacks import ATTACKS
-from bdcourse.data import BUILT_IN, Splits
-from bdcourse.plans import ABLATIONS, ORACLES, PLANS, Case, notes
-from bdcourse.recipes import (
+from bdcourse.bench import measures as looks
+from bdcourse.bench.plans import ABLATIONS, ORACLES, PLANS, Case, notes
+from bdcourse.bench.recipes import (
     DRAWN,
     LEAST_STEPS,
     RECIPES,
@@ -49,7 +49,8 @@ from bdcourse.recipes import (
     suited,
     train_victim,
 )
-from bdcourse.tables import DEFENSES, Results, identity
+from bdcourse.data import BUILT_IN, Splits
+from bdcourse.report.tables import DEFENSES, Results, identity
 from bdcourse.train import Augment
 from bdcourse.victims import Victim
 
@@ -158,7 +159,7 @@ class Subject:
     def twin(self) -> Subject:
         """The benign network of the same recipe."""
         if self.zoo:
-            from bdcourse.zoo import (
+            from bdcourse.bench.zoo import (
                 ENTRIES,
             )  # which is made with this package's recipes
 
@@ -321,7 +322,7 @@ def run(
             the recipe such as "rate" or "epochs", for which its benign twin is then
             trained too}; what only one side knows may stand without these two words.
             Default :data:`recipes.SIGNS_OPTIONS` for the built-in signs.
-        defenses: names from `bdcourse.plans.PLANS`, default :data:`tables.DEFENSES` and
+        defenses: names from `bdcourse.bench.plans.PLANS`, default :data:`tables.DEFENSES` and
             the sweep of CLP; "all" means all but `plans.ABLATIONS`, "everything" those
             as well, and may stand beside names. "none" measures the victim as it is.
         budgets: how many clean images the defender really gets, of their share; None is
@@ -484,7 +485,7 @@ def _shared(
     where: dict,
 ) -> tuple:
     """What every run is told beside its victims, checked before any image is read."""
-    from bdcourse.cluster import placed
+    from bdcourse.bench.cluster import placed
 
     require.truth("sharp", sharp)
     where = placed(**where)
@@ -535,11 +536,11 @@ def run_zoo(
     """The same for the victims that ship with the course: nothing is trained.
 
     Args:
-        names: of `bdcourse.zoo.ENTRIES`; default all.
+        names: of `bdcourse.bench.zoo.ENTRIES`; default all.
         only: patterns VICTIM/DEFENSE.
         out, defenses, budgets, draws, sharp, device, where: see :func:`run`.
     """
-    from bdcourse.zoo import ENTRIES, chosen
+    from bdcourse.bench.zoo import ENTRIES, chosen
 
     names = chosen(_listed("names", names, partial(_text, "names")))
     shared = _shared(defenses, budgets, draws, sharp, device, only, where)
@@ -627,7 +628,7 @@ def _run(
     only: Sequence[str],
     where: dict,
 ) -> Results:
-    from bdcourse.cluster import carried_out
+    from bdcourse.bench.cluster import carried_out
 
     forget_images()
     with Results(out).owned() as results:

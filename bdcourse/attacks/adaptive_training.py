@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
+from bdcourse.analysis.curvature import SOFTMAX, squared_norm
 from bdcourse.attacks.base import Steering
-from bdcourse.curvature import SOFTMAX, squared_norm
 from bdcourse.defenses.ft_sam import Flat
 from bdcourse.models import laid_out
 from bdcourse.surgery import called_with

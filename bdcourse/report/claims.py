@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from bdcourse import require, tables
-from bdcourse.show import Markdown, Table
-from bdcourse.tables import Results, mean
+from bdcourse import require
+from bdcourse.report import tables
+from bdcourse.report.show import Markdown, Table
+from bdcourse.report.tables import Results, mean
 
 METHODS = {
     "linf": "L-infinity pruning",

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from bdcourse import defenses, require
+from bdcourse.analysis.curvature import SOFTMAX
 from bdcourse.attacks import Attack
-from bdcourse.curvature import SOFTMAX
 from bdcourse.data import Images
 from bdcourse.defenses import Purified
 from bdcourse.defenses.clp import choose_u

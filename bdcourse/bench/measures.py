@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bdcourse import curvature, landscape, metrics, require
+from bdcourse import metrics, require
+from bdcourse.analysis import curvature, landscape
 from bdcourse.attacks import Attack
 from bdcourse.data import Images, Splits
 from bdcourse.defenses.clp import US, sweep
@@ -15,7 +16,7 @@ from bdcourse.surgery import without
 
 
 def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, float]:
-    """How sharp the loss of a model is on some images; see `bdcourse.curvature`.
+    """How sharp the loss of a model is on some images; see `bdcourse.analysis.curvature`.
 
     Returns:
         `fisher`: trace of the true Fisher, `relative`: the same by relative changes of

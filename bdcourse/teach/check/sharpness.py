@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bdcourse.check.core import (
+from bdcourse.teach.check.core import (
     call,
     close,
     fresh,

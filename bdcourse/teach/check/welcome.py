@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bdcourse.check.core import call, close, fresh, guarded, need, passed, shaped
+from bdcourse.teach.check.core import call, close, fresh, guarded, need, passed, shaped
 
 
 @guarded

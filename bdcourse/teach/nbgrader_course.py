@@ -21,15 +21,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bdcourse import check
-from bdcourse.labs import NOTEBOOKS, SKIP, SOLUTION, chosen, exercise, seen, split
+from bdcourse.teach import check
+from bdcourse.teach.labs import NOTEBOOKS, SKIP, SOLUTION, chosen, exercise, seen, split
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 HIDDEN = """
 ### BEGIN HIDDEN TESTS
-from bdcourse.course import examine
+from bdcourse.teach.nbgrader_course import examine
 examine("{name}", {name})
 ### END HIDDEN TESTS"""
 CONFIG = r"""# Written by `python -m bdcourse labs course`; edit as you like.

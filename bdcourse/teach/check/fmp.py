@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bdcourse.check.core import (
+from bdcourse.teach.check.core import (
     CheckFailed,
     call,
     close,

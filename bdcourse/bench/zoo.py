@@ -12,7 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bdcourse import data, defenses, metrics, require, victims
-from bdcourse.recipes import SIGNS, SIGNS_OPTIONS, Recipe, split_options, train_victim
+from bdcourse.bench.recipes import (
+    SIGNS,
+    SIGNS_OPTIONS,
+    Recipe,
+    split_options,
+    train_victim,
+)
 
 PREACT = replace(SIGNS, model="preact_resnet18")
 SMALL = replace(SIGNS, width=8)

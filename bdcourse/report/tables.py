@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 
 from bdcourse import require
 from bdcourse.attacks import ATTACKS
+from bdcourse.bench.recipes import DRAWN, Recipe, locked
 from bdcourse.checkpoint import readable
-from bdcourse.recipes import DRAWN, Recipe, locked
 
 if TYPE_CHECKING:
-    from bdcourse.show import Table
+    from bdcourse.report.show import Table
 
 RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
 
@@ -469,7 +469,7 @@ def asked(
 
     A defense of the package without rows is none: its cells stay empty.
     """
-    from bdcourse.plans import PLANS
+    from bdcourse.bench.plans import PLANS
 
     defenses, rows = require.names("defenses", defenses), results(name).rows
     if not defenses:
@@ -524,7 +524,7 @@ def grid(
     A star marks victims that miss the gate of the protocol; the last line is the mean
     of the others, where each of them has all of these defenses.
     """
-    from bdcourse.show import Table
+    from bdcourse.report.show import Table
 
     defenses = asked(name, defenses, key, who)
     lines, passed = [], []
@@ -573,7 +573,7 @@ def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Tab
     report, from data/results/published.json, where the sources stand. Arguments as in
     :func:`grid`.
     """
-    from bdcourse.show import Table
+    from bdcourse.report.show import Table
 
     lines, defenses = [], asked(name, defenses, key)
     elsewhere = {r["defense"]: r for r in results("published").rows}
@@ -752,7 +752,7 @@ def _middle(values: Sequence[float], share: float = 0.9) -> tuple[float, float]:
 
 def ranking_table(lines: Sequence[dict], caption: str = "") -> Table:
     """The lines of :func:`ranking` as a table in percent."""
-    from bdcourse.show import Table
+    from bdcourse.report.show import Table
 
     require_ranked(lines)
     return Table([{
@@ -798,7 +798,7 @@ def standard_table(
     name: str, caption: str = "", defenses: Sequence[str] = DEFENSES
 ) -> Table:
     """The course's result table: attacks of data/results/NAME.json x defenses."""
-    from bdcourse.show import Table
+    from bdcourse.report.show import Table
 
     defenses, found = asked(name, defenses, {}), results(name).rows
     scored = [r for r in found if "acc" in r]
@@ -829,7 +829,7 @@ def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> T
     it, and where an attack got another recipe or other arguments than the rest, stands
     in the caption.
     """
-    from bdcourse.show import Table
+    from bdcourse.report.show import Table
 
     attacks = require.names("attacks", attacks)
     found = [r for r in results(name).rows if "acc" in r]

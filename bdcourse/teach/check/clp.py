@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bdcourse.check.core import (
+from bdcourse.teach.check.core import (
     CheckFailed,
     call,
     close,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdcourse.check.core import call, close, fresh, guarded, need, passed, shaped
+from bdcourse.teach.check.core import call, close, fresh, guarded, need, passed, shaped
 
 
 @guarded

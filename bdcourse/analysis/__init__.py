@@ -1,0 +1,1 @@
+"""What a network looks like from its weights, and a trigger from its images."""

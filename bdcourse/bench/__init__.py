@@ -1,0 +1,1 @@
+"""Measuring: victims by recipe, defenses by plan, rows by the cell."""

@@ -1,0 +1,1 @@
+"""Figures, tables, and what others have published, beside ours."""
