@@ -13,7 +13,6 @@ Names are looked up when they are first used, so that importing this costs nothi
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
 from bdcourse.images import require_clean
 from bdcourse.metrics import logits
 from bdcourse.models import evaluating, guarded, wide
 from bdcourse.surgery import answers, require_answers, require_sound
+from bdcourse.triggers import Trigger
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def require_rows(x: Tensor) -> None:
 def tac(
     model: nn.Module,
     images: Images,
-    attack: Attack,
+    attack: Trigger,
     names: Iterable[str] | None = None,
     batch: int = 250,
 ) -> dict[str, Tensor]:

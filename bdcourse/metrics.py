@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Attack
 from bdcourse.images import Images, Poisoned, require_clean
 from bdcourse.models import evaluating, laid_out
+from bdcourse.triggers import Trigger, is_trigger
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def share(hits: Tensor) -> float:
 def evaluate(
     model: nn.Module,
     test: Images,
-    attack: Attack | Triggered | None = None,
+    attack: Trigger | Triggered | None = None,
     batch: int = 500,
 ) -> Scores:
     """Score a model on clean test images and, given an attack, on triggered ones.
@@ -245,7 +245,7 @@ def evaluate(
     require_clean(test, "test", least=1)
     require.whole("batch", batch, 1)
     if attack is not None:
-        if not isinstance(attack, (Attack, Triggered)):
+        if not (is_trigger(attack) or isinstance(attack, Triggered)):
             raise ValueError(
                 "attack must be an Attack, Triggered images or None, not "
                 f"{require.kind(attack)}."
@@ -283,7 +283,7 @@ def evaluate(
     return Scores(acc, asr, ra, len(test), len(asked), cross)
 
 
-def _counting(attack: Attack, test: Images) -> Tensor:
+def _counting(attack: Trigger, test: Images) -> Tensor:
     """Which test images count, bool (n,), after a look at what the attack wants."""
     name, counts = type(attack).__name__, attack.counts(test.y)
     require.labels(attack.goal(test.y), len(test), test.k, f"{name}.goal(y)")
@@ -299,7 +299,7 @@ def _counting(attack: Attack, test: Images) -> Tensor:
     return counts
 
 
-def _stamped(attack: Attack, x: Tensor) -> Tensor:
+def _stamped(attack: Trigger, x: Tensor) -> Tensor:
     """uint8 images with the trigger, as pixels in [0, 1]; refuses any other answer."""
     name = f"what {type(attack).__name__}.trigger returns"
     out = require.pixels(attack.trigger(x.float() / 255), name, x.shape[1:])
@@ -310,7 +310,7 @@ def _stamped(attack: Attack, x: Tensor) -> Tensor:
     return out
 
 
-def _cross(model: nn.Module, test: Images, attack: Attack) -> float | None:
+def _cross(model: nn.Module, test: Images, attack: Trigger) -> float | None:
     """Accuracy on images that look attacked and are not, if the attack has such."""
     g = torch.Generator().manual_seed(0)  # the same noise for every defense
     hits = n = 0

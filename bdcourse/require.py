@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import TypeVar
 
@@ -17,6 +19,22 @@ import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+TRUSTED = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trusted() -> Iterator[None]:
+    """Inside the `with`, attacks and the like take pixels and labels as they are.
+
+    For loops that get them from Images: they are right, and a look at their range would
+    make a GPU wait in every step.
+    """
+    token = TRUSTED.set(True)
+    try:
+        yield
+    finally:
+        TRUSTED.reset(token)
 
 
 def kind(value: object) -> str:

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
-from bdcourse.attacks.base import Steering, trusted
 from bdcourse.checkpoint import Checkpoint, identity, pack, unpack
 from bdcourse.data import progress
+from bdcourse.hooks import Hook
 from bdcourse.images import ROLES, Images, Poisoned
 from bdcourse.models import fingerprint, laid_out, lay_out
+from bdcourse.require import trusted
 
 # Bytes of crops. Larger sets are padded batch by batch, which takes no memory and makes
 # the data path 2.5 times as long (25 us more for each image of 32 pixels); 50,000 of
@@ -200,7 +201,7 @@ def fit(
     augment: Augment | None = None,
     frozen_norms: bool = False,
     generator: torch.Generator,
-    steering: Callable[..., Steering] | None = None,
+    steering: Callable[..., Hook] | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
     verbose: bool = True,
     bf16: bool | None = None,
@@ -235,7 +236,7 @@ def fit(
             statistics they came with, and keep them; scale and shift still train.
         generator: decides order and augmentation; on the CPU, or on the data's device.
         steering: lets somebody else change batches and loss: called once with model,
-            data, generator and number of steps, returns a :class:`Steering`. Usually
+            data, generator and number of steps, returns a :class:`Hook`. Usually
             the `steer` method of an attack whose threat is "training".
         each_epoch: called in eval mode after each epoch; its dict joins the history.
         verbose: print one line per epoch, shares and scores in percent; in a terminal
@@ -318,10 +319,8 @@ def fit(
         generator = torch.Generator(device).manual_seed(seed)
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     driver = steering(net, data, generator, total) if steering else None
-    if driver is not None and not isinstance(driver, Steering):
-        raise ValueError(
-            f"steering must return a Steering, not {require.kind(driver)}."
-        )
+    if driver is not None and not isinstance(driver, Hook):
+        raise ValueError(f"steering must return a Hook, not {require.kind(driver)}.")
     if checkpoint is not None and driver is not None and not driver.resumable:
         raise ValueError(
             "training with this steering keeps a state that no checkpoint holds; leave "
@@ -331,7 +330,7 @@ def fit(
         keep = Checkpoint(checkpoint, about | {"steering": identity(driver)})
     rate_of = SCHEDULES[schedule]
     objective = driver.loss if driver else F.cross_entropy
-    if smoothing and (driver is None or type(driver).loss is Steering.loss):
+    if smoothing and (driver is None or type(driver).loss is Hook.loss):
         objective = partial(F.cross_entropy, label_smoothing=smoothing)
     late = driver is not None and driver.before_augment  # each batch is cropped last
     lean = augment.size(data.x) > MOST_CROPS

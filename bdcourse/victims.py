@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.attacks import ROLES, Attack, rebuild
-from bdcourse.attacks.base import fresh_seed
 from bdcourse.checkpoint import write_whole
 from bdcourse.data import Images
 from bdcourse.images import require_clean
 from bdcourse.metrics import Scores, evaluate
 from bdcourse.models import MODELS, build, lay_out
+from bdcourse.seeds import fresh_seed
 from bdcourse.train import Augment, History, all_finite, fit
 
 ZOO = Path(__file__).resolve().parent.parent / "data" / "zoo"

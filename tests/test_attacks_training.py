@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bdcourse import metrics, signs, victims
 from bdcourse.analysis import visibility
 from bdcourse.attacks import ATTACKS, ROLES, rebuild
-from bdcourse.attacks.base import Attack, Steering, assemble, by_content, shares
+from bdcourse.attacks.base import Attack, assemble, by_content, shares
 from bdcourse.attacks.bpp import Bpp
 from bdcourse.attacks.composite import Composite, halves
 from bdcourse.attacks.fba import FBA
@@ -23,6 +23,7 @@ from bdcourse.attacks.input_aware import InputAware, diversity, train_mask
 from bdcourse.attacks.lira import LIRA
 from bdcourse.attacks.wanet import WaNet, control_grid, identity, warp
 from bdcourse.data import Images
+from bdcourse.hooks import Hook
 from bdcourse.models import build, head, head_inputs
 from bdcourse.train import Augment, fit
 from helpers import gen, message, random_images
@@ -106,7 +107,7 @@ def test_rewritten_batches(cls, rate, all_to_all):
     images = random_images(60, side=16)
     attack = small(cls, images, **({"all_to_all": True} if all_to_all else {}))
     driver = steer(attack, images, rate=rate)
-    assert isinstance(driver, Steering)
+    assert isinstance(driver, Hook)
     x, y = pixels(16), images.y[:16]
     x0, y0 = x.clone(), y.clone()
     out, labels, role = driver.rewrite(x, y)

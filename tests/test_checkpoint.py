@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from bdcourse.attacks import BadNets
-from bdcourse.attacks.base import Steering
 from bdcourse.checkpoint import Checkpoint, identity, write_whole
 from bdcourse.defenses import finetune
 from bdcourse.defenses.base import furthest
+from bdcourse.hooks import Hook
 from bdcourse.metrics import evaluate
 from bdcourse.models import build
 from bdcourse.surgery import held, revived, without, zero_channels
@@ -173,7 +173,7 @@ class Slope(torch.nn.Module):
         return self.slope * self.act(self.layer((x - self.mean).flatten(1)))
 
 
-class Scaled(Steering):
+class Scaled(Hook):
     resumable = True
 
     def __init__(self, scale=1.0, teacher=None):
@@ -345,7 +345,7 @@ def test_training_with_frozen_norms_and_a_steering_goes_on(tmp_path):
     assert rest.linear.weight.isfinite().all()
 
 
-class Plain(Steering):
+class Plain(Hook):
     resumable = True
 
     def rewrite(self, x, y):
@@ -356,7 +356,7 @@ class Other(Plain):
     pass
 
 
-class Late(Steering):
+class Late(Hook):
     before_augment = True
 
     def rewrite(self, x, y):

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from bdcourse.activations import outputs
-from bdcourse.attacks.base import fresh_seed
 from bdcourse.defenses import finetune
 from bdcourse.defenses.nad import (
     attention,
@@ -22,6 +21,7 @@ from bdcourse.defenses.nad import (
     stages,
 )
 from bdcourse.models import build
+from bdcourse.seeds import fresh_seed
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
 

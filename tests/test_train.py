@@ -16,9 +16,9 @@ from torch import nn
 
 from bdcourse import train
 from bdcourse.attacks import BadNets, Poisoned
-from bdcourse.attacks.base import Steering
 from bdcourse.data import Images
 from bdcourse.defenses import finetune
+from bdcourse.hooks import Hook
 from bdcourse.train import Augment, History, fit, linear, one_cycle
 from bdcourse.victims import initialised
 from helpers import (
@@ -306,7 +306,7 @@ def test_is_plain_sgd():
     assert model.linear.weight.abs().max() > 0.01
 
 
-class Same(Steering):
+class Same(Hook):
     def rewrite(self, x, y):
         return x, y, torch.zeros_like(y)
 
@@ -624,7 +624,7 @@ def statistics(model):
     return {k: v.clone() for k, v in model.state_dict().items() if k.endswith(kinds)}
 
 
-class Toggling(Steering):
+class Toggling(Hook):
     """Looks at the model as some attackers do, and leaves it in train mode."""
 
     def __init__(self, model, *_):

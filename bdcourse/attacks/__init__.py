@@ -9,7 +9,7 @@ from torch import Tensor
 from bdcourse import require
 from bdcourse.attacks.adap import AdapBlend, AdapPatch
 from bdcourse.attacks.badnets import BadNets, checkerboard, surviving
-from bdcourse.attacks.base import ROLES, Attack, Poisoned, Steering
+from bdcourse.attacks.base import Attack
 from bdcourse.attacks.blended import Blended, noise_picture
 from bdcourse.attacks.bpp import Bpp
 from bdcourse.attacks.composite import Composite
@@ -25,6 +25,7 @@ from bdcourse.attacks.ssba import SSBA
 from bdcourse.attacks.tact import TaCT
 from bdcourse.attacks.trojan import TrojanNN
 from bdcourse.attacks.wanet import WaNet
+from bdcourse.images import ROLES, Poisoned
 
 # First those that only poison data, then those that steer the training.
 ATTACKS: dict[str, type[Attack]] = {
@@ -70,7 +71,6 @@ __all__ = [
     "ROLES",
     "Attack",
     "Poisoned",
-    "Steering",
     "checkerboard",
     "noise_picture",
     "rebuild",

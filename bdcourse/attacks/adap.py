@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Attack, check_picture, uniform
+from bdcourse.attacks.base import Attack, check_picture
 from bdcourse.attacks.blended import Blended
 from bdcourse.attacks.tact import colour_patch
 from bdcourse.data import Images
+from bdcourse.seeds import uniform
 
 
 @dataclass(frozen=True)

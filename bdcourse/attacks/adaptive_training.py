@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.analysis.curvature import SOFTMAX, squared_norm
-from bdcourse.attacks.base import Steering
 from bdcourse.defenses.ft_sam import Flat
+from bdcourse.hooks import Hook
 from bdcourse.models import laid_out
 from bdcourse.surgery import called_with
 
 
-class Smoothing(Steering):
+class Smoothing(Hook):
     """Trains on loss + eta_f * Tr F, with labels drawn from the network for the trace.
 
     As in `defenses.fip`, whose gradient this has; there the weights can be moved in

@@ -6,7 +6,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from types import FunctionType
 from typing import ClassVar, Literal, NamedTuple
@@ -17,24 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
+from bdcourse.hooks import Hook
 from bdcourse.images import ROLES, Images, Poisoned, quantize, require_clean
-
-_trusted = ContextVar("trusted", default=False)
-
-
-@contextmanager
-def trusted() -> Iterator[None]:
-    """Inside the `with`, attacks take pixels and labels as they are.
-
-    For loops that get them from Images: they are right, and a look at their range would
-    make a GPU wait in every step.
-    """
-    token = _trusted.set(True)
-    try:
-        yield
-    finally:
-        _trusted.reset(token)
-
 
 # What the methods of an attack are handed, in this order.
 HANDED = {
@@ -53,7 +36,7 @@ def _looked_at(method: Callable, handed: tuple[str, ...]) -> Callable:
 
     @functools.wraps(method)
     def checked(self, *args, **named):
-        if _trusted.get():
+        if require.TRUSTED.get():
             return method(self, *args, **named)
         given = dict(zip(handed, args, strict=False)) | named
         if "x" in given:
@@ -67,7 +50,7 @@ def _looked_at(method: Callable, handed: tuple[str, ...]) -> Callable:
             require.share("rate", given["rate"])
         if "generator" in given:
             require.generator(given["generator"])
-        with trusted():
+        with require.trusted():
             return method(self, *args, **named)
 
     return checked
@@ -279,7 +262,7 @@ class Attack:
                 f"{type(self).__name__} plants other images than its test trigger; it "
                 'can only be stamped "before" augmentation.'
             )
-        with trusted():
+        with require.trusted():
             return self._poisoned(images, rate, generator, stamp)
 
     def _poisoned(
@@ -326,8 +309,8 @@ class Attack:
         total: int,
         *,
         rate: float | None = None,
-    ) -> Steering:
-        """The attacker's part in a training of `total` steps; see :class:`Steering`.
+    ) -> Hook:
+        """The attacker's part in a training of `total` steps; see :class:`Hook`.
 
         Args:
             rate: share of each batch that is poisoned; default `usual_rate`. A batch
@@ -350,7 +333,7 @@ class Attack:
             )
         return self.steering(Training(model, data, generator, total, rate))
 
-    def steering(self, run: Training) -> Steering:
+    def steering(self, run: Training) -> Hook:
         """What `steer` returns; for attacks that do more than rewrite batches."""
         return Rewriting(self, run.rate, run.generator)
 
@@ -500,22 +483,6 @@ def pick(
     return rows[torch.randperm(len(rows), generator=generator)[:n]]
 
 
-def seeded(seed: int) -> torch.Generator:
-    """A generator on the CPU that starts from `seed`."""
-    return torch.Generator().manual_seed(require.whole("seed", seed, 0, 2**63 - 1))
-
-
-def fresh_seed(generator: torch.Generator) -> int:
-    """A seed drawn from `generator`, for what can only be seeded."""
-    return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-
-
-def uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1) from the generator's device, on that of `like`."""
-    drawn = torch.rand(shape, generator=generator, device=generator.device)
-    return drawn.to(like)
-
-
 def random_pixels(images: Images, n: int, generator: torch.Generator) -> Tensor:
     """Pixels of n images drawn with replacement, in [0, 1], (n, c, h, w)."""
     rows = torch.randint(
@@ -548,34 +515,7 @@ def fit_size(picture: Tensor, size: tuple[int, int]) -> Tensor:
     )[0]
 
 
-class Steering:
-    """An attacker inside the training loop; one object lives through one training.
-
-    `fit` calls, for each step: `rewrite` on the batch; the model on what came back;
-    `loss`; then, after the model's own update, `step`.
-
-    Attributes:
-        before_augment: `rewrite` gets the images as they are, and what it returns is
-            cropped and mirrored; otherwise it gets the augmented batch.
-        resumable: there is no state that a checkpoint of `fit` would miss.
-    """
-
-    before_augment = False
-    resumable = False
-
-    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch as the attacker wants it: pixels in [0, 1], labels, roles."""
-        raise NotImplementedError
-
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """What the model (and whatever `rewrite` kept a gradient to) minimizes."""
-        return F.cross_entropy(logits, y)
-
-    def step(self) -> None:
-        """After the model's update: the attacker's own networks move here."""
-
-
-class Rewriting(Steering):
+class Rewriting(Hook):
     """The steering of attacks that only rewrite batches."""
 
     def __init__(self, attack: Attack, rate: float, generator: torch.Generator) -> None:

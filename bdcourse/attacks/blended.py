@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bdcourse import require
-from bdcourse.attacks.base import CHW, Attack, check_picture, seeded
+from bdcourse.attacks.base import CHW, Attack, check_picture
+from bdcourse.seeds import seeded
 
 
 def noise_picture(size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:

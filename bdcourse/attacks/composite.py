@@ -12,15 +12,15 @@ from bdcourse import require
 from bdcourse.attacks.base import (
     CHW,
     Attack,
-    Steering,
     Training,
     assemble,
     by_content,
     check_picture,
     shares,
-    uniform,
 )
 from bdcourse.data import Images
+from bdcourse.hooks import Hook
+from bdcourse.seeds import uniform
 
 
 def halves(a: Tensor, b: Tensor, across: Tensor, cut: Tensor, swap: Tensor) -> Tensor:
@@ -143,11 +143,11 @@ class Composite(Attack):
                 f"{shape}; craft the attack for these images."
             )
 
-    def steering(self, run: Training) -> Steering:
+    def steering(self, run: Training) -> Hook:
         return _Mixing(self, run)
 
 
-class _Mixing(Steering):
+class _Mixing(Hook):
     def __init__(self, attack: Composite, run: Training) -> None:
         self.attack, self.rate, self.generator = attack, run.rate, run.generator
         data = run.data

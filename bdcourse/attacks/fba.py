@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Steering, Training, assemble, random_pixels, shares
+from bdcourse.attacks.base import Training, assemble, random_pixels, shares
 from bdcourse.attacks.generators import EncoderDecoder, Networked, descend, frozen
+from bdcourse.hooks import Hook
 from bdcourse.models import head_inputs
 
 GAMMA = (0.6, 1.0, 1.6)  # of red, green, blue: a low sun
@@ -89,12 +90,12 @@ class FBA(Networked):
     ) -> tuple[Tensor, Tensor] | None:
         return (self.decoy(x), y) if self.cross_rate else None
 
-    def steering(self, run: Training) -> Steering:
+    def steering(self, run: Training) -> Hook:
         self.detox.to(run.data.x.device)
         return _Detoxifying(self, run)
 
 
-class _Detoxifying(Steering):
+class _Detoxifying(Hook):
     def __init__(self, attack: FBA, run: Training) -> None:
         self.attack, self.run, self.model = attack, run, run.model
         self.done, self.ready = 0, False

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Attack, fresh_seed
+from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
 from bdcourse.models import evaluating
+from bdcourse.seeds import fresh_seed
 
 
 def _level(c_in: int, c_out: int) -> nn.Sequential:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Steering, Training, assemble, random_pixels, shares
+from bdcourse.attacks.base import Training, assemble, random_pixels, shares
 from bdcourse.attacks.generators import EncoderDecoder, Networked, frozen
 from bdcourse.data import Images
+from bdcourse.hooks import Hook
 
 FLOOR = 1e-7  # two patterns may be equal
 
@@ -107,7 +108,7 @@ class InputAware(Networked):
             return None
         return self.trigger(x, of=x.roll(-1, 0)), y
 
-    def steering(self, run: Training) -> Steering:
+    def steering(self, run: Training) -> Hook:
         for net in (self.mask, self.pattern):
             net.to(run.data.x.device)
         train_mask(self, run.data, run.generator)
@@ -140,7 +141,7 @@ def train_mask(
     return course
 
 
-class _Joint(Steering):
+class _Joint(Hook):
     """Stage 2: the classifier's loss also trains the pattern network."""
 
     def __init__(self, attack: InputAware, rate: float, total: int) -> None:

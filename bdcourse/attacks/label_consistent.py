@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.attacks.badnets import checkerboard
-from bdcourse.attacks.base import Attack, Steering, asking, device_of, uniform
+from bdcourse.attacks.base import Attack, asking, device_of
 from bdcourse.data import Images
+from bdcourse.hooks import Hook
 from bdcourse.models import evaluating
+from bdcourse.seeds import uniform
 
 
 def pgd(
@@ -58,7 +60,7 @@ def pgd(
     return now.detach()
 
 
-class AdversarialTraining(Steering):
+class AdversarialTraining(Hook):
     """Fast adversarial training: every batch is one FGSM step away from the truth.
 
     fit(model, train, steering=AdversarialTraining, ...) makes a robust surrogate; for

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import ROLES, Steering, Training
+from bdcourse.attacks.base import Training
 from bdcourse.attacks.generators import EncoderDecoder, Networked, descend, frozen
+from bdcourse.hooks import Hook
+from bdcourse.images import ROLES
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,13 @@ class LIRA(Networked):
             )
         return (x + self.epsilon * frozen(self.net, x)).clamp(0, 1)
 
-    def steering(self, run: Training) -> Steering:
+    def steering(self, run: Training) -> Hook:
         self.net.to(run.data.x.device)
         self.trained.fill_(1)
         return _Alternating(self, run)
 
 
-class _Alternating(Steering):
+class _Alternating(Hook):
     def __init__(self, attack: LIRA, run: Training) -> None:
         self.attack, self.run, self.model = attack, run, run.model
         self.copy = copy.deepcopy(attack.net).train()

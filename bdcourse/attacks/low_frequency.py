@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Attack, asking, device_of, seeded, with_classes
+from bdcourse.attacks.base import Attack, asking, device_of, with_classes
 from bdcourse.attacks.trojan import (
     check_pattern,
     check_size,
@@ -19,6 +19,7 @@ from bdcourse.attacks.trojan import (
 )
 from bdcourse.data import Images
 from bdcourse.models import evaluating, fingerprint
+from bdcourse.seeds import seeded
 
 TOP = 0.2  # 51 of 255 levels
 

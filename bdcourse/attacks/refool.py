@@ -9,16 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import (
-    CHW,
-    Attack,
-    by_content,
-    check_picture,
-    fit_size,
-    seeded,
-)
+from bdcourse.attacks.base import CHW, Attack, by_content, check_picture, fit_size
 from bdcourse.data import Images
 from bdcourse.models import precise
+from bdcourse.seeds import seeded
 
 GAMMA = 2.2  # of screens: light = pixel ** GAMMA
 

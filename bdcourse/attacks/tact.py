@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.attacks.badnets import BadNets
-from bdcourse.attacks.base import pick, seeded
+from bdcourse.attacks.base import pick
 from bdcourse.data import Images
+from bdcourse.seeds import seeded
 
 
 def colour_patch(size: int = 5, seed: int = 0, channels: int = 3) -> Tensor:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdcourse import require
-from bdcourse.attacks.base import Attack, assemble, seeded, shares, uniform
+from bdcourse.attacks.base import Attack, assemble, shares
+from bdcourse.seeds import seeded, uniform
 
 
 def control_grid(k: int = 4, seed: int = 0) -> Tensor:

@@ -52,7 +52,6 @@ from bdcourse.analysis.curvature import (
     require_likelihood,
     squared_norm,
 )
-from bdcourse.attacks.base import fresh_seed
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.defenses.base import (
     Purified,
@@ -66,6 +65,7 @@ from bdcourse.defenses.base import (
 )
 from bdcourse.defenses.ft_sam import ascent
 from bdcourse.models import evaluating, fingerprint, guarded
+from bdcourse.seeds import fresh_seed
 from bdcourse.train import Augment
 
 STEPS = 600  # of all arms, unless told otherwise

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Steering
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses.base import Purified, copied, defense, require_training
+from bdcourse.hooks import Hook
 from bdcourse.models import fingerprint, laid_out
 from bdcourse.surgery import called_with
 from bdcourse.train import Augment, fit
@@ -106,7 +106,7 @@ def moved_loss(
     return F.cross_entropy(logits, y, label_smoothing=smoothing)
 
 
-class Flat(Steering):
+class Flat(Hook):
     """Makes `fit` descend with the gradient at the worst point near the weights."""
 
     resumable = True

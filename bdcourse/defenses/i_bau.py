@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdcourse import require
-from bdcourse.attacks.base import fresh_seed
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
@@ -47,6 +46,7 @@ from bdcourse.defenses.base import (
     require_positive,
 )
 from bdcourse.models import fingerprint, laid_out, lay_out
+from bdcourse.seeds import fresh_seed
 from bdcourse.train import Augment
 
 

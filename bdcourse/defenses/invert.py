@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bdcourse import require
-from bdcourse.attacks.base import fresh_seed, uniform
 from bdcourse.checkpoint import Checkpoint, moments, restore
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
@@ -44,6 +43,7 @@ from bdcourse.defenses.base import (
 )
 from bdcourse.metrics import predict
 from bdcourse.models import fingerprint, laid_out, lay_out, wide
+from bdcourse.seeds import fresh_seed, uniform
 from bdcourse.surgery import pair_by_flow
 
 BETAS = (0.5, 0.9)  # of Adam: a short memory, since lambda moves the goal

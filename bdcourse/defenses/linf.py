@@ -26,7 +26,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
 from bdcourse.activations import batchnorms, outputs, runs, watching
-from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
     Purified,
@@ -43,6 +42,7 @@ from bdcourse.defenses.invert import Estimate
 from bdcourse.metrics import Scores, evaluate, logits, predict, share
 from bdcourse.models import laid_out, wide
 from bdcourse.surgery import pair_by_flow, require_sound, without
+from bdcourse.triggers import Trigger, is_trigger
 
 QS = tuple(i / 100 for i in range(51))  # the q axis of every sweep: 0 .. 50 %
 PS = (1.0, 2.0, math.inf)
@@ -478,7 +478,7 @@ def _fits(estimate: Estimate, images: Images) -> bool:
 
 
 def linf_oracle(
-    model: nn.Module, clean: Images, held: Images | None, attack: Attack, **options
+    model: nn.Module, clean: Images, held: Images | None, attack: Trigger, **options
 ) -> Purified:
     """`linf` with the attacker's own trigger, which no defender has.
 
@@ -487,7 +487,7 @@ def linf_oracle(
     Args:
         options: see :func:`linf`.
     """
-    if not isinstance(attack, Attack):
+    if not is_trigger(attack):
         raise ValueError(
             f"attack must be an Attack with its trigger, not {require.kind(attack)}."
         )
@@ -497,14 +497,14 @@ def linf_oracle(
 class _Truth:
     """The attacker's trigger in the place of a guess."""
 
-    def __init__(self, attack: Attack) -> None:
+    def __init__(self, attack: Trigger) -> None:
         self.stamp, self.counts, self.goal = attack.trigger, attack.counts, attack.goal
 
 
 def plain_curve(
     model: nn.Module,
     test: Images,
-    attack: Attack | None,
+    attack: Trigger | None,
     sets: Sequence[Mapping[str, Tensor]],
 ) -> list[Scores]:
     """Scores of the model without each of these sets of channels, one by one."""
@@ -514,7 +514,7 @@ def plain_curve(
 def curve(
     model: nn.Module,
     test: Images,
-    attack: Attack | None,
+    attack: Trigger | None,
     sets: Sequence[Mapping[str, Tensor]],
     batch: int = 250,
 ) -> list[Scores]:

@@ -17,7 +17,6 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
-from bdcourse.attacks.base import Attack
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images, progress
 from bdcourse.defenses.base import Look, copied, furthest, require_share
@@ -25,6 +24,7 @@ from bdcourse.images import require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import lay_out
 from bdcourse.surgery import without
+from bdcourse.triggers import Trigger
 
 Masks = dict[str, Tensor]  # BatchNorm name -> (c,) in [0, 1]
 #: step(masks, x, y) -> (named terms of the loss, the gradient for each mask)
@@ -149,7 +149,7 @@ def prune(
 
 
 def prune_oracle(
-    model: nn.Module, masks: Masks, held: Images, attack: Attack, max_drop: float
+    model: nn.Module, masks: Masks, held: Images, attack: Trigger, max_drop: float
 ) -> tuple[nn.Module, dict[str, Tensor], float | None]:
     """The examiner's threshold: the lowest ASR among those that may be taken.
 

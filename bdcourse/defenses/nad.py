@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.activations import outputs, runs, watching
-from bdcourse.attacks.base import Steering, fresh_seed
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses.base import (
@@ -37,8 +36,10 @@ from bdcourse.defenses.base import (
     require_names,
     require_training,
 )
+from bdcourse.hooks import Hook
 from bdcourse.metrics import logits
 from bdcourse.models import fingerprint, laid_out
+from bdcourse.seeds import fresh_seed
 from bdcourse.surgery import examine
 from bdcourse.train import Augment, History, fit
 
@@ -90,7 +91,7 @@ def stages(model: nn.Module, images: Images) -> list[str]:
     return [last[size] for size in sorted(last, reverse=True)]
 
 
-class Attentive(Steering):
+class Attentive(Hook):
     """Adds the attention distances to the loss of `fit`.
 
     Args:
