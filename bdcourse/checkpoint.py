@@ -11,54 +11,16 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 import time
 import types
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor, nn
 
 from bdcourse import require
-
-
-def write_whole(path: str | os.PathLike, blob: bytes) -> None:
-    """Write a file whole or not at all; a link stays, and what it points to is written.
-
-    Raises:
-        RuntimeError: it cannot be written; an older file of this name is as it was.
-    """
-    path = Path(os.path.realpath(require.path("path", path)))
-    new = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-            new = f.name
-            f.write(blob)
-            readable(f)
-        os.replace(new, path)
-    except BaseException as e:  # Ctrl-C too leaves nothing behind
-        if new is not None:
-            with suppress(OSError):
-                os.unlink(new)
-        if isinstance(e, OSError):
-            raise RuntimeError(
-                f"{path} could not be written ({e.strerror or e}); free some space, or "
-                "name a place where you may write."
-            ) from e
-        raise
-
-
-def readable(file: IO) -> None:
-    """Let others read a new file, which `tempfile` makes for its owner only.
-
-    By its descriptor: in a folder of several users its name may by now be a link to
-    what nobody should read.
-    """
-    if hasattr(os, "fchmod"):
-        os.fchmod(file.fileno(), 0o644)
+from bdcourse.files import write_whole
 
 
 def identity(thing: object) -> str:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bdcourse import require
-from bdcourse.checkpoint import readable
+from bdcourse.files import readable
 from bdcourse.images import (
     Images,
     deal,

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -37,9 +39,15 @@ def trusted() -> Iterator[None]:
         TRUSTED.reset(token)
 
 
+def is_tensor(value: object) -> bool:
+    """Whether this is a tensor; without importing torch, which whoever made one has."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def kind(value: object) -> str:
     """A short name for what a value is, for messages."""
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"a {dtype} tensor of shape {tuple(value.shape)}"
     if value is None or isinstance(value, (bool, int, float)):
@@ -122,6 +130,8 @@ def truth(name: str, value: object) -> bool:
 
 def generator(value: object, name: str = "generator") -> torch.Generator:
     """A torch.Generator: everything random in the course draws from one."""
+    import torch
+
     if not isinstance(value, torch.Generator):
         raise ValueError(
             f"{name} must be a torch.Generator, such as "
@@ -139,7 +149,7 @@ def pixels(
         ValueError: 0..255, uint8, nan, another shape: a trigger or a network that gets
             such pixels answers something, and every number made of it is wrong.
     """
-    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+    if not is_tensor(x) or x.ndim != 4 or not x.is_floating_point():
         raise ValueError(
             f"{name} must be float pixels in [0, 1] of shape (n, c, h, w), not "
             f"{kind(x)}; Images have them as .pixels()."
@@ -162,7 +172,7 @@ def pixels(
 
 def labels(y: object, n: int, k: int | None = None, name: str = "y") -> Tensor:
     """Int64 labels, (n,), below k if it is given."""
-    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != (n,):
+    if not is_tensor(y) or str(y.dtype) != "torch.int64" or y.shape != (n,):
         raise ValueError(
             f"{name} must be int64 labels of shape ({n},), one per image, not "
             f"{kind(y)}."
@@ -177,6 +187,8 @@ def labels(y: object, n: int, k: int | None = None, name: str = "y") -> Tensor:
 
 def module(model: object, name: str = "model") -> nn.Module:
     """A network, not a victim or the result of a defense that holds one."""
+    from torch import nn
+
     if isinstance(model, nn.Module):
         return model
     inner = isinstance(getattr(model, "model", None), nn.Module)
@@ -188,7 +200,11 @@ def module(model: object, name: str = "model") -> nn.Module:
 
 def names(name: str, value: object) -> list[str]:
     """A list of names: one name alone would be read letter by letter."""
-    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Iterable):
+    if (
+        isinstance(value, (str, bytes))
+        or is_tensor(value)
+        or not isinstance(value, Iterable)
+    ):
         raise ValueError(f"{name} must be a list of names, not {kind(value)}.")
     value = list(value)
     for v in value:
@@ -255,6 +271,8 @@ def device(name: str, value: object) -> torch.device:
     Raises:
         ValueError: no name of a device, or of one that this machine or torch lacks.
     """
+    import torch
+
     try:
         torch.empty(0, device=value)
         return torch.device(value)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.attacks import ROLES, Attack, rebuild
-from bdcourse.checkpoint import write_whole
 from bdcourse.data import Images
+from bdcourse.files import write_whole
 from bdcourse.images import require_clean
 from bdcourse.metrics import Scores, evaluate
 from bdcourse.models import MODELS, build, lay_out
@@ -178,7 +178,8 @@ def make(
         stamp: see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
         aware: "smooth" or "sam": an attacker who knows what the defender will look for
-            trains that way; see `bdcourse.attacks.adaptive_training`. For attacks that only poison data.
+            trains that way; see `attacks.adaptive_training`. For attacks that only
+            poison data.
         recipe: further text to keep with the victim, such as the name of the data.
         training: options of `train.fit`.
 

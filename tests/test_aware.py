@@ -7,11 +7,11 @@ import torch
 
 from bdcourse import models, victims
 from bdcourse.analysis.curvature import SOFTMAX
+from bdcourse.analysis.sharpness_aware import Flat
 from bdcourse.attacks import BadNets, WaNet
 from bdcourse.attacks.adaptive_training import Smoothing, steer
 from bdcourse.bench import recipes
 from bdcourse.defenses.fip import Smooth
-from bdcourse.defenses.ft_sam import Flat
 from helpers import gen, message, random_images
 
 

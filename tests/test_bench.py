@@ -15,13 +15,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bdcourse import checkpoint, data, defenses, metrics, victims
+from bdcourse import checkpoint, data, defenses, files, metrics, victims
 from bdcourse.__main__ import main
 from bdcourse.analysis import curvature, landscape
 from bdcourse.bench import cluster, plans, recipes
 from bdcourse.bench import measures as looks
 from bdcourse.bench import run as bench
 from bdcourse.bench.plans import PLANS, Case, Plan
+from bdcourse.bench.results import RESULTS, Results, identity
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.data import Splits
 from bdcourse.defenses import Purified
@@ -104,7 +105,7 @@ def test_options_part_into_recipe_and_craft():
 def test_a_run_killed_between_rows_goes_on(tmp_path, monkeypatch):
     out = tmp_path / "rows.json"
     command = [*RUN, "--out", str(out), "--keep", str(tmp_path / "runs")]
-    real, calls = tables.Results.add, []
+    real, calls = Results.add, []
 
     def dies(self, row):
         if len(calls) == 4:
@@ -112,10 +113,10 @@ def test_a_run_killed_between_rows_goes_on(tmp_path, monkeypatch):
         calls.append(row)
         real(self, row)
 
-    monkeypatch.setattr(tables.Results, "add", dies)
+    monkeypatch.setattr(Results, "add", dies)
     assert main(command) == 130
     assert len(json.loads(out.read_text())["rows"]) == 4
-    monkeypatch.setattr(tables.Results, "add", real)
+    monkeypatch.setattr(Results, "add", real)
     assert main(command) == 0
     rows = json.loads(out.read_text())["rows"]
     keys = {json.dumps([r["attack"], r["defense"], r.get("u")]) for r in rows}
@@ -503,10 +504,10 @@ def test_a_machine_that_fails_is_no_result(error, kept, tmp_path, monkeypatch):
 def test_rows_from_another_machine_count_as_done(tmp_path):
     """Signs are drawn anew on each machine, which may round a pixel differently."""
     cell = {"data": "signs", "digest": "1", "n_train": 5700, "defense": "none"}
-    assert tables.identity(cell) == tables.identity(cell | {"digest": "2"})
-    assert tables.identity(cell) != tables.identity(cell | {"n_train": 216})
+    assert identity(cell) == identity(cell | {"digest": "2"})
+    assert identity(cell) != identity(cell | {"n_train": 216})
     photos = cell | {"data": "cifar10"}
-    assert tables.identity(photos) != tables.identity(photos | {"digest": "2"})
+    assert identity(photos) != identity(photos | {"digest": "2"})
 
 
 def test_images_that_changed_meanwhile_are_refused(tmp_path):
@@ -547,7 +548,7 @@ def test_one_process_trains_a_victim_and_others_wait(tmp_path):
     order = []
 
     def hold(name):
-        with recipes.locked(tmp_path / "v.lock"):
+        with files.locked(tmp_path / "v.lock"):
             order.append(name)
             time.sleep(0.2)
             order.append(name)
@@ -596,7 +597,7 @@ def test_rows_of_the_course_are_still_known_as_done(tmp_path, monkeypatch, capsy
         ("signs", ["--seeds", "0", "1", "2"]),
     ):  # fmt: skip
         out = tmp_path / f"{name}.json"
-        shutil.copy(tables.RESULTS / out.name, out)
+        shutil.copy(RESULTS / out.name, out)
         before = out.read_bytes()
         assert main(["bench", "--out", str(out), *request]) == 0
         assert out.read_bytes() == before
@@ -900,7 +901,7 @@ def test_the_number_of_test_images_is_part_of_a_cell(monkeypatch):
     assert subject.key()["n_test"] == 50
     all_of_them = replace(subject, n_test=None)
     assert "n_test" not in all_of_them.key()
-    assert tables.identity(subject.key()) != tables.identity(all_of_them.key())
+    assert identity(subject.key()) != identity(all_of_them.key())
 
 
 # --- What is said on the way -----------------------------------------------------
@@ -963,7 +964,7 @@ def test_a_cell_that_stands_twice_is_seen(tmp_path, capsys):
     path = tmp_path / "r.json"
     once = [a_row(), a_row(seed=1)]
     path.write_text(json.dumps({"rows": [*once, a_row()]}))
-    found = tables.Results(path)
+    found = Results(path)
     assert found.rows == once
     with found.owned():
         pass
@@ -973,10 +974,10 @@ def test_a_cell_that_stands_twice_is_seen(tmp_path, capsys):
     del failed["acc"]
     for rows in ([failed, a_row()], [a_row(), failed]):  # it was tried again
         path.write_text(json.dumps({"rows": rows}))
-        assert tables.Results(path).rows == [a_row()]
+        assert Results(path).rows == [a_row()]
     path.write_text(json.dumps({"rows": [*once, a_row(acc=1.0)]}))
     for read in (
-        lambda: tables.Results(path),
+        lambda: Results(path),
         lambda: tables.grid(str(path), ["none"]),
         lambda: bench.run_zoo(path, ["benign-w8"], ["none"]),
     ):
@@ -991,29 +992,29 @@ def test_an_out_that_is_a_link_stays_one(tmp_path):
     (tmp_path / "far").mkdir()
     link, file = tmp_path / "r.json", tmp_path / "far" / "rows.json"
     link.symlink_to(file)
-    results = tables.Results(link)
+    results = Results(link)
     with results.owned():
         results.add(a_row())
         with pytest.raises(RuntimeError, match="another run is writing"):
-            with tables.Results(file).owned():
+            with Results(file).owned():
                 pass
     assert link.is_symlink() and json.loads(file.read_text())["rows"] == [a_row()]
-    assert tables.Results(link).rows == [a_row()]
+    assert Results(link).rows == [a_row()]
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["far", "r.json", "rows.json"]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     path = tmp_path / "r.json"
-    tables.Results(path).add(a_row())
+    Results(path).add(a_row())
     before = path.read_bytes()
 
     def full(*about):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tables.os, "replace", full)
+    monkeypatch.setattr("bdcourse.bench.results.os.replace", full)
     monkeypatch.setattr(cluster.os, "link", full)
     with pytest.raises(RuntimeError) as e:
-        tables.Results(path).add(a_row(seed=1))
+        Results(path).add(a_row(seed=1))
     assert "cannot be written (No space left on device)" in message(e)
     with pytest.raises(OSError):
         cluster.keep(tmp_path / "cells", a_row())
@@ -1026,24 +1027,24 @@ def test_a_lock_follows_no_link_and_empties_no_file(tmp_path):
     thesis.write_text("mine")
     lock.symlink_to(thesis)
     with pytest.raises(RuntimeError) as e:
-        with recipes.locked(lock):
+        with files.locked(lock):
             pass
     assert "is a link" in message(e) and thesis.read_text() == "mine"
     lock.unlink()
     lock.write_text("held by nobody")
-    with recipes.locked(lock):
+    with files.locked(lock):
         assert lock.read_text() == "held by nobody"
     assert not lock.exists()
     with pytest.raises(RuntimeError, match="cannot be made"):
-        with recipes.locked(tmp_path / "no" / "v.lock"):
+        with files.locked(tmp_path / "no" / "v.lock"):
             pass
     (tmp_path / "folder.lock").mkdir()
     with pytest.raises(RuntimeError, match="is a link or a folder"):
-        with recipes.locked(tmp_path / "folder.lock"):
+        with files.locked(tmp_path / "folder.lock"):
             pass
     lock.symlink_to(tmp_path / "nowhere")  # would be made there
     with pytest.raises(RuntimeError, match="is a link"):
-        with recipes.locked(lock):
+        with files.locked(lock):
             pass
     assert not (tmp_path / "nowhere").exists()
 
@@ -1053,7 +1054,7 @@ def test_every_lock_of_the_package_leaves_a_link_alone(tmp_path):
     thesis.write_text("mine")
     (tmp_path / ".r.json.lock").symlink_to(thesis)
     with pytest.raises(RuntimeError, match=".r.json.lock is a link") as e:
-        with tables.Results(tmp_path / "r.json").owned():
+        with Results(tmp_path / "r.json").owned():
             pass
     assert message(e) and thesis.read_text() == "mine"
     (tmp_path / "runs").mkdir()
@@ -1082,14 +1083,14 @@ def test_a_lock_where_the_system_knows_no_such_flags(tmp_path, monkeypatch):
         monkeypatch.delattr(os, name)
     thesis, lock = tmp_path / "thesis.txt", tmp_path / "v.lock"
     thesis.write_text("mine")
-    with recipes.locked(lock):
+    with files.locked(lock):
         assert lock.exists()
     lock.symlink_to(thesis)
     with pytest.raises(RuntimeError, match="is a link"):
-        with recipes.locked(lock):
+        with files.locked(lock):
             pass
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with recipes.locked(lock):  # no locks at all there, and nothing written
+    with files.locked(lock):  # no locks at all there, and nothing written
         pass
     assert thesis.read_text() == "mine" and lock.is_symlink()
 
@@ -1103,19 +1104,19 @@ def test_a_lock_of_another_user_can_be_waited_for(tmp_path, monkeypatch):
         return real(path, flags, *mode, **more)
 
     lock.write_text("")
-    with recipes.locked(lock):
+    with files.locked(lock):
         monkeypatch.setattr(recipes.os, "open", foreign)
         with pytest.raises(BlockingIOError):
-            with recipes.locked(lock, wait=False):
+            with files.locked(lock, wait=False):
                 pass
     with pytest.raises(RuntimeError, match="Permission denied"):
-        with recipes.locked(lock):
+        with files.locked(lock):
             pass
 
 
 def test_a_lock_is_deleted_by_its_holder_only(tmp_path):
     lock = tmp_path / "v.lock"
-    with recipes.locked(lock):
+    with files.locked(lock):
         lock.rename(tmp_path / "aside")
         lock.write_text("another one's by now")
     assert lock.read_text() == "another one's by now"
@@ -1134,7 +1135,7 @@ def test_a_file_that_others_may_read_is_opened_to_them_by_no_name(
 
     chmod = os.chmod
     monkeypatch.setattr(os, "chmod", moved)
-    tables.Results(tmp_path / "r.json").add(a_row())
+    Results(tmp_path / "r.json").add(a_row())
     checkpoint.write_whole(tmp_path / "c", b"x")
     monkeypatch.setenv("BDCOURSE_CACHE", str(tmp_path / "cache"))
     data.cached("k", lambda: blank(4))

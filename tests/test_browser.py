@@ -113,7 +113,7 @@ def lab(notebook: Path, tmp_path: Path) -> Iterator[str]:
         "--ServerApp.port_retries=0",
         "--IdentityProvider.token=",  # local, for half a minute
         f"--ServerApp.root_dir={notebook.parent}",
-        "--ContentsManager.pre_save_hook=bdcourse.teach.labs.tidy",  # as in the Makefile
+        "--ContentsManager.pre_save_hook=bdcourse.teach.labs.tidy",
     ]
     log = tmp_path / "lab.log"
     with log.open("w") as out:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from bdcourse.attacks import BadNets
-from bdcourse.checkpoint import Checkpoint, identity, write_whole
+from bdcourse.checkpoint import Checkpoint, identity
 from bdcourse.defenses import finetune
 from bdcourse.defenses.base import furthest
+from bdcourse.files import write_whole
 from bdcourse.hooks import Hook
 from bdcourse.metrics import evaluate
 from bdcourse.models import build

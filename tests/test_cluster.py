@@ -17,7 +17,7 @@ from bdcourse.__main__ import main
 from bdcourse.bench import cluster
 from bdcourse.bench import run as bench
 from bdcourse.bench.plans import PLANS, Plan
-from bdcourse.report import tables
+from bdcourse.bench.results import Results, identity
 
 distributed = pytest.importorskip("distributed")
 pytest.importorskip("cryptography")
@@ -53,7 +53,7 @@ def three(tmp_path_factory):
     del os.environ["BDCOURSE_CACHE"]
 
 
-def grid(out: Path, **where) -> tables.Results:
+def grid(out: Path, **where) -> Results:
     keep = out.parent / "runs"
     return bench.run("signs", out, keep=keep, defenses=DEFENSES, **GRID | where)
 
@@ -77,7 +77,7 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(three, tmp_path, caps
     murderer.join()
     assert killed and killed[0][1], "no worker was killed at work"
     rows = json.loads(out.read_text())["rows"]
-    assert len(rows) == CELLS == len({tables.identity(r) for r in rows})
+    assert len(rows) == CELLS == len({identity(r) for r in rows})
     assert not results.failed and all("acc" in r for r in rows)
     assert not (tmp_path / "rows.json.cells").exists()
     said = capsys.readouterr().out
@@ -99,9 +99,9 @@ def test_a_cluster_gives_what_one_process_gives(three, tmp_path):
     one |= three.where | {"threads": 1}
     dealt = grid(tmp_path / "b" / "r.json", **one)
     assert len(alone.rows) == len(dealt.rows) == 3
-    found = {tables.identity(r): r for r in dealt.rows}
+    found = {identity(r): r for r in dealt.rows}
     for r in alone.rows:  # another number of threads adds in another order
-        other = found[tables.identity(r)]
+        other = found[identity(r)]
         assert r["n_poisoned"] == other["n_poisoned"] and r["how"] == other["how"]
         assert abs(r["acc"] - other["acc"]) < 0.1
 
@@ -383,7 +383,7 @@ def test_the_first_row_of_a_cell_counts(tmp_path):
     assert cluster.stored(tmp_path / "c", cell)["acc"] == 0.5
     failed = cluster.keep(tmp_path / "c", cell | {"defense": "clp", "error": "x"})
     assert cluster.stored(tmp_path / "c", failed) is None
-    results = tables.Results(tmp_path / "c.json")
+    results = Results(tmp_path / "c.json")
     results.add(again)
     (tmp_path / "c" / "half.json").write_text("{")  # a disk was full
     cluster.forget(tmp_path / "c", results)
@@ -411,12 +411,12 @@ def test_rows_that_a_dead_run_left_are_taken_up(tmp_path, monkeypatch):
 
 
 def test_two_runs_cannot_write_one_file(tmp_path):
-    results = tables.Results(tmp_path / "r.json")
+    results = Results(tmp_path / "r.json")
     with results.owned():
         with pytest.raises(RuntimeError, match="another run is writing"):
-            with tables.Results(tmp_path / "r.json").owned():
+            with Results(tmp_path / "r.json").owned():
                 pass
-    with tables.Results(tmp_path / "r.json").owned() as again:
+    with Results(tmp_path / "r.json").owned() as again:
         assert again.rows == []
     assert list(tmp_path.iterdir()) == []
 

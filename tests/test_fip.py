@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from bdcourse import data, victims
 from bdcourse.analysis.curvature import SOFTMAX, Softmax, fisher_diagonal, fisher_trace
 from bdcourse.analysis.curvature import gradient as slopes
+from bdcourse.analysis.sharpness_aware import sam_step
 from bdcourse.data import Images
 from bdcourse.defenses import fast_fip, fip, fip_released
 from bdcourse.defenses.fip import (
@@ -33,7 +34,6 @@ from bdcourse.defenses.fip import (
     trainable,
     twice,
 )
-from bdcourse.defenses.ft_sam import sam_step
 from bdcourse.models import MODELS, build, guarded
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdcourse import checkpoint, victims
+from bdcourse import checkpoint, files, victims
 from bdcourse.attacks import (
     ATTACKS,
     LF,
@@ -397,7 +397,7 @@ def test_checkpoints(tmp_path):
     for value in (3, 1.5, [], {}, object(), "", tmp_path):
         assert refusal(lambda v=value: checkpoint.Checkpoint(v, {})) is not None
         if value is not tmp_path:
-            call = lambda v=value: checkpoint.write_whole(v, b"x")  # noqa: E731
+            call = lambda v=value: files.write_whole(v, b"x")  # noqa: E731
             assert refusal(call) is not None
     (tmp_path / "f").write_bytes(b"x" * 100)
     keep = checkpoint.Checkpoint(tmp_path / "f", {})

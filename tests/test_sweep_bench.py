@@ -16,6 +16,7 @@ from bdcourse.attacks import ATTACKS, BadNets
 from bdcourse.bench import cluster, plans, recipes
 from bdcourse.bench import measures as looks
 from bdcourse.bench import run as bench
+from bdcourse.bench.results import Results
 from bdcourse.data import Splits
 from bdcourse.report import tables
 from bdcourse.train import Augment
@@ -28,7 +29,7 @@ ANY = (*THINGS, *WHOLE, *NUMBERS, "", "\0", ["nope"], [None], [[]], {1: 2}, (mat
 @pytest.fixture(autouse=True)
 def nothing_is_done(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "_run", lambda *request: tables.Results(request[1]))
+    monkeypatch.setattr(bench, "_run", lambda *request: Results(request[1]))
     monkeypatch.setattr(recipes, "_new", lambda *about: about)
 
 
@@ -125,12 +126,12 @@ def test_tables_are_read_or_refused(tmp_path):
                  '{"rows": {"a": 1}}', "\ufeff{}", "[" * 9000, '{"rows": [[]]}',
                  '{"rows": [{"digest": 1, "options": [1]}]}'):  # fmt: skip
         path.write_text(text)
-        refusal(lambda: tables.Results(path))
+        refusal(lambda: Results(path))
     path.write_bytes(b"\xff\xfe\x00")
-    assert "it is not text" in refusal(lambda: tables.Results(path))
-    assert "cannot be read" in refusal(lambda: tables.Results(tmp_path))
+    assert "it is not text" in refusal(lambda: Results(path))
+    assert "cannot be read" in refusal(lambda: Results(tmp_path))
     for value in ANY:
-        refusal(lambda v=value: tables.Results(v))
+        refusal(lambda v=value: Results(v))
     rows = tables.results("signs")
     assert "did you mean 'defense'" in refusal(lambda: rows.select(defence="none"))
     assert rows.select(attack="BadNets", budget=None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bdcourse import data
+from bdcourse.bench.results import Results, identity
 from bdcourse.report import claims, render, tables
 from bdcourse.report.show import Table
 from bdcourse.teach import widgets
@@ -92,7 +93,7 @@ def test_other_tables(hand):
 
 def test_rows(hand):
     (row,) = tables.results("hand").select(attack="A", defense="cut")
-    swept(tables.identity, {"row": row}, {"row": (*THINGS, [3], "abc")})
+    swept(identity, {"row": row}, {"row": (*THINGS, [3], "abc")})
     swept(tables.table_row, {"rows": [row]}, {"rows": (*THINGS, [3], [{}], [[]])})
     sharp = {"fisher": 1.0, "lambda_max": 2.0}
     row["sharp"] = {"own": sharp, "other": sharp}
@@ -104,15 +105,15 @@ def test_rows(hand):
     assert tables.mean([True, torch.tensor(0.0)]) == 0.5
     for value in THINGS[:5] + ([], [3], {"a": {}}):
         assert refusal(lambda v=value: Table(v))
-    assert refusal(lambda: tables.identity(row | {"options": {1j}}))
+    assert refusal(lambda: identity(row | {"options": {1j}}))
     for sharp in (None, 3, {}, {"own": {}}, {"own": {"fisher": 1, "lambda_max": 2}}):
         assert refusal(lambda s=sharp: tables.sharp_row(row | {"sharp": s}))
 
 
 @pytest.mark.parametrize("value", [None, 3, b"x", [], object()])
 def test_files_of_results(tmp_path, value):
-    assert refusal(lambda: tables.Results(value))
-    r = tables.Results(tmp_path / "r.json")
+    assert refusal(lambda: Results(value))
+    r = Results(tmp_path / "r.json")
     for call in (r.add, r.get, r.done):
         assert refusal(partial(call, value))
     refusal(lambda: tables.results(value))

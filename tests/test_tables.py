@@ -13,6 +13,7 @@ import pages
 from bdcourse.__main__ import main
 from bdcourse.bench import plans
 from bdcourse.bench.plans import PLANS
+from bdcourse.bench.results import RESULTS, Results, identity
 from bdcourse.report import render, show, tables
 from bdcourse.report.show import Table
 from helpers import random_images
@@ -86,16 +87,16 @@ def test_table_row_gives_mean_and_half_range():
 
 
 def test_every_committed_result_is_readable_and_complete():
-    files = sorted(tables.RESULTS.glob("*.json"))
+    files = sorted(RESULTS.glob("*.json"))
     assert {"signs", "cifar10", "published"} <= {f.stem for f in files}
     for f in files:
         if f.stem == "published-claims":  # see test_report.py
             continue
         if f.stem.startswith("published"):  # read elsewhere, not measured
-            for r in tables.Results(f).rows:
+            for r in Results(f).rows:
                 assert r["defense"] in PLANS and 0 <= r["asr"] <= 1 and r["source"]
             continue
-        for r in tables.Results(f).rows:
+        for r in Results(f).rows:
             assert {"attack", "defense", "seed", "revision", "digest"} <= set(r), f
             if r["defense"] == "score":  # by MNP's detector
                 assert -1 <= r["correlation"] <= 1 and r["images"]
@@ -211,29 +212,29 @@ def test_the_guide_calls_plans_as_they_are_called(monkeypatch):
 
 
 def test_no_committed_file_holds_a_cell_twice():
-    for f in sorted(tables.RESULTS.glob("*.json")):
+    for f in sorted(RESULTS.glob("*.json")):
         if not f.stem.startswith("published"):
-            found = [tables.identity(r) for r in tables.Results(f).rows]
+            found = [identity(r) for r in Results(f).rows]
             assert len(found) == len(set(found)), f.name
 
 
 def test_a_cell_is_the_same_however_its_numbers_are_written():
     cell = {"epochs": 12, "attack": "SIG", "options": {"rate": 1}, "defense": "none"}
-    assert tables.identity(cell) == tables.identity(
+    assert identity(cell) == identity(
         cell | {"epochs": 12.0, "options": {"rate": 1.0}, "acc": 0.5, "budget": None}
     )
     for other in ({"draw": 1}, {"budget": 7}, {"victim": "sig"}, {"flip": True}):
-        assert tables.identity(cell) != tables.identity(cell | other)
+        assert identity(cell) != identity(cell | other)
 
 
 def test_a_failed_row_is_replaced_and_a_good_one_is_not(tmp_path):
     cell = {"attack": "none", "defense": "none"}
-    results = tables.Results(tmp_path / "r.json")
+    results = Results(tmp_path / "r.json")
     for more in ({"error": "x"}, {"error": "y"}, {"acc": 1.0}, {"acc": 0.5}):
         results.add(cell | more)
         assert results.done(cell) == ("acc" in results.rows[0])
     results.add(cell | {"error": "z"})
-    assert tables.Results(tmp_path / "r.json").rows == [cell | {"acc": 1.0}]
+    assert Results(tmp_path / "r.json").rows == [cell | {"acc": 1.0}]
     assert [r["error"] for r in results.failed] == ["x", "y", "z"]
 
 
@@ -366,7 +367,7 @@ def test_a_share_that_cannot_be_is_refused_where_rows_are_read(tmp_path):
         bad = "acc" if key == "curve" else key
         refused(f"^{bad} of the row .attack A, defense cut, seed 1. in .*r.json must",
                 tables.results, str(path))  # fmt: skip
-        refused(f"{bad} of the row", tables.Results(tmp_path / "n.json").add,
+        refused(f"{bad} of the row", Results(tmp_path / "n.json").add,
                 row | {key: value})  # fmt: skip
     assert not (tmp_path / "n.json").exists()
 
@@ -376,7 +377,7 @@ def test_a_cell_that_stands_twice_is_kept_once_or_refused(tmp_path):
 
     def read(*rows):
         path.write_text(json.dumps({"rows": rows}))
-        return tables.Results(path).rows
+        return Results(path).rows
 
     row = {"attack": "A", "defense": "cut", "seed": 0, "acc": 1.0, "epochs": 2}
     failed = {k: row[k] for k in ("attack", "defense", "seed", "epochs")}

@@ -14,10 +14,10 @@ import time
 
 from bdcourse import data, victims
 from bdcourse.bench.recipes import train_victim
+from bdcourse.bench.results import Results
 from bdcourse.bench.run import environment
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.defenses.mnp import correlation, magnitudes, saliency, score
-from bdcourse.report import tables
 
 NAMES = ("benign-w8", "benign-long", "lira", "trojan", "lf", "ssba", "sig", "tact")
 IMAGES = 240
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=10, help="networks to train")
     options = parser.parse_args()
     parts, recipe = data.splits("signs"), ENTRIES["benign-w8"].settings()[0]
-    results = tables.Results(options.out)
+    results = Results(options.out)
     for name in (*NAMES, *range(1, options.clean + 1)):
         clean = isinstance(name, int)
         cell = {"data": "signs", "n_train": len(parts.train), "defense": "score",

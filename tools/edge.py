@@ -20,11 +20,11 @@ from bdcourse import data, metrics
 from bdcourse.attacks import BadNets
 from bdcourse.attacks.blended import noise_picture
 from bdcourse.bench.recipes import train_victim
+from bdcourse.bench.results import Results
 from bdcourse.bench.run import environment
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.defenses import linf_oracle
 from bdcourse.defenses.linf import responses
-from bdcourse.report import tables
 
 SIZES = (4, 8, 16, 24, 32)
 OPACITY = 0.5
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     parts, recipe = data.splits("signs"), ENTRIES["trojan"].settings()[0]
-    results = tables.Results(options.out)
+    results = Results(options.out)
     for seed, size in ((s, n) for s in options.seeds for n in SIZES):
         cell = {"data": "signs", "n_train": len(parts.train), "attack": "BadNets",
                 "options": {"size": size, "opacity": OPACITY}, "seed": seed,

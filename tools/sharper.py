@@ -18,8 +18,8 @@ import torch
 
 from bdcourse import data, victims
 from bdcourse.analysis import curvature, landscape
+from bdcourse.bench.results import Results
 from bdcourse.bench.run import environment
-from bdcourse.report import tables
 
 NAMES = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, IMAGES = 10, 200
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--victims", default="data/cifar10", type=Path)
     options = parser.parse_args()
     parts = data.splits(options.images, clean=0.1)
-    results = tables.Results(options.out)
+    results = Results(options.out)
     for name in NAMES:
         (file,) = options.victims.glob(f"cifar10-jpeg-{name}-0-*.json")
         victim = victims.load(file.with_suffix(""))

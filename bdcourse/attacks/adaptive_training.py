@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.analysis.curvature import SOFTMAX, squared_norm
-from bdcourse.defenses.ft_sam import Flat
+from bdcourse.analysis.sharpness_aware import Flat
 from bdcourse.hooks import Hook
 from bdcourse.models import laid_out
 from bdcourse.surgery import called_with

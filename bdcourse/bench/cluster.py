@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bdcourse import require
-from bdcourse.report.tables import Results, identity
+from bdcourse.bench.results import Results, identity
 
 if TYPE_CHECKING:
     from bdcourse.bench.run import Job, Subject

@@ -16,7 +16,7 @@ from bdcourse.surgery import without
 
 
 def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, float]:
-    """How sharp the loss of a model is on some images; see `bdcourse.analysis.curvature`.
+    """How sharp the loss of a model is on some images; see `analysis.curvature`.
 
     Returns:
         `fisher`: trace of the true Fisher, `relative`: the same by relative changes of

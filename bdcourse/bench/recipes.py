@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import copy
 import difflib
-import errno
 import hashlib
 import inspect
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +26,9 @@ from bdcourse.attacks import ATTACKS, Attack, LabelConsistent
 from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.bench import measures as looks
 from bdcourse.bench.plans import defaults
+from bdcourse.bench.results import DRAWN
 from bdcourse.data import Images, Splits
+from bdcourse.files import locked
 from bdcourse.models import MODELS
 from bdcourse.train import MOST_SHIFTS, SCHEDULES, Augment, fit
 from bdcourse.victims import Victim
@@ -194,7 +194,6 @@ FAST = Recipe(
 )  # fmt: skip
 RECIPES = {"fast": FAST}
 
-DRAWN = ("signs", "signs-hard")
 FEW, LEAST_STEPS = 20_000, 2_000  # images, steps
 
 
@@ -512,65 +511,3 @@ def _new(
         raise KeyboardInterrupt  # half a victim is no victim
     victims.save(victim, file)
     return victim
-
-
-@contextmanager
-def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file, which no other process holds meanwhile; it is deleted after.
-
-    Raises:
-        BlockingIOError: another one holds it, and we do not `wait`.
-        RuntimeError: there is a link or a folder of this name, or the folder around it
-            takes no file.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows: work may be done twice, but each file is whole
-        yield
-        return
-    while True:
-        f = _lock_file(path)
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _is_at(f, path):
-                break
-        except OSError:
-            os.close(f)
-            raise
-        os.close(f)  # its holder deleted it while we waited
-    try:
-        yield
-    finally:
-        # In a folder of several users another one's file may not be ours to delete.
-        with suppress(FileNotFoundError, PermissionError):
-            if _is_at(f, path):
-                os.unlink(path)
-        os.close(f)
-
-
-def _is_at(f: int, path: str | os.PathLike) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(f), os.stat(path, follow_symlinks=False))
-    return False
-
-
-def _lock_file(path: str | os.PathLike) -> int:
-    """A descriptor of the lock file; what may be somebody's file is never emptied."""
-    # Where the system cannot refuse links itself, a look beforehand has to do.
-    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    try:
-        if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):
-            raise OSError(errno.ELOOP, "a link")
-        try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | careful, 0o666)
-        except PermissionError:
-            if not os.path.lexists(path):
-                raise
-            # Another user's, whom we can wait for all the same.
-            return os.open(path, os.O_RDONLY | careful)
-    except OSError as e:
-        if e.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR):
-            why = "is a link or a folder, and no lock file of ours; move it away"
-        else:
-            why = f"cannot be made ({e.strerror}); choose a folder that can be written"
-        raise RuntimeError(f"{path} {why}.") from e

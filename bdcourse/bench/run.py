@@ -49,8 +49,8 @@ from bdcourse.bench.recipes import (
     suited,
     train_victim,
 )
+from bdcourse.bench.results import DEFENSES, Results, identity
 from bdcourse.data import BUILT_IN, Splits
-from bdcourse.report.tables import DEFENSES, Results, identity
 from bdcourse.train import Augment
 from bdcourse.victims import Victim
 
@@ -322,9 +322,9 @@ def run(
             the recipe such as "rate" or "epochs", for which its benign twin is then
             trained too}; what only one side knows may stand without these two words.
             Default :data:`recipes.SIGNS_OPTIONS` for the built-in signs.
-        defenses: names from `bdcourse.bench.plans.PLANS`, default :data:`tables.DEFENSES` and
-            the sweep of CLP; "all" means all but `plans.ABLATIONS`, "everything" those
-            as well, and may stand beside names. "none" measures the victim as it is.
+        defenses: names from `plans.PLANS`, default :data:`results.DEFENSES` and the
+            sweep of CLP; "all" means all but `plans.ABLATIONS`, "everything" those as
+            well, and may stand beside names. "none" measures the victim as it is.
         budgets: how many clean images the defender really gets, of their share; None is
             all of it.
         draws: which of them: each number is another random choice and another seed of

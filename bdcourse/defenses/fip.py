@@ -7,7 +7,7 @@ one. With the weights w_0 that were handed in, the defender minimizes
 
     L(w) = NLL(w) + eta_f * Tr F(w) + eta_r / 2 * sum_i F0_ii (w_i - w0_i)^2
 
-where F is the Fisher information (see `bdcourse.analysis.curvature`), and F0 its diagonal at
+where F is the Fisher information (see `analysis.curvature`), and F0 its diagonal at
 w_0, once measured: weights that matter for clean images are held back. The paper's
 equations were not to be had: this is built from its abstract, its authors' code and the
 reviews, and the joint use of both terms is our reading.
@@ -52,6 +52,7 @@ from bdcourse.analysis.curvature import (
     require_likelihood,
     squared_norm,
 )
+from bdcourse.analysis.sharpness_aware import ascent
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.defenses.base import (
     Purified,
@@ -63,7 +64,6 @@ from bdcourse.defenses.base import (
     require_positive,
     require_ways,
 )
-from bdcourse.defenses.ft_sam import ascent
 from bdcourse.models import evaluating, fingerprint, guarded
 from bdcourse.seeds import fresh_seed
 from bdcourse.train import Augment
@@ -342,7 +342,7 @@ def along(
 
 @dataclass
 class Aware:
-    """Sharpness-aware minimization in the same loop: the step of `ft_sam.sam_step`.
+    """Sharpness-aware minimization in the same loop: the step of `sharpness_aware.sam_step`.
 
     Args:
         rho: radius in units of the weights.

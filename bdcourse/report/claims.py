@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from bdcourse import require
+from bdcourse.bench.results import Results
 from bdcourse.report import tables
 from bdcourse.report.show import Markdown, Table
-from bdcourse.report.tables import Results, mean
+from bdcourse.report.tables import mean
 
 METHODS = {
     "linf": "L-infinity pruning",

@@ -15,7 +15,7 @@ from bdcourse.require import kind
 from bdcourse.require import number as finite_number
 
 # Files whose lines a reader did not write.
-OURS = str(Path(__file__).parent.parent)
+OURS = str(Path(__file__).parents[2])
 NOT_THEIRS = (OURS, "<frozen ", *map(sysconfig.get_path, ("stdlib", "purelib")))
 
 
