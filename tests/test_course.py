@@ -200,6 +200,16 @@ def test_a_later_copy_counts_the_next_time(submission):
     assert (submission / "05_clp.ipynb").read_text() == "05_clp (2).ipynb"
 
 
+def test_the_folder_of_another_student_is_not_graded(submission):
+    (submission / "05_clp.ipynb").write_text("mine")
+    (submission.parents[1] / "you").mkdir()
+    linked = submission.parents[1] / "you" / "05_clp"
+    linked.symlink_to(submission)
+    found = [str(linked / "05_clp.ipynb")]
+    grading.choose("05_clp", "*", found)
+    assert found == [] and (submission / "05_clp.ipynb").read_text() == "mine"
+
+
 def test_without_links_the_copy_is_copied(submission, monkeypatch):
     def refuse(*args):
         raise OSError

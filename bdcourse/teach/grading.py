@@ -68,6 +68,13 @@ def choose(assignment: str, student: str, notebooks: list[str]) -> None:
     source = folder.resolve().parents[2] / "source" / folder.name
     if [p.name for p in source.glob("*.ipynb")] != [exact.name]:
         return  # not a lab of ours
+    if folder.resolve().parent.name != folder.absolute().parent.name:
+        get_logger().error(
+            f"{_named(folder)} is a link to the folder of another student; nothing "
+            "there is graded."
+        )
+        notebooks.clear()
+        return
     for path in map(Path, notebooks):
         if why := _refused(path):
             get_logger().error(f"{_named(path)} {why}; it earns 0 points.")
