@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 # Each room may use those before it, and what lies in `bdcourse/` itself from where it
-# stands here. `lazily` are imports inside functions that point back.
+# stands here.
 ROOMS = [
     "require files compat images hooks seeds triggers checkpoint data signs models surgery",
     "metrics activations train",

@@ -342,7 +342,7 @@ def along(
 
 @dataclass
 class Aware:
-    """Sharpness-aware minimization in the same loop: the step of `sharpness_aware.sam_step`.
+    """Sharpness-aware minimization in the same loop: as `sharpness_aware.sam_step`.
 
     Args:
         rho: radius in units of the weights.
