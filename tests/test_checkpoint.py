@@ -298,7 +298,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     path = tmp_path / "sub" / "a"
     write_whole(path, b"old")
     for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
-        for where in ("chmod", "replace"):
+        for where in ("fchmod", "replace"):
 
             def fail(*_, error=error):
                 raise error

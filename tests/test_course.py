@@ -791,7 +791,7 @@ def test_making_the_course_again_keeps_what_is_there(term):
 # --- Tests of a lecturer's own ---------------------------------------------------
 
 
-def tested(source, *cells, given=("import torch\n%matplotlib inline",)):
+def said_by(source, *cells, given=("import torch\n%matplotlib inline",)):
     """What a test says of a submission with these cells."""
     tests = grading.Tests({"mine": source}, list(given))
     with grading.Submission(patience=5) as student:
@@ -834,7 +834,7 @@ def tested(source, *cells, given=("import torch\n%matplotlib inline",)):
     ],
 )
 def test_a_test_runs_here_and_asks_the_submission(source, cell, says):
-    said = tested(source, cell, given=("import torch", "size = 7"))
+    said = said_by(source, cell, given=("import torch", "size = 7"))
     assert said == says if says is not None else "TypeError" in said[0]
 
 

@@ -634,9 +634,10 @@ def test_stopped_mnp_ends_as_if_never_stopped(tmp_path, monkeypatch, where, mode
     place, name = {
         "suppression": (importlib.import_module("bdcourse.defenses.rnp"), "ascend"),
         "masks": (module, "objective"),
-        "tuning": (importlib.import_module("bdcourse.train"), "one_cycle"),
+        "tuning": (importlib.import_module("bdcourse.train").SCHEDULES, "cosine"),
     }[where]
-    calls, real = [], getattr(place, name)
+    tuning = isinstance(place, dict)
+    calls, real = [], place[name] if tuning else getattr(place, name)
 
     def stopping(*args, **kwargs):
         calls.append(1)
@@ -644,7 +645,7 @@ def test_stopped_mnp_ends_as_if_never_stopped(tmp_path, monkeypatch, where, mode
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(place, name, stopping)
+    (monkeypatch.setitem if tuning else monkeypatch.setattr)(place, name, stopping)
     with pytest.raises(KeyboardInterrupt):
         run(model, images, tune=4, checkpoint=path)
     rest = run(model, images, tune=4, checkpoint=path)
