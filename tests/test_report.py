@@ -19,7 +19,7 @@ def case(tmp_path, monkeypatch, rows, **claim):
              "weak": ""}  # fmt: skip
     rows = [usual | r for r in rows]
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("bdcourse.bench.results.RESULTS", tmp_path)
     ours = {"file": "hand", "select": {"defense": "cut"}, "beside": []}
     usual = {"id": "x", "method": "clp", "published": {"asr": 0.1}, "leaderboard": None,
              "ours": ours, "rule": {"key": "asr", "kind": "below", "bound": 0.15},

@@ -36,7 +36,7 @@ def rows() -> list[dict]:
 def hand(tmp_path, monkeypatch):
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows()}))
     (tmp_path / "published.json").write_text('{"rows": []}')
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("bdcourse.bench.results.RESULTS", tmp_path)
     return tmp_path
 
 

@@ -40,7 +40,7 @@ def some_results(tmp_path, monkeypatch):
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
     elsewhere = {"defense": "cut", "acc": None, "asr": 0.02, "ra": 0.8}
     (tmp_path / "published.json").write_text(json.dumps({"rows": [elsewhere]}))
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("bdcourse.bench.results.RESULTS", tmp_path)
 
 
 def test_a_grid_shows_victims_by_defenses(tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_pages_show_what_was_measured(page):
     asked = [m[2] for m in pages.MARK.finditer(text)]
     assert asked and len(asked) == len(set(asked)) == text.count("end of ")
     assert pages.rendered(page) == text, "run `python tools/pages.py`"
-    if page == "README.md":  # a twin and two victims, twice; and one line of means
+    if page == "book/results.md":  # a twin and two victims, twice; and one line of means
         assert text.count("| none |") == 7
 
 
@@ -253,7 +253,7 @@ def ranked_results(tmp_path, monkeypatch):
     rows.append(rows[2] | {"attack": "A", "defense": "rare", "der": 1.0, "asr": 0.5})
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / "published.json").write_text('{"rows": []}')
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("bdcourse.bench.results.RESULTS", tmp_path)
 
 
 def test_a_ranking_says_how_sure_it_is(tmp_path, monkeypatch):
