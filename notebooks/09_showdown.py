@@ -47,8 +47,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bdcourse import check, data, foreign, metrics, render, show, tables, victims, widgets  # fmt: skip
-from bdcourse.report import claims
+from bdcourse import check, claims, data, foreign, metrics, render, show, tables, victims, widgets  # fmt: skip
 from bdcourse.activations import spearman
 from bdcourse.bench.plans import PLANS, Case
 from bdcourse.train import Augment

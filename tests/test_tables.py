@@ -110,7 +110,9 @@ def test_pages_show_what_was_measured(page):
     asked = [m[2] for m in pages.MARK.finditer(text)]
     assert asked and len(asked) == len(set(asked)) == text.count("end of ")
     assert pages.rendered(page) == text, "run `python tools/pages.py`"
-    if page == "book/results.md":  # a twin and two victims, twice; and one line of means
+    if (
+        page == "book/results.md"
+    ):  # a twin and two victims, twice; and one line of means
         assert text.count("| none |") == 7
 
 
