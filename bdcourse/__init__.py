@@ -19,7 +19,8 @@ __version__ = "0.1.0"
 # Name -> module, or module and name in it.
 _PUBLIC = {
     "check": "teach.check", "widgets": "teach.widgets", "labs": "teach.labs",
-    "show": "report.show", "tables": "report.tables", "claims": "report.claims", "render": "report.render",
+    "show": "report.show", "tables": "report.tables",
+    "claims": "report.claims", "render": "report.render",
     "curvature": "analysis.curvature", "landscape": "analysis.landscape",
     "visibility": "analysis.visibility",
     "Images": "images:Images", "load": "data:load", "splits": "data:splits",
