@@ -14,6 +14,7 @@ import base64
 import builtins
 import contextlib
 import copy
+import functools
 import io
 import json
 import os
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 LONGEST = 64 << 20  # bytes of a notebook that is handed in
 CELLS, CELL, ALL = 1000, 200_000, 4_000_000  # cells; characters of one, and of all
+IMPORTS = (ast.Import, ast.ImportFrom)
 PICTURES = ("image/png", "image/jpeg", "image/gif")
 
 # --- What was handed in ----------------------------------------------------------
@@ -376,6 +378,17 @@ class Tests:
         self.sources, self.given = sources, given
         self.names: dict[bool, dict] = {}
 
+    @functools.cached_property
+    def lines(self) -> list[ast.stmt]:
+        """The statements of the set-up."""
+        return [n for text in self.given for n in ast.parse(_plain(text)).body]
+
+    @functools.cached_property
+    def computed(self) -> set[str]:
+        """Names that it brings otherwise than by importing."""
+        own = [n for n in self.lines if not isinstance(n, IMPORTS)]
+        return _bound(ast.Module(own, []))
+
     @classmethod
     def of(cls, about: Mapping) -> Tests:
         """The tests of the assignment that nbgrader is at."""
@@ -429,16 +442,9 @@ class Tests:
     def _given(self, code: ast.Module) -> dict:
         """What the set-up brings: its imports, or all that it computes if `code` uses
         more than those."""
-        trees = [ast.parse(_plain(source)) for source in self.given]
-        brought = {True: [], False: []}
-        for tree in trees:
-            for node in tree.body:
-                imports = isinstance(node, (ast.Import, ast.ImportFrom))
-                brought[imports].append(node)
-        self.computed = _bound(ast.Module(brought[False], []))
         whole = bool(_free(code) & self.computed)
         if whole not in self.names:
-            lines = [n for t in trees for n in t.body if whole or n in brought[True]]
+            lines = [n for n in self.lines if whole or isinstance(n, IMPORTS)]
             made: dict = {"__name__": "__main__"}
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(ast.Module(lines, []), "<set-up>", "exec"), made)
@@ -460,7 +466,7 @@ def _bound(code: ast.AST) -> set[str]:
     for node in ast.walk(code):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             found.add(node.id)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        elif isinstance(node, IMPORTS):
             found |= {(a.asname or a.name).split(".")[0] for a in node.names}
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)

@@ -272,10 +272,8 @@ class Submission:
         at = said["callback"]
         if type(at) is not int or not 0 <= at < len(functions):
             raise Hangup("it calls a function that there is not")
-        args, kwargs = (
-            reader.unpack(said.get("args")),
-            reader.unpack(said.get("kwargs")),
-        )
+        args = reader.unpack(said.get("args"))
+        kwargs = reader.unpack(said.get("kwargs"))
         if not isinstance(args, list) or not isinstance(kwargs, dict):
             raise Hangup("it calls a function with what are no arguments")
         self._restored(reader, said, packer.held)
