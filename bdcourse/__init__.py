@@ -18,14 +18,23 @@ __version__ = "0.1.0"
 
 # Name -> module, or module and name in it.
 _PUBLIC = {
-    "check": "teach.check", "widgets": "teach.widgets", "labs": "teach.labs",
-    "show": "report.show", "tables": "report.tables",
-    "claims": "report.claims", "render": "report.render",
-    "curvature": "analysis.curvature", "landscape": "analysis.landscape",
+    "check": "teach.check",
+    "widgets": "teach.widgets",
+    "labs": "teach.labs",
+    "show": "report.show",
+    "tables": "report.tables",
+    "claims": "report.claims",
+    "render": "report.render",
+    "curvature": "analysis.curvature",
+    "landscape": "analysis.landscape",
     "visibility": "analysis.visibility",
-    "Images": "images:Images", "load": "data:load", "splits": "data:splits",
-    "fit": "train:fit", "Augment": "train:Augment", "evaluate": "metrics:evaluate",
-}  # fmt: skip
+    "Images": "images:Images",
+    "load": "data:load",
+    "splits": "data:splits",
+    "fit": "train:fit",
+    "Augment": "train:Augment",
+    "evaluate": "metrics:evaluate",
+}
 
 
 def __getattr__(name: str):

@@ -53,9 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         default=argparse.SUPPRESS,
         help="print the names of attacks and defenses",
     )
-    b.add_argument(
-        "--attacks", nargs="*", default=["BadNets", "Blended"], help="names, or all"
-    )
+    b.add_argument("--attacks", nargs="*", default=["BadNets", "Blended"], help="names, or all")
     b.add_argument(
         "--options",
         help='JSON: {"WaNet": {"craft": {"strength": 1}, "recipe": {"rate": 0.2}}}; '
@@ -69,9 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         help="names (default: six and a sweep), or: all, or: everything (with what "
         "varies inside a method)",
     )
-    b.add_argument(
-        "--zoo", nargs="*", help="victims of the course, by name, instead of --data"
-    )
+    b.add_argument("--zoo", nargs="*", help="victims of the course, by name, instead of --data")
     b.add_argument(
         "--budget",
         dest="budgets",
@@ -81,9 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         help="clean images the defender really gets",
     )
     b.add_argument("--draws", type=int, nargs="+", default=[0], help="which of them")
-    b.add_argument(
-        "--sharp", action="store_true", help="also measure how sharp each model is"
-    )
+    b.add_argument("--sharp", action="store_true", help="also measure how sharp each model is")
     b.add_argument("--seeds", type=int, nargs="+", default=[0])
     b.add_argument("--clean", type=float, default=0.05, help="the defender's share")
     b.add_argument("--n", type=int, help="use only this many training images")
@@ -102,31 +96,21 @@ def main(argv: list[str] | None = None) -> int:
     w.add_argument("--workers", type=int, default=1, help="processes on this machine")
     w.add_argument("--scheduler", help="tls://HOST:PORT of a Dask cluster, instead")
     w.add_argument("--threads", type=int, help="of torch, in each worker")
-    w.add_argument(
-        "--dashboard", action="store_true", help="serve Dask's page to this machine"
-    )
+    w.add_argument("--dashboard", action="store_true", help="serve Dask's page to this machine")
     w.add_argument("--tls-ca", metavar="FILE", help="authority of a tls:// cluster")
     w.add_argument("--tls-cert", metavar="FILE", help="our certificate for it")
     w.add_argument("--tls-key", metavar="FILE", help="and its key (default: in there)")
     r = b.add_argument_group("recipe", "defaults: 'signs' and all others differ")
-    r.add_argument(
-        "--recipe", help="fast: for photographs, of which what follows replaces entries"
-    )
-    r.add_argument(
-        "--model", nargs="+", help="resnet18, preact_resnet18, vgg16_bn, airbench, ..."
-    )
+    r.add_argument("--recipe", help="fast: for photographs, of which what follows replaces entries")
+    r.add_argument("--model", nargs="+", help="resnet18, preact_resnet18, vgg16_bn, airbench, ...")
     r.add_argument("--width", type=int, nargs="+", help="channels of the first layer")
-    r.add_argument(
-        "--epochs", type=float, help="default: 10, 12 for signs, more for few images"
-    )
+    r.add_argument("--epochs", type=float, help="default: 10, 12 for signs, more for few images")
     r.add_argument("--batch", type=int)
     r.add_argument("--lr", type=float)
     r.add_argument("--weight-decay", type=float)
     r.add_argument("--rate", type=float, help="share of images that is poisoned")
     r.add_argument("--stamp", choices=["before", "after"], help="before augmentation?")
-    r.add_argument(
-        "--aware", choices=["smooth", "sam"], help="an attacker who knows the defense"
-    )
+    r.add_argument("--aware", choices=["smooth", "sam"], help="an attacker who knows the defense")
     r.add_argument("--pad", type=int, help="crop padding in pixels")
     r.add_argument(
         "--flip",
@@ -231,8 +215,18 @@ def _bench(a: dict, usual: Callable[[str], object]) -> int:
     given = {k: v for k, v in given.items() if v is not None}
     lists = {k: given.pop(k) for k in ("model", "width") if k in given}
     if (zoo := a.pop("zoo")) is not None:
-        alone = ("data", "attacks", "options", "seeds", "clean", "n", "n_test", "size",
-                 "keep", "recipe")  # fmt: skip
+        alone = (
+            "data",
+            "attacks",
+            "options",
+            "seeds",
+            "clean",
+            "n",
+            "n_test",
+            "size",
+            "keep",
+            "recipe",
+        )
         asked = [k for k in alone if a.pop(k) != usual(k)]
         if asked := [*asked, *given, *lists]:
             raise ValueError(
@@ -242,8 +236,7 @@ def _bench(a: dict, usual: Callable[[str], object]) -> int:
         results = run_zoo(a.pop("out"), zoo, **a)
     else:
         scales = [
-            given | dict(zip(lists, values, strict=True))
-            for values in product(*lists.values())
+            given | dict(zip(lists, values, strict=True)) for values in product(*lists.values())
         ]
         a["options"] = _options(a["options"])
         results = run(a.pop("data"), a.pop("out"), scales=scales, **a)

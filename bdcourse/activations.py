@@ -32,10 +32,7 @@ def watching(
     missing = [n for n in names if n not in modules]
     if missing:
         raise ValueError(f"the model has no layer {missing[0]!r}.")
-    hooks = [
-        modules[n].register_forward_hook(lambda _, __, out, n=n: see(n, out))
-        for n in names
-    ]
+    hooks = [modules[n].register_forward_hook(lambda _, __, out, n=n: see(n, out)) for n in names]
     try:
         yield
     finally:
@@ -46,14 +43,10 @@ def watching(
 def _listed(names: object) -> list[str]:
     """Names of layers, as a list."""
     if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
-        raise ValueError(
-            f"names must be a list of names of layers, not {require.kind(names)}."
-        )
+        raise ValueError(f"names must be a list of names of layers, not {require.kind(names)}.")
     names = list(names)
     if wrong := [n for n in names if not isinstance(n, str)]:
-        raise ValueError(
-            f"names must hold names of layers, not {require.kind(wrong[0])}."
-        )
+        raise ValueError(f"names must hold names of layers, not {require.kind(wrong[0])}.")
     return names
 
 
@@ -70,9 +63,7 @@ def batchnorms(model: nn.Module) -> list[str]:
     return [n for n, m in found if isinstance(m, nn.BatchNorm2d)]
 
 
-def runs(
-    model: nn.Module, x: Tensor, names: Iterable[str] | None = None
-) -> dict[str, int]:
+def runs(model: nn.Module, x: Tensor, names: Iterable[str] | None = None) -> dict[str, int]:
     """How often each module runs in one pass over pixels x, in eval mode.
 
     A ReLU or a pooling may be defined once and used in many places: then there is no
@@ -102,9 +93,7 @@ def outputs(model: nn.Module, x: Tensor, names: Iterable[str]) -> dict[str, Tens
     return {n: torch.cat(parts) for n, parts in kept.items()}
 
 
-def norms(
-    model: nn.Module, x: Tensor, names: Iterable[str], p: float = 2
-) -> dict[str, Tensor]:
+def norms(model: nn.Module, x: Tensor, names: Iterable[str], p: float = 2) -> dict[str, Tensor]:
     """Mean over images of each channel's activation norm: name -> (c,).
 
     Args:
@@ -130,8 +119,7 @@ def _map(name: str, out: object, least: int = 1) -> Tensor:
     """The output of a layer, if it is a tensor with enough axes."""
     if not isinstance(out, Tensor) or out.ndim < least:
         raise ValueError(
-            f"layer {name!r} gives {require.kind(out)}, not a tensor with channels; "
-            "name another."
+            f"layer {name!r} gives {require.kind(out)}, not a tensor with channels; name another."
         )
     return out
 
@@ -176,9 +164,7 @@ def tac(
     names = batchnorms(model) if names is None else _listed(names)
     require_clean(images, "images", 1)
     if not callable(getattr(attack, "trigger", None)):
-        raise ValueError(
-            f"attack must have a trigger, and {require.kind(attack)} has none."
-        )
+        raise ValueError(f"attack must have a trigger, and {require.kind(attack)} has none.")
     batch = require.whole("batch", batch, 1)
     require_answers(require_sound(model, steady=False), images, k=False)
     sums: dict[str, Tensor] = {}
@@ -254,9 +240,7 @@ def grad_cam(model: nn.Module, x: Tensor, labels: Tensor, layer: str) -> Tensor:
         # Of a network whose weights are frozen, maps still depend on the pixels.
         out = model(x.to(device).detach().requires_grad_())
         if not isinstance(out, Tensor) or out.ndim != 2:
-            raise ValueError(
-                f"the model must answer with logits (n, k), not {require.kind(out)}."
-            )
+            raise ValueError(f"the model must answer with logits (n, k), not {require.kind(out)}.")
         if len(kept) != 1:
             raise ValueError(
                 f"layer {layer!r} runs {len(kept)} times in a pass, so it has no one "

@@ -51,12 +51,14 @@ def _described(thing: object, outer: tuple[int, ...]) -> object:
         return ["generator", thing.initial_seed()]
     if isinstance(thing, nn.Module):
         return [
-            [[name, _name(type(m)), _settings(m, outer)]
-             for name, m in thing.named_modules()],
+            [[name, _name(type(m)), _settings(m, outer)] for name, m in thing.named_modules()],
             # Buffers outside the state dict count too: means and deviations.
-            [[name, inside(t)] for of in (thing.named_parameters, thing.named_buffers)
-             for name, t in of()],
-        ]  # fmt: skip
+            [
+                [name, inside(t)]
+                for of in (thing.named_parameters, thing.named_buffers)
+                for name, t in of()
+            ],
+        ]
     if isinstance(thing, dict):
         return sorted(([str(k), inside(v)] for k, v in thing.items()), key=str)
     if isinstance(thing, (list, tuple)):
@@ -110,9 +112,7 @@ class Checkpoint:
         every: seconds between two saves that only ask `due`.
     """
 
-    def __init__(
-        self, path: str | os.PathLike | None, about: dict, every: float = 20.0
-    ) -> None:
+    def __init__(self, path: str | os.PathLike | None, about: dict, every: float = 20.0) -> None:
         self.path = None
         if path is not None:
             self.path = Path(require.path("checkpoint", path))
@@ -139,12 +139,9 @@ class Checkpoint:
                 tensors = {k: f.get_tensor(k) for k in f.keys()}
         except (SafetensorError, LookupError, ValueError, OSError) as e:
             raise ValueError(
-                f"{self.path} is not a checkpoint or is damaged; delete it and start "
-                "again."
+                f"{self.path} is not a checkpoint or is damaged; delete it and start again."
             ) from e
-        other = [
-            k for k in {**about, **self.about} if about.get(k) != self.about.get(k)
-        ]
+        other = [k for k in {**about, **self.about} if about.get(k) != self.about.get(k)]
         if other:
             raise ValueError(
                 f"{self.path} belongs to other work: its {other[0]} differs; delete it "

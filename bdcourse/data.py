@@ -37,15 +37,31 @@ from bdcourse.images import (
 
 BUILT_IN = ("signs", "signs-hard", "cifar10", "cifar100", "gtsrb")
 __all__ = [
-    "Images", "decode", "hold_out", "join", "load", "missing_classes", "quantize",
+    "Images",
+    "decode",
+    "hold_out",
+    "join",
+    "load",
+    "missing_classes",
+    "quantize",
     "splits",
-]  # fmt: skip
+]
 # Some of Pillow's other readers start programs, as Ghostscript for an EPS.
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".ppm", ".pgm", ".pbm", ".webp", ".tif",
-    ".tiff", ".gif",
-}  # fmt: skip
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".bmp",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+}
 MOST_SIDE = 10_000  # pixels to which images may be resized
 MOST_PIXELS = 89_478_485  # of one file; above it Pillow warns of decompression bombs
 OPPOSITE = {"train": "test", "test": "train"}
@@ -74,9 +90,7 @@ class _Part(NamedTuple):
         if n is None or n == self.count:
             return None
         if n > self.count:
-            raise ValueError(
-                f"asked for {n} images, but {self.name} holds only {self.count}."
-            )
+            raise ValueError(f"asked for {n} images, but {self.name} holds only {self.count}.")
         g = torch.Generator().manual_seed(seed)
         return torch.randperm(self.count, generator=g)[:n]
 
@@ -112,15 +126,10 @@ def splits(
     """
     require.number("clean", clean, 0, 1)
     seed, n, n_test = _seed(seed), _number(n), _number(n_test, "n_test")
-    first, second = _open(
-        source, {"train": n, "test": n_test}, size=size, classes=classes
-    )
+    first, second = _open(source, {"train": n, "test": n_test}, size=size, classes=classes)
     _print(first, second)
     chosen, examined = first.choose(n), second.choose(n_test)
-    counts = [
-        p.count if c is None else len(c)
-        for p, c in ((first, chosen), (second, examined))
-    ]
+    counts = [p.count if c is None else len(c) for p, c in ((first, chosen), (second, examined))]
     owned = round(clean * counts[0])
     _require_defender(clean, owned, counts[0])
     need = first.need * counts[0] + second.need * counts[1]
@@ -186,9 +195,7 @@ def load(
     if split is not None:
         require.choice("split", split, OPPOSITE)
     n, seed = _number(n), _seed(seed)
-    (part,) = _open(
-        source, {split: n}, seed=seed, size=size, root=root, classes=classes
-    )
+    (part,) = _open(source, {split: n}, seed=seed, size=size, root=root, classes=classes)
     _print(part)
     chosen = part.choose(n, seed)
     count = part.count if chosen is None else len(chosen)
@@ -206,8 +213,7 @@ def _path(value: object, name: str) -> str:
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str) or not path or "\0" in path:
         raise ValueError(
-            f"{name} must be a path or the name of a data set, not "
-            f"{require.kind(path)}."
+            f"{name} must be a path or the name of a data set, not {require.kind(path)}."
         )
     return path
 
@@ -269,16 +275,12 @@ def _open(
     folder = name not in BUILT_IN and os.path.isdir(name)
     if classes is not None and not folder:
         raise ValueError(
-            f"classes= gives the order of class folders, and {name} is no folder; "
-            "leave it out."
+            f"classes= gives the order of class folders, and {name} is no folder; leave it out."
         )
     if name in ("signs", "signs-hard"):
         return [_drawn(name, s or "train", n, seed, size) for s, n in wanted.items()]
     if name in BUILT_IN:
-        return [
-            _ready(name, _torchvision_set(name, s or "train", place), size)
-            for s in wanted
-        ]
+        return [_ready(name, _torchvision_set(name, s or "train", place), size) for s in wanted]
     if folder:
         return _folder(Path(name), list(wanted), size, classes)
     if name.lower().endswith(".npz") and os.path.exists(name):
@@ -531,8 +533,7 @@ def _class_names(
         )
     if len(names) < 2:
         raise ValueError(
-            f"{root} must hold one folder of images per class, at least two; "
-            f"found {len(names)}."
+            f"{root} must hold one folder of images per class, at least two; found {len(names)}."
         )
     if given is not None:
         given = tuple(given) if isinstance(given, list) else given
@@ -567,11 +568,7 @@ def _files(
         files += found
         left += others
         labels += [label] * len(found)
-    left += [
-        Path(e.path)
-        for e in _entries(folder)
-        if _is_image(e.name) and not _is_folder(e)
-    ]
+    left += [Path(e.path) for e in _entries(folder) if _is_image(e.name) and not _is_folder(e)]
     y = torch.tensor(labels)
     notes = [f"{root}: labels 0..{len(names) - 1} are {_listed(names)}"]
     if left:
@@ -630,9 +627,7 @@ def _differ(path: Path, shape: tuple, first: Path, usual: tuple) -> ValueError:
     )
 
 
-def _pixels(
-    files: list[Path], size: int | None, like: np.ndarray, first: Path
-) -> Tensor:
+def _pixels(files: list[Path], size: int | None, like: np.ndarray, first: Path) -> Tensor:
     """Image files, each as large as `like`, as uint8 (n, 3, h, w)."""
     h, w, _ = like.shape
     x = np.empty((len(files), 3, h, w), np.uint8)
@@ -731,9 +726,7 @@ def _npz(path: Path) -> Images:
     except Exception as e:  # zipfile and numpy raise many kinds; no pickle is opened
         raise RuntimeError(f"{path} is damaged or not an .npz of plain arrays.") from e
     if x.dtype != np.uint8 or x.ndim != 4:
-        raise ValueError(
-            f"x in {path} must be uint8 with 4 axes, not {x.dtype} {x.shape}."
-        )
+        raise ValueError(f"x in {path} must be uint8 with 4 axes, not {x.dtype} {x.shape}.")
     if len(x) == 0 or x.size == 0:
         raise ValueError(f"{path} holds no image: its x has the shape {x.shape}.")
     if x.shape[1] not in (1, 3):

@@ -106,8 +106,7 @@ def backdoorbench(
         data, classes = str(saved["clean_data"]), index(saved["num_classes"])
         height, width = (index(n) for n in saved["img_size"][:2])
         rows = _rows(saved["bd_test"])
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
-            ValueError) as e:  # fmt: skip
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise ValueError(
             f"{path.name} is not laid out like BackdoorBench v2 ({e!r:.80}); "
             "files of v1 hold no true labels and cannot be measured."
@@ -232,9 +231,7 @@ def pair(
 def _path(path: object, name: str = "path") -> Path:
     right = isinstance(path, (str, os.PathLike))
     if not right or not isinstance(os.fspath(path), str) or not os.fspath(path):
-        raise ValueError(
-            f"{name} must be the path of a file, not {require.kind(path)}."
-        )
+        raise ValueError(f"{name} must be the path of a file, not {require.kind(path)}.")
     return Path(path)
 
 
@@ -264,8 +261,7 @@ def _read(path: Path) -> object:
     version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
     if version < (2, 6) and not safetensors:
         raise RuntimeError(
-            f"torch {torch.__version__} cannot open {path.name} safely; install torch "
-            "2.6 or newer."
+            f"torch {torch.__version__} cannot open {path.name} safely; install torch 2.6 or newer."
         )
     if not safetensors and (other := _other(path, start)):
         raise ValueError(f"{path.name} is {other}.")
@@ -307,8 +303,12 @@ UNPACK = "unpack it and give the path of the file in it"
 CONVERT = "load it with its own library and save a state dict with torch.save"
 #: (first bytes, where, what it is and what to do) of files taken for weights
 FORMATS = (
-    (b"version https://git-lfs", 0, "a Git LFS pointer, not the file it points to; "
-     "fetch that with git lfs pull, or by the site's download button"),
+    (
+        b"version https://git-lfs",
+        0,
+        "a Git LFS pointer, not the file it points to; "
+        "fetch that with git lfs pull, or by the site's download button",
+    ),
     (b"\x89HDF", 0, f"an HDF5 file, as Keras writes; {CONVERT}"),
     (b"\x93NUMPY", 0, "a single numpy array (.npy)"),
     (b"ustar", 257, f"a tar archive; {UNPACK}"),
@@ -323,7 +323,7 @@ FORMATS = (
     (b"\x89PNG", 0, "an image, not a state dict"),
     (b"\xff\xd8\xff", 0, "an image, not a state dict"),
     (b"%PDF", 0, "a PDF, not a state dict"),
-)  # fmt: skip
+)
 LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6 wrote a plain pickle
 
 
@@ -383,9 +383,7 @@ def _numpy_only() -> list:
     makers = (np.empty(0).__reduce__()[0], np.int64(0).__reduce__()[0])
     # numpy 1 and 2 write different names, and each must read the other's files.
     spelled = [
-        (f, f"numpy.{core}.multiarray.{f.__name__}")
-        for f in makers
-        for core in ("core", "_core")
+        (f, f"numpy.{core}.multiarray.{f.__name__}") for f in makers for core in ("core", "_core")
     ]
     types = {np.ndarray, np.dtype, *(type(np.dtype(c)) for c in "?bhilqBHILQefd")}
     return spelled + [(t, f"{t.__module__}.{t.__name__}") for t in types]
@@ -411,9 +409,7 @@ def _state(found: object, name: str, key: str | None = None) -> dict[str, Tensor
         wrong = [k for k, v in found.items() if not (isinstance(k, str) and _dense(v))]
         if found and not wrong:
             return dict(found)
-        odd = (
-            f"its entry {str(wrong[0])[:40]!r} is no plain tensor" if wrong else "empty"
-        )
+        odd = f"its entry {str(wrong[0])[:40]!r} is no plain tensor" if wrong else "empty"
     raise ValueError(
         f"{name} holds no state dict ({odd}){keys}; save model.state_dict(), or pass "
         "key= if an entry is one."
@@ -426,11 +422,7 @@ def _wrapped(found: object) -> list[str]:
         return []
     dicts = [k for k in WRAPPERS if isinstance(found.get(k), dict)]
     # Settings go by some of these names too.
-    full = [
-        k
-        for k in dicts
-        if any(isinstance(v, (Tensor, dict)) for v in found[k].values())
-    ]
+    full = [k for k in dicts if any(isinstance(v, (Tensor, dict)) for v in found[k].values())]
     return full or dicts[:1]
 
 
@@ -544,8 +536,7 @@ def _copied(net: nn.Module, channels: int) -> tuple[nn.Module, dict[str, Tensor]
         lazy = any(map(nn.parameter.is_lazy, want.values()))
     except Exception as e:  # `net` may raise anything
         raise ValueError(
-            f"net, a {what}, cannot be copied ({type(e).__name__}); pass a freshly "
-            "made one."
+            f"net, a {what}, cannot be copied ({type(e).__name__}); pass a freshly made one."
         ) from e
     if odd or lazy:
         raise ValueError(
@@ -561,14 +552,10 @@ def _copied(net: nn.Module, channels: int) -> tuple[nn.Module, dict[str, Tensor]
     return filled, want, what
 
 
-def _without_counts(
-    state: dict[str, Tensor], want: Iterable[str], name: str
-) -> dict[str, Tensor]:
+def _without_counts(state: dict[str, Tensor], want: Iterable[str], name: str) -> dict[str, Tensor]:
     """The state without what a profiler has added to every module."""
     counts = [
-        k
-        for k in state.keys() - want
-        if k.rpartition(".")[2] in ("total_ops", "total_params")
+        k for k in state.keys() - want if k.rpartition(".")[2] in ("total_ops", "total_params")
     ]
     if counts:
         warnings.warn(
@@ -579,9 +566,7 @@ def _without_counts(
     return {k: v for k, v in state.items() if k not in counts}
 
 
-def _sound(
-    state: dict[str, Tensor], want: dict[str, Tensor], name: str
-) -> dict[str, Tensor]:
+def _sound(state: dict[str, Tensor], want: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The weights in the network's number format, if none was spoilt on the way."""
     rounded = []
     ours = {}
@@ -608,9 +593,7 @@ def _sound(
                 "diverged or the file is damaged."
             )
         if k.endswith("running_var") and bool((ours[k] < 0).any()):
-            raise ValueError(
-                f"{name} holds negative variances in {k}; the file is damaged."
-            )
+            raise ValueError(f"{name} holds negative variances in {k}; the file is damaged.")
         if v.ndim > 1:
             rounded.append(bool((ours[k] == ours[k].round()).all()))
     if rounded and all(rounded):
@@ -763,8 +746,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as f:
             held = f.files
             names = {
-                what: [n for n in held if n.lower() in known]
-                for what, known in ARRAYS.items()
+                what: [n for n in held if n.lower() in known] for what, known in ARRAYS.items()
             }
             arrays = {what: f[n[0]] for what, n in names.items() if n}
     except Exception as e:  # zipfile and numpy raise many kinds; no pickle is opened

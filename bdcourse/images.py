@@ -151,17 +151,13 @@ def quantize(x: Tensor) -> Tensor:
         ValueError: no tensor of floats (0..255 would become white), or nan in it.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(
-            f"quantize takes float pixels in [0, 1], not {require.kind(x)}."
-        )
+        raise ValueError(f"quantize takes float pixels in [0, 1], not {require.kind(x)}.")
     if bool(x.isnan().any()):
         raise ValueError("quantize takes pixels in [0, 1], but some are nan.")
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def hold_out(
-    images: Images, n: int, generator: torch.Generator
-) -> tuple[Images, Images]:
+def hold_out(images: Images, n: int, generator: torch.Generator) -> tuple[Images, Images]:
     """Split off `n` random images: (the rest, the held-out ones), disjoint.
 
     The course uses it to give the defender clean images that the attacker never saw.
@@ -182,9 +178,7 @@ def deal(count: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor
     if count < 2:
         raise ValueError(f"nothing can be held out of {count} images; two are needed.")
     if not 0 < n < count:
-        raise ValueError(
-            f"cannot hold out {n} of {count} images; choose 1..{count - 1}."
-        )
+        raise ValueError(f"cannot hold out {n} of {count} images; choose 1..{count - 1}.")
     order = torch.randperm(count, generator=generator)
     return order[n:], order[:n]
 
@@ -224,9 +218,7 @@ def require_clean(images: object, name: str = "clean", least: int = 2) -> Images
     if not isinstance(images, Images):
         raise ValueError(f"{name} must be Images, not {require.kind(images)}.")
     if len(images) < least:
-        raise ValueError(
-            f"{name} must hold at least {least} images, but holds {len(images)}."
-        )
+        raise ValueError(f"{name} must hold at least {least} images, but holds {len(images)}.")
     return images
 
 
@@ -253,8 +245,7 @@ def _require_data(t: object, what: str) -> None:
         raise ValueError(f"{what} must be a tensor, not {require.kind(t)}.")
     if t.layout != torch.strided or t.is_meta or t.is_quantized:
         raise ValueError(
-            f"{what} must be a dense tensor with data, not a sparse, quantized or meta "
-            "one."
+            f"{what} must be a dense tensor with data, not a sparse, quantized or meta one."
         )
 
 
@@ -283,9 +274,7 @@ def _rows(index: object, n: int) -> slice | Tensor:
         return index
     if isinstance(index, Tensor) and index.dtype == torch.bool and index.ndim == 1:
         if len(index) != n:
-            raise ValueError(
-                f"a mask of {len(index)} entries cannot choose {n} images."
-            )
+            raise ValueError(f"a mask of {len(index)} entries cannot choose {n} images.")
         return index
     raise ValueError(
         "images are chosen by a forward slice, a bool mask, or whole positions along "
@@ -338,9 +327,7 @@ class Poisoned(_Labelled):
         h.update(self.role.cpu().contiguous().numpy())
         if self.late is not None:
             stamped = (self.role != ROLES["clean"]).nonzero().flatten()[:16]
-            h.update(
-                quantize(self.late(self[stamped].pixels())).cpu().numpy().tobytes()
-            )
+            h.update(quantize(self.late(self[stamped].pixels())).cpu().numpy().tobytes())
         return h.hexdigest()[:16]
 
     @property

@@ -90,8 +90,7 @@ class Triggered:
         x = self.x
         if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4:
             raise ValueError(
-                "Triggered.x must be uint8 of shape (n, c, h, w), not "
-                f"{require.kind(x)}."
+                f"Triggered.x must be uint8 of shape (n, c, h, w), not {require.kind(x)}."
             )
         for name in ("y", "goal"):
             labels = getattr(self, name)
@@ -247,8 +246,7 @@ def evaluate(
     if attack is not None:
         if not (is_trigger(attack) or isinstance(attack, Triggered)):
             raise ValueError(
-                "attack must be an Attack, Triggered images or None, not "
-                f"{require.kind(attack)}."
+                f"attack must be an Attack, Triggered images or None, not {require.kind(attack)}."
             )
         attack.check(test)
     answers = _rows(logits(model, test.x, batch), test.x)
@@ -287,11 +285,7 @@ def _counting(attack: Trigger, test: Images) -> Tensor:
     """Which test images count, bool (n,), after a look at what the attack wants."""
     name, counts = type(attack).__name__, attack.counts(test.y)
     require.labels(attack.goal(test.y), len(test), test.k, f"{name}.goal(y)")
-    if (
-        not isinstance(counts, Tensor)
-        or counts.dtype != torch.bool
-        or counts.shape != test.y.shape
-    ):
+    if not isinstance(counts, Tensor) or counts.dtype != torch.bool or counts.shape != test.y.shape:
         raise ValueError(
             f"{name}.counts must return bool of shape ({len(test)},), one for each "
             f"image, not {require.kind(counts)}."
@@ -304,9 +298,7 @@ def _stamped(attack: Trigger, x: Tensor) -> Tensor:
     name = f"what {type(attack).__name__}.trigger returns"
     out = require.pixels(attack.trigger(x.float() / 255), name, x.shape[1:])
     if len(out) != len(x):
-        raise ValueError(
-            f"{name} must be {len(x)} images, one for each, not {len(out)}."
-        )
+        raise ValueError(f"{name} must be {len(x)} images, one for each, not {len(out)}.")
     return out
 
 
@@ -338,8 +330,7 @@ def der(before: Scores, after: Scores) -> float:
         if not isinstance(scores, Scores) or scores.asr is None:
             what = "no ASR" if isinstance(scores, Scores) else require.kind(scores)
             raise ValueError(
-                f"{name} must be Scores with an ASR, not {what}; evaluate with the "
-                "attack."
+                f"{name} must be Scores with an ASR, not {what}; evaluate with the attack."
             )
     drop_asr = max(0.0, before.asr - after.asr)
     drop_acc = max(0.0, before.acc - after.acc)

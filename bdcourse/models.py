@@ -46,9 +46,7 @@ class Normalize(nn.Module):
                 "mean and std must have one number for each channel, not "
                 f"{len(mean)} and {len(std)}."
             )
-        self.register_buffer(
-            "mean", torch.tensor(mean).view(-1, 1, 1), persistent=False
-        )
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,9 +74,7 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = conv(c_out, c_out), nn.BatchNorm2d(c_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or c_in != c_out:
-            self.shortcut = nn.Sequential(
-                conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out)
-            )
+            self.shortcut = nn.Sequential(conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -124,9 +120,7 @@ class ResNet(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def resnet18(
-    classes: int = 10, width: int = 64, mean=CIFAR_MEAN, std=CIFAR_STD
-) -> nn.Module:
+def resnet18(classes: int = 10, width: int = 64, mean=CIFAR_MEAN, std=CIFAR_STD) -> nn.Module:
     """ResNet-18 with a CIFAR stem; 20 BatchNorms, 4,800 channels at width 64."""
     return ResNet(BasicBlock, classes, width, Normalize(mean, std))
 
@@ -170,9 +164,7 @@ class AirBench(nn.Module):
         widths: channels of the three groups.
     """
 
-    def __init__(
-        self, classes: int, widths: tuple[int, int, int], norm: Normalize
-    ) -> None:
+    def __init__(self, classes: int, widths: tuple[int, int, int], norm: Normalize) -> None:
         super().__init__()
         self.normalize = norm
         c = norm.mean.numel()
@@ -221,16 +213,12 @@ class AirBench(nn.Module):
         return self.linear(F.adaptive_max_pool2d(x, 1).flatten(1) / 9)
 
 
-def airbench(
-    classes: int = 10, width: int = 64, mean=CIFAR_MEAN, std=CIFAR_STD
-) -> nn.Module:
+def airbench(classes: int = 10, width: int = 64, mean=CIFAR_MEAN, std=CIFAR_STD) -> nn.Module:
     """Jordan's network for short trainings; widths w, 4w, 4w: 64, 256, 256 are his."""
     return AirBench(classes, (width, 4 * width, 4 * width), Normalize(mean, std))
 
 
-def vgg16_bn(
-    classes: int = 10, width: int = 64, mean=CIFAR_MEAN, std=CIFAR_STD
-) -> nn.Module:
+def vgg16_bn(classes: int = 10, width: int = 64, mean=CIFAR_MEAN, std=CIFAR_STD) -> nn.Module:
     """VGG-16 with BatchNorm for 32-pixel images: one linear layer as its head."""
     layers: list[nn.Module] = [Normalize(mean, std)]
     c_in = len(mean)
@@ -244,26 +232,20 @@ def vgg16_bn(
     return nn.Sequential(*layers, *head)
 
 
-def mobilenet(
-    classes: int = 10, width: int = 32, mean=CIFAR_MEAN, std=CIFAR_STD
-) -> nn.Module:
+def mobilenet(classes: int = 10, width: int = 32, mean=CIFAR_MEAN, std=CIFAR_STD) -> nn.Module:
     """torchvision's MobileNetV2 with stride 1 in the first two downsamplings.
 
     `width` is the number of channels of the first convolution (32 in the paper).
     """
     from bdcourse.compat import import_torchvision
 
-    net = import_torchvision().models.mobilenet_v2(
-        num_classes=classes, width_mult=width / 32
-    )
+    net = import_torchvision().models.mobilenet_v2(num_classes=classes, width_mult=width / 32)
     net.features[0][0].stride = (1, 1)
     net.features[2].conv[1][0].stride = (1, 1)
     return nn.Sequential(Normalize(mean, std), net)
 
 
-def vit(
-    classes: int = 10, width: int = 192, mean=CIFAR_MEAN, std=CIFAR_STD
-) -> nn.Module:
+def vit(classes: int = 10, width: int = 192, mean=CIFAR_MEAN, std=CIFAR_STD) -> nn.Module:
     """torchvision's Vision Transformer: 4-pixel patches, 6 layers, heads of 64.
 
     `width` is the hidden size, a multiple of 64 (or of 8 below 64).
@@ -286,8 +268,7 @@ def vit(
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    f.__name__: f
-    for f in (resnet18, preact_resnet18, vgg16_bn, mobilenet, vit, airbench)
+    f.__name__: f for f in (resnet18, preact_resnet18, vgg16_bn, mobilenet, vit, airbench)
 }
 
 
@@ -428,15 +409,11 @@ def _takes_any_format(m: nn.Module) -> bool:
     """Whether a module is ours or torch's, and so runs no code that we do not know."""
     home = type(m).__module__.split(".")[0]
     # A traced network runs its owner's code from a class of torch's.
-    return home in ("torch", "torchvision", "bdcourse") and not isinstance(
-        m, fx.GraphModule
-    )
+    return home in ("torch", "torchvision", "bdcourse") and not isinstance(m, fx.GraphModule)
 
 
 @torch.no_grad()
-def _runs_channels_last(
-    model: nn.Module, shape: tuple[int, ...], device: torch.device
-) -> bool:
+def _runs_channels_last(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> bool:
     # Hooks belong to whoever watches the model: they see no image that is not theirs.
     hooks = [
         (m, name, getattr(m, name))

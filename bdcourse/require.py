@@ -57,9 +57,7 @@ def kind(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def whole(
-    name: str, value: object, low: int | None = None, high: int | None = None
-) -> int:
+def whole(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
     """A whole number in low..high, as an int.
 
     Raises:
@@ -67,9 +65,7 @@ def whole(
     """
     right = isinstance(value, Integral) and not isinstance(value, bool)
     if not right or not _inside(value, low, high):
-        raise ValueError(
-            f"{name} must be a whole number{_range(low, high)}, not {kind(value)}."
-        )
+        raise ValueError(f"{name} must be a whole number{_range(low, high)}, not {kind(value)}.")
     return int(value)
 
 
@@ -107,9 +103,7 @@ def choice(name: str, value: object, known: Iterable[T]) -> T:
         if type(value) is type(k) and value == k:
             return k
     listed = ", ".join(map(repr, known))
-    raise ValueError(
-        f"{name} must be one of {listed}, not {kind(value)}{meant(value, known)}."
-    )
+    raise ValueError(f"{name} must be one of {listed}, not {kind(value)}{meant(value, known)}.")
 
 
 def meant(value: object, known: Iterable[object]) -> str:
@@ -140,9 +134,7 @@ def generator(value: object, name: str = "generator") -> torch.Generator:
     return value
 
 
-def pixels(
-    x: object, name: str = "x", shape: tuple[int, int, int] | None = None
-) -> Tensor:
+def pixels(x: object, name: str = "x", shape: tuple[int, int, int] | None = None) -> Tensor:
     """Float pixels in [0, 1], (n, c, h, w), of one kind of image if `shape` is given.
 
     Raises:
@@ -156,8 +148,7 @@ def pixels(
         )
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(
-            f"{name} must hold images of shape {tuple(shape)}, not "
-            f"{tuple(x.shape[1:])}."
+            f"{name} must hold images of shape {tuple(shape)}, not {tuple(x.shape[1:])}."
         )
     if x.numel():
         low, high = (float(v) for v in x.detach().aminmax())
@@ -174,8 +165,7 @@ def labels(y: object, n: int, k: int | None = None, name: str = "y") -> Tensor:
     """Int64 labels, (n,), below k if it is given."""
     if not is_tensor(y) or str(y.dtype) != "torch.int64" or y.shape != (n,):
         raise ValueError(
-            f"{name} must be int64 labels of shape ({n},), one per image, not "
-            f"{kind(y)}."
+            f"{name} must be int64 labels of shape ({n},), one per image, not {kind(y)}."
         )
     if n and (int(y.min()) < 0 or (k is not None and int(y.max()) >= k)):
         raise ValueError(
@@ -193,18 +183,13 @@ def module(model: object, name: str = "model") -> nn.Module:
         return model
     inner = isinstance(getattr(model, "model", None), nn.Module)
     raise ValueError(
-        f"{name} must be an nn.Module, not {kind(model)}"
-        + ("; pass its .model." if inner else ".")
+        f"{name} must be an nn.Module, not {kind(model)}" + ("; pass its .model." if inner else ".")
     )
 
 
 def names(name: str, value: object) -> list[str]:
     """A list of names: one name alone would be read letter by letter."""
-    if (
-        isinstance(value, (str, bytes))
-        or is_tensor(value)
-        or not isinstance(value, Iterable)
-    ):
+    if isinstance(value, (str, bytes)) or is_tensor(value) or not isinstance(value, Iterable):
         raise ValueError(f"{name} must be a list of names, not {kind(value)}.")
     value = list(value)
     for v in value:

@@ -25,13 +25,29 @@ from bdcourse import require
 from bdcourse.data import Images, _require_room, quantize
 
 EASY = (
-    "30", "50", "80", "stop", "yield", "priority",
-    "no entry", "caution", "ahead only", "turn right", "turn left", "roundabout",
-)  # fmt: skip
+    "30",
+    "50",
+    "80",
+    "stop",
+    "yield",
+    "priority",
+    "no entry",
+    "caution",
+    "ahead only",
+    "turn right",
+    "turn left",
+    "roundabout",
+)
 HARD = EASY + (
-    "60", "70", "100", "no vehicles", "ahead or right", "ahead or left",
-    "narrow road", "crossroads",
-)  # fmt: skip
+    "60",
+    "70",
+    "100",
+    "no vehicles",
+    "ahead or right",
+    "ahead or left",
+    "narrow road",
+    "crossroads",
+)
 
 RED, BLUE, YELLOW = (196, 30, 38), (20, 84, 166), (250, 196, 20)
 WHITE, BLACK, GREY = (246, 246, 242), (24, 24, 26), (120, 122, 126)
@@ -94,9 +110,7 @@ def _scene(sign: Tensor, g: torch.Generator, hard: bool) -> Tensor:
     x = x * (1 + 0.10 * (torch.rand(n, 3, 1, 1, generator=g) - 0.5))
     ramp = torch.linspace(-1, 1, 32)
     turn = uniform(0, 2 * math.pi)
-    side = torch.cos(turn) * ramp.view(1, 1, 1, 32) + torch.sin(turn) * ramp.view(
-        1, 1, 32, 1
-    )
+    side = torch.cos(turn) * ramp.view(1, 1, 1, 32) + torch.sin(turn) * ramp.view(1, 1, 32, 1)
     x = x * (1 - uniform(0, 0.5) * torch.sigmoid(6 * (side - uniform(-0.8, 0.8))))
     # A mix of sharp and blurred is a blur of random strength at the cost of one.
     kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
@@ -254,6 +268,4 @@ def _font(size: float):
 
     # matplotlib ships DejaVu inside its wheel, so every machine has the same letters.
     path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"
-    return ImageFont.truetype(
-        str(path), round(size), layout_engine=ImageFont.Layout.BASIC
-    )
+    return ImageFont.truetype(str(path), round(size), layout_engine=ImageFont.Layout.BASIC)

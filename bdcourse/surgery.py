@@ -26,9 +26,7 @@ from bdcourse.models import evaluating, laid_out, wide
 # ------------------------------------------------------------ looking before cutting
 
 
-def require_sound(
-    model: object, name: str = "model", *, steady: bool = True
-) -> nn.Module:
+def require_sound(model: object, name: str = "model", *, steady: bool = True) -> nn.Module:
     """Refuse what is no network, or one whose numbers cannot be right.
 
     Args:
@@ -45,9 +43,7 @@ def require_sound(
         raise ValueError(f"{name} has no weights, so there is nothing to repair.")
     for n, w in model.named_parameters():
         if isinstance(w, nn.parameter.UninitializedParameter):
-            raise ValueError(
-                f"{n} of {name} has no shape yet; run {name} once on some images."
-            )
+            raise ValueError(f"{n} of {name} has no shape yet; run {name} once on some images.")
         if not bool(w.isfinite().all()):
             raise ValueError(
                 f"{n} of {name} is not finite: the network diverged in training or its "
@@ -108,8 +104,7 @@ def examine(
     place, there = next(model.parameters()).device, images.x.device
     if place != there:
         raise ValueError(
-            f"{name} is on {place} and the images are on {there}; move one with "
-            ".to(device)."
+            f"{name} is on {place} and the images are on {there}; move one with .to(device)."
         )
     out = require_answers(model, images, name, k=k)
     require.finite(out, f"the answers of {name}")
@@ -151,9 +146,7 @@ def require_answers(
 def _are_probabilities(out: Tensor) -> bool:
     inside = wide(out.detach())
     return bool(
-        inside.shape[1] > 1
-        and (inside >= 0).all()
-        and ((inside.sum(1) - 1).abs() < 1e-3).all()
+        inside.shape[1] > 1 and (inside >= 0).all() and ((inside.sum(1) - 1).abs() < 1e-3).all()
     )
 
 
@@ -174,8 +167,7 @@ def answers(model: nn.Module, x: Tensor, name: str = "model"):
             raise
         except Exception as e:  # code of others raises many kinds
             raise ValueError(
-                f"{name} does not accept images of shape {tuple(x.shape[1:])}: "
-                f"{require.reason(e)}."
+                f"{name} does not accept images of shape {tuple(x.shape[1:])}: {require.reason(e)}."
             ) from e
 
 
@@ -200,9 +192,7 @@ def called_with(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor):
     return functional_call(model, slots, (x,), tie_weights=False)
 
 
-def channels_of(
-    model: nn.Module, channels: object, name: str = "channels"
-) -> dict[str, Tensor]:
+def channels_of(model: nn.Module, channels: object, name: str = "channels") -> dict[str, Tensor]:
     """Module name -> positions of channels or a bool mask, if the model has them.
 
     Raises:
@@ -236,8 +226,7 @@ def channels_of(
         if which.dtype == torch.bool:
             if len(which) != c:
                 raise ValueError(
-                    f"{name}[{n!r}] is a mask of {len(which)} channels, but {n} has "
-                    f"{c}."
+                    f"{name}[{n!r}] is a mask of {len(which)} channels, but {n} has {c}."
                 )
         elif len(which) and not 0 <= int(which.min()) <= int(which.max()) < c:
             raise ValueError(
@@ -284,9 +273,7 @@ class Pairing:
         return "\n".join(lines) or "no BatchNorm in this model"
 
 
-def pair_by_flow(
-    model: nn.Module, shape: tuple[int, int, int] | None = None
-) -> Pairing:
+def pair_by_flow(model: nn.Module, shape: tuple[int, int, int] | None = None) -> Pairing:
     """Pair every BatchNorm2d with the convolution whose output it normalises.
 
     Traces the model symbolically (torch.fx) and walks from each BatchNorm to the module
@@ -379,9 +366,7 @@ def _sources_by_trace(model: nn.Module) -> dict[str, list[str | None]]:
         origin = node.args[0] if node.args else node.kwargs["input"]
         while origin.op == "call_module" and _is_transparent(modules[origin.target]):
             origin = origin.args[0]
-        is_conv = origin.op == "call_module" and isinstance(
-            modules[origin.target], nn.Conv2d
-        )
+        is_conv = origin.op == "call_module" and isinstance(modules[origin.target], nn.Conv2d)
         found = sources.setdefault(node.target, [])
         found.append(origin.target if is_conv else None)
     return sources
@@ -453,9 +438,7 @@ def _judge(model: nn.Module, sources: Mapping[str, list[str | None]]) -> Pairing
 
 
 @torch.no_grad()
-def zero_channels(
-    model: nn.Module, channels: Mapping[str, Tensor], *, shift: bool = True
-) -> None:
+def zero_channels(model: nn.Module, channels: Mapping[str, Tensor], *, shift: bool = True) -> None:
     """Switch channels off, in place.
 
     Args:
@@ -473,9 +456,7 @@ def zero_channels(
             m.bias[which.to(m.bias.device)] = 0
 
 
-def without(
-    model: nn.Module, channels: Mapping[str, Tensor], *, shift: bool = True
-) -> nn.Module:
+def without(model: nn.Module, channels: Mapping[str, Tensor], *, shift: bool = True) -> nn.Module:
     """A copy of the model with these channels switched off, see `zero_channels`."""
     model = copy.deepcopy(require.module(model))
     zero_channels(model, channels, shift=shift)

@@ -126,9 +126,7 @@ class Augment:
         x = crops[index, i, j].unflatten(2, (-1, channels))  # (b, h, w, c)
         return x.permute(0, 3, 1, 2)
 
-    def once(
-        self, x: Tensor, generator: torch.Generator, mirrored: Tensor | None = None
-    ) -> Tensor:
+    def once(self, x: Tensor, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
         """A random crop of each image of a batch that comes only once."""
         index = torch.arange(len(x), device=x.device)
         return self(self.prepare(x), index, x.shape[1], generator, mirrored)
@@ -295,8 +293,12 @@ def fit(
         about |= {"frozen_norms": frozen_norms, "seed": generator.initial_seed()}
         about |= {"augment": identity(augment), "bf16": bf16, "compile": compile}
         # Only what is not usual, so that older checkpoints still go on.
-        more = {"schedule": (schedule, "cosine"), "smoothing": (smoothing, 0.0),
-                "shifts": (shifts, 1.0), "shrink": (shrink, 0.0)}  # fmt: skip
+        more = {
+            "schedule": (schedule, "cosine"),
+            "smoothing": (smoothing, 0.0),
+            "shifts": (shifts, 1.0),
+            "shrink": (shrink, 0.0),
+        }
         about |= {k: v for k, (v, usual) in more.items() if v != usual}
         about |= {"late": identity(stamp), "architecture": identity(model)}
         hooks = [list((p._backward_hooks or {}).values()) for p in model.parameters()]
@@ -379,9 +381,7 @@ def fit(
                         _eval(norms)  # it may have switched the model's mode
                     if late:
                         # A steering may hand back other images than it was given.
-                        side = (
-                            side if side is not None and len(side) == len(x) else None
-                        )
+                        side = side if side is not None and len(side) == len(x) else None
                         x = augment.once(x, generator, side)
                     if step < round(shrink * total):
                         x = _smaller(x)
@@ -404,11 +404,7 @@ def fit(
             row = {"epoch": len(history.epochs) + 1, "loss": float(loss_sum) / steps}
             row["acc"] = float(hits.sum() / seen.sum())
             if roles is not None or driver is not None:
-                row |= {
-                    name: float(hits[r] / seen[r])
-                    for name, r in ROLES.items()
-                    if seen[r]
-                }
+                row |= {name: float(hits[r] / seen[r]) for name, r in ROLES.items() if seen[r]}
             # Only now: a look at every step would make the host wait.
             if not math.isfinite(row["loss"]) or not all_finite(model):
                 raise RuntimeError(
@@ -424,9 +420,7 @@ def fit(
                 model.eval()
                 more = each_epoch(model)
                 if not isinstance(more, dict):
-                    raise ValueError(
-                        f"each_epoch must return a dict, not {require.kind(more)}."
-                    )
+                    raise ValueError(f"each_epoch must return a dict, not {require.kind(more)}.")
                 row |= more
             if checkpoint is not None:
                 state = pack(model, opt, generator)
@@ -435,9 +429,7 @@ def fit(
                 print(_line(row, -(-total // per_epoch)), flush=True)
     except KeyboardInterrupt:
         history.interrupted = True
-        print(
-            f"stopped after {step} of {total} steps; the model keeps what it learned."
-        )
+        print(f"stopped after {step} of {total} steps; the model keeps what it learned.")
     else:
         keep.done()
     model.eval()
@@ -498,8 +490,7 @@ def _door(
         raise ValueError(f"cannot train on {len(data)} images; two are the least.")
     if augment is not None and not isinstance(augment, Augment):
         raise ValueError(
-            "augment must be an Augment, such as Augment(pad=2), not "
-            f"{require.kind(augment)}."
+            f"augment must be an Augment, such as Augment(pad=2), not {require.kind(augment)}."
         )
     require.generator(generator)
     if generator.device.type not in ("cpu", data.x.device.type):
@@ -565,9 +556,7 @@ def _line(row: dict, epochs: int) -> str:
     for key, value in row.items():
         if key not in ("epoch", "loss", "seconds", "acc") and isinstance(value, float):
             share = key.lower() in SHARES
-            parts.append(
-                f"{key} {100 * value:5.1f}%" if share else f"{key} {value:.3g}"
-            )
+            parts.append(f"{key} {100 * value:5.1f}%" if share else f"{key} {value:.3g}")
     if "clean" not in row:
         parts.insert(2, f"train {100 * row['acc']:5.1f}%")
     return "  ".join([*parts, f"{row['seconds']:.1f} s"])

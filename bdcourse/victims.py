@@ -65,10 +65,7 @@ class Victim:
         """
         k = self.arch.get("classes")
         if k and at_chance(twin, k):
-            return (
-                f"the benign twin is at chance (ACC {100 * twin.acc:.1f} % of "
-                f"{k} classes)"
-            )
+            return f"the benign twin is at chance (ACC {100 * twin.acc:.1f} % of {k} classes)"
         rounding = 1e-6  # exactly three points, or exactly 95 %, passes
         if self.scores.acc < twin.acc - 0.03 - rounding:
             return (
@@ -79,10 +76,7 @@ class Victim:
         if self.attack is not None and self.attack.all_to_all:
             gate *= twin.acc  # its ASR cannot much exceed the accuracy
         if self.scores.asr is not None and self.scores.asr < gate - rounding:
-            return (
-                f"attack success {100 * self.scores.asr:.1f} % is below "
-                f"{100 * gate:.0f} %"
-            )
+            return f"attack success {100 * self.scores.asr:.1f} % is below {100 * gate:.0f} %"
         return ""
 
 
@@ -190,16 +184,12 @@ def make(
     _door(train, test, attack, rate, stamp, seed, aware, recipe, training)
     arch = {"classes": train.k, **checked(arch, train.shape[0])}
     if arch["classes"] < train.k:
-        raise ValueError(
-            f"arch has {arch['classes']} classes, but the images have {train.k}."
-        )
+        raise ValueError(f"arch has {arch['classes']} classes, but the images have {train.k}.")
     augment = Augment(pad, flip)
     augment.check(train.shape)
     # Three streams from one seed: initial weights and batch order are then the same for
     # victim and twin, and do not depend on how many images the attack drew.
-    init, poison, order = (
-        torch.Generator().manual_seed(3 * seed + i) for i in range(3)
-    )
+    init, poison, order = (torch.Generator().manual_seed(3 * seed + i) for i in range(3))
     model = initialised(arch, init)
     if hasattr(model, "whiten"):
         # Of the clean set, so that victim and twin start alike; all over it, since a
@@ -238,17 +228,12 @@ def make(
         training["steering"] = steer(aware)
     history = fit(model, data, augment=augment, generator=order, **training)
     if not all_finite(model):  # stopped inside an epoch
-        raise RuntimeError(
-            "the training diverged before it was stopped; try it with a lower lr."
-        )
-    if (
-        "steering" in training and not aware and history.epochs
-    ):  # other images in every epoch
+        raise RuntimeError("the training diverged before it was stopped; try it with a lower lr.")
+    if "steering" in training and not aware and history.epochs:  # other images in every epoch
         n_poisoned, n_cover = (max(history["n_" + r]) for r in ("poison", "cover"))
     settings = {
-        k: v for k, v in training.items()
-        if isinstance(v, (int, float, str)) and k != "checkpoint"
-    }  # fmt: skip
+        k: v for k, v in training.items() if isinstance(v, (int, float, str)) and k != "checkpoint"
+    }
     about = {
         **(recipe or {}),
         "seed": seed,
@@ -286,8 +271,7 @@ def _door(
     require_clean(test, "test", least=1)
     if train.classes != test.classes or train.shape != test.shape:
         raise ValueError(
-            "train and test differ in classes or image size; take both from one "
-            "data.splits."
+            "train and test differ in classes or image size; take both from one data.splits."
         )
     require.whole("seed", seed, 0, 2**60)
     if rate is not None:
@@ -308,8 +292,7 @@ def _door(
         return
     if not isinstance(attack, Attack):
         raise ValueError(
-            f"attack must be an Attack, such as BadNets(), or None, not "
-            f"{require.kind(attack)}."
+            f"attack must be an Attack, such as BadNets(), or None, not {require.kind(attack)}."
         )
     for images in (train, test):
         attack.check(images)
@@ -344,15 +327,13 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
     tensors = {f"model.{k}": v.cpu() for k, v in victim.model.state_dict().items()}
     if half:
         tensors = {
-            k: v.half() if v.is_floating_point() and v.ndim > 1 else v
-            for k, v in tensors.items()
+            k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in tensors.items()
         }
     spec = None
     if victim.attack is not None:
         spec, state = victim.attack.spec()
         if half:  # networks shrink, patterns stay exact
-            state = {k: v.half() if "." in k and v.ndim > 1 else v
-                     for k, v in state.items()}  # fmt: skip
+            state = {k: v.half() if "." in k and v.ndim > 1 else v for k, v in state.items()}
         tensors |= {f"attack.{k}": v.cpu() for k, v in state.items()}
     tensors["poisoned"] = victim.poisoned.int()
     if bad := _not_finite(tensors):
@@ -427,9 +408,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
     except (ValueError, LookupError, TypeError, RecursionError) as e:
         raise ValueError(f"{text.name} is not the header of a victim.") from e
     if form != FORMAT:
-        raise ValueError(
-            f"{text.name} says {require.kind(form)}; this version reads {FORMAT!r}."
-        )
+        raise ValueError(f"{text.name} says {require.kind(form)}; this version reads {FORMAT!r}.")
     if hashlib.sha256(raw).hexdigest() != digest:
         raise ValueError(
             f"{blob.name} does not match the hash in {text.name}: it was cut short, "
@@ -445,8 +424,9 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
             attack = rebuild(header["attack"], _under("attack.", tensors))
             _among_labels(attack, header["arch"].get("classes", 10))
         state = _under("model.", tensors)
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v
-                               for k, v in state.items()})  # fmt: skip
+        model.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        )
         poisoned, scores = _rows(tensors["poisoned"]), _scores(header["scores"])
         recipe, history = header["recipe"], header["history"]
         if not isinstance(recipe, dict) or not isinstance(history, list):
@@ -469,9 +449,7 @@ def _among_labels(attack: Attack, k: int) -> None:
         for label in value if isinstance(value, tuple) else (value,):
             require.whole(f"{name} of the attack", label, 0, k - 1)
     if attack.all_to_all and attack.classes != k:
-        raise ValueError(
-            f"the attack is for {attack.classes} classes, the model has {k}"
-        )
+        raise ValueError(f"the attack is for {attack.classes} classes, the model has {k}")
 
 
 def _rows(poisoned: Tensor) -> Tensor:
@@ -491,9 +469,7 @@ def _scores(values: dict) -> Scores:
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
-    }
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def zoo(name: str, device: str | torch.device = "cpu") -> Victim:

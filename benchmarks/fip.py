@@ -39,9 +39,7 @@ def main() -> None:
     rounds = 2 if options.quick else 7
     model, images = network(options.width), noise_images(2 * options.batch)
     factors = copy.deepcopy(model)
-    print(
-        f"torch {torch.__version__}, {DEVICE.type}, {torch.get_num_threads()} threads"
-    )
+    print(f"torch {torch.__version__}, {DEVICE.type}, {torch.get_num_threads()} threads")
     decomposed = seconds(lambda: factorize(factors))
 
     def smooth(**how) -> Smooth:
@@ -91,17 +89,20 @@ def race(steps: int) -> None:
             return {}
 
         p = defense(
-            victim.model, clean, steps=steps, augment=Augment(2), watch=watch,
-            watch_every=20, generator=generator(),
-        )  # fmt: skip
+            victim.model,
+            clean,
+            steps=steps,
+            augment=Augment(2),
+            watch=watch,
+            watch_every=20,
+            generator=generator(),
+        )
         found[name] = looks, metrics.evaluate(p.model, test, victim.attack)
     goal = min(s.acc for _, s in found.values()) - 0.01
     print(f"{steps} steps; until accuracy is back above {goal:.1%} for good:")
     for name, (looks, s) in found.items():
         last = max((i + 1 for i, (_, acc) in enumerate(looks) if acc < goal), default=0)
-        print(
-            f"  {name:<10}{looks[last][0]:6.1f} s of {looks[-1][0]:.1f}; at the end {s}"
-        )
+        print(f"  {name:<10}{looks[last][0]:6.1f} s of {looks[-1][0]:.1f}; at the end {s}")
 
 
 def generator() -> torch.Generator:

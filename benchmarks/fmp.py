@@ -178,15 +178,11 @@ def main() -> None:
     base = next(iter(times.values()))
     for name, mine in times.items():
         ratios = [a / b for a, b in zip(base, mine, strict=True)]
-        print(
-            f"  {name:<36}{median(mine):9.1f} s{median(ratios):8.1f} times the loop's"
-        )
+        print(f"  {name:<36}{median(mine):9.1f} s{median(ratios):8.1f} times the loop's")
 
     exact, rough = kept["scores()"], kept["scores(bf16=True)"]
     gap = max(
-        abs(float(exact[name].acc[i]) - acc)
-        for name in names
-        for i, acc in enumerate(found[name])
+        abs(float(exact[name].acc[i]) - acc) for name in names for i, acc in enumerate(found[name])
     )
     print(f"largest difference to the loop's accuracies: {gap:.4f}")
     a, b = (select(s, 8) for s in (exact, rough))

@@ -53,18 +53,14 @@ def label_by_label(model, clean: Images, batch: int, steps: int) -> None:
     g = torch.Generator().manual_seed(0)
     x, y = clean.pixels(), clean.y
     for label in range(LABELS):
-        start = [
-            unsquash(torch.rand(c, 32, 32, generator=g).to(DEVICE)) for c in (1, 3)
-        ]
+        start = [unsquash(torch.rand(c, 32, 32, generator=g).to(DEVICE)) for c in (1, 3)]
         order = (rows.to(DEVICE) for rows in invert.batches(len(x), batch, 0))
         plain_invert(model, x, y, label, start, order, steps=steps, every=EVERY)
 
 
 def at_once(model, clean: Images, batch: int, steps: int, **more) -> None:
     g = torch.Generator().manual_seed(0)
-    invert_trigger(
-        model, clean, steps=steps, every=EVERY, batch=batch, generator=g, **more
-    )
+    invert_trigger(model, clean, steps=steps, every=EVERY, batch=batch, generator=g, **more)
 
 
 def without_folding(model, clean: Images, batch: int, steps: int) -> None:

@@ -90,9 +90,7 @@ def their_data(batches: DataLoader) -> None:
 
 
 def their_training(model, batches: DataLoader) -> None:
-    opt = torch.optim.SGD(
-        model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True
-    )
+    opt = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(opt, len(batches))
     model.train()
     total = 0.0
@@ -138,10 +136,7 @@ def training_table(cases: list[tuple[str, int, int, int]], repeats: int) -> None
         torch.set_num_threads(threads)
         for name, width, batch, steps in cases:
             images = signs.draw(batch * steps).to(DEVICE)
-            nets = [
-                models.build(name, classes=images.k, width=width).to(DEVICE)
-                for _ in range(3)
-            ]
+            nets = [models.build(name, classes=images.k, width=width).to(DEVICE) for _ in range(3)]
             batches = loader(images.to("cpu"), batch, workers=0)
             options = {
                 "epochs": 1,
@@ -161,8 +156,7 @@ def training_table(cases: list[tuple[str, int, int, int]], repeats: int) -> None
             }
             t = in_turns(jobs, repeats)
             ratios = [
-                [a / b for a, b in zip(t["plain"], t[k], strict=True)]
-                for k in ("fit", "bf16")
+                [a / b for a, b in zip(t["plain"], t[k], strict=True)] for k in ("fit", "bf16")
             ]
             cells = "".join(f"{1e3 * median(t[k]) / steps:9.1f}" for k in jobs)
             print(

@@ -67,9 +67,7 @@ def trace_piling_up(model, x, generator):
 
 
 def trace_image_by_image(model, x, generator):
-    return (
-        sum(one_pass_trace(model, x[i : i + 1], generator) for i in range(len(x))) / 3
-    )
+    return sum(one_pass_trace(model, x[i : i + 1], generator) for i in range(len(x))) / 3
 
 
 def product(gradient, w, r):
@@ -83,8 +81,7 @@ def product_from_both_sides(gradient, w, r):
     g = gradient(w)
     norm = torch.cat([t.flatten() for t in g]).norm()
     up, down = (
-        gradient([v + s * r * t / norm for v, t in zip(w, g, strict=True)])
-        for s in (1, -1)
+        gradient([v + s * r * t / norm for v, t in zip(w, g, strict=True)]) for s in (1, -1)
     )
     return tuple((a - b) * norm / (2 * r) for a, b in zip(up, down, strict=True))
 
@@ -175,9 +172,7 @@ WRONG: dict = {
         (lambda x, p, y: length(x, (1 - p_y(p, y)).square()), "label y alone"),
         (lambda x, p, y: length(x, 1 - p.square().sum(1)), "mean over all labels"),
         (
-            lambda x, p, y: length(
-                x, 1 - 2 * p.gather(0, y[:, None])[:, 0] + p.square().sum(1)
-            ),
+            lambda x, p, y: length(x, 1 - 2 * p.gather(0, y[:, None])[:, 0] + p.square().sum(1)),
             "along the images",
         ),
         (lambda *a: score_length(*a).mean(), "one number"),
@@ -187,9 +182,7 @@ WRONG: dict = {
     "one_pass_trace": [
         (trace_with(total=lambda q, y: q.gather(1, y).mean()), "averages"),
         (
-            trace_with(
-                total=lambda q, y: q.gather(1, y).mean(), value=lambda g, n: g @ g
-            ),
+            trace_with(total=lambda q, y: q.gather(1, y).mean(), value=lambda g, n: g @ g),
             "averages",
         ),
         (trace_with(value=lambda g, n: (g @ g).item() / n**2), "more than once"),
@@ -204,9 +197,7 @@ WRONG: dict = {
             "own chances",
         ),
         (
-            trace_with(
-                draw=lambda p, g: torch.multinomial(p[0], 1, generator=g).expand(3, 1)
-            ),
+            trace_with(draw=lambda p, g: torch.multinomial(p[0], 1, generator=g).expand(3, 1)),
             "whole batch",
         ),
         (trace_with(total=lambda q, y: q[:, y[:, 0]].sum()), "all pairs"),
@@ -225,9 +216,7 @@ WRONG: dict = {
             r"r over \|g\|",
         ),
         (
-            product_with(
-                lambda g, s, r: r / g.norm() * g, lambda g, s, r: g.norm() / r
-            ),
+            product_with(lambda g, s, r: r / g.norm() * g, lambda g, s, r: g.norm() / r),
             "each tensor by itself",
         ),
         (

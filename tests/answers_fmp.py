@@ -33,9 +33,7 @@ def harm_by_loop(logits, y):
 
 
 def harm_at_once(logits, y):
-    each = F.cross_entropy(
-        logits.movedim(2, 1), y.expand(logits.shape[:2]), reduction="none"
-    )
+    each = F.cross_entropy(logits.movedim(2, 1), y.expand(logits.shape[:2]), reduction="none")
     return (logits.argmax(-1) == y).double().mean(1), each.mean(1)
 
 
@@ -126,9 +124,7 @@ WRONG = {
         (lambda f0, f: pulls_by_index(f0, f) * f0[:, 0].numel(), "mean"),
         (lambda f0, f: pulls_by_index(f, f0), "wrong sign"),
         (
-            lambda f0, f: (2 * (f0 - f) / f0[:, 0].numel()).repeat(
-                f0.shape[1], 1, 1, 1, 1
-            ),
+            lambda f0, f: (2 * (f0 - f) / f0[:, 0].numel()).repeat(f0.shape[1], 1, 1, 1, 1),
             "other maps",
         ),
     ],

@@ -125,9 +125,7 @@ WRONG: dict = {
     ],
     "mask_loss": [
         (
-            penalised(
-                lambda m, s: sum((a * b).mean() for a, b in zip(m, s, strict=True))
-            ),
+            penalised(lambda m, s: sum((a * b).mean() for a, b in zip(m, s, strict=True))),
             "mean",
         ),
         (
@@ -136,9 +134,7 @@ WRONG: dict = {
         ),
         (penalised(lambda m, s: sum(a.sum() for a in m)), "uniform penalty"),
         (
-            penalised(
-                lambda m, s: sum((b - a * b).sum() for a, b in zip(m, s, strict=True))
-            ),
+            penalised(lambda m, s: sum((b - a * b).sum() for a, b in zip(m, s, strict=True))),
             "rewards",
         ),
         (lambda k, g, m, s, b, lam: mask_loss(k, g, m, s, -b, lam), "subtracts"),

@@ -180,8 +180,7 @@ WRONG: dict = {
         (lambda w, d: -filter_direction(w, d), "elsewhere"),
         (
             lambda w, d: (
-                filter_direction(w, d)
-                * d.flatten(1).norm(dim=1).view(-1, *[1] * (d.dim() - 1))
+                filter_direction(w, d) * d.flatten(1).norm(dim=1).view(-1, *[1] * (d.dim() - 1))
             ),
             "does not divide",
         ),

@@ -23,9 +23,7 @@ def front_by_loop(acc, asr):
     points = list(zip(acc.tolist(), asr.tolist(), strict=True))
     keep = []
     for a, s in points:
-        keep.append(
-            not any((b >= a and t <= s) and (b, t) != (a, s) for b, t in points)
-        )
+        keep.append(not any((b >= a and t <= s) and (b, t) != (a, s) for b, t in points))
     return torch.tensor(keep)
 
 

@@ -313,9 +313,7 @@ def described_pictures(nb: NotebookNode) -> list[str]:
     found, seen = [], {}
     for i, png, text in pictures(nb):
         if text.startswith("<Figure"):
-            found.append(
-                f"cell {i}: a bare matplotlib figure, use bdcourse.report.show"
-            )
+            found.append(f"cell {i}: a bare matplotlib figure, use bdcourse.report.show")
         elif len(text) < 40:
             found.append(f"cell {i}: a description under 40 characters: {text!r}")
         elif text in seen:

@@ -17,9 +17,7 @@ def gen(seed: int = 0) -> torch.Generator:
 
 def random_images(n: int = 24, k: int = 3, side: int = 8, c: int = 3, seed: int = 0):
     """Noise images with labels 0..k-1 in equal shares."""
-    x = torch.randint(
-        0, 256, (n, c, side, side), dtype=torch.uint8, generator=gen(seed)
-    )
+    x = torch.randint(0, 256, (n, c, side, side), dtype=torch.uint8, generator=gen(seed))
     return Images(x, torch.arange(n) % k, tuple(f"class {i}" for i in range(k)))
 
 
@@ -78,9 +76,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
 
 def same_state(model: nn.Module, before: dict[str, Tensor]) -> bool:
     now = model.state_dict()
-    return now.keys() == before.keys() and all(
-        torch.equal(now[k], v) for k, v in before.items()
-    )
+    return now.keys() == before.keys() and all(torch.equal(now[k], v) for k, v in before.items())
 
 
 def message(excinfo) -> str:

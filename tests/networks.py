@@ -20,10 +20,17 @@ def stack(*more: nn.Module, norm: Callable[..., nn.Module] | None = nn.BatchNorm
     """conv-norm-ReLU twice, pooling and a linear head, then whatever follows."""
     norms = [norm(4), norm(6)] if norm else [nn.Identity(), nn.Identity()]
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), norms[0], nn.ReLU(),
-        nn.Conv2d(4, 6, 3, stride=2, padding=1), norms[1], nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, K), *more,
-    )  # fmt: skip
+        nn.Conv2d(3, 4, 3, padding=1),
+        norms[0],
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        norms[1],
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, K),
+        *more,
+    )
 
 
 class Net(nn.Module):
@@ -245,9 +252,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "no norm": lambda: stack(norm=None),
     "group norm": lambda: stack(norm=group),
-    "no statistics": lambda: stack(
-        norm=lambda c: nn.BatchNorm2d(c, track_running_stats=False)
-    ),
+    "no statistics": lambda: stack(norm=lambda c: nn.BatchNorm2d(c, track_running_stats=False)),
     "frozen": lambda: stack().requires_grad_(False),
     "double": lambda: stack().double(),
     "one logit": lambda: nn.Sequential(*stack()[:8], nn.Linear(6, 1)),

@@ -38,9 +38,7 @@ def refusal(call: Callable[[], object]) -> str | None:
         last = traceback.extract_tb(e.__traceback__)[-1]
         ours = HOME in Path(last.filename).parents and _raises(last)
         text = str(e)
-        assert ours, (
-            f"raw {type(e).__name__} from {last.filename}:{last.lineno}: {text}"
-        )
+        assert ours, f"raw {type(e).__name__} from {last.filename}:{last.lineno}: {text}"
         assert "\n" not in text and text.endswith("."), f"not one sentence: {text!r}"
         assert ". " not in text.replace("e.g. ", ""), f"several sentences: {text!r}"
         return text

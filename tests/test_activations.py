@@ -17,8 +17,9 @@ def tiny() -> nn.Sequential:
         conv.weight[0] = 1 / 3
         conv.weight[1] = -2 / 3
     head = nn.Linear(2, 2)
-    net = nn.Sequential(conv, nn.BatchNorm2d(2, eps=0), nn.ReLU(),
-                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)  # fmt: skip
+    net = nn.Sequential(
+        conv, nn.BatchNorm2d(2, eps=0), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head
+    )
     return net.train()
 
 

@@ -71,13 +71,15 @@ def test_random_noise_fills_its_range():
 # --------------------------------------------------------------- plain and fast
 
 
-CASES = [(n, t, s) for n in ("resnet18", "preact_resnet18") for t in (True, False)
-         for s in ("zero", "random")]  # fmt: skip
+CASES = [
+    (n, t, s)
+    for n in ("resnet18", "preact_resnet18")
+    for t in (True, False)
+    for s in ("zero", "random")
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "training", "start"), [*CASES, ("mobilenet", True, "zero")]
-)
+@pytest.mark.parametrize(("name", "training", "start"), [*CASES, ("mobilenet", True, "zero")])
 def test_the_fast_step_is_the_plain_one(name, training, start):
     # In double precision, so that no sign of a gradient depends on rounding.
     width = 4 if "resnet" in name else 8
@@ -121,9 +123,7 @@ def test_the_gradient_is_that_of_the_formula():
     shifts = {n: torch.zeros_like(m).requires_grad_(True) for n, m in masks.items()}
     loss = F.cross_entropy(perturbed(net, masks, (flat, shifts), x), y)
     loss.backward()
-    worst = tuple(
-        {n: eps * v.grad.sign() for n, v in half.items()} for half in (flat, shifts)
-    )
+    worst = tuple({n: eps * v.grad.sign() for n, v in half.items()} for half in (flat, shifts))
     for m in masks.values():
         m.grad = None
     total = alpha * F.cross_entropy(forward(net, masks, x), y)
@@ -140,13 +140,10 @@ def test_the_inner_step_goes_uphill_and_stays_in_the_box():
     x, y = images.pixels(), images.y
     still, _ = step(net, masks, x, y, eps=0.0)
     assert float(still["natural"]) == float(still["robust"])
-    losses = [
-        float(step(net, masks, x, y, eps=0.02, inner=k)[0]["robust"]) for k in (1, 4)
-    ]
+    losses = [float(step(net, masks, x, y, eps=0.02, inner=k)[0]["robust"]) for k in (1, 4)]
     assert losses[0] > float(still["natural"]) and losses[1] > losses[0] - 0.01
     # From a random start at the edge, the push may not leave the box.
-    edge = tuple({n: torch.full_like(m, 0.02) for n, m in half.items()}
-                 for half in quiet(masks))  # fmt: skip
+    edge = tuple({n: torch.full_like(m, 0.02) for n, m in half.items()} for half in quiet(masks))
     up = step(net, masks, x, y, eps=0.02, noise=edge)[0]["robust"]
     assert torch.isfinite(up) and float(up) < losses[0] + 1
 
@@ -157,9 +154,7 @@ def test_alpha_weighs():
     x, y = images.pixels(), images.y
     clean = step(net, masks, x, y, alpha=1.0)[1]
     loss = F.cross_entropy(forward(net, masks, x), y)
-    for g, w in zip(
-        clean, torch.autograd.grad(loss, list(masks.values())), strict=True
-    ):
+    for g, w in zip(clean, torch.autograd.grad(loss, list(masks.values())), strict=True):
         assert torch.allclose(g, w, atol=1e-6)
     half = step(net, masks, x, y, alpha=0.5)[1]
     rob = step(net, masks, x, y, alpha=0.0)[1]
@@ -177,9 +172,8 @@ def run(model, images, held=None, **more):
 
 @pytest.mark.parametrize(
     ("name", "training"),
-    [("resnet18", True), ("resnet18", False), ("preact_resnet18", True),
-     ("mobilenet", True)],
-)  # fmt: skip
+    [("resnet18", True), ("resnet18", False), ("preact_resnet18", True), ("mobilenet", True)],
+)
 def test_anp_prunes_a_copy(name, training):
     model = network(name, 8)
     model.train()  # a mode that must come back
@@ -228,8 +222,15 @@ def test_held_images_choose_the_threshold():
 def test_anp_options_reach_the_step():
     model, images = network(), random_images(24)
     usual = run(model, images).log["robust"]
-    for change in ({"eps": 0.1}, {"alpha": 0.9}, {"inner": 2}, {"training": False},
-                   {"lr": 0.01}, {"momentum": 0.0}, {"batch": 4}):  # fmt: skip
+    for change in (
+        {"eps": 0.1},
+        {"alpha": 0.9},
+        {"inner": 2},
+        {"training": False},
+        {"lr": 0.01},
+        {"momentum": 0.0},
+        {"batch": 4},
+    ):
         assert run(model, images, **change).log["robust"] != usual, change
 
 
@@ -274,10 +275,23 @@ def test_anp_refuses_too_few_images_and_no_batchnorm():
 def test_anp_sees_model_and_clean_images():
     names = set(inspect.signature(anp).parameters)
     assert names == {
-        "model", "clean", "held", "threshold", "max_drop", "eps", "alpha", "steps",
-        "lr", "momentum", "batch", "inner", "start", "training", "generator",
+        "model",
+        "clean",
+        "held",
+        "threshold",
+        "max_drop",
+        "eps",
+        "alpha",
+        "steps",
+        "lr",
+        "momentum",
+        "batch",
+        "inner",
+        "start",
+        "training",
+        "generator",
         "checkpoint",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("start", ["zero", "random"])

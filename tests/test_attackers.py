@@ -32,9 +32,7 @@ from bdcourse.teach.submission import Gone, Submission
 from bdcourse.teach.wire import Wire
 
 ROOT = Path(__file__).parent.parent
-confined = pytest.mark.skipif(
-    bool(confine.unconfined()), reason="this system confines nobody"
-)
+confined = pytest.mark.skipif(bool(confine.unconfined()), reason="this system confines nobody")
 REPLY = {"blobs": [], "changed": [], "shared": {}, "value": None}
 CALL = REPLY | {"callback": 0, "args": {"list": []}, "kwargs": {"dict": {}}}
 
@@ -112,16 +110,17 @@ NAMES = [{"foreign": f"a{i}"} for i in range(300_000)]
         lambda: message(b'{"blobs": [1e999]}'),  # int() of infinity is no ValueError
         lambda: message(REPLY | {"blobs": [0] * 10**6}),
         # A few bytes that are named a thousand times: 8 GiB if each were a tensor.
-        lambda: message(REPLY | {"value": {"list": [TENSOR] * 1000},
-                                 "blobs": [8 << 20]}, bytes(8 << 20)),
+        lambda: message(
+            REPLY | {"value": {"list": [TENSOR] * 1000}, "blobs": [8 << 20]}, bytes(8 << 20)
+        ),
         lambda: message(REPLY | {"value": {"list": NAMES}}),  # a class for each
-        lambda: message(REPLY | {"value": TENSOR | {"shape": [0] + [2**62] * 3},
-                                 "blobs": [0]}),
-        lambda: message(REPLY | {"value": {"generator": 0, "id": 1},
-                                 "blobs": [5056]}, b"\xff" * 5056),
+        lambda: message(REPLY | {"value": TENSOR | {"shape": [0] + [2**62] * 3}, "blobs": [0]}),
+        lambda: message(
+            REPLY | {"value": {"generator": 0, "id": 1}, "blobs": [5056]}, b"\xff" * 5056
+        ),
     ],
     ids=["infinity", "blobs", "memory", "classes", "dimensions", "generator"],
-)  # fmt: skip
+)
 def test_a_forged_reply_costs_the_grader_nothing(forger, part):
     student, start = forger(part), time.monotonic()
     with pytest.raises(Gone, match="cannot be read"):
@@ -165,8 +164,12 @@ def test_numbers_that_nobody_can_print_are_none(forger):
 
 def test_what_is_shown_can_be_written_and_has_an_end(forger):
     line = "\ud800\x00\x1b[2J" + "x" * 60_000
-    said = {"blobs": [], "printed": line, "complained": line,
-            "error": ["E" * 9999, line, [line] * 100]}  # fmt: skip
+    said = {
+        "blobs": [],
+        "printed": line,
+        "complained": line,
+        "error": ["E" * 9999, line, [line] * 100],
+    }
     student, total = forger(*again(message(said), 50), patience=60), 0
     for _ in range(8):
         reply = student.run("")
@@ -217,11 +220,10 @@ REFUSED = {
     "os.open('passwd', os.O_RDONLY, dir_fd=os.open('/etc', os.O_PATH))": errno.EACCES,
     "os.open('/proc/self/environ', os.O_RDONLY)": errno.EACCES,
     # the upper half of an argument
-    f"call({62 if X86 else 129}, ctypes.c_long((1 << 32) | 1), ctypes.c_long(0))":
-        errno.EPERM,
+    f"call({62 if X86 else 129}, ctypes.c_long((1 << 32) | 1), ctypes.c_long(0))": errno.EPERM,
     # numbers of x32
     "call(0x40000000 | 41, 1, 1, 0)": errno.ENOSYS,
-}  # fmt: skip
+}
 
 
 @confined
@@ -278,8 +280,7 @@ for source in {list(HIDES.values())!r}:
             print("filled the disk" in str(e))
     print(not os.path.exists(student.scratch))"""
     env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True,
-                          text=True)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout.split() == ["True"] * 4, done
 
 
@@ -320,9 +321,7 @@ def test_nobody_hands_in_what_somebody_else_wrote(handed_in, name, way):
         (aside / "x").write_text("")
     assert settled(handed_in) == [""]
     # nbgrader copies the rest, and follows links.
-    assert not [
-        p for p in handed_in.rglob("*") if p.is_symlink() and p.suffix != ".ipynb"
-    ]
+    assert not [p for p in handed_in.rglob("*") if p.is_symlink() and p.suffix != ".ipynb"]
 
 
 def test_nbgrader_finds_nothing_to_wait_for_or_to_stop_at(handed_in):
@@ -377,10 +376,17 @@ def test_a_notebook_that_nothing_could_show_is_refused_or_cut():
 
 @pytest.mark.parametrize(
     "text",
-    [r"\\(" * 30_000, r"\begin{a}" * 20_000, r"\\[" * 3000, "a" + " " * 9000 + "b",
-     "[a](<b" * 1600, "*a **b " * 1400, r"\begin{a}" * 190],
+    [
+        r"\\(" * 30_000,
+        r"\begin{a}" * 20_000,
+        r"\\[" * 3000,
+        "a" + " " * 9000 + "b",
+        "[a](<b" * 1600,
+        "*a **b " * 1400,
+        r"\begin{a}" * 190,
+    ],
     ids=lambda t: t[:8],
-)  # fmt: skip
+)
 def test_no_text_keeps_a_page_from_being_made(text):
     from jinja2 import Environment
 
@@ -418,9 +424,12 @@ def test_a_test_that_has_failed_is_not_drawn_again(monkeypatch):
     monkeypatch.setattr(grading, "Submission", Dying)
     monkeypatch.setattr(grading.Tests, "of", lambda about: Lottery())
     marks = {"grade": True, "grade_id": "check-f", "points": 5, "solution": False}
-    nb = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell("check.f(f)", metadata={"nbgrader": marks}),
-        nbformat.v4.new_code_cell("import os; os._exit(0)")])  # fmt: skip
+    nb = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("check.f(f)", metadata={"nbgrader": marks}),
+            nbformat.v4.new_code_cell("import os; os._exit(0)"),
+        ]
+    )
     grading.Examination().preprocess(nb, {"nbgrader": {}})
     assert asked == ["check-f"] and nb.cells[0].outputs[0].evalue == "no luck"
     assert "ended its process" in nb.cells[1].outputs[0].evalue

@@ -151,9 +151,7 @@ def test_blended_is_affine(alpha, t):
     attack = blended(alpha=alpha)
     x, y = pixels(3, 8), pixels(3, 8).flip(0)
     mix = attack.trigger((1 - t) * x + t * y)
-    assert torch.allclose(
-        mix, (1 - t) * attack.trigger(x) + t * attack.trigger(y), atol=1e-5
-    )
+    assert torch.allclose(mix, (1 - t) * attack.trigger(x) + t * attack.trigger(y), atol=1e-5)
     # Two points fix an affine map: black gives alpha * picture, white adds 1 - alpha.
     black, white = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
     assert torch.allclose(attack.trigger(black)[0], alpha * attack.picture, atol=1e-6)
@@ -408,8 +406,15 @@ def test_training_does_not_look_at_every_batch(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
     fit(model, data, epochs=2, batch=8, generator=gen(), verbose=False)
     steering = partial(WaNet().steer, rate=0.5)
-    fit(model, random_images(40), epochs=2, batch=8, generator=gen(), verbose=False,
-        steering=steering)  # fmt: skip
+    fit(
+        model,
+        random_images(40),
+        epochs=2,
+        batch=8,
+        generator=gen(),
+        verbose=False,
+        steering=steering,
+    )
     assert not looks
     look = {"each_epoch": lambda _: {"x": BadNets().trigger(pixels(1, 8)).numel()}}
     fit(model, data, epochs=1, batch=8, generator=gen(), verbose=False, **look)

@@ -127,8 +127,7 @@ def test_pgd_ensemble_raises_the_mean_loss():
     x, y = pixels(12) / 2 + 0.25, torch.arange(12) % 2
     attack = partial(pgd, x=x, y=y, epsilon=0.1, step=0.02, steps=15)
     only, both = attack((a,), generator=gen(9)), attack((a, b), generator=gen(9))
-    rise = [[(losses(m, h, y) - losses(m, x, y)).mean() for m in (a, b)]
-            for h in (only, both)]  # fmt: skip
+    rise = [[(losses(m, h, y) - losses(m, x, y)).mean() for m in (a, b)] for h in (only, both)]
     assert rise[0][0] > 0.3 and abs(rise[0][1]) < 0.1, "b was not asked"
     assert rise[1][0] > 0.3 and rise[1][1] > 0.3, "one surrogate has no say"
     # Losses are averaged: twice the same model is the model.
@@ -426,16 +425,12 @@ def test_trojan_box_and_disc_are_options():
     assert (a.pattern[:, ~mask] == 0).all()
     assert 0.198 <= inside.min() < 0.21 and 0.39 < inside.max() <= 0.402
     # Without iterations it is the grey disc.
-    assert torch.allclose(
-        craft(iterations=0).pattern[:, disc(16, 16)], torch.tensor(128 / 255)
-    )
+    assert torch.allclose(craft(iterations=0).pattern[:, disc(16, 16)], torch.tensor(128 / 255))
 
 
 def test_trojan_reproduces():
     model, images = net(), random_images(side=16)
-    a, b = (
-        TrojanNN.craft(images, gen(), model=m, iterations=5) for m in (model, model)
-    )
+    a, b = (TrojanNN.craft(images, gen(), model=m, iterations=5) for m in (model, model))
     assert torch.equal(a.pattern, b.pattern)
     c = TrojanNN.craft(images, gen(), model=net(seed=4), iterations=5)
     assert not torch.equal(a.pattern, c.pattern) and a.made_on != c.made_on
@@ -457,9 +452,7 @@ def test_saturating_and_wrapping_are_different_triggers():
 
 def test_trojan_all_to_all():
     images = random_images(30, side=16)
-    attack = TrojanNN.craft(
-        images, gen(), model=net(), iterations=2, all_to_all=True, wrap=True
-    )
+    attack = TrojanNN.craft(images, gen(), model=net(), iterations=2, all_to_all=True, wrap=True)
     assert attack.classes == 3 and attack.wrap
     p = attack.poison(images, 0.4, gen())
     bad = p.role == 1
@@ -608,9 +601,7 @@ def test_lf_random_says_so():
 @pytest.fixture(scope="module")
 def stego() -> tuple[SSBA, Images]:
     """A small encoder after a few seconds of training on smooth pictures."""
-    x = F.interpolate(
-        torch.rand(300, 3, 5, 5, generator=gen()), (16, 16), mode="bicubic"
-    )
+    x = F.interpolate(torch.rand(300, 3, 5, 5, generator=gen()), (16, 16), mode="bicubic")
     noise = 0.03 * torch.randn(x.shape, generator=gen(1))
     x = ((x + noise).clamp(0, 1) * 255).round().byte()
     images = Images(x, torch.arange(300) % 3, ("a", "b", "c"))
@@ -712,8 +703,7 @@ def test_ssba_is_small_and_leaves_the_global_generator_alone():
     assert torch.equal(state, torch.random.get_rng_state())
     nets = (attack.encoder, attack.decoder)
     assert sum(p.numel() for n in nets for p in n.parameters()) < 150_000
-    assert not any(p.requires_grad or m.training
-                   for m in nets for p in m.parameters())  # fmt: skip
+    assert not any(p.requires_grad or m.training for m in nets for p in m.parameters())
     assert attack.bits == 100
 
 

@@ -285,9 +285,7 @@ def test_sig_defaults():
     assert sig.clean_label and sig.delta == 40 / 255 and sig.frequency == 6
     wave = 255 * sig.wave(32)
     assert float(wave.abs().mean()) == pytest.approx(25.1, abs=0.05)
-    assert float(wave[0]) == 0 and float(wave[1]) == pytest.approx(
-        40 * math.sin(12 * math.pi / 32)
-    )
+    assert float(wave[0]) == 0 and float(wave[1]) == pytest.approx(40 * math.sin(12 * math.pi / 32))
 
 
 @settings(max_examples=25, deadline=None)
@@ -516,9 +514,7 @@ def one_kind(ghost, down, right, a, sigma, y, x, **options):
         x,
     ]
     bank = noise(3, 3, 12, 10, seed=7)
-    return Refool(
-        bank=bank, draws=torch.tensor([numbers]), ghost=float(ghost), **options
-    )
+    return Refool(bank=bank, draws=torch.tensor([numbers]), ghost=float(ghost), **options)
 
 
 @pytest.mark.parametrize(("down", "right", "a"), [(3, 8, 0.2), (7, 4, 0.8)])
@@ -535,9 +531,7 @@ def test_refool_ghost_formula(down, right, a):
     assert torch.allclose(attack.trigger(x).double(), want ** (1 / 2.2), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("sigma", "y", "x0", "image"), [(1.5, 0.3, 0.6, 0.4), (4, 0.9, 0, 0.7)]
-)
+@pytest.mark.parametrize(("sigma", "y", "x0", "image"), [(1.5, 0.3, 0.6, 0.4), (4, 0.9, 0, 0.7)])
 def test_refool_blur_formula(sigma, y, x0, image):
     x = noise(3, 3, 12, 10) ** 0.3  # bright, so that the sum passes 1
     attack = one_kind(False, 3, 3, 0.5, sigma, y, x0, image=image)
@@ -674,8 +668,7 @@ def dct_basis(n):
     return torch.tensor(
         [
             [
-                math.sqrt((1 if k == 0 else 2) / n)
-                * math.cos(math.pi * (i + 0.5) * k / n)
+                math.sqrt((1 if k == 0 else 2) / n) * math.cos(math.pi * (i + 0.5) * k / n)
                 for i in range(n)
             ]
             for k in range(n)

@@ -172,13 +172,10 @@ def test_spec_survives_json(cls):
 
 @pytest.mark.parametrize("cls", STEERING)
 @settings(max_examples=8, deadline=None)
-@given(st.integers(8, 21), st.integers(8, 21), st.sampled_from([1, 3]),
-       st.integers(0, 4))  # fmt: skip
+@given(st.integers(8, 21), st.integers(8, 21), st.sampled_from([1, 3]), st.integers(0, 4))
 def test_triggers_at_any_size(cls, h, w, c, n):
     x = pixels(n, h, w, c)
-    images = Images(
-        (pixels(9, h, w, c) * 255).byte(), torch.arange(9) % 3, tuple("abc")
-    )
+    images = Images((pixels(9, h, w, c) * 255).byte(), torch.arange(9) % 3, tuple("abc"))
     attack = small(cls, images)
     if hasattr(attack, "trained"):
         attack.trained.fill_(1)
@@ -313,8 +310,13 @@ def test_bpp_negative_carries_another_images_error():
 
 def test_halves():
     a, b = torch.zeros(4, 1, 6, 8), torch.ones(4, 1, 6, 8)
-    out = halves(a, b, torch.tensor([0, 1, 0, 1]).bool(), torch.tensor([3, 2, 8, 0]),
-                 torch.tensor([0, 0, 1, 0]).bool())  # fmt: skip
+    out = halves(
+        a,
+        b,
+        torch.tensor([0, 1, 0, 1]).bool(),
+        torch.tensor([3, 2, 8, 0]),
+        torch.tensor([0, 0, 1, 0]).bool(),
+    )
     assert (out[0, 0, :, :3] == 0).all() and (out[0, 0, :, 3:] == 1).all()
     assert (out[1, 0, :2] == 0).all() and (out[1, 0, 2:] == 1).all()
     assert (out[2] == 1).all() and (out[3] == 1).all()
@@ -427,8 +429,7 @@ def test_input_aware_trains_pattern_and_not_mask():
         mask_before = {k: v.clone() for k, v in attack.mask.state_dict().items()}
         return driver
 
-    fit(model, images, epochs=1, batch=16, generator=gen(), steering=steering,
-        verbose=False)  # fmt: skip
+    fit(model, images, epochs=1, batch=16, generator=gen(), steering=steering, verbose=False)
     after = attack.pattern.state_dict()
     assert any(not torch.equal(after[k], v) for k, v in start.items())
     masks = attack.mask.state_dict()
@@ -448,9 +449,9 @@ def test_lira_stays_within_epsilon_and_learns_only_in_its_first_half():
         out, labels, _ = driver.rewrite(x, y)
         before = {k: v.clone() for k, v in model.state_dict().items()}
         driver.loss(model(out), labels).backward()
-        assert any(
-            not torch.equal(v, before[k]) for k, v in model.state_dict().items()
-        ), "BatchNorm statistics move in training"
+        assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items()), (
+            "BatchNorm statistics move in training"
+        )
         model.zero_grad()
         before = {k: v.clone() for k, v in model.state_dict().items()}
         driver.step()
@@ -543,9 +544,15 @@ def test_make_save_load_and_measure_again(cls, tmp_path):
     images = random_images(64, side=16)
     attack = small(cls, images)
     victim = victims.make(
-        images, images, attack, arch={"name": "resnet18", "width": 2},
-        rate=0.25, epochs=1, batch=16, verbose=False,
-    )  # fmt: skip
+        images,
+        images,
+        attack,
+        arch={"name": "resnet18", "width": 2},
+        rate=0.25,
+        epochs=1,
+        batch=16,
+        verbose=False,
+    )
     about = victim.recipe
     assert about["stamp"] == "after" and len(victim.poisoned) == 0
     assert about["n_poisoned"] == (64 if cls is LIRA else 16)
@@ -590,10 +597,18 @@ def test_a_steered_training_depends_on_its_seed_only():
     images = random_images(48, side=16)
     arch = {"name": "resnet18", "width": 2}
     runs = [
-        victims.make(images, images, small(LIRA, images), arch=arch, epochs=1, batch=16,
-                     seed=s, verbose=False)
+        victims.make(
+            images,
+            images,
+            small(LIRA, images),
+            arch=arch,
+            epochs=1,
+            batch=16,
+            seed=s,
+            verbose=False,
+        )
         for s in (0, 0, 1)
-    ]  # fmt: skip
+    ]
     w = [v.model.linear.weight for v in runs]
     assert torch.equal(w[0], w[1]) and not torch.equal(w[0], w[2])
 
@@ -617,9 +632,15 @@ def test_a_steered_training_plants_the_backdoor():
     model = build("resnet18", classes=12, width=4)
     attack = Blink()
     history = fit(
-        model, images, epochs=4, batch=20, augment=Augment(2), generator=gen(),
-        steering=partial(attack.steer, rate=0.2), verbose=False,
-    )  # fmt: skip
+        model,
+        images,
+        epochs=4,
+        batch=20,
+        augment=Augment(2),
+        generator=gen(),
+        steering=partial(attack.steer, rate=0.2),
+        verbose=False,
+    )
     assert history["n_poison"] == [72] * 4 and history["poison"][-1] > 0.9
     assert metrics.evaluate(model, images, attack).asr > 0.9
 

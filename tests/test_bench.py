@@ -32,8 +32,21 @@ from bdcourse.report import tables
 from bdcourse.train import Augment
 from helpers import frozen, message, random_images, same_state
 
-RUN = ["bench", "--data", "signs", "--n", "240", "--width", "4", "--epochs", "0.3",
-       "--attacks", "BadNets", "--clean", "0.1"]  # fmt: skip
+RUN = [
+    "bench",
+    "--data",
+    "signs",
+    "--n",
+    "240",
+    "--width",
+    "4",
+    "--epochs",
+    "0.3",
+    "--attacks",
+    "BadNets",
+    "--clean",
+    "0.1",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -65,12 +78,25 @@ def test_run_writes_every_row_and_repeats_nothing(tmp_path, capsys):
 
 def test_named_attacks_get_their_options_twins_and_models(tmp_path, capsys):
     out = tmp_path / "rows.json"
-    options = {"SIG": {"rate": 0.05, "epochs": 0.2},
-               "LabelConsistent": {"rate": 0.05, "steps": 1},
-               "TrojanNN": {"iterations": 2}, "WaNet": {"strength": 1.5}}  # fmt: skip
-    command = [*RUN, "--out", str(out), "--keep", str(tmp_path / "runs"),
-               "--defenses", "none", "--options", json.dumps(options),
-               "--attacks", *(a.lower() for a in options)]  # fmt: skip
+    options = {
+        "SIG": {"rate": 0.05, "epochs": 0.2},
+        "LabelConsistent": {"rate": 0.05, "steps": 1},
+        "TrojanNN": {"iterations": 2},
+        "WaNet": {"strength": 1.5},
+    }
+    command = [
+        *RUN,
+        "--out",
+        str(out),
+        "--keep",
+        str(tmp_path / "runs"),
+        "--defenses",
+        "none",
+        "--options",
+        json.dumps(options),
+        "--attacks",
+        *(a.lower() for a in options),
+    ]
     assert main(command) == 0
     rows = {r["attack"]: r for r in json.loads(out.read_text())["rows"]}
     assert list(rows) == ["none", *options]
@@ -186,9 +212,7 @@ def test_zoo_claims_speak_up():
 
     twin, victim = victims.zoo("benign"), victims.zoo("badnets")
     test = data.load("signs", "test", n=240)
-    poor = dataclasses.replace(
-        victim, scores=dataclasses.replace(victim.scores, acc=0.9)
-    )
+    poor = dataclasses.replace(victim, scores=dataclasses.replace(victim.scores, acc=0.9))
     found = zoo.claims("badnets", poor, twin, test)
     assert len(found) == 2 and "below 0.97" in found[0] and "3 points" in found[1]
     as_blended = zoo.claims("blended", victim, twin, test)
@@ -211,8 +235,21 @@ def test_the_zoo_can_be_defended_and_draws_differ(tmp_path, capsys, monkeypatch)
     plans |= {"refuses": Plan(refuses, settings=how)}
     monkeypatch.setattr(bench, "PLANS", plans)
     out = tmp_path / "zoo.json"
-    command = ["bench", "--out", str(out), "--zoo", "benign-w8", "--budget", "100",
-               "--draws", "0", "3", "--defenses", "spy", "refuses"]  # fmt: skip
+    command = [
+        "bench",
+        "--out",
+        str(out),
+        "--zoo",
+        "benign-w8",
+        "--budget",
+        "100",
+        "--draws",
+        "0",
+        "3",
+        "--defenses",
+        "spy",
+        "refuses",
+    ]
     assert main(command) == 0 and main(command) == 0
     rows = json.loads(out.read_text())["rows"]
     assert len(seen) == 2 and len(rows) == 4
@@ -241,8 +278,16 @@ def test_a_sharp_row_tells_the_course_and_both_image_sets(tmp_path, monkeypatch)
     monkeypatch.setattr(bench, "PLANS", {"watched": Plan(watched)})
     monkeypatch.setattr(looks, "sharpness", measured)
     out = tmp_path / "zoo.json"
-    command = ["bench", "--out", str(out), "--zoo", "trojan-hard", "--sharp",
-               "--defenses", "watched"]  # fmt: skip
+    command = [
+        "bench",
+        "--out",
+        str(out),
+        "--zoo",
+        "trojan-hard",
+        "--sharp",
+        "--defenses",
+        "watched",
+    ]
     assert main(command) == 0
     (row,) = json.loads(out.read_text())["rows"]
     own, other = looked
@@ -268,8 +313,7 @@ def test_a_victim_trained_under_sharp_tells_how_sharp_it_became(tmp_path, monkey
     monkeypatch.setattr(looks, "sharpness", lambda model, images: {"fisher": 1.0})
     monkeypatch.setattr(looks, "watch", lambda *a, **k: {})
     out = tmp_path / "r.json"
-    command = [*RUN, "--out", str(out), "--keep", str(tmp_path), "--sharp",
-               "--defenses", "none"]  # fmt: skip
+    command = [*RUN, "--out", str(out), "--keep", str(tmp_path), "--sharp", "--defenses", "none"]
     assert main(command) == 0
     rows = json.loads(out.read_text())["rows"]
     assert [r["attack"] for r in rows] == ["none", "BadNets"]
@@ -290,8 +334,7 @@ def test_the_control_of_fip_pushes_as_far_as_fip(monkeypatch):
     assert led is case.fip and p.seconds > led.seconds
     for (_, a), (_, b) in zip(p.log["push"], led.log["push"], strict=True):
         assert a == pytest.approx(b, rel=1e-3)
-    a, b = (torch.cat([w.flatten() for w in m.parameters()])
-            for m in (p.model, led.model))  # fmt: skip
+    a, b = (torch.cat([w.flatten() for w in m.parameters()]) for m in (p.model, led.model))
     assert not torch.allclose(a, b)
 
 
@@ -300,9 +343,7 @@ def test_sharpness_is_what_the_tools_say():
     found = looks.sharpness(model, images)
     exact = curvature.fisher_trace(model, images, route="exact").value
     assert abs(found["fisher"] - exact) < 6 * found["fisher_error"] + 0.05 * exact
-    top, _ = landscape.hessian_top(
-        model, images, generator=torch.Generator().manual_seed(7)
-    )
+    top, _ = landscape.hessian_top(model, images, generator=torch.Generator().manual_seed(7))
     assert found["lambda_max"] == pytest.approx(float(top[0]), rel=0.05)
     assert 0 < found["relative"] < found["fisher"] and found["empirical"] > 0
 
@@ -370,9 +411,11 @@ def test_controls_take_as_many_as_the_method(monkeypatch):
     assert s[0].asr <= s[1].asr
     monkeypatch.setattr(defenses, "fmp_random", lambda m, c, like, **o: like)
     sizes = {n: len(c) for n, c in PLANS["fmp, random maps"].run(case).items()}
-    found = {n: Response(*torch.rand(3, m.out_channels))
-             for n, m in victim.model.named_modules() if hasattr(m, "out_channels")
-             and n in sizes}  # fmt: skip
+    found = {
+        n: Response(*torch.rand(3, m.out_channels))
+        for n, m in victim.model.named_modules()
+        if hasattr(m, "out_channels") and n in sizes
+    }
     assert sizes == {n: len(c) for n, c in select(found, 64, least=1).items()}
     assert PLANS["fmp, no maps"].run(case) == {}
 
@@ -433,8 +476,19 @@ def test_a_cell_that_fails_is_kept_told_and_tried_again(tmp_path, monkeypatch, c
 
 def test_patterns_and_scales_choose_cells(tmp_path):
     out = tmp_path / "r.json"
-    command = [*RUN, "--out", str(out), "--keep", str(tmp_path / "runs"), "--width",
-               "4", "6", "--only", "BadNets/clp*", "none/none"]  # fmt: skip
+    command = [
+        *RUN,
+        "--out",
+        str(out),
+        "--keep",
+        str(tmp_path / "runs"),
+        "--width",
+        "4",
+        "6",
+        "--only",
+        "BadNets/clp*",
+        "none/none",
+    ]
     assert main(command) == 0
     rows = json.loads(out.read_text())["rows"]
     # Two thresholds, the held-out one and the sweep; and the twins as they are.
@@ -470,8 +524,20 @@ def test_complaints_join_victims_with_the_same_error():
 
 def test_what_is_named_twice_is_measured_once(tmp_path, capsys):
     out = tmp_path / "r.json"
-    command = ["bench", "--out", str(out), "--zoo", "benign-w8", "benign-w8", "--draws",
-               "0", "0", "--defenses", "none", "none"]  # fmt: skip
+    command = [
+        "bench",
+        "--out",
+        str(out),
+        "--zoo",
+        "benign-w8",
+        "benign-w8",
+        "--draws",
+        "0",
+        "0",
+        "--defenses",
+        "none",
+        "none",
+    ]
     assert main(command) == 0
     assert len(json.loads(out.read_text())["rows"]) == 1
     assert "[1/1, 0 s left]" in capsys.readouterr().out
@@ -535,8 +601,7 @@ def test_other_json_is_no_table(text, tmp_path, capsys):
 
 
 def test_folders_and_missing_gpus_get_one_sentence(tmp_path, capsys):
-    for wrong in (["--out", str(tmp_path)], ["--out", str(tmp_path / "r"), "--device",
-                                             "cuda:7"]):  # fmt: skip
+    for wrong in (["--out", str(tmp_path)], ["--out", str(tmp_path / "r"), "--device", "cuda:7"]):
         if "cuda:7" in wrong and torch.cuda.is_available():
             continue
         assert main(["bench", "--zoo", "benign-w8", *wrong]) == 1
@@ -588,14 +653,33 @@ def test_rows_of_the_course_are_still_known_as_done(tmp_path, monkeypatch, capsy
     dealt(monkeypatch)
     monkeypatch.setattr(bench, "train_victim", untrained)
     for name, request in (
-        ("signs-attacks", ["--width", "8", "--attacks", "all", "--defenses", "none",
-                           "fine-tuning"]),
-        ("signs-wanet", ["--rate", "0.2", "--lr", "0.05", "--attacks", "WaNet",
-                         "--width", "8", "--epochs", "16", "--only", "WaNet/none",
-                         "--defenses", "none", "--options",
-                         '{"WaNet": {"strength": 3.0, "cross_rate": 0.0}}']),
+        (
+            "signs-attacks",
+            ["--width", "8", "--attacks", "all", "--defenses", "none", "fine-tuning"],
+        ),
+        (
+            "signs-wanet",
+            [
+                "--rate",
+                "0.2",
+                "--lr",
+                "0.05",
+                "--attacks",
+                "WaNet",
+                "--width",
+                "8",
+                "--epochs",
+                "16",
+                "--only",
+                "WaNet/none",
+                "--defenses",
+                "none",
+                "--options",
+                '{"WaNet": {"strength": 3.0, "cross_rate": 0.0}}',
+            ],
+        ),
         ("signs", ["--seeds", "0", "1", "2"]),
-    ):  # fmt: skip
+    ):
         out = tmp_path / f"{name}.json"
         shutil.copy(RESULTS / out.name, out)
         before = out.read_bytes()
@@ -627,9 +711,18 @@ def test_victims_keep_their_file_names(tmp_path, monkeypatch):
 
 def test_what_came_later_stands_in_rows_only_if_unusual():
     assert recipes.Recipe(momentum=0.9, shifts=1).settings().keys() == {
-        "model", "width", "epochs", "batch", "lr", "weight_decay", "rate", "stamp",
-        "pad", "flip", "bf16",
-    }  # fmt: skip
+        "model",
+        "width",
+        "epochs",
+        "batch",
+        "lr",
+        "weight_decay",
+        "rate",
+        "stamp",
+        "pad",
+        "flip",
+        "bf16",
+    }
     own = recipes.FAST.settings()
     assert own["flip"] == "alternate" and own["schedule"] == "linear"
     assert own["smoothing"] == 0.2 and own["shifts"] == 16 and "aware" not in own
@@ -690,8 +783,7 @@ def test_a_victim_that_was_stopped_goes_on(tmp_path, capsys):
     assert same_state(part.model, frozen(whole.model)) and part.scores == whole.scores
     assert [e["loss"] for e in part.history] == [e["loss"] for e in whole.history]
     assert [e["looks"] for e in part.history] == [1, 3, 4]
-    assert {f.suffix for f in (tmp_path / "part").iterdir()} == {
-        ".json", ".safetensors"}  # fmt: skip
+    assert {f.suffix for f in (tmp_path / "part").iterdir()} == {".json", ".safetensors"}
     assert "part" not in json.dumps(part.recipe), "no path is kept"
     assert part.recipe["smoothing"] == 0.2 and part.recipe["flip"] == "alternate"
     # The filters of both whiten the images of the attacker, before any poison.
@@ -785,8 +877,7 @@ def test_sentences_name_options_as_they_are_typed(monkeypatch, capsys, tmp_path)
     monkeypatch.setattr(bench.datasets, "splits", fails)
     assert main(["bench", "--out", str(tmp_path / "r.json")]) == 1
     said = capsys.readouterr().err
-    assert said == "error: a.png is 9x8; pass --size 32 (say), or --clean 0.05, " \
-        "--no-flip.\n"  # fmt: skip
+    assert said == "error: a.png is 9x8; pass --size 32 (say), or --clean 0.05, --no-flip.\n"
     with pytest.raises(SystemExit) as e:
         main(["bench", "--out", str(tmp_path / "r.json"), "--n", "x"])
     assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
@@ -811,8 +902,7 @@ def test_few_images_get_more_epochs(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(bench, "_run", lambda subjects, *_: asked.extend(subjects))
     dealt(monkeypatch, train=520)
-    bench.run("my/images", "r.json", attacks=["SIG"],
-              options={"SIG": {"epochs": 3}})  # fmt: skip
+    bench.run("my/images", "r.json", attacks=["SIG"], options={"SIG": {"epochs": 3}})
     said = capsys.readouterr().out
     assert "118 epochs in batches of 32, since" in said and "--no-flip" in said
     assert [s.recipe.epochs for s in asked] == [118, 3]
@@ -856,8 +946,12 @@ def test_a_gate_needs_a_twin_that_works():
     assert victim_of(0.25, 1.0).weak(twin) == ""  # 25 % of twelve classes
     why = victim_of(0.1, 1.0).weak(metrics.Scores(0.1, n_clean=2000))
     assert why == "the benign twin is at chance (ACC 10.0 % of 12 classes)"
-    for k, n, least in ((10, 10_000, 0.19), (2, 10_000, 0.55), (2, 100, 0.65),
-                        (43, 12_630, 0.1209)):  # fmt: skip
+    for k, n, least in (
+        (10, 10_000, 0.19),
+        (2, 10_000, 0.55),
+        (2, 100, 0.65),
+        (43, 12_630, 0.1209),
+    ):
         assert victims.at_chance(metrics.Scores(least - 0.001, n_clean=n), k)
         assert not victims.at_chance(metrics.Scores(least + 0.001, n_clean=n), k)
 
@@ -907,9 +1001,7 @@ def test_the_number_of_test_images_is_part_of_a_cell(monkeypatch):
 # --- What is said on the way -----------------------------------------------------
 
 
-def test_a_second_run_says_what_is_there_and_weak_victims_are_named(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_second_run_says_what_is_there_and_weak_victims_are_named(tmp_path, monkeypatch, capsys):
     dealt(monkeypatch, train=520, test=24)
     scores = {"acc": 0.5, "asr": 0.2, "ra": None, "pruned": 0}
     monkeypatch.setattr(bench, "_measured", lambda *a: scores)
@@ -918,8 +1010,17 @@ def test_a_second_run_says_what_is_there_and_weak_victims_are_named(
         bench, "train_victim", lambda parts, attack, *a, **o: weak[attack or "none"]
     )
     out = tmp_path / "r.json"
-    command = ["bench", "--data", "mine", "--out", str(out), "--attacks", "BadNets",
-               "--defenses", "none"]  # fmt: skip
+    command = [
+        "bench",
+        "--data",
+        "mine",
+        "--out",
+        str(out),
+        "--attacks",
+        "BadNets",
+        "--defenses",
+        "none",
+    ]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert said.count("weak, and in no mean: attack success 43.0 % is below 95 %") == 1
@@ -935,8 +1036,9 @@ def test_the_time_left_knows_training_from_cells(capsys, monkeypatch):
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
     own = recipes.SIGNS
     names = ("none", "a", "b", "c")
-    jobs = [bench.Job(bench.Subject("signs", own, attack), {}, names)
-            for attack in (None, "SIG", "LF")]  # fmt: skip
+    jobs = [
+        bench.Job(bench.Subject("signs", own, attack), {}, names) for attack in (None, "SIG", "LF")
+    ]
     jobs[0] = replace(jobs[0], subject=jobs[1].subject.twin())
     progress = bench.Progress(jobs, [])
     row = {"acc": 0.9, "asr": None, "ra": None, "pruned": 3}
@@ -956,8 +1058,15 @@ def test_the_time_left_knows_training_from_cells(capsys, monkeypatch):
 
 
 def a_row(**more) -> dict:
-    return {"data": "x", "digest": "1", "seed": 0, "attack": "BadNets",
-            "defense": "none", "acc": 0.5, **more}  # fmt: skip
+    return {
+        "data": "x",
+        "digest": "1",
+        "seed": 0,
+        "attack": "BadNets",
+        "defense": "none",
+        "acc": 0.5,
+        **more,
+    }
 
 
 def test_a_cell_that_stands_twice_is_seen(tmp_path, capsys):
@@ -1061,8 +1170,7 @@ def test_every_lock_of_the_package_leaves_a_link_alone(tmp_path):
     parts = Splits(*[blank(60)] * 4)
 
     def train():
-        return recipes.train_victim(parts, None, recipes.SIGNS, 0, "signs",
-                                    tmp_path / "runs")  # fmt: skip
+        return recipes.train_victim(parts, None, recipes.SIGNS, 0, "signs", tmp_path / "runs")
 
     made = []
     with pytest.MonkeyPatch.context() as m:  # what the files are called
@@ -1122,9 +1230,7 @@ def test_a_lock_is_deleted_by_its_holder_only(tmp_path):
     assert lock.read_text() == "another one's by now"
 
 
-def test_a_file_that_others_may_read_is_opened_to_them_by_no_name(
-    tmp_path, monkeypatch
-):
+def test_a_file_that_others_may_read_is_opened_to_them_by_no_name(tmp_path, monkeypatch):
     secret = tmp_path / "secret"
     secret.touch(0o600)
 

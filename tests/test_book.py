@@ -195,17 +195,13 @@ def test_equations_are_mathml_with_a_working_index():
 
 def luminance(colour: str) -> float:
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [
-        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
-    ]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_contrast_of_text(scheme):
-    blocks = re.findall(
-        r":root \{(.*?)\}", (THEME / "style.css").read_text(), re.DOTALL
-    )
+    blocks = re.findall(r":root \{(.*?)\}", (THEME / "style.css").read_text(), re.DOTALL)
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", blocks[scheme]))
     words = set(colours) - {"page", "panel", "line", "accent"}
     assert len(words) >= 10
@@ -314,18 +310,13 @@ def test_table_of_contents():
 
 def test_every_work_is_listed_on_the_page_of_references():
     works = re.findall(r"@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text())
-    cited = re.findall(
-        r"\{cite:t\}`(\w+)`", (ROOT / "book" / "references.md").read_text()
-    )
+    cited = re.findall(r"\{cite:t\}`(\w+)`", (ROOT / "book" / "references.md").read_text())
     assert sorted(works) == sorted(cited)
 
 
 def test_glossary_is_in_order_and_without_doubles():
     lines = (ROOT / "book" / "glossary.md").read_text().splitlines()
     terms = [a for a, b in zip(lines, lines[1:], strict=False) if b.startswith(": ")]
-    plain = [
-        re.sub(r"[^a-z -]", "", t.replace("\\ell_\\infty", "linf").lower())
-        for t in terms
-    ]
+    plain = [re.sub(r"[^a-z -]", "", t.replace("\\ell_\\infty", "linf").lower()) for t in terms]
     assert len(terms) >= 35
     assert plain == sorted(set(plain))

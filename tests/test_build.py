@@ -199,9 +199,7 @@ def test_names(folder: Path, capsys) -> None:
         assert [p.stem for p in tool.select(folder, [name])] == ["02_later"]
     assert len(tool.select(folder, [])) == 2
     assert run(folder, "07") == 1
-    assert "no lesson is called 07; there are: 01_plain, 02_later" in (
-        capsys.readouterr().err
-    )
+    assert "no lesson is called 07; there are: 01_plain, 02_later" in (capsys.readouterr().err)
 
 
 def test_provenance_follows_source_package_and_data(tmp_path: Path) -> None:

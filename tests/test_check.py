@@ -50,8 +50,7 @@ def stamp_by_padding(x, patch, row, col):
 
 def lost(pad, start, size, side):
     gone = sum(
-        all(not 0 <= start + d + pad - k < side for d in range(size))
-        for k in range(2 * pad + 1)
+        all(not 0 <= start + d + pad - k < side for d in range(size)) for k in range(2 * pad + 1)
     )
     return 1 - (1 - gone / (2 * pad + 1)) ** 2
 
@@ -150,9 +149,7 @@ RIGHT = {
         lambda x, d, f: (x + wave(x, d, f)).clamp(0, 1),
         lambda x, d, f: torch.stack(
             [
-                (x[..., j] + d * math.sin(2 * math.pi * j * f / x.shape[-1])).clamp(
-                    0, 1
-                )
+                (x[..., j] + d * math.sin(2 * math.pi * j * f / x.shape[-1])).clamp(0, 1)
                 for j in range(x.shape[-1])
             ],
             -1,
@@ -289,22 +286,16 @@ WRONG = {
     "noise_mode": [
         (noise_mode_with(lambda x, y, p, c, t, n: (0, x)), "lack the trigger"),
         (
-            noise_mode_with(
-                lambda x, y, p, c, t, n: (0, torch.cat([t(x[: p + c]), x[p + c :]]))
-            ),
+            noise_mode_with(lambda x, y, p, c, t, n: (0, torch.cat([t(x[: p + c]), x[p + c :]]))),
             "noisy warp",
         ),
         (noise_mode_with(lambda x, y, p, c, t, n: (1, y)), "kept their label"),
         (
-            noise_mode_with(
-                lambda x, y, p, c, t, n: (1, torch.cat([0 * y[: p + c], y[p + c :]]))
-            ),
+            noise_mode_with(lambda x, y, p, c, t, n: (1, torch.cat([0 * y[: p + c], y[p + c :]]))),
             "the point of them",
         ),
         (
-            noise_mode_with(
-                lambda x, y, p, c, t, n: (2, (torch.arange(len(y)) < p + c).long())
-            ),
+            noise_mode_with(lambda x, y, p, c, t, n: (2, (torch.arange(len(y)) < p + c).long())),
             "2 for noise mode",
         ),
         (lambda *a: noise_mode(*a)[:2], "x, y, role"),

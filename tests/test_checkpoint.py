@@ -95,24 +95,31 @@ def test_stopped_training_ends_as_if_never_stopped(tmp_path, epochs, after):
     whole = network()
     history = fit(whole, images, generator=gen(), **settings)
     part = network()
-    first = fit(part, images, generator=gen(), checkpoint=path,
-                each_epoch=stopping(after), **settings)  # fmt: skip
+    first = fit(
+        part, images, generator=gen(), checkpoint=path, each_epoch=stopping(after), **settings
+    )
     assert first.interrupted and path.exists() == (after > 0)
     rest = network()
     second = fit(rest, images, generator=gen(), checkpoint=path, **settings)
     assert same_state(rest, frozen(whole))
-    assert second["loss"] == history["loss"] and len(second.epochs) == len(
-        history.epochs
-    )
+    assert second["loss"] == history["loss"] and len(second.epochs) == len(history.epochs)
     assert not path.exists(), "done"
 
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_the_fast_recipe_goes_on_as_if_never_stopped(tmp_path, after):
     images, path = random_images(24, side=20), tmp_path / "fit.safetensors"
-    settings = {"epochs": 3.5, "batch": 8, "augment": Augment(1, "alternate"),
-                "schedule": "linear", "smoothing": 0.2, "shifts": 64.0, "lr": 0.01,
-                "shrink": 0.5, "verbose": False}  # fmt: skip
+    settings = {
+        "epochs": 3.5,
+        "batch": 8,
+        "augment": Augment(1, "alternate"),
+        "schedule": "linear",
+        "smoothing": 0.2,
+        "shifts": 64.0,
+        "lr": 0.01,
+        "shrink": 0.5,
+        "verbose": False,
+    }
 
     def network():
         model = initialised({"name": "airbench", "classes": 3, "width": 4}, gen())
@@ -121,15 +128,12 @@ def test_the_fast_recipe_goes_on_as_if_never_stopped(tmp_path, after):
 
     whole, part, rest = network(), network(), network()
     history = fit(whole, images, generator=gen(), **settings)
-    fit(part, images, generator=gen(), checkpoint=path, each_epoch=stopping(after),
-        **settings)  # fmt: skip
+    fit(part, images, generator=gen(), checkpoint=path, each_epoch=stopping(after), **settings)
     before = network().state_dict()
     assert path.exists() and not same_state(part, before)
-    for change in ({"smoothing": 0.0}, {"shifts": 1.0}, {"schedule": "cosine"},
-                   {"shrink": 0.0}):  # fmt: skip
+    for change in ({"smoothing": 0.0}, {"shifts": 1.0}, {"schedule": "cosine"}, {"shrink": 0.0}):
         with pytest.raises(ValueError, match=f"its {min(change)} differs"):
-            fit(network(), images, generator=gen(), checkpoint=path,
-                **(settings | change))  # fmt: skip
+            fit(network(), images, generator=gen(), checkpoint=path, **(settings | change))
     second = fit(rest, images, generator=gen(), checkpoint=path, **settings)
     assert same_state(rest, frozen(whole))
     assert second["loss"] == history["loss"] and not path.exists()
@@ -369,8 +373,14 @@ class Late(Hook):
 def test_steering_with_a_state_takes_no_checkpoint(tmp_path):
     model = build("resnet18", classes=3, width=4)
     with pytest.raises(ValueError, match="keeps a state") as e:
-        fit(model, random_images(24), generator=gen(), checkpoint=tmp_path / "a",
-            steering=lambda *a: Late(), batch=8)  # fmt: skip
+        fit(
+            model,
+            random_images(24),
+            generator=gen(),
+            checkpoint=tmp_path / "a",
+            steering=lambda *a: Late(),
+            batch=8,
+        )
     message(e)
 
 
@@ -393,8 +403,16 @@ def test_a_trigger_before_the_crop_moves_with_it(before):
     driver = Late()
     driver.before_augment = before
     model = Watch()
-    fit(model, images, epochs=3, batch=10, augment=Augment(2), generator=gen(),
-        steering=lambda *a: driver, verbose=False)  # fmt: skip
+    fit(
+        model,
+        images,
+        epochs=3,
+        batch=10,
+        augment=Augment(2),
+        generator=gen(),
+        steering=lambda *a: driver,
+        verbose=False,
+    )
     x = torch.cat(model.seen)
     corner = (x[:, 0, -1, -1] == 1).float().mean().item()
     assert corner == 1 if not before else 0 < corner < 0.3
@@ -428,9 +446,7 @@ def test_held_channels_stay_off_and_others_train():
     model, off = pruned_model()
     images = random_images(24)
     free = finetune(model, images, epochs=3, batch=8, lr=0.05, generator=gen())
-    kept = finetune(
-        model, images, epochs=3, batch=8, lr=0.05, generator=gen(), hold=off
-    )
+    kept = finetune(model, images, epochs=3, batch=8, lr=0.05, generator=gen(), hold=off)
     # The last BatchNorm's output reaches the sum before a ReLU: it grows back.
     assert revived(free.model, off) > 0
     assert revived(kept.model, off) == 0
@@ -453,8 +469,7 @@ def test_only_zeros_are_held():
     model, _ = pruned_model()
     which = {"layer3.0.bn1": torch.tensor([0, 1])}  # not switched off
     before = model.layer3[0].bn1.weight.detach().clone()
-    tuned = finetune(model, random_images(24), epochs=1, batch=8, generator=gen(),
-                     hold=which)  # fmt: skip
+    tuned = finetune(model, random_images(24), epochs=1, batch=8, generator=gen(), hold=which)
     assert (tuned.model.layer3[0].bn1.weight[:2] != before[:2]).all()
 
 

@@ -60,17 +60,14 @@ def test_batched_scores_are_the_plain_ones(name):
     fast = scores(model)
     pairs = pair_by_flow(model).pairs
     plain = {
-        p.bn: plain_scores(model.get_submodule(p.conv), model.get_submodule(p.bn))
-        for p in pairs
+        p.bn: plain_scores(model.get_submodule(p.conv), model.get_submodule(p.bn)) for p in pairs
     }
     assert fast.keys() == plain.keys() and len(fast) == len(pairs)
     for k in plain:
         assert torch.allclose(fast[k], plain[k], rtol=1e-5, atol=0), k
     for u in (3, 1, 0.5):
         a, b = flagged(fast, u), flagged(plain, u)
-        assert {k: v.tolist() for k, v in a.items()} == {
-            k: v.tolist() for k, v in b.items()
-        }
+        assert {k: v.tolist() for k, v in a.items()} == {k: v.tolist() for k, v in b.items()}
     assert sum(map(len, flagged(fast, 1).values())) > 0
 
 
@@ -148,9 +145,12 @@ def test_shift_and_mean_do_not_matter():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 5), st.integers(1, 12), st.integers(1, 5), st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.integers(1, 5),
     st.integers(0, 10**6),
-)  # fmt: skip
+)
 def test_chain_of_norms(c_out, c_in, kh, kw, seed):
     w = torch.randn(c_out, c_in, kh, kw, generator=gen(seed))
     spectral, frobenius, operator = (channel_norms(w, n) for n in NORMS)
@@ -242,9 +242,7 @@ def test_threshold_is_strict():
 
 def test_layers_are_judged_apart():
     s = {"small": torch.tensor([1.0] * 20 + [2]), "large": torch.tensor([100.0] * 21)}
-    assert {k: v.tolist() for k, v in flagged(s, 3).items()} == {
-        "small": [20], "large": []
-    }  # fmt: skip
+    assert {k: v.tolist() for k, v in flagged(s, 3).items()} == {"small": [20], "large": []}
 
 
 @pytest.mark.parametrize(("n", "hit"), [(10, False), (11, True)])
@@ -374,8 +372,7 @@ def fake_evaluate(monkeypatch, model, accs, calls):
 
     def evaluate(m, images, *args, **options):
         calls.append((images, args, options))
-        off = sum(int((b.weight == 0).sum()) for b in m.modules()
-                  if isinstance(b, nn.BatchNorm2d))  # fmt: skip
+        off = sum(int((b.weight == 0).sum()) for b in m.modules() if isinstance(b, nn.BatchNorm2d))
         return Scores(accs(off))
 
     monkeypatch.setattr(base, "evaluate", evaluate)
@@ -401,9 +398,7 @@ def test_choose_u_respects_max_drop_and_sees_no_trigger(model, monkeypatch):
     assert choose_u(model, clean, US[::-1], max_drop=0.001 * counts[1.0]) == 1.0
     assert all(c[0] is clean and c[1:] == ((), {}) for c in calls)
     assert same_state(model, before)
-    assert set(inspect.signature(choose_u).parameters) == {
-        "model", "clean", "us", "max_drop"
-    }  # fmt: skip
+    assert set(inspect.signature(choose_u).parameters) == {"model", "clean", "us", "max_drop"}
 
 
 def test_choose_u_stops_at_the_first_that_costs_more(model, monkeypatch):

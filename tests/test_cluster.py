@@ -23,17 +23,18 @@ distributed = pytest.importorskip("distributed")
 pytest.importorskip("cryptography")
 
 SMALL = {"width": 4, "epochs": 6}  # fewer leave the twin at chance
-GRID = {"attacks": ["BadNets", "Blended"], "n": 240, "n_test": 300, "clean": 0.1,
-        "scales": [SMALL]}  # fmt: skip
-DEFENSES = ["none", "clp, u = 3", "fine-tuning", "nad", "ft-sam", "mnp, soft",
-            "mnp, hard"]  # fmt: skip
+GRID = {"attacks": ["BadNets", "Blended"], "n": 240, "n_test": 300, "clean": 0.1, "scales": [SMALL]}
+DEFENSES = ["none", "clp, u = 3", "fine-tuning", "nad", "ft-sam", "mnp, soft", "mnp, hard"]
 CELLS = 3 * len(DEFENSES)
 
 
 def written(security, folder: Path) -> dict[str, str]:
     """The certificates of a cluster as files, by the options that name them."""
-    texts = {"tls_ca": security.tls_ca_file, "tls_cert": security.tls_client_cert,
-             "tls_key": security.tls_client_key}  # fmt: skip
+    texts = {
+        "tls_ca": security.tls_ca_file,
+        "tls_cert": security.tls_client_cert,
+        "tls_key": security.tls_client_key,
+    }
     for name, text in texts.items():
         (folder / f"{name}.pem").write_text(text)
     return {name: str(folder / f"{name}.pem") for name in texts}
@@ -109,9 +110,14 @@ def test_a_cluster_gives_what_one_process_gives(three, tmp_path):
 def test_a_failing_victim_fails_its_own_cells_only(three, tmp_path, capsys):
     options = {"Blended": {"alpha": 1.5}}
     results = bench.run(
-        "signs", tmp_path / "r.json", keep=tmp_path / "runs", options=options,
-        defenses=["none", "clp, u = 3"], **three.where, **GRID,
-    )  # fmt: skip
+        "signs",
+        tmp_path / "r.json",
+        keep=tmp_path / "runs",
+        options=options,
+        defenses=["none", "clp, u = 3"],
+        **three.where,
+        **GRID,
+    )
     assert sorted("error" in r for r in results.rows) == [False] * 4 + [True] * 2
     assert len(results.failed) == 2
     err = capsys.readouterr().err
@@ -211,9 +217,11 @@ def intruded(addresses: list[str], folder: Path) -> tuple[list[str], str]:
 def test_nobody_else_can_run_code_in_a_cluster_of_the_bench(tmp_path):
     # What the intruder says has to be what an open cluster would obey.
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address=None,
+        n_workers=1,
+        threads_per_worker=1,
+        dashboard_address=None,
         silence_logs="CRITICAL",
-    ) as cluster:  # fmt: skip
+    ) as cluster:
         (worker,) = cluster.scheduler_info["workers"].items()
         called = [cluster.scheduler_address, worker[0], worker[1]["nanny"]]
         called = [a.removeprefix("tcp://") for a in called]
@@ -228,14 +236,33 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from bdcourse.__main__ import main
 sys.exit(main(sys.argv[1:]))"""
     command = [
-        sys.executable, "-c", start, "bench", "--attacks", "BadNets",
-        "--defenses", "none", "clp, u = 3", "--n", "240", "--n-test", "300",
-        "--clean", "0.1", "--width", "4", "--epochs", "40", "--workers", "2",
-        "--out", str(tmp_path / "rows.json"), "--keep", str(tmp_path / "runs"),
-    ]  # fmt: skip
-    bench = subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        sys.executable,
+        "-c",
+        start,
+        "bench",
+        "--attacks",
+        "BadNets",
+        "--defenses",
+        "none",
+        "clp, u = 3",
+        "--n",
+        "240",
+        "--n-test",
+        "300",
+        "--clean",
+        "0.1",
+        "--width",
+        "4",
+        "--epochs",
+        "40",
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path / "rows.json"),
+        "--keep",
+        str(tmp_path / "runs"),
+    ]
+    bench = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         until = time.monotonic() + 180
         while len(listening(bench.pid)) < 5:  # a scheduler, two nannies, two workers
@@ -326,13 +353,19 @@ def test_certificates_of_dasks_own_settings_will_do(three):
 @pytest.mark.parametrize(
     "address, alarming",
     [
-        ("tcp://10.0.0.5:8786", True), ("10.0.0.5:8786", True), ("tcp://node7:1", True),
-        ("tcp://[fe80::1]:8786", True), ("ws://10.0.0.5:1", True),
-        ("tcp://0.0.0.0:8786", True), ("tls://10.0.0.5:8786", False),
-        ("tcp://127.0.0.1:8786", False), ("localhost:8786", False),
-        ("tcp://[::1]:8786", False), ("inproc://10.0.0.5/1/1", False),
+        ("tcp://10.0.0.5:8786", True),
+        ("10.0.0.5:8786", True),
+        ("tcp://node7:1", True),
+        ("tcp://[fe80::1]:8786", True),
+        ("ws://10.0.0.5:1", True),
+        ("tcp://0.0.0.0:8786", True),
+        ("tls://10.0.0.5:8786", False),
+        ("tcp://127.0.0.1:8786", False),
+        ("localhost:8786", False),
+        ("tcp://[::1]:8786", False),
+        ("inproc://10.0.0.5/1/1", False),
     ],
-)  # fmt: skip
+)
 def test_an_address_that_asks_nobody_who_they_are_is_told(address, alarming):
     said = cluster._open_to_all(address)
     assert bool(said) == alarming
@@ -340,9 +373,7 @@ def test_an_address_that_asks_nobody_who_they_are_is_told(address, alarming):
         assert address in said and "runs code as you" in said and "\n" not in said
 
 
-def test_the_warning_comes_before_anything_is_said_to_the_cluster(
-    tmp_path, monkeypatch, capsys
-):
+def test_the_warning_comes_before_anything_is_said_to_the_cluster(tmp_path, monkeypatch, capsys):
     def refused(*about, **more):
         raise OSError("refused")
 
@@ -400,9 +431,7 @@ def test_the_first_row_of_a_cell_counts(tmp_path):
 
 def test_rows_that_a_dead_run_left_are_taken_up(tmp_path, monkeypatch):
     def run():
-        return bench.run_zoo(
-            tmp_path / "r.json", ["benign-w8"], ["none", "spy"], only=["*/*"]
-        )
+        return bench.run_zoo(tmp_path / "r.json", ["benign-w8"], ["none", "spy"], only=["*/*"])
 
     calls = []
     plans = {"none": PLANS["none"], "spy": Plan(lambda case: calls.append(1))}

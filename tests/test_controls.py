@@ -27,9 +27,7 @@ def test_prune_random_takes_as_many(model):
     seeds = [prune_random(model, like, gen(s)) for s in (0, 0, 1)]
     assert same_state(model, before)
     for p in seeds:
-        assert {k: len(v) for k, v in p.pruned.items()} == {
-            k: len(v) for k, v in like.items()
-        }
+        assert {k: len(v) for k, v in p.pruned.items()} == {k: len(v) for k, v in like.items()}
         assert p.count == clp(model, 1.0).count
         for name, which in p.pruned.items():
             assert len(which.unique()) == len(which), "no channel twice"
@@ -114,9 +112,7 @@ def test_finetune_respects_frozen_parameters(model):
     for q in model.layer1.parameters():
         q.requires_grad_(False)
     p = finetune(model, random_images(24), epochs=1, generator=gen())
-    for a, b in zip(
-        model.layer1.parameters(), p.model.layer1.parameters(), strict=True
-    ):
+    for a, b in zip(model.layer1.parameters(), p.model.layer1.parameters(), strict=True):
         assert torch.equal(a, b), "not even weight decay"
     assert not torch.equal(model.linear.weight, p.model.linear.weight)
 

@@ -58,22 +58,28 @@ def test_every_exercise_of_every_lesson_is_graded(path):
         assert test.metadata.nbgrader.points == p and test.metadata.nbgrader.locked
         assert test.source.startswith(f"check.{name}({name})\n### BEGIN HIDDEN TESTS")
         assert labs.BEGIN in cells[name].source
-    run = [c for c in made.cells if c.cell_type == "code"
-           and "skip-execution" not in c.metadata.tags]  # fmt: skip
+    run = [
+        c for c in made.cells if c.cell_type == "code" and "skip-execution" not in c.metadata.tags
+    ]
     assert len(run) == 1 + 2 * len(points)  # the set-up, the answers and the tests
 
 
 def test_exercises_that_are_not_asked_are_given_solved():
     lesson = read(labs.chosen(["05"])[0])
     cells = graded(course.assignment(lesson, {"outliers": 7}))
-    assert set(cells) == {"setup", "sigma", "score", "outliers", "check-outliers",
-                          "largest_z", "switch_off"}  # fmt: skip
+    assert set(cells) == {
+        "setup",
+        "sigma",
+        "score",
+        "outliers",
+        "check-outliers",
+        "largest_z",
+        "switch_off",
+    }
     assert SIGMA in cells["sigma"].source and "SOLUTION" not in cells["sigma"].source
     assert cells["sigma"].metadata.nbgrader.locked
     assert cells["check-outliers"].metadata.nbgrader.points == 7
-    with pytest.raises(
-        ValueError, match="no exercise 'prayer'; there are sigma, score"
-    ):
+    with pytest.raises(ValueError, match="no exercise 'prayer'; there are sigma, score"):
         course.assignment(lesson, {"prayer": 1})
 
 
@@ -241,10 +247,20 @@ def test_a_notebook_in_any_encoding_is_read(code):
 
 
 def test_a_notebook_of_version_3_is_read():
-    code = {"cell_type": "code", "input": "x = 1", "language": "python",
-            "outputs": [], "metadata": {}, "collapsed": False}  # fmt: skip
-    old = {"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""},
-           "worksheets": [{"cells": [code], "metadata": {}}]}  # fmt: skip
+    code = {
+        "cell_type": "code",
+        "input": "x = 1",
+        "language": "python",
+        "outputs": [],
+        "metadata": {},
+        "collapsed": False,
+    }
+    old = {
+        "nbformat": 3,
+        "nbformat_minor": 0,
+        "metadata": {"name": ""},
+        "worksheets": [{"cells": [code], "metadata": {}}],
+    }
     (cell,) = grading.legible(json.dumps(old).encode()).cells
     assert cell.cell_type == "code" and cell.source == "x = 1"
 
@@ -266,8 +282,7 @@ def test_odd_cells_cost_the_others_nothing(odd):
     assert nb.cells[-1].source == "a\nb" and nb.metadata == {}
     assert len({c.id for c in nb.cells}) == len(nb.cells)
     source = course.assignment(read(LESSONS[0]), {"take": 2}).cells
-    assert "check-take" in graded(nbformat.v4.new_notebook(
-        cells=grading.mended(nb.cells, source)))  # fmt: skip
+    assert "check-take" in graded(nbformat.v4.new_notebook(cells=grading.mended(nb.cells, source)))
 
 
 @pytest.mark.parametrize(
@@ -293,8 +308,7 @@ def test_what_is_no_notebook_is_told(data, says):
 
 def test_tests_stand_also_in_a_notebook_without_cells():
     source = course.assignment(read(LESSONS[0]), {"take": 2}).cells
-    assert "check-take" in graded(nbformat.v4.new_notebook(
-        cells=grading.mended([], source)))  # fmt: skip
+    assert "check-take" in graded(nbformat.v4.new_notebook(cells=grading.mended([], source)))
 
 
 # --- Starting a process -----------------------------------------------------------
@@ -362,12 +376,14 @@ def test_a_course_draws_its_images_for_everybody(stored, tmp_path, monkeypatch, 
         ('<a href="data:text/html,x">x</a>', "<a>x</a>"),
         ('<a href="#CLP:-x">x</a>', '<a href="#CLP:-x">x</a>'),
         ('<p style="position:fixed" onclick="x()">a</p>', "<p>a</p>"),
-        (r"$\href{javascript:alert(1)}{x} \frac{1}{2}$",
-         r"$href{javascript:alert(1)}{x} \frac{1}{2}$"),
+        (
+            r"$\href{javascript:alert(1)}{x} \frac{1}{2}$",
+            r"$href{javascript:alert(1)}{x} \frac{1}{2}$",
+        ),
         ("<details><summary>hint</summary>x</details>",) * 2,
         ("<h2 id='a' class='b'>x</h2>", '<h2 id="a" class="b">x</h2>'),
     ],
-)  # fmt: skip
+)
 def test_pages_show_text_and_pictures_and_run_nothing(html, shown):
     assert grading.cleaned(html) == shown
 
@@ -382,8 +398,11 @@ def call(folder, *words, fine=True):
     env["TMPDIR"] = str(folder / "tmp")
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *words],
-        cwd=folder, env=env, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode == 0) == fine, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -417,9 +436,11 @@ def errors(folder, student, lab):
     nb = read(folder / "autograded" / student / lab / f"{lab}.ipynb")
     return {
         name: f"{o.ename}: {o.evalue}"
-        for name, cell in graded(nb).items() if cell.cell_type == "code"
-        for o in cell.outputs if o.output_type == "error"
-    }  # fmt: skip
+        for name, cell in graded(nb).items()
+        if cell.cell_type == "code"
+        for o in cell.outputs
+        if o.output_type == "error"
+    }
 
 
 def old_format(nb):
@@ -541,9 +562,7 @@ def term(tmp_path_factory):
     course.make(folder, ROOT / "labs" / "five_labs.yml")
     config = folder / "nbgrader_config.py"
     beside = "c.Examination.readable = " + repr([str(p) for p in BESIDE])
-    config.write_text(
-        config.read_text().replace("timeout = 20", "timeout = 5") + beside + "\n"
-    )
+    config.write_text(config.read_text().replace("timeout = 20", "timeout = 5") + beside + "\n")
     for lab in ("05_clp", "06_fmp"):
         call(folder, "generate_assignment", lab)
         full = solved(read(folder / "source" / lab / f"{lab}.ipynb"))
@@ -576,8 +595,9 @@ def term(tmp_path_factory):
     linked.parent.mkdir(parents=True)
     linked.symlink_to(folder / "submitted" / "all" / "05_clp" / "05_clp.ipynb")
     half = copy.deepcopy(clp)
-    graded(half)["score"].source = graded(read(
-        folder / "release" / "05_clp" / "05_clp.ipynb"))["score"].source  # fmt: skip
+    graded(half)["score"].source = graded(read(folder / "release" / "05_clp" / "05_clp.ipynb"))[
+        "score"
+    ].source
     graded(half)[
         "outliers"
     ].source = "def outliers(scores, u):\n    return scores > scores.mean() + u"
@@ -630,8 +650,7 @@ def test_marks_are_what_was_earned(term):
     assert found["copies", "05_clp"] == 23
     why = errors(term, "half", "05_clp")
     assert "score: not written yet" in why["check-score"]
-    assert "hint" in why["check-outliers"] and set(why) == {
-        "check-score", "check-outliers"}  # fmt: skip
+    assert "hint" in why["check-outliers"] and set(why) == {"check-score", "check-outliers"}
     assert "not written yet" in errors(term, "none", "05_clp")["check-sigma"]
 
 
@@ -699,11 +718,9 @@ def test_what_was_handed_in_is_told_in_a_sentence_each(term):
     for said in (
         f"{where.format('copies')}-Copy1.ipynb counts as 05_clp: it is the newest of "
         "that name; left out: 05_clp (1).ipynb.",
-        f"{where.format('broken')}.ipynb is cut off or damaged from line 1; it earns 0 "
-        "points.",
+        f"{where.format('broken')}.ipynb is cut off or damaged from line 1; it earns 0 points.",
         f"{where.format('empty')}.ipynb is empty; it earns 0 points.",
-        f"{where.format('linked')}.ipynb is a link to another folder; it earns 0 "
-        "points.",
+        f"{where.format('linked')}.ipynb is a link to another folder; it earns 0 points.",
     ):
         assert log.count(said) == 1, log[-3000:]
     # A kernel that is stopped in a loop may say where; nothing of the graders does.
@@ -718,8 +735,13 @@ def test_what_was_handed_in_is_told_in_a_sentence_each(term):
 def test_a_failed_check_shows_its_sentence_and_nothing_of_the_course(term):
     for student in ("none", "half", "wrong"):
         nb = read(term / "autograded" / student / "05_clp" / "05_clp.ipynb")
-        failed = [o for c in graded(nb).values() if c.cell_type == "code"
-                  for o in c.outputs if o.output_type == "error"]  # fmt: skip
+        failed = [
+            o
+            for c in graded(nb).values()
+            if c.cell_type == "code"
+            for o in c.outputs
+            if o.output_type == "error"
+        ]
         assert failed and all(o.traceback == [o.evalue] for o in failed)
 
 
@@ -738,8 +760,7 @@ def test_a_release_holds_no_solution_and_validates_by_its_tests(term):
     path = term / "release" / "05_clp" / "05_clp.ipynb"
     text = path.read_text()
     assert "SOLUTION" not in text and "HIDDEN" not in text and "examine" not in text
-    assert SIGMA.strip() not in "".join(c.source for c in read(path).cells
-                                        if c.cell_type == "code")  # fmt: skip
+    assert SIGMA.strip() not in "".join(c.source for c in read(path).cells if c.cell_type == "code")
     assert "not written yet" in text
     said = call(term, "validate", str(path))
     assert "VALIDATION FAILED ON 5 CELL(S)" in said and "sigma: not written yet" in said

@@ -29,9 +29,13 @@ def conv_net(seed=0, batchnorm=True):
     torch.manual_seed(seed)
     norm = nn.BatchNorm2d(4) if batchnorm else nn.Identity()
     net = nn.Sequential(
-        nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Linear(16, 3),
-    ).double()  # fmt: skip
+        nn.Conv2d(1, 4, 3),
+        norm,
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ).double()
     return randomise_norms(net, seed)
 
 
@@ -72,9 +76,7 @@ def flat_loss(model, images):
     """weights (p,) -> mean cross-entropy."""
 
     def loss(vector):
-        out = functional_call(
-            model.eval(), c.unflatten(model, vector), images.x.double() / 255
-        )
+        out = functional_call(model.eval(), c.unflatten(model, vector), images.x.double() / 255)
         return F.cross_entropy(out, images.y)
 
     return loss, torch.cat([w.detach().flatten() for w in model.parameters()])
@@ -146,26 +148,20 @@ def test_empirical_equals_true_where_labels_come_from_the_network():
         x, y, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
     )
     true, empirical = (
-        c.fisher_trace(model, batch, route="exact", fisher=f).value
-        for f in ("true", "empirical")
+        c.fisher_trace(model, batch, route="exact", fisher=f).value for f in ("true", "empirical")
     )
     assert true == pytest.approx(empirical, rel=1e-12)
     # Labels that the network does not expect, and those that it is sure of.
     for label, ratio in ((2, (1 - 2 * 0.2 + 0.38) / 0.62), (0, 0.38 / 0.62)):
         batch.y = torch.full((10,), label)
-        empirical = c.fisher_trace(
-            model, batch, route="exact", fisher="empirical"
-        ).value
+        empirical = c.fisher_trace(model, batch, route="exact", fisher="empirical").value
         assert empirical / true == pytest.approx(ratio, rel=1e-9)
 
 
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 def test_chunk_size_does_not_change_what_is_exact(fisher):
     model, images = conv_net(), tiny(7, side=6)
-    a, b = (
-        c.fisher_diagonal(model, images, fisher=fisher, chunk=chunk)
-        for chunk in (2, 100)
-    )
+    a, b = (c.fisher_diagonal(model, images, fisher=fisher, chunk=chunk) for chunk in (2, 100))
     torch.testing.assert_close(flat(a), flat(b))
     v = torch.randn(2, 99, generator=gen()).double()
     few, all_ = (ls.hessian_product(model, images, v, chunk=n) for n in (3, 100))
@@ -234,8 +230,7 @@ def test_estimated_diagonals_and_the_error_of_the_trace(route):
     assert float(flat(diagonal).sum()) == pytest.approx(trace.value, rel=1e-9)
     # The error tells how much the value varies from run to run.
     g = gen(5)
-    runs = [c.fisher_trace(model, images, draws=10, generator=g, **options)
-            for _ in range(30)]  # fmt: skip
+    runs = [c.fisher_trace(model, images, draws=10, generator=g, **options) for _ in range(30)]
     values = torch.tensor([r.value for r in runs])
     told = torch.tensor([r.error for r in runs]).square().mean().sqrt()
     assert float(told) == pytest.approx(float(values.std()), rel=0.4)
@@ -273,9 +268,7 @@ def test_the_gradient_of_the_gaussian_trace_is_that_of_the_exact_one():
         for _ in range(draws):
             grads = estimate(model(x), w, c.SOFTMAX, generator, create_graph=True)
             value = c.squared_norm(grads) / len(x)
-            total = total + torch.cat(
-                [t.flatten() for t in torch.autograd.grad(value, w)]
-            )
+            total = total + torch.cat([t.flatten() for t in torch.autograd.grad(value, w)])
         return total / draws
 
     scale = float(want.norm())
@@ -390,9 +383,7 @@ def test_scaling_before_batchnorm_changes_the_trace_but_not_the_relative_one():
         bn.running_mean /= 2
         bn.running_var /= 4
     bn.eps /= 4
-    torch.testing.assert_close(
-        ls.hessian_product(model, images, v, weights=names), 4 * scaled
-    )
+    torch.testing.assert_close(ls.hessian_product(model, images, v, weights=names), 4 * scaled)
 
 
 # ---------------------------------------------------------------- the Hessian
@@ -404,9 +395,7 @@ def test_products_are_differences_of_gradients():
     slope = torch.func.grad(loss)
     v = torch.randn(2, len(w), generator=gen(1)).double()
     want = torch.stack([(slope(w + 1e-5 * r) - slope(w - 1e-5 * r)) / 2e-5 for r in v])
-    torch.testing.assert_close(
-        ls.hessian_product(model, images, v), want, rtol=1e-6, atol=1e-8
-    )
+    torch.testing.assert_close(ls.hessian_product(model, images, v), want, rtol=1e-6, atol=1e-8)
     one = ls.hessian_product(model, images, v[0])
     assert one.shape == (len(w),)
     torch.testing.assert_close(one, want[0], rtol=1e-6, atol=1e-8)
@@ -426,9 +415,7 @@ def test_top_and_spectrum_are_those_of_the_dense_hessian(make, side):
     model, images = make(), tiny(12, side=side)
     eigen = torch.linalg.eigvalsh(dense_hessian(model, images))
     by_size = eigen[eigen.abs().argsort(descending=True)]
-    values, vectors = ls.hessian_top(
-        model, images, 3, steps=1000, tolerance=1e-8, generator=gen(1)
-    )
+    values, vectors = ls.hessian_top(model, images, 3, steps=1000, tolerance=1e-8, generator=gen(1))
     torch.testing.assert_close(values, by_size[:3], rtol=1e-3, atol=0)
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(3).double())
     hv = ls.hessian_product(model, images, vectors[0])
@@ -459,9 +446,7 @@ def test_hutchinson_of_exercise_4():
     assert set(draws.tolist()) == {3.0, 7.0}
     assert float(draws.mean()) == pytest.approx(5, abs=0.15)
     assert float(draws.var()) == pytest.approx(4, abs=0.05)
-    normal = ls.hutchinson(
-        lambda v: v @ a, torch.zeros(2), 40_000, gen(1), ls.random_normal
-    )
+    normal = ls.hutchinson(lambda v: v @ a, torch.zeros(2), 40_000, gen(1), ls.random_normal)
     assert float(normal.mean()) == pytest.approx(5, abs=0.15)
     assert float(normal.var()) == pytest.approx(30, rel=0.1)
 
@@ -481,9 +466,7 @@ def test_power_finds_negative_values_and_stops_at_a_full_set():
     a = q @ torch.diag(torch.tensor([-5.0, 3.0, 1.0, 0.0]).double()) @ q.T
     starts = torch.randn(4, 4, generator=gen(2)).double()
     calls = []
-    values, vectors = ls.power(
-        lambda v: (calls.append(1), v @ a)[1], starts, tolerance=1e-10
-    )
+    values, vectors = ls.power(lambda v: (calls.append(1), v @ a)[1], starts, tolerance=1e-10)
     torch.testing.assert_close(values, torch.tensor([-5.0, 3.0, 1.0, 0.0]).double())
     eye = torch.eye(4).double()
     torch.testing.assert_close(vectors @ vectors.T, eye)
@@ -543,9 +526,7 @@ def test_filters_of_a_direction_have_the_norms_of_the_network():
         if w.ndim < 2:
             assert not d.any(), name
         else:
-            torch.testing.assert_close(
-                d.flatten(1).norm(dim=1), w.detach().flatten(1).norm(dim=1)
-            )
+            torch.testing.assert_close(d.flatten(1).norm(dim=1), w.detach().flatten(1).norm(dim=1))
             cosine = F.cosine_similarity(d.flatten(), w.detach().flatten(), 0)
             assert cosine.abs() < 0.9
     again, other = (ls.filter_normalised(model, gen(s)) for s in (1, 2))
@@ -594,10 +575,12 @@ def test_a_line_joins_two_networks_statistics_included():
         want = F.cross_entropy(m(x), images.y).detach()
         assert float(loss) == pytest.approx(float(want), rel=1e-13)
     mixed = conv_net(3)
-    mixed.load_state_dict({
-        k: v if k.endswith("tracked") else 0.75 * v + 0.25 * end.state_dict()[k]
-        for k, v in start.state_dict().items()
-    })  # fmt: skip
+    mixed.load_state_dict(
+        {
+            k: v if k.endswith("tracked") else 0.75 * v + 0.25 * end.state_dict()[k]
+            for k, v in start.state_dict().items()
+        }
+    )
     want = F.cross_entropy(mixed(x), images.y).detach()
     assert float(found.loss[2]) == pytest.approx(float(want), rel=1e-9)
     assert found.loss.isfinite().all(), "variances stay positive beyond the ends"
@@ -615,9 +598,7 @@ def test_every_model(name):
     images = random_images(4, 3, 32)
     last = [n for n, _ in model.named_parameters()][-1]
     for fisher in ("true", "empirical"):
-        exact = c.fisher_trace(
-            model, images, route="exact", fisher=fisher, weights=[last]
-        )
+        exact = c.fisher_trace(model, images, route="exact", fisher=fisher, weights=[last])
         p = model(images.pixels()).softmax(1).detach()
         if fisher == "true":  # of the last bias: softmax regression without inputs
             want = 1 - p.square().sum(1)
@@ -653,7 +634,13 @@ def test_the_model_is_untouched_also_on_error():
         assert same_state(model, before)
         assert modes(model) == mode
         assert [w.requires_grad for w in model.parameters()] == [
-            True, False, True, True, True, True]  # fmt: skip
+            True,
+            False,
+            True,
+            True,
+            True,
+            True,
+        ]
         assert [w.grad is None for w in model.parameters()] == [True] * 5 + [False]
         assert torch.equal(model[5].bias.grad, torch.ones(3).double())
 
@@ -744,17 +731,22 @@ def test_pixels_and_pairs_of_tensors_are_the_same():
         ("fisher must", lambda m, i, g: c.fisher_trace(m, i, fisher="both")),
         ("unknown route", lambda m, i, g: c.fisher_trace(m, i, route="short")),
         ("empirical Fisher", lambda m, i, g: c.fisher_trace(m, i, route="signed")),
-        ("true Fisher",
-         lambda m, i, g: c.fisher_diagonal(m, i, route="bartlett", fisher="empirical")),
+        (
+            "true Fisher",
+            lambda m, i, g: c.fisher_diagonal(m, i, route="bartlett", fisher="empirical"),
+        ),
         ("needs a generator", lambda m, i, g: c.fisher_trace(m, i)),
         ("one draw", lambda m, i, g: c.fisher_trace(m, i, draws=0, generator=g)),
         ("at least one image", lambda m, i, g: c.fisher_trace(m, i[:0], generator=g)),
         ("a chunk of at least 1", lambda m, i, g: c.fisher_diagonal(m, i, chunk=-1)),
         ("no parameter 'a'", lambda m, i, g: c.fisher_diagonal(m, i, weights=["a"])),
         ("no weights", lambda m, i, g: c.fisher_diagonal(m, i, weights=[])),
-        ("`roots`",
-         lambda m, i, g: c.fisher_diagonal(
-             m, i, likelihood=SimpleNamespace(log_prob=len, sample=len))),
+        (
+            "`roots`",
+            lambda m, i, g: c.fisher_diagonal(
+                m, i, likelihood=SimpleNamespace(log_prob=len, sample=len)
+            ),
+        ),
         ("43 entries", lambda m, i, g: ls.hessian_product(m, i, torch.ones(3))),
         ("k must", lambda m, i, g: ls.hessian_top(m, i, 0, generator=g)),
         ("steps be", lambda m, i, g: ls.hessian_top(m, i, steps=0, generator=g)),
@@ -764,7 +756,7 @@ def test_pixels_and_pairs_of_tensors_are_the_same():
         ("fit", lambda m, i, g: ls.plane(m, i, [{"1.bias": torch.ones(3)}], [0.0])),
         ("architecture", lambda m, i, g: ls.line(m, conv_net(), i, [0.0])),
     ],
-)  # fmt: skip
+)
 def test_refusals(word, call):
     with pytest.raises(ValueError) as excinfo:
         call(mlp(), tiny(), gen())
@@ -772,9 +764,7 @@ def test_refusals(word, call):
 
 
 def test_batchnorm_without_statistics_is_refused():
-    model = nn.Sequential(
-        nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2, track_running_stats=False)
-    )
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2, track_running_stats=False))
     with pytest.raises(ValueError) as excinfo:
         c.fisher_diagonal(model, tiny())
     assert "1 has no running statistics" in message(excinfo)

@@ -327,9 +327,7 @@ def test_one_part_of_a_set_is_what_its_name_says(folder, monkeypatch):
     for source in (folder / "train", "."):
         with pytest.raises(ValueError) as e:
             splits(source, clean=0.4)
-        assert str(folder / "test") in message(e) and f"above, {folder}." in str(
-            e.value
-        )
+        assert str(folder / "test") in message(e) and f"above, {folder}." in str(e.value)
     with pytest.raises(ValueError):
         load(folder / "test", "train")
     for f in (folder / "test" / "alpha").iterdir():
@@ -486,8 +484,11 @@ def test_images_below_a_class_folder_are_refused(folder):
 def test_splits_of_two_sizes(folder):
     for f in (folder / "test").rglob("*.png"):
         write(f, size=(16, 16))
-    for call in (lambda: load(folder), lambda: load(folder, "test"),
-                 lambda: splits(folder, clean=0.4)):  # fmt: skip
+    for call in (
+        lambda: load(folder),
+        lambda: load(folder, "test"),
+        lambda: splits(folder, clean=0.4),
+    ):
         with pytest.raises(ValueError) as e:
             call()
         assert "16x16" in message(e) and "8x6" in message(e) and "size=" in message(e)
@@ -521,16 +522,18 @@ def test_splits_of_a_folder_are_dealt_as_ever(folder):
         assert mine.digest() == theirs.digest()
 
 
-def test_what_the_memory_does_not_hold_is_refused_before_it_is_read(
-    folder, flat, monkeypatch
-):
+def test_what_the_memory_does_not_hold_is_refused_before_it_is_read(folder, flat, monkeypatch):
     path = as_npz(flat)
     monkeypatch.setattr(data, "_free_memory", lambda: 500)
     monkeypatch.setattr(data, "_pixels", pytest.fail)
     monkeypatch.setattr(signs, "_scene", pytest.fail)
-    for call in (lambda: load(folder), lambda: splits(folder, clean=0.4),
-                 lambda: load(path), lambda: signs.draw(3),
-                 lambda: load(folder, n=2, size=1000)):  # fmt: skip
+    for call in (
+        lambda: load(folder),
+        lambda: splits(folder, clean=0.4),
+        lambda: load(path),
+        lambda: signs.draw(3),
+        lambda: load(folder, n=2, size=1000),
+    ):
         with pytest.raises(ValueError) as e:
             call()
         assert "GB of memory" in message(e)
@@ -659,8 +662,18 @@ def test_decode_of_twelve_bits(tmp_path):
     values = [0, 4095, 2048, 1024]  # twelve bits each, packed
     bits = "".join(f"{v:012b}" for v in values)
     row = int(bits, 2).to_bytes(6, "big")
-    tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 134), (277, 1),
-            (278, 1), (279, 6), (339, 1)]  # fmt: skip
+    tags = [
+        (256, 4),
+        (257, 1),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 134),
+        (277, 1),
+        (278, 1),
+        (279, 6),
+        (339, 1),
+    ]
     ifd = struct.pack("<H", len(tags))
     ifd += b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags) + b"\0" * 4
     raw = b"II*\0" + struct.pack("<I", 8) + ifd
@@ -705,9 +718,14 @@ def test_decode_lays_what_is_transparent_on_white(tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "colour", "name"),
-    [("CMYK", (0, 255, 255, 0), "a.jpg"), ("CMYK", (0, 255, 255, 0), "a.tif"),
-     ("1", 1, "a.png"), ("P", 0, "a.gif"), ("YCbCr", (76, 85, 255), "a.jpg")],
-)  # fmt: skip
+    [
+        ("CMYK", (0, 255, 255, 0), "a.jpg"),
+        ("CMYK", (0, 255, 255, 0), "a.tif"),
+        ("1", 1, "a.png"),
+        ("P", 0, "a.gif"),
+        ("YCbCr", (76, 85, 255), "a.jpg"),
+    ],
+)
 def test_decode_makes_rgb_of_other_modes(tmp_path, mode, colour, name):
     Image.new(mode, (8, 8), colour).save(tmp_path / name)
     want = {"1": (255, 255, 255), "P": (0, 0, 0)}.get(mode, (255, 0, 0))
@@ -745,17 +763,15 @@ def bomb(path, side):
 
     def chunk(kind, body):
         body = kind + body
-        return (
-            struct.pack(">I", len(body) - 4)
-            + body
-            + struct.pack(">I", zlib.crc32(body))
-        )
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )  # fmt: skip
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

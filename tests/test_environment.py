@@ -33,9 +33,11 @@ def named(python: str) -> list[Requirement]:
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
     found = [Requirement(line) for line in lines]
     return [
-        r for r in found if r.name != PROJECT["name"]
+        r
+        for r in found
+        if r.name != PROJECT["name"]
         and (r.marker is None or r.marker.evaluate({"python_version": python}))
-    ]  # fmt: skip
+    ]
 
 
 def pins(python: str) -> dict[str, list[Version]]:
@@ -94,9 +96,7 @@ OPTIONAL = ("tqdm", "torchvision", "matplotlib", "ipywidgets", "safetensors", "P
 
 def python(code: str) -> str:
     """Run code in a fresh Python and return what it prints."""
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -118,9 +118,7 @@ def test_import_loads_nothing_optional() -> None:
 def test_every_module_can_be_the_first_to_be_imported(module: str) -> None:
     # In one process, for speed: forget the package, then import from this end.
     code = "import importlib, sys\n"
-    code += (
-        "[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('bdcourse')]"
-    )
+    code += "[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('bdcourse')]"
     code += f"\nimportlib.import_module({module!r})"
     kept = {m: v for m, v in sys.modules.items() if m.startswith("bdcourse")}
     try:
@@ -148,9 +146,7 @@ def tracked() -> list[Path]:
         out = subprocess.run(ls, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
-    return [
-        p for name in out.stdout.split("\0") if name and (p := ROOT / name).is_file()
-    ]
+    return [p for name in out.stdout.split("\0") if name and (p := ROOT / name).is_file()]
 
 
 # Written in pieces, so that this file does not name them either.

@@ -65,8 +65,12 @@ def test_pruned_channels_of_the_last_layer_never_reach_the_head(name):
 
 def test_a_transformer_and_untraceable_code_are_refused():
     with pytest.raises(ValueError, match="needs a convolutional layer") as e:
-        fine_pruning(build("vit", classes=3, width=16), random_images(9, side=32),
-                     random_images(3, side=32), generator=gen())  # fmt: skip
+        fine_pruning(
+            build("vit", classes=3, width=16),
+            random_images(9, side=32),
+            random_images(3, side=32),
+            generator=gen(),
+        )
     assert "encoder.ln" in message(e)
 
     class Fickle(nn.Module):
@@ -81,8 +85,16 @@ def test_a_transformer_and_untraceable_code_are_refused():
     with pytest.raises(ValueError, match="cannot follow the code") as e:
         last_layer(Fickle())
     message(e)
-    p = fine_pruning(Fickle(), random_images(12), random_images(6), layer="conv",
-                     max_drop=1.0, epochs=1, batch=6, generator=gen())  # fmt: skip
+    p = fine_pruning(
+        Fickle(),
+        random_images(12),
+        random_images(6),
+        layer="conv",
+        max_drop=1.0,
+        epochs=1,
+        batch=6,
+        generator=gen(),
+    )
     assert p.pruned["conv"].tolist() and p.log["m"] == 3
 
     pixels = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
@@ -188,8 +200,7 @@ def test_as_many_channels_go_as_held_out_accuracy_allows(name, max_drop):
     model = finetune(network(name), clean, epochs=3, batch=8, generator=gen()).model
     model.zero_grad()
     before, modes = frozen(model), [m.training for m in model.modules()]
-    p = fine_pruning(model, clean, held, max_drop=max_drop, epochs=1, batch=8,
-                     generator=gen())  # fmt: skip
+    p = fine_pruning(model, clean, held, max_drop=max_drop, epochs=1, batch=8, generator=gen())
     assert same_state(model, before)
     assert [m.training for m in model.modules()] == modes
     assert all(q.grad is None for q in model.parameters())
@@ -240,8 +251,17 @@ def test_held_channels_stay_off_and_others_may_return():
 
 def test_a_named_layer():
     clean, held = random_images(24, side=8), random_images(20, side=8, seed=3)
-    p = fine_pruning(network(), clean, held, layer="layer3.0.bn1", max_drop=1.0,
-                     share=0.25, epochs=1, batch=8, generator=gen())  # fmt: skip
+    p = fine_pruning(
+        network(),
+        clean,
+        held,
+        layer="layer3.0.bn1",
+        max_drop=1.0,
+        share=0.25,
+        epochs=1,
+        batch=8,
+        generator=gen(),
+    )
     assert list(p.pruned) == p.log["layer"] == ["layer3.0.bn1"]
     assert p.count == p.log["m"] == 12
     assert (p.model.layer3[0].bn1.weight == 0).sum() == 12
@@ -259,7 +279,7 @@ def test_equal_seeds_give_equal_results():
             augment=Augment(1),
             max_drop=0.2,
             generator=gen(s),
-        )  # fmt: skip
+        )
         for s in (0, 0, 1)
     ]
     assert same_state(runs[0].model, frozen(runs[1].model))
@@ -280,17 +300,17 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path):
         return {}
 
     with pytest.raises(KeyboardInterrupt):
-        fine_pruning(network(), clean, held, generator=gen(), checkpoint=path,
-                     each_epoch=stop, **options)  # fmt: skip
+        fine_pruning(
+            network(), clean, held, generator=gen(), checkpoint=path, each_epoch=stop, **options
+        )
     assert len(list(tmp_path.iterdir())) == 2
-    for change in ({"max_drop": 0.4}, {"share": 0.5}, {"hold": False},
-                   {"layer": "bn1"}):  # fmt: skip
+    for change in ({"max_drop": 0.4}, {"share": 0.5}, {"hold": False}, {"layer": "bn1"}):
         with pytest.raises(ValueError, match=f"its {next(iter(change))} differs") as e:
-            fine_pruning(network(), clean, held, generator=gen(), checkpoint=path,
-                         **(options | change))  # fmt: skip
+            fine_pruning(
+                network(), clean, held, generator=gen(), checkpoint=path, **(options | change)
+            )
         message(e)
-    again = fine_pruning(network(), clean, held, generator=gen(), checkpoint=path,
-                         **options)  # fmt: skip
+    again = fine_pruning(network(), clean, held, generator=gen(), checkpoint=path, **options)
     assert same_state(again.model, frozen(whole.model))
     assert again.log["loss"] == whole.log["loss"]
     assert again.log["looks"] == whole.log["looks"] != []

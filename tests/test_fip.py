@@ -93,9 +93,7 @@ def grads(model):
 # ---------------------------------------------------------------- singular values
 
 
-@pytest.mark.parametrize(
-    "name, size", [("resnet18", 11_173_962), ("preact_resnet18", 11_171_146)]
-)
+@pytest.mark.parametrize("name, size", [("resnet18", 11_173_962), ("preact_resnet18", 11_171_146)])
 def test_how_many_numbers_move(name, size):
     with torch.device("meta"):
         model = build(name, classes=10, width=64)
@@ -154,9 +152,7 @@ def test_a_change_of_the_values_is_as_long_as_that_of_the_weight():
 
 
 def test_relu_cuts_at_zero():
-    before, after, s, _ = moved_by(
-        lambda s: torch.stack([-s[0], -2 * s[1], *0 * s[2:]])
-    )
+    before, after, s, _ = moved_by(lambda s: torch.stack([-s[0], -2 * s[1], *0 * s[2:]]))
     left = torch.linalg.svdvals(after)
     torch.testing.assert_close(left[:2], s[2:])
     torch.testing.assert_close(left[2:], 0 * left[2:], rtol=0, atol=1e-12)
@@ -219,10 +215,13 @@ def label_score(y):
     return lambda out: SOFTMAX.log_prob(out, y).sum()
 
 
-@pytest.mark.parametrize("act, reach, cosine, length", [
-    (nn.Tanh, 1e-3, 0.9999, 3e-3),
-    (nn.ReLU, 1e-6, 0.99, 0.05),  # at most a kink or two lies so near
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "act, reach, cosine, length",
+    [
+        (nn.Tanh, 1e-3, 0.9999, 3e-3),
+        (nn.ReLU, 1e-6, 0.99, 0.05),  # at most a kink or two lies so near
+    ],
+)
 def test_the_difference_is_the_exact_product(act, reach, cosine, length):
     model, (_, x) = smooth_net(act), small()
     before, score = frozen(model), label_score(torch.arange(8) % 2)
@@ -380,9 +379,7 @@ def test_only_the_exact_gaussian_push_is_the_gradient_of_the_trace():
         mean, descent = 0, Smooth(SOFTMAX, gen(1), 1.0, product="exact", draw=draw)
         out = model(x)
         for _ in range(1000):
-            square = sum(
-                v.square().sum() for v in descent.slopes(out, images.y, weights)
-            )
+            square = sum(v.square().sum() for v in descent.slopes(out, images.y, weights))
             g = torch.autograd.grad(square / len(x), weights, retain_graph=True)
             mean = mean + flat(g) / 1000
         near[draw] = float((mean - want).norm() / want.norm())
@@ -394,8 +391,7 @@ def test_a_gaussian_draw_is_unbiased_and_its_difference_is_its_product():
     model, (images, x) = smooth_net(), small(4)
     want = fisher_trace(model, images, route="exact").value
     descent = Smooth(SOFTMAX, gen(1), 0.3, draw="gaussian")
-    traces = torch.tensor([float(descent(model, x, images.y, 0)["trace"])
-                           for _ in range(1500)])  # fmt: skip
+    traces = torch.tensor([float(descent(model, x, images.y, 0)["trace"]) for _ in range(1500)])
     assert float(traces.mean()) == pytest.approx(want, rel=0.08)
     # The difference takes the drawn vector as given.
     score = descent.total_score(model(x), images.y)
@@ -492,8 +488,17 @@ def test_fip_flattens():
     model, ends = smooth_net().float(), {}
     for eta in (0.0, 0.05):
         for product in ("difference", "exact"):
-            p = fip(model, images, eta_f=eta, eta_r=0, product=product, steps=60,
-                    batch=12, lr=0.005, generator=gen())  # fmt: skip
+            p = fip(
+                model,
+                images,
+                eta_f=eta,
+                eta_r=0,
+                product=product,
+                steps=60,
+                batch=12,
+                lr=0.005,
+                generator=gen(),
+            )
             ends[eta, product] = fisher_trace(p.model, images, route="exact").value
     assert ends[0.05, "difference"] < 0.6 * ends[0.0, "difference"]
     near = ends[0.05, "difference"] / ends[0.05, "exact"]
@@ -547,8 +552,7 @@ def test_the_diagonal_is_the_mean_of_the_squared_scores(monkeypatch):
 
     want = flat(fisher_diagonal(model, images).values())  # labels of the network
     draws = [
-        flat(captured(monkeypatch, model, images, generator=gen(s)).diagonal)
-        for s in range(30)
+        flat(captured(monkeypatch, model, images, generator=gen(s)).diagonal) for s in range(30)
     ]
     mean = torch.stack(draws).mean(0)
     assert float(mean.sum()) == pytest.approx(float(want.sum()), rel=0.15)
@@ -558,8 +562,7 @@ def test_the_diagonal_is_the_mean_of_the_squared_scores(monkeypatch):
 
 def test_the_pull_of_fast_fip_is_to_no_change(monkeypatch):
     model, (images, _) = smooth_net(), small()
-    descent = captured(monkeypatch, model, images, f=fast_fip, fisher="empirical",
-                       generator=gen())  # fmt: skip
+    descent = captured(monkeypatch, model, images, f=fast_fip, fisher="empirical", generator=gen())
     factorize(model)
     want = fisher_diagonal(model, images, fisher="empirical")
     torch.testing.assert_close(flat(descent.diagonal), flat(want.values()))
@@ -572,8 +575,7 @@ def test_a_strong_pull_keeps_the_weights(f):
     images, _ = small(12)
     model, far = smooth_net().float(), {}
     for eta_r in (0.0, 10.0, 1000.0):
-        p = f(model, images, eta_f=0, eta_r=eta_r, steps=40, lr=1e-3, batch=12,
-              generator=gen())  # fmt: skip
+        p = f(model, images, eta_f=0, eta_r=eta_r, steps=40, lr=1e-3, batch=12, generator=gen())
         now, then = flat(p.model.parameters()), flat(model.parameters())
         far[eta_r] = float((now - then).norm())
     assert far[1000.0] < 0.8 * far[10.0] < 0.8 * far[0.0]
@@ -586,8 +588,19 @@ def test_a_strong_pull_keeps_the_weights(f):
 def test_without_both_terms_it_is_plain_sgd(norms, pad):
     crops = Augment(pad, flip=True) if pad else None
     images, start = random_images(20), network()
-    p = fip(start, images, eta_f=0, eta_r=0, steps=5, lr=0.03, momentum=0.8, batch=8,
-            norms=norms, augment=crops, generator=gen(4))  # fmt: skip
+    p = fip(
+        start,
+        images,
+        eta_f=0,
+        eta_r=0,
+        steps=5,
+        lr=0.03,
+        momentum=0.8,
+        batch=8,
+        norms=norms,
+        augment=crops,
+        generator=gen(4),
+    )
     model, g = copy.deepcopy(start), gen(4)
     model.train(norms == "batch")
     opt, losses = torch.optim.SGD(model.parameters(), 0.03, 0.8), []
@@ -612,8 +625,7 @@ def test_without_both_terms_it_is_plain_sgd(norms, pad):
 @pytest.mark.parametrize("f", [fip, fast_fip])
 def test_frozen_statistics_stay(f):
     model = network()
-    p = f(model, random_images(12), norms="frozen", lr=1e-3, steps=3, batch=6,
-          generator=gen())  # fmt: skip
+    p = f(model, random_images(12), norms="frozen", lr=1e-3, steps=3, batch=6, generator=gen())
     now = dict(p.model.named_buffers())
     assert all(torch.equal(b, now[n]) for n, b in model.named_buffers())
     assert not torch.equal(p.model.bn1.weight, model.bn1.weight)
@@ -639,8 +651,16 @@ def test_fast_fip_moves_singular_values_and_little_else(affine):
     model = network()
     model.layer1[0].bn1.requires_grad_(False)  # the user's wish, which stands
     model.layer2[0].conv1.requires_grad_(False)
-    p = fast_fip(model, random_images(12), affine=affine, eta_f=1e-3, steps=4, batch=6,
-                 lr=0.02, generator=gen())  # fmt: skip
+    p = fast_fip(
+        model,
+        random_images(12),
+        affine=affine,
+        eta_f=1e-3,
+        steps=4,
+        batch=6,
+        lr=0.02,
+        generator=gen(),
+    )
     now, held = dict(p.model.named_parameters()), ("layer1.0.bn1", "layer2.0.conv1")
     assert not any(parametrize.is_parametrized(m) for m in p.model.modules())
     assert list(p.model.state_dict()) == list(model.state_dict())
@@ -687,8 +707,15 @@ def test_a_last_step_out_of_bounds_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(module.Checkpoint, "due", lambda self: True)
     path = tmp_path / "fip"
     with pytest.raises(RuntimeError, match="in step 0: take a smaller lr") as e:
-        fip(smooth_net().float(), small()[0], steps=1, lr=1e30, eta_f=1e30,
-            generator=gen(), checkpoint=path)  # fmt: skip
+        fip(
+            smooth_net().float(),
+            small()[0],
+            steps=1,
+            lr=1e30,
+            eta_f=1e30,
+            generator=gen(),
+            checkpoint=path,
+        )
     message(e)
     assert not path.exists(), "there is nothing to go on with"
 
@@ -698,8 +725,9 @@ def test_equal_seeds_give_equal_results(name):
     images, model, runs = random_images(12, side=32), network(name), []
     for i, seed in enumerate((0, 0, 1)):
         torch.manual_seed(i)  # of dropout, if it were on
-        runs.append(fip(model, images, steps=2, lr=1e-4, batch=6, augment=Augment(1),
-                        generator=gen(seed)))  # fmt: skip
+        runs.append(
+            fip(model, images, steps=2, lr=1e-4, batch=6, augment=Augment(1), generator=gen(seed))
+        )
     assert same_state(runs[0].model, frozen(runs[1].model))
     assert runs[0].log == runs[1].log
     assert not same_state(runs[0].model, frozen(runs[2].model))
@@ -709,8 +737,7 @@ def test_equal_seeds_give_equal_results(name):
 @pytest.mark.parametrize("f", [fip, fast_fip])
 def test_attention(f, product):
     model, images = network("vit"), random_images(8, side=32)
-    p = f(model, images, product=product, eta_f=1e-3, steps=2, batch=4, lr=1e-3,
-          generator=gen())  # fmt: skip
+    p = f(model, images, product=product, eta_f=1e-3, steps=2, batch=4, lr=1e-3, generator=gen())
     assert len(p.log["trace"]) == 2 and not same_state(p.model, frozen(model))
     assert fip_released(model, images, steps=1, generator=gen()).log["trace"]
 
@@ -766,8 +793,9 @@ def test_watching_changes_nothing():
     for f in (fip, fast_fip):
         seen.clear()
         plain = f(model, images, generator=gen(), **options)
-        watched = f(model, images, generator=g.manual_seed(0), watch=vandal,
-                    watch_every=2, **options)  # fmt: skip
+        watched = f(
+            model, images, generator=g.manual_seed(0), watch=vandal, watch_every=2, **options
+        )
         assert same_state(plain.model, frozen(watched.model))
         steps = [0, 2, 4, 5]
         want = [{"step": s, "bias": v} for s, v in zip(steps, seen, strict=True)]
@@ -783,8 +811,7 @@ def test_the_time_of_watching_does_not_count():
 
     for f in (fip, fip_released):
         start = time.perf_counter()
-        p = f(network(), random_images(12), steps=1, lr=1e-3, batch=6, watch=slow,
-              generator=gen())  # fmt: skip
+        p = f(network(), random_images(12), steps=1, lr=1e-3, batch=6, watch=slow, generator=gen())
         assert p.seconds <= time.perf_counter() - start - 0.6  # looked at twice
 
 
@@ -792,8 +819,7 @@ def test_the_time_of_watching_does_not_count():
 
 
 LENGTHS = {"draw": "gaussian", "lengths": dict.fromkeys(range(9), 0.1)}
-RUNS = [(fip, {}), (fast_fip, {"norms": "mixed"}), (fip_released, {"every": 2}),
-        (fip, LENGTHS)]  # fmt: skip
+RUNS = [(fip, {}), (fast_fip, {"norms": "mixed"}), (fip_released, {"every": 2}), (fip, LENGTHS)]
 
 
 @pytest.mark.parametrize("f, extra", RUNS)
@@ -810,9 +836,7 @@ def test_stopped_and_started_again_it_ends_the_same(f, extra, tmp_path, monkeypa
             raise KeyboardInterrupt
         return {"bias": float(model.linear.bias.detach().sum())}
 
-    def run(
-        generator=None, watch=lambda m: {"bias": float(m.linear.bias.detach().sum())}
-    ):
+    def run(generator=None, watch=lambda m: {"bias": float(m.linear.bias.detach().sum())}):
         g = generator or gen()
         return f(model, images, generator=g, checkpoint=path, watch=watch, **options)
 
@@ -844,13 +868,26 @@ def test_a_checkpoint_of_other_work_is_refused(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fip(**same, checkpoint=path, watch=stop)
     changes = [
-        {"eta_f": 1e-3}, {"eta_r": 0.1}, {"every": 2}, {"fisher": "empirical"},
-        {"product": "exact"}, {"norms": "frozen"}, {"likelihood": Softmax(-1)},
-        {"fast": True}, {"affine": False}, {"steps": 3}, {"lr": 0.1},
-        {"momentum": 0.1}, {"batch": 4}, {"augment": Augment(1)},
-        {"generator": gen(1)}, {"model": smooth_net(seed=1)}, {"clean": small(9)[0]},
-        {"draw": "gaussian"}, {"lengths": {0: 1.0, 1: 2.0}},
-    ]  # fmt: skip
+        {"eta_f": 1e-3},
+        {"eta_r": 0.1},
+        {"every": 2},
+        {"fisher": "empirical"},
+        {"product": "exact"},
+        {"norms": "frozen"},
+        {"likelihood": Softmax(-1)},
+        {"fast": True},
+        {"affine": False},
+        {"steps": 3},
+        {"lr": 0.1},
+        {"momentum": 0.1},
+        {"batch": 4},
+        {"augment": Augment(1)},
+        {"generator": gen(1)},
+        {"model": smooth_net(seed=1)},
+        {"clean": small(9)[0]},
+        {"draw": "gaussian"},
+        {"lengths": {0: 1.0, 1: 2.0}},
+    ]
     for change in changes:
         with pytest.raises(ValueError, match="belongs to other work") as e:
             fip(**({**same, "generator": gen()} | change), checkpoint=path)
@@ -889,10 +926,19 @@ def sentences(ignore, filler):
 @pytest.mark.parametrize("f", [fip, fast_fip])
 def test_sequences_whose_padding_says_nothing(f, fisher, ignore):
     runs = [
-        f(Toy(), sentences(ignore, filler), likelihood=Softmax(ignore), fisher=fisher,
-          eta_f=0.01, eta_r=1.0, steps=4, batch=4, generator=gen())
+        f(
+            Toy(),
+            sentences(ignore, filler),
+            likelihood=Softmax(ignore),
+            fisher=fisher,
+            eta_f=0.01,
+            eta_r=1.0,
+            steps=4,
+            batch=4,
+            generator=gen(),
+        )
         for filler in (0, 6)
-    ]  # fmt: skip
+    ]
     for name in ("loss", "trace"):
         one, two = (torch.tensor(p.log[name]) for p in runs)
         torch.testing.assert_close(one, two)
@@ -901,8 +947,7 @@ def test_sequences_whose_padding_says_nothing(f, fisher, ignore):
         torch.testing.assert_close(a[n], b[n])
         assert not torch.equal(a[n], start)
     data = sentences(ignore, 0)
-    whole = f(Toy(), data, likelihood=Softmax(ignore), batch=6, steps=1,
-              generator=gen())  # fmt: skip
+    whole = f(Toy(), data, likelihood=Softmax(ignore), batch=6, steps=1, generator=gen())
     log_p = Toy()(data.x).log_softmax(2).gather(2, data.y.clamp(min=0)[..., None])
     nll = -(log_p[..., 0] * (data.y != ignore)).sum() / 6
     assert whole.log["loss"][0][1] == pytest.approx(float(nll))
@@ -916,8 +961,9 @@ def test_aware_is_the_step_of_ft_sam(rho):
     images, _ = small(12)
     model, twin = norm_net().float(), norm_net().float()
     g = gen(2)
-    p = purify(model, images, Aware(SOFTMAX, rho), steps=4, lr=0.05, momentum=0.5,
-               batch=6, generator=g)  # fmt: skip
+    p = purify(
+        model, images, Aware(SOFTMAX, rho), steps=4, lr=0.05, momentum=0.5, batch=6, generator=g
+    )
     twin.train()
     norm, start = twin[1], frozen(twin[1])
     weights, g, losses = list(twin.parameters()), gen(2), []
@@ -995,21 +1041,24 @@ def refused(text, f=fip, model=None, clean=None, **options):
     message(e)
 
 
-@pytest.mark.parametrize("options, text", [
-    ({"eta_f": -1e-3}, "eta_f must be at least 0"),
-    ({"eta_r": float("nan")}, "eta_r must be at least 0"),
-    ({"every": 0}, "every must be at least 1"),
-    ({"fisher": "both"}, "fisher must be"),
-    ({"product": "cheap"}, "product must be"),
-    ({"norms": "train"}, "norms must be"),
-    ({"steps": 0}, "steps must be at least 1"),
-    ({"lr": 0}, "lr must be above 0"),
-    ({"lr": float("inf")}, "lr must be a finite number"),
-    ({"momentum": 1}, "momentum must lie in 0..1"),
-    ({"momentum": -0.1}, "momentum must lie in 0..1"),
-    ({"batch": 0}, "batch must be at least 1"),
-    ({"watch_every": 0}, "watch_every must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"eta_f": -1e-3}, "eta_f must be at least 0"),
+        ({"eta_r": float("nan")}, "eta_r must be at least 0"),
+        ({"every": 0}, "every must be at least 1"),
+        ({"fisher": "both"}, "fisher must be"),
+        ({"product": "cheap"}, "product must be"),
+        ({"norms": "train"}, "norms must be"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"lr": 0}, "lr must be above 0"),
+        ({"lr": float("inf")}, "lr must be a finite number"),
+        ({"momentum": 1}, "momentum must lie in 0..1"),
+        ({"momentum": -0.1}, "momentum must lie in 0..1"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"watch_every": 0}, "watch_every must be at least 1"),
+    ],
+)
 def test_numbers_and_names_are_refused(options, text):
     refused(text, **options)
     if "eta_r" not in options:

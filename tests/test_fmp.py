@@ -262,9 +262,7 @@ def test_a_relu_that_writes_in_place_changes_nothing():
         model = nn.Sequential(conv[0], relus[0], conv[1], relus[1], *tail)
         x0 = random_start(data.pixels(), 0.05, gen())
         found.append(scores(model, data, generator=gen(), **FAR))
-        found.append(
-            {k: plain_scores(model, data.pixels(), data.y, x0, k, 0.1) for k in "02"}
-        )
+        found.append({k: plain_scores(model, data.pixels(), data.y, x0, k, 0.1) for k in "02"})
     for other in found[1:]:
         equal(found[0], other, atol=1e-5)
 
@@ -337,8 +335,7 @@ def like_a_scoring(model, seed=0):
     g = gen(seed)
     widths = {n: model.get_submodule(n).out_channels for n in execution_order(model)}
     return {
-        n: Response(*torch.rand(3, c, generator=g, dtype=torch.float64))
-        for n, c in widths.items()
+        n: Response(*torch.rand(3, c, generator=g, dtype=torch.float64)) for n, c in widths.items()
     }
 
 
@@ -347,10 +344,9 @@ def test_exercise_1_counts():
     assert sum(len(r.acc) for r in found.values()) == 4800
     counts = {p: sum(map(len, select(found, p).values())) for p in (64, 32)}
     assert counts == {64: 75, 32: 150}
-    assert (
-        sorted(map(len, select(found).values()))
-        == [1] * 5 + [2] * 5 + [4] * 5 + [8] * 5
-    ), "64 is the default"
+    assert sorted(map(len, select(found).values())) == [1] * 5 + [2] * 5 + [4] * 5 + [8] * 5, (
+        "64 is the default"
+    )
 
 
 # ---------------------------------------------------------------- choosing
@@ -363,9 +359,7 @@ def response(acc, loss=None, margin=None):
 
 
 def test_lowest_accuracy_then_highest_loss_then_first():
-    r = response(
-        [0.9, 0.5, 0.5, 0.5, 0.2, 0.9], [0, 1, 3, 1, 0, 9], [5, 4, 3, 2, 1, 0.0]
-    )
+    r = response([0.9, 0.5, 0.5, 0.5, 0.2, 0.9], [0, 1, 3, 1, 0, 9], [5, 4, 3, 2, 1, 0.0])
     for p, want in ((6, [4]), (3, [2, 4]), (2, [1, 2, 4]), (1.5, [1, 2, 3, 4])):
         assert select({"a": r}, p)["a"].tolist() == want
     assert select({"a": r}, 2, by="margin")["a"].tolist() == [3, 4, 5]
@@ -436,8 +430,7 @@ def test_pruning_zeroes_filters_and_their_own_scales(name, pairs, quick):
 
 def test_a_channel_that_is_off_emits_its_shift(quick):
     model = network()
-    off = repair(model, images(), {"conv1": torch.tensor([2])}, epochs=0,
-                 generator=gen())  # fmt: skip
+    off = repair(model, images(), {"conv1": torch.tensor([2])}, epochs=0, generator=gen())
     assert (off.model.bn1.weight == 0).tolist() == [False, False, True, False]
     out = off.model.bn1(off.model.conv1(torch.rand(2, 3, 8, 8)))[:, 2]
     assert torch.equal(out, model.bn1.bias[2].expand_as(out))
@@ -602,8 +595,7 @@ def test_scores_outlive_a_stop_in_fine_tuning(tmp_path, monkeypatch):
 def test_released_order_gives_layers_the_lists_of_others(quick):
     model = network("preact_resnet18")
     ours, theirs = (
-        fmp(model, images(), p=4, epochs=0, released=r, generator=gen())
-        for r in (False, True)
+        fmp(model, images(), p=4, epochs=0, released=r, generator=gen()) for r in (False, True)
     )
     runs = execution_order(model)
     defined = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
@@ -615,10 +607,7 @@ def test_released_order_gives_layers_the_lists_of_others(quick):
     assert len(theirs.log["scales"]) == 16, "sums included"
     assert theirs.log["scales"]["layer2.0.bn1"].equal(theirs.pruned["layer1.1.conv2"])
     plain = network()
-    a, b = (
-        fmp(plain, images(), p=4, epochs=0, released=r, generator=gen())
-        for r in (False, True)
-    )
+    a, b = (fmp(plain, images(), p=4, epochs=0, released=r, generator=gen()) for r in (False, True))
     assert same_state(a.model, frozen(b.model)), "right where the orders agree"
 
 
@@ -642,9 +631,7 @@ def test_random_control_prunes_as_fmp_does():
     options = {"generator": gen(3), "epochs": 0}
     done = fmp_random(model, images(), like, **options)
     assert same_state(model, before)
-    assert {k: len(v) for k, v in done.pruned.items()} == {
-        k: len(v) for k, v in like.items()
-    }
+    assert {k: len(v) for k, v in done.pruned.items()} == {k: len(v) for k, v in like.items()}
     assert all(len(v.unique()) == len(v) for v in done.pruned.values())
     assert lists(done.pruned) != lists(like)
     for name, which in {**done.pruned, **done.log["scales"]}.items():

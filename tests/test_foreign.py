@@ -181,8 +181,9 @@ def test_safetensors_and_halves(tmp_path):
     other, path = made("resnet"), tmp_path / "w.safetensors"
     save_file(other.state_dict(), path)
     assert same_answers(foreign.weights(path), other)
-    save_file({k: v.half() if v.is_floating_point() else v
-               for k, v in other.state_dict().items()}, path)  # fmt: skip
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in other.state_dict().items()}, path
+    )
     model = foreign.weights(path)
     assert model.linear.weight.dtype == torch.float32
     path.write_bytes(path.read_bytes()[:5000])
@@ -204,9 +205,7 @@ def test_another_architecture_of_ones_own(tmp_path):
     assert same_state(mine, before), "a copy is filled"
     refused(ValueError, lambda: foreign.weights(path), "body.0.weight", "net=")
     wrong = nn.Sequential(nn.Linear(2, 2))
-    refused(
-        ValueError, lambda: foreign.weights(path, net=wrong), "Sequential", "0.bias"
-    )
+    refused(ValueError, lambda: foreign.weights(path, net=wrong), "Sequential", "0.bias")
 
 
 @pytest.mark.parametrize(
@@ -557,10 +556,15 @@ def model_path(tmp_path):
     return saved(tmp_path, made("preact").state_dict())
 
 
-@pytest.mark.parametrize("names", [
-    ("x", "y", "target"), ("images", "labels", "targets"), ("data", "true", "goal"),
-    ("Images", "y", "poisoned_labels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x", "y", "target"),
+        ("images", "labels", "targets"),
+        ("data", "true", "goal"),
+        ("Images", "y", "poisoned_labels"),
+    ],
+)
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float16, np.float64])
 def test_pairs(names, last, dtype, model_path, tmp_path):

@@ -57,11 +57,15 @@ class Wide(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 4, 3, 1, 1, bias=False)
-        self.block1 = nn.ModuleDict({
-            "bn1": nn.BatchNorm2d(4), "conv1": nn.Conv2d(4, 8, 3, 2, 1, bias=False),
-            "bn2": nn.BatchNorm2d(8), "conv2": nn.Conv2d(8, 8, 3, 1, 1, bias=False),
-            "convShortcut": nn.Conv2d(4, 8, 1, 2, bias=False),
-        })  # fmt: skip
+        self.block1 = nn.ModuleDict(
+            {
+                "bn1": nn.BatchNorm2d(4),
+                "conv1": nn.Conv2d(4, 8, 3, 2, 1, bias=False),
+                "bn2": nn.BatchNorm2d(8),
+                "conv2": nn.Conv2d(8, 8, 3, 1, 1, bias=False),
+                "convShortcut": nn.Conv2d(4, 8, 1, 2, bias=False),
+            }
+        )
         self.bn1, self.fc = nn.BatchNorm2d(8), nn.Linear(8, K)
 
     def forward(self, x):
@@ -210,8 +214,8 @@ def test_counts_of_a_profiler_are_left_out(tmp_path):
     other = made("resnet")
     state = other.state_dict()
     for at in ("", "conv1.", "layer1.0."):
-        state[f"module.{at}total_ops"] = state[f"module.{at}total_params"] = (
-            torch.zeros(1, dtype=torch.float64)
+        state[f"module.{at}total_ops"] = state[f"module.{at}total_params"] = torch.zeros(
+            1, dtype=torch.float64
         )
     state = {f"module.{k.removeprefix('module.')}": v for k, v in state.items()}
     with pytest.warns(UserWarning, match="6 entries total_ops and total_params"):
@@ -464,7 +468,5 @@ def test_another_number_of_classes_is_said_before_any_number(tmp_path):
 
 def test_stems_of_other_projects_are_named(tmp_path):
     path = saved(tmp_path, Plain(stem=7, skip="downsample", top="fc").state_dict())
-    refused(
-        ValueError, lambda: foreign.weights(path), "conv1.weight as 4x3x7x7", "net="
-    )
+    refused(ValueError, lambda: foreign.weights(path), "conv1.weight as 4x3x7x7", "net=")
     refused(ValueError, lambda: foreign.weights(path, net=VGG()), "VGG", "net=")

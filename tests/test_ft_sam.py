@@ -30,9 +30,7 @@ def network(name="resnet18", width=4, seed=1):
 def plain_net(seed=0):
     """No BatchNorm: the order of a batch does not matter."""
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(216, 3)
-    ).double()
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(216, 3)).double()
 
 
 # ---------------------------------------------------------------- the worst point
@@ -128,8 +126,9 @@ def test_the_gradient_of_the_moved_loss_is_that_at_the_moved_weights(smoothing):
 def test_training_is_the_plain_step_repeated():
     images, epochs, rho, lr = random_images(12), 4, 0.6, 0.02
     start = plain_net().float()
-    p = ft_sam(start, images, rho=rho, smoothing=0.1, epochs=epochs, lr=lr, batch=12,
-               generator=gen())  # fmt: skip
+    p = ft_sam(
+        start, images, rho=rho, smoothing=0.1, epochs=epochs, lr=lr, batch=12, generator=gen()
+    )
     model = plain_net().float()
     weights = list(model.parameters())
     opt = torch.optim.SGD(weights, lr, 0.9, weight_decay=5e-4, nesterov=True)
@@ -178,9 +177,7 @@ def test_frozen_parameters_are_not_moved():
     model.layer1.requires_grad_(False)
     images = random_images(12)
     p = ft_sam(model, images, epochs=1, batch=6, generator=gen())
-    for a, b in zip(
-        model.layer1.parameters(), p.model.layer1.parameters(), strict=True
-    ):
+    for a, b in zip(model.layer1.parameters(), p.model.layer1.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(model.linear.weight, p.model.linear.weight)
 
@@ -216,8 +213,7 @@ def test_the_worst_point_nearby_is_lower_than_after_fine_tuning():
     model = finetune(plain_net().float(), images, epochs=30, generator=gen(), **options)
     rise, x, y = {}, images.pixels(), images.y
     for rho in (0.0, 2.0):
-        p = ft_sam(model.model, images, rho=rho, smoothing=0, epochs=60,
-                   generator=gen(), **options)  # fmt: skip
+        p = ft_sam(model.model, images, rho=rho, smoothing=0, epochs=60, generator=gen(), **options)
         loss = F.cross_entropy(p.model(x), y)
         rise[rho] = float((moved_loss(p.model, x, y, loss, 1.0) - loss).detach())
     assert 0 < rise[2.0] < 0.7 * rise[0.0]
@@ -226,9 +222,7 @@ def test_the_worst_point_nearby_is_lower_than_after_fine_tuning():
 def test_equal_seeds_give_equal_results():
     images = random_images(24)
     runs = [
-        ft_sam(
-            network(), images, epochs=2, batch=8, augment=Augment(1), generator=gen(s)
-        )  # fmt: skip
+        ft_sam(network(), images, epochs=2, batch=8, augment=Augment(1), generator=gen(s))
         for s in (0, 0, 1)
     ]
     assert same_state(runs[0].model, frozen(runs[1].model))

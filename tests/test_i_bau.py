@@ -267,8 +267,17 @@ def test_an_outer_step_is_the_optimizers_on_the_hypergradient():
 def test_the_perturbation_is_unlearned():
     images = random_images(24)
     model = finetune(network(), images, epochs=20, batch=8, lr=0.05, generator=gen())
-    p = i_bau(model.model, images, rounds=2, radius=1.0, steps=10, rate=10.0, lr=3e-3,
-              batch=8, generator=gen())  # fmt: skip
+    p = i_bau(
+        model.model,
+        images,
+        rounds=2,
+        radius=1.0,
+        steps=10,
+        rate=10.0,
+        lr=3e-3,
+        batch=8,
+        generator=gen(),
+    )
     log = p.log
     assert len(log["clean"]) == len(log["worst"]) == len(log["unlearned"]) == 2
     assert log["worst"][0] > log["clean"][0] + 0.5, "it finds a perturbation"
@@ -291,8 +300,7 @@ def test_every_network(name, width, side):
     model.train()
     before = frozen(model)
     images = random_images(5, side=side)
-    p = i_bau(model, images, rounds=1, passes=1, steps=1, iterations=1, batch=4,
-              generator=gen())  # fmt: skip
+    p = i_bau(model, images, rounds=1, passes=1, steps=1, iterations=1, batch=4, generator=gen())
     assert same_state(model, before) and all(m.training for m in model.modules())
     assert all(q.grad is None for q in [*model.parameters(), *p.model.parameters()])
     assert not same_state(p.model, before)
@@ -315,9 +323,7 @@ def test_frozen_parameters_do_not_move():
 
 def test_equal_seeds_give_equal_results():
     runs = [
-        i_bau(
-            network(), random_images(24), augment=Augment(1), generator=gen(s), **QUICK
-        )  # fmt: skip
+        i_bau(network(), random_images(24), augment=Augment(1), generator=gen(s), **QUICK)
         for s in (0, 0, 1)
     ]
     assert same_state(runs[0].model, frozen(runs[1].model))
@@ -389,9 +395,7 @@ def test_it_cannot_be_handed_the_trigger():
 @pytest.mark.parametrize(("n", "passes"), [(240, 5), (640, 2), (4000, 1), (6, 40)])
 def test_the_usual_number_of_passes_makes_about_forty_steps(n, passes, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        package, "unlearn", lambda *a, **k: seen.extend(1 for _ in a[2])
-    )
+    monkeypatch.setattr(package, "unlearn", lambda *a, **k: seen.extend(1 for _ in a[2]))
     monkeypatch.setattr(package, "universal", lambda m, b, *a: torch.zeros(1, 3, 8, 8))
     i_bau(network(), random_images(n), rounds=1, generator=gen())
     assert len(seen) == passes * -(-n // 32)

@@ -88,8 +88,17 @@ def test_all_labels_at_once_are_one_by_one(name, chunk):
 @pytest.mark.parametrize("success", [0.0, 0.6, 1.0])
 def test_rules_of_lambda_and_stopping_are_the_plain_ones(stop, success):
     model, clean = easy().double(), images(40)
-    rule = {"steps": 60, "every": 2, "batch": 6, "patience": 2, "stop": stop,
-            "success": success, "lam": 1e-2, "factor": 1.7, "lr": 0.3}  # fmt: skip
+    rule = {
+        "steps": 60,
+        "every": 2,
+        "batch": 6,
+        "patience": 2,
+        "stop": stop,
+        "success": success,
+        "lam": 1e-2,
+        "factor": 1.7,
+        "lr": 0.3,
+    }
     fast = invert_trigger(model, clean, generator=gen(2), **rule)
     masks, patterns = one_by_one(model, clean, 2, range(K), **rule)
     assert torch.allclose(fast.masks, masks, rtol=0, atol=1e-7)
@@ -114,8 +123,7 @@ def test_subset_of_labels_and_chunks_change_nothing_else():
     masks, _ = one_by_one(model, clean, 4, [3, 1], **SHORT)
     assert torch.allclose(some.masks, masks, rtol=0, atol=1e-7)
     for chunk in (1, 2, 99):
-        again = invert_trigger(model, clean, targets=[3, 1], chunk=chunk,
-                               generator=gen(4), **SHORT)  # fmt: skip
+        again = invert_trigger(model, clean, targets=[3, 1], chunk=chunk, generator=gen(4), **SHORT)
         assert torch.allclose(again.masks, some.masks, rtol=0, atol=1e-7)
         assert torch.equal(again.log["lams"], some.log["lams"])
 
@@ -154,16 +162,14 @@ def test_fields_and_ranges():
 @pytest.mark.parametrize("name, side", [("mobilenet", 32), ("vit", 32)])
 def test_other_networks(name, side):
     model = build(name, classes=K, width=16 if name == "vit" else 8).eval()
-    found = invert_trigger(model, images(8, side), steps=2, every=1, batch=2,
-                           generator=gen())  # fmt: skip
+    found = invert_trigger(model, images(8, side), steps=2, every=1, batch=2, generator=gen())
     assert found.masks.isfinite().all()
 
 
 def test_bfloat16_finds_nearly_the_same():
     model, clean = easy(), images(40)
     rule = {"steps": 100, "batch": 8, "lr": 0.3}
-    a, b = (invert_trigger(model, clean, bf16=f, generator=gen(), **rule)
-            for f in (False, True))  # fmt: skip
+    a, b = (invert_trigger(model, clean, bf16=f, generator=gen(), **rule) for f in (False, True))
     assert b.masks.dtype == torch.float32 and not torch.equal(a.masks, b.masks)
     assert b.norms.argmin() == 1 == a.norms.argmin()
     assert torch.allclose(a.norms[1], b.norms[1], rtol=0.5)
@@ -402,8 +408,17 @@ class Stops(nn.Module):
 def test_stopped_and_started_again(tmp_path, monkeypatch, chunk, after):
     monkeypatch.setattr(invert, "Checkpoint", functools.partial(Checkpoint, every=0.0))
     model, clean = Stops(easy()), images()
-    rule = {"steps": 48, "every": 3, "batch": 5, "success": 0.6, "patience": 2,
-            "chunk": chunk, "lr": 0.3, "lam": 1e-2, "stop": 4}  # fmt: skip
+    rule = {
+        "steps": 48,
+        "every": 3,
+        "batch": 5,
+        "success": 0.6,
+        "patience": 2,
+        "chunk": chunk,
+        "lr": 0.3,
+        "lam": 1e-2,
+        "stop": 4,
+    }
     whole = invert_trigger(model, clean, generator=gen(), **rule)
     path = tmp_path / "invert.safetensors"
     monkeypatch.setattr(Stops, "left", after)
@@ -414,16 +429,15 @@ def test_stopped_and_started_again(tmp_path, monkeypatch, chunk, after):
     for other in ({"lr": 0.2}, {"targets": [0, 1, 2]}, {"generator": gen(5)}):
         if path.exists():
             with pytest.raises(ValueError, match="other work"):
-                invert_trigger(model, clean, checkpoint=path,
-                               **({"generator": gen()} | rule | other))  # fmt: skip
+                invert_trigger(
+                    model, clean, checkpoint=path, **({"generator": gen()} | rule | other)
+                )
     rest = invert_trigger(model, clean, generator=gen(), checkpoint=path, **rule)
     assert not path.exists()
     assert torch.equal(rest.masks, whole.masks)
     assert torch.equal(rest.patterns, whole.patterns)
     for name in whole.log:
-        assert torch.equal(
-            rest.log[name].nan_to_num(-1), whole.log[name].nan_to_num(-1)
-        )
+        assert torch.equal(rest.log[name].nan_to_num(-1), whole.log[name].nan_to_num(-1))
 
 
 def test_a_resumed_run_does_not_repeat_what_is_done(tmp_path, monkeypatch):

@@ -24,9 +24,7 @@ TASK = '''def double(x):
 
 
 def lesson(*more, task=TASK, text="Read this."):
-    picture = new_output(
-        "display_data", data={"image/png": "AAAA", "text/plain": "A [b] picture"}
-    )
+    picture = new_output("display_data", data={"image/png": "AAAA", "text/plain": "A [b] picture"})
     line = new_output("stream", text="double: all checks passed\n")
     cells = [
         new_markdown_cell(text, id="text"),
@@ -37,12 +35,8 @@ def lesson(*more, task=TASK, text="Read this."):
             outputs=[line],
             metadata={"tags": ["check"]},
         ),
-        new_code_cell(
-            "show(x)", id="figure", outputs=[picture], metadata={"tags": ["figure"]}
-        ),
-        new_code_cell(
-            "x = 1", id="setup", outputs=[line], metadata={"tags": ["setup"]}
-        ),
+        new_code_cell("show(x)", id="figure", outputs=[picture], metadata={"tags": ["figure"]}),
+        new_code_cell("x = 1", id="setup", outputs=[line], metadata={"tags": ["setup"]}),
         *more,
     ]
     return new_notebook(cells=cells, metadata={"bdcourse": {"source": "1"}})
@@ -98,9 +92,10 @@ def test_a_copy_holds_no_solution_and_with_it_is_the_lesson_again(path):
     pictures = str(made).count("attachment:seen-")
     assert pictures == sum(
         "image/png" in o.get("data", {})
-        for c in master.cells if set(labs.SEEN) & set(c.metadata.get("tags", []))
+        for c in master.cells
+        if set(labs.SEEN) & set(c.metadata.get("tags", []))
         for o in c.outputs
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
@@ -170,9 +165,7 @@ def test_answers_own_cells_and_outputs_stay_and_fixes_arrive():
     mine.cells[6].source = "x = 17  # mine"
     mine.cells.insert(2, new_code_cell("double(4)"))
     mine.cells.insert(0, new_markdown_cell("My notes"))
-    new = lesson(
-        new_markdown_cell("One more part.", id="more"), text="Read this twice."
-    )
+    new = lesson(new_markdown_cell("One more part.", id="more"), text="Read this twice.")
     new.cells[0].id = "other"  # its id is made from its text
     got, done = update(mine, new)
     assert sources(got)[:4] == [
@@ -344,9 +337,7 @@ def test_a_lesson_that_is_only_read_stays_as_it_is(tmp_path):
     hook = "bdcourse.teach.labs.tidy"
     assert f"--ContentsManager.pre_save_hook={hook} " in (root / "Makefile").read_text()
     config = Config(ContentsManager={"pre_save_hook": hook})
-    manager = jupytext.build_sync_jupytext_contents_manager_class(
-        files.FileContentsManager
-    )
+    manager = jupytext.build_sync_jupytext_contents_manager_class(files.FileContentsManager)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(root / "jupytext.toml", tmp_path)
     server = manager(root_dir=str(tmp_path), config=config)

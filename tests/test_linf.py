@@ -132,9 +132,7 @@ def test_batchnorms_are_read_behind_the_relu(model):
         map_ = model.bn1(model.conv1(model.normalize(x)))
     assert map_.min() < -0.1
     assert torch.allclose(found["bn1"].clean[INF], map_.relu().amax((2, 3)), atol=1e-5)
-    assert torch.allclose(
-        found["bn1"].clean[1.0], map_.relu().sum((2, 3)), rtol=1e-4, atol=1e-4
-    )
+    assert torch.allclose(found["bn1"].clean[1.0], map_.relu().sum((2, 3)), rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         out = model.layer1[0](map_.relu())
     assert torch.allclose(found["layer1.0"].clean[INF], out.amax((2, 3)), atol=1e-4)
@@ -206,9 +204,7 @@ def test_order_and_shares():
     assert order(score).tolist() == [1, 3, 4, 0, 2]
     found = sweep({"a": score}, [0, 0.2, 0.5, 1])
     assert [q for q, _ in found] == [0, 0.2, 0.5, 1]
-    assert [c["a"].tolist() for _, c in found] == [
-        [], [1], [1, 3], [1, 3, 4, 0, 2]
-    ]  # fmt: skip
+    assert [c["a"].tolist() for _, c in found] == [[], [1], [1, 3], [1, 3, 4, 0, 2]]
     for q in (-0.1, 1.1):
         with pytest.raises(ValueError, match="0..1") as e:
             sweep({"a": score}, [q])
@@ -263,11 +259,15 @@ def test_a_transformer_has_no_channels():
 
 
 LAYERS = [
-    ("resnet18", "layer4"), ("resnet18", "layer2.0"), ("resnet18", "layer3.1"),
-    ("preact_resnet18", "layer4"), ("preact_resnet18", "layer1.1"),
-    ("vgg16_bn", "3"), ("mobilenet", "1.features.5"),
+    ("resnet18", "layer4"),
+    ("resnet18", "layer2.0"),
+    ("resnet18", "layer3.1"),
+    ("preact_resnet18", "layer4"),
+    ("preact_resnet18", "layer1.1"),
+    ("vgg16_bn", "3"),
+    ("mobilenet", "1.features.5"),
     ("mobilenet", "1.features.2.conv"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "layer"), LAYERS)
@@ -284,9 +284,7 @@ def test_an_open_gate_changes_nothing_and_a_shut_one_zeroes_the_map(name, layer)
         off = torch.tensor([0, 2])
         keep = torch.ones(len(opened.get_submodule(switch).weight), 1, 1)
         keep[off] = 0
-        hook = model.get_submodule(layer).register_forward_hook(
-            lambda _, __, out: out * keep
-        )
+        hook = model.get_submodule(layer).register_forward_hook(lambda _, __, out: out * keep)
         want = model(x)
         hook.remove()
         shut = without(opened, {switch: off})
@@ -389,9 +387,7 @@ def test_linf_prunes_the_top_share_of_a_copy(model, monkeypatch):
     assert torch.allclose(p.log["scores"]["layer4.gate"], want, atol=1e-4)
     assert p.pruned["layer4.gate"].tolist() == order(want)[:5].tolist()
     gate = p.model.layer4.gate.weight
-    assert (gate == 0).nonzero().flatten().tolist() == sorted(
-        p.pruned["layer4.gate"].tolist()
-    )
+    assert (gate == 0).nonzero().flatten().tolist() == sorted(p.pruned["layer4.gate"].tolist())
     assert all(c == (held, (), {}) for c in calls), "clean accuracy, nothing else"
     assert set(p.log["responses"]["layer4.gate"].clean) == set(PS)
     for m, share in zip((model, p.model), p.log["success"], strict=True):
@@ -428,8 +424,7 @@ def test_norm_and_layer_and_score_are_obeyed(model):
 
 
 def test_linf_on_a_batchnorm_zeroes_scale_and_shift(model):
-    p = linf(model, images(), images(8), estimate(), layer="layer4.1.bn1",
-             max_drop=1.0, qs=(0.5,))  # fmt: skip
+    p = linf(model, images(), images(8), estimate(), layer="layer4.1.bn1", max_drop=1.0, qs=(0.5,))
     bn = p.model.layer4[1].bn1
     off = p.pruned["layer4.1.bn1"]
     assert len(off) == 16 and not bn.weight[off].any() and not bn.bias[off].any()
@@ -437,8 +432,7 @@ def test_linf_on_a_batchnorm_zeroes_scale_and_shift(model):
 
 
 def test_linf_on_all_layers(model):
-    p = linf(model, images(), images(8), estimate(), layer="all", max_drop=1.0,
-             qs=(0.1,))  # fmt: skip
+    p = linf(model, images(), images(8), estimate(), layer="all", max_drop=1.0, qs=(0.1,))
     total = sum(len(s) for s in p.log["scores"].values())
     assert len(p.pruned) == 20 and p.count == round(0.1 * total)
     z = {n: (s - s.mean()) / s.std() for n, s in p.log["scores"].items()}
@@ -448,8 +442,13 @@ def test_linf_on_all_layers(model):
         rest[c] = False
         assert not rest.any() or z[n][rest].max() <= least
     with pytest.raises(ValueError, match="no BatchNorm") as e:
-        linf(nn.Sequential(nn.Conv2d(3, K, 1), nn.Flatten(), nn.Linear(1024, K)),
-             images(), images(), estimate(), layer="all")  # fmt: skip
+        linf(
+            nn.Sequential(nn.Conv2d(3, K, 1), nn.Flatten(), nn.Linear(1024, K)),
+            images(),
+            images(),
+            estimate(),
+            layer="all",
+        )
     message(e)
 
 
@@ -568,9 +567,7 @@ def test_fast_curve_is_the_plain_one(name, layer, folds, monkeypatch):
 def test_curve_of_several_layers_is_measured_one_by_one(model):
     x, test = images().pixels(), images(12)
     names = ["bn1", "layer4.1.bn1"]
-    scores = {
-        n: r.score() for n, r in responses(model, x, estimate().stamp, names).items()
-    }
+    scores = {n: r.score() for n, r in responses(model, x, estimate().stamp, names).items()}
     sets = [c for _, c in sweep(scores, [0, 0.3])]
     got = curve(model, test, BadNets(target=1), sets)
     assert got == plain_curve(model, test, BadNets(target=1), sets)

@@ -46,9 +46,7 @@ def test_masked_forward_is_the_baked_model(name):
 
 def test_masks_are_one_per_channel_of_every_batchnorm(model):
     masks = M.ones(model)
-    assert list(masks) == [
-        n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)
-    ]
+    assert list(masks) == [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert sum(map(len, masks.values())) == 75 * 4
     assert all(not m.requires_grad and bool((m == 1).all()) for m in masks.values())
     masks["bn1"].zero_()
@@ -244,9 +242,7 @@ def test_the_loop_is_seeded_and_resumes(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
     images = random_images(24)
     whole, course = M.learn(M.ones(model), images, pull(), **options())
-    other, other_course = M.learn(
-        M.ones(model), images, pull(), **options(generator=gen(1))
-    )
+    other, other_course = M.learn(M.ones(model), images, pull(), **options(generator=gen(1)))
     assert other_course != course
 
     def keep():
@@ -263,9 +259,7 @@ def test_the_loop_is_seeded_and_resumes(model, tmp_path, monkeypatch):
     assert all(torch.equal(masks[n], whole[n]) for n in whole)
     # A finished loop hands out its result, and leaves the generator as it left it.
     g, seen = gen(), []
-    again, _ = M.learn(
-        M.ones(model), images, pull(seen), **options(keep=keep(), generator=g)
-    )
+    again, _ = M.learn(M.ones(model), images, pull(seen), **options(keep=keep(), generator=g))
     assert not seen and all(torch.equal(again[n], whole[n]) for n in whole)
     used = gen()
     for _ in range(12):

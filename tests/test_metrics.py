@@ -186,9 +186,7 @@ def test_uint8_and_float_agree():
     ],
 )
 def test_der(before, after, value):
-    assert der(*(Scores(acc, asr, 0.0) for acc, asr in (before, after))) == (
-        pytest.approx(value)
-    )
+    assert der(*(Scores(acc, asr, 0.0) for acc, asr in (before, after))) == (pytest.approx(value))
 
 
 def test_text():
@@ -278,8 +276,11 @@ def test_a_network_without_parameters(test_set):
 
 def test_what_is_no_test_set(test_set):
     poisoned = BadNets(target=0).poison(test_set, 0.5, gen())
-    for bad, word in ((poisoned, "Poisoned"), (test_set[:0], "at least 1"),
-                      (test_set.x, "must be Images")):  # fmt: skip
+    for bad, word in (
+        (poisoned, "Poisoned"),
+        (test_set[:0], "at least 1"),
+        (test_set.x, "must be Images"),
+    ):
         with pytest.raises(ValueError, match=word) as e:
             evaluate(ReadsPixel(), bad)
         assert message(e).startswith("test must")

@@ -131,9 +131,8 @@ def test_shrinkage(model):
 
 @pytest.mark.parametrize(
     ("name", "shift"),
-    [("resnet18", False), ("resnet18", True), ("preact_resnet18", False),
-     ("vgg16_bn", False)],
-)  # fmt: skip
+    [("resnet18", False), ("resnet18", True), ("preact_resnet18", False), ("vgg16_bn", False)],
+)
 def test_the_cached_saliency_is_the_plain_one(name, shift):
     model = network(name, 1)
     images = random_images(7, side=32 if name == "vgg16_bn" else 16)
@@ -152,10 +151,16 @@ def test_the_cached_saliency_is_the_plain_one(name, shift):
 def test_saliency_with_layers_that_work_in_place():
     """MobileNet's ReLU6 overwrites the BatchNorm output that several copies share."""
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(inplace=True),
-        nn.Conv2d(4, 5, 3, groups=1), nn.BatchNorm2d(5), nn.ReLU(inplace=True),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
-    )  # fmt: skip
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU6(inplace=True),
+        nn.Conv2d(4, 5, 3, groups=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 3),
+    )
     model, images = randomise_norms(net), random_images(9)
     plain = plain_loss_changes(model, images)
     for room in (1, 2**21):
@@ -228,9 +233,7 @@ def test_first_order_is_the_slope(model):
         with torch.no_grad():
             out = forward(model, masks, images.pixels())
             losses.append(float(F.cross_entropy(out, images.y)))
-    assert float(proxy[n][k]) == pytest.approx(
-        abs(losses[1] - losses[0]) / (2 * h), rel=2e-2
-    )
+    assert float(proxy[n][k]) == pytest.approx(abs(losses[1] - losses[0]) / (2 * h), rel=2e-2)
     assert all(bool((v >= 0).all()) for v in proxy.values())
 
 
@@ -274,9 +277,7 @@ def test_correlation_oddities_and_score():
     a["l2"][7], s["l2"][7] = 9.0, -1.0  # large and not needed
     a["l2"][8], s["l2"][8] = 9.0, 9.0  # large and needed
     odd = oddities(a, s)
-    assert {n: c.tolist() for n, c in odd.items()} == {
-        "l0": [], "l1": [], "l2": [7], "l3": []
-    }  # fmt: skip
+    assert {n: c.tolist() for n, c in odd.items()} == {"l0": [], "l1": [], "l2": [7], "l3": []}
     assert score(a, s, kind="oddities") == 1
     assert score(a, s, kind="oddities", late=0.25) == 0
     for change, text in (({"late": 0}, "late"), ({"kind": "mean"}, '"oddities"')):
@@ -304,9 +305,7 @@ def test_objective_is_the_formula(model):
     masks = {n: torch.rand(m.shape, generator=g) for n, m in ones(model).items()}
     a, r = magnitudes(model), shrinkage(model, other)
     weights = {"preserve": 0.7, "beta": 0.3, "lam": 0.01, "kappa": 0.02}
-    total, terms = objective(
-        model, other, masks, x, y, magnitude=a, shrunk=r, **weights
-    )
+    total, terms = objective(model, other, masks, x, y, magnitude=a, shrunk=r, **weights)
     with torch.no_grad():
         s = F.cross_entropy(baked(model, masks)(x), y)
         t = F.cross_entropy(baked(other, masks)(x), y)
@@ -315,30 +314,43 @@ def test_objective_is_the_formula(model):
     want = 0.7 * float(s) + 0.3 * float(t) + 0.01 * push + 0.02 * keep
     assert total.item() == pytest.approx(want, rel=1e-5)
     assert {k: v.item() for k, v in terms.items()} == pytest.approx(
-        {"preserving": float(s), "suppressed": float(t), "penalty": push,
-         "protection": keep}, rel=1e-5,
-    )  # fmt: skip
+        {"preserving": float(s), "suppressed": float(t), "penalty": push, "protection": keep},
+        rel=1e-5,
+    )
 
 
 @pytest.mark.parametrize("off", ["preserve", "beta", "lam", "kappa"])
 def test_every_term_has_a_switch(model, off):
     images = random_images(8)
     weights = {"preserve": 1.0, "beta": 1.0, "lam": 1.0, "kappa": 1.0} | {off: 0.0}
-    names = {"preserve": "preserving", "beta": "suppressed", "lam": "penalty",
-             "kappa": "protection"}  # fmt: skip
+    names = {
+        "preserve": "preserving",
+        "beta": "suppressed",
+        "lam": "penalty",
+        "kappa": "protection",
+    }
     _, terms = objective(
-        model, model, ones(model), images.pixels(), images.y,
-        magnitude=magnitudes(model), shrunk=shrinkage(model, model), **weights,
-    )  # fmt: skip
+        model,
+        model,
+        ones(model),
+        images.pixels(),
+        images.y,
+        magnitude=magnitudes(model),
+        shrunk=shrinkage(model, model),
+        **weights,
+    )
     assert terms.keys() == set(names.values()) - {names[off]}
 
 
 def test_exercise_2_one_step_of_the_penalty():
     """No gradient from the data: 1 - 0.1 * 1e-3 * 2 = 0.9998, then terminal speed."""
     model = nn.Sequential(
-        nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(3, 2, 1),
+        nn.BatchNorm2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
         nn.Linear(2, 3),
-    )  # fmt: skip
+    )
     model[0].weight.data.fill_(1)
     model[1].weight.data = torch.tensor([2.0, 0.0])
     options = {"preserve": 0, "beta": 0, "batch": 8}
@@ -359,9 +371,15 @@ def test_one_step_goes_down_the_gradient(model):
     )
     start = {n: m.requires_grad_(True) for n, m in ones(model).items()}
     total, _ = objective(
-        model, other, start, images.pixels(), images.y, magnitude=magnitudes(model),
-        shrunk=shrinkage(model, other), **options,
-    )  # fmt: skip
+        model,
+        other,
+        start,
+        images.pixels(),
+        images.y,
+        magnitude=magnitudes(model),
+        shrunk=shrinkage(model, other),
+        **options,
+    )
     grads = torch.autograd.grad(total, list(start.values()))
     for (n, m), g in zip(masks.items(), grads, strict=True):
         assert torch.allclose(m, (1 - 0.05 * g).clamp(0, 1), atol=1e-4), n
@@ -371,9 +389,7 @@ def test_one_step_goes_down_the_gradient(model):
 def test_the_uniform_penalty_knows_no_magnitude(model):
     images = random_images(8)
     options = {"preserve": 0, "beta": 0, "steps": 3, "batch": 8}
-    flat, _ = learn_masks(
-        model, None, images, penalty="uniform", generator=gen(), **options
-    )
+    flat, _ = learn_masks(model, None, images, penalty="uniform", generator=gen(), **options)
     assert len({round(float(v), 6) for m in flat.values() for v in m}) == 1
     by_size, _ = learn_masks(model, None, images, generator=gen(), **options)
     a = magnitudes(model)
@@ -390,8 +406,7 @@ def test_suppress_judges_in_eval_mode_at_a_constant_rate(monkeypatch):
 
     monkeypatch.setattr(module, "unlearn", fake)
     suppress(None, None, generator=None)
-    assert seen == {"stop": 0.2, "epochs": 300, "generator": None, "judge": "eval",
-                    "drop": None}  # fmt: skip
+    assert seen == {"stop": 0.2, "epochs": 300, "generator": None, "judge": "eval", "drop": None}
 
 
 # --------------------------------------------------------------------- the repairs
@@ -410,9 +425,7 @@ def test_soft_and_hard_from_one_set_of_masks(model):
     hard = apply_masks(model, masks, "hard", threshold=0.5)
     assert same_state(model, before)
     assert same_state(soft.model, frozen(baked(model, masks)))
-    assert same_state(
-        hard.model, frozen(without(model, below(masks, 0.5), shift=False))
-    )
+    assert same_state(hard.model, frozen(without(model, below(masks, 0.5), shift=False)))
     assert {n: c.tolist() for n, c in soft.pruned.items() if len(c)} == {"bn1": [0]}
     assert hard.count > 50 and hard.log["threshold"] == 0.5
     for p in (soft, hard):
@@ -464,9 +477,7 @@ def test_mnp_hard_is_soft_with_a_threshold(model):
     images = random_images(16)
     soft = run(model, images)
     hard = run(model, images, repair="hard", threshold=0.95)
-    assert all(
-        torch.equal(soft.log["masks"][n], m) for n, m in hard.log["masks"].items()
-    )
+    assert all(torch.equal(soft.log["masks"][n], m) for n, m in hard.log["masks"].items())
     again = apply_masks(model, soft.log["masks"], "hard", threshold=0.95)
     assert same_state(hard.model, frozen(again.model)) and hard.count == again.count
 
@@ -491,9 +502,7 @@ def test_mnp_without_suppression_makes_no_copy(model, monkeypatch):
         ({0.02: 0.2, 0.005: 0.11, 0.0: 0.3}, 0.1, 0.0),  # the least remains
     ],
 )
-def test_beta_is_the_largest_that_held_out_images_allow(
-    costs, max_drop, want, monkeypatch, model
-):
+def test_beta_is_the_largest_that_held_out_images_allow(costs, max_drop, want, monkeypatch, model):
     tried, states, images = [], [], random_images(6)
 
     def learned(*args, beta, generator, **options):
@@ -510,9 +519,14 @@ def test_beta_is_the_largest_that_held_out_images_allow(
     monkeypatch.setattr(module, "baked", lambda net, masks: masks["beta"])
     monkeypatch.setattr(module, "evaluate", scored)
     found = choose_beta(
-        model, model, images, images, betas=(0.0, 0.005, 0.02), max_drop=max_drop,
+        model,
+        model,
+        images,
+        images,
+        betas=(0.0, 0.005, 0.02),
+        max_drop=max_drop,
         generator=gen(),
-    )  # fmt: skip
+    )
     assert found == (want, {"beta": want}, {"preserving": [want]})
     assert tried == [b for b in (0.02, 0.005, 0.0) if b >= want]
     assert all(torch.equal(s, states[0]) for s in states), "other batches"
@@ -535,8 +549,9 @@ def test_mnp_by_held_out_images_is_mnp_at_that_beta(tmp_path, monkeypatch, model
 
     options = {"beta": "held", "max_drop": 0.0, "checkpoint": tmp_path / "mnp"}
     whole = run(model, images, held, **options | {"checkpoint": None})
-    monkeypatch.setattr(module, "evaluate", lambda net, held: SimpleNamespace(
-        acc=float(net is model)))  # fmt: skip
+    monkeypatch.setattr(
+        module, "evaluate", lambda net, held: SimpleNamespace(acc=float(net is model))
+    )
     monkeypatch.setattr(module, "learn_masks", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(model, images, held, **options)
@@ -613,16 +628,49 @@ def test_other_refusals(model):
 def test_mnp_sees_model_and_clean_images():
     names = set(inspect.signature(mnp).parameters)
     assert names == {
-        "model", "clean", "held", "repair", "threshold", "max_drop", "preserve", "beta",
-        "lam", "kappa", "penalty", "steps", "mask_lr", "stop", "epochs", "lr", "clip",
-        "batch", "tune", "generator", "checkpoint",
-    }  # fmt: skip
+        "model",
+        "clean",
+        "held",
+        "repair",
+        "threshold",
+        "max_drop",
+        "preserve",
+        "beta",
+        "lam",
+        "kappa",
+        "penalty",
+        "steps",
+        "mask_lr",
+        "stop",
+        "epochs",
+        "lr",
+        "clip",
+        "batch",
+        "tune",
+        "generator",
+        "checkpoint",
+    }
 
 
 def test_everything_says_that_it_is_a_reconstruction():
-    for f in (mnp, apply_masks, learn_masks, objective, suppress, magnitudes, folded,
-              shrinkage, choose_beta, saliency, loss_changes, first_order, correlation,
-              oddities, score, module):  # fmt: skip
+    for f in (
+        mnp,
+        apply_masks,
+        learn_masks,
+        objective,
+        suppress,
+        magnitudes,
+        folded,
+        shrinkage,
+        choose_beta,
+        saliency,
+        loss_changes,
+        first_order,
+        correlation,
+        oddities,
+        score,
+        module,
+    ):
         assert "reconstruction" in " ".join((f.__doc__ or "").lower().split()), f
 
 

@@ -65,8 +65,14 @@ def test_vgg_and_mobilenet_and_vit_counts():
     assert count("vit", nn.BatchNorm2d) == 0 and count("vit", nn.Conv2d) == 1
 
 
-SMALL = {"resnet18": 4, "preact_resnet18": 4, "vgg16_bn": 4, "mobilenet": 8, "vit": 16,
-         "airbench": 8}  # fmt: skip
+SMALL = {
+    "resnet18": 4,
+    "preact_resnet18": 4,
+    "vgg16_bn": 4,
+    "mobilenet": 8,
+    "vit": 16,
+    "airbench": 8,
+}
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -235,9 +241,7 @@ def test_whitening_gives_unit_covariance(c):
         w = model.whitening.weight
         assert torch.equal(w[: 4 * c], -w[4 * c :]), "and the negatives"
     assert not model.whitening.weight.requires_grad
-    assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
-        "whitening.weight"
-    ]
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["whitening.weight"]
     with pytest.raises(ValueError, match="channels"):
         model.whiten(torch.rand(5, c + 1, 12, 12))
 

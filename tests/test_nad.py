@@ -119,9 +119,19 @@ def test_the_loss_of_a_step_by_hand():
     [h.remove() for h in hooks]
 
     before, start = frozen(teacher), student.layer2[0].conv1.weight.detach().clone()
-    history = distil(student, teacher, images, betas, epochs=1, batch=8, lr=0.01,
-                     momentum=0, weight_decay=0, verbose=False,
-                     generator=gen())  # fmt: skip
+    history = distil(
+        student,
+        teacher,
+        images,
+        betas,
+        epochs=1,
+        batch=8,
+        lr=0.01,
+        momentum=0,
+        weight_decay=0,
+        verbose=False,
+        generator=gen(),
+    )
     row = history.epochs[0]
     assert row["loss"] == pytest.approx(float(want.detach()), rel=1e-4)
     for n in betas:
@@ -149,12 +159,20 @@ def test_without_betas_it_is_plain_fine_tuning():
 
 def test_the_student_learns_to_look_where_the_teacher_looks():
     images = random_images(24, side=16)
-    teacher = finetune(network(seed=5), images, epochs=3, lr=0.05, batch=8,
-                       generator=gen()).model  # fmt: skip
+    teacher = finetune(network(seed=5), images, epochs=3, lr=0.05, batch=8, generator=gen()).model
     ends = {}
     for beta in (0, 1000):
-        p = nad(network(), images, betas=[beta], layers=["layer2"], teacher=teacher,
-                epochs=8, lr=0.02, batch=8, generator=gen())  # fmt: skip
+        p = nad(
+            network(),
+            images,
+            betas=[beta],
+            layers=["layer2"],
+            teacher=teacher,
+            epochs=8,
+            lr=0.02,
+            batch=8,
+            generator=gen(),
+        )
         ends[beta] = p.log["distances"]["layer2"]
         assert p.log["teacher_loss"] == [], "it was not fine-tuned"
     assert ends[1000][-1] < 0.5 * ends[1000][0]
@@ -190,7 +208,7 @@ def test_equal_seeds_give_equal_results():
             augment=Augment(1),
             generator=gen(s),
             **QUICK,
-        )  # fmt: skip
+        )
         for s in (0, 0, 1)
     ]
     assert same_state(runs[0].model, frozen(runs[1].model))
@@ -225,8 +243,7 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch, when)
     if when == "student":
         for change in ({"betas": [100, 99]}, {"p": 1}, {"teacher_epochs": 4}):
             with pytest.raises(ValueError, match="belongs to other work") as e:
-                nad(network(), images, generator=gen(), checkpoint=path,
-                    **(options | change))  # fmt: skip
+                nad(network(), images, generator=gen(), checkpoint=path, **(options | change))
             message(e)
     again = nad(network(), images, generator=gen(), checkpoint=path, **options)
     assert same_state(again.model, frozen(whole.model)) and again.log == whole.log

@@ -91,8 +91,7 @@ def test_it_is_finetuning_on_stamped_images(model):
 
 def test_seeds_decide(model):
     runs = [
-        nc_unlearning(model, images(), inverted(), epochs=1, generator=gen(s))
-        for s in (0, 0, 1)
+        nc_unlearning(model, images(), inverted(), epochs=1, generator=gen(s)) for s in (0, 0, 1)
     ]
     assert same_state(runs[0].model, frozen(runs[1].model))
     assert not same_state(runs[0].model, frozen(runs[2].model))
@@ -107,9 +106,7 @@ def test_nothing_flagged_leaves_the_model_alone(model):
     assert p.log["flagged"] == p.log["unlearned"] == ()
     assert "no label is flagged" in p.log["note"]
     assert torch.equal(g.get_state(), state)
-    assert nc_unlearning(
-        model, images(), inverted(), threshold=1e9, generator=gen()
-    ).log["note"]
+    assert nc_unlearning(model, images(), inverted(), threshold=1e9, generator=gen()).log["note"]
 
 
 def test_the_scale_reaches_the_detector(model):
@@ -191,8 +188,7 @@ def test_the_stamp_is_unlearned():
         return (m(guess.stamp(dark)).argmax(1) == 1).float().mean().item()
 
     assert success(net) == 1.0
-    p = nc_unlearning(net, clean, r, label=1, share=0.5, epochs=30, lr=0.1,
-                      generator=gen())  # fmt: skip
+    p = nc_unlearning(net, clean, r, label=1, share=0.5, epochs=30, lr=0.1, generator=gen())
     assert success(p.model) < 0.1
     said = p.model(clean.pixels()).argmax(1)
     assert (said == clean.y).float().mean() > 0.9
@@ -217,8 +213,9 @@ def test_stopped_and_started_again(model, tmp_path, capsys):
     rule = {"epochs": 3, "batch": 8}
     whole = nc_unlearning(model, clean, r, generator=gen(), **rule)
     with pytest.raises(KeyboardInterrupt):
-        nc_unlearning(model, clean, r, generator=gen(), checkpoint=path,
-                      each_epoch=stopping(1), **rule)  # fmt: skip
+        nc_unlearning(
+            model, clean, r, generator=gen(), checkpoint=path, each_epoch=stopping(1), **rule
+        )
     assert path.exists()
     rest = nc_unlearning(model, clean, r, generator=gen(), checkpoint=path, **rule)
     assert same_state(rest.model, frozen(whole.model)) and not path.exists()

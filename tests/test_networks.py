@@ -54,12 +54,8 @@ RUNS = {
     "linf": lambda m, c, h, g: defenses.linf(m, c, h, guess(c)),
     "linf_oracle": lambda m, c, h, g: defenses.linf_oracle(m, c, h, BadNets()),
     "clp": lambda m, c, h, g: defenses.clp(m, 1.0),
-    "fmp": lambda m, c, h, g: defenses.fmp(
-        m, c, least=1, n=2, epochs=0.5, batch=6, generator=g
-    ),
-    "mnp": lambda m, c, h, g: defenses.mnp(
-        m, c, steps=2, mask_lr=1.0, epochs=1, generator=g
-    ),
+    "fmp": lambda m, c, h, g: defenses.fmp(m, c, least=1, n=2, epochs=0.5, batch=6, generator=g),
+    "mnp": lambda m, c, h, g: defenses.mnp(m, c, steps=2, mask_lr=1.0, epochs=1, generator=g),
     "fip": lambda m, c, h, g: defenses.fip(m, c, steps=2, generator=g),
     "fast_fip": lambda m, c, h, g: defenses.fast_fip(m, c, steps=2, generator=g),
     "anp": lambda m, c, h, g: defenses.anp(m, c, h, steps=2, generator=g),
@@ -71,22 +67,16 @@ RUNS = {
     "nad": lambda m, c, h, g: defenses.nad(
         m, c, betas=[1.0], teacher_epochs=1, epochs=1, batch=6, generator=g
     ),
-    "i_bau": lambda m, c, h, g: defenses.i_bau(
-        m, c, rounds=1, passes=1, steps=1, generator=g
-    ),
+    "i_bau": lambda m, c, h, g: defenses.i_bau(m, c, rounds=1, passes=1, steps=1, generator=g),
     "nc_unlearning": lambda m, c, h, g: defenses.nc_unlearning(
         m, c, guesses(c.shape[0]), label=1, epochs=1, batch=6, generator=g
     ),
-    "finetune": lambda m, c, h, g: defenses.finetune(
-        m, c, epochs=1, batch=6, generator=g
-    ),
+    "finetune": lambda m, c, h, g: defenses.finetune(m, c, epochs=1, batch=6, generator=g),
     "prune_random": lambda m, c, h, g: defenses.prune_random(m, first_conv(m), g),
     "fmp_random": lambda m, c, h, g: defenses.fmp_random(
         m, c, first_conv(m), epochs=0.5, batch=6, generator=g
     ),
-    "fip_released": lambda m, c, h, g: defenses.fip_released(
-        m, c, steps=2, probes=1, generator=g
-    ),
+    "fip_released": lambda m, c, h, g: defenses.fip_released(m, c, steps=2, probes=1, generator=g),
     "invert_trigger": lambda m, c, h, g: defenses.invert_trigger(
         m, c, steps=2, every=1, generator=g
     ),
@@ -211,17 +201,14 @@ def test_chance_in_the_network_comes_from_the_generator(name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             p = RUNS[name](networks.build("dropout"), images(), images("", 6), gen(5))
-        found.append(
-            fingerprint(p.model) if isinstance(p, Purified) else p.masks.tolist()
-        )
+        found.append(fingerprint(p.model) if isinstance(p, Purified) else p.masks.tolist())
     assert found[0] == found[1]
 
 
 def test_dropout_moves_with_the_generator_alone():
     model, clean = networks.build("dropout"), images()
     a, b = (
-        defenses.finetune(model, clean, epochs=1, batch=12, generator=gen(s))
-        for s in (1, 2)
+        defenses.finetune(model, clean, epochs=1, batch=12, generator=gen(s)) for s in (1, 2)
     )  # one batch of all images: nothing but dropout is random
     assert fingerprint(a.model) != fingerprint(b.model)
 
@@ -302,11 +289,15 @@ def test_what_diverges_is_no_result(name, monkeypatch):
     model, clean = networks.build("plain"), images()
     options = {"lr": 1e30, "generator": gen()}
     options |= {
-        "fip": {"steps": 5}, "fast_fip": {"steps": 5}, "fip_released": {"steps": 6},
-        "i_bau": {"rounds": 2, "lr": 1e30}, "fmp": {"least": 1, "n": 2},
-        "nad": {"betas": [1.0]}, "mnp": {"mask_lr": 1e30, "lr": 1e30, "epochs": 2},
+        "fip": {"steps": 5},
+        "fast_fip": {"steps": 5},
+        "fip_released": {"steps": 6},
+        "i_bau": {"rounds": 2, "lr": 1e30},
+        "fmp": {"least": 1, "n": 2},
+        "nad": {"betas": [1.0]},
+        "mnp": {"mask_lr": 1e30, "lr": 1e30, "epochs": 2},
         "nc_unlearning": {"label": 1},
-    }.get(name, {})  # fmt: skip
+    }.get(name, {})
     if name in ("finetune", "ft_sam", "nad", "nc_unlearning"):
         options["weight_decay"] = 0.0  # with any, such an lr is refused at the door
     more = (guesses(),) if name == "nc_unlearning" else ()

@@ -319,7 +319,7 @@ def test_guard_notices(guard: Callable, change: Callable) -> None:
         (guards.headings_in_order, source(10, "```\n#### a comment\n```")),
         (guards.short_cells, source(3, "x = 1\n\n" * 30)),
     ],
-)  # fmt: skip
+)
 def test_guard_allows(guard: Callable, change: Callable) -> None:
     nb = lesson()
     change(nb)
@@ -328,9 +328,7 @@ def test_guard_allows(guard: Callable, change: Callable) -> None:
 
 def test_a_cell_that_survives_its_time_limit_fails(tmp_path) -> None:
     """nbval by itself lets it pass, and excuses the cells behind it."""
-    source = (
-        "import time\ntry:\n    time.sleep(30)\nexcept KeyboardInterrupt:\n    pass"
-    )
+    source = "import time\ntry:\n    time.sleep(30)\nexcept KeyboardInterrupt:\n    pass"
     cell = new_code_cell(source, execution_count=1)
     path = tmp_path / "slow.ipynb"
     nbformat.write(new_notebook(cells=[cell]), path)

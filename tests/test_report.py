@@ -15,15 +15,23 @@ CLAIMS = tables.results("published-claims").rows
 
 def case(tmp_path, monkeypatch, rows, **claim):
     """The answer to one claim about rows by hand; draws and weak victims included."""
-    usual = {"attack": "A", "defense": "cut", "acc": 0.8, "asr": 0.05, "ra": 0.7,
-             "weak": ""}  # fmt: skip
+    usual = {"attack": "A", "defense": "cut", "acc": 0.8, "asr": 0.05, "ra": 0.7, "weak": ""}
     rows = [usual | r for r in rows]
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr("bdcourse.bench.results.RESULTS", tmp_path)
     ours = {"file": "hand", "select": {"defense": "cut"}, "beside": []}
-    usual = {"id": "x", "method": "clp", "published": {"asr": 0.1}, "leaderboard": None,
-             "ours": ours, "rule": {"key": "asr", "kind": "below", "bound": 0.15},
-             "reason": "", "what": "", "where": "", "setting": ""}  # fmt: skip
+    usual = {
+        "id": "x",
+        "method": "clp",
+        "published": {"asr": 0.1},
+        "leaderboard": None,
+        "ours": ours,
+        "rule": {"key": "asr", "kind": "below", "bound": 0.15},
+        "reason": "",
+        "what": "",
+        "where": "",
+        "setting": "",
+    }
     return claims.answer(usual | claim)
 
 
@@ -54,8 +62,7 @@ def test_weak_victims_and_dear_repairs_are_set_apart(tmp_path, monkeypatch):
     weak = case(tmp_path, monkeypatch, [{"weak": "ASR 50 %"}])
     assert weak.verdict == claims.WEAK
     rows = [{}, {"defense": "none", "acc": 0.9, "asr": 1.0, "ra": 0.0}]
-    ours = {"file": "hand", "select": {"defense": "cut"},
-            "beside": [{"defense": "none"}]}  # fmt: skip
+    ours = {"file": "hand", "select": {"defense": "cut"}, "beside": [{"defense": "none"}]}
     for drop, want in ((0.03, claims.DEARER), (0.06, claims.HOLDS)):
         found = case(tmp_path, monkeypatch, rows, ours=ours, drop=drop)
         assert found.verdict == want
@@ -68,12 +75,9 @@ def test_weak_victims_and_dear_repairs_are_set_apart(tmp_path, monkeypatch):
     assert found.verdict == claims.FAILS
 
 
-def test_means_run_over_the_attacks_named_and_missing_rows_are_told(
-    tmp_path, monkeypatch
-):
+def test_means_run_over_the_attacks_named_and_missing_rows_are_told(tmp_path, monkeypatch):
     rows = [{"asr": 0.1}, {"attack": "B", "asr": 0.3}, {"attack": "C", "asr": 0.9}]
-    ours = {"file": "hand", "select": {"defense": "cut"}, "beside": [],
-            "attacks": ["A", "B"]}  # fmt: skip
+    ours = {"file": "hand", "select": {"defense": "cut"}, "beside": [], "attacks": ["A", "B"]}
     found = case(tmp_path, monkeypatch, rows, ours=ours)
     assert found.value == pytest.approx(0.2) and len(found.rows) == 2
     ours = {"file": "hand", "select": {"defense": "gone"}, "beside": []}
@@ -81,17 +85,17 @@ def test_means_run_over_the_attacks_named_and_missing_rows_are_told(
         case(tmp_path, monkeypatch, rows, ours=ours)
 
 
-def test_a_claim_that_says_too_little_or_an_unknown_rule_is_refused(
-    tmp_path, monkeypatch
-):
+def test_a_claim_that_says_too_little_or_an_unknown_rule_is_refused(tmp_path, monkeypatch):
     for wrong, says in (
         ({"rule": {"key": "asr", "kind": "blow"}}, "did you mean 'below'"),
         ({"rule": {"kind": "below"}}, "claim x, or a row"),
         ({"rule": {"key": "asr", "kind": "less", "of": 3}}, "claim x, or a row"),
         ({"ours": {"file": "hand"}}, "claim x, or a row .*'select'"),
-        ({"ours": {"file": "hand", "select": {"defence": "cut"}, "beside": []}},
-         "did you mean 'defense'"),
-    ):  # fmt: skip
+        (
+            {"ours": {"file": "hand", "select": {"defence": "cut"}, "beside": []}},
+            "did you mean 'defense'",
+        ),
+    ):
         with pytest.raises(ValueError, match=says):
             case(tmp_path, monkeypatch, [{}], **wrong)
     for ask in (claims.answers, claims.table):
@@ -135,8 +139,9 @@ def test_what_lessons_are_quoted_for_stands_in_their_outputs():
                 nb = nbformat.read(path, as_version=4)
                 printed[name] = "".join(
                     "".join(o.get("text", "")) + str(o.get("data", {}))
-                    for cell in nb.cells if cell.cell_type == "code"
+                    for cell in nb.cells
+                    if cell.cell_type == "code"
                     for o in cell.outputs
-                )  # fmt: skip
+                )
             for line in lesson["printed"]:
                 assert line in printed[name], (c["id"], line)

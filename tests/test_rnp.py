@@ -139,8 +139,7 @@ def test_the_rate_falls(trained):
         warnings.simplefilter("ignore")
         patch.setattr(module, "ascend", watch)
         for drop in (2, None):
-            unlearn(trained, striped(), stop=0.0, drop=drop,
-                    **quickly(epochs=3, lr=1e-3, batch=24))  # fmt: skip
+            unlearn(trained, striped(), stop=0.0, drop=drop, **quickly(epochs=3, lr=1e-3, batch=24))
     assert rates == pytest.approx([1e-3] * 4 + [1e-4] * 2 + [1e-3] * 6)
 
 
@@ -156,8 +155,7 @@ def test_batches_are_equal_and_never_of_one(trained):
         patch.setattr(module, "ascend", watch)
         images = striped(33)
         for batch in (32, 1, 100):
-            unlearn(trained, images, stop=0.0,
-                    **quickly(epochs=1, lr=1e-4, batch=batch))  # fmt: skip
+            unlearn(trained, images, stop=0.0, **quickly(epochs=1, lr=1e-4, batch=batch))
     assert sizes[:2] == [17, 16] and sizes[-1] == 33
     assert min(sizes) == 2 and sum(sizes) == 3 * 33
 
@@ -168,10 +166,7 @@ def test_dropout_stays_off():
     images = random_images(8, side=16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        nets = [
-            unlearn(model, images, stop=0.0, epochs=1, generator=gen())[0]
-            for _ in range(2)
-        ]
+        nets = [unlearn(model, images, stop=0.0, epochs=1, generator=gen())[0] for _ in range(2)]
     assert same_state(nets[0], frozen(nets[1]))
 
 
@@ -219,9 +214,15 @@ def test_recovery_lowers_the_loss_and_masks_some(trained):
 def test_recovery_takes_one_step_as_written():
     net, images = network(), striped(24)
     masks, course = recover(
-        net, images, steps=1, lr=0.5, weight=0.3, training=False, batch=24,
+        net,
+        images,
+        steps=1,
+        lr=0.5,
+        weight=0.3,
+        training=False,
+        batch=24,
         generator=gen(),
-    )  # fmt: skip
+    )
     start = {n: torch.ones_like(m).requires_grad_(True) for n, m in masks.items()}
     loss = F.cross_entropy(forward(net, start, images.pixels()), images.y)
     loss.backward()
@@ -308,10 +309,25 @@ def test_rnp_needs_batchnorm():
 def test_rnp_sees_model_and_clean_images():
     names = set(inspect.signature(rnp).parameters)
     assert names == {
-        "model", "clean", "held", "threshold", "max_drop", "stop", "judge", "epochs",
-        "lr", "drop", "clip", "steps", "mask_lr", "weight", "training", "batch",
-        "generator", "checkpoint",
-    }  # fmt: skip
+        "model",
+        "clean",
+        "held",
+        "threshold",
+        "max_drop",
+        "stop",
+        "judge",
+        "epochs",
+        "lr",
+        "drop",
+        "clip",
+        "steps",
+        "mask_lr",
+        "weight",
+        "training",
+        "batch",
+        "generator",
+        "checkpoint",
+    }
 
 
 @pytest.mark.parametrize("where", ["ascend", "forward"])
@@ -333,8 +349,7 @@ def test_stopped_rnp_ends_as_if_never_stopped(tmp_path, monkeypatch, where, trai
     kept = sorted(p.name for p in tmp_path.iterdir())
     assert kept == ["rnp.recover", "rnp.unlearn"][where == "ascend" :]
     with pytest.raises(ValueError, match="other work"):
-        run(copy.deepcopy(without(trained, {"bn1": torch.tensor([0])})), images,
-            checkpoint=path)  # fmt: skip
+        run(copy.deepcopy(without(trained, {"bn1": torch.tensor([0])})), images, checkpoint=path)
     calls.append(1)
     rest = run(trained, images, checkpoint=path)
     assert rest.log["unlearning"] == whole.log["unlearning"]

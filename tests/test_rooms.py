@@ -40,7 +40,5 @@ def arrows():
 
 
 def test_arrows_point_down_the_list():
-    back = {
-        (a, b, f) for a, b, f in arrows() if a != "__init__" and LEVEL[a] < LEVEL[b]
-    }
+    back = {(a, b, f) for a, b, f in arrows() if a != "__init__" and LEVEL[a] < LEVEL[b]}
     assert not back

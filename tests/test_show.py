@@ -57,30 +57,74 @@ def test_a_full_grid_of_photographs_stays_below_60_kb():
     "picture",
     [
         lambda: show.trigger(*torch.rand(2, 3, 8, 8), description=WORDS),
-        lambda: show.bars(["a", "b"], {"ACC": [1, 0], "ASR": [0, 1]}, percent=True,
-                          title="t", description=WORDS, errors={"ACC": [0.1, 0.1]}),
-        lambda: show.strips({"layer1.0.bn1": torch.rand(8)}, title="t", ylabel="y",
-                            description=WORDS, cut={"layer1.0.bn1": 0.5},
-                            highlight={"layer1.0.bn1": torch.tensor([1])},
-                            beside={"layer1.0.bn1": torch.rand(8)}, beside_title="b"),
-        lambda: show.scatter({"p": (torch.rand(9), torch.rand(9))}, title="t",
-                             xlabel="x", ylabel="y", description=WORDS,
-                             highlight={"p": torch.tensor([0])}, highlighted="h"),
-        lambda: show.points({"a": (0.1, 0.2), "b": (0.1, 0.21), "c": (3, 1)}, title="t",
-                            xlabel="x", ylabel="y", description=WORDS, highlight=["a"]),
-        lambda: show.clouds({"p": dict.fromkeys(("other", "target", "triggered"),
-                                                torch.rand(9, 2))}, title="t",
-                            description=WORDS),
-        lambda: show.matrix(torch.rand(2, 3), ["a", "b"], ["c", "d", "e"], title="t",
-                            description=WORDS, numbers=True),
-        lambda: show.contours({n: torch.rand(5, 5) for n in "ab"}, range(-2, 3),
-                              levels=[0.2, 0.5, 0.8], title="t", description=WORDS),
-        lambda: show.heat(torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8), ["a", "b"],
-                          title="t", description=WORDS),
-        lambda: show.heat(torch.rand(2, 3, 8, 8), torch.rand(2, 4, 4), ["a", "b"],
-                          title="t", description=WORDS, over=False),
+        lambda: show.bars(
+            ["a", "b"],
+            {"ACC": [1, 0], "ASR": [0, 1]},
+            percent=True,
+            title="t",
+            description=WORDS,
+            errors={"ACC": [0.1, 0.1]},
+        ),
+        lambda: show.strips(
+            {"layer1.0.bn1": torch.rand(8)},
+            title="t",
+            ylabel="y",
+            description=WORDS,
+            cut={"layer1.0.bn1": 0.5},
+            highlight={"layer1.0.bn1": torch.tensor([1])},
+            beside={"layer1.0.bn1": torch.rand(8)},
+            beside_title="b",
+        ),
+        lambda: show.scatter(
+            {"p": (torch.rand(9), torch.rand(9))},
+            title="t",
+            xlabel="x",
+            ylabel="y",
+            description=WORDS,
+            highlight={"p": torch.tensor([0])},
+            highlighted="h",
+        ),
+        lambda: show.points(
+            {"a": (0.1, 0.2), "b": (0.1, 0.21), "c": (3, 1)},
+            title="t",
+            xlabel="x",
+            ylabel="y",
+            description=WORDS,
+            highlight=["a"],
+        ),
+        lambda: show.clouds(
+            {"p": dict.fromkeys(("other", "target", "triggered"), torch.rand(9, 2))},
+            title="t",
+            description=WORDS,
+        ),
+        lambda: show.matrix(
+            torch.rand(2, 3),
+            ["a", "b"],
+            ["c", "d", "e"],
+            title="t",
+            description=WORDS,
+            numbers=True,
+        ),
+        lambda: show.contours(
+            {n: torch.rand(5, 5) for n in "ab"},
+            range(-2, 3),
+            levels=[0.2, 0.5, 0.8],
+            title="t",
+            description=WORDS,
+        ),
+        lambda: show.heat(
+            torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8), ["a", "b"], title="t", description=WORDS
+        ),
+        lambda: show.heat(
+            torch.rand(2, 3, 8, 8),
+            torch.rand(2, 4, 4),
+            ["a", "b"],
+            title="t",
+            description=WORDS,
+            over=False,
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_kind_of_figure_draws_something(picture):
     pixels = np.asarray(Image.open(io.BytesIO(picture().png)).convert("L"))
     assert pixels.std() > 5
@@ -193,12 +237,13 @@ def test_dollars_are_letters(monkeypatch):
         lambda: show.lines([1, 2], {n: [1, 2] for n in names}, xlabel="x", **more),
         lambda: show.bars(names, {n: [1, 2] for n in names}, **more),
         lambda: show.strips(dict.fromkeys(names, x[0, 0, 0]), ylabel="y", **more),
-        lambda: show.points(dict(zip(names, [(1, 2), (3, 4)], strict=True)),
-                            xlabel="x", ylabel="y", **more),
+        lambda: show.points(
+            dict(zip(names, [(1, 2), (3, 4)], strict=True)), xlabel="x", ylabel="y", **more
+        ),
         lambda: show.matrix(x[0, 0, :2, :2], names, **more),
         lambda: show.ranked(dict.fromkeys(names, (1, 0, 2)), xlabel="x", **more),
         lambda: show.heat(x, x[:, 0], names, **more),
-    ):  # fmt: skip
+    ):
         seen.clear()
         draw()
         assert (names[0], False) in seen
@@ -209,10 +254,25 @@ def test_dollars_are_letters(monkeypatch):
 
 # What folders, columns and classes of other people may be called.
 STRANGE = (
-    "a$b$c", "$\\frac$", "x|y", "<script>alert(1)</script>", "*bold* _it_ `code`",
-    "a\nb", "n" * 300, "[x](javascript:alert(1))", "_hidden", "a\\$b$", "caf\udce9",
-    "\0\a", "a\tb", "%s {x}", "&lt;", "\\", '"quoted\' onload=x', "~~gone~~",
-)  # fmt: skip
+    "a$b$c",
+    "$\\frac$",
+    "x|y",
+    "<script>alert(1)</script>",
+    "*bold* _it_ `code`",
+    "a\nb",
+    "n" * 300,
+    "[x](javascript:alert(1))",
+    "_hidden",
+    "a\\$b$",
+    "caf\udce9",
+    "\0\a",
+    "a\tb",
+    "%s {x}",
+    "&lt;",
+    "\\",
+    "\"quoted' onload=x",
+    "~~gone~~",
+)
 
 
 @pytest.fixture
@@ -229,9 +289,22 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.filterwarnings("error")  # a layout without room for the picture
-@pytest.mark.parametrize("kind", ["images", "lines", "bars", "strips", "scatter",
-                                  "points", "clouds", "matrix", "ranked", "heat",
-                                  "contours"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "images",
+        "lines",
+        "bars",
+        "strips",
+        "scatter",
+        "points",
+        "clouds",
+        "matrix",
+        "ranked",
+        "heat",
+        "contours",
+    ],
+)
 def test_strange_names_are_drawn_letter_by_letter(kind, drawn):
     n, bad = len(STRANGE), "$\\frac$ \udcff"
     x, v = torch.rand(n, 3, 4, 4), torch.rand(4)
@@ -241,29 +314,42 @@ def test_strange_names_are_drawn_letter_by_letter(kind, drawn):
         made = {
             "images": lambda s: show.images(x, STRANGE, **s),
             "lines": lambda s: show.lines(
-                [1, 2], {k: [1, 2] for k in STRANGE}, marks={1: STRANGE[1]}, **s, **xy),
-            "bars": lambda s: show.bars(
-                STRANGE[:4], {k: [1] * 4 for k in STRANGE[:2]}, **s, **xy),
+                [1, 2], {k: [1, 2] for k in STRANGE}, marks={1: STRANGE[1]}, **s, **xy
+            ),
+            "bars": lambda s: show.bars(STRANGE[:4], {k: [1] * 4 for k in STRANGE[:2]}, **s, **xy),
             "strips": lambda s: show.strips(
-                dict.fromkeys(STRANGE, v), ylabel=bad, highlight={STRANGE[0]: [0]},
-                highlighted="_$\\frac$", beside=dict.fromkeys(STRANGE, v),
-                beside_title=bad, **s),
+                dict.fromkeys(STRANGE, v),
+                ylabel=bad,
+                highlight={STRANGE[0]: [0]},
+                highlighted="_$\\frac$",
+                beside=dict.fromkeys(STRANGE, v),
+                beside_title=bad,
+                **s,
+            ),
             "scatter": lambda s: show.scatter(
-                dict.fromkeys(STRANGE[:2], (v, v)), highlight={STRANGE[0]: [0]},
-                highlighted="_$\\frac$", **s, **xy),
-            "points": lambda s: show.points(
-                {k: (i, i) for i, k in enumerate(STRANGE)}, **s, **xy),
+                dict.fromkeys(STRANGE[:2], (v, v)),
+                highlight={STRANGE[0]: [0]},
+                highlighted="_$\\frac$",
+                **s,
+                **xy,
+            ),
+            "points": lambda s: show.points({k: (i, i) for i, k in enumerate(STRANGE)}, **s, **xy),
             "clouds": lambda s: show.clouds(
-                dict.fromkeys(STRANGE, {"other": torch.rand(3, 2)}), **s),
+                dict.fromkeys(STRANGE, {"other": torch.rand(3, 2)}), **s
+            ),
             "matrix": lambda s: show.matrix(torch.rand(n, n), STRANGE, **s, **xy),
             "ranked": lambda s: show.ranked(
-                dict.fromkeys(STRANGE, (1, 0, 2)), xlabel=bad, marks={STRANGE[1]: 1},
-                **s),
+                dict.fromkeys(STRANGE, (1, 0, 2)), xlabel=bad, marks={STRANGE[1]: 1}, **s
+            ),
             "heat": lambda s: show.heat(x, x[:, 0], STRANGE, **s),
             "contours": lambda s: show.contours(
-                dict.fromkeys(STRANGE[:2], torch.rand(4, 4)), [0, 1, 2, 3],
-                levels=[0.2, 0.5], **s, **xy),
-        }[kind](same)  # fmt: skip
+                dict.fromkeys(STRANGE[:2], torch.rand(4, 4)),
+                [0, 1, 2, 3],
+                levels=[0.2, 0.5],
+                **s,
+                **xy,
+            ),
+        }[kind](same)
         assert Image.open(io.BytesIO(made.png)).width >= 720
     assert not any(math for _, math in drawn)
     said = {text for text, _ in drawn}
@@ -307,8 +393,17 @@ def test_strange_names_are_text_in_html():
         page = Page(html)
         text = " ".join(show._letters(row["name"]).splitlines())
         assert page.cells[:3] == ["name", text, text], html
-        own = {("table",), ("caption",), ("thead",), ("tbody",), ("tr",), ("p",),
-               ("span",), ("td", "style"), ("th", "scope", "style")}  # fmt: skip
+        own = {
+            ("table",),
+            ("caption",),
+            ("thead",),
+            ("tbody",),
+            ("tr",),
+            ("p",),
+            ("span",),
+            ("td", "style"),
+            ("th", "scope", "style"),
+        }
         assert set(page.tags) <= own
         # Each dollar stands alone, so that JupyterLab sees no mathematics.
         assert html.count("$") == html.count("<span>$</span>")
@@ -333,9 +428,7 @@ def test_strange_names_are_text_in_markdown():
         assert text == flat
         assert not set("|`*[]<>$~\\") & set(bare) and "&lt" not in bare
         assert not re.search(r"(?<!\w)_|_(?!\w)", bare)
-    assert (
-        show.Table([{"a": "snake_case & more"}]).markdown().endswith("_case & more |")
-    )
+    assert show.Table([{"a": "snake_case & more"}]).markdown().endswith("_case & more |")
     link = show.Markdown("[01](01.ipynb) | $")
     assert show.Table([{"a": link}]).markdown().endswith(r"| [01](01.ipynb) \| \$ |")
 

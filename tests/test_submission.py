@@ -22,9 +22,7 @@ from bdcourse.teach.submission import Gone, NotStarted, Submission
 
 ROOT = Path(__file__).parent.parent
 BESIDE = [str(ROOT / "tests"), str(ROOT / "tools")]
-confined = pytest.mark.skipif(
-    bool(confine.unconfined()), reason="this system confines nobody"
-)
+confined = pytest.mark.skipif(bool(confine.unconfined()), reason="this system confines nobody")
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +91,7 @@ def test_an_error_is_named_with_its_line(student):
     with pytest.raises(CheckFailed) as caught:
         check.asr(answer(student, "asr", source))
     assert str(caught.value) == (
-        "asr: raises AttributeError in line 3: 'Tensor' object has no attribute "
-        "'nothing'."
+        "asr: raises AttributeError in line 3: 'Tensor' object has no attribute 'nothing'."
     )
     with pytest.raises(NameError, match="^name 'nowhere' is not defined$"):
         student.find("nowhere")
@@ -126,9 +123,7 @@ def test_a_value_comes_back_as_it_went(student, value):
 
 
 def test_gradients_cross(student):
-    fn = answer(
-        student, "cube", "def cube(x, ys):\n    return x ** 3 * ys[0], 2 * ys[1]"
-    )
+    fn = answer(student, "cube", "def cube(x, ys):\n    return x ** 3 * ys[0], 2 * ys[1]")
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     ys = [torch.tensor([3.0, 4.0], requires_grad=True), torch.ones(2)]
     a, b = fn(x, ys)
@@ -136,22 +131,24 @@ def test_gradients_cross(student):
     dx, dy = torch.autograd.grad(a.sum(), (x, ys[0]))
     assert torch.equal(dx, 3 * x.detach() ** 2 * ys[0].detach())
     assert torch.equal(dy, x.detach() ** 3)
-    other = fn(2 * x.detach().requires_grad_(), ys)[
-        0
-    ]  # the first one still has its own
+    other = fn(2 * x.detach().requires_grad_(), ys)[0]  # the first one still has its own
     (again,) = torch.autograd.grad(fn(x, ys)[0].sum(), x)
     assert torch.equal(again, dx) and not torch.equal(other, a)
 
 
 def test_what_is_done_to_an_argument_is_done_here(student):
-    fn = answer(student, "work", """def work(x, model, g, ask):
+    fn = answer(
+        student,
+        "work",
+        """def work(x, model, g, ask):
     x += 1
     with torch.no_grad():
         model.weight.zero_()
     model.eval()
     inside = ask()
     model(torch.ones(1, 2)).sum().backward()
-    return torch.rand(2, generator=g), inside""")  # fmt: skip
+    return torch.rand(2, generator=g), inside""",
+    )
     x, model, g = (
         torch.zeros(3),
         torch.nn.Linear(2, 1),
@@ -182,11 +179,15 @@ def test_functions_of_a_test_run_here_and_their_errors_come_back(student):
     with pytest.raises(KeyError) as caught:
         fn(raises, 3)
     assert caught.value is mine  # not a likeness of it
-    fn = answer(student, "careful", """def careful(f):
+    fn = answer(
+        student,
+        "careful",
+        """def careful(f):
     try:
         f()
     except KeyError as e:
-        return str(e)""")  # fmt: skip
+        return str(e)""",
+    )
     assert fn(raises) == "'mine'"
 
 
@@ -219,8 +220,9 @@ def test_what_is_promised_holds():
 def test_the_attempts_would_succeed_elsewhere(tmp_path):
     """So that a promise holds because it is refused, and not for a slip of the pen."""
     with guarantees.targets() as about:
-        lines = [line for text in guarantees.PROMISES.values()
-                 for line in text.strip().splitlines()]  # fmt: skip
+        lines = [
+            line for text in guarantees.PROMISES.values() for line in text.strip().splitlines()
+        ]
         deadly = ("os.execv", "os.kill(-1", "killpg")
         code = (
             guarantees.TRY
@@ -236,14 +238,22 @@ for line in {[line for line in lines if not line.startswith(deadly)]!r}:
         print(line)
 """
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         failed = done.stdout.splitlines()
         assert done.returncode == 0 and len(lines) > 45, done.stderr
         # Some need rights, files or a kernel that not everybody has.
-        rare = ("setxattr", "NETLINK", "unshare", "keyctl", "RLIMIT_AS", "ptrace",
-                "process_vm_readv", "INET6", "environ", "fd/0")  # fmt: skip
+        rare = (
+            "setxattr",
+            "NETLINK",
+            "unshare",
+            "keyctl",
+            "RLIMIT_AS",
+            "ptrace",
+            "process_vm_readv",
+            "INET6",
+            "environ",
+            "fd/0",
+        )
         assert not [line for line in failed if not any(r in line for r in rare)], failed
 
 
@@ -288,8 +298,10 @@ def test_who_ends_or_floods_the_process_harms_nobody(what):
 def test_a_flood_of_files_is_stopped(monkeypatch):
     monkeypatch.setattr("bdcourse.teach.submission.SPACE", 20 << 20)
     with Submission(patience=60) as student:
-        student.run("def f():\n    i = 0\n    while True:\n        i += 1\n"
-                    "        open(str(i), 'wb').write(bytes(2 ** 22))")  # fmt: skip
+        student.run(
+            "def f():\n    i = 0\n    while True:\n        i += 1\n"
+            "        open(str(i), 'wb').write(bytes(2 ** 22))"
+        )
         with pytest.raises(Gone, match="filled the disk"):
             student.find("f")()
     assert not Path(student.scratch).exists()

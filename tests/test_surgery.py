@@ -20,9 +20,7 @@ def arrows(pairing):
 
 # ---------------------------------------------------------------- the course's models
 
-PREACT = {
-    f"layer{i}.{b}.bn2": f"layer{i}.{b}.conv1" for i in range(1, 5) for b in (0, 1)
-}
+PREACT = {f"layer{i}.{b}.bn2": f"layer{i}.{b}.conv1" for i in range(1, 5) for b in (0, 1)}
 PREACT["layer1.0.bn1"] = "conv1"
 
 
@@ -44,9 +42,7 @@ def test_preact_resnet18_pairs_nine_of_sixteen():
     found = pair_by_flow(build("preact_resnet18", width=4))
     assert arrows(found) == PREACT and len(PREACT) == 9
     assert len(found.unpaired) == 7
-    assert all(
-        "not the output of one convolution" in w for w in found.unpaired.values()
-    )
+    assert all("not the output of one convolution" in w for w in found.unpaired.values())
 
 
 def test_order_mispairs_preact():
@@ -84,9 +80,9 @@ def test_densenet121():
     model = import_torchvision().models.densenet121(weights=None)
     found = pair_by_flow(model)
     names = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    expected = {
-        n: n.replace("norm2", "conv1") for n in names if n.endswith("norm2")
-    } | {"features.norm0": "features.conv0"}
+    expected = {n: n.replace("norm2", "conv1") for n in names if n.endswith("norm2")} | {
+        "features.norm0": "features.conv0"
+    }
     assert len(expected) == 59 and arrows(found) == expected
     assert set(found.unpaired) == set(names) - set(expected)
     for part in ("transition1.norm", "denseblock2.denselayer3.norm1", "norm5"):
@@ -226,14 +222,10 @@ def test_fallback_gives_the_same_pairs(name, monkeypatch):
     modes = [m.training for m in model.modules()]
     calls = []
     real = surgery._sources_by_identity
-    monkeypatch.setattr(
-        surgery, "_sources_by_identity", lambda *a: calls.append(1) or real(*a)
-    )
+    monkeypatch.setattr(surgery, "_sources_by_identity", lambda *a: calls.append(1) or real(*a))
     found = pair_by_flow(model)
     assert calls, "this model should not be traceable"
-    assert arrows(found) == {
-        f"net.{bn}": f"net.{conv}" for bn, conv in arrows(traced).items()
-    }
+    assert arrows(found) == {f"net.{bn}": f"net.{conv}" for bn, conv in arrows(traced).items()}
     assert {k.removeprefix("net.") for k in found.unpaired} == set(traced.unpaired)
     assert same_state(model, before) and [m.training for m in model.modules()] == modes
     assert not any(m._forward_hooks for m in model.modules())
@@ -254,9 +246,7 @@ def test_fallback_with_an_in_place_residual_sum():
 
     net = nn.Sequential(nn.Conv2d(3, 4, 3), Block(), Block())
     traced = arrows(pair_by_flow(net))
-    assert traced == {
-        "1.bn1": "0", "1.bn2": "1.conv1", "2.bn2": "2.conv1"
-    }  # fmt: skip
+    assert traced == {"1.bn1": "0", "1.bn2": "1.conv1", "2.bn2": "2.conv1"}
     found = arrows(pair_by_flow(Untraceable(net), (3, 8, 8)))
     assert found == {f"net.{bn}": f"net.{conv}" for bn, conv in traced.items()}
 
@@ -293,11 +283,8 @@ def test_zeroed_channels_are_exactly_zero(mask):
 def test_zeroing_leaves_all_else():
     model = randomise_norms(build("resnet18", width=4))
     before = frozen(model)
-    zero_channels(model, {"bn1": torch.tensor([2]), "layer4.1.bn2": torch.tensor([])
-                          .long()})  # fmt: skip
-    changed = {
-        k for k, v in model.state_dict().items() if not torch.equal(v, before[k])
-    }
+    zero_channels(model, {"bn1": torch.tensor([2]), "layer4.1.bn2": torch.tensor([]).long()})
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"bn1.weight", "bn1.bias"}
     assert (model.bn1.weight != before["bn1.weight"]).tolist() == [0, 0, 1, 0]
 

@@ -252,9 +252,7 @@ def test_helpers_of_attacks():
             lambda v=value: rebuild(v, {}),
             lambda v=value: rebuild({"name": v}, {}),
             lambda v=value: rebuild({"name": "BadNets", "target": v}, {}),
-            lambda v=value: AdversarialTraining(
-                MODEL, IMAGES, gen(), 3, epsilon=v, step=v
-            ),
+            lambda v=value: AdversarialTraining(MODEL, IMAGES, gen(), 3, epsilon=v, step=v),
             lambda v=value: aware.steer(v),
             lambda v=value: aware.Smoothing(v, 0.1, gen()),
             lambda v=value: aware.Smoothing(MODEL, v, gen()),

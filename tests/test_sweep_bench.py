@@ -49,21 +49,52 @@ def swept(call, good: dict, bad=ANY, only=()) -> int:
 
 def test_run_and_run_zoo_refuse_before_any_work():
     good = {
-        "source": "signs", "out": "r.json", "recipe": recipes.SIGNS, "seeds": [0],
-        "attacks": ["BadNets"], "scales": [{}], "clean": 0.05, "n": 240, "n_test": 100,
-        "size": 32, "device": "cpu", "keep": "runs", "options": {}, "budgets": [5],
-        "defenses": ["none"], "draws": [0], "sharp": False, "only": ["*/*"],
-        "workers": 1, "scheduler": None, "threads": 1, "dashboard": False,
-        "tls_ca": None, "tls_cert": None, "tls_key": None,
-    }  # fmt: skip
+        "source": "signs",
+        "out": "r.json",
+        "recipe": recipes.SIGNS,
+        "seeds": [0],
+        "attacks": ["BadNets"],
+        "scales": [{}],
+        "clean": 0.05,
+        "n": 240,
+        "n_test": 100,
+        "size": 32,
+        "device": "cpu",
+        "keep": "runs",
+        "options": {},
+        "budgets": [5],
+        "defenses": ["none"],
+        "draws": [0],
+        "sharp": False,
+        "only": ["*/*"],
+        "workers": 1,
+        "scheduler": None,
+        "threads": 1,
+        "dashboard": False,
+        "tls_ca": None,
+        "tls_cert": None,
+        "tls_key": None,
+    }
     assert swept(bench.run, good) > 400
-    zoo = ("out", "defenses", "budgets", "draws", "sharp", "device", "only", "workers",
-           "scheduler", "threads", "dashboard", "tls_ca", "tls_cert",
-           "tls_key")  # fmt: skip
+    zoo = (
+        "out",
+        "defenses",
+        "budgets",
+        "draws",
+        "sharp",
+        "device",
+        "only",
+        "workers",
+        "scheduler",
+        "threads",
+        "dashboard",
+        "tls_ca",
+        "tls_cert",
+        "tls_key",
+    )
     zoo = {k: good[k] for k in zoo} | {"names": ["badnets"]}
     assert swept(bench.run_zoo, zoo) > 200
-    where = ("workers", "scheduler", "threads", "dashboard", "tls_ca", "tls_cert",
-             "tls_key")  # fmt: skip
+    where = ("workers", "scheduler", "threads", "dashboard", "tls_ca", "tls_cert", "tls_key")
     assert swept(cluster.placed, {k: good[k] for k in where}) > 100
     for scale in ({"width": v} for v in ANY):
         refusal(lambda scale=scale: bench.run("signs", "r.json", scales=[scale]))
@@ -81,8 +112,14 @@ def test_a_recipe_refuses_what_would_fail_in_training(name):
 def test_options_of_attacks_and_victims():
     images = random_images()
     parts = Splits(images, images, images, images)
-    good = {"parts": parts, "attack": "BadNets", "recipe": recipes.SIGNS, "seed": 0,
-            "data": "signs", "keep": "runs"}  # fmt: skip
+    good = {
+        "parts": parts,
+        "attack": "BadNets",
+        "recipe": recipes.SIGNS,
+        "seed": 0,
+        "data": "signs",
+        "keep": "runs",
+    }
     assert swept(recipes.train_victim, good) > 100
     split = {"recipe": recipes.SIGNS, "name": "LF", "options": {"LF": {"rate": 0.1}}}
     assert swept(recipes.split_options, split) > 60
@@ -101,8 +138,14 @@ def test_options_of_attacks_and_victims():
 
 def test_cases_and_looks():
     model, images = ReadsPixel(3), random_images()
-    case = {"model": model, "clean": images, "held": images, "augment": Augment(0),
-            "seed": 0, "attack": BadNets()}  # fmt: skip
+    case = {
+        "model": model,
+        "clean": images,
+        "held": images,
+        "augment": Augment(0),
+        "seed": 0,
+        "attack": BadNets(),
+    }
     assert swept(plans.Case, case) > 60
     for value in (*THINGS, torch.zeros(2, 3, 8, 8), bench):
         for call in (
@@ -122,9 +165,19 @@ def test_cases_and_looks():
 
 def test_tables_are_read_or_refused(tmp_path):
     path = tmp_path / "r.json"
-    for text in ("", "[]", "3", '{"rows": 3}', '{"rows": [3]}', '{"rows": "abc"}',
-                 '{"rows": {"a": 1}}', "\ufeff{}", "[" * 9000, '{"rows": [[]]}',
-                 '{"rows": [{"digest": 1, "options": [1]}]}'):  # fmt: skip
+    for text in (
+        "",
+        "[]",
+        "3",
+        '{"rows": 3}',
+        '{"rows": [3]}',
+        '{"rows": "abc"}',
+        '{"rows": {"a": 1}}',
+        "\ufeff{}",
+        "[" * 9000,
+        '{"rows": [[]]}',
+        '{"rows": [{"digest": 1, "options": [1]}]}',
+    ):
         path.write_text(text)
         refusal(lambda: Results(path))
     path.write_bytes(b"\xff\xfe\x00")
@@ -139,13 +192,33 @@ def test_tables_are_read_or_refused(tmp_path):
 
 WORDS = ("", "x", "-1", "nan", "1e999", "\0", "é", "--zoo", "[]")
 FLAGS = {
-    "bench": ("--out", "--data", "--options", "--only", "--n", "--size", "--lr",
-              "--seeds", "--width", "--defenses", "--workers", "--budget", "--keep",
-              "--attacks", "--epochs", "--tls-ca", "--scheduler", "--nope"),
+    "bench": (
+        "--out",
+        "--data",
+        "--options",
+        "--only",
+        "--n",
+        "--size",
+        "--lr",
+        "--seeds",
+        "--width",
+        "--defenses",
+        "--workers",
+        "--budget",
+        "--keep",
+        "--attacks",
+        "--epochs",
+        "--tls-ca",
+        "--scheduler",
+        "--nope",
+    ),
     "table": ("--out", "--kind", "--where", "--defenses"),
-    "labs": (), "zoo": ("--only",), "labs student": ("--only",),
-    "labs links": ("--branch",), "": ("--out",),
-}  # fmt: skip
+    "labs": (),
+    "zoo": ("--only",),
+    "labs student": ("--only",),
+    "labs links": ("--branch",),
+    "": ("--out",),
+}
 
 
 @pytest.mark.parametrize("command", FLAGS)

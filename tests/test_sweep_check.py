@@ -50,14 +50,36 @@ def shrinks(*args):
 NO_FUNCTIONS = (None, 3, "sigma", torch.zeros(2), [], Odd, Odd())
 FUNCTIONS = (recursion, generator, coroutine, stops, several, shrinks, lambda: 0)
 RETURNED = (
-    True, 3, -1.5, float("nan"), float("inf"), "no", b"x", [], {}, (), Odd(), Odd,
-    np.zeros(3), np.float32(1), torch.tensor(1.0), torch.tensor([]), torch.zeros(3),
-    torch.zeros(3, 3, dtype=torch.bool), torch.full((2, 2), torch.nan),
-    torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta"),
-    torch.eye(3).to_sparse(), torch.tensor(1.0, requires_grad=True),
-    (None, None), (torch.zeros(1),) * 2, (1, 2, 3), ("a", "b", "c"),
-    [torch.zeros(3, 4)], lambda: 0,
-)  # fmt: skip
+    True,
+    3,
+    -1.5,
+    float("nan"),
+    float("inf"),
+    "no",
+    b"x",
+    [],
+    {},
+    (),
+    Odd(),
+    Odd,
+    np.zeros(3),
+    np.float32(1),
+    torch.tensor(1.0),
+    torch.tensor([]),
+    torch.zeros(3),
+    torch.zeros(3, 3, dtype=torch.bool),
+    torch.full((2, 2), torch.nan),
+    torch.zeros(2, dtype=torch.complex64),
+    torch.zeros(2, device="meta"),
+    torch.eye(3).to_sparse(),
+    torch.tensor(1.0, requires_grad=True),
+    (None, None),
+    (torch.zeros(1),) * 2,
+    (1, 2, 3),
+    ("a", "b", "c"),
+    [torch.zeros(3, 4)],
+    lambda: 0,
+)
 
 
 def sentence(name, answer):
@@ -99,8 +121,7 @@ def stamp(x, patch, row, col):
     exec(compile(code, "a cell", "exec"), space)
     text = sentence("stamp", space["stamp"])
     assert text == (
-        "stamp: raises AttributeError in line 2: 'Tensor' object has no attribute "
-        "'nothing'."
+        "stamp: raises AttributeError in line 2: 'Tensor' object has no attribute 'nothing'."
     )
     assert sentence("stamp", several) == (
         f"stamp: raises ValueError in line {several.__code__.co_firstlineno + 1}: "

@@ -18,10 +18,25 @@ from helpers import gen, random_images
 from sweep import NUMBERS, THINGS, WHOLE, refusal
 
 ODD = [*THINGS, "", "a\0b", "x" * 5000, "no/where", "x.npz", "cifar11", "/dev/null"]
-INDICES = [*THINGS, *WHOLE, [2.5], [[1], [1, 2]], (0, 1), ..., {1}, slice("a", 3),
-           slice(0, 5, 0), slice(None, None, -1), np.zeros((2, 2)), np.array(["a"]),
-           torch.zeros(3, 3).long(), torch.tensor([10**15]), [10**30],
-           torch.ones(4).to("meta"), torch.zeros(4).byte()]  # fmt: skip
+INDICES = [
+    *THINGS,
+    *WHOLE,
+    [2.5],
+    [[1], [1, 2]],
+    (0, 1),
+    ...,
+    {1},
+    slice("a", 3),
+    slice(0, 5, 0),
+    slice(None, None, -1),
+    np.zeros((2, 2)),
+    np.array(["a"]),
+    torch.zeros(3, 3).long(),
+    torch.tensor([10**15]),
+    [10**30],
+    torch.ones(4).to("meta"),
+    torch.zeros(4).byte(),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +52,7 @@ def sources(tmp_path_factory):
         for name in ("a", "b"):
             (root / where / name).mkdir(parents=True)
             for i in range(4):
-                Image.new("RGB", (8, 8), (i, 0, 0)).save(
-                    root / where / name / f"{i}.png"
-                )
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(root / where / name / f"{i}.png")
     x = np.zeros((12, 8, 8, 3), np.uint8)
     np.savez(root / "x.npz", x=x, y=np.arange(12) % 2)
     return root / "two", root / "one", root / "x.npz", "signs"
@@ -91,17 +104,34 @@ def test_splits(sources):
 def test_images():
     images = random_images(4)
     usual = {"x": images.x, "y": images.y, "classes": images.classes}
-    odd = [images.x.float(), images.x[0], images.x[:, :0], images.x.to("meta"),
-           images.x.to_sparse(), images.x.bool(), images.y.int(), images.y[:2],
-           images.y + 9, -images.y, images.y.to("meta")]  # fmt: skip
+    odd = [
+        images.x.float(),
+        images.x[0],
+        images.x[:, :0],
+        images.x.to("meta"),
+        images.x.to_sparse(),
+        images.x.bool(),
+        images.y.int(),
+        images.y[:2],
+        images.y + 9,
+        -images.y,
+        images.y.to("meta"),
+    ]
     names = [*THINGS, ("a",), ("a", "a", "b"), [1, 2, 3], "abc"]
     doors = {"x": [*THINGS, *odd], "y": [*THINGS, *odd], "classes": names}
     refused = sweep(lambda **one: Images(**(usual | one)), **doors)
     assert refused == sum(map(len, doors.values())), "none of these can be meant"
     usual |= {"role": torch.zeros(4).char()}
-    doors = {"role": [*THINGS, torch.zeros(4), torch.full((4,), 7).char(),
-                      torch.zeros(3).char(), torch.zeros(4).char().to("meta")],
-             "late": THINGS[1:]}  # fmt: skip
+    doors = {
+        "role": [
+            *THINGS,
+            torch.zeros(4),
+            torch.full((4,), 7).char(),
+            torch.zeros(3).char(),
+            torch.zeros(4).char().to("meta"),
+        ],
+        "late": THINGS[1:],
+    }
     sweep(lambda **one: Poisoned(**(usual | one)), **doors)
     poisoned = Poisoned(**usual)
     for thing in (images, poisoned):
@@ -120,8 +150,7 @@ def test_functions_of_images():
         generator=THINGS,
     )
     others = [*things, random_images(6, 2), random_images(6, side=4)]
-    sweep(lambda first=images, second=images: join(first, second),
-          first=others, second=others)  # fmt: skip
+    sweep(lambda first=images, second=images: join(first, second), first=others, second=others)
     sweep(lambda x: quantize(x), x=[*things, images.x.bool(), images.y / 0])
     sweep(lambda i: data.missing_classes(i), i=things)
     sweep(lambda i: require_clean(i), i=things)

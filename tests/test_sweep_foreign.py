@@ -29,9 +29,24 @@ SAME = {"description": WORDS, "title": "t"}
 X = torch.rand(2, 3, 4, 4, generator=gen())
 NAN = torch.full((2, 3, 4, 4), torch.nan)
 TENSORS = (torch.zeros(0), torch.zeros((2,) * 5), torch.zeros(3, dtype=torch.long))
-ODD = (*THINGS, *TENSORS, torch.tensor(1.0), NAN, NAN * 0 + torch.inf, "", (), [None],
-       [[1], [2, 3]], {"a": 1}, {"a": None}, {1: [1, 2]}, {"a": ["x", "y"]},
-       {"a": [1, 2, 3]}, {"a": 2j}, range(0))  # fmt: skip
+ODD = (
+    *THINGS,
+    *TENSORS,
+    torch.tensor(1.0),
+    NAN,
+    NAN * 0 + torch.inf,
+    "",
+    (),
+    [None],
+    [[1], [2, 3]],
+    {"a": 1},
+    {"a": None},
+    {1: [1, 2]},
+    {"a": ["x", "y"]},
+    {"a": [1, 2, 3]},
+    {"a": 2j},
+    range(0),
+)
 LISTS = (None, 3, torch.tensor(1.0), "text")  # where every list will do
 
 
@@ -53,66 +68,153 @@ def files(tmp_path_factory):
 
 # what is called, the right arguments, the bad values of each
 CALLS = {
-    "logits": (logits, {"model": net(), "x": X, "batch": 2},
-               {"model": (*ODD, type(net())), "x": ODD, "batch": WHOLE}),
-    "predict": (predict, {"model": net(), "x": IMAGES.x, "batch": 2},
-                {"model": ODD, "x": ODD, "batch": WHOLE}),
-    "evaluate": (evaluate, {"model": net(), "test": IMAGES, "attack": BadNets()},
-                 {"model": ODD, "attack": (*ODD, READY[:0], BadNets(target=7)),
-                  "test": (*ODD, IMAGES[:0], READY, BadNets().poison(
-                      random_images(9, k=3), 0.3, gen())), "batch": WHOLE}),
-    "Triggered": (Triggered, {"x": IMAGES.x, "y": IMAGES.y, "goal": IMAGES.y},
-                  dict.fromkeys(("x", "y", "goal"), ODD)),
-    "Scores": (Scores, {"acc": 0.5, "asr": 0.5, "ra": 0.1},
-               dict.fromkeys(("acc", "asr", "ra", "cross"), NUMBERS)
-               | dict.fromkeys(("n_clean", "n_triggered"), WHOLE)),
-    "der": (der, {"before": Scores(1, 1, 0), "after": Scores(1, 0, 1)},
-            dict.fromkeys(("before", "after"), (*ODD, Scores(0.5)))),
-    "detect": (detect, {"inverted": Inverted(torch.rand(4, 1, 2, 2), X, torch.arange(4),
-                                             torch.ones(4))},
-               {"threshold": (-1.0, torch.nan), "least": (-1.0, 2.0, torch.nan),
-                "scale": (None, "logs", 3)}),
-    "Picture": (show.Picture, {"figure": show.canvas()[0], "description": WORDS},
-                {"figure": ODD, "description": THINGS}),
-    "canvas": (show.canvas, {}, {"rows": WHOLE, "cols": WHOLE,
-                                 "height": NUMBERS, "width": NUMBERS}),
-    "images": (show.images, {"x": X, "labels": ["a", "b"], "description": WORDS},
-               {"x": (*ODD, 300 * X, X[:0]), "labels": LISTS, "cols": WHOLE,
-                "wrong": (*LISTS, [None, "a"], X),
-                "description": THINGS, "title": THINGS}),
-    "trigger": (show.trigger, {"x": X[0], "stamped": X[1], "description": WORDS},
-                {"x": (*ODD, X), "stamped": (*ODD, X, X[1, :, :2]), "gain": NUMBERS}),
-    "lines": (show.lines, {"x": [1, 2], "series": {"a": [1, 2]}, "xlabel": "x", **SAME},
-              {"x": ODD, "series": ODD, "spread": (*ODD, {"a": [1]}, {"a": ([1], [2])}),
-               "window": ODD, "marks": ODD, "title": THINGS, "height": NUMBERS}),
-    "bars": (show.bars, {"names": ["a", "b"], "groups": {"g": [1, 2]}, **SAME},
-             {"names": ODD, "groups": (*ODD, {"g": [torch.inf, torch.nan]}),
-              "errors": ODD, "xlabel": THINGS}),
-    "strips": (show.strips, {"layers": {"a": X[0, 0, 0]}, "ylabel": "y", **SAME},
-               {"layers": ODD, "highlight": (*ODD, {"a": [9]}, {"a": [torch.nan]}),
-                "cut": (*ODD, {"b": 1}), "beside": ODD, "highlighted": THINGS}),
-    "scatter": (show.scatter, {"panels": {"a": X[0, 0, :2]}, "xlabel": "x",
-                               "ylabel": "y", **SAME},
-                {"panels": (*ODD, {"a": ([1], [1, 2])}),
-                 "highlight": (*ODD, {"a": [-1]})}),
-    "points": (show.points, {"named": {"a": (1, 2)}, "xlabel": "x", "ylabel": "y",
-                             **SAME},
-               {"named": (*ODD, {"a": (1, torch.nan)}), "highlight": LISTS,
-                "least": NUMBERS[1:]}),
-    "clouds": (show.clouds, {"panels": {"p": {"other": X[0, 0, :, :2]}}, **SAME},
-               {"panels": (*ODD, {"p": {"strange": X[0, 0, :, :2]}},
-                           {"p": {"other": X}}), "cols": WHOLE}),
-    "matrix": (show.matrix, {"values": X[0, 0], "names": list("abcd"), **SAME},
-               {"values": ODD, "names": ODD, "columns": ODD[1:], "mark": NUMBERS[1:]}),
-    "ranked": (show.ranked, {"named": {"a": (1, 0, 2)}, "xlabel": "x", **SAME},
-               {"named": (*ODD, {"a": (1, 2)}), "highlight": LISTS, "marks": ODD}),
-    "heat": (show.heat, {"x": X, "maps": X[:, 0], "labels": ["a", "b"], **SAME},
-             {"x": (*ODD, X[:1], X[:, :, :2]), "maps": (*ODD, 2 * X[:, 0] + 1),
-              "labels": (*LISTS, ["a"]), "cols": WHOLE}),
-    "contours": (show.contours, {"panels": {"a": X[0, 0]}, "ts": range(4),
-                                 "levels": [0.2, 0.5], **SAME},
-                 {"panels": ODD, "ts": (*ODD, [3, 2, 1, 0]), "levels": (*ODD, [2, 1])}),
-}  # fmt: skip
+    "logits": (
+        logits,
+        {"model": net(), "x": X, "batch": 2},
+        {"model": (*ODD, type(net())), "x": ODD, "batch": WHOLE},
+    ),
+    "predict": (
+        predict,
+        {"model": net(), "x": IMAGES.x, "batch": 2},
+        {"model": ODD, "x": ODD, "batch": WHOLE},
+    ),
+    "evaluate": (
+        evaluate,
+        {"model": net(), "test": IMAGES, "attack": BadNets()},
+        {
+            "model": ODD,
+            "attack": (*ODD, READY[:0], BadNets(target=7)),
+            "test": (*ODD, IMAGES[:0], READY, BadNets().poison(random_images(9, k=3), 0.3, gen())),
+            "batch": WHOLE,
+        },
+    ),
+    "Triggered": (
+        Triggered,
+        {"x": IMAGES.x, "y": IMAGES.y, "goal": IMAGES.y},
+        dict.fromkeys(("x", "y", "goal"), ODD),
+    ),
+    "Scores": (
+        Scores,
+        {"acc": 0.5, "asr": 0.5, "ra": 0.1},
+        dict.fromkeys(("acc", "asr", "ra", "cross"), NUMBERS)
+        | dict.fromkeys(("n_clean", "n_triggered"), WHOLE),
+    ),
+    "der": (
+        der,
+        {"before": Scores(1, 1, 0), "after": Scores(1, 0, 1)},
+        dict.fromkeys(("before", "after"), (*ODD, Scores(0.5))),
+    ),
+    "detect": (
+        detect,
+        {"inverted": Inverted(torch.rand(4, 1, 2, 2), X, torch.arange(4), torch.ones(4))},
+        {
+            "threshold": (-1.0, torch.nan),
+            "least": (-1.0, 2.0, torch.nan),
+            "scale": (None, "logs", 3),
+        },
+    ),
+    "Picture": (
+        show.Picture,
+        {"figure": show.canvas()[0], "description": WORDS},
+        {"figure": ODD, "description": THINGS},
+    ),
+    "canvas": (
+        show.canvas,
+        {},
+        {"rows": WHOLE, "cols": WHOLE, "height": NUMBERS, "width": NUMBERS},
+    ),
+    "images": (
+        show.images,
+        {"x": X, "labels": ["a", "b"], "description": WORDS},
+        {
+            "x": (*ODD, 300 * X, X[:0]),
+            "labels": LISTS,
+            "cols": WHOLE,
+            "wrong": (*LISTS, [None, "a"], X),
+            "description": THINGS,
+            "title": THINGS,
+        },
+    ),
+    "trigger": (
+        show.trigger,
+        {"x": X[0], "stamped": X[1], "description": WORDS},
+        {"x": (*ODD, X), "stamped": (*ODD, X, X[1, :, :2]), "gain": NUMBERS},
+    ),
+    "lines": (
+        show.lines,
+        {"x": [1, 2], "series": {"a": [1, 2]}, "xlabel": "x", **SAME},
+        {
+            "x": ODD,
+            "series": ODD,
+            "spread": (*ODD, {"a": [1]}, {"a": ([1], [2])}),
+            "window": ODD,
+            "marks": ODD,
+            "title": THINGS,
+            "height": NUMBERS,
+        },
+    ),
+    "bars": (
+        show.bars,
+        {"names": ["a", "b"], "groups": {"g": [1, 2]}, **SAME},
+        {
+            "names": ODD,
+            "groups": (*ODD, {"g": [torch.inf, torch.nan]}),
+            "errors": ODD,
+            "xlabel": THINGS,
+        },
+    ),
+    "strips": (
+        show.strips,
+        {"layers": {"a": X[0, 0, 0]}, "ylabel": "y", **SAME},
+        {
+            "layers": ODD,
+            "highlight": (*ODD, {"a": [9]}, {"a": [torch.nan]}),
+            "cut": (*ODD, {"b": 1}),
+            "beside": ODD,
+            "highlighted": THINGS,
+        },
+    ),
+    "scatter": (
+        show.scatter,
+        {"panels": {"a": X[0, 0, :2]}, "xlabel": "x", "ylabel": "y", **SAME},
+        {"panels": (*ODD, {"a": ([1], [1, 2])}), "highlight": (*ODD, {"a": [-1]})},
+    ),
+    "points": (
+        show.points,
+        {"named": {"a": (1, 2)}, "xlabel": "x", "ylabel": "y", **SAME},
+        {"named": (*ODD, {"a": (1, torch.nan)}), "highlight": LISTS, "least": NUMBERS[1:]},
+    ),
+    "clouds": (
+        show.clouds,
+        {"panels": {"p": {"other": X[0, 0, :, :2]}}, **SAME},
+        {"panels": (*ODD, {"p": {"strange": X[0, 0, :, :2]}}, {"p": {"other": X}}), "cols": WHOLE},
+    ),
+    "matrix": (
+        show.matrix,
+        {"values": X[0, 0], "names": list("abcd"), **SAME},
+        {"values": ODD, "names": ODD, "columns": ODD[1:], "mark": NUMBERS[1:]},
+    ),
+    "ranked": (
+        show.ranked,
+        {"named": {"a": (1, 0, 2)}, "xlabel": "x", **SAME},
+        {"named": (*ODD, {"a": (1, 2)}), "highlight": LISTS, "marks": ODD},
+    ),
+    "heat": (
+        show.heat,
+        {"x": X, "maps": X[:, 0], "labels": ["a", "b"], **SAME},
+        {
+            "x": (*ODD, X[:1], X[:, :, :2]),
+            "maps": (*ODD, 2 * X[:, 0] + 1),
+            "labels": (*LISTS, ["a"]),
+            "cols": WHOLE,
+        },
+    ),
+    "contours": (
+        show.contours,
+        {"panels": {"a": X[0, 0]}, "ts": range(4), "levels": [0.2, 0.5], **SAME},
+        {"panels": ODD, "ts": (*ODD, [3, 2, 1, 0]), "levels": (*ODD, [2, 1])},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -122,9 +224,7 @@ def test_an_answer_or_one_sentence(name, monkeypatch):
     assert refusal(lambda: call(**right)) is None, "the right call must go through"
     monkeypatch.setattr(show, "Picture", lambda figure, words: words)  # 0.2 s each
     for argument, values in bad.items():
-        said = [
-            refusal(lambda v=v, a=argument: call(**{**right, a: v})) for v in values
-        ]
+        said = [refusal(lambda v=v, a=argument: call(**{**right, a: v})) for v in values]
         assert any(said), f"nothing that was tried for {argument} was refused"
 
 

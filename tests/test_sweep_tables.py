@@ -22,13 +22,32 @@ def rows() -> list[dict]:
     for who, weak in (("none", ""), ("A", ""), ("B", ""), ("W", "ASR 50 % is low")):
         for d, der in (("none", 0.5), ("cut", 0.9), ("burn", 0.7)):
             asr = None if who == "none" else 1.4 - der - 0.1 * (who == "B")
-            row = {"attack": who, "defense": d, "seed": 0, "weak": weak, "acc": 0.9,
-                   "asr": asr, "ra": asr and 1 - asr, "pruned": 1, "clean_used": 9,
-                   "seconds": 1.5, "budget": 7, "epochs": 2.0, "lr": 0.1}  # fmt: skip
+            row = {
+                "attack": who,
+                "defense": d,
+                "seed": 0,
+                "weak": weak,
+                "acc": 0.9,
+                "asr": asr,
+                "ra": asr and 1 - asr,
+                "pruned": 1,
+                "clean_used": 9,
+                "seconds": 1.5,
+                "budget": 7,
+                "epochs": 2.0,
+                "lr": 0.1,
+            }
             found.append(row if who == "none" else row | {"der": der})
         point = {"acc": 0.9, "asr": 0.5, "ra": 0.4}
-        found.append({"attack": who, "defense": "clp sweep", "seed": 0, "weak": weak,
-                      "curve": [point | {"u": u} for u in (1.0, 2.0)]})  # fmt: skip
+        found.append(
+            {
+                "attack": who,
+                "defense": "clp sweep",
+                "seed": 0,
+                "weak": weak,
+                "curve": [point | {"u": u} for u in (1.0, 2.0)],
+            }
+        )
     return found
 
 
@@ -48,13 +67,17 @@ def swept(fn, good: dict, bad: dict) -> None:
             refusal(partial(fn, **good | {name: value}))
 
 
-@pytest.mark.parametrize(
-    "fn", [tables.grid, tables.summary, tables.attack_success, tables.ranking]
-)
+@pytest.mark.parametrize("fn", [tables.grid, tables.summary, tables.attack_success, tables.ranking])
 def test_tables_of_defenses(hand, fn):
     good = {"name": "hand", "defenses": ["none", "cut"], "budget": 7}
-    bad = {"name": WORDS, "defenses": LIST + ([], ()), "budget": NUMBERS,
-           "victim": (None, "x"), "defence": ("cut",), "attack": THINGS}  # fmt: skip
+    bad = {
+        "name": WORDS,
+        "defenses": LIST + ([], ()),
+        "budget": NUMBERS,
+        "victim": (None, "x"),
+        "defence": ("cut",),
+        "attack": THINGS,
+    }
     if fn is tables.ranking:
         bad |= {"resamples": WHOLE[:5] + WHOLE[6:], "against": WORDS}
     if fn in (tables.grid, tables.attack_success):
@@ -67,28 +90,44 @@ def test_tables_of_defenses(hand, fn):
 
 
 def test_other_tables(hand):
-    swept(tables.by_budget, {"name": "hand", "defenses": ["cut"], "budgets": [7]},
-          {"name": WORDS, "defenses": LIST,
-           "budgets": (3, "7", None, ["7"], [1.5], [[7]], [True])})  # fmt: skip
-    swept(tables.standard_table, {"name": "hand", "defenses": ["cut"]},
-          {"name": WORDS, "defenses": LIST})  # fmt: skip
-    swept(tables.sweep_summary, {"name": "hand", "attack": "A"},
-          {"name": WORDS, "attack": WORDS + ("none", "W")})  # fmt: skip
+    swept(
+        tables.by_budget,
+        {"name": "hand", "defenses": ["cut"], "budgets": [7]},
+        {"name": WORDS, "defenses": LIST, "budgets": (3, "7", None, ["7"], [1.5], [[7]], [True])},
+    )
+    swept(
+        tables.standard_table,
+        {"name": "hand", "defenses": ["cut"]},
+        {"name": WORDS, "defenses": LIST},
+    )
+    swept(
+        tables.sweep_summary,
+        {"name": "hand", "attack": "A"},
+        {"name": WORDS, "attack": WORDS + ("none", "W")},
+    )
     renamed = [
         r | {"attack": {"A": "BadNets"}.get(r["attack"], "none"), "seed": i}
         for i, r in enumerate(rows())
         if r["attack"] in ("none", "A")
     ]
     (hand / "real.json").write_text(json.dumps({"rows": renamed}))
-    swept(tables.attack_table, {"name": "real", "attacks": ["BadNets"]},
-          {"name": WORDS, "attacks": LIST})  # fmt: skip
+    swept(
+        tables.attack_table,
+        {"name": "real", "attacks": ["BadNets"]},
+        {"name": WORDS, "attacks": LIST},
+    )
     assert refusal(lambda: tables.attack_table("hand")) is None
     lines = tables.ranking("hand", ["none", "cut"])
-    swept(tables.ranking_table, {"lines": lines},
-          {"lines": (*THINGS, [{}], [3], lines[:1] + [{}])})  # fmt: skip
-    swept(render.ranked, {"lines": lines, "marks": {"idle": 0.5}},
-          {"lines": (*THINGS, [{}]), "highlight": LIST,
-           "marks": ({"a": "x"}, {"a": 50}, {"a": float("nan")})})  # fmt: skip
+    swept(tables.ranking_table, {"lines": lines}, {"lines": (*THINGS, [{}], [3], lines[:1] + [{}])})
+    swept(
+        render.ranked,
+        {"lines": lines, "marks": {"idle": 0.5}},
+        {
+            "lines": (*THINGS, [{}]),
+            "highlight": LIST,
+            "marks": ({"a": "x"}, {"a": 50}, {"a": float("nan")}),
+        },
+    )
 
 
 def test_rows(hand):
@@ -122,22 +161,38 @@ def test_files_of_results(tmp_path, value):
 def test_the_command(hand, monkeypatch):
     monkeypatch.chdir(hand)
     good = {"name": "hand", "where": ["budget=7"]}
-    words = ("7", "=7", "budget", "budget=", "name=x", "kind=grid", "who=A", "self=1",
-             "budgets=7", "budget=NaN", "draw=[1]", "seed={}")  # fmt: skip
-    swept(render.write, good, {
-        "name": WORDS, "kind": WORDS, "format": WORDS, "defenses": LIST,
-        "who": LIST[1:], "where": [[w] for w in words] + [["budget=7"] * 2, "a=1", 3],
-        "out": ("nowhere/t.txt", str(hand)),
-    })  # fmt: skip
+    words = (
+        "7",
+        "=7",
+        "budget",
+        "budget=",
+        "name=x",
+        "kind=grid",
+        "who=A",
+        "self=1",
+        "budgets=7",
+        "budget=NaN",
+        "draw=[1]",
+        "seed={}",
+    )
+    swept(
+        render.write,
+        good,
+        {
+            "name": WORDS,
+            "kind": WORDS,
+            "format": WORDS,
+            "defenses": LIST,
+            "who": LIST[1:],
+            "where": [[w] for w in words] + [["budget=7"] * 2, "a=1", 3],
+            "out": ("nowhere/t.txt", str(hand)),
+        },
+    )
     for out in ("nowhere/t.txt", "nowhere/t.png", str(hand)):
         kind = {"format": "figure"} if out.endswith("png") else {}
         assert "--out" in refusal(partial(render.write, **good, **kind, out=out))
-    assert "did you mean 'ranking'" in refusal(
-        lambda: render.write("hand", kind="rank")
-    )
-    assert "did you mean 'latex'" in refusal(
-        lambda: render.write("hand", format="latx")
-    )
+    assert "did you mean 'ranking'" in refusal(lambda: render.write("hand", kind="rank"))
+    assert "did you mean 'latex'" in refusal(lambda: render.write("hand", format="latx"))
     for kind in render.KINDS:
         swept(
             render.table,
@@ -147,8 +202,14 @@ def test_the_command(hand, monkeypatch):
         swept(render.known, {"name": "hand", "kind": kind}, {"name": WORDS})
     for kind in render.KINDS[:3]:
         assert refusal(lambda k=kind: render.figure("hand", k)) is None
-    for bad in ({"name": "x"}, {"kind": "rows"}, {"kind": 3}, {"defenses": "cut"},
-                {"who": ["Z"]}, {"kind": "ranking", "highlight": ["Z"]}):  # fmt: skip
+    for bad in (
+        {"name": "x"},
+        {"kind": "rows"},
+        {"kind": 3},
+        {"defenses": "cut"},
+        {"who": ["Z"]},
+        {"kind": "ranking", "highlight": ["Z"]},
+    ):
         assert refusal(partial(render.figure, **{"name": "hand"} | bad))
     for value in (*THINGS[:3], [3], ["a"], ["=1"], "budget=7"):
         if value != []:
@@ -160,8 +221,9 @@ def test_reports():
         assert refusal(lambda v=value: claims.answers(v))
         assert refusal(lambda v=value: claims.table(v))
     assert "did you mean 'clp'" in refusal(lambda: claims.table("cpl"))
-    (claim,) = [c for c in tables.results("published-claims").rows
-                if c["id"] == "clp-claim-data-free"]  # fmt: skip
+    (claim,) = [
+        c for c in tables.results("published-claims").rows if c["id"] == "clp-claim-data-free"
+    ]
     read = cache(tables.results)
     assert refusal(lambda: claims.answer(claim, read)) is None
     for value in (None, 3, "x", [], {}):
@@ -180,12 +242,24 @@ def test_reports():
 def test_widgets(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda *a: None)
     draw = "{}".format
-    swept(widgets.slider, {"label": "u", "values": [1, 2], "draw": draw, "start": 2},
-          {"label": THINGS, "values": (*THINGS, "ab", [[1]], [{}]),
-           "draw": THINGS, "start": (0, "1", [1], float("nan"))})  # fmt: skip
-    swept(widgets.menus, {"choices": {"a": ["x"]}, "draw": lambda a: a},
-          {"choices": (*THINGS, {3: ["x"]}, {"a": []}, {"a": "xy"}, {"a": 3},
-                       {"a": [[]]}), "draw": THINGS})  # fmt: skip
+    swept(
+        widgets.slider,
+        {"label": "u", "values": [1, 2], "draw": draw, "start": 2},
+        {
+            "label": THINGS,
+            "values": (*THINGS, "ab", [[1]], [{}]),
+            "draw": THINGS,
+            "start": (0, "1", [1], float("nan")),
+        },
+    )
+    swept(
+        widgets.menus,
+        {"choices": {"a": ["x"]}, "draw": lambda a: a},
+        {
+            "choices": (*THINGS, {3: ["x"]}, {"a": []}, {"a": "xy"}, {"a": 3}, {"a": [[]]}),
+            "draw": THINGS,
+        },
+    )
     for bad in ({"values": []}, {"values": "ab"}, {"start": 5}, {"draw": None}):
         good = {"label": "u", "values": [1, 2], "draw": draw}
         assert refusal(partial(widgets.slider, **good | bad))
@@ -201,8 +275,10 @@ def test_widgets(monkeypatch):
         assert refusal(lambda p=bad: widgets.trial(small, p, 1.0, 0.2))
     for bad in (None, "3", 1.5, -1, 0, 2, 32, 10**12, True, [1]):
         assert refusal(lambda s=bad: widgets.poison_bench(small, s, False))
-    for call in (lambda: widgets.poison_bench(small, 4, "no"),
-                 lambda: widgets.poison_bench(small, 4, False, epoch=1),
-                 lambda: widgets.trial(small, patch, 1.0, 0.2, epoch=1)):  # fmt: skip
+    for call in (
+        lambda: widgets.poison_bench(small, 4, "no"),
+        lambda: widgets.poison_bench(small, 4, False, epoch=1),
+        lambda: widgets.trial(small, patch, 1.0, 0.2, epoch=1),
+    ):
         assert refusal(call)
     assert refusal(lambda: widgets.poison_bench(small, 4, False)) is None

@@ -22,18 +22,37 @@ from helpers import random_images
 def some_results(tmp_path, monkeypatch):
     """Rows by hand: a strong and a weak victim, two draws, a defense with a gap."""
     rows = []
-    for who, weak, base in (("none", "", None), ("A", "", 1.0), ("B", "", 0.8),
-                            ("C", "attack success 50 %", 0.5)):  # fmt: skip
-        for d, draw, drop in (("none", None, 0), ("cut", None, 0.8), ("cut", 1, 0.6),
-                              ("rare", None, 0.9)):  # fmt: skip
+    for who, weak, base in (
+        ("none", "", None),
+        ("A", "", 1.0),
+        ("B", "", 0.8),
+        ("C", "attack success 50 %", 0.5),
+    ):
+        for d, draw, drop in (
+            ("none", None, 0),
+            ("cut", None, 0.8),
+            ("cut", 1, 0.6),
+            ("rare", None, 0.9),
+        ):
             if d == "rare" and who != "A":
                 continue
             asr = None if base is None else base - base * drop
             ra = None if asr is None else 0.9 - 0.9 * asr
-            rows.append({"attack": who, "defense": d, "draw": draw, "weak": weak,
-                         "acc": 0.9 - drop / 10, "asr": asr, "ra": ra, "der": 0.5,
-                         "clean_used": 100 * bool(drop), "seconds": 1.0,
-                         "budget": 7})  # fmt: skip
+            rows.append(
+                {
+                    "attack": who,
+                    "defense": d,
+                    "draw": draw,
+                    "weak": weak,
+                    "acc": 0.9 - drop / 10,
+                    "asr": asr,
+                    "ra": ra,
+                    "der": 0.5,
+                    "clean_used": 100 * bool(drop),
+                    "seconds": 1.0,
+                    "budget": 7,
+                }
+            )
     rows.append(rows[1] | {"defense": "cut", "draw": 2, "refused": "no."})
     del rows[-1]["acc"]
     rows.append(rows[3] | {"asr": 0.123, "budget": 8})
@@ -50,8 +69,7 @@ def test_a_grid_shows_victims_by_defenses(tmp_path, monkeypatch):
     assert table.head == ["victim", "none", "cut", "rare"] and table.caption == "cap"
     assert list(cells) == ["(benign twin)", "A", "B", "C*"]  # one has all: no mean
     assert cells["(benign twin)"] == ["90.0 / – / –", "83.0 / – / –", ""]
-    assert cells["A"] == ["90.0 / 100.0 / 0.0", "83.0 / 30.0 ± 10.0 / 63.0",
-                          "81.0 / 10.0 / 81.0"]  # fmt: skip
+    assert cells["A"] == ["90.0 / 100.0 / 0.0", "83.0 / 30.0 ± 10.0 / 63.0", "81.0 / 10.0 / 81.0"]
     table = tables.grid("hand", ["none", "cut"], budget=7)
     assert table.body[-1] == ["mean of 2", "90.0 / 90.0 / 9.0", "83.0 / 27.0 / 65.7"]
     assert "12.3" in repr(tables.grid("hand", ["none"], budget=8))
@@ -71,14 +89,13 @@ def test_a_summary_averages_over_victims_that_pass(tmp_path, monkeypatch):
     assert rows["cut"]["ASR %"] == "27.0" and rows["none"]["ASR %"] == "90.0"
     assert [r["fails"] for r in rows.values()] == ["2", "2", "0"]
     assert rows["cut"]["clean images"] == "100"
-    assert (
-        rows["cut"]["elsewhere"] == "– / 2.0 / 80.0" and not rows["none"]["elsewhere"]
-    )
+    assert rows["cut"]["elsewhere"] == "– / 2.0 / 80.0" and not rows["none"]["elsewhere"]
 
 
 def test_table_row_gives_mean_and_half_range():
-    rows = [{"acc": a, "asr": None, "pruned": 2, "clean_used": 0, "seconds": 1.0}
-            for a in (0.9, 0.94)]  # fmt: skip
+    rows = [
+        {"acc": a, "asr": None, "pruned": 2, "clean_used": 0, "seconds": 1.0} for a in (0.9, 0.94)
+    ]
     row = tables.table_row(rows, attack="none")
     assert row["ACC %"] == "92.0 ± 2.0" and row["ASR %"] is None and row["seeds"] == 2
     assert tables.table_row(rows[:1])["ACC %"] == "90.0"
@@ -110,9 +127,7 @@ def test_pages_show_what_was_measured(page):
     asked = [m[2] for m in pages.MARK.finditer(text)]
     assert asked and len(asked) == len(set(asked)) == text.count("end of ")
     assert pages.rendered(page) == text, "run `python tools/pages.py`"
-    if (
-        page == "book/results.md"
-    ):  # a twin and two victims, twice; and one line of means
+    if page == "book/results.md":  # a twin and two victims, twice; and one line of means
         assert text.count("| none |") == 7
 
 
@@ -128,16 +143,12 @@ def test_what_the_guide_says_about_signs_is_what_the_rows_say():
         "sam",
     )
     left = tables.attack_success("signs-defenses", lines)
-    strong = {
-        v: dict(zip(lines, row, strict=True)) for v, row in left.items() if "*" not in v
-    }
+    strong = {v: dict(zip(lines, row, strict=True)) for v, row in left.items() if "*" not in v}
     assert len(strong) == 8
     gone = {d: {v for v in strong if strong[v][d] < 0.15} for d in lines}
     mean = {d: round(100 * tables.mean([strong[v][d] for v in strong])) for d in lines}
     assert len(gone["i-bau"]) == 5 and "five of eight below 15 %" in text
-    assert (
-        max(v["i-bau"] for v in strong.values()) < 0.355 and "35 % left of any" in text
-    )
+    assert max(v["i-bau"] for v in strong.values()) < 0.355 and "35 % left of any" in text
     assert gone["nc unlearning"] == {"badnets", "trojan", "tact", "lira"}
     assert "removed BadNets, TrojanNN, TaCT and LIRA" in text
     assert min(strong[v]["nc unlearning"] for v in ("blended", "lf")) > 0.9
@@ -161,18 +172,18 @@ def test_what_the_guide_says_about_photographs_is_what_the_rows_say():
         """Points of accuracy that each repair lost."""
         before = {r["attack"]: r["acc"] for r in rows.select(defense="none")}
         found = rows.select(defense=defense, budget=budget)
-        return [
-            100 * (before[a] - r["acc"]) for r in found if (a := r["attack"]) in four
-        ]
+        return [100 * (before[a] - r["acc"]) for r in found if (a := r["attack"]) in four]
 
     def gone(defense):
         return {a for a, left in asr(defense).items() if left[0] < 15}
 
     for name, points, words in (
-        ("mnp, soft", 2, "soft MNP two points"), ("sam", 5, "SAM five"),
-        ("ft-sam", 8, "FT-SAM eight"), ("fip", 13, "FIP and I-BAU thirteen"),
+        ("mnp, soft", 2, "soft MNP two points"),
+        ("sam", 5, "SAM five"),
+        ("ft-sam", 8, "FT-SAM eight"),
+        ("fip", 13, "FIP and I-BAU thirteen"),
         ("i-bau", 13, "FIP and I-BAU thirteen"),
-    ):  # fmt: skip
+    ):
         assert gone(name) == {*four}, name
         assert abs(tables.mean(cost(name)) - points) < 0.6 and words in text, name
     assert gone("clp, u = 3") == {"Blended"} and "removed one of the four" in text
@@ -192,9 +203,12 @@ def test_what_the_guide_says_about_photographs_is_what_the_rows_say():
         assert f"{words} of {attack}" in text
     assert min(few["Blended"]) > 99.5 and round(few["SIG"][0]) == 87
     for name, low, high, least, most in (
-        ("mnp, soft", 0, 14, 2, 4), ("ft-sam", 0, 5, 9.5, 13), ("fip", 0, 7, 10, 25),
-        ("sam", 5, 17, 9.5, 13), ("i-bau", 0, 6, 13.5, 23),
-    ):  # fmt: skip
+        ("mnp, soft", 0, 14, 2, 4),
+        ("ft-sam", 0, 5, 9.5, 13),
+        ("fip", 0, 7, 10, 25),
+        ("sam", 5, 17, 9.5, 13),
+        ("i-bau", 0, 6, 13.5, 23),
+    ):
         left = [v for a in asr(name, 500).values() for v in a]
         assert (round(min(left)), round(max(left))) == (low, high), (name, left)
         paid = cost(name, 500)
@@ -244,14 +258,29 @@ def ranked_results(tmp_path, monkeypatch):
     """Three victims past the gate, a weak one, a twin: one defense is always better."""
     rows = []
     for who, weak in (("none", ""), ("A", ""), ("B", ""), ("C", ""), ("W", "weak.")):
-        for d, ders in (("good", (0.9, 0.8, 0.95)), ("bad", (0.5, 0.6, 0.55)),
-                        ("wild", (1.0, 0.4, 0.9))):  # fmt: skip
+        for d, ders in (
+            ("good", (0.9, 0.8, 0.95)),
+            ("bad", (0.5, 0.6, 0.55)),
+            ("wild", (1.0, 0.4, 0.9)),
+        ):
             for draw in (None, 1):
                 der = None if who == "none" else ders["ABCW".index(who) % 3]
-                rows.append({"attack": who, "defense": d, "draw": draw, "weak": weak,
-                             "acc": 0.9, "asr": der and 1 - der, "ra": 0.1, "der": der,
-                             "seconds": 2.0, "clean_used": 0, "pruned": 0,
-                             "seed": 0})  # fmt: skip
+                rows.append(
+                    {
+                        "attack": who,
+                        "defense": d,
+                        "draw": draw,
+                        "weak": weak,
+                        "acc": 0.9,
+                        "asr": der and 1 - der,
+                        "ra": 0.1,
+                        "der": der,
+                        "seconds": 2.0,
+                        "clean_used": 0,
+                        "pruned": 0,
+                        "seed": 0,
+                    }
+                )
     rows.append(rows[2] | {"attack": "A", "defense": "rare", "der": 1.0, "asr": 0.5})
     (tmp_path / "hand.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / "published.json").write_text('{"rows": []}')
@@ -298,10 +327,14 @@ def test_means_by_budget_are_over_all_strong_victims_or_none(tmp_path, monkeypat
     ranked_results(tmp_path, monkeypatch)
     path = tmp_path / "hand.json"
     rows = json.loads(path.read_text())["rows"]
-    rows += [r | {"budget": 9, "asr": 0.5} for r in rows if r["defense"] == "good"
-             and r["attack"] != "C"]  # fmt: skip
-    rows += [r | {"budget": 5, "asr": 0.25} for r in rows if r["defense"] == "good"
-             and r["attack"] in "ABC" and "budget" not in r]  # fmt: skip
+    rows += [
+        r | {"budget": 9, "asr": 0.5} for r in rows if r["defense"] == "good" and r["attack"] != "C"
+    ]
+    rows += [
+        r | {"budget": 5, "asr": 0.25}
+        for r in rows
+        if r["defense"] == "good" and r["attack"] in "ABC" and "budget" not in r
+    ]
     path.write_text(json.dumps({"rows": rows}))
     found = tables.by_budget("hand", ["good", "rare"], [None, 9, 5], draw=1)
     assert found["good"][5] == pytest.approx([0.9, 0.25, 0.1])
@@ -362,15 +395,25 @@ def refused(match: str, call, *args, **key) -> None:
 def test_a_share_that_cannot_be_is_refused_where_rows_are_read(tmp_path):
     path = tmp_path / "r.json"
     row = {"attack": "A", "defense": "cut", "seed": 0, "acc": 0.9, "seconds": 1.0}
-    for key, value in (("acc", math.nan), ("asr", 37), ("ra", -1), ("der", 1.5),
-                       ("cross", "0.5"), ("seconds", -1), ("pruned", math.inf),
-                       ("curve", [{"u": 1.0, "acc": 2}]), ("acc", True)):  # fmt: skip
+    for key, value in (
+        ("acc", math.nan),
+        ("asr", 37),
+        ("ra", -1),
+        ("der", 1.5),
+        ("cross", "0.5"),
+        ("seconds", -1),
+        ("pruned", math.inf),
+        ("curve", [{"u": 1.0, "acc": 2}]),
+        ("acc", True),
+    ):
         path.write_text(json.dumps({"rows": [row, row | {"seed": 1, key: value}]}))
         bad = "acc" if key == "curve" else key
-        refused(f"^{bad} of the row .attack A, defense cut, seed 1. in .*r.json must",
-                tables.results, str(path))  # fmt: skip
-        refused(f"{bad} of the row", Results(tmp_path / "n.json").add,
-                row | {key: value})  # fmt: skip
+        refused(
+            f"^{bad} of the row .attack A, defense cut, seed 1. in .*r.json must",
+            tables.results,
+            str(path),
+        )
+        refused(f"{bad} of the row", Results(tmp_path / "n.json").add, row | {key: value})
     assert not (tmp_path / "n.json").exists()
 
 
@@ -389,8 +432,11 @@ def test_a_cell_that_stands_twice_is_kept_once_or_refused(tmp_path):
         assert read(*rows) == [row]
     assert read(row, row | {"seed": 1}) == [row, row | {"seed": 1}]
     for rows in ((row, row | {"acc": 0.0}), (row | {"acc": 0.0}, failed, row)):
-        refused("r.json holds two different rows of one cell .attack A, defense cut, "
-                "seed 0.; delete", read, *rows)  # fmt: skip
+        refused(
+            "r.json holds two different rows of one cell .attack A, defense cut, seed 0.; delete",
+            read,
+            *rows,
+        )
 
 
 def test_no_order_of_rows_decides_a_table(tmp_path, monkeypatch):
@@ -407,9 +453,21 @@ def test_no_order_of_rows_decides_a_table(tmp_path, monkeypatch):
         seen.add(repr((lines, summed)))
         assert table.body[-1][0] == "mean of 2" and "A*" in {r[0] for r in lines}
     assert len(seen) == 1
-    twins = [{"attack": "none", "defense": "none", "weak": "", "acc": 0.1 * i,
-              "epochs": i, "lr": 0.1, "pruned": 0, "clean_used": 0, "seconds": 0,
-              "seed": i} for i in (5, 9, 9)]  # fmt: skip
+    twins = [
+        {
+            "attack": "none",
+            "defense": "none",
+            "weak": "",
+            "acc": 0.1 * i,
+            "epochs": i,
+            "lr": 0.1,
+            "pruned": 0,
+            "clean_used": 0,
+            "seconds": 0,
+            "seed": i,
+        }
+        for i in (5, 9, 9)
+    ]
     twins[2] |= {"attack": "SIG", "asr": 1.0}
     for order in (twins, twins[::-1]):
         path.write_text(json.dumps({"rows": order}))
@@ -423,17 +481,20 @@ def test_an_entry_that_no_row_has_is_refused(tmp_path, monkeypatch):
     rows = tables.results("hand")
     assert len(rows.select(defense="good", draw=1)) == 5
     assert rows.select(budget=9) == [] and len(rows.select(victim=None)) == 31
-    refused("no row of hand.json has an entry 'defence' .did you mean 'defense'",
-            rows.select, defence="good")  # fmt: skip
+    refused(
+        "no row of hand.json has an entry 'defence' .did you mean 'defense'",
+        rows.select,
+        defence="good",
+    )
 
 
-def test_where_all_victims_are_weak_tables_say_which_gate_was_missed(
-    tmp_path, monkeypatch, capsys
-):
+def test_where_all_victims_are_weak_tables_say_which_gate_was_missed(tmp_path, monkeypatch, capsys):
     ranked_results(tmp_path, monkeypatch)
     path = tmp_path / "hand.json"
-    rows = [r | {"weak": "clean accuracy 5.0 % is low", "budget": 7}
-            for r in json.loads(path.read_text())["rows"]]  # fmt: skip
+    rows = [
+        r | {"weak": "clean accuracy 5.0 % is low", "budget": 7}
+        for r in json.loads(path.read_text())["rows"]
+    ]
     path.write_text(json.dumps({"rows": rows}))
     for kind in ("summary", "ranking"):
         for where in ([], ["--where", "budget=7"]):
@@ -462,8 +523,17 @@ def test_a_star_has_its_legend_where_there_is_one(tmp_path, monkeypatch):
 def test_files_that_are_no_results_get_one_sentence(tmp_path, monkeypatch, capsys):
     some_results(tmp_path, monkeypatch)
     named = '{"rows": [{"attack": ["A"], "defense": "cut"}]}'
-    texts = ("", "no", "[]", "{}", '{"rows": 3}', '{"rows": [3]}', '{"rows": {}}',
-             named, "[" * 10**5)  # fmt: skip
+    texts = (
+        "",
+        "no",
+        "[]",
+        "{}",
+        '{"rows": 3}',
+        '{"rows": [3]}',
+        '{"rows": {}}',
+        named,
+        "[" * 10**5,
+    )
     for i, text in enumerate((*texts, b"\xff\xfe{")):
         path = tmp_path / f"{i}.json"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())

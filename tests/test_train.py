@@ -280,8 +280,7 @@ def test_same_generator_same_weights(bf16):
     for seed in (0, 0, 1):
         model = initialised({"name": "resnet18", "classes": 3, "width": 4}, gen())
         torch.manual_seed(len(states))  # the global generator must not matter
-        run(model, separable(48), generator=gen(seed), augment=Augment(1, True),
-            bf16=bf16)  # fmt: skip
+        run(model, separable(48), generator=gen(seed), augment=Augment(1, True), bf16=bf16)
         states.append(frozen(model))
         assert all(v.isfinite().all() for v in states[-1].values())
         assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -294,9 +293,7 @@ def test_is_plain_sgd():
     data, model = separable(16), Linear()
     run(model, data, epochs=3, batch=16, lr=0.1, generator=gen(5), warmup=0.0)
     mirror = Linear().train()
-    opt = torch.optim.SGD(
-        mirror.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True
-    )
+    opt = torch.optim.SGD(mirror.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     for step in range(3):
         opt.param_groups[0]["lr"] = 0.1 * one_cycle(step, 3, 0.0)
         opt.zero_grad()
@@ -323,18 +320,44 @@ def test_smoothing_shifts_and_a_linear_schedule():
             return self.linear(self.norm(x).flatten(1))
 
     data, model, mirror = separable(16), Norm(), Norm().train()
-    run(model, data, epochs=4, batch=16, lr=0.01, momentum=0.8, weight_decay=0.1,
-        warmup=0.5, schedule="linear", smoothing=0.3, shifts=8.0)  # fmt: skip
+    run(
+        model,
+        data,
+        epochs=4,
+        batch=16,
+        lr=0.01,
+        momentum=0.8,
+        weight_decay=0.1,
+        warmup=0.5,
+        schedule="linear",
+        smoothing=0.3,
+        shifts=8.0,
+    )
     opt = torch.optim.SGD(
-        [{"params": mirror.linear.parameters()},
-         {"params": [mirror.norm.weight], "weight_decay": 0},
-         {"params": [mirror.norm.bias], "weight_decay": 0.1 / 8}],
-        0.01, 0.8, weight_decay=0.1, nesterov=True,
-    )  # fmt: skip
+        [
+            {"params": mirror.linear.parameters()},
+            {"params": [mirror.norm.weight], "weight_decay": 0},
+            {"params": [mirror.norm.bias], "weight_decay": 0.1 / 8},
+        ],
+        0.01,
+        0.8,
+        weight_decay=0.1,
+        nesterov=True,
+    )
     other = Norm()
     steered = {"steering": lambda *_: Same(), "lr": 0.01, "momentum": 0.8}
-    run(other, data, epochs=4, batch=16, weight_decay=0.1, warmup=0.5, shifts=8.0,
-        schedule="linear", smoothing=0.3, **steered)  # fmt: skip
+    run(
+        other,
+        data,
+        epochs=4,
+        batch=16,
+        weight_decay=0.1,
+        warmup=0.5,
+        shifts=8.0,
+        schedule="linear",
+        smoothing=0.3,
+        **steered,
+    )
     assert same_state(other, frozen(model)), "smoothed where the loss is the usual one"
     y = 0.7 * F.one_hot(data.y, 3) + 0.1
     for rate in (0.2, 1.0, 0.500005, 1e-5):
@@ -473,8 +496,15 @@ def test_a_training_that_diverges_says_so(tmp_path):
     model, calls = Linear(), []
     path = tmp_path / "a"
     with pytest.raises(RuntimeError) as e:
-        run(model, separable(), lr=1e38, weight_decay=0, epochs=5, checkpoint=path,
-            each_epoch=lambda m: calls.append(1) or {})  # fmt: skip
+        run(
+            model,
+            separable(),
+            lr=1e38,
+            weight_decay=0,
+            epochs=5,
+            checkpoint=path,
+            each_epoch=lambda m: calls.append(1) or {},
+        )
     assert "diverged in epoch 1" in message(e) and not calls
     assert not path.exists(), "nothing of it is kept"
     with pytest.raises(ValueError) as e:
@@ -656,9 +686,7 @@ def test_frozen_norms_keep_their_statistics_and_train_the_rest(name, steering):
     run(model, separable(48), frozen_norms=True, steering=steering, **look)
     now = statistics(model)
     assert len(old) >= 48 and all(torch.equal(now[k], v) for k, v in old.items())
-    changed = {
-        k for k, v in model.state_dict().items() if not torch.equal(before[k], v)
-    }
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(before[k], v)}
     assert changed == {k for k, _ in model.named_parameters()}, "all others train"
     assert modes == [True] * 12, "the rest of the model is in train mode"
     assert not any(m.training for m in model.modules())
@@ -679,9 +707,7 @@ def test_frozen_norms_give_the_loss_of_eval_mode():
     model, data = norm_network(), separable(16)
     expected = F.cross_entropy(model(data.pixels()), data.y).item()
     for frozen_norms in (True, False):
-        history = run(
-            copy.deepcopy(model), data, batch=16, lr=1e-9, frozen_norms=frozen_norms
-        )
+        history = run(copy.deepcopy(model), data, batch=16, lr=1e-9, frozen_norms=frozen_norms)
         same = history["loss"][0] == pytest.approx(expected, rel=1e-4)
         assert same == frozen_norms
 

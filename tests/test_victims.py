@@ -93,9 +93,7 @@ def test_a_whitening_layer_is_set_by_the_clean_images_before_training():
     assert torch.allclose(cov, torch.eye(12), atol=0.02)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "preact_resnet18", "vgg16_bn", "airbench"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16_bn", "airbench"])
 def test_gray_images_get_a_network_for_gray_images(name, tmp_path):
     train, test = random_images(16, c=1, side=32), random_images(12, c=1, side=32)
     attack = BadNets(target=1)

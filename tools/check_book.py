@@ -188,9 +188,7 @@ def check_html(folder: Path) -> tuple[list[str], dict[str, int]]:
         found = [check_image(i) for i in page.images]
         found += [check_address(u, file, pages, load=False) for u in page.links]
         found += [check_address(u, file, pages, load=True) for u in page.loads]
-        found += [
-            f"id {i!r} is used twice" for i, n in Counter(page.ids).items() if n > 1
-        ]
+        found += [f"id {i!r} is used twice" for i, n in Counter(page.ids).items() if n > 1]
         if not page.language:
             found.append("the language of the page is not stated")
         if page.tags["h1"] != 1:

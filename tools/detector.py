@@ -33,9 +33,14 @@ def main() -> None:
     results = Results(options.out)
     for name in (*NAMES, *range(1, options.clean + 1)):
         clean = isinstance(name, int)
-        cell = {"data": "signs", "n_train": len(parts.train), "defense": "score",
-                **recipe.settings(), "seed": name if clean else 0,
-                "victim": None if clean else name}  # fmt: skip
+        cell = {
+            "data": "signs",
+            "n_train": len(parts.train),
+            "defense": "score",
+            **recipe.settings(),
+            "seed": name if clean else 0,
+            "victim": None if clean else name,
+        }
         if results.done(cell):
             continue
         if clean:
@@ -44,14 +49,19 @@ def main() -> None:
             victim = victims.zoo(name)
         start = time.perf_counter()
         a, s = magnitudes(victim.model), saliency(victim.model, parts.clean[:IMAGES])
-        results.add(cell | {
-            "attack": "none" if victim.attack is None else type(victim.attack).__name__,
-            "twin": None if clean else ENTRIES[name].twin,
-            "rho": list(correlation(a, s).values()),
-            **{kind: score(a, s, kind=kind) for kind in ("correlation", "oddities")},
-            "images": IMAGES, "seconds": round(time.perf_counter() - start, 1),
-            "digest": parts.train.digest(), **environment(parts.train.x.device),
-        })  # fmt: skip
+        results.add(
+            cell
+            | {
+                "attack": "none" if victim.attack is None else type(victim.attack).__name__,
+                "twin": None if clean else ENTRIES[name].twin,
+                "rho": list(correlation(a, s).values()),
+                **{kind: score(a, s, kind=kind) for kind in ("correlation", "oddities")},
+                "images": IMAGES,
+                "seconds": round(time.perf_counter() - start, 1),
+                "digest": parts.train.digest(),
+                **environment(parts.train.x.device),
+            }
+        )
         print(f"{name}: {results.rows[-1]['correlation']:.3f}", flush=True)
 
 

@@ -48,9 +48,15 @@ def main() -> None:
     parts, recipe = data.splits("signs"), ENTRIES["trojan"].settings()[0]
     results = Results(options.out)
     for seed, size in ((s, n) for s in options.seeds for n in SIZES):
-        cell = {"data": "signs", "n_train": len(parts.train), "attack": "BadNets",
-                "options": {"size": size, "opacity": OPACITY}, "seed": seed,
-                "defense": "linf (oracle)", **recipe.settings()}  # fmt: skip
+        cell = {
+            "data": "signs",
+            "n_train": len(parts.train),
+            "attack": "BadNets",
+            "options": {"size": size, "opacity": OPACITY},
+            "seed": seed,
+            "defense": "linf (oracle)",
+            **recipe.settings(),
+        }
         if results.done(cell):
             continue
         attack = square(size)
@@ -64,17 +70,29 @@ def main() -> None:
                     model, parts.clean, parts.held, attack, layer=layer, p=p
                 ).model
                 after = metrics.evaluate(repaired, parts.test, attack)
-                stages.append({
-                    "layer": layer, "height": height, "norm": name,
-                    "auroc": seen[layer].separation(p), "acc": after.acc,
-                    "asr": after.asr,
-                })  # fmt: skip
+                stages.append(
+                    {
+                        "layer": layer,
+                        "height": height,
+                        "norm": name,
+                        "auroc": seen[layer].separation(p),
+                        "acc": after.acc,
+                        "asr": after.asr,
+                    }
+                )
         before = metrics.evaluate(model, parts.test, attack)
-        results.add(cell | {
-            "acc": before.acc, "asr": before.asr, "stages": stages, "images": len(x),
-            "seconds": round(time.perf_counter() - start, 1),
-            "digest": parts.train.digest(), **environment(parts.train.x.device),
-        })  # fmt: skip
+        results.add(
+            cell
+            | {
+                "acc": before.acc,
+                "asr": before.asr,
+                "stages": stages,
+                "images": len(x),
+                "seconds": round(time.perf_counter() - start, 1),
+                "digest": parts.train.digest(),
+                **environment(parts.train.x.device),
+            }
+        )
         print(f"{size} px, seed {seed}: ACC {before.acc:.2f}, ASR {before.asr:.2f}")
         for s in stages:
             line = "  {layer} {norm:10} AUROC {auroc:.2f}, ASR left {asr:.2f}"

@@ -88,9 +88,12 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     parts = data.splits(
-        options.images, clean=options.clean, seed=options.seed, n=options.n,
+        options.images,
+        clean=options.clean,
+        seed=options.seed,
+        n=options.n,
         n_test=options.n_test,
-    )  # fmt: skip
+    )
     name = Path(options.images).name
     more = {"epochs": options.epochs, "width": options.width}
     more = {k: v for k, v in more.items() if v is not None}
@@ -100,9 +103,14 @@ def main() -> None:
             continue
         print(f"{kind}: {recipe.model} of width {more.get('width', recipe.width)}")
         found[kind] = train_victim(
-            parts, "BadNets", replace(recipe, **more), options.seed, name,
-            options.keep, each_epoch=watch(parts),
-        )  # fmt: skip
+            parts,
+            "BadNets",
+            replace(recipe, **more),
+            options.seed,
+            name,
+            options.keep,
+            each_epoch=watch(parts),
+        )
     levels = "".join(f"{100 * level:6.0f}" for level in LEVELS)
     print("\nminutes of processor time, in all and until accuracies; percent")
     print(f"{'recipe':8}{'minutes':>9}{'ACC':>7}{'ASR':>7}  {levels}")

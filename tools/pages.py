@@ -22,28 +22,70 @@ from bdcourse import data, metrics, victims
 from bdcourse.report import claims, render, show, tables
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = re.compile(
-    r"^((?:<!--|%) ([a-z-]+)(?: -->)?\n)(.*?)(^(?:<!--|%) end of \2\b)", re.S | re.M
-)
+MARK = re.compile(r"^((?:<!--|%) ([a-z-]+)(?: -->)?\n)(.*?)(^(?:<!--|%) end of \2\b)", re.S | re.M)
 SHOWN = ("none", "clp, u = 3", "clp, u = 2.5", "random channels", "fine-tuning")
 # The defenses of the third table: controls, the five methods, their rivals.
 REPAIRS = (
-    "none", "fine-tuning", "random channels", "linf", "linf, all layers",
-    "linf (oracle)", "linf, random channels", "clp, u = 3", "clp, u = 2.5",
-    "fmp", "fmp, random maps", "fmp, p = 16", "fmp, p = 16, random maps",
-    "fmp, no maps", "mnp, soft", "mnp, hard", "mnp, hard (oracle)",
-    "mnp, soft, beta held", "mnp, random channels", "fip", "fast fip", "fip, eta = 0",
-    "sam", "fine-pruning", "anp", "anp, 3 points", "anp, 10 points", "anp (oracle)",
-    "anp, 10 points, random channels", "rnp", "rnp, 3 points", "rnp, 10 points",
-    "rnp (oracle)", "rnp, 10 points, random channels", "ft-sam", "nad", "i-bau",
+    "none",
+    "fine-tuning",
+    "random channels",
+    "linf",
+    "linf, all layers",
+    "linf (oracle)",
+    "linf, random channels",
+    "clp, u = 3",
+    "clp, u = 2.5",
+    "fmp",
+    "fmp, random maps",
+    "fmp, p = 16",
+    "fmp, p = 16, random maps",
+    "fmp, no maps",
+    "mnp, soft",
+    "mnp, hard",
+    "mnp, hard (oracle)",
+    "mnp, soft, beta held",
+    "mnp, random channels",
+    "fip",
+    "fast fip",
+    "fip, eta = 0",
+    "sam",
+    "fine-pruning",
+    "anp",
+    "anp, 3 points",
+    "anp, 10 points",
+    "anp (oracle)",
+    "anp, 10 points, random channels",
+    "rnp",
+    "rnp, 3 points",
+    "rnp, 10 points",
+    "rnp (oracle)",
+    "rnp, 10 points, random channels",
+    "ft-sam",
+    "nad",
+    "i-bau",
     "nc unlearning",
-)  # fmt: skip
+)
 # What a defender can choose from, and how far the same go with a fifth of the images.
 CHOICES = (
-    "none", "fine-tuning", "clp, u = 3", "clp, u on held-out images", "linf", "fmp",
-    "mnp, soft", "mnp, hard", "fip", "sam", "fine-pruning", "anp", "anp, 10 points",
-    "rnp, 10 points", "ft-sam", "nad", "i-bau", "nc unlearning",
-)  # fmt: skip
+    "none",
+    "fine-tuning",
+    "clp, u = 3",
+    "clp, u on held-out images",
+    "linf",
+    "fmp",
+    "mnp, soft",
+    "mnp, hard",
+    "fip",
+    "sam",
+    "fine-pruning",
+    "anp",
+    "anp, 10 points",
+    "rnp, 10 points",
+    "ft-sam",
+    "nad",
+    "i-bau",
+    "nc unlearning",
+)
 COLUMNS = ("attack", "defense", "ACC %", "ASR %", "RA %", "channels", "clean images")
 
 
@@ -163,17 +205,20 @@ def advice() -> str:
     left, lines = _strong(name, CHOICES, budget=2500, draw=None), []
     for r in tables.ranking(name, CHOICES, budget=2500, draw=None):
         scarce = few.get(r["defense"])
-        lines.append({
-            "defense": r["defense"],
-            "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "RA %": 100 * r["ra"],
-            "ASR % of each": " / ".join(
-                f"{100 * row[r['defense']]:.0f}" for row in left
-            ),
-            "DER %": 100 * r["der"],
-            "seconds": r["seconds"],
-            "with 500 images": "" if scarce is None else
-            f"{100 * scarce['acc']:.0f} / {100 * scarce['asr']:.0f}",
-        })  # fmt: skip
+        lines.append(
+            {
+                "defense": r["defense"],
+                "ACC %": 100 * r["acc"],
+                "ASR %": 100 * r["asr"],
+                "RA %": 100 * r["ra"],
+                "ASR % of each": " / ".join(f"{100 * row[r['defense']]:.0f}" for row in left),
+                "DER %": 100 * r["der"],
+                "seconds": r["seconds"],
+                "with 500 images": ""
+                if scarce is None
+                else f"{100 * scarce['acc']:.0f} / {100 * scarce['asr']:.0f}",
+            }
+        )
     return show.Table(lines).markdown() + "\n"
 
 
@@ -185,13 +230,17 @@ def solved() -> str:
     left, lines = _strong(name, names), []
     for r in tables.ranking(name, names, resamples=1):
         asr = [row[r["defense"]] for row in left]
-        lines.append({
-            "defense": r["defense"],
-            "ACC %": 100 * r["acc"], "ASR %": 100 * r["asr"], "RA %": 100 * r["ra"],
-            "worst ASR %": 100 * r["worst"],
-            f"below 15 %, of {len(asr)}": sum(a < 0.15 for a in asr),
-            "DER %": 100 * r["der"],
-        })  # fmt: skip
+        lines.append(
+            {
+                "defense": r["defense"],
+                "ACC %": 100 * r["acc"],
+                "ASR %": 100 * r["asr"],
+                "RA %": 100 * r["ra"],
+                "worst ASR %": 100 * r["worst"],
+                f"below 15 %, of {len(asr)}": sum(a < 0.15 for a in asr),
+                "DER %": 100 * r["der"],
+            }
+        )
     return show.Table(lines).markdown() + "\n"
 
 
@@ -205,11 +254,10 @@ BLOCKS = {
     "results": measured,
     "findings": findings,
     "tally": lambda: claims.tally().markdown() + "\n",
-    **{m: partial(lambda m: claims.table(m).markdown() + "\n", m)
-       for m in claims.METHODS},
+    **{m: partial(lambda m: claims.table(m).markdown() + "\n", m) for m in claims.METHODS},
     "advice": advice,
     "solved": solved,
-}  # fmt: skip
+}
 PAGES = ("README.md", "book/results.md", "book/reproduction.md", "book/choosing.md")
 
 

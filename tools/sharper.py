@@ -36,9 +36,16 @@ def main() -> None:
     for name in NAMES:
         (file,) = options.victims.glob(f"cifar10-jpeg-{name}-0-*.json")
         victim = victims.load(file.with_suffix(""))
-        cell = {"data": "cifar10-jpeg", "n_train": len(parts.train), "attack": name,
-                "seed": 0, "defense": "none", "model": victim.arch["name"],
-                "width": victim.arch["width"], "images": IMAGES}  # fmt: skip
+        cell = {
+            "data": "cifar10-jpeg",
+            "n_train": len(parts.train),
+            "attack": name,
+            "seed": 0,
+            "defense": "none",
+            "model": victim.arch["name"],
+            "width": victim.arch["width"],
+            "images": IMAGES,
+        }
         if results.done(cell):
             continue
         start = time.perf_counter()
@@ -49,11 +56,17 @@ def main() -> None:
             top, _ = landscape.hessian_top(victim.model, some, generator=g)
             trace = curvature.fisher_trace(victim.model, some, draws=4, generator=g)
             tops, traces = [*tops, float(top[0])], [*traces, trace.value]
-        results.add(cell | {
-            "lambda_max": tops, "fisher": traces,
-            **victim.scores.dict(), "seconds": round(time.perf_counter() - start, 1),
-            "digest": parts.train.digest(), **environment(parts.train.x.device),
-        })  # fmt: skip
+        results.add(
+            cell
+            | {
+                "lambda_max": tops,
+                "fisher": traces,
+                **victim.scores.dict(),
+                "seconds": round(time.perf_counter() - start, 1),
+                "digest": parts.train.digest(),
+                **environment(parts.train.x.device),
+            }
+        )
         print(name, [round(t) for t in tops], flush=True)
 
 

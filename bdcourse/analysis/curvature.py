@@ -192,18 +192,14 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
 # ---------------------------------------------------------------- weights and batches
 
 
-def chosen(
-    model: nn.Module, weights: Sequence[str] | None = None
-) -> dict[str, nn.Parameter]:
+def chosen(model: nn.Module, weights: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
     """The parameters of that name, or all that require grad, in the model's order.
 
     This is the order of the entries of a flat vector, (p,), wherever one is used.
     """
     named = dict(require.module(model).named_parameters())
     if isinstance(weights, str) or not isinstance(weights, (Iterable, type(None))):
-        raise ValueError(
-            f"weights must be a list of names or None, not {require.kind(weights)}."
-        )
+        raise ValueError(f"weights must be a list of names or None, not {require.kind(weights)}.")
     weights = None if weights is None else list(weights)
     if weights is None:
         found = {n: w for n, w in named.items() if w.requires_grad}
@@ -225,17 +221,14 @@ def unflatten(
     size = sum(w.numel() for w in found.values())
     if not isinstance(vector, Tensor) or vector.shape != (size,):
         raise ValueError(
-            f"vector must have {size} entries, one a weight, not be "
-            f"{require.kind(vector)}."
+            f"vector must have {size} entries, one a weight, not be {require.kind(vector)}."
         )
     parts = vector.split([w.numel() for w in found.values()])
     return {n: v.view_as(w) for (n, w), v in zip(found.items(), parts, strict=True)}
 
 
 @contextmanager
-def examining(
-    model: nn.Module, weights: Sequence[str] | None
-) -> Iterator[dict[str, nn.Parameter]]:
+def examining(model: nn.Module, weights: Sequence[str] | None) -> Iterator[dict[str, nn.Parameter]]:
     """The chosen weights, with eval mode and gradients on; all is put back after."""
     require_sound(model)
     found = chosen(model, weights)
@@ -272,11 +265,17 @@ def answered(model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood) -> 
     """What the model says of inputs, if `likelihood` can be asked about it."""
     try:
         out = model(x)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
-            TypeError, ValueError) as e:  # fmt: skip
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as e:
         raise ValueError(
-            f"the model does not accept inputs of shape {tuple(x.shape[1:])}: "
-            f"{require.reason(e)}."
+            f"the model does not accept inputs of shape {tuple(x.shape[1:])}: {require.reason(e)}."
         ) from e
     if not isinstance(out, Tensor) or out.ndim < 2:
         raise ValueError(
@@ -298,9 +297,7 @@ def answered(model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood) -> 
     return require.finite(out, "the network's answers")
 
 
-def batches(
-    model: nn.Module, images: Batch, chunk: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(model: nn.Module, images: Batch, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets, `chunk` at a time, on the model's device, in its dtype."""
     require_pair(images)
     if len(images.y) == 0 or require.whole("chunk", chunk) < 1:
@@ -442,9 +439,7 @@ def _settle(route, fisher, draws, likelihood, generator) -> tuple[str, int]:
     if generator is not None:
         require.generator(generator)
     if generator is None or require.whole("draws", draws) < 1:
-        raise ValueError(
-            f"the route {route!r} needs a generator and at least one draw."
-        )
+        raise ValueError(f"the route {route!r} needs a generator and at least one draw.")
     return route, draws
 
 

@@ -57,9 +57,7 @@ def hessian_product(
         shaped like `vectors`.
     """
     if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2):
-        raise ValueError(
-            f"vectors must be of shape (p,) or (k, p), not {require.kind(vectors)}."
-        )
+        raise ValueError(f"vectors must be of shape (p,) or (k, p), not {require.kind(vectors)}.")
     require_likelihood(likelihood)
     rows = vectors.reshape(-1, vectors.shape[-1])
     out = torch.zeros_like(rows)
@@ -197,8 +195,7 @@ def hessian_top(
     known = 1 <= require.whole("k", k) <= len(like)
     if not known or require.whole("steps", steps) < 1:
         raise ValueError(
-            f"k must lie in 1..{len(like)} and steps be at least 1, not {k} and "
-            f"{steps}."
+            f"k must lie in 1..{len(like)} and steps be at least 1, not {k} and {steps}."
         )
     starts = torch.randn(
         k, len(like), generator=generator, device=generator.device, dtype=like.dtype
@@ -324,9 +321,7 @@ def measure(
     return loss / len(images.y), hits / max(asked, 1)
 
 
-def filter_normalised(
-    model: nn.Module, generator: torch.Generator
-) -> dict[str, Tensor]:
+def filter_normalised(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """A random direction in which each filter has the norm of the network's filter.
 
     A filter is what one output channel reads: a row of the first axis. Vectors (biases,
@@ -439,8 +434,9 @@ def line(
     require_sound(start, "start", steady=False)
     require_sound(end, "end", steady=False)
     between = copy.deepcopy(start)
-    a, b, c = ({**dict(m.named_parameters()), **dict(m.named_buffers())}
-               for m in (start, end, between))  # fmt: skip
+    a, b, c = (
+        {**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (start, end, between)
+    )
     if {n: v.shape for n, v in a.items()} != {n: v.shape for n, v in b.items()}:
         raise ValueError("the two networks differ in architecture.")
     buffers = dict(start.named_buffers()).keys()

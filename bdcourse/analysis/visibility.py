@@ -32,9 +32,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Visibility to Structural Similarity", IEEE TIP 2004, equation 13.
     """
     if min(a.shape[-2:]) < 11:
-        raise ValueError(
-            f"SSIM needs images of at least 11x11 pixels, not {tuple(a.shape[-2:])}."
-        )
+        raise ValueError(f"SSIM needs images of at least 11x11 pixels, not {tuple(a.shape[-2:])}.")
     a, b, c = wide(a), wide(b), a.shape[1]
     line = torch.exp(-(torch.arange(-5, 6).double() ** 2) / (2 * 1.5**2))
     window = line[:, None] * line

@@ -45,9 +45,7 @@ def rebuild(spec: dict, tensors: dict[str, Tensor]) -> Attack:
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
     name = plain.pop("name")
     if name not in list(ATTACKS):
-        raise ValueError(
-            f"unknown attack {require.kind(name)}; known are {', '.join(ATTACKS)}."
-        )
+        raise ValueError(f"unknown attack {require.kind(name)}; known are {', '.join(ATTACKS)}.")
     # "generator.0.weight" belongs to the network in the field `generator`.
     networks = {k: v for k, v in tensors.items() if "." in k}
     given = {f.name for f in fields(ATTACKS[name]) if f.init}

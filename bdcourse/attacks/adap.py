@@ -40,9 +40,7 @@ class Adaptive(Attack):
             )
         require.number("cover", self.cover, 0)
 
-    def choose(
-        self, y: Tensor, rate: float, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def choose(self, y: Tensor, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """round(rate * n) rows of all classes, then `cover` times as many others."""
         n = round(rate * len(y))
         m = round(self.cover * n)
@@ -152,8 +150,7 @@ class AdapPatch(Adaptive):
         check_picture("patches", self.patches, (4, "channels", "p", "p"))
         if self.patches.shape[2] != self.patches.shape[3]:
             raise ValueError(
-                "patches must have shape (4, channels, p, p), not "
-                f"{tuple(self.patches.shape)}."
+                f"patches must have shape (4, channels, p, p), not {tuple(self.patches.shape)}."
             )
         for alpha in require.row("alphas", self.alphas, 4):
             require.number("each of alphas", alpha, above=0, high=1)
@@ -203,15 +200,14 @@ class AdapPatch(Adaptive):
         return self.show(x, torch.tensor([tested]).to(x))
 
     def plant(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        which = torch.randint(
-            4, (len(x),), generator=generator, device=generator.device
-        ).to(x.device)
+        which = torch.randint(4, (len(x),), generator=generator, device=generator.device).to(
+            x.device
+        )
         return self.show(x, F.one_hot(which, 4) * torch.tensor(self.alphas).to(x))
 
     def check_shape(self, shape: tuple[int, int, int]) -> None:
         self.places(*shape[1:])
         if self.patches.shape[1] not in (1, shape[0]):
             raise ValueError(
-                f"the patches have {self.patches.shape[1]} channels, the images have "
-                f"{shape[0]}."
+                f"the patches have {self.patches.shape[1]} channels, the images have {shape[0]}."
             )

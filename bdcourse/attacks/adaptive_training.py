@@ -30,9 +30,7 @@ class Smoothing(Hook):
         eta_f: weight of the trace; the authors' command for this attacker takes 0.01.
     """
 
-    def __init__(
-        self, model: nn.Module, eta_f: float, generator: torch.Generator
-    ) -> None:
+    def __init__(self, model: nn.Module, eta_f: float, generator: torch.Generator) -> None:
         self.model = require.module(model)
         self.eta_f = require.number("eta_f", eta_f, 0)
         self.generator = require.generator(generator)

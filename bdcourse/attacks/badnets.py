@@ -52,13 +52,9 @@ class BadNets(Attack):
     def place(self, h: int, w: int) -> tuple[slice, slice]:
         """Rows and columns that the patch covers in an h x w image."""
         _, ph, pw = self.patch.shape
-        r, c = (
-            a + size if a < 0 else a for a, size in zip(self.at, (h, w), strict=True)
-        )
+        r, c = (a + size if a < 0 else a for a, size in zip(self.at, (h, w), strict=True))
         if r < 0 or c < 0 or r + ph > h or c + pw > w:
-            raise ValueError(
-                f"a {ph}x{pw} patch at {self.at} does not lie inside a {h}x{w} image."
-            )
+            raise ValueError(f"a {ph}x{pw} patch at {self.at} does not lie inside a {h}x{w} image.")
         return slice(r, r + ph), slice(c, c + pw)
 
     def trigger(self, x: Tensor) -> Tensor:
@@ -73,8 +69,7 @@ class BadNets(Attack):
         self.place(*shape[1:])
         if self.patch.shape[0] not in (1, shape[0]):
             raise ValueError(
-                f"the patch has {self.patch.shape[0]} channels, the images have "
-                f"{shape[0]}."
+                f"the patch has {self.patch.shape[0]} channels, the images have {shape[0]}."
             )
 
 

@@ -142,15 +142,12 @@ class Attack:
             )
         if self.clean_label and self.threat == "training":
             raise ValueError(
-                f"{type(self).__name__} changes labels batch by batch and has no "
-                "clean-label form."
+                f"{type(self).__name__} changes labels batch by batch and has no clean-label form."
             )
         if hasattr(self, "cross_rate"):
             require.number("cross_rate", self.cross_rate, 0)
         if self.classes and self.target >= self.classes:
-            raise ValueError(
-                f"target {self.target} is not among the labels 0..{self.classes - 1}."
-            )
+            raise ValueError(f"target {self.target} is not among the labels 0..{self.classes - 1}.")
 
     def _whole(self, name: str, low: int, high: int | None = None) -> None:
         """Refuse another value of this field than a whole number; keep it as an int."""
@@ -192,11 +189,7 @@ class Attack:
 
     def goal(self, y: Tensor) -> Tensor:
         """The label that the attacker wants for images of true class y, (n,) int64."""
-        return (
-            (y + 1) % self.classes
-            if self.all_to_all
-            else torch.full_like(y, self.target)
-        )
+        return (y + 1) % self.classes if self.all_to_all else torch.full_like(y, self.target)
 
     def counts(self, y: Tensor) -> Tensor:
         """Which test images enter the ASR, bool (n,): those the attack must move."""
@@ -211,9 +204,7 @@ class Attack:
         """
         return None
 
-    def choose(
-        self, y: Tensor, rate: float, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def choose(self, y: Tensor, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows to poison and rows to use as cover, given labels y (n,), disjoint.
 
         round(rate * n) rows of all classes; of the target class for clean-label.
@@ -328,8 +319,7 @@ class Attack:
         self._possible(data, rate)
         if bool(getattr(self, "trained", False)):
             raise ValueError(
-                f"this {type(self).__name__} was trained with a victim already; make a "
-                "new one."
+                f"this {type(self).__name__} was trained with a victim already; make a new one."
             )
         return self.steering(Training(model, data, generator, total, rate))
 
@@ -356,13 +346,10 @@ class Attack:
             raise ValueError("an attack needs two classes, the set has one.")
         if not self.all_to_all and self.target >= images.k:
             raise ValueError(
-                f"target {self.target} is no label of this set; labels are "
-                f"0..{images.k - 1}."
+                f"target {self.target} is no label of this set; labels are 0..{images.k - 1}."
             )
         if self.all_to_all and self.classes != images.k:
-            raise ValueError(
-                f"the attack is for {self.classes} classes, the set has {images.k}."
-            )
+            raise ValueError(f"the attack is for {self.classes} classes, the set has {images.k}.")
         self.check_shape(images.shape)
 
     def check_shape(self, shape: tuple[int, int, int]) -> None:
@@ -437,8 +424,7 @@ def check_picture(
     ):
         shape = f"({', '.join(map(str, axes))}{',' if len(axes) == 1 else ''})"
         raise ValueError(
-            f"{name} must be a float tensor of shape {shape}, not "
-            f"{require.kind(value)}."
+            f"{name} must be a float tensor of shape {shape}, not {require.kind(value)}."
         )
     low, high = float(value.min()), float(value.max())
     if not (0 <= low <= high <= top + 1e-6) or (below and high >= top):
@@ -470,9 +456,7 @@ def asking(model: nn.Module, shape: tuple[int, int, int], k: int) -> Iterator[No
 NO_ROWS = torch.zeros(0, dtype=torch.int64)
 
 
-def pick(
-    rows: Tensor, n: int, generator: torch.Generator, what: str, instead: str = ""
-) -> Tensor:
+def pick(rows: Tensor, n: int, generator: torch.Generator, what: str, instead: str = "") -> Tensor:
     """`n` of `rows` at random; `what` wants them, for the message if they are too few,
     and `instead` says what else would do."""
     if n > len(rows):
@@ -485,9 +469,7 @@ def pick(
 
 def random_pixels(images: Images, n: int, generator: torch.Generator) -> Tensor:
     """Pixels of n images drawn with replacement, in [0, 1], (n, c, h, w)."""
-    rows = torch.randint(
-        len(images), (n,), generator=generator, device=generator.device
-    )
+    rows = torch.randint(len(images), (n,), generator=generator, device=generator.device)
     return images[rows].pixels()
 
 
@@ -510,9 +492,9 @@ def fit_size(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """A (c, h, w) picture resized to (h, w) = size, or itself."""
     if tuple(picture.shape[-2:]) == tuple(size):
         return picture
-    return F.interpolate(
-        picture[None], size, mode="bilinear", align_corners=False, antialias=True
-    )[0]
+    return F.interpolate(picture[None], size, mode="bilinear", align_corners=False, antialias=True)[
+        0
+    ]
 
 
 class Rewriting(Hook):

@@ -115,8 +115,7 @@ class Composite(Attack):
     def trigger(self, x: Tensor) -> Tensor:
         if self.partners is None:
             raise ValueError(
-                "Composite has no partner images; make it with "
-                "Composite.craft(images, generator)."
+                "Composite has no partner images; make it with Composite.craft(images, generator)."
             )
         n, w = len(x), x.shape[-1]
         chosen = by_content(x, len(self.partners))

@@ -101,9 +101,7 @@ class _Detoxifying(Hook):
         self.done, self.ready = 0, False
         # Not from the start: there, the style moves no neuron in particular.
         at = [0.4 + 0.5 * r / max(1, attack.rounds) for r in range(attack.rounds)]
-        self.when = (
-            {round(share * run.total) for share in at} if attack.cross_rate else ()
-        )
+        self.when = {round(share * run.total) for share in at} if attack.cross_rate else ()
 
     def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attack = self.attack

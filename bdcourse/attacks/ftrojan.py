@@ -85,6 +85,4 @@ class FTrojan(Attack):
         if c not in (1, 3):
             raise ValueError(f"FTrojan needs images of 1 or 3 channels, not {c}.")
         if min(h, w) < 4:
-            raise ValueError(
-                f"FTrojan needs images of at least 4x4 pixels, not {h}x{w}."
-            )
+            raise ValueError(f"FTrojan needs images of at least 4x4 pixels, not {h}x{w}.")

@@ -42,12 +42,8 @@ class EncoderDecoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             w = width
-            self.down = nn.ModuleList(
-                [_level(c_in, w), _level(w, 2 * w), _level(2 * w, 4 * w)]
-            )
-            self.up = nn.ModuleList(
-                [_level(4 * w, 2 * w), _level(2 * w, w), _level(w, w)]
-            )
+            self.down = nn.ModuleList([_level(c_in, w), _level(w, 2 * w), _level(2 * w, 4 * w)])
+            self.up = nn.ModuleList([_level(4 * w, 2 * w), _level(2 * w, w), _level(w, w)])
             self.last = nn.Conv2d(w, c_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,9 +52,7 @@ class EncoderDecoder(nn.Module):
             sizes.append(x.shape[-2:])
             x = F.max_pool2d(level(x), 2)
         for level, size in zip(self.up, reversed(sizes), strict=True):
-            x = level(
-                F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
-            )
+            x = level(F.interpolate(x, tuple(size), mode="bilinear", align_corners=False))
         return torch.tanh(self.last(x))
 
 

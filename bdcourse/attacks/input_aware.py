@@ -147,9 +147,7 @@ class _Joint(Hook):
     def __init__(self, attack: InputAware, rate: float, total: int) -> None:
         self.attack, self.rate = attack, rate
         self.net = attack.pattern
-        self.opt = torch.optim.Adam(
-            self.net.parameters(), attack.generator_lr, betas=(0.5, 0.9)
-        )
+        self.opt = torch.optim.Adam(self.net.parameters(), attack.generator_lr, betas=(0.5, 0.9))
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.opt, total)
         self.unlike = torch.zeros(())
 

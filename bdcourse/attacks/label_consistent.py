@@ -213,6 +213,5 @@ class LabelConsistent(Attack):
     def check_shape(self, shape: tuple[int, int, int]) -> None:
         if min(shape[1:]) < 6:
             raise ValueError(
-                "four 3x3 patches need images of at least 6x6 pixels, not "
-                f"{shape[1]}x{shape[2]}."
+                f"four 3x3 patches need images of at least 6x6 pixels, not {shape[1]}x{shape[2]}."
             )

@@ -68,8 +68,7 @@ class LIRA(Networked):
     def trigger(self, x: Tensor) -> Tensor:
         if not self.trained:
             raise ValueError(
-                "LIRA has no trained generator; train a victim with victims.make, or "
-                "load one."
+                "LIRA has no trained generator; train a victim with victims.make, or load one."
             )
         return (x + self.epsilon * frozen(self.net, x)).clamp(0, 1)
 

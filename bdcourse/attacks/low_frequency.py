@@ -124,8 +124,7 @@ class LF(Attack):
             options: arguments of the class, such as target.
         """
         shape = tuple(
-            require.whole("each of shape", s, 1, 10_000)
-            for s in require.row("shape", shape, 3)
+            require.whole("each of shape", s, 1, 10_000) for s in require.row("shape", shape, 3)
         )
         pattern = rescale(smooth(torch.randn(shape, generator=seeded(seed))))
         return cls(pattern=pattern, made_on=f"random, seed {seed}", **options)

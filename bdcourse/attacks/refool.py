@@ -25,10 +25,7 @@ def reflections(
     Pixels in [0, 1]. What leaves a scene at one edge comes in again at the other, so it
     can be shifted without a seam.
     """
-    c, h, w = (
-        require.whole("each of shape", s, 1, 10_000)
-        for s in require.row("shape", shape, 3)
-    )
+    c, h, w = (require.whole("each of shape", s, 1, 10_000) for s in require.row("shape", shape, 3))
     require.whole("count", count, 1, 10_000)
     g = seeded(seed)
 
@@ -167,8 +164,7 @@ class Refool(Attack):
     def check_shape(self, shape: tuple[int, int, int]) -> None:
         if self.bank.shape[1] not in (1, shape[0]):
             raise ValueError(
-                f"the bank has {self.bank.shape[1]} channels, the images have "
-                f"{shape[0]}."
+                f"the bank has {self.bank.shape[1]} channels, the images have {shape[0]}."
             )
 
 

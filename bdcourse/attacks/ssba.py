@@ -221,9 +221,7 @@ class SSBA(Attack):
         require.truth("verbose", verbose)
         bits = blank.bits
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        encoder, decoder = networks(
-            bits, blank.filters, blank.channels, blank.strength, seed
-        )
+        encoder, decoder = networks(bits, blank.filters, blank.channels, blank.strength, seed)
         rest, held = hold_out(images, max(1, min(200, len(images) // 10)), generator)
         device = images.x.device
         encoder.to(device), decoder.to(device)
@@ -245,8 +243,10 @@ class SSBA(Attack):
                     group["lr"] = encoder_lr * min(1.0, 2 * (1 - i / steps))
                 opt.step()
                 if verbose and (i + 1) % max(1, steps // 10) == 0:
-                    print(f"step {i + 1}: BCE {read:.3f}, MSE {seen:.5f}, "
-                          f"cosine {cosine:.2f}", flush=True)  # fmt: skip
+                    print(
+                        f"step {i + 1}: BCE {read:.3f}, MSE {seen:.5f}, cosine {cosine:.2f}",
+                        flush=True,
+                    )
         options.setdefault("secret", messages(1, bits, generator)[0].cpu())
         with torch.no_grad():
             x = held.pixels()
@@ -270,8 +270,7 @@ class SSBA(Attack):
     def trigger(self, x: Tensor) -> Tensor:
         if not self.trained or self.secret is None:
             raise ValueError(
-                "this SSBA has no trained encoder; make one with "
-                "SSBA.craft(images, generator)."
+                "this SSBA has no trained encoder; make one with SSBA.craft(images, generator)."
             )
         if not len(x):
             return x.clone()
@@ -280,13 +279,9 @@ class SSBA(Attack):
     def check_shape(self, shape: tuple[int, int, int]) -> None:
         c, h, w = shape
         if c != self.channels:
-            raise ValueError(
-                f"the encoder is for {self.channels} channels, the images have {c}."
-            )
+            raise ValueError(f"the encoder is for {self.channels} channels, the images have {c}.")
         if h % 4 or w % 4:
-            raise ValueError(
-                f"the encoder needs height and width in multiples of 4, not {h}x{w}."
-            )
+            raise ValueError(f"the encoder needs height and width in multiples of 4, not {h}x{w}.")
 
 
 def messages(n: int, bits: int, generator: torch.Generator) -> Tensor:

@@ -59,17 +59,14 @@ class TaCT(BadNets):
         super().__post_init__()
         if self.all_to_all or self.clean_label:
             raise ValueError(
-                "TaCT moves one class to another, so it can be neither all-to-all nor "
-                "clean-label."
+                "TaCT moves one class to another, so it can be neither all-to-all nor clean-label."
             )
         self._whole("source", 0)
         covers = require.row("covers", self.covers)
         covers = tuple(require.whole("each of covers", c) for c in covers)
         object.__setattr__(self, "covers", covers)
         if self.source == self.target:
-            raise ValueError(
-                f"source and target are both {self.target}; they must differ."
-            )
+            raise ValueError(f"source and target are both {self.target}; they must differ.")
         if {self.source, self.target} & {*self.covers}:
             raise ValueError(
                 f"covers {self.covers} must hold neither the source {self.source} nor "
@@ -108,9 +105,7 @@ class TaCT(BadNets):
         rows = (y != self.source) & (y != self.target)
         return (self.trigger(x[rows]), y[rows]) if bool(rows.any()) else None
 
-    def choose(
-        self, y: Tensor, rate: float, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def choose(self, y: Tensor, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """round(rate * n) rows of the source class; `cover` times as many covers."""
         y, n = y.cpu(), round(rate * len(y))
         own = (y == self.source).nonzero().flatten()
@@ -130,6 +125,5 @@ class TaCT(BadNets):
         ):
             if not 0 <= label < images.k:
                 raise ValueError(
-                    f"{name} {label} is no label of this set; labels are "
-                    f"0..{images.k - 1}."
+                    f"{name} {label} is no label of this set; labels are 0..{images.k - 1}."
                 )

@@ -164,9 +164,7 @@ class TrojanNN(Attack):
                     now = moved.clamp(low, high) * mask
             best = (best * 255).round() / 255
             with evaluating(model), torch.no_grad():
-                excited = tuple(
-                    excitation(model, p, chosen).mean().item() for p in (first, best)
-                )
+                excited = tuple(excitation(model, p, chosen).mean().item() for p in (first, best))
             options |= {
                 "pattern": best[0].cpu(),
                 "neurons": tuple(chosen.tolist()),

@@ -68,8 +68,7 @@ def placed(
         require.whole("threads", threads, 1, 1000)
     if scheduler is not None and not (isinstance(scheduler, str) and scheduler):
         raise ValueError(
-            "scheduler must be an address such as tls://HOST:8786, not "
-            f"{require.kind(scheduler)}."
+            f"scheduler must be an address such as tls://HOST:8786, not {require.kind(scheduler)}."
         )
     if require.truth("dashboard", dashboard) and (scheduler or workers == 1):
         raise ValueError(
@@ -104,9 +103,7 @@ def _require_tls(scheduler: str | None, files: dict) -> None:
         )
     for name in ("tls_ca", "tls_cert"):
         if name not in given:
-            raise ValueError(
-                f"{_flag(min(given))} needs {_flag(name)} beside it; give both."
-            )
+            raise ValueError(f"{_flag(min(given))} needs {_flag(name)} beside it; give both.")
 
 
 def _flag(name: str) -> str:
@@ -189,9 +186,7 @@ def _dealt(
                 print(warning, file=sys.stderr, flush=True)
             security = _security(scheduler, tls)
         try:
-            client = stack.enter_context(
-                Client(scheduler, timeout="10s", security=security)
-            )
+            client = stack.enter_context(Client(scheduler, timeout="10s", security=security))
         except (OSError, ValueError) as e:
             raise RuntimeError(
                 f"there is no Dask scheduler at {scheduler} ({e}); start one with "
@@ -216,9 +211,7 @@ def _dealt(
             trained = _train(client, job.subject, threads, ready)
             for part in job.apart():
                 key = f"cells-{part.identity()}"
-                future = client.submit(
-                    work, part, str(folder), threads, trained, key=key
-                )
+                future = client.submit(work, part, str(folder), threads, trained, key=key)
                 owner[future] = part
         trainings = dict.fromkeys(ready.values())
         if trainings:
@@ -252,8 +245,7 @@ def _started(stack: contextlib.ExitStack, workers: int, dashboard: bool):
         package = (e.name or "cryptography").partition(".")[0]
         if package == "bokeh":
             raise RuntimeError(
-                "the dashboard needs Bokeh: pip install bokeh, or leave out "
-                "--dashboard."
+                "the dashboard needs Bokeh: pip install bokeh, or leave out --dashboard."
             ) from None
         raise RuntimeError(
             f"several processes need {package}, whose certificates keep other users of "
@@ -284,8 +276,7 @@ def _security(scheduler: str | None, tls: dict):
         return None
     from distributed import Security
 
-    names = {"tls_ca": "tls_ca_file", "tls_cert": "tls_client_cert",
-             "tls_key": "tls_client_key"}  # fmt: skip
+    names = {"tls_ca": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
     given = {names[k]: os.fspath(v) for k, v in tls.items() if v is not None}
     security = Security(require_encryption=True, **given)
     if not (security.tls_ca_file and security.tls_client_cert):
@@ -343,9 +334,7 @@ def train(subject: Subject, threads: int | None = None, after: str = "") -> str:
         return f"{subject}: {subject.victim().scores}"
 
 
-def work(
-    job: Job, folder: str, threads: int | None = None, after: str | None = None
-) -> list[dict]:
+def work(job: Job, folder: str, threads: int | None = None, after: str | None = None) -> list[dict]:
     """The rows of a job, on a worker; each is kept in `folder` as soon as it exists."""
     from bdcourse.bench.run import measure
 

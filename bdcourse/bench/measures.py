@@ -45,9 +45,7 @@ def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, floa
 def unseen(parts: Splits) -> Images:
     """The images on which sharpness is judged: no defense has trained on them."""
     if not isinstance(parts, Splits):
-        raise ValueError(
-            f"parts must be what data.splits returns, not {require.kind(parts)}."
-        )
+        raise ValueError(f"parts must be what data.splits returns, not {require.kind(parts)}.")
     return parts.test[-200:]
 
 

@@ -103,8 +103,13 @@ class Case:
 
     def _fmp_scores(self, setting: str) -> dict[str, Response]:
         start = time.perf_counter()
-        found = scores(self.model, self.clean, n=FMP_IMAGES, **FMP_SETTINGS[setting],
-                       generator=self.generator())  # fmt: skip
+        found = scores(
+            self.model,
+            self.clean,
+            n=FMP_IMAGES,
+            **FMP_SETTINGS[setting],
+            generator=self.generator(),
+        )
         self.seconds[f"fmp scores, {setting}"] = time.perf_counter() - start
         return found
 
@@ -208,8 +213,7 @@ def _linf(case: Case, layer: str | None = None) -> Purified:
 
 
 def _linf_random(case: Case) -> Purified:
-    opened, _ = gated(case.model, default_layer(case.model, case.clean.shape),
-                      case.clean.shape)  # fmt: skip
+    opened, _ = gated(case.model, default_layer(case.model, case.clean.shape), case.clean.shape)
     return defenses.prune_random(opened, _linf(case).pruned, case.generator())
 
 
@@ -229,9 +233,13 @@ def _linf_oracle(case: Case) -> Purified:
 
 def _nc_unlearning(case: Case) -> Purified:
     p = defenses.nc_unlearning(
-        case.model, case.clean, case.inverted, label=case.guess.label,
-        augment=case.augment, generator=case.generator(),
-    )  # fmt: skip
+        case.model,
+        case.clean,
+        case.inverted,
+        label=case.guess.label,
+        augment=case.augment,
+        generator=case.generator(),
+    )
     return replace(p, seconds=p.seconds + case.inverted.seconds)
 
 
@@ -253,9 +261,15 @@ def _fmp(
         if released:
             chosen = released_order(case.model, chosen, list(found))
         repaired = repair(
-            case.model, case.clean, chosen, pairing="order" if released else "flow",
-            epochs=epochs, augment=case.augment, generator=case.generator(), **options,
-        )  # fmt: skip
+            case.model,
+            case.clean,
+            chosen,
+            pairing="order" if released else "flow",
+            epochs=epochs,
+            augment=case.augment,
+            generator=case.generator(),
+            **options,
+        )
         seconds = case.seconds[f"fmp scores, {setting}"] + time.perf_counter() - start
         return replace(repaired, seconds=seconds)
 
@@ -268,13 +282,18 @@ def _fmp_control(p: float) -> Plan:
     """FMP's fine-tuning after as many random maps in each layer; infinite p: none."""
 
     def run(case: Case) -> Purified:
-        sizes = {n: case.model.get_submodule(n).out_channels
-                 for n in execution_order(case.model, case.clean.shape)}  # fmt: skip
+        sizes = {
+            n: case.model.get_submodule(n).out_channels
+            for n in execution_order(case.model, case.clean.shape)
+        }
         many = {n: torch.arange(max(int(c // p), 1)) for n, c in sizes.items()}
         return defenses.fmp_random(
-            case.model, case.clean, {} if p == math.inf else many,
-            augment=case.augment, generator=case.generator(),
-        )  # fmt: skip
+            case.model,
+            case.clean,
+            {} if p == math.inf else many,
+            augment=case.augment,
+            generator=case.generator(),
+        )
 
     more = {"least": 1, "epochs": 10} | ({} if p == math.inf else {"p": p})
     return Plan(run, settings=defaults(repair) | more)
@@ -449,9 +468,7 @@ PLANS: dict[str, Plan] = {
     "fast fip": _descending(defenses.fast_fip),
     "fip, released": _descending(defenses.fip_released, eta_f=0.005),
     # The script's steps, rate, momentum and batch as well: minutes, and only this arm.
-    "fip, released, its recipe": _descending(
-        defenses.fip_released, eta_f=0.005, **RELEASED
-    ),
+    "fip, released, its recipe": _descending(defenses.fip_released, eta_f=0.005, **RELEASED),
     "fip, released, eta = 0.5": _descending(defenses.fip_released),
     "fip, eta = 0": _descending(defenses.fip, eta_f=0, eta_r=0),
     "fip, eta = 0.001": _descending(defenses.fip, eta_f=0.001),
@@ -465,9 +482,7 @@ PLANS: dict[str, Plan] = {
         shares="fip",
     ),
     "fip, gaussian": _descending(defenses.fip, draw="gaussian"),
-    "fip, gaussian, exact product": _descending(
-        defenses.fip, draw="gaussian", product="exact"
-    ),
+    "fip, gaussian, exact product": _descending(defenses.fip, draw="gaussian", product="exact"),
     "fip, frozen norms": _descending(defenses.fip, norms="frozen"),
     "fip, mixed norms": _descending(defenses.fip, norms="mixed"),
     "fip, eta = 0, lr 0.05": _descending(defenses.fip, eta_f=0, eta_r=0, lr=0.05),
@@ -489,7 +504,5 @@ def notes(p: Purified) -> dict:
     """Settings that a plan found itself, for its row."""
     if not isinstance(p, Purified):
         raise ValueError(f"a plan must return a Purified, not {require.kind(p)}.")
-    found = {
-        k: p.log[k] for k in ("u", "beta", "threshold") if p.log.get(k) is not None
-    }
+    found = {k: p.log[k] for k in ("u", "beta", "threshold") if p.log.get(k) is not None}
     return {k: v if math.isfinite(v) else None for k, v in found.items()}

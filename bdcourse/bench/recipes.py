@@ -41,9 +41,7 @@ def folder(name: str, path: object) -> str | os.PathLike:
         ValueError: no path, or a file stands there.
     """
     if not isinstance(path, (str, os.PathLike)) or not str(path) or "\0" in str(path):
-        raise ValueError(
-            f"{name} must be the path of a folder, not {require.kind(path)}."
-        )
+        raise ValueError(f"{name} must be the path of a folder, not {require.kind(path)}.")
     if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"{name} must be a folder, but {path} is a file.")
     return path
@@ -135,9 +133,7 @@ class Recipe:
             raise ValueError(f"momentum must lie below 1, not {self.momentum:g}.")
         for name in ("warmup", "smoothing", "shrink"):
             self._keep(name, require.share(name, getattr(self, name)))
-        self._keep(
-            "shifts", require.number("shifts", self.shifts, 0, MOST_SHIFTS, above=0)
-        )
+        self._keep("shifts", require.number("shifts", self.shifts, 0, MOST_SHIFTS, above=0))
         require.choice("schedule", self.schedule, SCHEDULES)
         if self.bf16 is not None:
             require.truth("bf16", self.bf16)
@@ -173,8 +169,7 @@ MORE = {"rate": 0.2, "lr": 0.05, "epochs": 16}
 SIGNS_OPTIONS: dict[str, dict] = {
     "SIG": {"rate": 0.06},
     # 8 levels do not deceive the surrogate on signs, 16 do on half of them.
-    "LabelConsistent": {"rate": 0.06, "epsilon": 16 / 255, "step": 2.7 / 255,
-                        "steps": 20},
+    "LabelConsistent": {"rate": 0.06, "epsilon": 16 / 255, "step": 2.7 / 255, "steps": 20},
     "TaCT": {"rate": 0.04},
     "AdapBlend": {"rate": 0.05},
     "AdapPatch": {"rate": 0.05},
@@ -183,15 +178,26 @@ SIGNS_OPTIONS: dict[str, dict] = {
     "InputAware": MORE | {"filters": 8, "mask_steps": 200},
     "Composite": {"lr": 0.05, "epochs": 16},
     "FBA": {"rate": 0.1},
-}  # fmt: skip
+}
 
 
 # Photographs in as few minutes as we could: see `models.AirBench` and tools/fast.py.
 FAST = Recipe(
-    model="airbench", width=48, epochs=12, batch=256, lr=0.4, weight_decay=1e-3, pad=2,
-    flip="alternate", momentum=0.85, warmup=0.2, schedule="linear", smoothing=0.2,
-    shifts=16.0, shrink=0.5,
-)  # fmt: skip
+    model="airbench",
+    width=48,
+    epochs=12,
+    batch=256,
+    lr=0.4,
+    weight_decay=1e-3,
+    pad=2,
+    flip="alternate",
+    momentum=0.85,
+    warmup=0.2,
+    schedule="linear",
+    smoothing=0.2,
+    shifts=16.0,
+    shrink=0.5,
+)
 RECIPES = {"fast": FAST}
 
 FEW, LEAST_STEPS = 20_000, 2_000  # images, steps
@@ -245,10 +251,17 @@ def robust(
     """
     model, augment = copy.deepcopy(twin), Augment(recipe.pad, recipe.flip)
     history = fit(
-        model, images, epochs=1.5, lr=0.03, batch=recipe.batch, augment=augment,
-        generator=generator, steering=AdversarialTraining, bf16=recipe.bf16,
+        model,
+        images,
+        epochs=1.5,
+        lr=0.03,
+        batch=recipe.batch,
+        augment=augment,
+        generator=generator,
+        steering=AdversarialTraining,
+        bf16=recipe.bf16,
         verbose=False,
-    )  # fmt: skip
+    )
     if history.interrupted:
         raise KeyboardInterrupt  # what it makes would pass for the real thing
     return model
@@ -283,9 +296,7 @@ def train_victim(
         ValueError: an argument is not what it should be; nothing was trained then.
     """
     if not isinstance(parts, Splits):
-        raise ValueError(
-            f"parts must be what data.splits returns, not {require.kind(parts)}."
-        )
+        raise ValueError(f"parts must be what data.splits returns, not {require.kind(parts)}.")
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe must be a Recipe, not {require.kind(recipe)}.")
     seed = require.whole("seed", seed, 0, 10**9)
@@ -300,9 +311,7 @@ def train_victim(
             f"options such as {min(options)} go with an attack by name; leave them out."
         )
     if each_epoch is not None and not callable(each_epoch):
-        raise ValueError(
-            f"each_epoch must be a function, not {require.kind(each_epoch)}."
-        )
+        raise ValueError(f"each_epoch must be a function, not {require.kind(each_epoch)}.")
     watch = _watch(parts, sharp, each_epoch)
     if attack is None:
         twin = replace(recipe, rate=0.0)
@@ -363,9 +372,7 @@ def split_options(
 
 def require_options(options: object) -> None:
     """Refuse options that are not attack by attack, or that no row could hold."""
-    if not isinstance(options, dict) or not all(
-        isinstance(o, dict) for o in options.values()
-    ):
+    if not isinstance(options, dict) or not all(isinstance(o, dict) for o in options.values()):
         raise ValueError(
             'options must look like {"WaNet": {"craft": {"strength": 1}}}, not '
             f"{require.kind(options)}."
@@ -380,8 +387,7 @@ def require_options(options: object) -> None:
         json.dumps(options, allow_nan=False)
     except (TypeError, ValueError):
         raise ValueError(
-            "options must be plain finite numbers, words, lists and dicts, which a "
-            "table can hold."
+            "options must be plain finite numbers, words, lists and dicts, which a table can hold."
         ) from None
 
 
@@ -421,9 +427,7 @@ def _sides(name: str, cls: type[Attack], given: dict) -> tuple[dict, dict]:
                 'or "recipe" in the place of "craft".'
             )
         if k in sides[both[0]]:
-            raise ValueError(
-                f"option {k!r} of {name} is given twice; keep one of them."
-            )
+            raise ValueError(f"option {k!r} of {name} is given twice; keep one of them.")
         sides[both[0]][k] = v
     return sides["craft"], sides["recipe"]
 
@@ -488,9 +492,7 @@ def _new(
 ) -> Victim:
     for kept in (f"{file}.json", f"{file}.safetensors"):
         if os.path.islink(kept):  # in a folder of several users, to anybody's file
-            raise RuntimeError(
-                f"{kept} is a link that leads to no finished victim; move it away."
-            )
+            raise RuntimeError(f"{kept} is a link that leads to no finished victim; move it away.")
     start = time.perf_counter()
     attack = make() if make else None
     craft_seconds = time.perf_counter() - start

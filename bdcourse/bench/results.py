@@ -69,9 +69,7 @@ def identity(row: Mapping) -> str:
     try:
         return json.dumps(own, sort_keys=True)
     except TypeError:
-        raise ValueError(
-            f"the row ({_called(row)}) has entries that JSON cannot hold."
-        ) from None
+        raise ValueError(f"the row ({_called(row)}) has entries that JSON cannot hold.") from None
 
 
 def _called(row: Mapping) -> str:
@@ -127,8 +125,7 @@ def _once(rows: list[dict], path: Path) -> list[dict]:
             kept[cell] = r
         elif "error" not in r and other != r:
             raise ValueError(
-                f"{path} holds two different rows of one cell ({_called(r)}); "
-                "delete the wrong one."
+                f"{path} holds two different rows of one cell ({_called(r)}); delete the wrong one."
             )
     return list(kept.values())
 
@@ -151,9 +148,7 @@ class Results:
     def __init__(self, path: str | os.PathLike) -> None:
         right = isinstance(path, (str, os.PathLike)) and str(path)
         if not right or "\0" in str(path):
-            raise ValueError(
-                f"a table must be the path of a .json, not {require.kind(path)}."
-            )
+            raise ValueError(f"a table must be the path of a .json, not {require.kind(path)}.")
         self.path = Path(path)
         self.rows: list[dict] = []
         self.failed: list[dict] = []
@@ -202,8 +197,7 @@ class Results:
             self._file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise ValueError(
-                f"there can be no folder {self._file.parent} ({e.strerror}); name "
-                "another --out."
+                f"there can be no folder {self._file.parent} ({e.strerror}); name another --out."
             ) from e
         try:
             with locked(self._file.with_name(f".{self._file.name}.lock"), wait=False):
@@ -211,8 +205,7 @@ class Results:
                 yield self
         except BlockingIOError:
             raise RuntimeError(
-                f"another run is writing {self.path}; wait for it, or name another "
-                "--out."
+                f"another run is writing {self.path}; wait for it, or name another --out."
             ) from None
 
     def select(self, /, **key) -> list[dict]:
@@ -225,8 +218,7 @@ class Results:
             if self.rows and k not in KEYS and not any(k in r for r in self.rows):
                 known = dict.fromkeys((*KEYS, *(k for r in self.rows for k in r)))
                 raise ValueError(
-                    f"no row of {self.path.name} has an entry {k!r}"
-                    f"{require.meant(k, known)}."
+                    f"no row of {self.path.name} has an entry {k!r}{require.meant(k, known)}."
                 )
         return [r for r in self.rows if all(r.get(k) == v for k, v in key.items())]
 
@@ -260,9 +252,7 @@ class Results:
         aside = None
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self._file.parent, delete=False
-            ) as f:
+            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False) as f:
                 aside = f.name
                 f.write('{"rows": [\n' + lines + "\n]}\n")
                 readable(f)

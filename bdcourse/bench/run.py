@@ -164,9 +164,7 @@ class Subject:
             )  # which is made with this package's recipes
 
             return replace(self, zoo=ENTRIES[self.zoo].twin)
-        return replace(
-            self, attack=None, options={}, recipe=replace(self.recipe, rate=0.0)
-        )
+        return replace(self, attack=None, options={}, recipe=replace(self.recipe, rate=0.0))
 
     def key(self) -> dict:
         """What tells its rows from those of others."""
@@ -192,9 +190,7 @@ def forget_images() -> None:
 
 @lru_cache(maxsize=1)  # the cells of one seed come one after the other
 def _images(source, clean, seed, n, size, n_test) -> Splits:
-    parts = datasets.splits(
-        source, clean=clean, seed=seed, n=n, size=size, n_test=n_test
-    )
+    parts = datasets.splits(source, clean=clean, seed=seed, n=n, size=size, n_test=n_test)
     train, test = parts.train, parts.test
     print(f"{len(train)} training and {len(test)} test images, {train.k} classes")
     owned = {*parts.clean.y.tolist(), *parts.held.y.tolist()}
@@ -346,9 +342,7 @@ def run(
     sources = _listed("source", [source] if single else source, _path, 1)
     names = _listed("attacks", attacks, _attack)
     names = [None, *(ATTACKS if "all" in names else names)]
-    seeds = _listed(
-        "seeds", seeds, partial(require.whole, "seeds", low=0, high=10**9), 1
-    )
+    seeds = _listed("seeds", seeds, partial(require.whole, "seeds", low=0, high=10**9), 1)
     scales = _listed("scales", scales, _scale, 1)
     chosen = None
     if isinstance(recipe, str):
@@ -382,9 +376,20 @@ def run(
                 # Workers run in folders of their own.
                 source = path if path in BUILT_IN else os.path.abspath(path)
                 one = Subject(
-                    source, own, None, {}, seed, clean, n, size, None, device, keep,
-                    sharp, n_test,
-                )  # fmt: skip
+                    source,
+                    own,
+                    None,
+                    {},
+                    seed,
+                    clean,
+                    n,
+                    size,
+                    None,
+                    device,
+                    keep,
+                    sharp,
+                    n_test,
+                )
                 parts = one.images()
                 if recipe is None and chosen is None and path not in DRAWN:
                     own = suited(own, len(parts.train), scale)
@@ -430,9 +435,7 @@ def _remarks(usual: Recipe, own: Recipe, parts: Splits, given: dict) -> list[str
 def _listed(name: str, values: object, each: Callable, least: int = 0) -> list:
     """The values of a list, each of them checked."""
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
-        raise ValueError(
-            f"{name} must be a list, even of one entry, not {require.kind(values)}."
-        )
+        raise ValueError(f"{name} must be a list, even of one entry, not {require.kind(values)}.")
     if len(found := [each(v) for v in values]) < least:
         raise ValueError(f"{name} must hold at least one entry.")
     return found
@@ -510,9 +513,7 @@ def _require_device(device: object, elsewhere: bool) -> None:
         raise ValueError(f"there is no device {device!r} here; leave it out.") from e
 
 
-def _options(
-    source: str, recipe: Recipe, options: dict[str, dict] | None
-) -> dict[str, dict]:
+def _options(source: str, recipe: Recipe, options: dict[str, dict] | None) -> dict[str, dict]:
     if options is not None:
         return options
     usual = SIGNS_OPTIONS if source in DRAWN else {}
@@ -548,8 +549,9 @@ def run_zoo(
     for name in names:
         entry = ENTRIES[name]
         own, more = entry.settings()
-        subjects.append(Subject(entry.source, own, entry.attack, more, zoo=name,
-                                device=device, sharp=sharp))  # fmt: skip
+        subjects.append(
+            Subject(entry.source, own, entry.attack, more, zoo=name, device=device, sharp=sharp)
+        )
     return _run(subjects, out, *shared)
 
 
@@ -580,10 +582,11 @@ def _jobs(
     for subject in subjects:
         who = subject.zoo or subject.attack or "none"
         names = [
-            name for name in wanted
+            name
+            for name in wanted
             if (subject.attack or name not in ORACLES)
             and (not only or _fits(f"{who}/{name}", only))
-        ]  # fmt: skip
+        ]
         for budget in budgets:
             _require_budget(budget, subject.images())
             for draw in draws:
@@ -594,9 +597,7 @@ def _jobs(
                 job = Job(subject, key, tuple(names), budget, draw)
                 left = [name for name in names if not results.done(job.cell(name))]
                 rows = [results.get(job.cell(name)) or {} for name in names]
-                plain += subject.sharp * sum(
-                    "acc" in r and "sharp" not in r for r in rows
-                )
+                plain += subject.sharp * sum("acc" in r and "sharp" not in r for r in rows)
                 total, there = total + len(names), there + len(names) - len(left)
                 if left:
                     jobs.append(replace(job, names=tuple(left)))
@@ -740,9 +741,7 @@ def _said(row: dict) -> str:
 # --- How a cell is measured ------------------------------------------------------
 
 
-def measure(
-    job: Job, stored: Callable[[dict], dict | None] = lambda key: None
-) -> Iterator[dict]:
+def measure(job: Job, stored: Callable[[dict], dict | None] = lambda key: None) -> Iterator[dict]:
     """The rows of a job, one after the other; what is `stored` is not measured again.
 
     Whatever goes wrong becomes a row: `refused` where a method cannot take this model
@@ -780,9 +779,7 @@ def failure(e: BaseException) -> dict:
 def _prepared(job: Job) -> tuple[Case, Splits, Victim, dict]:
     subject, seed = job.subject, job.subject.seed + 1000 * job.draw
     everything = subject.parts()
-    if identity(job.key) != identity(
-        job.key | {"digest": subject.images().train.digest()}
-    ):
+    if identity(job.key) != identity(job.key | {"digest": subject.images().train.digest()}):
         raise ValueError(
             f"{subject.source} holds other images here than where the run was started."
         )
@@ -804,15 +801,16 @@ def _prepared(job: Job) -> tuple[Case, Splits, Victim, dict]:
     case = Case(victim.model, parts.clean, parts.held, augment, seed, victim.attack)
     if subject.sharp:
         case.watch = partial(
-            looks.watch, own=parts.clean[:200], other=looks.unseen(parts),
-            test=parts.test, attack=victim.attack,
-        )  # fmt: skip
+            looks.watch,
+            own=parts.clean[:200],
+            other=looks.unseen(parts),
+            test=parts.test,
+            attack=victim.attack,
+        )
     return case, parts, victim, about
 
 
-def _row(
-    name: str, case: Case, parts: Splits, victim: Victim, about: dict, sharp: bool
-) -> dict:
+def _row(name: str, case: Case, parts: Splits, victim: Victim, about: dict, sharp: bool) -> dict:
     """One defense against one victim."""
     how = {"how": PLANS[name].settings} if name in PLANS else {}
     try:
@@ -821,9 +819,7 @@ def _row(
         return how | failure(e) | about
 
 
-def _measured(
-    name: str, case: Case, parts: Splits, victim: Victim, sharp: bool
-) -> dict:
+def _measured(name: str, case: Case, parts: Splits, victim: Victim, sharp: bool) -> dict:
     if name == SWEEP:
         return {"curve": looks.sweep_curve(case.model, parts.test, case.attack)}
     plan = PLANS[name]
@@ -854,8 +850,7 @@ def _require_budget(budget: int | None, parts: Splits) -> None:
     most = len(parts.clean) + len(parts.held)
     if budget is not None and not 2 <= budget <= most:
         raise ValueError(
-            f"budget must lie between 2 and the defender's {most} images, but is "
-            f"{budget}."
+            f"budget must lie between 2 and the defender's {most} images, but is {budget}."
         )
 
 

@@ -109,9 +109,7 @@ def plain_step(
     robust = loss([v.detach().clamp(-eps, eps) for v in pushed])
     natural = loss([torch.zeros_like(v) for v in leaves])
     total = alpha * natural + (1 - alpha) * robust
-    gradient = torch.autograd.grad(
-        total, [*masks.values(), *weights], materialize_grads=True
-    )
+    gradient = torch.autograd.grad(total, [*masks.values(), *weights], materialize_grads=True)
     terms = {"natural": natural.detach(), "robust": robust.detach()}
     return terms, list(gradient[:k])
 
@@ -169,9 +167,7 @@ def step(
         noise = push(noise, *ascent(noise)[1:])
     robust = F.cross_entropy(perturbed(model, masks, noise, x), y)
     g_robust = gradient_of(robust, rows)
-    gradient = [
-        alpha * a + (1 - alpha) * b for a, b in zip(g_natural, g_robust, strict=True)
-    ]
+    gradient = [alpha * a + (1 - alpha) * b for a, b in zip(g_natural, g_robust, strict=True)]
     return {"natural": natural, "robust": robust.detach()}, gradient
 
 
@@ -265,9 +261,16 @@ def anp(
         return step(net, masks, x, y, eps=eps, alpha=alpha, noise=noise, inner=inner)
 
     masks, course = learn(
-        first, clean, one, steps=steps, batch=batch, lr=lr, momentum=momentum,
-        generator=generator, keep=keep,
-    )  # fmt: skip
+        first,
+        clean,
+        one,
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        momentum=momentum,
+        generator=generator,
+        keep=keep,
+    )
     looks: list[Look] = []
     repaired, pruned, t = prune(model, masks, held, threshold, max_drop, looks)
     keep.done()

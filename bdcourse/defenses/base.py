@@ -109,8 +109,9 @@ def defense(
             else:
                 if not batches:
                     require_single(require.module(model))
-                admit(model, clean, given.get("held"), least=least, k=k, logits=logits,
-                      steady=steady)  # fmt: skip
+                admit(
+                    model, clean, given.get("held"), least=least, k=k, logits=logits, steady=steady
+                )
             if moves:
                 require_movable(model)
             require_ways(given)
@@ -135,9 +136,7 @@ def _given(signature: inspect.Signature, args: tuple, kwargs: dict) -> dict:
         p = signature.parameters[name]
         optional = p.default in (None, p.empty) or "None" in str(p.annotation)
         if value is None and not optional:
-            raise ValueError(
-                f"{name} must not be None; leave it out, and it is {p.default!r}."
-            )
+            raise ValueError(f"{name} must not be None; leave it out, and it is {p.default!r}.")
     return dict(call.arguments)
 
 
@@ -229,15 +228,12 @@ def require_ways(given: Mapping[str, object]) -> None:
         )
     if not isinstance(given.get("augment"), (Augment, type(None))):
         raise ValueError(
-            "augment must be a train.Augment or None, not "
-            f"{require.kind(given['augment'])}."
+            f"augment must be a train.Augment or None, not {require.kind(given['augment'])}."
         )
     for name in ("watch", "each_epoch"):
         value = given.get(name)
         if value is not None and not callable(value):
-            raise ValueError(
-                f"{name} must be a function or None, not {require.kind(value)}."
-            )
+            raise ValueError(f"{name} must be a function or None, not {require.kind(value)}.")
 
 
 def own_acc(model: nn.Module, clean: object, what: str) -> float | None:
@@ -316,13 +312,9 @@ def compared(name: str, value: object) -> float:
         try:
             return require.number(name, value)
         except ValueError:
-            raise ValueError(
-                f"{name} must be a number, not {require.kind(value)}."
-            ) from None
+            raise ValueError(f"{name} must be a number, not {require.kind(value)}.") from None
     if math.isfinite(value) and abs(value) > LARGEST:
-        raise ValueError(
-            f"{name} must be at most 1e30, or float32 overflows, not {value}."
-        )
+        raise ValueError(f"{name} must be at most 1e30, or float32 overflows, not {value}.")
     return value
 
 
@@ -371,9 +363,7 @@ def require_names(name: str, value: object) -> list[str]:
         or not isinstance(value, Sequence)
         or not all(isinstance(v, str) for v in value)
     ):
-        raise ValueError(
-            f"{name} must be a list of names of modules, not {require.kind(value)}."
-        )
+        raise ValueError(f"{name} must be a list of names of modules, not {require.kind(value)}.")
     return list(value)
 
 

@@ -179,9 +179,7 @@ def require_shape(shape: object) -> None:
     if shape is None:
         return
     if not isinstance(shape, (tuple, list)) or len(shape) != 3:
-        raise ValueError(
-            f"shape must be (c, h, w) of one image, not {require.kind(shape)}."
-        )
+        raise ValueError(f"shape must be (c, h, w) of one image, not {require.kind(shape)}.")
     for side in shape:
         require.whole("shape, of one image,", side, 1)
 

@@ -97,9 +97,7 @@ def _called(node: fx.Node) -> str:
 
 
 @torch.no_grad()
-def activity(
-    model: nn.Module, images: Images, layer: Sequence[str] | None = None
-) -> Tensor:
+def activity(model: nn.Module, images: Images, layer: Sequence[str] | None = None) -> Tensor:
     """Mean activation of each channel of a layer over the images: (c,).
 
     Args:
@@ -148,8 +146,7 @@ def _checked(model: nn.Module, names: Sequence[str]) -> list[str]:
         m = modules.get(name)
         if not isinstance(m, (nn.BatchNorm2d, nn.Conv2d)):
             raise ValueError(
-                f"layer must name BatchNorms or convolutions, and {name!r} is none of "
-                "this model."
+                f"layer must name BatchNorms or convolutions, and {name!r} is none of this model."
             )
         if m.weight is None:
             raise ValueError(
@@ -159,9 +156,7 @@ def _checked(model: nn.Module, names: Sequence[str]) -> list[str]:
         require_plain(m, name)
     widths = {len(modules[name].weight) for name in names}
     if len(widths) != 1:
-        raise ValueError(
-            f"the modules of layer must have one width, not {sorted(widths)}."
-        )
+        raise ValueError(f"the modules of layer must have one width, not {sorted(widths)}.")
     return list(names)
 
 

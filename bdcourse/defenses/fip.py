@@ -80,9 +80,7 @@ class Spectrum(nn.Module):
         shape: of the weight.
     """
 
-    def __init__(
-        self, left: Tensor, values: Tensor, right: Tensor, shape: Sequence[int]
-    ) -> None:
+    def __init__(self, left: Tensor, values: Tensor, right: Tensor, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = tuple(shape)
         self.register_buffer("left", left)
@@ -169,9 +167,7 @@ def fold(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 class Descent(Protocol):
     """One way to go down: all arms of a comparison differ in this and nothing else."""
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: int
-    ) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: int) -> dict[str, Tensor]:
         """Leave a gradient in the parameters of `model`; return numbers to note."""
 
 
@@ -200,9 +196,7 @@ class Smooth:
     draw: str = "labels"
     lengths: Mapping[int, float] | None = None
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: int
-    ) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: int) -> dict[str, Tensor]:
         weights = trainable(model)
         out = self.outputs(model, x)
         loss = -self.likelihood.log_prob(out, y).mean()
@@ -288,9 +282,7 @@ class Smooth:
         mask = getattr(self.likelihood, "masked", None)
         return out if mask is None else mask(out, y)
 
-    def slopes(
-        self, out: Tensor, y: Tensor, weights: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
+    def slopes(self, out: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """That gradient g with its graph. A Gaussian draw keeps its own part of it, so
         the gradient of ||g||^2 misses nothing; with drawn labels it does."""
         if self.fisher == "true" and self.draw == "gaussian":
@@ -351,9 +343,7 @@ class Aware:
     likelihood: Likelihood
     rho: float = 2.0
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: int
-    ) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: int) -> dict[str, Tensor]:
         weights = trainable(model)
         loss = -self.likelihood.log_prob(model(x), y).mean()
         shifts = ascent(weights, gradient(loss, weights), self.rho)
@@ -383,9 +373,7 @@ class Released:
     every: int = 5
     probes: int = 20
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: int
-    ) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: int) -> dict[str, Tensor]:
         out = twice(model, x)
         if out.ndim != 2:
             raise ValueError(
@@ -478,8 +466,7 @@ def require_fit(model: nn.Module, clean: Batch, likelihood: Likelihood) -> None:
     n, y = len(clean.y), clean.y
     if len(clean.x) != n:
         raise ValueError(
-            f"every input needs its target: there are {len(clean.x)} inputs and {n} "
-            "targets."
+            f"every input needs its target: there are {len(clean.x)} inputs and {n} targets."
         )
     if n < 2:
         raise ValueError(f"at least two clean examples are needed, not {n}.")
@@ -575,8 +562,9 @@ def purify(
         ("watch_every", watch_every),
     ):
         require_counts(**{name: require.whole(name, count)})
-    require_ways({"generator": generator, "checkpoint": checkpoint, "augment": augment,
-                  "watch": watch})  # fmt: skip
+    require_ways(
+        {"generator": generator, "checkpoint": checkpoint, "augment": augment, "watch": watch}
+    )
     if not 0 <= require.number("momentum", momentum) < 1:
         raise ValueError(f"momentum must lie in 0..1, without 1, not {momentum}.")
     if norms not in ("batch", "frozen", "mixed"):
@@ -724,9 +712,7 @@ def fip(
     if fisher not in ("true", "empirical"):
         raise ValueError(f'fisher must be "true" or "empirical", not {fisher!r}.')
     if product not in ("difference", "exact", "random"):
-        raise ValueError(
-            f'product must be "difference", "exact" or "random", not {product!r}.'
-        )
+        raise ValueError(f'product must be "difference", "exact" or "random", not {product!r}.')
     if draw not in ("labels", "gaussian"):
         raise ValueError(f'draw must be "labels" or "gaussian", not {draw!r}.')
     if draw == "gaussian" and fisher != "true":
@@ -743,14 +729,10 @@ def fip(
         try:  # from a file, steps come as text
             lengths = {int(k): float(v) for k, v in lengths.items()}
         except (TypeError, ValueError) as e:
-            raise ValueError(
-                "lengths must map whole numbers, the steps, to numbers."
-            ) from e
+            raise ValueError("lengths must map whole numbers, the steps, to numbers.") from e
         due = set(range(0, options.get("steps", STEPS), int(every)))
         if eta_f == 0 or not all(0 <= v < math.inf for v in lengths.values()):
-            raise ValueError(
-                "lengths must be finite and not negative, and eta_f not 0."
-            )
+            raise ValueError("lengths must be finite and not negative, and eta_f not 0.")
         if gone := due - set(lengths):
             raise ValueError(
                 f"lengths must have the length of every push, but has none for step "
@@ -776,14 +758,30 @@ def fip(
     if eta_r > 0:
         route = {"true": "bartlett", "empirical": "signed"}[fisher]
         found = fisher_diagonal(
-            model, clean, route=route, fisher=fisher, draws=1, chunk=1,
-            likelihood=likelihood, generator=generator,
-        )  # fmt: skip
+            model,
+            clean,
+            route=route,
+            fisher=fisher,
+            draws=1,
+            chunk=1,
+            likelihood=likelihood,
+            generator=generator,
+        )
         diagonal = list(found.values())
     descent = Smooth(
-        likelihood, generator, eta_f, eta_r, every, fisher, product, norms,
-        [w.detach().clone() for w in trainable(model)], diagonal, draw, lengths,
-    )  # fmt: skip
+        likelihood,
+        generator,
+        eta_f,
+        eta_r,
+        every,
+        fisher,
+        product,
+        norms,
+        [w.detach().clone() for w in trainable(model)],
+        diagonal,
+        draw,
+        lengths,
+    )
     ready = time.perf_counter() - start
     p = purify(
         model,
@@ -881,9 +879,7 @@ def _require_options(options: Mapping[str, object]) -> None:
         require_counts(steps=require.whole("steps", options["steps"]))
 
 
-def identity(
-    model: nn.Module, clean: Batch, generator: torch.Generator
-) -> dict[str, str]:
+def identity(model: nn.Module, clean: Batch, generator: torch.Generator) -> dict[str, str]:
     """What a checkpoint must agree with; chance is used before the loop begins."""
     data = hashlib.sha256(clean.x.cpu().contiguous().numpy().tobytes())
     data.update(clean.y.cpu().contiguous().numpy().tobytes())

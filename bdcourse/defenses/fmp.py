@@ -193,17 +193,12 @@ def gradients(
                     moved, x0, pull, retain_graph=True, is_grads_batched=True
                 )
             except RuntimeError:  # some layers, as GroupNorm, know no batches of them
-                rows = (
-                    torch.autograd.grad(moved, x0, p, retain_graph=True)[0]
-                    for p in pull
-                )
+                rows = (torch.autograd.grad(moved, x0, p, retain_graph=True)[0] for p in pull)
                 g = torch.stack(list(rows))
             yield part, g
 
 
-def execution_order(
-    model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)
-) -> list[str]:
+def execution_order(model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)) -> list[str]:
     """Names of the convolutions in the order in which they first run.
 
     `named_modules` gives the order of definition, where a shortcut may come last that
@@ -252,9 +247,18 @@ def scores(
             step or start that is not positive (without a start every gradient is zero).
     """
     found, keep = _score(
-        model, images, epsilon, start, layers, n, starts, chunk, bf16, generator,
+        model,
+        images,
+        epsilon,
+        start,
+        layers,
+        n,
+        starts,
+        chunk,
+        bf16,
+        generator,
         checkpoint,
-    )  # fmt: skip
+    )
     keep.done()
     return found
 
@@ -289,8 +293,7 @@ def _score(
     lay_out(net, x)
     widths = [net.get_submodule(name).out_channels for name in layers]
     sums = {
-        name: torch.zeros(3, c, dtype=torch.float64)
-        for name, c in zip(layers, widths, strict=True)
+        name: torch.zeros(3, c, dtype=torch.float64) for name, c in zip(layers, widths, strict=True)
     }
     done = 0
     if (saved := keep.load()) is not None:
@@ -343,8 +346,7 @@ def _known(model: nn.Module, images: Images, layers: Sequence[str] | None) -> li
         raise ValueError(f"layers names no layer; choose from {', '.join(known)}.")
     if unknown := [name for name in layers if name not in known]:
         raise ValueError(
-            f"the model runs no convolution {unknown[0]!r}; choose from "
-            f"{', '.join(known)}."
+            f"the model runs no convolution {unknown[0]!r}; choose from {', '.join(known)}."
         )
     _require_once(model, images, layers)
     return layers

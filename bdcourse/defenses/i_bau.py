@@ -68,9 +68,7 @@ def hypergradient(
             answer of the perturbation is left out: adversarial training.
     """
     delta = delta.detach().requires_grad_()
-    by_delta, *direct = torch.autograd.grad(
-        outer(delta), [delta, *weights], materialize_grads=True
-    )
+    by_delta, *direct = torch.autograd.grad(outer(delta), [delta, *weights], materialize_grads=True)
     if iterations == 0:
         return direct
     after, u = ascend(delta), torch.zeros_like(delta)
@@ -102,9 +100,7 @@ def ascent(
 Batch = tuple[Tensor, Tensor]  # pixels in [0, 1] (n, c, h, w), labels (n,)
 
 
-def universal(
-    model: nn.Module, batches: Iterable[Batch], rate: float, radius: float
-) -> Tensor:
+def universal(model: nn.Module, batches: Iterable[Batch], rate: float, radius: float) -> Tensor:
     """A perturbation (1, c, h, w) that raises the loss of all images, one step a batch.
 
     Args:
@@ -241,9 +237,14 @@ def i_bau(
             delta = universal(model, draw(islice(cycle(parts), steps)), rate, radius)
             row["worst"] = _loss(model, clean, delta)
             unlearn(
-                model, delta, draw(parts * passes), optimizer,
-                rate=solve_rate, radius=radius, iterations=iterations,
-            )  # fmt: skip
+                model,
+                delta,
+                draw(parts * passes),
+                optimizer,
+                rate=solve_rate,
+                radius=radius,
+                iterations=iterations,
+            )
             row["unlearned"] = _loss(model, clean, delta)
             course.append(row)
             if checkpoint is not None:

@@ -206,8 +206,7 @@ def require_inverted(inverted: object, clean: Images | None = None) -> None:
     """Refuse what is not the result of `invert_trigger`, or of other images."""
     if not isinstance(inverted, Inverted):
         raise ValueError(
-            "inverted must be what invert_trigger returns, not "
-            f"{require.kind(inverted)}."
+            f"inverted must be what invert_trigger returns, not {require.kind(inverted)}."
         )
     if clean is None:
         return
@@ -390,11 +389,21 @@ def invert_trigger(
             hits = n = 0
             for rows in islice(order, every):
                 rows = rows.to(y.device)
-                found = _step(net, x[rows], y[rows], goals[part], raw, opt, live,
-                              s["lam"][part], bf16)  # fmt: skip
+                found = _step(
+                    net, x[rows], y[rows], goals[part], raw, opt, live, s["lam"][part], bf16
+                )
                 hits, n = hits + found[0], n + found[1]
-            _judge(s, lo + live, [r.detach()[live] for r in raw], hits, n, look,
-                   success, patience, factor)  # fmt: skip
+            _judge(
+                s,
+                lo + live,
+                [r.detach()[live] for r in raw],
+                hits,
+                n,
+                look,
+                success,
+                patience,
+                factor,
+            )
             if keep.due():
                 for k, r in zip(("mask", "pattern"), raw, strict=True):
                     s[k][part] = r.detach()
@@ -423,20 +432,15 @@ def _labels(clean: Images, targets: Sequence[int] | None) -> list[int]:
         raise ValueError(f"targets must be different labels, not {labels}.")
     if wrong := [t for t in labels if not 0 <= t < clean.k]:
         raise ValueError(
-            f"target {wrong[0]} is no label of these images; labels are "
-            f"0..{clean.k - 1}."
+            f"target {wrong[0]} is no label of these images; labels are 0..{clean.k - 1}."
         )
     for t in labels:
         if not bool((clean.y != t).any()):
-            raise ValueError(
-                f"label {t} cannot be searched: no clean image has another class."
-            )
+            raise ValueError(f"label {t} cannot be searched: no clean image has another class.")
     return labels
 
 
-def _about(
-    model: nn.Module, clean: Images, labels: list[int], generator: torch.Generator
-) -> dict:
+def _about(model: nn.Module, clean: Images, labels: list[int], generator: torch.Generator) -> dict:
     state = hashlib.sha256(generator.get_state().cpu().numpy().tobytes())
     about = {"model": fingerprint(model), "data": clean.digest(), "targets": labels}
     return about | {"generator": state.hexdigest()[:12]}

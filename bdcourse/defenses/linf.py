@@ -128,9 +128,7 @@ def _runs(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
     return runs(model, torch.zeros(2, *shape, device=weight.device))
 
 
-def _map_sizes(
-    model: nn.Module, shape: tuple[int, int, int]
-) -> dict[str, tuple[int, int, int]]:
+def _map_sizes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
     """(c, h, w) of every module that gives feature maps, in the order they finish."""
     sizes: dict[str, tuple[int, int, int]] = {}
 
@@ -158,11 +156,7 @@ def default_layer(model: nn.Module, shape: tuple[int, int, int]) -> str:
         ValueError: there is none, as in a Vision Transformer.
     """
     times = _runs(model, shape)
-    wide = [
-        n
-        for n, (_, h, w) in _map_sizes(model, shape).items()
-        if h * w > 1 and times[n] == 1
-    ]
+    wide = [n for n, (_, h, w) in _map_sizes(model, shape).items() if h * w > 1 and times[n] == 1]
     if not wide:
         raise ValueError(
             "this model hands no feature maps to its head, so it has no channels to "
@@ -228,8 +222,7 @@ class Response:
         _require_names(score, reduce)
         self._require(p)
         triggered, clean = (
-            v.mean(0) if reduce == "mean" else v.amax(0)
-            for v in (self.triggered[p], self.clean[p])
+            v.mean(0) if reduce == "mean" else v.amax(0) for v in (self.triggered[p], self.clean[p])
         )
         if score == "triggered":
             return triggered
@@ -341,9 +334,7 @@ def sweep(
     found = []
     for q in qs:
         chosen = ranks[: round(q * len(ranks))]
-        found.append(
-            (q, {n: place[chosen[layer[chosen] == i]] for i, n in enumerate(names)})
-        )
+        found.append((q, {n: place[chosen[layer[chosen] == i]] for i, n in enumerate(names)}))
     return found
 
 
@@ -414,8 +405,7 @@ def linf(
     label = getattr(estimate, "label", 0)
     if label >= clean.k or not _fits(estimate, clean):
         raise ValueError(
-            f"estimate belongs to other images: clean has {clean.k} classes of shape "
-            f"{clean.shape}."
+            f"estimate belongs to other images: clean has {clean.k} classes of shape {clean.shape}."
         )
     images = clean[estimate.counts(clean.y)]
     goal = estimate.goal(images.y)
@@ -424,14 +414,11 @@ def linf(
         times = _runs(model, shape)
         opened, switches = copied(model), batchnorms(model)
         switches = [
-            n
-            for n in switches
-            if times[n] == 1 and model.get_submodule(n).weight is not None
+            n for n in switches if times[n] == 1 and model.get_submodule(n).weight is not None
         ]
         if not switches:
             raise ValueError(
-                "the model has no BatchNorm with a scale that runs once; name one "
-                "layer."
+                "the model has no BatchNorm with a scale that runs once; name one layer."
             )
     else:
         layer = default_layer(model, shape) if layer is None else layer
@@ -446,15 +433,12 @@ def linf(
         q = furthest(opened, steps, held, max_drop, looks=looks)
         pruned = dict(steps).get(q, {n: torch.arange(0) for n in scores})
     else:
-        pruned = {
-            n: (s > threshold(s, u)).nonzero().flatten() for n, s in scores.items()
-        }
+        pruned = {n: (s > threshold(s, u)).nonzero().flatten() for n, s in scores.items()}
     repaired = without(opened, pruned)
     log = {"layer": layer, "q": q, "scores": scores, "responses": found}
     log["looks"] = looks
     log["success"] = tuple(
-        share(predict(m, estimate.stamp(x)).to(goal.device) == goal)
-        for m in (model, repaired)
+        share(predict(m, estimate.stamp(x)).to(goal.device) == goal) for m in (model, repaired)
     )
     return Purified(repaired, pruned, log, time.perf_counter() - start)
 
@@ -462,9 +446,7 @@ def linf(
 def _require_names(score: str, reduce: str) -> None:
     """Refuse unknown names of :meth:`Response.score`."""
     if score not in ("difference", "triggered", "ratio"):
-        raise ValueError(
-            f"unknown score {score!r}; choose difference, triggered or ratio."
-        )
+        raise ValueError(f"unknown score {score!r}; choose difference, triggered or ratio.")
     if reduce not in ("mean", "max"):
         raise ValueError(f"unknown reduce {reduce!r}; choose mean or max.")
 
@@ -488,9 +470,7 @@ def linf_oracle(
         options: see :func:`linf`.
     """
     if not is_trigger(attack):
-        raise ValueError(
-            f"attack must be an Attack with its trigger, not {require.kind(attack)}."
-        )
+        raise ValueError(f"attack must be an Attack with its trigger, not {require.kind(attack)}.")
     return linf(model, clean, held, _Truth(attack), **options)
 
 
@@ -553,10 +533,7 @@ def curve(
     answers = [said(attack.trigger(t.pixels())) for t in _split(asked, batch)]
     answers = torch.cat(answers, 1)
     asr, ra = shares(answers, attack.goal(asked.y)), shares(answers, asked.y)
-    return [
-        Scores(*three, len(test), len(asked))
-        for three in zip(acc, asr, ra, strict=True)
-    ]
+    return [Scores(*three, len(test), len(asked)) for three in zip(acc, asr, ra, strict=True)]
 
 
 def _split(images: Images, batch: int) -> list[Images]:

@@ -141,9 +141,7 @@ def prune(
         looks: see `defenses.base.furthest`.
     """
     if threshold is None:
-        threshold = furthest(
-            model, ladder(masks), held, max_drop, shift=False, looks=looks
-        )
+        threshold = furthest(model, ladder(masks), held, max_drop, shift=False, looks=looks)
     channels = {} if threshold is None else below(masks, threshold)
     return without(model, channels, shift=False), channels, threshold
 
@@ -178,9 +176,7 @@ def prune_oracle(
     return without(model, channels, shift=False), channels, threshold
 
 
-def require_threshold(
-    held: Images | None, threshold: float | None, max_drop: float
-) -> None:
+def require_threshold(held: Images | None, threshold: float | None, max_drop: float) -> None:
     """Refuse what `prune` could not work with, before anything is learned."""
     if held is None and threshold is None:
         raise ValueError(

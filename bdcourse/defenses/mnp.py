@@ -225,9 +225,7 @@ def loss_changes(
     found = {}
     for name, bn in layers.items():
         unused = bn.weight.new_zeros(bn.num_features, 1)  # it was never reached
-        rows = [
-            done.get(f"{i}.{name}", unused.expand(-1, n)) for i, n in enumerate(columns)
-        ]
+        rows = [done.get(f"{i}.{name}", unused.expand(-1, n)) for i, n in enumerate(columns)]
         found[name] = torch.cat([r.to(bn.weight.device) for r in rows], dim=1)
     return found
 
@@ -355,9 +353,7 @@ def first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, 
 # --------------------------------------------------------------- the detector
 
 
-def correlation(
-    magnitude: Mapping[str, Tensor], salient: Mapping[str, Tensor]
-) -> dict[str, float]:
+def correlation(magnitude: Mapping[str, Tensor], salient: Mapping[str, Tensor]) -> dict[str, float]:
     """Spearman's rho of magnitude and saliency, layer by layer.
 
     The law that the MNP-style reconstruction builds on says that it is high in clean
@@ -418,8 +414,7 @@ def deviations(value: float, clean_scores: Sequence[float]) -> float:
     """
     if len(clean_scores) < 10:
         raise ValueError(
-            f"{len(clean_scores)} clean models cannot say what is usual; at least 10 "
-            "are needed."
+            f"{len(clean_scores)} clean models cannot say what is usual; at least 10 are needed."
         )
     middle = statistics.median(clean_scores)
     spread = 1.4826 * statistics.median(abs(s - middle) for s in clean_scores)
@@ -450,9 +445,13 @@ def suppress(
         options: for `rnp.unlearn`.
     """
     return unlearn(
-        model, clean, stop=stop, epochs=epochs, generator=generator,
+        model,
+        clean,
+        stop=stop,
+        epochs=epochs,
+        generator=generator,
         **({"judge": "eval", "drop": None} | options),
-    )  # fmt: skip
+    )
 
 
 def objective(
@@ -550,15 +549,20 @@ def learn_masks(
 
     def one(masks: Masks, x: Tensor, y: Tensor):
         x = laid_out(nets[0], x)
-        total, terms = objective(
-            *nets, masks, x, y, magnitude=magnitude, shrunk=shrunk, **weights
-        )
+        total, terms = objective(*nets, masks, x, y, magnitude=magnitude, shrunk=shrunk, **weights)
         return terms, gradient_of(total, list(masks.values()))
 
     return learn(
-        ones(model), clean, one, steps=steps, batch=batch, lr=lr, momentum=momentum,
-        generator=generator, keep=Checkpoint(checkpoint, about),
-    )  # fmt: skip
+        ones(model),
+        clean,
+        one,
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        momentum=momentum,
+        generator=generator,
+        keep=Checkpoint(checkpoint, about),
+    )
 
 
 def choose_beta(
@@ -599,9 +603,14 @@ def choose_beta(
     for beta in sorted(betas, reverse=True):
         generator.set_state(start)
         masks, terms = learn_masks(
-            model, suppressed, clean, beta=beta, generator=generator,
-            checkpoint=stage(checkpoint, f"{beta:g}"), **options,
-        )  # fmt: skip
+            model,
+            suppressed,
+            clean,
+            beta=beta,
+            generator=generator,
+            checkpoint=stage(checkpoint, f"{beta:g}"),
+            **options,
+        )
         if evaluate(baked(model, masks), held).acc >= least:
             break
     return beta, masks, terms
@@ -737,9 +746,16 @@ def mnp(
     suppressed = suppression = None
     if beta or kappa:
         suppressed, suppression = suppress(
-            model, clean, stop=stop, epochs=epochs, lr=lr, clip=clip, batch=batch,
-            generator=generator, checkpoint=files[0],
-        )  # fmt: skip
+            model,
+            clean,
+            stop=stop,
+            epochs=epochs,
+            lr=lr,
+            clip=clip,
+            batch=batch,
+            generator=generator,
+            checkpoint=files[0],
+        )
     learning = {"penalty": penalty, "steps": steps, "lr": mask_lr, "batch": batch}
     learning |= {"generator": generator, "checkpoint": files[1], **weights}
     if by_held:
@@ -755,9 +771,14 @@ def mnp(
     if tune:
         with holding(repaired, p.pruned):
             history = fit(
-                repaired, clean, epochs=tune, lr=0.01, generator=generator,
-                verbose=False, checkpoint=files[2],
-            )  # fmt: skip
+                repaired,
+                clean,
+                epochs=tune,
+                lr=0.01,
+                generator=generator,
+                verbose=False,
+                checkpoint=files[2],
+            )
         if history.interrupted:  # the stages before are kept for the next call
             raise KeyboardInterrupt
         log["tuning"] = {"loss": history["loss"], "acc": history["acc"]}

@@ -72,9 +72,7 @@ def stages(model: nn.Module, images: Images) -> list[str]:
     sizes: dict[str, tuple[int, int]] = {}
 
     def see(name: str, out: Tensor) -> None:
-        maps = (
-            isinstance(out, Tensor) and out.ndim == 4 and out.shape[1:] != images.shape
-        )
+        maps = isinstance(out, Tensor) and out.ndim == 4 and out.shape[1:] != images.shape
         if maps and out[0, 0].numel() > 1:
             sizes[name] = tuple(out.shape[2:])
 
@@ -122,10 +120,7 @@ class Attentive(Hook):
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         apart = torch.stack(
-            [
-                attention_distance(self.mine[n], self.theirs[n], self.p)
-                for n in self.betas
-            ]
+            [attention_distance(self.mine[n], self.theirs[n], self.p) for n in self.betas]
         )
         self.distances.append(apart.detach())
         weights = apart.new_tensor(list(self.betas.values()))
@@ -134,9 +129,7 @@ class Attentive(Hook):
     def distance(self, _: nn.Module) -> dict[str, float]:
         """Mean distance of each layer over the steps since last asked."""
         means, self.distances = torch.stack(self.distances).mean(0), []
-        return {
-            f"distance {n}": float(m) for n, m in zip(self.betas, means, strict=True)
-        }
+        return {f"distance {n}": float(m) for n, m in zip(self.betas, means, strict=True)}
 
 
 def distil(
@@ -249,8 +242,7 @@ def nad(
         for name, maps in found.items():
             if not isinstance(maps, Tensor) or maps.ndim != 4:
                 raise ValueError(
-                    f"layer {name!r} gives no feature maps of shape (n, c, h, w); name "
-                    "others."
+                    f"layer {name!r} gives no feature maps of shape (n, c, h, w); name others."
                 )
         sizes.append([maps.shape[2:] for maps in found.values()])
     if teacher is not None:
@@ -278,9 +270,7 @@ def nad(
         teacher.load_state_dict(saved[0])
     elif teacher is None:
         teacher = copied(model)
-        taught = fit(
-            teacher, clean, epochs=teacher_epochs, generator=rng[0], **settings
-        )
+        taught = fit(teacher, clean, epochs=teacher_epochs, generator=rng[0], **settings)
         if taught.interrupted:
             raise KeyboardInterrupt
         course = taught["loss"]

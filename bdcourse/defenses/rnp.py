@@ -164,13 +164,11 @@ def unlearn(
         for index in order.to(clean.x.device).tensor_split(parts):
             x = clean.x[index].float() / 255
             x = laid_out(net, x)
-            seen.append(torch.stack([wide(v) for v in ascend(
-                net, opt, x, clean.y[index], clip)]))  # fmt: skip
+            seen.append(torch.stack([wide(v) for v in ascend(net, opt, x, clean.y[index], clip)]))
         loss, hits, length = torch.stack(seen).unbind(1)
         if not bool(torch.isfinite(loss).all() & torch.isfinite(length).all()):
             raise ValueError(
-                "the ascent has left the finite numbers; lower lr, or cut the gradient "
-                "with clip."
+                "the ascent has left the finite numbers; lower lr, or cut the gradient with clip."
             )
         share = float(hits.sum()) / len(clean)
         log["acc"].append(evaluate(net, clean).acc if judge == "eval" else share)
@@ -236,9 +234,16 @@ def recover(
         return {"loss": loss}, gradient_of(weight * loss, list(masks.values()))
 
     masks, course = learn(
-        ones(net), clean, one, steps=steps, batch=batch, lr=lr, momentum=momentum,
-        generator=generator, keep=Checkpoint(checkpoint, about),
-    )  # fmt: skip
+        ones(net),
+        clean,
+        one,
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        momentum=momentum,
+        generator=generator,
+        keep=Checkpoint(checkpoint, about),
+    )
     return masks, course["loss"]
 
 
@@ -308,13 +313,29 @@ def rnp(
         raise ValueError(f'judge must be "pass" or "eval", not {judge!r}.')
     files = [stage(checkpoint, s) for s in ("unlearn", "recover")]
     unlearned, unlearning = unlearn(
-        model, clean, stop=stop, judge=judge, epochs=epochs, lr=lr, drop=drop,
-        clip=clip, batch=batch, generator=generator, checkpoint=files[0],
-    )  # fmt: skip
+        model,
+        clean,
+        stop=stop,
+        judge=judge,
+        epochs=epochs,
+        lr=lr,
+        drop=drop,
+        clip=clip,
+        batch=batch,
+        generator=generator,
+        checkpoint=files[0],
+    )
     masks, course = recover(
-        unlearned, clean, steps=steps, lr=mask_lr, weight=weight, training=training,
-        batch=batch, generator=generator, checkpoint=files[1],
-    )  # fmt: skip
+        unlearned,
+        clean,
+        steps=steps,
+        lr=mask_lr,
+        weight=weight,
+        training=training,
+        batch=batch,
+        generator=generator,
+        checkpoint=files[1],
+    )
     looks: list[Look] = []
     repaired, pruned, t = prune(model, masks, held, threshold, max_drop, looks)
     for path in files:

@@ -67,11 +67,7 @@ class Answer:
             return ""
         if self.claim["ours"].get("read"):
             what = self.claim["ours"]["read"][-1]
-            other = (
-                f" ({_name(self.beside[0])}: {self.others[0]:.3g})"
-                if self.others
-                else ""
-            )
+            other = f" ({_name(self.beside[0])}: {self.others[0]:.3g})" if self.others else ""
             return f"{NAMES.get(what, what.replace('_', ' '))} {self.value:.3g}{other}"
         beside = "; ".join(f"{_name(rows)}: {_shares(rows)}" for rows in self.beside)
         return _shares(self.rows) + (f" ({beside})" if beside else "")
@@ -100,9 +96,7 @@ def answer(claim: dict, read: Callable[[str], Results] = tables.results) -> Answ
         return _answer(claim, read)
     except (LookupError, TypeError, AttributeError) as e:
         called = claim.get("id") if isinstance(claim, dict) else require.kind(claim)
-        raise ValueError(
-            f"claim {called}, or a row that answers it, lacks an entry ({e})."
-        ) from e
+        raise ValueError(f"claim {called}, or a row that answers it, lacks an entry ({e}).") from e
 
 
 def _answer(claim: dict, read: Callable[[str], Results]) -> Answer:
@@ -135,9 +129,10 @@ def _answer(claim: dict, read: Callable[[str], Results]) -> Answer:
 def _select(claim: dict, key: dict, read: Callable[[str], Results]) -> tuple[dict, ...]:
     wanted = claim["ours"].get("attacks")
     rows = tuple(
-        r for r in read(claim["ours"]["file"]).select(**key)
+        r
+        for r in read(claim["ours"]["file"]).select(**key)
         if "acc" in r and (wanted is None or r["attack"] in wanted)
-    )  # fmt: skip
+    )
     if not rows:
         raise ValueError(f"claim {claim['id']}: there is no row with {key}.")
     return rows
@@ -153,9 +148,7 @@ def _value(claim: dict, rows: Sequence[dict]) -> float:
     return mean(found)
 
 
-def _compare(
-    rule: dict, value: float, others: Sequence[float], claim: dict
-) -> tuple[bool, float]:
+def _compare(rule: dict, value: float, others: Sequence[float], claim: dict) -> tuple[bool, float]:
     """Whether the rule holds, and how far the value is from where that changes."""
     kind = require.choice(f"the rule of claim {claim['id']}", rule["kind"], RULES)
     bound = rule.get("bound", 1.0)
@@ -190,8 +183,7 @@ def _figures(published: dict | None) -> str:
         return ""
     if "asr" in published:
         return " / ".join(
-            "–" if published.get(k) is None else f"{100 * published[k]:.1f}"
-            for k in tables.SCORES
+            "–" if published.get(k) is None else f"{100 * published[k]:.1f}" for k in tables.SCORES
         )
     unit = published.get("unit", "")
     numbers = {k: v for k, v in published.items() if k != "unit"}
@@ -210,18 +202,41 @@ def _figures(published: dict | None) -> str:
 
 # How the report calls what published-claims.json names in a word.
 NAMES = {
-    "lambda_max": "top eigenvalue", "hessian_trace": "trace", "acc": "ACC",
-    "asr_10": "10 % poison", "asr_5": "5 % poison", "asr_1": "1 % poison",
-    "asr_03": "0.3 % poison", "asr_drop": "ASR falls by", "acc_drop": "ACC falls by",
-    "low": "from", "high": "to", "at_u_5": "at u = 5", "p_32": "at p = 32",
-    "at_001": "at 0.01", "at_01": "at 0.1", "at_64": "at 64 pixels",
-    "at_224": "at 224 pixels", "l1": "l1 norm", "l2": "l2 norm", "linf": "maximum",
-    "matrix_inf": "matrix norm", "six": "six channels", "seven": "seven channels",
-    "gaussian_false": "false alarms of normal numbers", "sum": "sums", "rms": "RMS",
-    "value_preact": "pre-activation", "per_map_s": "seconds a map",
-    "bb": "BackdoorBench", "batched_low": "batched from", "batched_high": "to",
-    "double_low": "double backward from", "double_high": "to", "paired": "in pairs",
-}  # fmt: skip
+    "lambda_max": "top eigenvalue",
+    "hessian_trace": "trace",
+    "acc": "ACC",
+    "asr_10": "10 % poison",
+    "asr_5": "5 % poison",
+    "asr_1": "1 % poison",
+    "asr_03": "0.3 % poison",
+    "asr_drop": "ASR falls by",
+    "acc_drop": "ACC falls by",
+    "low": "from",
+    "high": "to",
+    "at_u_5": "at u = 5",
+    "p_32": "at p = 32",
+    "at_001": "at 0.01",
+    "at_01": "at 0.1",
+    "at_64": "at 64 pixels",
+    "at_224": "at 224 pixels",
+    "l1": "l1 norm",
+    "l2": "l2 norm",
+    "linf": "maximum",
+    "matrix_inf": "matrix norm",
+    "six": "six channels",
+    "seven": "seven channels",
+    "gaussian_false": "false alarms of normal numbers",
+    "sum": "sums",
+    "rms": "RMS",
+    "value_preact": "pre-activation",
+    "per_map_s": "seconds a map",
+    "bb": "BackdoorBench",
+    "batched_low": "batched from",
+    "batched_high": "to",
+    "double_low": "double backward from",
+    "double_high": "to",
+    "paired": "in pairs",
+}
 
 
 def tally() -> Table:
@@ -236,13 +251,18 @@ def tally() -> Table:
 
 def table(method: str) -> Table:
     """All claims about one of :data:`METHODS`."""
-    return Table([{
-        "claim": f"{a.claim['what']} ({a.claim['where']}; {a.claim['setting']})",
-        "reported": a.reported(),
-        "ours": a.ours(),
-        "verdict": _verdict(a),
-        "why": Markdown(a.claim["reason"]),
-    } for a in answers(method)])  # fmt: skip
+    return Table(
+        [
+            {
+                "claim": f"{a.claim['what']} ({a.claim['where']}; {a.claim['setting']})",
+                "reported": a.reported(),
+                "ours": a.ours(),
+                "verdict": _verdict(a),
+                "why": Markdown(a.claim["reason"]),
+            }
+            for a in answers(method)
+        ]
+    )
 
 
 def _verdict(a: Answer) -> str:

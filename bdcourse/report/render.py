@@ -38,9 +38,7 @@ def known(name: str, kind: str = "grid", **key) -> list[str]:
         passed = tables.strong(name, **key).values()
         names = [n for n in names if all(n in by for by in passed)]
         if not names:
-            raise ValueError(
-                f"no defense in {name} has a row of each victim that passes the gate."
-            )
+            raise ValueError(f"no defense in {name} has a row of each victim that passes the gate.")
     return names
 
 
@@ -79,14 +77,22 @@ def table(
         victim = r.get("victim") or r["attack"]
         if r["defense"] in defenses and (wanted is None or victim in wanted):
             shares = {k: r[k] for k in ("acc", "asr", "ra", "der") if k in r}
-            lines.append({
-                "victim": victim, "seed": r["seed"], "budget": r.get("budget"),
-                "draw": r.get("draw") or 0, "defense": r["defense"],
-                **{f"{k.upper()} %": None if shares.get(k) is None else 100 * shares[k]
-                   for k in ("acc", "asr", "ra", "der")},
-                "channels": r["pruned"], "clean images": r["clean_used"],
-                "seconds": r["seconds"],
-            })  # fmt: skip
+            lines.append(
+                {
+                    "victim": victim,
+                    "seed": r["seed"],
+                    "budget": r.get("budget"),
+                    "draw": r.get("draw") or 0,
+                    "defense": r["defense"],
+                    **{
+                        f"{k.upper()} %": None if shares.get(k) is None else 100 * shares[k]
+                        for k in ("acc", "asr", "ra", "der")
+                    },
+                    "channels": r["pruned"],
+                    "clean images": r["clean_used"],
+                    "seconds": r["seconds"],
+                }
+            )
     if not lines:
         raise ValueError(f"{name} holds no such rows.")
     return Table(lines, caption)
@@ -108,9 +114,7 @@ def figure(
     """The same selection as a picture: "grid" as fields of ASR, "ranking" as intervals
     of DER, "summary" as ASR against ACC."""
     if kind not in KINDS[:3]:
-        raise ValueError(
-            f"there is no figure of kind {kind!r}; choose grid, summary or ranking."
-        )
+        raise ValueError(f"there is no figure of kind {kind!r}; choose grid, summary or ranking.")
     shown = "grid" if kind == "grid" else "ranking"
     defenses = require.names("defenses", defenses) or known(name, shown, **key)
     if kind == "grid":
@@ -130,15 +134,20 @@ def _fields(name, defenses, title, who, key) -> Picture:
     worst = max(defenses, key=lambda d: _column(left, defenses.index(d)))
     best = min(defenses, key=lambda d: _column(left, defenses.index(d)))
     return show.matrix(
-        values, list(left), defenses, numbers=True, mark=0.15,
+        values,
+        list(left),
+        defenses,
+        numbers=True,
+        mark=0.15,
         height=1.9 + 0.3 * len(left),
         title=title or f"Framed: {removed} of {cells} cells, with at most 15 % left",
         description=f"A table of fields, {len(left)} victims down ({', '.join(left)}) "
         f"and {len(defenses)} defenses across, each with the attack success in percent "
         f"that is left. In {removed} of {cells} fields it is at most 15. The lowest "
         f"mean column is {best}, the highest {worst}."
-        + f" {tables.STAR}" * any(v.endswith("*") for v in left),
-    )  # fmt: skip
+        + f" {tables.STAR}"
+        * any(v.endswith("*") for v in left),
+    )
 
 
 def _column(left: dict[str, list], i: int) -> float:
@@ -163,23 +172,19 @@ def ranked(
     _require_highlight(highlight, lines)
     first, n = lines[0], lines[0]["victims"]
     leads = [r["defense"] for r in lines if r["first"] >= 0.05]
-    more = "".join(
-        f" A line marks {m}, {100 * v:.0f} %." for m, v in (marks or {}).items()
-    )
+    more = "".join(f" A line marks {m}, {100 * v:.0f} %." for m, v in (marks or {}).items())
     return show.ranked(
-        {r["defense"]: (100 * r["der"], 100 * r["low"], 100 * r["high"])
-         for r in lines},
+        {r["defense"]: (100 * r["der"], 100 * r["low"], 100 * r["high"]) for r in lines},
         xlabel="DER in %: mean, and where 90 % of the resampled tables have it",
         highlight=highlight,
         marks={m: 100 * v for m, v in (marks or {}).items()},
-        title=title
-        or f"{len(leads)} of {len(lines)} lead more than one resampled table in twenty",
+        title=title or f"{len(leads)} of {len(lines)} lead more than one resampled table in twenty",
         description=f"{len(lines)} defenses from best to worst by their mean DER over "
         f"{n} victims, each with the interval that holds its mean in 90 % of the "
         f"resampled tables. First is {first['defense']} with {100 * first['der']:.0f} "
         f"%, last {lines[-1]['defense']} with {100 * lines[-1]['der']:.0f} %. In "
         f"the lead in more than one table of twenty: {', '.join(leads)}.{more}",
-    )  # fmt: skip
+    )
 
 
 def _require_highlight(highlight: Sequence[str], lines: Sequence[dict]) -> None:
@@ -193,13 +198,16 @@ def _plane(lines: Sequence[dict], title: str, highlight: Sequence[str]) -> Pictu
     least = min(lines, key=lambda r: r["asr"])
     return show.points(
         {r["defense"]: (100 * r["acc"], 100 * r["asr"]) for r in lines},
-        xlabel="ACC in %", ylabel="ASR in %", highlight=highlight, least=1.0,
+        xlabel="ACC in %",
+        ylabel="ASR in %",
+        highlight=highlight,
+        least=1.0,
         title=title or "What each defense leaves, and what it costs",
         description=f"Mean attack success over mean accuracy of {len(lines)} defenses, "
         f"a point each with its name, over {lines[0]['victims']} victims. The lowest "
         f"is {least['defense']}: ASR {100 * least['asr']:.0f} % at ACC "
         f"{100 * least['acc']:.0f} %.",
-    )  # fmt: skip
+    )
 
 
 def selection(words: Sequence[str]) -> dict:
@@ -241,9 +249,7 @@ def write(
     if who and kind in ("ranking", "summary"):
         raise ValueError(f"--who is for grid and rows; a {kind} takes all victims.")
     if out is not None and not Path(out).parent.is_dir():
-        raise ValueError(
-            f"--out: there is no folder {Path(out).parent}; make it first."
-        )
+        raise ValueError(f"--out: there is no folder {Path(out).parent}; make it first.")
     if out is not None and Path(out).is_dir():
         raise ValueError(f"--out must name a file, but {out} is a folder.")
     if format == "figure":

@@ -78,9 +78,7 @@ class Picture:
         from matplotlib.figure import Figure
 
         if not isinstance(figure, Figure):
-            raise ValueError(
-                f"figure must be drawn with show.canvas, not {require.kind(figure)}."
-            )
+            raise ValueError(f"figure must be drawn with show.canvas, not {require.kind(figure)}.")
         _words(description=description)
         self.description = " ".join(description.split())
         if len(self.description) < 40:
@@ -144,10 +142,13 @@ def _letters(text: object) -> str:
     """Text without what neither a font nor a file in UTF-8 has: control characters, and
     the bytes of a file name that are no text."""
     return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs")
-        else " " if c == "\t" else "\ufffd"
+        c
+        if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs")
+        else " "
+        if c == "\t"
+        else "\ufffd"
         for c in str(text)
-    )  # fmt: skip
+    )
 
 
 def _plain(text: object) -> str:
@@ -197,8 +198,7 @@ def _listed(name: str, values: object, least: int = 0) -> list:
 def _named(name: str, values: object) -> Mapping:
     if not isinstance(values, Mapping) or not values:
         raise ValueError(
-            f"{name} must be a dict of names with something to draw, not "
-            f"{require.kind(values)}."
+            f"{name} must be a dict of names with something to draw, not {require.kind(values)}."
         )
     return values
 
@@ -219,15 +219,11 @@ def _array(name: str, values: object, *shape: int | None) -> np.ndarray:
             raise TypeError
         a = a if a.dtype.kind == "f" else a.astype(float)
     except (RuntimeError, TypeError, ValueError, OverflowError):
-        raise ValueError(
-            f"{name} must be numbers, not {require.kind(values)}."
-        ) from None
+        raise ValueError(f"{name} must be numbers, not {require.kind(values)}.") from None
     fits = a.ndim == len(shape) and a.size
     if not fits or any(n not in (None, m) for n, m in zip(shape, a.shape, strict=True)):
         wanted = " x ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(
-            f"{name} must be numbers of shape {wanted or '()'}, not of {a.shape}."
-        )
+        raise ValueError(f"{name} must be numbers of shape {wanted or '()'}, not of {a.shape}.")
     return a
 
 
@@ -307,9 +303,7 @@ def images(
                     fontweight="bold" if bad else "normal",
                 )
         if title:
-            fig.suptitle(
-                _plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold"
-            )
+            fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(fig, description)
 
 
@@ -327,8 +321,7 @@ def trigger(
             raise ValueError(f"{name} must be pixels in [0, 1], not uint8.")
     if x.shape != stamped.shape:
         raise ValueError(
-            f"x and stamped must have one shape, not {tuple(x.shape)} and "
-            f"{tuple(stamped.shape)}."
+            f"x and stamped must have one shape, not {tuple(x.shape)} and {tuple(stamped.shape)}."
         )
     require.number("gain", gain, above=0)
     change = ((stamped - x).abs() * gain).clamp(0, 1)
@@ -392,9 +385,7 @@ def lines(
             colour, dash, marker = MEANING.get(name, SERIES[i % len(SERIES)])
             values = factor * values.astype(float)
             every = max(1, len(values) // 12)
-            ax.plot(
-                x, values, color=colour, ls=dash, marker=marker, ms=5, markevery=every
-            )
+            ax.plot(x, values, color=colour, ls=dash, marker=marker, ms=5, markevery=every)
             if name in bands:
                 low, high = (factor * side.astype(float) for side in bands[name])
                 ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
@@ -546,9 +537,7 @@ def strips(
                 on = np.zeros(len(v), dtype=bool)
                 if marked is not None and layer in marked:
                     on[marked[layer]] = True
-                ax.plot(
-                    (i + shift)[~on], v[~on], "o", ms=3, color=CLEAN, alpha=0.55, mew=0
-                )
+                ax.plot((i + shift)[~on], v[~on], "o", ms=3, color=CLEAN, alpha=0.55, mew=0)
                 ax.plot((i + shift)[on], v[on], "s", ms=6, color=TRIGGERED)
                 if cut is not None and marked is not None:
                     ax.plot([i - 0.42, i + 0.42], [cut[layer]] * 2, color=INK, lw=1.6)
@@ -557,13 +546,9 @@ def strips(
             ax.set_title(_plain(name))
             ax.margins(x=0.01)
         if highlight is not None:
-            axes[0, 0].plot(
-                [], [], "s", ms=6, color=TRIGGERED, label=_key(_plain(highlighted))
-            )
+            axes[0, 0].plot([], [], "s", ms=6, color=TRIGGERED, label=_key(_plain(highlighted)))
             if cut is not None:
-                axes[0, 0].plot(
-                    [], [], color=INK, lw=1.6, label="threshold of the layer"
-                )
+                axes[0, 0].plot([], [], color=INK, lw=1.6, label="threshold of the layer")
             axes[0, 0].legend(loc="upper left", fontsize=11, ncols=2)
             low, high = axes[0, 0].get_ylim()
             axes[0, 0].set_ylim(low, high + 0.12 * (high - low))
@@ -571,9 +556,7 @@ def strips(
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    return [
-        _called(n, 30).replace("layer", "").replace("shortcut", "sc") for n in names
-    ]
+    return [_called(n, 30).replace("layer", "").replace("shortcut", "sc") for n in names]
 
 
 def scatter(
@@ -664,9 +647,14 @@ def points(
             for place in PLACES:
                 dx, dy, side = place
                 text = ax.annotate(
-                    _beside(name), (x, y), xytext=(dx, dy), textcoords="offset points",
-                    ha=side, va="center", fontsize=11,
-                )  # fmt: skip
+                    _beside(name),
+                    (x, y),
+                    xytext=(dx, dy),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center",
+                    fontsize=11,
+                )
                 box = text.get_window_extent().expanded(1.0, 0.9)
                 free = frame.x0 < box.x0 and box.x1 < frame.x1
                 free = free and not any(box.overlaps(t) for t in taken)
@@ -678,10 +666,19 @@ def points(
 
 
 PLACES = (
-    (8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -12, "center"),
-    (8, 11, "left"), (8, -12, "left"), (-8, 11, "right"), (-8, -12, "right"),
-    (8, 22, "left"), (8, -24, "left"), (8, 33, "left"), (8, -36, "left"),
-)  # fmt: skip
+    (8, 0, "left"),
+    (-8, 0, "right"),
+    (0, 11, "center"),
+    (0, -12, "center"),
+    (8, 11, "left"),
+    (8, -12, "left"),
+    (-8, 11, "right"),
+    (-8, -12, "right"),
+    (8, 22, "left"),
+    (8, -24, "left"),
+    (8, 33, "left"),
+    (8, -36, "left"),
+)
 
 
 def clouds(
@@ -695,8 +692,11 @@ def clouds(
 
     Groups called "other", "target" and "triggered" keep their look in the whole course.
     """
-    looks = {"other": ("o", "#b8b8b8", 3), "target": ("o", CLEAN, 4),
-             "triggered": ("s", TRIGGERED, 4)}  # fmt: skip
+    looks = {
+        "other": ("o", "#b8b8b8", 3),
+        "target": ("o", CLEAN, 4),
+        "triggered": ("s", TRIGGERED, 4),
+    }
     _words(description=description, title=title)
     require.whole("cols", cols, 1)
     panels = {
@@ -713,8 +713,7 @@ def clouds(
         for ax, (name, groups) in zip(axes.flat, panels.items(), strict=False):
             for group, at in groups.items():
                 marker, colour, size = looks[group]
-                ax.plot(*at.T, marker, color=colour, ms=size, mew=0, alpha=0.7,
-                        label=group, ls="")  # fmt: skip
+                ax.plot(*at.T, marker, color=colour, ms=size, mew=0, alpha=0.7, label=group, ls="")
             ax.set_title(_called(name), fontsize=11, loc="center", fontweight="normal")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, ncols=3, loc="outside lower left", fontsize=11)
@@ -765,11 +764,13 @@ def matrix(
                     ax.text(j, i, "–", ha="center", va="center", fontsize=10)
                     continue
                 ink = "black" if share > 0.5 else "white"
-                ax.text(j, i, f"{100 * share:.0f}", ha="center", va="center",
-                        color=ink, fontsize=10)  # fmt: skip
+                ax.text(
+                    j, i, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=10
+                )
         for i, j in np.argwhere(v <= mark) if mark is not None else ():
-            ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False,
-                                   ec=TRIGGERED, lw=1.6))  # fmt: skip
+            ax.add_patch(
+                Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=TRIGGERED, lw=1.6)
+            )
         ax.set_xlabel(_plain(xlabel))
         ax.set_ylabel(_plain(ylabel))
         ax.set_title(_plain(title))
@@ -805,9 +806,7 @@ def ranked(
         for value in marks.values():
             ax.axvline(value, color="#888888", lw=1, ls="--", zorder=0)
         if marks:
-            ax.secondary_xaxis("top").set_xticks(
-                list(marks.values()), list(map(_beside, marks))
-            )
+            ax.secondary_xaxis("top").set_xticks(list(marks.values()), list(map(_beside, marks)))
         ax.set_yticks(range(len(named)), list(map(_beside, named)))
         ax.invert_yaxis()
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)
@@ -916,9 +915,7 @@ class Table:
         note: one line below it.
     """
 
-    def __init__(
-        self, rows: Sequence[Mapping], caption: str = "", note: str = ""
-    ) -> None:
+    def __init__(self, rows: Sequence[Mapping], caption: str = "", note: str = "") -> None:
         right = isinstance(rows, (list, tuple)) and len(rows) > 0
         if not right or not all(isinstance(r, Mapping) and r for r in rows):
             raise ValueError("rows must be a list of dicts, one a line, and not empty.")
@@ -927,8 +924,7 @@ class Table:
         self.body = [[_cell(row.get(k)) for k in keys] for row in rows]
         # Columns of numbers line up at their right edge.
         self.right = [
-            all(_is_number(r.get(k)) for r in rows)
-            and any(r.get(k) is not None for r in rows)
+            all(_is_number(r.get(k)) for r in rows) and any(r.get(k) is not None for r in rows)
             for k in keys
         ]
         self.caption, self.note = caption, note
@@ -1017,8 +1013,14 @@ def _html(text: str) -> str:
 
 TEX = {c: "\\" + c for c in "&%$#_{}"}
 TEX |= {"±": r"$\pm$", "–": "--"}
-for _char, _name in (("\\", "backslash"), ("~", "asciitilde"), ("^", "asciicircum"),
-                     ("<", "less"), (">", "greater"), ("|", "bar")):  # fmt: skip
+for _char, _name in (
+    ("\\", "backslash"),
+    ("~", "asciitilde"),
+    ("^", "asciicircum"),
+    ("<", "less"),
+    (">", "greater"),
+    ("|", "bar"),
+):
     TEX[_char] = rf"\text{_name}{{}}"
 
 
@@ -1030,10 +1032,7 @@ def _is_number(value) -> bool:
     return (
         value is None
         or (isinstance(value, (int, float)) and not isinstance(value, bool))
-        or (
-            isinstance(value, str)
-            and value.replace(" ± ", "").replace(".", "").isdigit()
-        )
+        or (isinstance(value, str) and value.replace(" ± ", "").replace(".", "").isdigit())
     )
 
 

@@ -32,9 +32,7 @@ def mean(values: Iterable[float]) -> float:
     try:
         found = list(values)
     except TypeError:  # a 0-d tensor calls itself iterable
-        raise ValueError(
-            f"values must be numbers, not {require.kind(values)}."
-        ) from None
+        raise ValueError(f"values must be numbers, not {require.kind(values)}.") from None
     if not found:
         raise ValueError("there is no mean of no values.")
     for v in found:
@@ -52,8 +50,7 @@ def require_entries(rows: Sequence[Mapping], keys: Iterable[str], source: str) -
         for k in keys:
             if r.get(k) is None:
                 raise ValueError(
-                    f"the row ({_called(r)}) of {source} has no {k!r}, which this "
-                    "table shows."
+                    f"the row ({_called(r)}) of {source} has no {k!r}, which this table shows."
                 )
 
 
@@ -95,8 +92,11 @@ def sharp_row(row: dict, **first) -> dict:
     """One line of lesson 08's table, from a row measured with `sharp`."""
     require_entries([row], ("sharp", "acc"), "rows")
     try:
-        s = {f"{k} {of}": row["sharp"][of][k]
-             for k in ("fisher", "lambda_max") for of in ("own", "other")}  # fmt: skip
+        s = {
+            f"{k} {of}": row["sharp"][of][k]
+            for k in ("fisher", "lambda_max")
+            for of in ("own", "other")
+        }
     except (TypeError, LookupError):
         raise ValueError(
             f"sharp of the row ({_called(row)}) must tell fisher and lambda_max of own "
@@ -126,13 +126,9 @@ def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
     # A twin's has no attack to succeed.
     curves = [c for c in curves if c and all({*SCORES} <= p.keys() for p in c)]
     if not curves:
-        raise ValueError(
-            f"{name} holds no sweep of a {attack} victim that passes the gate."
-        )
+        raise ValueError(f"{name} holds no sweep of a {attack} victim that passes the gate.")
     if len({tuple(p["u"] for p in c) for c in curves}) > 1:
-        raise ValueError(
-            f"the sweeps of {attack} in {name} differ in their values of u."
-        )
+        raise ValueError(f"the sweeps of {attack} in {name} differ in their values of u.")
     means, spread = {}, {}
     for key in ("ACC", "ASR", "RA"):
         columns = list(zip(*[[p[key.lower()] for p in c] for c in curves], strict=True))
@@ -232,9 +228,7 @@ def asked(
 def require_rows(name: str, rows: list) -> None:
     """Refuse a file in which nothing was measured yet."""
     if not rows:
-        raise ValueError(
-            f"{name} holds no rows yet; `python -m bdcourse bench --out` adds some."
-        )
+        raise ValueError(f"{name} holds no rows yet; `python -m bdcourse bench --out` adds some.")
 
 
 def _require_lines(lines: list, name: str, defenses: Sequence[str], key: dict) -> None:
@@ -277,14 +271,11 @@ def grid(
         if _passes(by) and all(cells.values()):
             passed.append(cells)
         label = "(benign twin)" if victim == "none" else victim + "*" * bool(_weak(by))
-        shown = {d: _slashed(c, _half([r["asr"] for r in by.get(d, ())]))
-                 for d, c in cells.items()}  # fmt: skip
+        shown = {d: _slashed(c, _half([r["asr"] for r in by.get(d, ())])) for d, c in cells.items()}
         lines.append({"victim": label, **shown})
     _require_lines(lines, name, defenses, key)
     if len(passed) > 1:
-        columns = {
-            d: [mean(c[d][i] for c in passed) for i in range(3)] for d in defenses
-        }
+        columns = {d: [mean(c[d][i] for c in passed) for i in range(3)] for d in defenses}
         label = f"mean of {len(passed)}"
         lines.append({"victim": label, **{d: _slashed(c) for d, c in columns.items()}})
     starred = any(line["victim"].endswith("*") for line in lines)
@@ -319,20 +310,23 @@ def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Tab
     elsewhere = {r["defense"]: r for r in results("published").rows}
     passed = strong(name, defenses, **key).values()
     for d in defenses:
-        rows = [
-            dict(zip(SUMMED, _means(by[d], SUMMED), strict=True))
-            for by in passed
-            if d in by
-        ]
+        rows = [dict(zip(SUMMED, _means(by[d], SUMMED), strict=True)) for by in passed if d in by]
         if rows:
             acc, asr, ra, der, images, seconds = _means(rows, SUMMED)
-            lines.append({
-                "defense": d, "victims": len(rows), "ACC %": 100 * acc,
-                "ASR %": 100 * asr, "RA %": 100 * ra, "DER %": 100 * der,
-                "fails": sum(r["asr"] > 0.15 for r in rows),
-                "clean images": round(images), "seconds": seconds,
-                "elsewhere": _slashed(_published(elsewhere.get(d))),
-            })  # fmt: skip
+            lines.append(
+                {
+                    "defense": d,
+                    "victims": len(rows),
+                    "ACC %": 100 * acc,
+                    "ASR %": 100 * asr,
+                    "RA %": 100 * ra,
+                    "DER %": 100 * der,
+                    "fails": sum(r["asr"] > 0.15 for r in rows),
+                    "clean images": round(images),
+                    "seconds": seconds,
+                    "elsewhere": _slashed(_published(elsewhere.get(d))),
+                }
+            )
     _require_lines(lines, name, defenses, key)
     return Table(lines, caption)
 
@@ -442,30 +436,47 @@ def ranking(
         places = [1 + sum(v > t[d] for v in t.values()) for t in tables]
         best, worst = _middle(places)
         shown = ("der", "acc", "asr", "ra", "seconds")
-        means = _means([dict(zip(shown, _means(by[d], shown), strict=True))
-                        for by in victims], shown)  # fmt: skip
-        lines.append({
-            "defense": d, "low": low, "high": high,
-            "rank_low": best, "rank_high": worst, "victims": len(victims),
-            "first": mean(p == 1 for p in places),
-            "worst": max(_means(by[d], ("asr",))[0] for by in victims),
-            **dict(zip(shown, means, strict=True)),
-        })  # fmt: skip
+        means = _means(
+            [dict(zip(shown, _means(by[d], shown), strict=True)) for by in victims], shown
+        )
+        lines.append(
+            {
+                "defense": d,
+                "low": low,
+                "high": high,
+                "rank_low": best,
+                "rank_high": worst,
+                "victims": len(victims),
+                "first": mean(p == 1 for p in places),
+                "worst": max(_means(by[d], ("asr",))[0] for by in victims),
+                **dict(zip(shown, means, strict=True)),
+            }
+        )
         if against:
             lines[-1]["above"] = mean(t[d] > t[against] for t in tables)
     return sorted(lines, key=lambda r: -r["der"])
 
 
-RANKED = ("defense", "der", "low", "high", "rank_low", "rank_high", "first", "acc",
-          "asr", "ra", "seconds", "victims")  # fmt: skip
+RANKED = (
+    "defense",
+    "der",
+    "low",
+    "high",
+    "rank_low",
+    "rank_high",
+    "first",
+    "acc",
+    "asr",
+    "ra",
+    "seconds",
+    "victims",
+)
 
 
 def require_ranked(lines: object) -> None:
     """Refuse what is not the answer of :func:`ranking`."""
     right = isinstance(lines, (list, tuple)) and len(lines) > 0
-    if not right or not all(
-        isinstance(r, Mapping) and r.keys() >= {*RANKED} for r in lines
-    ):
+    if not right or not all(isinstance(r, Mapping) and r.keys() >= {*RANKED} for r in lines):
         raise ValueError("lines must be what tables.ranking returns.")
 
 
@@ -495,17 +506,23 @@ def ranking_table(lines: Sequence[dict], caption: str = "") -> Table:
     from bdcourse.report.show import Table
 
     require_ranked(lines)
-    return Table([{
-        "place": f"{i}",
-        "defense": r["defense"],
-        "DER %": 100 * r["der"],
-        "90 % of tables": f"{100 * r['low']:.1f} to {100 * r['high']:.1f}",
-        "their places": f"{r['rank_low']} to {r['rank_high']}",
-        "first in %": 100 * r["first"],
-        **({"above in %": 100 * r["above"]} if "above" in r else {}),
-        **{f"{k.upper()} %": 100 * r[k] for k in ("acc", "asr", "ra")},
-        "seconds": r["seconds"],
-    } for i, r in enumerate(lines, 1)], caption)  # fmt: skip
+    return Table(
+        [
+            {
+                "place": f"{i}",
+                "defense": r["defense"],
+                "DER %": 100 * r["der"],
+                "90 % of tables": f"{100 * r['low']:.1f} to {100 * r['high']:.1f}",
+                "their places": f"{r['rank_low']} to {r['rank_high']}",
+                "first in %": 100 * r["first"],
+                **({"above in %": 100 * r["above"]} if "above" in r else {}),
+                **{f"{k.upper()} %": 100 * r[k] for k in ("acc", "asr", "ra")},
+                "seconds": r["seconds"],
+            }
+            for i, r in enumerate(lines, 1)
+        ],
+        caption,
+    )
 
 
 def _one_setting(rows: list[dict], name: str) -> list[dict]:
@@ -513,9 +530,7 @@ def _one_setting(rows: list[dict], name: str) -> list[dict]:
     mean nothing."""
     keys = [*RECIPE, "data", "options", "budget"]
     for attack in dict.fromkeys(r["attack"] for r in rows):
-        settings = {
-            str([r.get(k) for k in keys]) for r in rows if r["attack"] == attack
-        }
+        settings = {str([r.get(k) for k in keys]) for r in rows if r["attack"] == attack}
         if len(settings) > 1:
             raise ValueError(
                 f"{name} holds {len(settings)} settings of {attack}; tabulate one at a "
@@ -524,9 +539,7 @@ def _one_setting(rows: list[dict], name: str) -> list[dict]:
     return rows
 
 
-def standard_table(
-    name: str, caption: str = "", defenses: Sequence[str] = DEFENSES
-) -> Table:
+def standard_table(name: str, caption: str = "", defenses: Sequence[str] = DEFENSES) -> Table:
     """The course's result table: attacks of data/results/NAME.json x defenses."""
     from bdcourse.report.show import Table
 
@@ -538,8 +551,7 @@ def standard_table(
     lines = []
     for attack in dict.fromkeys(r["attack"] for r in found):
         for defense in defenses:
-            rows = [r for r in scored if r["attack"] == attack
-                    and r["defense"] == defense]  # fmt: skip
+            rows = [r for r in scored if r["attack"] == attack and r["defense"] == defense]
             if rows:
                 label = "(benign twin)" if attack == "none" else attack
                 weak = sum(bool(r["weak"]) for r in rows)
@@ -597,21 +609,22 @@ def attack_table(name: str, attacks: Sequence[str] = (), caption: str = "") -> T
             other |= plain[0].get("options") or {}
             if other:
                 text = ", ".join(
-                    f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
-                    for k, v in other.items()
+                    f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in other.items()
                 )
                 changed.append(f"{attack}: {text}")
         row = table_row(plain, attack=label)
         crossed = [r["cross"] for r in plain if r.get("cross") is not None]
-        lines.append({
-            "attack": label,
-            "poison": round(mean(r.get("n_poisoned", 0) for r in plain)),
-            "cover": round(mean(r.get("n_cover", 0) for r in plain)),
-            **{k: row[k] for k in ("ACC %", "ASR %", "RA %")},
-            "cross %": 100 * mean(crossed) if crossed else None,
-            "ASR % tuned": 100 * mean(tuned) if tuned and attack != "none" else None,
-            "gate": "weak" if any(r["weak"] for r in plain) else "passes",
-        })  # fmt: skip
+        lines.append(
+            {
+                "attack": label,
+                "poison": round(mean(r.get("n_poisoned", 0) for r in plain)),
+                "cover": round(mean(r.get("n_cover", 0) for r in plain)),
+                **{k: row[k] for k in ("ACC %", "ASR %", "RA %")},
+                "cross %": 100 * mean(crossed) if crossed else None,
+                "ASR % tuned": 100 * mean(tuned) if tuned and attack != "none" else None,
+                "gate": "weak" if any(r["weak"] for r in plain) else "passes",
+            }
+        )
     note = " * " + "; ".join(replaced) + "." if replaced else ""
     note += " Other settings: " + "; ".join(changed) + "." if changed else ""
     return Table(lines, (caption.removesuffix(".") + "." if caption else "") + note)

@@ -72,8 +72,7 @@ def choose(assignment: str, student: str, notebooks: list[str]) -> None:
         return  # not a lab of ours
     if folder.resolve().parent.name != folder.absolute().parent.name:
         get_logger().error(
-            f"{_named(folder)} is a link to the folder of another student; nothing "
-            "there is graded."
+            f"{_named(folder)} is a link to the folder of another student; nothing there is graded."
         )
         notebooks.clear()
         return
@@ -183,9 +182,7 @@ def legible(data: bytes) -> NotebookNode:
     except (ValueError, RecursionError) as e:
         cut = data.lstrip().startswith((b"{", b"\xef\xbb\xbf{"))
         where = f" from line {e.lineno}" if isinstance(e, json.JSONDecodeError) else ""
-        raise ValueError(
-            f"is cut off or damaged{where}" if cut else "is not a notebook"
-        ) from None
+        raise ValueError(f"is cut off or damaged{where}" if cut else "is not a notebook") from None
     if isinstance(said, dict) and said.get("nbformat") in (2, 3):
         sheets = said.get("worksheets")
         sheets = sheets if isinstance(sheets, list) else []
@@ -278,14 +275,10 @@ class Examination(NbGraderPreprocessor):
     """Runs a submission in a process of its own and its tests in this one, and puts an
     error where one belongs."""
 
-    timeout = Integer(20, help="seconds for a cell, or for a call in a test").tag(
-        config=True
-    )
+    timeout = Integer(20, help="seconds for a cell, or for a call in a test").tag(config=True)
     limit = Float(150.0, help="seconds for a submission").tag(config=True)
     attempts = Integer(6, help="cells that may be left out").tag(config=True)
-    startup_timeout = Integer(180, help="seconds for a process to start").tag(
-        config=True
-    )
+    startup_timeout = Integer(180, help="seconds for a process to start").tag(config=True)
     readable = List(
         Unicode(), help="files and folders that submissions may read, such as data"
     ).tag(config=True)
@@ -353,9 +346,11 @@ class Examination(NbGraderPreprocessor):
 
 def _outputs(said: Mapping) -> list[NotebookNode]:
     """What a cell has shown: text, and nothing that a browser would run."""
-    made = [v4.new_output("stream", name=name, text=said[key])
-            for name, key in (("stdout", "printed"), ("stderr", "complained"))
-            if said.get(key)]  # fmt: skip
+    made = [
+        v4.new_output("stream", name=name, text=said[key])
+        for name, key in (("stdout", "printed"), ("stderr", "complained"))
+        if said.get(key)
+    ]
     if "error" in said:
         name, text, lines = said["error"]
         made.append(v4.new_output("error", ename=name, evalue=text, traceback=lines))
@@ -395,8 +390,11 @@ class Tests:
         with Gradebook(about["db_url"]) as book:
             notebook = book.find_notebook(about["notebook"], about["assignment"])
             graded = {c.name for c in notebook.grade_cells}
-            cells = [(c.name, c.source) for c in notebook.source_cells
-                     if c.cell_type == "code" and c.locked]  # fmt: skip
+            cells = [
+                (c.name, c.source)
+                for c in notebook.source_cells
+                if c.cell_type == "code" and c.locked
+            ]
         key = json.dumps([sorted(graded), sorted(cells)])
         if key not in _TESTS:
             given = [source for name, source in cells if name not in graded]
@@ -540,9 +538,7 @@ def mended(cells: list[NotebookNode], source: list[NotebookNode]) -> list[Notebo
             tests.setdefault(behind, []).append(cell)
         elif name not in answers:
             locked.append(cell)
-    return locked + [
-        c for i, cell in enumerate(kept) for c in (cell, *tests.get(i, []))
-    ]
+    return locked + [c for i, cell in enumerate(kept) for c in (cell, *tests.get(i, []))]
 
 
 def _grade_id(cell: NotebookNode) -> str:

@@ -30,8 +30,7 @@ os.open(there, os.O_RDONLY)
 open(f"/proc/{pid}/environ").read()
 os.listdir("/proc")
 os.readlink(f"/proc/{pid}/fd/0")""",
-    "writes, makes and deletes nothing outside a folder of its own, which is deleted "
-    "behind it": """
+    "writes, makes and deletes nothing outside a folder of its own, which is deleted behind it": """
 open(there + "/marks.db", "a")
 open(there + "/new", "w")
 os.truncate(there + "/marks.db", 0)
@@ -48,8 +47,7 @@ os.chown(there + "/marks.db", os.getuid(), os.getgid())
 os.utime(there + "/marks.db", (0, 0))
 os.utime(there, (0, 0))
 os.setxattr(there + "/marks.db", "user.x", b"1")""",
-    "connects to nobody: no TCP, UDP, Unix or abstract socket, to this machine or to "
-    "another": """
+    "connects to nobody: no TCP, UDP, Unix or abstract socket, to this machine or to another": """
 socket.create_connection(("127.0.0.1", tcp), 2)
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", udp))
 socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -164,10 +162,9 @@ def broken() -> dict[str, list[str]]:
             student.run(TRY)
             attempt = student.find("attempt")
             return {
-                promise: [line for line in lines.strip().splitlines()
-                          if not attempt(line, **about)]
+                promise: [line for line in lines.strip().splitlines() if not attempt(line, **about)]
                 for promise, lines in PROMISES.items()
-            }  # fmt: skip
+            }
     finally:
         del os.environ["BDCOURSE_PROBE"]
 
@@ -175,7 +172,5 @@ def broken() -> dict[str, list[str]]:
 def table(found: dict[str, list[str]] | None = None) -> str:
     """Markdown: what holds on this machine."""
     found = broken() if found is None else found
-    rows = [f"| {promise} | {'no' if lines else 'yes'} |"
-            for promise, lines in found.items()]  # fmt: skip
-    return "\n".join(["| A submission, while it is graded, | holds here |", "|---|---|",
-                      *rows])  # fmt: skip
+    rows = [f"| {promise} | {'no' if lines else 'yes'} |" for promise, lines in found.items()]
+    return "\n".join(["| A submission, while it is graded, | holds here |", "|---|---|", *rows])

@@ -60,9 +60,7 @@ def exercise(source: str) -> str | None:
         tree = ast.parse(SOLUTION.sub(r"\1pass", source))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None  # null bytes, or brackets ten thousand deep
-    names = [
-        d.name for d in tree.body if isinstance(d, (ast.FunctionDef, ast.ClassDef))
-    ]
+    names = [d.name for d in tree.body if isinstance(d, (ast.FunctionDef, ast.ClassDef))]
     return names[-1] if names else None
 
 
@@ -93,9 +91,14 @@ def _tested(cell: NotebookNode, name: str) -> NotebookNode | None:
     from nbformat import v4
 
     cell.metadata["nbgrader"] = {
-        "grade_id": f"check-{name}", "grade": True, "locked": True, "solution": False,
-        "task": False, "points": 1, "schema_version": 3,
-    }  # fmt: skip
+        "grade_id": f"check-{name}",
+        "grade": True,
+        "locked": True,
+        "solution": False,
+        "task": False,
+        "points": 1,
+        "schema_version": 3,
+    }
     call, more = split(cell.source, name)
     if not more:
         return None
@@ -147,8 +150,7 @@ def seen(cell: NotebookNode) -> NotebookNode | None:
             parts.append(f"```text\n{''.join(text).rstrip()}\n```")
     if not parts:
         return None
-    text = "\n\n".join(["<details><summary>You should see</summary>", *parts,
-                        "</details>"])  # fmt: skip
+    text = "\n\n".join(["<details><summary>You should see</summary>", *parts, "</details>"])
     new = v4.new_markdown_cell(text, id=f"{cell.id}-seen")
     if attached:
         new["attachments"] = attached
@@ -195,9 +197,13 @@ def update(old: NotebookNode, fresh: NotebookNode) -> tuple[NotebookNode, list[s
             changed += 1
         cells += [cell, *own.get(_key(cell), [])]
     fresh.cells = distinct(cells)
-    counts = {"kept as you wrote them": answers, "of your own kept":
-              sum(map(len, own.values())), "changed": changed, "added": added,
-              "removed": removed}  # fmt: skip
+    counts = {
+        "kept as you wrote them": answers,
+        "of your own kept": sum(map(len, own.values())),
+        "changed": changed,
+        "added": added,
+        "removed": removed,
+    }
     done = [f"{n} cell{'s' * (n > 1)} {what}" for what, n in counts.items() if n]
     return fresh, done if changed + added + removed else []
 
@@ -338,9 +344,7 @@ def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, delete=False
-    ) as f:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as f:
         f.write(text)
     os.chmod(f.name, 0o644)
     os.replace(f.name, path)

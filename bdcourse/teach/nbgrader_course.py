@@ -123,8 +123,7 @@ def assignment(lesson: NotebookNode, points: Mapping[str, int]) -> NotebookNode:
     known = exercises(lesson)
     if unknown := set(points) - set(known):
         raise ValueError(
-            f"there is no exercise {sorted(unknown)[0]!r}; there are "
-            f"{', '.join(known)}."
+            f"there is no exercise {sorted(unknown)[0]!r}; there are {', '.join(known)}."
         )
     cells, asked = [], None
     for cell in map(copy.deepcopy, lesson.cells):
@@ -208,19 +207,21 @@ def plan(path: Path | None, lessons: Path = NOTEBOOKS) -> tuple[str, list[Lab]]:
         known = exercises(nbformat.read(found[0], as_version=4))
         asked, worth = entry.get("exercises") or list(known), entry.get("points") or {}
         if not isinstance(asked, list) or not all(isinstance(n, str) for n in asked):
-            raise ValueError(f"{where}: exercises must be a list of names, such as "
-                             f"[{', '.join(known)}].")  # fmt: skip
+            raise ValueError(
+                f"{where}: exercises must be a list of names, such as [{', '.join(known)}]."
+            )
         if not isinstance(worth, dict):
-            raise ValueError(f"{where}: points must name exercises, such as "
-                             f"{{{next(iter(known))}: 2}}.")  # fmt: skip
+            raise ValueError(
+                f"{where}: points must name exercises, such as {{{next(iter(known))}: 2}}."
+            )
         points = {n: known.get(n, 0) for n in asked} | worth
         for name, value in points.items():
             if name not in known:
-                raise ValueError(f"{where} has no exercise {name!r}; there are "
-                                 f"{', '.join(known)}.")  # fmt: skip
+                raise ValueError(f"{where} has no exercise {name!r}; there are {', '.join(known)}.")
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{where}: points of {name!r} must be a whole number "
-                                 f"above 0, not {value!r}.")  # fmt: skip
+                raise ValueError(
+                    f"{where}: points of {name!r} must be a whole number above 0, not {value!r}."
+                )
         labs.append(Lab(found[0], points, _deadline(entry.get("deadline"), where)))
     return said["course"], labs
 
@@ -275,15 +276,13 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
         from nbgrader.api import Gradebook
     except ImportError:
         raise RuntimeError(
-            "assignments need nbgrader: pip install nbgrader, in the environment of "
-            "this course."
+            "assignments need nbgrader: pip install nbgrader, in the environment of this course."
         ) from None
     # nbgrader starts alembic by its name, which is beside this Python.
     beside = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", "")])
     name, labs = plan(path, lessons)
-    ready = [(lab, assignment(nbformat.read(lab.lesson, as_version=4), lab.points))
-             for lab in labs]  # fmt: skip
+    ready = [(lab, assignment(nbformat.read(lab.lesson, as_version=4), lab.points)) for lab in labs]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -292,8 +291,10 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
     if not config.exists():
         config.write_text(CONFIG.format(course=name))
     elif "bdcourse.teach.grading.shown" not in config.read_text():
-        print(f"note: {config} was written by an earlier version of the course; move "
-              "it away and run this again for a new one.")  # fmt: skip
+        print(
+            f"note: {config} was written by an earlier version of the course; move "
+            "it away and run this again for a new one."
+        )
     with Gradebook(f"sqlite:///{(folder / 'gradebook.db').resolve()}", name) as book:
         for lab, notebook in ready:
             stem = lab.lesson.stem
@@ -311,11 +312,15 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
     if any(images.glob("signs*.npz")):
         print(f"images for the lessons are in {images}")
     else:
-        print(f"note: {images} cannot be written, so every submission will draw its "
-              "images anew; BDCOURSE_CACHE can name another folder.")  # fmt: skip
+        print(
+            f"note: {images} cannot be written, so every submission will draw its "
+            "images anew; BDCOURSE_CACHE can name another folder."
+        )
     if lacking := unconfined():
-        print(f"note: there is no {' and no '.join(lacking)} here, so submissions are "
-              "not confined; `python -m bdcourse labs confined` says what they can do, "
-              "the guide for instructors what helps.")  # fmt: skip
+        print(
+            f"note: there is no {' and no '.join(lacking)} here, so submissions are "
+            "not confined; `python -m bdcourse labs confined` says what they can do, "
+            "the guide for instructors what helps."
+        )
     first = labs[0].lesson.stem
     print(f"next: cd {folder} && nbgrader generate_assignment {first}")

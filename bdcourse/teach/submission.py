@@ -49,10 +49,23 @@ SPACE, NODES = 1 << 30, 100_000  # bytes and files that it may leave on the disk
 HEARD = 64 << 20  # bytes that it may say during one call of a function
 PRINTED, ROOM = 40_000, 2_000_000  # characters kept of a test's output, and of all
 ERRORS = (
-    NotImplementedError, RuntimeError, ZeroDivisionError, OverflowError,
-    ArithmeticError, IndexError, KeyError, LookupError, UnboundLocalError, NameError,
-    AttributeError, TypeError, ValueError, AssertionError, MemoryError, OSError,
-)  # fmt: skip
+    NotImplementedError,
+    RuntimeError,
+    ZeroDivisionError,
+    OverflowError,
+    ArithmeticError,
+    IndexError,
+    KeyError,
+    LookupError,
+    UnboundLocalError,
+    NameError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    MemoryError,
+    OSError,
+)
 
 
 class NotStarted(RuntimeError):
@@ -99,18 +112,24 @@ class Submission:
         self._free, self.room = os.statvfs(self.scratch), ROOM
         theirs, ours = os.pipe(), os.pipe()
         settings = {
-            "root": str(PACKAGE.parent), "scratch": self.scratch,
-            "read": theirs[0], "write": ours[1],
+            "root": str(PACKAGE.parent),
+            "scratch": self.scratch,
+            "read": theirs[0],
+            "write": ours[1],
             "readable": [*of_python(), *map(str, readable), *_of_the_course()],
-        }  # fmt: skip
+        }
         log = Path(self.scratch, ".log")
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-B", launch.__file__, json.dumps(settings)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-                pass_fds=(theirs[0], ours[1]), start_new_session=True,
-                cwd=self.scratch, env=_environment(self.scratch),
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=(theirs[0], ours[1]),
+                start_new_session=True,
+                cwd=self.scratch,
+                env=_environment(self.scratch),
+            )
         os.close(theirs[0])
         os.close(ours[1])
         self.wire = Wire(ours[0], theirs[1], self._look)
@@ -120,9 +139,7 @@ class Submission:
         except (Hangup, LookupError) as e:
             said = log.read_text(errors="replace").strip().splitlines() or [e]
             self.close()
-            raise NotStarted(
-                f"the process of a submission did not start ({said[-1]})"
-            ) from None
+            raise NotStarted(f"the process of a submission did not start ({said[-1]})") from None
 
     def __enter__(self) -> Submission:
         return self
@@ -283,9 +300,7 @@ class Submission:
         except Exception as e:
             errors.append(e)
             kinds = [k.__name__ for k in type(e).__mro__]
-            told = {
-                "raises": {"kinds": kinds, "text": str(e), "number": len(errors) - 1}
-            }
+            told = {"raises": {"kinds": kinds, "text": str(e), "number": len(errors) - 1}}
         self.wire.send(told, reply.blobs, until)
 
     # --- What it says ------------------------------------------------------------
@@ -374,9 +389,14 @@ def _raised(said: object) -> Exception:
     right = [k for name in kinds for k in ERRORS if k.__name__ == name]
     name = type(foreign(kinds[0] if kinds else "Exception")).__name__
     text = _string(said.get("text"))
-    error = type(name, (right[0] if right else Exception,), {
-        "__init__": lambda self: None, "__str__": lambda self: text,
-    })()  # fmt: skip
+    error = type(
+        name,
+        (right[0] if right else Exception,),
+        {
+            "__init__": lambda self: None,
+            "__str__": lambda self: text,
+        },
+    )()
     error.line = said.get("line")
     return error
 
@@ -425,10 +445,16 @@ def _environment(scratch: str) -> dict[str, str]:
     (startup / "README").touch()
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     return {
-        "BDCOURSE_CACHE": str(cache_dir()), "HOME": scratch, "TMPDIR": scratch,
-        "IPYTHONDIR": scratch, "MPLCONFIGDIR": fonts, "MPLBACKEND": "agg",
-        "LANG": "C.UTF-8", "OMP_NUM_THREADS": threads, "PATH": os.defpath,
-    }  # fmt: skip
+        "BDCOURSE_CACHE": str(cache_dir()),
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "IPYTHONDIR": scratch,
+        "MPLCONFIGDIR": fonts,
+        "MPLBACKEND": "agg",
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": threads,
+        "PATH": os.defpath,
+    }
 
 
 def _left(folder: str, pid: int) -> tuple[float, int]:

@@ -19,9 +19,7 @@ from bdcourse.victims import Victim
 
 def _stops(name: str, values: object) -> list:
     """What can be chosen: a list of at least one value, each fit to be a key."""
-    plain = isinstance(values, Iterable) and not isinstance(
-        values, (str, bytes, Tensor)
-    )
+    plain = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Tensor))
     values = list(values) if plain else []
     if not values or not all(getattr(v, "__hash__", None) for v in values):
         raise ValueError(f"{name} must be a list of numbers or names, and not empty.")
@@ -94,8 +92,10 @@ def menus(choices: Mapping[str, Sequence], draw: Callable[..., Picture]):
     require.names("choices", choices)
     _require_draw(draw)
     found: dict[tuple, Picture] = {}
-    bars = {name: w.Dropdown(options=_stops(name, options), description=name)
-            for name, options in choices.items()}  # fmt: skip
+    bars = {
+        name: w.Dropdown(options=_stops(name, options), description=name)
+        for name, options in choices.items()
+    }
     out = w.Output()
 
     def turn(_=None) -> None:
@@ -117,25 +117,23 @@ def menus(choices: Mapping[str, Sequence], draw: Callable[..., Picture]):
 
 def _require_parts(parts: object) -> None:
     if not isinstance(parts, Splits):
-        raise ValueError(
-            f"parts must be what data.splits returns, not {require.kind(parts)}."
-        )
+        raise ValueError(f"parts must be what data.splits returns, not {require.kind(parts)}.")
     require_clean(parts.train, "parts.train", 1)
     require_clean(parts.test, "parts.test", 1)
 
 
 def _require_training(training: Mapping) -> None:
     asked = [
-        p.name for f in (victims.make, train.fit)
-        for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]  # fmt: skip
+        p.name
+        for f in (victims.make, train.fit)
+        for p in inspect.signature(f).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
     for name in training:
         require.choice("a training option", name, asked)
 
 
-def trial(
-    parts: Splits, patch: Tensor, opacity: float, rate: float, **training
-) -> Victim:
+def trial(parts: Splits, patch: Tensor, opacity: float, rate: float, **training) -> Victim:
     """Train one small victim of a patch; what the button of `poison_bench` does.
 
     Args:
@@ -146,11 +144,14 @@ def trial(
     _require_parts(parts)
     _require_training(training)
     if not isinstance(patch, Tensor) or patch.ndim != 3 or not patch.numel():
-        raise ValueError(
-            f"patch must be pixels of shape (1, k, k), not {require.kind(patch)}."
-        )
-    options = {"arch": {"name": "resnet18", "width": 8}, "epochs": 6, "batch": 32,
-               "lr": 0.05, "verbose": False}  # fmt: skip
+        raise ValueError(f"patch must be pixels of shape (1, k, k), not {require.kind(patch)}.")
+    options = {
+        "arch": {"name": "resnet18", "width": 8},
+        "epochs": 6,
+        "batch": 32,
+        "lr": 0.05,
+        "verbose": False,
+    }
     attack = BadNets(patch=patch, at=(-1 - patch.shape[-1],) * 2, opacity=opacity)
     few = parts.train[:3000]
     return victims.make(few, parts.test, attack, rate=rate, **options | training)
@@ -189,11 +190,8 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
     ]
     grid = w.GridBox(cells, layout={"grid_template_columns": f"repeat({size}, 40px)"})
     wide = {"style": {"description_width": "initial"}, "layout": {"width": "320px"}}
-    opacity = w.FloatSlider(
-        1.0, min=0.1, max=1, step=0.1, description="opacity", **wide
-    )
-    rate = w.FloatSlider(0.2, min=0.01, max=0.4, step=0.01, description="poison rate",
-                         **wide)  # fmt: skip
+    opacity = w.FloatSlider(1.0, min=0.1, max=1, step=0.1, description="opacity", **wide)
+    rate = w.FloatSlider(0.2, min=0.01, max=0.4, step=0.01, description="poison rate", **wide)
     button = w.Button(description="Poison and train", button_style="primary")
     preview, log = w.Output(), w.Output()
     rows: list[dict] = []
@@ -209,12 +207,15 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
         attack = BadNets(patch=patch(), at=(-1 - size,) * 2, opacity=opacity.value)
         with preview:
             preview.clear_output(wait=True)
-            display(show.trigger(
-                sample, attack.trigger(sample[None])[0],
-                description=f"A sign, the same with a drawn patch of {size} by {size} "
-                f"black and white pixels at opacity {opacity.value:g} near the lower "
-                "right corner, and the difference.",
-            ))  # fmt: skip
+            display(
+                show.trigger(
+                    sample,
+                    attack.trigger(sample[None])[0],
+                    description=f"A sign, the same with a drawn patch of {size} by {size} "
+                    f"black and white pixels at opacity {opacity.value:g} near the lower "
+                    "right corner, and the difference.",
+                )
+            )
 
     def run(_=None) -> None:
         button.disabled, button.description = True, "Training ..."
@@ -222,10 +223,14 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
             white = int(patch().sum())
             victim = trial(parts, patch(), opacity.value, rate.value, **training)
             runs.append(victim)
-            rows.append(victim.scores.row(
-                run=len(rows) + 1, white=f"{white} of {size * size}",
-                opacity=f"{opacity.value:g}", poison=victim.recipe["n_poisoned"],
-            ))  # fmt: skip
+            rows.append(
+                victim.scores.row(
+                    run=len(rows) + 1,
+                    white=f"{white} of {size * size}",
+                    opacity=f"{opacity.value:g}",
+                    poison=victim.recipe["n_poisoned"],
+                )
+            )
         except (ValueError, RuntimeError) as e:
             with log:
                 print(f"this run failed: {e}")

@@ -40,7 +40,7 @@ DTYPES = {
         torch.bool,
         torch.complex64,
         torch.complex128,
-    )  # fmt: skip
+    )
 }
 
 
@@ -324,9 +324,7 @@ class Wire:
         size: bytes of the last message that was received.
     """
 
-    def __init__(
-        self, read: int, write: int, watch: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, read: int, write: int, watch: Callable[[], None] | None = None) -> None:
         self.read, self.write = read, write
         self.watch, self.looked, self.size = watch, time.monotonic(), 0
         os.set_blocking(read, False)

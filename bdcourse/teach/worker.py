@@ -51,8 +51,7 @@ class Worker:
         self.graphs: list[tuple[Tensor, list[Tensor]]] = []
         self.shared: dict[int, object] = {}
         self.known: dict[int, torch.nn.Module] = {}
-        self.do = {"run": self.run, "find": self.find, "call": self.call,
-                   "gradient": self.gradient}  # fmt: skip
+        self.do = {"run": self.run, "find": self.find, "call": self.call, "gradient": self.gradient}
 
     # --- A cell ------------------------------------------------------------------
 
@@ -121,9 +120,7 @@ class Worker:
             except BaseException as e:  # of somebody else's code: SystemExit, too
                 reply["raises"] = _raised(e)
             pairs = zip(given, before, strict=True)
-            reply["changed"] = [
-                None if _same(a, b) else packer.pack(a.detach()) for a, b in pairs
-            ]
+            reply["changed"] = [None if _same(a, b) else packer.pack(a.detach()) for a, b in pairs]
             reply["shared"] = self._states(packer)
         return {**reply, **self._heard()}, packer.blobs
 
@@ -132,9 +129,7 @@ class Worker:
         try:
             out, leaves = self.graphs[asked["number"]]
             by = Unpacker(blobs).unpack(asked["by"])
-            found = torch.autograd.grad(
-                out, leaves, by, allow_unused=True, retain_graph=True
-            )
+            found = torch.autograd.grad(out, leaves, by, allow_unused=True, retain_graph=True)
             return {"value": packer.pack(list(found))}, packer.blobs
         except Exception as e:
             return {"raises": _raised(e)}, []
@@ -197,9 +192,12 @@ def _told(kinds: list[str], text: str, number: int) -> _Told:
 
 
 def _raised(error: BaseException) -> dict:
-    return {"kinds": [k.__name__ for k in type(error).__mro__][:10],
-            "text": _text(error), "line": line_of(error),
-            "number": error.number if isinstance(error, _Told) else None}  # fmt: skip
+    return {
+        "kinds": [k.__name__ for k in type(error).__mro__][:10],
+        "text": _text(error),
+        "line": line_of(error),
+        "number": error.number if isinstance(error, _Told) else None,
+    }
 
 
 def _text(error: BaseException) -> str:

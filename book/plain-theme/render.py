@@ -54,10 +54,7 @@ def folded(summary: str, body: str) -> str:
 
 def scrolling(body: str, label: str) -> str:
     """A box that scrolls sideways, also by keyboard, instead of widening the page."""
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
-        f"{body}</div>"
-    )
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{body}</div>'
 
 
 def png_size(data: bytes) -> str:
@@ -404,8 +401,7 @@ def frame(project: Node, pages: list[Node], files: dict, data: Node, page: Page)
         body += f'<h2 id="works-cited">Works cited</h2><ul class="works">{entries}</ul>'
     if page.footnotes:
         notes = "".join(
-            f'<li id="footnote-{escape(n)}">{text}</li>'
-            for n, text in page.footnotes.items()
+            f'<li id="footnote-{escape(n)}">{text}</li>' for n, text in page.footnotes.items()
         )
         body += f'<h2 id="footnotes">Footnotes</h2><ol>{notes}</ol>'
 

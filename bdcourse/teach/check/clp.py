@@ -95,8 +95,7 @@ def outliers(fn: Callable[[Tensor, float], Tensor]) -> None:
         need(
             torch.equal(want, both) or not torch.equal(out, both),
             name,
-            "also flags channels far below the mean; only sensitive ones are "
-            "suspicious.",
+            "also flags channels far below the mean; only sensitive ones are suspicious.",
             2,
         )
         need(
@@ -165,8 +164,7 @@ def switch_off(fn: Callable[[nn.BatchNorm2d, Tensor], object]) -> None:
     except RuntimeError as e:
         if "grad" in str(e):
             raise CheckFailed(
-                f"{name}: parameters need gradients; work under "
-                "torch.no_grad() (hint 1)"
+                f"{name}: parameters need gradients; work under torch.no_grad() (hint 1)"
             ) from None
         raise
     after = bn(x).detach()
@@ -186,9 +184,7 @@ def switch_off(fn: Callable[[nn.BatchNorm2d, Tensor], object]) -> None:
         2,
     )
     need(float(constant.abs().max()) == 0, name, "the chosen channels are not zero.", 1)
-    need(
-        torch.equal(after[:, kept], before[:, kept]), name, "touches other channels.", 1
-    )
+    need(torch.equal(after[:, kept], before[:, kept]), name, "touches other channels.", 1)
     need(
         torch.equal(mean, bn.running_mean) and torch.equal(var, bn.running_var),
         name,

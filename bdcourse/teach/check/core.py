@@ -150,9 +150,7 @@ def call(name: str, fn: Callable, *args):
         raise CheckFailed(f"{name}: returns None; is there a return statement?")
     for a, b in zip(args, before, strict=True):
         if isinstance(a, Tensor) and not torch.equal(a, b):
-            raise CheckFailed(
-                f"{name}: changes its input in place; clone first (hint 1)"
-            )
+            raise CheckFailed(f"{name}: changes its input in place; clone first (hint 1)")
     return out
 
 
@@ -176,9 +174,7 @@ def number(name: str, out) -> float:
     if isinstance(out, Tensor) and out.numel() == 1:
         out = out.item()
     if isinstance(out, bool) or not isinstance(out, (int, float)):
-        raise CheckFailed(
-            f"{name}: returns a {type(out).__name__}, not a number (hint 1)"
-        )
+        raise CheckFailed(f"{name}: returns a {type(out).__name__}, not a number (hint 1)")
     return float(out)
 
 

@@ -415,9 +415,7 @@ def change_gradient(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         out = call(name, fn, u.float(), vh.float(), dw.float())
         r = len(s)
         if isinstance(out, Tensor) and tuple(out.shape) == (r, r) != (r,):
-            raise CheckFailed(
-                f"{name}: is a matrix; the d_r need its diagonal alone (hint 2)"
-            )
+            raise CheckFailed(f"{name}: is a matrix; the d_r need its diagonal alone (hint 2)")
         shaped(name, out, (r,))
         if outputs == inputs:
             need(

@@ -152,8 +152,7 @@ def cam(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     need(
         not close(out, early),
         name,
-        "cuts negative values before the sum over channels; "
-        "evidence against the label must count.",
+        "cuts negative values before the sum over channels; evidence against the label must count.",
         3,
     )
     need(

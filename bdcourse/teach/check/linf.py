@@ -73,8 +73,7 @@ def dilution(fn: Callable[[int, int, float, float], float]) -> None:
             need(
                 abs(out - want) < 1e-4 * want,
                 name,
-                f"is {out:.4g} for n = {n}, r = {r}, a = {a:.2f}, p = {p:g}, "
-                f"expected {want:.4g}.",
+                f"is {out:.4g} for n = {n}, r = {r}, a = {a:.2f}, p = {p:g}, expected {want:.4g}.",
                 1,
             )
     passed(name)
@@ -92,8 +91,7 @@ def put_on(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     shaped(name, out, tuple(x.shape))
     want = x + mask * (pattern - x)
     need(
-        not close(out, (x + mask * pattern).clamp(0, 1))
-        and not close(out, x + mask * pattern),
+        not close(out, (x + mask * pattern).clamp(0, 1)) and not close(out, x + mask * pattern),
         name,
         "adds the pattern; the image must give way by the same share.",
         1,
@@ -189,8 +187,7 @@ def last_share(fn: Callable[[list, list, float, float], float]) -> None:
         need(
             out != 0.5 or k == 4,
             name,
-            "takes the largest share that is fine, behind one that is not; stop at "
-            "the first loss.",
+            "takes the largest share that is fine, behind one that is not; stop at the first loss.",
             2,
         )
         need(

@@ -97,8 +97,7 @@ def removal(fn: Callable[[Callable[[], Tensor], nn.BatchNorm2d, int], Tensor]) -
         except RuntimeError as e:
             if "grad" in str(e):
                 raise CheckFailed(
-                    f"{name}: parameters need gradients; work under "
-                    "torch.no_grad() (hint 2)"
+                    f"{name}: parameters need gradients; work under torch.no_grad() (hint 2)"
                 ) from None
             raise
         if isinstance(out, Tensor) and out.dim() == 0:
@@ -171,9 +170,7 @@ def ascent(fn: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
 
 @guarded
 def mask_loss(
-    fn: Callable[
-        [Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], float, float], Tensor
-    ],
+    fn: Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], float, float], Tensor],
 ) -> None:
     """mask_loss(preserving, suppressed, masks, sizes, beta, lam) -> J, one number."""
     name, g = "mask_loss", fresh()
@@ -204,12 +201,13 @@ def mask_loss(
         1,
     )
     need(
-        not close(out, j(sum((a * (1 - m)).detach().sum()
-                             for a, m in zip(sizes, masks, strict=True)))),
+        not close(
+            out, j(sum((a * (1 - m)).detach().sum() for a, m in zip(sizes, masks, strict=True)))
+        ),
         name,
         "rewards masks for staying at 1; the penalty pulls them down.",
         2,
-    )  # fmt: skip
+    )
     need(
         not close(out, j(total, b=-beta)),
         name,

@@ -34,9 +34,7 @@ def stamp(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
         rows, cols = slice(6, 6 + size), slice(3, 4 + size)
         inside = out[..., rows, cols]
         swapped = out[..., 3 : 3 + size, 6 : 6 + size + 1]
-        if swapped.shape[-2:] == patch.shape[-2:] and close(
-            swapped, patch.expand_as(swapped)
-        ):
+        if swapped.shape[-2:] == patch.shape[-2:] and close(swapped, patch.expand_as(swapped)):
             raise CheckFailed(f"{name}: row and column are exchanged (hint 2)")
         need(
             close(inside, patch.expand(5, 3, size, size + 1)),
@@ -104,9 +102,7 @@ def poison(fn: Callable) -> None:
     for rate in (0.0, 0.25, 1.0):
         seed = torch.Generator().manual_seed(1)
         out = call(name, fn, x, y, rate, 3, trigger, seed)
-        need(
-            isinstance(out, tuple) and len(out) == 3, name, "must return x, y, role.", 1
-        )
+        need(isinstance(out, tuple) and len(out) == 3, name, "must return x, y, role.", 1)
         px, py, role = out
         shaped(name, px, (n, 3, 4, 4))
         stamped = (px > 1.5).flatten(1).all(1)
@@ -115,8 +111,7 @@ def poison(fn: Callable) -> None:
         need(
             int(touched.sum()) == want,
             name,
-            f"changed {int(touched.sum())} images at rate {rate} of {n}, expected "
-            f"{want}.",
+            f"changed {int(touched.sum())} images at rate {rate} of {n}, expected {want}.",
             2,
         )
         need(
@@ -143,9 +138,7 @@ def poison(fn: Callable) -> None:
             "role must be 1 for poisoned images and 0 for the others.",
             3,
         )
-    same = [
-        fn(x, y, 0.25, 3, trigger, torch.Generator().manual_seed(7))[2] for _ in "ab"
-    ]
+    same = [fn(x, y, 0.25, 3, trigger, torch.Generator().manual_seed(7))[2] for _ in "ab"]
     need(
         torch.equal(*same),
         name,
@@ -171,10 +164,7 @@ def lost(fn: Callable[[int, int, int, int], float]) -> None:
         gone = 0
         for i in range(2 * pad + 1):
             for j in range(2 * pad + 1):
-                kept = [
-                    sum(0 <= start + pad - k + d < side for d in range(size))
-                    for k in (i, j)
-                ]
+                kept = [sum(0 <= start + pad - k + d < side for d in range(size)) for k in (i, j)]
                 gone += kept[0] * kept[1] == 0
         return gone / (2 * pad + 1) ** 2
 
@@ -187,14 +177,10 @@ def lost(fn: Callable[[int, int, int, int], float]) -> None:
         want = truth(pad, start, size, side)
         one_axis = 1 - math.sqrt(1 - want)
         if abs(out - one_axis) < 1e-9 and want > 0:
-            raise CheckFailed(
-                f"{name}: counts one axis only; the crop moves in two (hint 2)"
-            )
+            raise CheckFailed(f"{name}: counts one axis only; the crop moves in two (hint 2)")
         if abs(out - one_axis**2) < 1e-9 and want > 0:
             raise CheckFailed(
-                f"{name}: counts crops that lose the patch along both axes; one "
-                f"is enough "
-                "(hint 3)"
+                f"{name}: counts crops that lose the patch along both axes; one is enough (hint 3)"
             )
         need(
             abs(out - want) < 1e-6,

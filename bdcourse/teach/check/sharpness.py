@@ -209,9 +209,7 @@ def filter_direction(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
             1,
         )
         other = [i for i in range(len(shape)) if i != 1]
-        by_input = [
-            torch.linalg.vector_norm(t, dim=other, keepdim=True) for t in (w, d)
-        ]
+        by_input = [torch.linalg.vector_norm(t, dim=other, keepdim=True) for t in (w, d)]
         need(
             not close(out, d * by_input[0] / by_input[1]),
             name,

@@ -95,8 +95,7 @@ def front(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     need(
         not out.all(),
         name,
-        "wants a winner to be better in both; better in one and equal in the other "
-        "is enough.",
+        "wants a winner to be better in both; better in one and equal in the other is enough.",
         2,
     )
     _front_is(name, out, acc, asr)
@@ -108,10 +107,11 @@ def _front_is(name: str, out: Tensor, acc: Tensor, asr: Tensor) -> None:
 
     def beaten(i: int, sign: int = 1) -> bool:
         return any(
-            acc[j] >= acc[i] and sign * asr[j] <= sign * asr[i]
+            acc[j] >= acc[i]
+            and sign * asr[j] <= sign * asr[i]
             and (acc[j] > acc[i] or asr[j] != asr[i])
             for j in rows
-        )  # fmt: skip
+        )
 
     want = torch.tensor([not beaten(i) for i in rows])
     if torch.equal(out, want):
@@ -218,11 +218,14 @@ def _distinct(
         want = int(torch.where(ok, asr, torch.inf).argmin())
         strict = int(torch.where(acc > least, asr, torch.inf).argmin())
         slips = {
-            int(asr[ok].argmin()): ("counts positions among those that are accurate "
-                                    "enough; give the one in the whole list.", 2),
+            int(asr[ok].argmin()): (
+                "counts positions among those that are accurate "
+                "enough; give the one in the whole list.",
+                2,
+            ),
             int(asr.argmin()): ("ignores the accuracy that is asked for.", 1),
             int(acc.argmax()): ("takes the best accuracy.", 1),
             strict: ("leaves out the one whose accuracy is exactly enough.", 1),
-        }  # fmt: skip
+        }
         if len({want, *slips}) == 5:
             return acc, asr, least, slips

@@ -140,8 +140,7 @@ def diversity(fn: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
     dx, dp = rms(x1 - x2), rms(p1 - p2)
     wrong = {
         "is upside down; patterns that part must make it small.": (dp / dx).mean(),
-        "takes the mean over images first; the ratio belongs to each pair.": dx.mean()
-        / dp.mean(),
+        "takes the mean over images first; the ratio belongs to each pair.": dx.mean() / dp.mean(),
         "lacks the root of the mean square.": (dx**2 / dp**2).mean(),
     }
     for symptom, value in wrong.items():
