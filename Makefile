@@ -104,7 +104,7 @@ notebooks: $(READY)
 	$(PY) tools/notebooks.py build $(NB)
 
 browser: .venv/.browser
-	$(PY) -m pytest -m browser -rs tests/test_browser.py
+	$(PY) -m pytest -m browser -rs tests/repository/test_browser.py
 
 zoo: $(READY)
 	$(PY) -m bdcourse zoo

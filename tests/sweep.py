@@ -1,6 +1,6 @@
 """What the sweeps of bad input share: values that nobody means; what a raw error is.
 
-A sweep (tests/test_sweep_*.py) hands each public function of its rooms one bad argument
+A sweep (tests/*/test_sweep_*.py) hands each public function of its rooms one bad argument
 at a time. Right are an answer or one sentence of ours; an error that a library raised
 on our behalf is a hole in the door.
 """

@@ -20,7 +20,7 @@ from bdcourse.teach import nbgrader_course as course
 from bdcourse.teach.check import CheckFailed
 from bdcourse.teach.submission import Gone, NotStarted, Submission
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BESIDE = [str(ROOT / "tests"), str(ROOT / "tools")]
 confined = pytest.mark.skipif(bool(confine.unconfined()), reason="this system confines nobody")
 

@@ -18,7 +18,7 @@ import guards
 import notebooks as tool
 from guards import GUARDS
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
 PROMISED = (
     "00_welcome",

@@ -27,7 +27,7 @@ from notebooks import KERNEL
 
 pytestmark = pytest.mark.browser
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 SMALL = """\

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Each room may use those before it, and what lies in `bdcourse/` itself from where it
 # stands here.
 ROOMS = [

@@ -24,7 +24,7 @@ from bdcourse.teach.check import CheckFailed
 nbgrader = pytest.importorskip("nbgrader")
 from bdcourse.teach import grading  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEMPLATES = Path(nbgrader.__file__).parent / "server_extensions/formgrader/templates"
 BESIDE = [ROOT / "tests", ROOT / "tools"]
 LESSONS = labs.chosen([])

@@ -143,7 +143,7 @@ def test_notebooks_show_the_sentence_and_no_line_of_the_course(tmp_path):
         capture_output=True,
         text=True,
         env=os.environ | {"IPYTHONDIR": str(tmp_path)},
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 1
     assert (done.stdout + done.stderr).strip() == (
