@@ -12,13 +12,15 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
 from bdcourse.data import Images
-from bdcourse.images import require_clean
+from bdcourse.examples import require_clean
 from bdcourse.metrics import logits
 from bdcourse.models import evaluating, guarded, wide
 from bdcourse.surgery import answers, require_answers, require_sound
+from bdcourse.task import IMAGES
 from bdcourse.triggers import Trigger
 
 
@@ -58,9 +60,9 @@ def _viewed(x: object) -> Tensor:
 
 
 def batchnorms(model: nn.Module) -> list[str]:
-    """Names of the model's BatchNorm2d layers, in the order of definition."""
+    """Names of the model's BatchNorm layers, in the order of definition."""
     found = require.module(model).named_modules()
-    return [n for n, m in found if isinstance(m, nn.BatchNorm2d)]
+    return [n for n, m in found if isinstance(m, _BatchNorm)]
 
 
 def runs(model: nn.Module, x: Tensor, names: Iterable[str] | None = None) -> dict[str, int]:
@@ -79,7 +81,7 @@ def runs(model: nn.Module, x: Tensor, names: Iterable[str] | None = None) -> dic
         counts[name] += 1
 
     with watching(model, see, counts):
-        answers(model, x.float() / 255 if x.dtype == torch.uint8 else x)
+        answers(model, IMAGES.inputs(x))
     return counts
 
 
@@ -177,12 +179,13 @@ def tac(
         change = wide((out - clean.pop(name)).flatten(2).norm(dim=2)).sum(0).cpu()
         sums[name] = sums.get(name, 0) + change
 
-    for part in images.x.split(batch):
-        pixels = part.float() / 255
+    for i in range(0, len(images), batch):
+        part = images[i : i + batch]
+        inputs = part.inputs()
         with watching(model, remember, names):
-            logits(model, pixels, batch)
+            part.task.outputs(model, inputs, batch)
         with watching(model, compare, names):
-            logits(model, attack.trigger(pixels), batch)
+            part.task.outputs(model, attack.trigger(inputs), batch)
     _require_reached(names, sums)
     return {n: (s / len(images)).float() for n, s in sums.items()}
 

@@ -212,3 +212,59 @@ def restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> Non
             if key != "step":  # Adam's counter: a number, and on the CPU
                 value = torch.empty_like(p).copy_(value)
             optimizer.state[p][key] = value
+
+
+def pack_state(things: dict[str, object]) -> dict[str, Tensor]:
+    """What `unpack_state` needs to put these back, by name, for `Checkpoint.save`.
+
+    Args:
+        things: name -> tensor, number, truth, network, optimizer, schedule or generator.
+    """
+    packed = {}
+    for name, thing in things.items():
+        packed |= {f"{name}:{k}": v for k, v in _packed(thing).items()}
+    return packed
+
+
+def _packed(thing: object) -> dict[str, Tensor]:
+    if isinstance(thing, Tensor):
+        return {"": thing}
+    if isinstance(thing, (bool, int, float)):
+        return {"": torch.tensor(thing, dtype=torch.float64 if type(thing) is float else None)}
+    if isinstance(thing, nn.Module):
+        return thing.state_dict()
+    if isinstance(thing, torch.Generator):
+        return {"": thing.get_state()}
+    if isinstance(thing, torch.optim.Optimizer):
+        rates = [group["lr"] for group in thing.param_groups]
+        return moments(thing) | {"lr": torch.tensor(rates, dtype=torch.float64)}
+    if isinstance(thing, torch.optim.lr_scheduler.LRScheduler):
+        last = torch.tensor(thing._last_lr, dtype=torch.float64)
+        return {"epoch": torch.tensor(thing.last_epoch), "last": last}
+    raise TypeError(f"a checkpoint cannot hold {require.kind(thing)}.")
+
+
+def unpack_state(tensors: dict[str, Tensor], things: dict[str, object]) -> dict[str, object]:
+    """Put back what `pack_state` kept: in place, or, for tensors and numbers, by the value
+    that is returned under its name."""
+    values = {}
+    for name, thing in things.items():
+        own = {
+            k.removeprefix(f"{name}:"): v for k, v in tensors.items() if k.startswith(f"{name}:")
+        }
+        if isinstance(thing, Tensor):
+            values[name] = own[""].to(thing.device)
+        elif isinstance(thing, (bool, int, float)):
+            values[name] = own[""].item()
+        elif isinstance(thing, nn.Module):
+            thing.load_state_dict(own)
+        elif isinstance(thing, torch.Generator):
+            thing.set_state(own[""])
+        elif isinstance(thing, torch.optim.Optimizer):
+            restore(thing, own)
+            for group, rate in zip(thing.param_groups, own["lr"].tolist(), strict=True):
+                group["lr"] = rate
+        else:
+            thing.last_epoch, thing._last_lr = int(own["epoch"]), own["last"].tolist()
+            thing._step_count = thing.last_epoch + 1
+    return values

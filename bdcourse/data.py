@@ -24,16 +24,10 @@ import torch
 from torch import Tensor
 
 from bdcourse import require
+from bdcourse.examples import deal, hold_out, join, require_clean, require_names
 from bdcourse.files import readable
-from bdcourse.images import (
-    Images,
-    deal,
-    hold_out,
-    join,
-    quantize,
-    require_clean,
-    require_names,
-)
+from bdcourse.images import Images
+from bdcourse.task import quantize
 
 BUILT_IN = ("signs", "signs-hard", "cifar10", "cifar100", "gtsrb")
 __all__ = [

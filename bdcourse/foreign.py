@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.images import quantize
 from bdcourse.metrics import Triggered, first_channels, logits
 from bdcourse.models import CIFAR_MEAN, CIFAR_STD, Normalize, build, lay_out
+from bdcourse.task import quantize
 
 #: mean and std that BackdoorBench v2 trains with, by its name of the data.
 NORMALISATION = {

@@ -1,34 +1,74 @@
-"""Somebody inside the training loop: an attacker, or a defender with a loss of their
-own."""
+"""Somebody inside the training loop: an attacker, or a defender with a loss of their own."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import ClassVar, NamedTuple
+
+import torch
 from torch import Tensor
+
+from bdcourse.checkpoint import pack_state, unpack_state
+
+
+class Batch(NamedTuple):
+    """One batch of a training."""
+
+    x: Tensor  #: inputs, of images pixels in [0, 1]
+    y: Tensor  #: targets
+    role: Tensor  #: int64 (n,), see `examples.ROLES`
+
+    @classmethod
+    def clean(cls, x: Tensor, y: Tensor) -> Batch:
+        """A batch that nobody has changed."""
+        return cls(x, y, torch.zeros(len(y), dtype=torch.int64, device=y.device))
 
 
 class Hook:
     """Somebody inside the training loop; one object lives through one training.
 
     `fit` calls, for each step: `rewrite` on the batch; the model on what came back;
-    `loss`; then, after the model's own update, `step`.
+    `loss` with the loss so far; then, after the model's own update, `step`. Several
+    hooks are called one behind the other, each with what the one before made of it.
 
     Attributes:
-        before_augment: `rewrite` gets the images as they are, and what it returns is
-            cropped and mirrored; otherwise it gets the augmented batch.
-        resumable: there is no state that a checkpoint of `fit` would miss.
+        before_augment: `rewrite` gets the examples as they are, and what it returns is
+            augmented; otherwise it gets the augmented batch.
+        kept: names of attributes that a stopped training needs to go on: tensors,
+            numbers, networks, optimizers, schedules, generators. "attack.net" is one.
     """
 
-    before_augment = False
-    resumable = False
+    before_augment: bool = False
+    kept: ClassVar[tuple[str, ...]] = ()
 
-    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch as the attacker wants it: pixels in [0, 1], labels, roles."""
-        raise NotImplementedError
+    def rewrite(self, batch: Batch) -> Batch:
+        """The batch as this one wants it."""
+        return batch
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """What the model (and whatever `rewrite` kept a gradient to) minimizes."""
-        return F.cross_entropy(logits, y)
+    def loss(self, loss: Tensor, out: Tensor, y: Tensor) -> Tensor:
+        """What the model (and whatever `rewrite` kept a gradient to) minimizes.
+
+        Args:
+            loss: so far: at first the mean negative log-likelihood of the batch.
+            out: the model's outputs for the batch, with their graph; y: its targets.
+        """
+        return loss
 
     def step(self) -> None:
-        """After the model's update: the attacker's own networks move here."""
+        """After the model's update: the hook's own networks move here."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold of this hook."""
+        return pack_state({name: _found(self, name) for name in self.kept})
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        for name, value in unpack_state(
+            tensors, {name: _found(self, name) for name in self.kept}
+        ).items():
+            setattr(self, name, value)
+
+
+def _found(thing: object, name: str) -> object:
+    for part in name.split("."):
+        thing = getattr(thing, part)
+    return thing

@@ -1,6 +1,6 @@
-"""Accuracy, attack success, recovered accuracy: one function for every model.
+"""Accuracy, attack success, recovered accuracy: one function for every model and task.
 
-ACC  share of clean test images classified correctly.
+ACC  share of clean test images classified correctly; on other tasks, their headline.
 ASR  share of triggered test images, true class not already the attacker's label, that
      get the attacker's label.
 RA   share of those same triggered images that get their true label; ASR + RA <= 1.
@@ -8,20 +8,21 @@ CROSS accuracy on images that look attacked but must keep their label: warped wi
      noise, the trigger of another image, a patch on a class that the attack spares.
 DER  (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, a defense's balance of the two.
 
-Born in lesson 03.
+Derived in lesson 03.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.images import Images, Poisoned, require_clean
-from bdcourse.models import evaluating, laid_out
+from bdcourse.examples import Examples, Poisoned, require_clean
+from bdcourse.images import Images
+from bdcourse.seeds import seeded
+from bdcourse.task import IMAGES
 from bdcourse.triggers import Trigger, is_trigger
 
 
@@ -29,6 +30,10 @@ from bdcourse.triggers import Trigger, is_trigger
 class Scores:
     """Shares in 0..1 and the numbers of images behind them; asr and ra need an
     attack, cross one that promises that lookalikes keep their label.
+
+    Args:
+        acc: the headline of the task: the accuracy, where answers are classes.
+        more: what else the task says of clean answers, by name.
 
     Raises:
         ValueError: something is no share, or no number of images.
@@ -40,6 +45,7 @@ class Scores:
     n_clean: int = 0
     n_triggered: int = 0
     cross: float | None = None
+    more: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         require.share("acc", self.acc)
@@ -60,7 +66,8 @@ class Scores:
         return text
 
     def dict(self) -> dict:
-        return asdict(self)
+        """Plain values for a row; what no task says is left out."""
+        return {k: v for k, v in asdict(self).items() if k != "more" or v}
 
     def row(self, **first) -> dict:
         """A line for `show.Table`: what is given, then ACC, ASR and RA in percent."""
@@ -131,85 +138,22 @@ class Triggered:
             )
 
 
-@torch.no_grad()
 def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
     """Eval-mode logits of pixels x: uint8, or float in [0, 1]; (n, c, h, w) -> (n, k).
 
-    Every prediction of the course is made here. The model's train/eval mode is put back
-    afterwards.
-
     Raises:
-        ValueError: x are no pixels; gray ones on a color network; answers that are not
-            one row of finite numbers for each image.
-        RuntimeError: the network fails on such images.
+        ValueError, RuntimeError: see `task.Task.outputs`, which does this for any task.
     """
-    require.module(model)
-    require.whole("batch", batch, 1)
-    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4:
-        require.pixels(x)
-    if not x.numel():
-        raise ValueError(f"x must hold at least one pixel, but is {require.kind(x)}.")
-    # A normalisation by the network's owner spreads one channel over three, in silence.
-    if x.shape[1] == 1 and first_channels(model) == 3:
-        raise ValueError(
-            "the network's first convolution takes 3 channels, but the images have 1; "
-            "pass color images, or gray ones with their channel repeated."
-        )
-    device = next(chain(model.parameters(), model.buffers()), x).device
-    with evaluating(model):
-        out = []
-        for part in x.split(batch):
-            part = part.to(device)
-            part = part.float() / 255 if part.dtype == torch.uint8 else part
-            out.append(_answers(model, part))
-        return require.finite(torch.cat(out))
-
-
-def _answers(model: nn.Module, x: Tensor) -> Tensor:
-    """What a network says to pixels x as float32 logits, at least two to a row."""
-    try:
-        said = model(laid_out(model, x))
-    except torch.OutOfMemoryError:  # says more than we could
-        raise
-    except Exception as e:  # anybody's network may raise anything
-        if isinstance(e, ValueError) and str(e).endswith("."):
-            raise  # a sentence of ours, as of Normalize
-        raise RuntimeError(
-            f"the network fails on images of shape {tuple(x.shape[1:])} with a "
-            f"{type(e).__name__} ({require.reason(e)})."
-        ) from e
-    rows = isinstance(said, Tensor) and said.ndim == 2 and said.is_floating_point()
-    if not rows or said.shape[1] < 2:
-        raise ValueError(
-            "the network must answer with logits of shape (n, k), one for each of at "
-            f"least two classes, but answers with {require.kind(said)}; wrap it in a "
-            "module whose forward returns those."
-        )
-    return said.float()
-
-
-def first_channels(model: nn.Module) -> int | None:
-    """Channels that the first convolution in order of definition takes, if any."""
-    found = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    return next(found, None)
+    return IMAGES.outputs(model, x, batch)
 
 
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
-    """Predicted labels (n,) int64, on the model's device.
+    """Predicted labels of pixels x (n,) int64, on the model's device.
 
     Raises:
-        ValueError, RuntimeError: see :func:`logits`.
+        ValueError, RuntimeError: see `task.Task.answer`, which does this for any task.
     """
-    return _rows(logits(model, x, batch), x).argmax(1)
-
-
-def _rows(answers: Tensor, x: Tensor) -> Tensor:
-    if len(answers) != len(x):
-        raise ValueError(
-            f"the network gives {len(answers)} answers to {len(x)} images; it must "
-            "give each image one."
-        )
-    return answers
+    return IMAGES.answer(model, x, batch)
 
 
 def share(hits: Tensor) -> float:
@@ -217,28 +161,41 @@ def share(hits: Tensor) -> float:
     return int(hits.sum()) / len(hits)
 
 
+def quality(model: nn.Module, examples: Examples, batch: int = 500) -> dict[str, float]:
+    """How good the answers to clean examples are, by name; the first is the headline."""
+    task = examples.task
+    k = len(examples.classes)
+    return task.quality(task.answer(model, examples.x, batch, k), examples.y)
+
+
+def headline(model: nn.Module, examples: Examples) -> float:
+    """The first number of :func:`quality`: the accuracy, where answers are classes."""
+    return next(iter(quality(model, examples).values()))
+
+
 def evaluate(
     model: nn.Module,
-    test: Images,
+    test: Examples,
     attack: Trigger | Triggered | None = None,
     batch: int = 500,
 ) -> Scores:
-    """Score a model on clean test images and, given an attack, on triggered ones.
+    """Score a model on clean test examples and, given an attack, on triggered ones.
 
-    Which triggered images count, and what the attacker wants of each, is the attack's
-    word (`counts`, `goal`): without the target class for all-to-one, all for
+    Which triggered examples count, and what the attacker wants of each, is the attack's
+    word (`counts`, `goal`, `reached`): without the target class for all-to-one, all for
     all-to-all. Of images that are `Triggered` already, those count whose true label is
     not the goal.
 
     Raises:
-        ValueError: no clean test images, another number of classes than the network
-            has, a trigger that returns no pixels, nothing to count; see :func:`logits`.
-        RuntimeError: see :func:`logits`.
+        ValueError: no clean test examples, another number of classes than the network
+            has, a trigger that returns no inputs, nothing to count; see `Task.answer`.
+        RuntimeError: see `Task.answer`.
     """
     require.module(model)
     if isinstance(test, Poisoned):
+        kind = test.task.many.title()
         raise ValueError(
-            "test must be clean Images, not Poisoned ones: some of their labels are "
+            f"test must be clean {kind}, not Poisoned ones: some of their labels are "
             "the attacker's, and agreeing with those is no accuracy."
         )
     require_clean(test, "test", least=1)
@@ -249,70 +206,76 @@ def evaluate(
                 f"attack must be an Attack, Triggered images or None, not {require.kind(attack)}."
             )
         attack.check(test)
-    answers = _rows(logits(model, test.x, batch), test.x)
-    if answers.shape[1] != test.k:
-        raise ValueError(
-            f"the network answers with {answers.shape[1]} logits, but the test images "
-            f"have {test.k} classes; the two do not belong together."
-        )
-    acc = share(answers.argmax(1).to(test.y.device) == test.y)
+    task = test.task
+    acc, *more = quality(model, test, batch).items()
+    scores = Scores(acc[1], n_clean=len(test), more=dict(more))
     if attack is None:
-        return Scores(acc, n_clean=len(test))
-    ready = isinstance(attack, Triggered)
-    if ready:
+        return scores
+    if isinstance(attack, Triggered):
         asked = attack[attack.goal != attack.y]
-    else:
-        asked = test[_counting(attack, test)]
+        if len(asked) == 0:
+            raise ValueError(
+                "no test image counts: the goal of each triggered one is its true label."
+            )
+        said = task.answer(model, asked.x, batch).to(asked.y.device)
+        reached, right = said == asked.goal, task.correct(said, asked.y)
+        return replace(scores, asr=share(reached), ra=share(right), n_triggered=len(asked))
+    asked = test[_counting(attack, test)]
     if len(asked) == 0:
-        raise ValueError(
-            "no test image counts: the goal of each triggered one is its true label."
-            if ready
-            else "no test image counts for this attack; is there only one class?"
-        )
-    said = torch.cat(
-        [
-            predict(model, part if ready else _stamped(attack, part), batch)
-            for part in asked.x.split(batch)
-        ]
-    ).to(asked.y.device)
-    goal = asked.goal if ready else attack.goal(asked.y)
-    asr, ra = share(said == goal), share(said == asked.y)
-    cross = None if ready else _cross(model, test, attack)
-    return Scores(acc, asr, ra, len(test), len(asked), cross)
+        raise ValueError(f"no test {task.one} counts for this attack; is there only one class?")
+    reached, right = [], []
+    for i in range(0, len(asked), batch):
+        part = asked[i : i + batch]
+        said = task.answer(model, _stamped(attack, part), batch)
+        reached.append(attack.reached(said, part.y).to(part.y.device))
+        right.append(task.correct(said, part.y))
+    return replace(
+        scores,
+        asr=share(torch.cat(reached)),
+        ra=share(torch.cat(right)),
+        n_triggered=len(asked),
+        cross=_cross(model, test, attack),
+    )
 
 
-def _counting(attack: Trigger, test: Images) -> Tensor:
-    """Which test images count, bool (n,), after a look at what the attack wants."""
+def _counting(attack: Trigger, test: Examples) -> Tensor:
+    """Which test examples count, bool (n,), after a look at what the attack wants."""
     name, counts = type(attack).__name__, attack.counts(test.y)
-    require.labels(attack.goal(test.y), len(test), test.k, f"{name}.goal(y)")
-    if not isinstance(counts, Tensor) or counts.dtype != torch.bool or counts.shape != test.y.shape:
+    goal = attack.goal(test.y)
+    test.task.check_targets(goal, len(test), test.k, f"{name}.goal(y)")
+    if (
+        not isinstance(counts, Tensor)
+        or counts.dtype != torch.bool
+        or counts.shape != test.y.shape[:1]
+    ):
         raise ValueError(
             f"{name}.counts must return bool of shape ({len(test)},), one for each "
-            f"image, not {require.kind(counts)}."
+            f"{test.task.one}, not {require.kind(counts)}."
         )
     return counts
 
 
-def _stamped(attack: Trigger, x: Tensor) -> Tensor:
-    """uint8 images with the trigger, as pixels in [0, 1]; refuses any other answer."""
-    name = f"what {type(attack).__name__}.trigger returns"
-    out = require.pixels(attack.trigger(x.float() / 255), name, x.shape[1:])
-    if len(out) != len(x):
-        raise ValueError(f"{name} must be {len(x)} images, one for each, not {len(out)}.")
+def _stamped(attack: Trigger, examples: Examples) -> Tensor:
+    """Inputs with the trigger; refuses any other answer of the attack."""
+    name, task = f"what {type(attack).__name__}.trigger returns", examples.task
+    inputs = examples.inputs()
+    out = task.check_inputs(attack.apply(inputs, examples.y), name, tuple(inputs.shape[1:]))
+    if len(out) != len(inputs):
+        raise ValueError(f"{name} must be {len(inputs)} {task.many}, one for each, not {len(out)}.")
     return out
 
 
-def _cross(model: nn.Module, test: Images, attack: Trigger) -> float | None:
-    """Accuracy on images that look attacked and are not, if the attack has such."""
-    g = torch.Generator().manual_seed(0)  # the same noise for every defense
+def _cross(model: nn.Module, test: Examples, attack: Trigger) -> float | None:
+    """Accuracy on examples that look attacked and are not, if the attack has such."""
+    g = seeded(0)  # the same noise for every defense
     hits = n = 0
     for part in range(0, len(test), 500):
         part = test[part : part + 500]
-        pair = attack.cross(part.pixels(), part.y, g)
+        pair = attack.cross(part.inputs(), part.y, g)
         if pair is None:
             continue
-        said = predict(model, pair[0]).to(pair[1].device)
-        hits, n = hits + int((said == pair[1]).sum()), n + len(said)
+        right = test.task.correct(test.task.answer(model, pair[0]), pair[1])
+        hits, n = hits + int(right.sum()), n + len(right)
     return hits / n if n else None
 
 

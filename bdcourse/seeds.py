@@ -22,3 +22,15 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) ->
     """Uniform numbers in [0, 1) from the generator's device, on that of `like`."""
     drawn = torch.rand(shape, generator=generator, device=generator.device)
     return drawn.to(like)
+
+
+def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, shaped like a tensor."""
+    v = torch.randn(like.shape, generator=generator, device=generator.device)
+    return v.to(like)
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """+1 or -1 at even chances, shaped like a tensor."""
+    bits = torch.randint(2, like.shape, generator=generator, device=generator.device)
+    return (2 * bits - 1).to(like)

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from bdcourse import require
-from bdcourse.images import Images, Poisoned
+from bdcourse.examples import Examples
 from bdcourse.models import evaluating, laid_out, wide
 
 # ------------------------------------------------------------ looking before cutting
@@ -80,7 +80,7 @@ def require_sound(model: object, name: str = "model", *, steady: bool = True) ->
 
 def examine(
     model: nn.Module,
-    images: Images | Poisoned,
+    images: Examples,
     *,
     name: str = "model",
     k: bool = True,
@@ -104,11 +104,12 @@ def examine(
     place, there = next(model.parameters()).device, images.x.device
     if place != there:
         raise ValueError(
-            f"{name} is on {place} and the images are on {there}; move one with .to(device)."
+            f"{name} is on {place} and the {images.task.many} are on {there}; move one with "
+            ".to(device)."
         )
     out = require_answers(model, images, name, k=k)
     require.finite(out, f"the answers of {name}")
-    if logits and _are_probabilities(out):
+    if logits and out.ndim == 2 and _are_probabilities(out):
         raise ValueError(
             f"{name} answers with probabilities, on which cross-entropy is wrong; take "
             "off its softmax, so that it answers with logits."
@@ -117,30 +118,17 @@ def examine(
 
 
 def require_answers(
-    model: nn.Module, images: Images | Poisoned, name: str = "model", *, k: bool = True
+    model: nn.Module, images: Examples, name: str = "model", *, k: bool = True
 ) -> Tensor:
-    """What a network says of two images, if it is a row of logits for each.
+    """What a network says of two examples, if it is an answer of their task: of images,
+    a row of logits for each.
 
     Raises:
         ValueError: see :func:`examine`.
     """
-    out = answers(model, images.x[:2].float() / 255, name)
-    if not isinstance(out, Tensor):
-        raise ValueError(
-            f"{name} answers with {require.kind(out)}, not with a tensor; wrap it in a "
-            "module whose forward returns the logits alone, of shape (n, k)."
-        )
-    if out.ndim != 2 or len(out) != len(images.x[:2]) or not out.is_floating_point():
-        raise ValueError(
-            f"{name} must answer with logits of shape (n, k), not with "
-            f"{require.kind(out)} for {len(images.x[:2])} images."
-        )
-    if k and out.shape[1] != images.k:
-        raise ValueError(
-            f"{name} tells {out.shape[1]} classes apart, but the images have "
-            f"{images.k}; take the images that it was trained on."
-        )
-    return out
+    task, few = images.task, images[:2]
+    out = answers(model, few.inputs(), name, task.many)
+    return task.check_outputs(out, len(few), images.k if k else None, name)
 
 
 def _are_probabilities(out: Tensor) -> bool:
@@ -151,15 +139,18 @@ def _are_probabilities(out: Tensor) -> bool:
 
 
 @torch.no_grad()
-def answers(model: nn.Module, x: Tensor, name: str = "model"):
-    """What a network says of pixels x in eval mode, whatever its kind; see `examine`.
+def answers(model: nn.Module, x: Tensor, name: str = "model", many: str = "images"):
+    """What a network says of inputs x in eval mode, whatever its kind; see `examine`.
+
+    Args:
+        many: what the inputs are called.
 
     Raises:
         ValueError: it does not take images of this shape.
     """
     place = x.device
     devices = [place] if place.type == "cuda" else []
-    x = x.to(next(model.parameters()).dtype)
+    x = x.to(next(model.parameters()).dtype) if x.is_floating_point() else x
     with evaluating(model), torch.random.fork_rng(devices=devices):
         try:
             return model(laid_out(model, x))
@@ -167,7 +158,7 @@ def answers(model: nn.Module, x: Tensor, name: str = "model"):
             raise
         except Exception as e:  # code of others raises many kinds
             raise ValueError(
-                f"{name} does not accept images of shape {tuple(x.shape[1:])}: {require.reason(e)}."
+                f"{name} does not accept {many} of shape {tuple(x.shape[1:])}: {require.reason(e)}."
             ) from e
 
 
@@ -252,9 +243,14 @@ def require_plain(m: nn.Module, name: str) -> None:
 # ---------------------------------------------------------------- pairing
 
 
+# What has one output channel a row of its weight, and may have a BatchNorm behind it.
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
 @dataclass(frozen=True)
 class Pair:
-    """A BatchNorm that sees exactly the output of one convolution, by module names."""
+    """A BatchNorm that sees exactly the output of one convolution, or linear layer, by
+    module names."""
 
     conv: str
     bn: str
@@ -273,8 +269,9 @@ class Pairing:
         return "\n".join(lines) or "no BatchNorm in this model"
 
 
-def pair_by_flow(model: nn.Module, shape: tuple[int, int, int] | None = None) -> Pairing:
-    """Pair every BatchNorm2d with the convolution whose output it normalises.
+def pair_by_flow(model: nn.Module, shape: tuple[int, ...] | None = None) -> Pairing:
+    """Pair every BatchNorm with the convolution or linear layer whose output it
+    normalizes.
 
     Traces the model symbolically (torch.fx) and walks from each BatchNorm to the module
     that produced its input, through identities and dropout. A model that cannot be
@@ -282,8 +279,8 @@ def pair_by_flow(model: nn.Module, shape: tuple[int, int, int] | None = None) ->
     identity: no data is needed either way.
 
     Args:
-        shape: (c, h, w) of one image; None finds one that the model accepts, see
-            :func:`accepted_shape`.
+        shape: of one input, (c, h, w) of an image; None finds one that the model
+            accepts, see :func:`accepted_shape`.
     """
     require.module(model)
     try:
@@ -350,7 +347,7 @@ class _Tracer(fx.Tracer):
     torch.nn."""
 
     def is_leaf_module(self, m: nn.Module, name: str) -> bool:
-        if isinstance(m, (nn.Conv2d, _BatchNorm)):  # also one with a parametrization
+        if isinstance(m, (*LAYERS, _BatchNorm)):  # also one with a parametrization
             return True
         return not any(m.children()) and type(m).__module__.startswith("torch.nn")
 
@@ -366,16 +363,14 @@ def _sources_by_trace(model: nn.Module) -> dict[str, list[str | None]]:
         origin = node.args[0] if node.args else node.kwargs["input"]
         while origin.op == "call_module" and _is_transparent(modules[origin.target]):
             origin = origin.args[0]
-        is_conv = origin.op == "call_module" and isinstance(modules[origin.target], nn.Conv2d)
+        is_conv = origin.op == "call_module" and isinstance(modules[origin.target], LAYERS)
         found = sources.setdefault(node.target, [])
         found.append(origin.target if is_conv else None)
     return sources
 
 
 @torch.no_grad()
-def _sources_by_identity(
-    model: nn.Module, shape: tuple[int, int, int]
-) -> dict[str, list[str | None]]:
+def _sources_by_identity(model: nn.Module, shape: tuple[int, ...]) -> dict[str, list[str | None]]:
     # An in-place step, such as `out += x` or relu_, keeps a tensor's id but raises its
     # version: then it is no longer what the convolution wrote.
     origin: dict[tuple[int, int], str | None] = {}
@@ -389,7 +384,7 @@ def _sources_by_identity(
         def hook(_, args, kwargs, out):
             x = args[0] if args else next(iter(kwargs.values()))
             kept.extend([x, out])
-            if isinstance(m, nn.Conv2d):
+            if isinstance(m, LAYERS):
                 origin[key(out)] = name
             elif isinstance(m, _BatchNorm):
                 sources.setdefault(name, []).append(origin.get(key(x)))
@@ -398,7 +393,7 @@ def _sources_by_identity(
 
         return m.register_forward_hook(hook, with_kwargs=True)
 
-    kinds = (nn.Conv2d, _BatchNorm, nn.Identity, nn.Dropout, nn.Dropout2d)
+    kinds = (*LAYERS, _BatchNorm, nn.Identity, nn.Dropout, nn.Dropout2d)
     hooks = [watch(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
     try:
         # Noise, in which no two channels agree, from a generator of its own.
@@ -406,7 +401,7 @@ def _sources_by_identity(
         answers(model, noise.to(next(model.parameters()).device))
     except ValueError as e:
         raise ValueError(
-            f"the model does not accept images of shape {tuple(shape)}; pass the right "
+            f"the model does not accept inputs of shape {tuple(shape)}; pass the right "
             "shape, (c, h, w) of one image."
         ) from e
     finally:
@@ -427,7 +422,7 @@ def _judge(model: nn.Module, sources: Mapping[str, list[str | None]]) -> Pairing
         elif len(set(origins)) > 1:
             unpaired[name] = "it is called on outputs of different layers"
         elif conv is None:
-            unpaired[name] = "its input is not the output of one convolution"
+            unpaired[name] = "its input is not the output of one convolution or linear layer"
         elif bn.weight is None:
             unpaired[name] = "it has no scale and shift (affine=False) to set to zero"
         elif bn.running_var is None:

@@ -2,7 +2,7 @@
 
 `fit` is plain SGD on rates that climb and fall. What makes it quick is what it leaves
 out: no per-sample Python, no worker processes, no copy to the host inside an epoch.
-Born in lesson 01.
+Derived in lesson 01.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -21,115 +20,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
+from bdcourse.augment import Augment, Augmentation
 from bdcourse.checkpoint import Checkpoint, identity, pack, unpack
 from bdcourse.data import progress
-from bdcourse.hooks import Hook
-from bdcourse.images import ROLES, Images, Poisoned
+from bdcourse.examples import ROLES, Examples, Poisoned
+from bdcourse.hooks import Batch, Hook
 from bdcourse.models import fingerprint, laid_out, lay_out
 from bdcourse.require import trusted
+from bdcourse.seeds import seeded
 
-# Bytes of crops. Larger sets are padded batch by batch, which takes no memory and makes
-# the data path 2.5 times as long (25 us more for each image of 32 pixels); 50,000 of
-# them with 4 pixels of padding and mirrors stay below.
-MOST_CROPS = 512 * 2**20
-ALTERNATE = "alternate"  # each image is mirrored in every other epoch
 SMALL = 3 / 4  # of the side of an image
 MOST_SHIFTS = 10_000  # times the rate
 SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
-
-
-class Augment:
-    """Random crop out of a zero-padded image, and optional mirror, for whole batches.
-
-    Args:
-        pad: zero pixels added on each side before a crop of the original size.
-        flip: mirror half of the images. Off by default: a mirrored "turn left" sign is
-            a "turn right" sign. "alternate" mirrors every image in every other epoch,
-            half of them in the first one, so that two epochs in a row show both sides
-            of each (Jordan 2024, arXiv 2404.00498); by chance every second image would
-            show the same side twice.
-
-    Raises:
-        ValueError: pad is no whole number from 0 on, or flip is something else.
-    """
-
-    def __init__(self, pad: int = 2, flip: bool | str = False) -> None:
-        self.pad = require.whole("pad", pad, 0)
-        word = isinstance(flip, str) and flip == ALTERNATE
-        self.flip = flip if word else require.truth("flip", flip)
-
-    def sides(self, n: int, seed: int) -> Tensor | None:
-        """Which of n images are mirrored in the first epoch: bool (n,), on the CPU.
-
-        None where chance decides anew in each batch, or where nothing is mirrored.
-        """
-        if self.flip != ALTERNATE:
-            return None
-        own = torch.Generator().manual_seed(seed)
-        return torch.randint(2, (n,), generator=own).bool()
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """Every possible crop of x (n, c, h, w) as a view: (n, 2p+1, 2p+1, h, w*c).
-
-        Crop (i, j) starts at row i and column j of the padded image; channels lie
-        innermost, so that each crop row is one run of bytes. Only the padded images are
-        stored. With `flip` the n mirrored images follow the others: mirroring a set
-        once costs memory, mirroring every batch costs most of the time of a batch.
-
-        Raises:
-            ValueError: the padding is wider than the images, so that crops miss them.
-        """
-        n, c, h, w = x.shape
-        p = self.pad
-        self.check(x.shape[1:])
-        padded = x.new_zeros((1 + bool(self.flip)) * n, h + 2 * p, w + 2 * p, c)
-        inner = padded[:, p : p + h, p : p + w]
-        inner[:n] = x.permute(0, 2, 3, 1)
-        if self.flip:
-            for i in range(0, n, 1000):  # in pieces: a mirrored set is another copy
-                part = x[i : i + 1000].flip(3).permute(0, 2, 3, 1)
-                inner[n + i : n + i + len(part)] = part
-        return padded.flatten(2).unfold(1, h, 1).unfold(2, w * c, c)
-
-    def check(self, shape: tuple[int, int, int]) -> None:
-        """Refuse images (c, h, w) so small that a crop could miss them."""
-        if self.pad > min(shape[1:]):
-            raise ValueError(
-                f"pad is {self.pad}, but the images are {shape[1]}x{shape[2]}, so that "
-                "crops would miss them; choose less."
-            )
-
-    def size(self, x: Tensor) -> int:
-        """Bytes that `prepare` needs for uint8 images x (n, c, h, w)."""
-        (n, c, h, w), p = x.shape, self.pad
-        return (1 + bool(self.flip)) * n * c * (h + 2 * p) * (w + 2 * p)
-
-    def __call__(
-        self,
-        crops: Tensor,
-        index: Tensor,
-        channels: int,
-        generator: torch.Generator,
-        mirrored: Tensor | None = None,
-    ) -> Tensor:
-        """Random crops of the images at `index`: uint8 (b, c, h, w), channels last.
-
-        Args:
-            mirrored: which of them are mirrored, bool (b,); None leaves it to chance.
-        """
-        b, d = len(index), crops.device
-        i, j = torch.randint(2 * self.pad + 1, (2, b), generator=generator, device=d)
-        if self.flip:
-            if mirrored is None:
-                mirrored = torch.randint(2, (b,), generator=generator, device=d)
-            index = index + mirrored * (len(crops) // 2)
-        x = crops[index, i, j].unflatten(2, (-1, channels))  # (b, h, w, c)
-        return x.permute(0, 3, 1, 2)
-
-    def once(self, x: Tensor, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
-        """A random crop of each image of a batch that comes only once."""
-        index = torch.arange(len(x), device=x.device)
-        return self(self.prepare(x), index, x.shape[1], generator, mirrored)
 
 
 @dataclass
@@ -180,15 +82,17 @@ def linear(step: int, total: int, warmup: float) -> float:
 
 
 SCHEDULES = {"cosine": one_cycle, "linear": linear}
+OPTIMIZERS = ("sgd", "adamw")
 
 
 def fit(
     model: nn.Module,
-    data: Images,
+    data: Examples,
     *,
     epochs: float = 8,
     lr: float = 0.1,
     batch: int = 32,
+    optimizer: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
@@ -196,10 +100,11 @@ def fit(
     smoothing: float = 0.0,
     shifts: float = 1.0,
     shrink: float = 0.0,
-    augment: Augment | None = None,
+    clip: float | None = None,
+    augment: Augmentation | None = None,
     frozen_norms: bool = False,
-    generator: torch.Generator,
-    steering: Callable[..., Hook] | None = None,
+    generator: torch.Generator | None = None,
+    hook: Hook | Callable[..., Hook] | Sequence | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
     verbose: bool = True,
     bf16: bool | None = None,
@@ -209,16 +114,18 @@ def fit(
     """Train `model` in place on `data`, on the device where the data lies.
 
     Args:
-        data: images; a :class:`Poisoned` set is also logged by role, and one stamped
-            "after" gets its trigger here, behind the augmentation.
+        data: images or examples of another task, whose likelihood is the loss; a
+            :class:`Poisoned` set is also logged by role, and one stamped "after" gets its
+            trigger here, behind the augmentation.
         epochs: passes over the data; 0.5 is half a pass.
-        lr, momentum, weight_decay: of SGD with Nesterov momentum; the rate climbs for
-            the first `warmup` share of all steps and falls to zero after that.
+        lr, momentum, weight_decay: of the optimizer; the rate climbs for the first
+            `warmup` share of all steps and falls to zero after that.
+        optimizer: "sgd" with Nesterov momentum, or "adamw", whose first beta `momentum`
+            is and whose `weight_decay` is usually 0.01.
         schedule: "cosine" climbs and falls along one, see `one_cycle`; "linear" goes
             straight, see `linear`.
         smoothing: of the labels: cross-entropy with 1 - smoothing of each target on its
-            label and the rest spread over all k classes. A loss that a steering brings
-            itself has none.
+            label and the rest spread over all k classes.
         shifts: how many times as high the rate of the BatchNorms' shifts is; their
             decay is divided by it, and their scales have none unless it is 1. Jordan
             2024 (arXiv 2404.00498) takes 64, and needs a quarter fewer epochs for it;
@@ -229,13 +136,17 @@ def fit(
             too, so that one of fine texture is learned in the other steps only. For
             networks that take any size (progressive resizing, as in Tan and Le 2021,
             arXiv 2104.00298).
-        augment: random crops and flips; None trains on the images as they are.
+        clip: largest norm of the gradient over all weights together; None leaves it.
+        augment: random crops and flips of images, see :class:`Augment`; None trains on
+            the examples as they are.
         frozen_norms: BatchNorms stay in eval mode: they normalize with the running
             statistics they came with, and keep them; scale and shift still train.
-        generator: decides order and augmentation; on the CPU, or on the data's device.
-        steering: lets somebody else change batches and loss: called once with model,
-            data, generator and number of steps, returns a :class:`Hook`. Usually
-            the `steer` method of an attack whose threat is "training".
+        generator: decides order and augmentation; on the CPU, or on the data's device;
+            None starts from seed 0.
+        hook: lets somebody else change batches and loss: a :class:`Hook`, or a function
+            of model, data, generator and number of steps that returns one, usually the
+            `steer` method of an attack whose threat is "training"; or several of these,
+            which are called in this order.
         each_epoch: called in eval mode after each epoch; its dict joins the history.
         verbose: print one line per epoch, shares and scores in percent; in a terminal
             also show a bar inside it.
@@ -251,189 +162,379 @@ def fit(
         been learned, with `interrupted` set.
 
     Raises:
-        ValueError: an argument that cannot be meant; fewer than two images; a model
-            that gives no logits for all labels; a checkpoint of other work, or one for
-            a steering that keeps a state.
-        RuntimeError: the model cannot read the images, or the training diverged: loss
+        ValueError: an argument that cannot be meant; fewer than two examples; a model
+            that gives no logits for all labels; a checkpoint of other work.
+        RuntimeError: the model cannot read the examples, or the training diverged: loss
             or weights are not finite at the end of an epoch.
     """
-    _door(model, data, augment, generator, lr, weight_decay, momentum)
-    require.number("epochs", epochs, above=0)
-    require.share("warmup", warmup)
-    require.choice("schedule", schedule, SCHEDULES)
-    require.share("smoothing", smoothing)
-    require.number("shifts", shifts, 0, MOST_SHIFTS, above=0)
-    require.share("shrink", shrink)
-    for name, value in (("frozen_norms", frozen_norms), ("verbose", verbose)):
-        require.truth(name, value)
+    generator = seeded(0) if generator is None else generator
+    settings = Settings(
+        epochs,
+        lr,
+        batch,
+        optimizer,
+        momentum,
+        weight_decay,
+        warmup,
+        schedule,
+        smoothing,
+        shifts,
+        shrink,
+        clip,
+        frozen_norms,
+    )
+    _door(model, data, augment, generator, settings)
     for name, value in (("bf16", bf16), ("compile", compile)):
         if value is not None:
             require.truth(name, value)
-    for name, value in (("steering", steering), ("each_epoch", each_epoch)):
-        if value is not None and not callable(value):
-            raise ValueError(f"{name} must be a function, not {require.kind(value)}.")
-    n, device = len(data), data.x.device
-    batch = min(require.whole("batch", batch, 2), n)
-    augment = augment or Augment(pad=0)
-    augment.check(data.shape)
-    per_epoch = n // batch  # the last, smaller batch is dropped, other images each time
-    total = max(1, round(epochs * per_epoch))
-    cuda = device.type == "cuda"
-    bf16 = cuda if bf16 is None else bf16
-    compile = (cuda and total >= 1000) if compile is None else compile
-    roles = data.role if isinstance(data, Poisoned) else None
-    stamp = data.late if isinstance(data, Poisoned) else None
+    require.truth("verbose", verbose)
+    if each_epoch is not None and not callable(each_epoch):
+        raise ValueError(f"each_epoch must be a function, not {require.kind(each_epoch)}.")
+    hooks = _listed(hook)
+    training = _Training(model, data, settings, augment, generator, bf16, compile)
+    return training.run(hooks, each_epoch, verbose, checkpoint)
 
-    about = {}
-    keep = Checkpoint(checkpoint, about)  # refuses what is no place for a file
-    if checkpoint is not None:
-        about = {"model": fingerprint(model), "data": data.digest()}
-        about |= {"epochs": float(epochs), "lr": lr, "batch": batch}
-        about |= {"momentum": momentum, "weight_decay": weight_decay, "warmup": warmup}
-        about |= {"frozen_norms": frozen_norms, "seed": generator.initial_seed()}
-        about |= {"augment": identity(augment), "bf16": bf16, "compile": compile}
-        # Only what is not usual, so that older checkpoints still go on.
-        more = {
-            "schedule": (schedule, "cosine"),
-            "smoothing": (smoothing, 0.0),
-            "shifts": (shifts, 1.0),
-            "shrink": (shrink, 0.0),
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a training besides model, data and chance; see :func:`fit`."""
+
+    epochs: float
+    lr: float
+    batch: int
+    optimizer: str
+    momentum: float
+    weight_decay: float
+    warmup: float
+    schedule: str
+    smoothing: float
+    shifts: float
+    shrink: float
+    clip: float | None
+    frozen_norms: bool
+
+    def __post_init__(self) -> None:
+        require.number("lr", self.lr, 0)
+        require.number("weight_decay", self.weight_decay, 0)
+        if self.lr * self.weight_decay >= 1:
+            raise ValueError(
+                f"lr times weight_decay must stay below 1, not {self.lr:g} times "
+                f"{self.weight_decay:g}, or each step throws the weights beyond zero; 0.1 "
+                "and 0.0005 are usual."
+            )
+        if require.number("momentum", self.momentum, 0) >= 1:
+            raise ValueError(f"momentum must lie below 1, not {self.momentum:g}.")
+        require.number("epochs", self.epochs, above=0)
+        require.share("warmup", self.warmup)
+        require.choice("optimizer", self.optimizer, OPTIMIZERS)
+        require.choice("schedule", self.schedule, SCHEDULES)
+        require.share("smoothing", self.smoothing)
+        require.number("shifts", self.shifts, 0, MOST_SHIFTS, above=0)
+        require.share("shrink", self.shrink)
+        if self.clip is not None:
+            require.number("clip", self.clip, above=0)
+        require.truth("frozen_norms", self.frozen_norms)
+        object.__setattr__(self, "batch", require.whole("batch", self.batch, 2))
+
+    def described(self) -> dict:
+        """For a checkpoint; what has its usual value and came later is left out, so that
+        older ones still go on."""
+        usual = {
+            **{"optimizer": "sgd", "schedule": "cosine", "smoothing": 0.0},
+            **{"shifts": 1.0, "shrink": 0.0, "clip": None},
         }
-        about |= {k: v for k, (v, usual) in more.items() if v != usual}
-        about |= {"late": identity(stamp), "architecture": identity(model)}
-        hooks = [list((p._backward_hooks or {}).values()) for p in model.parameters()]
-        about |= {"hooks": identity(hooks)}
-        about |= {"device": device.type}
-    lay_out(model, data.x, device)
-    net = torch.compile(model) if compile else model
-    norms = [m for m in model.modules() if frozen_norms and isinstance(m, _BatchNorm)]
-    opt = torch.optim.SGD(
-        _groups(model, weight_decay, shifts),
-        lr,
-        momentum,
-        weight_decay=weight_decay,
-        nesterov=momentum > 0,
-    )
-    sides = augment.sides(n, generator.initial_seed())
-    sides = None if sides is None else sides.to(device)
-    if generator.device != device:  # draw on the device, so that no batch waits for it
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        generator = torch.Generator(device).manual_seed(seed)
-    autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-    driver = steering(net, data, generator, total) if steering else None
-    if driver is not None and not isinstance(driver, Hook):
-        raise ValueError(f"steering must return a Hook, not {require.kind(driver)}.")
-    if checkpoint is not None and driver is not None and not driver.resumable:
-        raise ValueError(
-            "training with this steering keeps a state that no checkpoint holds; leave "
-            "out checkpoint."
-        )
-    if checkpoint is not None:
-        keep = Checkpoint(checkpoint, about | {"steering": identity(driver)})
-    rate_of = SCHEDULES[schedule]
-    objective = driver.loss if driver else F.cross_entropy
-    if smoothing and (driver is None or type(driver).loss is Hook.loss):
-        objective = partial(F.cross_entropy, label_smoothing=smoothing)
-    late = driver is not None and driver.before_augment  # each batch is cropped last
-    lean = augment.size(data.x) > MOST_CROPS
-    crops = None if late or lean else augment.prepare(data.x)
+        own = asdict(self) | {"epochs": float(self.epochs)}
+        return {k: v for k, v in own.items() if k not in usual or v != usual[k]}
 
-    history = History()
-    step = 0
-    if (saved := keep.load()) is not None:
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of this model's weights."""
+        groups = _groups(model, self.weight_decay, self.shifts)
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(
+                groups, self.lr, betas=(self.momentum, 0.999), weight_decay=self.weight_decay
+            )
+        return torch.optim.SGD(
+            groups,
+            self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.momentum > 0,
+        )
+
+
+def _listed(hook: object) -> list:
+    """The hooks that were handed over, or what makes them."""
+    if hook is None:
+        return []
+    hooks = list(hook) if isinstance(hook, Sequence) and not isinstance(hook, str) else [hook]
+    for h in hooks:
+        if not isinstance(h, Hook) and not callable(h):
+            raise ValueError(
+                f"hook must be a Hook, a function that makes one, or several of these, not "
+                f"{require.kind(h)}."
+            )
+    return hooks
+
+
+class _Sums:
+    """Loss and hits of an epoch. They stay on the device: reading them would make the
+    host wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device)
+        self.hits = torch.zeros(len(ROLES), device=device)
+        self.seen = torch.zeros(len(ROLES), device=device)
+
+    def add(self, loss: Tensor, right: Tensor, asked: Tensor, role: Tensor) -> None:
+        self.loss += loss
+        self.hits.index_add_(0, role, right.float())
+        self.seen.index_add_(0, role, asked.float())
+
+    def row(self, epoch: int, steps: int, by_role: bool) -> dict:
+        row = {"epoch": epoch, "loss": float(self.loss) / steps}
+        row["acc"] = float(self.hits.sum() / self.seen.sum())
+        if by_role:
+            for name, r in ROLES.items():
+                if self.seen[r]:
+                    row[name] = float(self.hits[r] / self.seen[r])
+        return row
+
+
+class _Training:
+    """One call of :func:`fit`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Examples,
+        settings: Settings,
+        augment: Augmentation | None,
+        generator: torch.Generator,
+        bf16: bool | None,
+        compile: bool | None,
+    ) -> None:
+        self.model, self.data, self.settings = model, data, settings
+        self.task, self.device = data.task, data.x.device
+        self.augment = augment or self.task.plain
+        self.augment.check(data.shape)
+        n = len(data)
+        self.batch = min(settings.batch, n)
+        # The last, smaller batch is dropped, other examples each time.
+        self.per_epoch = n // self.batch
+        self.total = max(1, round(settings.epochs * self.per_epoch))
+        cuda = self.device.type == "cuda"
+        self.bf16 = cuda if bf16 is None else bf16
+        self.compile = (cuda and self.total >= 1000) if compile is None else compile
+        self.generator = generator
+        poisoned = isinstance(data, Poisoned)
+        self.roles = data.role if poisoned else None
+        self.stamp = data.late if poisoned else None
+
+    def about(self) -> dict:
+        """What a checkpoint must agree with, but for the hooks."""
+        hooks = [list((p._backward_hooks or {}).values()) for p in self.model.parameters()]
+        return {
+            "model": fingerprint(self.model),
+            "data": self.data.digest(),
+            **self.settings.described(),
+            "batch": self.batch,
+            "seed": self.generator.initial_seed(),
+            "augment": identity(self.augment),
+            "bf16": self.bf16,
+            "compile": self.compile,
+            "late": identity(self.stamp),
+            "architecture": identity(self.model),
+            "hooks": identity(hooks),
+            "device": self.device.type,
+        }
+
+    def run(
+        self,
+        hooks: list,
+        each_epoch: Callable[[nn.Module], dict] | None,
+        verbose: bool,
+        checkpoint: str | os.PathLike | None,
+    ) -> History:
+        model, data = self.model, self.data
+        keep = Checkpoint(checkpoint, {})  # refuses what is no place for a file
+        about = {} if checkpoint is None else self.about()
+        lay_out(model, data.x, self.device)
+        self.net = torch.compile(model) if self.compile else model
+        frozen = self.settings.frozen_norms
+        self.norms = [m for m in model.modules() if frozen and isinstance(m, _BatchNorm)]
+        self.opt = self.settings.build(model)
+        seed = self.generator.initial_seed()
+        if self.generator.device != self.device:
+            # Draw on the device, so that no batch waits for it.
+            own = int(torch.randint(2**62, (1,), generator=self.generator))
+            self.generator = torch.Generator(self.device).manual_seed(own)
+        self.hooks = self._made(hooks)
+        self.early = [h for h in self.hooks if h.before_augment]
+        self.late = [h for h in self.hooks if not h.before_augment]
+        if checkpoint is not None:
+            known = self.hooks[0] if len(self.hooks) == 1 else self.hooks or None
+            keep = Checkpoint(checkpoint, about | {"hook": identity(known)})
+        self.stream = self.augment.stream(data.x, data.y, self.generator, seed)
+        history = History()
+        self.step = self._restored(keep, history)
+        self.first = self.step
+        try:
+            while self.step < self.total:
+                row = self._epoch(len(history.epochs))
+                history.epochs.append(row)  # before each_epoch, which Ctrl-C may end
+                if each_epoch is not None:
+                    model.eval()
+                    more = each_epoch(model)
+                    if not isinstance(more, dict):
+                        raise ValueError(
+                            f"each_epoch must return a dict, not {require.kind(more)}."
+                        )
+                    row |= more
+                if checkpoint is not None:
+                    keep.save(self._state(), step=self.step, epochs=history.epochs)
+                if verbose:
+                    print(_line(row, -(-self.total // self.per_epoch)), flush=True)
+        except KeyboardInterrupt:
+            history.interrupted = True
+            print(
+                f"stopped after {self.step} of {self.total} steps; the model keeps what it learned."
+            )
+        else:
+            keep.done()
+        model.eval()
+        return history
+
+    def _made(self, hooks: list) -> list[Hook]:
+        made = []
+        for h in hooks:
+            if not isinstance(h, Hook):
+                h = h(self.net, self.data, self.generator, self.total)
+                if not isinstance(h, Hook):
+                    raise ValueError(f"hook must return a Hook, not {require.kind(h)}.")
+            made.append(h)
+        return made
+
+    def _state(self) -> dict[str, Tensor]:
+        state = pack(self.model, self.opt, self.generator)
+        for i, h in enumerate(self.hooks):
+            state |= {f"hook.{i}.{k}": v for k, v in h.state().items()}
+        return state
+
+    def _restored(self, keep: Checkpoint, history: History) -> int:
+        """Steps that were done before a stop."""
+        if (saved := keep.load()) is None:
+            return 0
         tensors, notes = saved
-        unpack(tensors, model, opt, generator)
-        step, history.epochs = notes["step"], notes["epochs"]
-    first = step
-    try:
-        while step < total:
-            model.train()
-            start = time.perf_counter()
-            # Sums stay on the device: reading them would make the host wait.
-            loss_sum = torch.zeros((), device=device)
-            hits = torch.zeros(len(ROLES), device=device)
-            seen = torch.zeros(len(ROLES), device=device)
-            order = torch.randperm(n, generator=generator, device=device)
-            steps = min(per_epoch, total - step)
-            batches = order[: steps * batch].split(batch)
-            title = f"epoch {len(history.epochs) + 1}"
-            with trusted():  # pixels of Images are right, and a look makes a GPU wait
-                for index in progress(batches, steps, title):
-                    _eval(norms)
-                    side = None
-                    if sides is not None:  # of the epoch, also where it is cut short
-                        side = sides[index] ^ (len(history.epochs) % 2 == 1)
-                    if late:
-                        x = data.x[index]
-                    elif lean:
-                        x = augment.once(data.x[index], generator, side)
-                    else:
-                        x = augment(crops, index, data.shape[0], generator, side)
-                    x, y = x.float() / 255, data.y[index]
-                    role = torch.zeros_like(y) if roles is None else roles[index].long()
-                    if stamp is not None:
-                        chosen = (role != ROLES["clean"]).view(-1, 1, 1, 1)
-                        x = torch.where(chosen, stamp(x), x)
-                    if driver is not None:
-                        # It may keep the batch, and differentiate the model on it.
-                        x = x if late else laid_out(model, x)
-                        x, y, role = driver.rewrite(x, y)
-                        _eval(norms)  # it may have switched the model's mode
-                    if late:
-                        # A steering may hand back other images than it was given.
-                        side = side if side is not None and len(side) == len(x) else None
-                        x = augment.once(x, generator, side)
-                    if step < round(shrink * total):
-                        x = _smaller(x)
-                    with autocast:
-                        x = laid_out(model, x)
-                        logits = net(x) if step > first else _first(net, x, y, data)
-                        loss = objective(logits, y)
-                    opt.zero_grad(set_to_none=True)
-                    loss.backward()
-                    for group in opt.param_groups:
-                        group["lr"] = lr * group["times"] * rate_of(step, total, warmup)
-                    opt.step()
-                    if driver is not None:
-                        driver.step()
-                    step += 1
-                    hit = (logits.detach().argmax(1) == y).float()
-                    loss_sum += loss.detach()
-                    hits.index_add_(0, role, hit)
-                    seen.index_add_(0, role, torch.ones_like(hit))
-            row = {"epoch": len(history.epochs) + 1, "loss": float(loss_sum) / steps}
-            row["acc"] = float(hits.sum() / seen.sum())
-            if roles is not None or driver is not None:
-                row |= {name: float(hits[r] / seen[r]) for name, r in ROLES.items() if seen[r]}
-            # Only now: a look at every step would make the host wait.
-            if not math.isfinite(row["loss"]) or not all_finite(model):
+        unpack(tensors, self.model, self.opt, self.generator)
+        for i, h in enumerate(self.hooks):
+            own = f"hook.{i}."
+            h.restore({k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)})
+        history.epochs = notes["epochs"]
+        return notes["step"]
+
+    def _epoch(self, epoch: int) -> dict:
+        """Train for one epoch, or what is left of it; returns its row."""
+        self.model.train()
+        start = time.perf_counter()
+        sums = _Sums(self.device)
+        n = len(self.data)
+        order = torch.randperm(n, generator=self.generator, device=self.device)
+        steps = min(self.per_epoch, self.total - self.step)
+        batches = order[: steps * self.batch].split(self.batch)
+        with trusted():  # what Examples hold is right, and a look makes a GPU wait
+            for index in progress(batches, steps, f"epoch {epoch + 1}"):
+                _eval(self.norms)
+                self._train(self._batch(index, epoch), sums)
+        by_role = self.roles is not None or bool(self.hooks)
+        row = sums.row(epoch + 1, steps, by_role)
+        # Only now: a look at every step would make the host wait.
+        if not math.isfinite(row["loss"]) or not all_finite(self.model):
+            raise RuntimeError(
+                f"the training diverged in epoch {row['epoch']} (loss "
+                f"{row['loss']:.3g}), which spoils the model; start again from a "
+                f"sound one with lr below {self.settings.lr:g}, or with less weight_decay."
+            )
+        if self.hooks:
+            row |= {f"n_{name}": int(sums.seen[r]) for name, r in ROLES.items()}
+        row["seconds"] = time.perf_counter() - start
+        return row
+
+    def _batch(self, index: Tensor, epoch: int) -> Batch:
+        """The next batch as the network gets it: augmented, stamped, rewritten."""
+        early = bool(self.early)
+        x, y = self.stream.raw(index) if early else self.stream.take(index, epoch)
+        x = self.task.inputs(x)
+        role = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        if self.roles is not None:
+            role = self.roles[index].long()
+        if self.stamp is not None:
+            chosen = (role != ROLES["clean"]).view(-1, *[1] * (x.ndim - 1))
+            x = torch.where(chosen, self.stamp(x), x)
+        batch = Batch(x, y, role)
+        for h in self.early:
+            batch = Batch(*h.rewrite(batch))
+        if early:
+            batch = Batch(*self.stream.after(batch.x, batch.y, index, epoch), batch.role)
+        if self.late:
+            # They may keep the batch, and differentiate the model on it.
+            batch = batch._replace(x=laid_out(self.model, batch.x))
+            for h in self.late:
+                batch = Batch(*h.rewrite(batch))
+        if self.hooks:
+            _eval(self.norms)  # one may have switched the model's mode
+        if self.step < round(self.settings.shrink * self.total):
+            batch = batch._replace(x=_smaller(batch.x))
+        return batch
+
+    def _train(self, batch: Batch, sums: _Sums) -> None:
+        """One step."""
+        s, likelihood = self.settings, self.task.likelihood
+        x, y, role = batch
+        with self._autocast():
+            x = laid_out(self.model, x)
+            out = self.net(x) if self.step > self.first else self._first(x, y)
+            loss = likelihood.loss(out, y, s.smoothing)
+            for h in self.hooks:
+                loss = h.loss(loss, out, y)
+        self.opt.zero_grad(set_to_none=True)
+        loss.backward()
+        if s.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
+        share = SCHEDULES[s.schedule](self.step, self.total, s.warmup)
+        for group in self.opt.param_groups:
+            group["lr"] = s.lr * group["times"] * share
+        self.opt.step()
+        for h in self.hooks:
+            h.step()
+        self.step += 1
+        sums.add(loss.detach(), *likelihood.hits(out.detach(), y), role)
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def _first(self, x: Tensor, y: Tensor) -> Tensor:
+        """The outputs for the first batch, if its targets can be learned from them.
+
+        Otherwise the model's statistics are as before, and no weight was moved yet.
+        """
+        before = [b.clone() for b in self.net.buffers()]
+        try:
+            try:
+                out = self.net(x)
+            except (RuntimeError, TypeError, LookupError, AssertionError) as e:
+                if isinstance(e, torch.OutOfMemoryError):
+                    raise
                 raise RuntimeError(
-                    f"the training diverged in epoch {row['epoch']} (loss "
-                    f"{row['loss']:.3g}), which spoils the model; start again from a "
-                    f"sound one with lr below {lr:g}, or with less weight_decay."
-                )
-            if driver is not None:
-                row |= {f"n_{name}": int(seen[r]) for name, r in ROLES.items()}
-            row["seconds"] = time.perf_counter() - start
-            history.epochs.append(row)  # before each_epoch, which Ctrl-C may end
-            if each_epoch is not None:
-                model.eval()
-                more = each_epoch(model)
-                if not isinstance(more, dict):
-                    raise ValueError(f"each_epoch must return a dict, not {require.kind(more)}.")
-                row |= more
-            if checkpoint is not None:
-                state = pack(model, opt, generator)
-                keep.save(state, step=step, epochs=history.epochs)
-            if verbose:
-                print(_line(row, -(-total // per_epoch)), flush=True)
-    except KeyboardInterrupt:
-        history.interrupted = True
-        print(f"stopped after {step} of {total} steps; the model keeps what it learned.")
-    else:
-        keep.done()
-    model.eval()
-    return history
+                    f"the model fails on a batch of shape {tuple(x.shape)}, as told above; "
+                    f"train it on {self.task.many} of the size and channels that it is made for."
+                ) from e
+            self.task.check_learnable(out, y, self.data)
+        except BaseException:
+            with torch.no_grad():
+                for b, kept in zip(self.net.buffers(), before, strict=True):
+                    b.copy_(kept)
+            raise
+        return out
 
 
 def _smaller(x: Tensor) -> Tensor:
@@ -468,12 +569,10 @@ def all_finite(model: nn.Module) -> bool:
 
 def _door(
     model: nn.Module,
-    data: Images,
-    augment: Augment | None,
+    data: Examples,
+    augment: Augmentation | None,
     generator: torch.Generator,
-    lr: float,
-    weight_decay: float,
-    momentum: float,
+    settings: Settings,
 ) -> None:
     """Refuse what cannot be trained, or not so."""
     require.module(model)
@@ -484,66 +583,26 @@ def _door(
             "model has weights that are not finite numbers, so it is damaged or "
             "diverged in an earlier training; start from a sound one."
         )
-    if not isinstance(data, (Images, Poisoned)):
+    if not isinstance(data, Examples):
         raise ValueError(f"data must be Images, not {require.kind(data)}.")
+    task = data.task
     if len(data) < 2:
-        raise ValueError(f"cannot train on {len(data)} images; two are the least.")
-    if augment is not None and not isinstance(augment, Augment):
+        raise ValueError(f"cannot train on {len(data)} {task.many}; two are the least.")
+    kind = type(task.plain)
+    if augment is not None and not isinstance(augment, kind):
         raise ValueError(
-            f"augment must be an Augment, such as Augment(pad=2), not {require.kind(augment)}."
+            f"augment must be an {kind.__name__}"
+            f"{', such as Augment(pad=2)' if kind is Augment else ''}, not "
+            f"{require.kind(augment)}."
         )
+    if settings.shrink and data.x.ndim != 4:
+        raise ValueError(f"shrink is for images, not for {task.many}; leave it out.")
     require.generator(generator)
     if generator.device.type not in ("cpu", data.x.device.type):
         raise ValueError(
-            f"generator is on {generator.device}, the images are on {data.x.device}; "
+            f"generator is on {generator.device}, the {task.many} are on {data.x.device}; "
             "make it on the CPU, or on their device."
         )
-    require.number("lr", lr, 0)
-    require.number("weight_decay", weight_decay, 0)
-    if lr * weight_decay >= 1:
-        raise ValueError(
-            f"lr times weight_decay must stay below 1, not {lr:g} times "
-            f"{weight_decay:g}, or each step throws the weights beyond zero; 0.1 and "
-            "0.0005 are usual."
-        )
-    if require.number("momentum", momentum, 0) >= 1:
-        raise ValueError(f"momentum must lie below 1, not {momentum:g}.")
-
-
-def _first(net: nn.Module, x: Tensor, y: Tensor, data: Images) -> Tensor:
-    """The answers to the first batch, if they are logits for all labels.
-
-    Otherwise the model's statistics are as before, and no weight was moved yet.
-    """
-    before = [b.clone() for b in net.buffers()]
-    try:
-        try:
-            logits = net(x)
-        except (RuntimeError, TypeError, LookupError, AssertionError) as e:
-            if isinstance(e, torch.OutOfMemoryError):
-                raise
-            raise RuntimeError(
-                f"the model fails on a batch of shape {tuple(x.shape)}, as told above; "
-                "train it on images of the size and channels that it is made for."
-            ) from e
-        fits = isinstance(logits, Tensor) and logits.ndim == 2
-        if not fits or len(logits) != len(x) or not logits.is_floating_point():
-            raise ValueError(
-                "the model must answer with float logits of shape (images, classes), "
-                f"here ({len(x)}, {data.k}), not {require.kind(logits)}."
-            )
-        k = 1 + max(int(data.y.max()), int(y.max()))
-        if logits.shape[1] < k:
-            raise ValueError(
-                f"the labels run to {k - 1}, but the model has {logits.shape[1]} "
-                f"outputs; build it with {data.k} classes."
-            )
-    except BaseException:
-        with torch.no_grad():
-            for b, kept in zip(net.buffers(), before, strict=True):
-                b.copy_(kept)
-        raise
-    return logits
 
 
 def _eval(norms: list[nn.Module]) -> None:

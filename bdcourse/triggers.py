@@ -8,33 +8,47 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from bdcourse.images import Images
+    from bdcourse.examples import Examples
 
 
 @runtime_checkable
 class Trigger(Protocol):
-    """Puts a trigger on images and says what is wanted of them.
+    """Puts a trigger on inputs and says what is wanted of them.
 
-    Every `attacks.Attack` is one; an object of your own with these methods is scored
-    and repaired like one.
+    Every `attacks.Attack` is one; an object of your own that derives from this and has
+    `trigger`, `goal`, `counts` is scored and repaired like one.
     """
 
     def trigger(self, x: Tensor) -> Tensor:
-        """Pixels x in [0, 1], (n, c, h, w), with the trigger; a new tensor."""
+        """Inputs with the trigger, a new tensor: of images, pixels x in [0, 1],
+        (n, c, h, w)."""
+        raise NotImplementedError
+
+    def apply(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same where the place of the trigger depends on the true targets y, as on
+        the boxes of a scene; what is measured is always this."""
+        return self.trigger(x)
 
     def goal(self, y: Tensor) -> Tensor:
-        """The label that is wanted for images of true class y, (n,) int64."""
+        """The target that is wanted for examples of true target y: (n,) int64 labels."""
+        raise NotImplementedError
 
     def counts(self, y: Tensor) -> Tensor:
-        """Which images enter the ASR, bool (n,)."""
+        """Which examples enter the ASR, bool (n,)."""
+        raise NotImplementedError
+
+    def reached(self, answers: Tensor, y: Tensor) -> Tensor:
+        """Which answers are what the attacker wants, bool (n,)."""
+        return answers.to(y.device) == self.goal(y)
 
     def cross(
         self, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor] | None:
-        """Images that look triggered and must keep their label, or None."""
+        """Inputs that look triggered and must keep their target, or None."""
+        return None
 
-    def check(self, images: Images) -> None:
-        """Refuse images that the trigger does not fit, with a ValueError."""
+    def check(self, images: Examples) -> None:
+        """Refuse examples that the trigger does not fit, with a ValueError."""
 
 
 def is_trigger(value: object) -> bool:

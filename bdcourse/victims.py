@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from bdcourse import require
 from bdcourse.attacks import ROLES, Attack, rebuild
 from bdcourse.data import Images
+from bdcourse.examples import require_clean
 from bdcourse.files import write_whole
-from bdcourse.images import require_clean
 from bdcourse.metrics import Scores, evaluate
 from bdcourse.models import MODELS, build, lay_out
 from bdcourse.seeds import fresh_seed
@@ -205,7 +205,7 @@ def make(
         # the attacker draws leaves the order of the batches alone.
         attack = copy.deepcopy(attack)
 
-        def steering(model, images, generator, total):
+        def hook(model, images, generator, total):
             own = fresh_seed(poison)
             own = torch.Generator(generator.device).manual_seed(own)
             return attack.steer(model, images, own, total, rate=rate)
@@ -214,7 +214,7 @@ def make(
             raise ValueError(
                 f"{type(attack).__name__} steers the training itself; leave out aware."
             )
-        training["steering"] = steering
+        training["hook"] = hook
         stamp = "after"
     elif attack is not None:
         data = attack.poison(train, rate, poison, stamp=stamp)
@@ -225,11 +225,11 @@ def make(
             steer,  # imports the defenses; few victims need it
         )
 
-        training["steering"] = steer(aware)
+        training["hook"] = steer(aware)
     history = fit(model, data, augment=augment, generator=order, **training)
     if not all_finite(model):  # stopped inside an epoch
         raise RuntimeError("the training diverged before it was stopped; try it with a lower lr.")
-    if "steering" in training and not aware and history.epochs:  # other images in every epoch
+    if "hook" in training and not aware and history.epochs:  # other images in every epoch
         n_poisoned, n_cover = (max(history["n_" + r]) for r in ("poison", "cover"))
     settings = {
         k: v for k, v in training.items() if isinstance(v, (int, float, str)) and k != "checkpoint"

@@ -20,7 +20,7 @@ from PIL import EpsImagePlugin, Image
 
 from bdcourse import compat, data, signs
 from bdcourse.data import Images, cached, decode, hold_out, load, quantize, splits
-from bdcourse.images import Poisoned
+from bdcourse.examples import Poisoned
 from helpers import gen, message, random_images
 
 

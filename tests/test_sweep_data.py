@@ -13,7 +13,7 @@ from PIL import Image
 
 from bdcourse import compat, data, signs
 from bdcourse.data import Images, decode, hold_out, join, load, quantize, splits
-from bdcourse.images import Poisoned, require_clean
+from bdcourse.examples import Poisoned, require_clean
 from helpers import gen, random_images
 from sweep import NUMBERS, THINGS, WHOLE, refusal
 

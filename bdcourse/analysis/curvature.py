@@ -21,14 +21,15 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdcourse import require
-from bdcourse.images import Poisoned
+from bdcourse.examples import Poisoned
+from bdcourse.likelihoods import SOFTMAX, Likelihood, require_likelihood
 from bdcourse.models import evaluating, guarded
+from bdcourse.seeds import random_signs
 from bdcourse.surgery import called_with, require_sound
 
 Route = Literal["bartlett", "gaussian", "signed", "exact"]
@@ -40,71 +41,6 @@ class Batch(Protocol):
 
     x: Tensor  #: (n, ...): uint8 pixels are divided by 255, the rest is taken as it is
     y: Tensor  #: (n, ...)
-
-
-class Likelihood(Protocol):
-    """What a network's outputs say about targets; any differentiable one will do."""
-
-    def log_prob(self, out: Tensor, y: Tensor) -> Tensor:
-        """log p(y | out) in nats, one number an example: (n,)."""
-
-    def sample(self, out: Tensor, generator: torch.Generator) -> Tensor:
-        """Targets drawn from p(. | out), shaped like y."""
-
-    def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:
-        """A random tensor like `out`, with mean 0 and, in each example, the covariance
-        of the gradient of log p by `out` when y is drawn; it may depend on `out`."""
-
-
-class Softmax:
-    """Softmax over the last axis: classes (n, k), or tokens of a sequence (n, t, k).
-
-    Positions of a sequence are summed, as teacher forcing asks; those whose target is
-    `ignore` count as nothing. What draws targets itself (`sample`, `noise`, `roots`)
-    does not know them: give it `masked(out, y)`.
-    """
-
-    def __init__(self, ignore: int = -100) -> None:
-        self.ignore = ignore
-
-    def log_prob(self, out: Tensor, y: Tensor) -> Tensor:
-        nll = F.cross_entropy(
-            out.flatten(0, -2), y.flatten(), ignore_index=self.ignore, reduction="none"
-        )
-        return -nll.view(len(out), -1).sum(1)
-
-    def sample(self, out: Tensor, generator: torch.Generator) -> Tensor:
-        p = out.detach().softmax(-1).flatten(0, -2)
-        p = p.to(generator.device)
-        drawn = torch.multinomial(p, 1, generator=generator)
-        return drawn.view(out.shape[:-1]).to(out.device)
-
-    def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:
-        log_p = out.log_softmax(-1)
-        # Not p.sqrt(): its slope at a p that rounds to 0 is infinite.
-        e = (log_p / 2).exp() * random_normal(out, generator)
-        return e - log_p.exp() * e.sum(-1, keepdim=True)
-
-    def roots(self, out: Tensor) -> Tensor:
-        """Like `noise` without chance: the sum over the rows r of r r^T is the
-        covariance. Shape (m, *out.shape); the m rows are all targets, each one's
-        gradient times the root of its probability."""
-        p = out.softmax(-1)
-        rows = p.sqrt()[..., None] * (torch.eye(out.shape[-1]).to(p) - p[..., None, :])
-        rows = rows.movedim(-2, 0)  # (k, *out.shape)
-        if out.ndim == 2:
-            return rows
-        t = out.shape[1]  # one position at a time: they are drawn independently
-        rows = rows[None] * torch.eye(t).to(p).view(t, 1, 1, t, 1)
-        return rows.flatten(0, 1)
-
-    def masked(self, out: Tensor, y: Tensor) -> Tensor:
-        """`out`, or gradients by it, with 0 where y says `ignore`: the network behind
-        it is out of reach there."""
-        return out.where((y != self.ignore)[..., None], 0)
-
-
-SOFTMAX = Softmax()
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -175,18 +111,6 @@ def gradient(of, weights, cotangent=None, create_graph=False) -> tuple[Tensor, .
     return torch.autograd.grad(
         of, weights, cotangent, create_graph=create_graph, materialize_grads=True
     )
-
-
-def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers, shaped like a tensor."""
-    v = torch.randn(like.shape, generator=generator, device=generator.device)
-    return v.to(like)
-
-
-def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """+1 or -1 at even chances, shaped like a tensor."""
-    bits = torch.randint(2, like.shape, generator=generator, device=generator.device)
-    return (2 * bits - 1).to(like)
 
 
 # ---------------------------------------------------------------- weights and batches
@@ -277,23 +201,7 @@ def answered(model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood) -> 
         raise ValueError(
             f"the model does not accept inputs of shape {tuple(x.shape[1:])}: {require.reason(e)}."
         ) from e
-    if not isinstance(out, Tensor) or out.ndim < 2:
-        raise ValueError(
-            f"the model answers with {require.kind(out)}, not with outputs of shape "
-            "(n, ..., k); wrap it so that its forward returns these alone."
-        )
-    if isinstance(likelihood, Softmax):
-        counted, k = y[y != likelihood.ignore], out.shape[-1]
-        if y.dtype != torch.int64 or y.shape[1:] != out.shape[1:-1]:
-            raise ValueError(
-                f"targets must be int64 of shape {(len(x), *out.shape[1:-1])}, to go "
-                f"with the outputs, not {require.kind(y)}."
-            )
-        if len(counted) and not 0 <= int(counted.min()) <= int(counted.max()) < k:
-            raise ValueError(
-                f"targets run from {int(counted.min())} to {int(counted.max())}, but "
-                f"the model has {k} outputs, so they must lie in 0..{k - 1}."
-            )
+    likelihood.check(out, y)
     return require.finite(out, "the network's answers")
 
 
@@ -381,7 +289,7 @@ def _squares(
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """(draw, squares shaped like the weights): those of a draw add up to n times an
     unbiased estimate of the Fisher's diagonal."""
-    mask = getattr(likelihood, "masked", lambda out, y: out)
+    mask = likelihood.masked
     if route != "exact":
         for x, y in batches(model, images, chunk or 50):
             for draw in range(draws):
@@ -409,15 +317,6 @@ def _squares(
         yield 0, [t.sum(0) for t in g.values()]
 
 
-def require_likelihood(likelihood: object) -> None:
-    """Refuse what has not the two functions that everything here asks for."""
-    if not all(hasattr(likelihood, name) for name in ("log_prob", "sample")):
-        raise ValueError(
-            "likelihood must have log_prob and sample, as curvature.Softmax does, and "
-            f"{require.kind(likelihood)} has not."
-        )
-
-
 def _settle(route, fisher, draws, likelihood, generator) -> tuple[str, int]:
     """The route to take and the draws it needs, or a refusal."""
     require_likelihood(likelihood)
@@ -430,7 +329,7 @@ def _settle(route, fisher, draws, likelihood, generator) -> tuple[str, int]:
     if FISHER.get(route, fisher) != fisher:
         raise ValueError(f"{route!r} is a route to the {FISHER[route]} Fisher only.")
     if route == "exact":
-        if fisher == "true" and not hasattr(likelihood, "roots"):
+        if fisher == "true" and not likelihood.has("roots"):
             raise ValueError(
                 "the exact true Fisher needs a likelihood that has `roots`; take "
                 "the route 'bartlett' or 'gaussian'."

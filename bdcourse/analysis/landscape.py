@@ -19,22 +19,18 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.analysis.curvature import (
-    SOFTMAX,
     Batch,
-    Likelihood,
-    Softmax,
     Traced,
     answered,
     batches,
     chosen,
     examining,
     gradient,
-    random_normal,
-    random_signs,
-    require_likelihood,
     traced,
 )
+from bdcourse.likelihoods import SOFTMAX, Likelihood, require_likelihood
 from bdcourse.models import evaluating, wide
+from bdcourse.seeds import random_normal, random_signs
 from bdcourse.surgery import require_sound
 
 
@@ -301,23 +297,18 @@ class Surface:
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, images: Batch, *, chunk: int = 250, likelihood: Softmax = SOFTMAX
+    model: nn.Module, images: Batch, *, chunk: int = 250, likelihood: Likelihood = SOFTMAX
 ) -> tuple[float, float]:
     """Mean loss in nats and accuracy, in eval mode."""
     require_sound(model, steady=False)
-    if not isinstance(likelihood, Softmax):
-        raise ValueError(
-            "likelihood must be a curvature.Softmax, whose targets can be hit, not "
-            f"{require.kind(likelihood)}."
-        )
+    require_likelihood(likelihood)
     loss = hits = asked = 0.0
     with evaluating(model):
         for x, y in batches(model, images, chunk):
             out = answered(model, x, y, likelihood)
             loss -= float(wide(likelihood.log_prob(out, y)).sum())
-            counts = y != likelihood.ignore
-            hits += int((out.argmax(-1) == y)[counts].sum())
-            asked += int(counts.sum())
+            right, counted = likelihood.hits(out, y)
+            hits, asked = hits + int(right.sum()), asked + int(counted.sum())
     return loss / len(images.y), hits / max(asked, 1)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdcourse.hooks import Hook
+from bdcourse.hooks import Batch, Hook
+from bdcourse.likelihoods import SOFTMAX, Likelihood
 from bdcourse.models import laid_out
 from bdcourse.surgery import called_with
 
@@ -68,6 +68,7 @@ def moved_loss(
     loss: Tensor,
     rho: float,
     smoothing: float = 0.0,
+    likelihood: Likelihood = SOFTMAX,
 ) -> Tensor:
     """The loss at the worst point near the weights; its gradient by them is SAM's.
 
@@ -75,7 +76,7 @@ def moved_loss(
     constant the derivative by w is that at w + e.
 
     Args:
-        x: pixels in [0, 1], (n, c, h, w); y: labels.
+        x: inputs, of images pixels in [0, 1], (n, c, h, w); y: targets.
         loss: of the model on x, y, with its graph, which is used up.
     """
     weights = {n: w for n, w in model.named_parameters() if w.requires_grad}
@@ -84,26 +85,31 @@ def moved_loss(
     moved = {n: w + e for (n, w), e in zip(weights.items(), shifts, strict=True)}
     # Copies of the buffers, or BatchNorm would count the moved network's statistics.
     moved |= {n: b.clone() for n, b in model.named_buffers()}
-    logits = called_with(model, moved, laid_out(model, x))
-    return F.cross_entropy(logits, y, label_smoothing=smoothing)
+    out = called_with(model, moved, laid_out(model, x))
+    return likelihood.loss(out, y, smoothing)
 
 
 class Flat(Hook):
     """Makes `fit` descend with the gradient at the worst point near the weights."""
 
-    resumable = True
-
-    def __init__(self, model: nn.Module, rho: float, smoothing: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rho: float,
+        smoothing: float,
+        likelihood: Likelihood = SOFTMAX,
+    ) -> None:
         self.model, self.rho, self.smoothing = model, rho, smoothing
+        self.likelihood = likelihood
         self.rises: list[Tensor] = []
 
-    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.x = x
-        return x, y, torch.zeros_like(y)
+    def rewrite(self, batch: Batch) -> Batch:
+        self.x = batch.x
+        return batch
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        loss = F.cross_entropy(logits, y, label_smoothing=self.smoothing)
-        higher = moved_loss(self.model, self.x, y, loss, self.rho, self.smoothing)
+    def loss(self, loss: Tensor, out: Tensor, y: Tensor) -> Tensor:
+        loss = self.likelihood.loss(out, y, self.smoothing)
+        higher = moved_loss(self.model, self.x, y, loss, self.rho, self.smoothing, self.likelihood)
         self.rises.append((higher - loss).detach())
         return higher
 

@@ -25,7 +25,7 @@ from bdcourse.attacks.ssba import SSBA
 from bdcourse.attacks.tact import TaCT
 from bdcourse.attacks.trojan import TrojanNN
 from bdcourse.attacks.wanet import WaNet
-from bdcourse.images import ROLES, Poisoned
+from bdcourse.examples import ROLES, Poisoned
 
 # First those that only poison data, then those that steer the training.
 ATTACKS: dict[str, type[Attack]] = {

@@ -9,13 +9,13 @@ paper's own. Born in lesson 08.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.analysis.curvature import SOFTMAX, squared_norm
+from bdcourse.analysis.curvature import squared_norm
 from bdcourse.analysis.sharpness_aware import Flat
-from bdcourse.hooks import Hook
+from bdcourse.hooks import Batch, Hook
+from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import laid_out
 from bdcourse.surgery import called_with
 
@@ -30,19 +30,21 @@ class Smoothing(Hook):
         eta_f: weight of the trace; the authors' command for this attacker takes 0.01.
     """
 
+    kept = ("generator",)
+
     def __init__(self, model: nn.Module, eta_f: float, generator: torch.Generator) -> None:
         self.model = require.module(model)
         self.eta_f = require.number("eta_f", eta_f, 0)
         self.generator = require.generator(generator)
 
-    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.x = x
-        return x, y, torch.zeros_like(y)
+    def rewrite(self, batch: Batch) -> Batch:
+        self.x = batch.x
+        return batch
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+    def loss(self, loss: Tensor, out: Tensor, y: Tensor) -> Tensor:
         weights = {n: w for n, w in self.model.named_parameters() if w.requires_grad}
-        drawn = SOFTMAX.sample(logits, self.generator)
-        score = SOFTMAX.log_prob(logits, drawn).sum()
+        drawn = SOFTMAX.sample(out, self.generator)
+        score = SOFTMAX.log_prob(out, drawn).sum()
         g = torch.autograd.grad(score, weights.values(), retain_graph=True)
         length = squared_norm(g).sqrt().clamp(min=1e-12)
         size = squared_norm([w.detach() for w in weights.values()]).sqrt()
@@ -64,11 +66,11 @@ class Smoothing(Hook):
         )
         trace = self.eta_f * squared_norm(g) / len(y)
         # The value of the objective, with the gradient of `pull` for that of the trace.
-        return F.cross_entropy(logits, y) + trace + (pull - pull.detach())
+        return loss + trace + (pull - pull.detach())
 
 
 def steer(kind: str):
-    """What `fit` takes as `steering` for an attacker who trains "smooth" or "sam".
+    """What `fit` takes as `hook` for an attacker who trains "smooth" or "sam".
 
     The authors' weights: eta_f = 0.01; rho = 2 and label smoothing 0.1.
     """

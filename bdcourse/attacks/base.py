@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.hooks import Hook
-from bdcourse.images import ROLES, Images, Poisoned, quantize, require_clean
+from bdcourse.examples import ROLES, Examples, Poisoned, require_clean
+from bdcourse.hooks import Batch, Hook
+from bdcourse.images import Images
+from bdcourse.task import IMAGES, Task
 
 # What the methods of an attack are handed, in this order.
 HANDED = {
@@ -40,12 +42,12 @@ def _looked_at(method: Callable, handed: tuple[str, ...]) -> Callable:
             return method(self, *args, **named)
         given = dict(zip(handed, args, strict=False)) | named
         if "x" in given:
-            require.pixels(given["x"])
+            self.task.check_inputs(given["x"])
             self.check_shape(tuple(given["x"].shape[1:]))
         if "y" in given:
             of = given.get("x", given["y"])
             n = len(of) if isinstance(of, Tensor) and of.ndim else 0
-            require.labels(given["y"], n, self.classes)
+            self.task.check_targets(given["y"], n, self.classes)
         if "rate" in given:
             require.share("rate", given["rate"])
         if "generator" in given:
@@ -100,8 +102,9 @@ class Attack:
         clean_label: poison images of the target class only, so that no label is wrong.
 
     Attributes:
-        threat: "data" if the attacker only adds to the training data, "training" if he
-            runs the training.
+        task: of the examples that it attacks; pixels and images below stand for these.
+        threat: "data" if the attacker only adds to the training data, "training" if they
+            run the training.
         stands_in: what replaces an asset of the original attack, for every table; ""
             if nothing does.
         before_augment: whether an attack that rewrites batches gets them before the
@@ -111,6 +114,7 @@ class Attack:
         usual_rate: the poison rate of the attack's paper or of the benchmarks.
     """
 
+    task: ClassVar[Task] = IMAGES
     threat: ClassVar[Literal["data", "training"]] = "data"
     stands_in: ClassVar[str] = ""
     before_augment: ClassVar[bool] = False
@@ -195,6 +199,14 @@ class Attack:
         """Which test images enter the ASR, bool (n,): those the attack must move."""
         return self.goal(y) != y
 
+    def apply(self, x: Tensor, y: Tensor) -> Tensor:
+        """`trigger`, for attacks that need the true targets y to place it."""
+        return self.trigger(x)
+
+    def reached(self, answers: Tensor, y: Tensor) -> Tensor:
+        """Which answers are what the attacker wants, bool (n,)."""
+        return answers.to(y.device) == self.goal(y)
+
     def cross(
         self, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor] | None:
@@ -246,7 +258,7 @@ class Attack:
         if self.threat == "training":
             raise ValueError(
                 f"{type(self).__name__} changes batches during training, it cannot "
-                "poison a set; train with victims.make, or fit(..., steering=...)."
+                "poison a set; train with victims.make, or fit(..., hook=attack.steer)."
             )
         if stamp == "after" and type(self).plant is not Attack.plant:
             raise ValueError(
@@ -274,10 +286,10 @@ class Attack:
             for rows in torch.cat([chosen, cover.to(device)]).split(500):
                 if not len(rows):
                     continue
-                pixels = x[rows].float() / 255
-                x[rows] = quantize(self.plant(pixels, images.y[rows], generator))
+                inputs = self.task.inputs(x[rows])
+                x[rows] = self.task.stored(self.plant(inputs, images.y[rows], generator))
         late = self.trigger if stamp == "after" else None
-        return Poisoned(x, y, images.classes, role, late)
+        return Poisoned(x, y, images.classes, role, late, images.task)
 
     def _possible(self, images: Images, rate: float) -> None:
         """Refuse a rate or a set with which nothing can be attacked."""
@@ -340,8 +352,13 @@ class Attack:
 
     def check(self, images: Images) -> None:
         """Refuse images that this attack cannot poison; one sentence says why."""
-        if not isinstance(images, (Images, Poisoned)):
+        if not isinstance(images, Examples):
             raise ValueError(f"images must be Images, not {require.kind(images)}.")
+        if images.task.name != self.task.name:
+            raise ValueError(
+                f"{type(self).__name__} attacks {self.task.many}, but these are "
+                f"{images.task.many}; take an attack of their task."
+            )
         if images.k < 2:
             raise ValueError("an attack needs two classes, the set has one.")
         if not self.all_to_all and self.target >= images.k:
@@ -498,14 +515,16 @@ def fit_size(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Rewriting(Hook):
-    """The steering of attacks that only rewrite batches."""
+    """The hook of attacks that only rewrite batches."""
+
+    kept = ("generator",)
 
     def __init__(self, attack: Attack, rate: float, generator: torch.Generator) -> None:
         self.attack, self.rate, self.generator = attack, rate, generator
         self.before_augment = attack.before_augment
 
-    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.attack.rewrite(x, y, self.rate, self.generator)
+    def rewrite(self, batch: Batch) -> Batch:
+        return Batch(*self.attack.rewrite(batch.x, batch.y, self.rate, self.generator))
 
 
 def shares(n: int, rate: float, cross: float = 0.0) -> tuple[int, int]:
@@ -517,10 +536,8 @@ def shares(n: int, rate: float, cross: float = 0.0) -> tuple[int, int]:
     return poison, min(n - poison, round(cross * poison))
 
 
-def assemble(
-    x: Tensor, y: Tensor, poisoned: Tensor, labels: Tensor, covers: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch x, y with its first rows replaced: (pixels, labels, roles int64).
+def assemble(x: Tensor, y: Tensor, poisoned: Tensor, labels: Tensor, covers: Tensor) -> Batch:
+    """The batch x, y with its first rows replaced.
 
     Args:
         poisoned: take the place of the first rows, with these `labels`.
@@ -531,4 +548,4 @@ def assemble(
     role[:p] = ROLES["poison"]
     role[p : p + c] = ROLES["cover"]
     pixels = torch.cat([poisoned, covers, x[p + c :]])
-    return pixels, torch.cat([labels, y[p:]]), role
+    return Batch(pixels, torch.cat([labels, y[p:]]), role)

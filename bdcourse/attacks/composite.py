@@ -19,7 +19,7 @@ from bdcourse.attacks.base import (
     shares,
 )
 from bdcourse.data import Images
-from bdcourse.hooks import Hook
+from bdcourse.hooks import Batch, Hook
 from bdcourse.seeds import uniform
 
 
@@ -147,6 +147,8 @@ class Composite(Attack):
 
 
 class _Mixing(Hook):
+    kept = ("generator",)
+
     def __init__(self, attack: Composite, run: Training) -> None:
         self.attack, self.rate, self.generator = attack, run.rate, run.generator
         data = run.data
@@ -167,8 +169,8 @@ class _Mixing(Hook):
         cut = middle + ((2 * j + 1) * shift).long() - j
         return halves(a, b, across < 0.5, cut, swap < 0.5)
 
-    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attack = self.attack
+    def rewrite(self, batch: Batch) -> Batch:
+        attack, x, y = self.attack, batch.x, batch.y
         p, c = shares(len(x), self.rate, attack.cross_rate)
         a, b = (self.of_class(torch.full_like(y[:p], s)) for s in attack.sources)
         same = self.mix(x[p : p + c], self.of_class(y[p : p + c]))

@@ -13,7 +13,7 @@ from bdcourse import require
 from bdcourse.attacks.base import Training, assemble, random_pixels, shares
 from bdcourse.attacks.generators import EncoderDecoder, Networked, frozen
 from bdcourse.data import Images
-from bdcourse.hooks import Hook
+from bdcourse.hooks import Batch, Hook
 
 FLOOR = 1e-7  # two patterns may be equal
 
@@ -144,6 +144,8 @@ def train_mask(
 class _Joint(Hook):
     """Stage 2: the classifier's loss also trains the pattern network."""
 
+    kept = ("net", "opt", "schedule")
+
     def __init__(self, attack: InputAware, rate: float, total: int) -> None:
         self.attack, self.rate = attack, rate
         self.net = attack.pattern
@@ -151,8 +153,8 @@ class _Joint(Hook):
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.opt, total)
         self.unlike = torch.zeros(())
 
-    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attack = self.attack
+    def rewrite(self, batch: Batch) -> Batch:
+        attack, x, y = self.attack, batch.x, batch.y
         p, c = shares(len(x), self.rate, attack.cross_rate)
         self.net.train()
         # Poison rows carry their own trigger, cross rows that of some later image.
@@ -165,8 +167,8 @@ class _Joint(Hook):
         self.unlike = diversity(*pairs) if k else torch.zeros((), device=x.device)
         return assemble(x, y, changed[:p], attack.goal(y[:p]), changed[p:])
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits, y) + self.unlike
+    def loss(self, loss: Tensor, out: Tensor, y: Tensor) -> Tensor:
+        return loss + self.unlike
 
     def step(self) -> None:
         self.opt.step()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from bdcourse import require
 from bdcourse.attacks.base import Training
 from bdcourse.attacks.generators import EncoderDecoder, Networked, descend, frozen
-from bdcourse.hooks import Hook
-from bdcourse.images import ROLES
+from bdcourse.examples import ROLES
+from bdcourse.hooks import Batch, Hook
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,22 @@ class LIRA(Networked):
 
 
 class _Alternating(Hook):
+    kept = ("attack.net", "copy", "opt", "done")
+
     def __init__(self, attack: LIRA, run: Training) -> None:
         self.attack, self.run, self.model = attack, run, run.model
         self.copy = copy.deepcopy(attack.net).train()
         self.opt = torch.optim.Adam(self.copy.parameters(), attack.generator_lr)
         self.done = 0
 
-    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.x, self.y = x, y
+    def rewrite(self, batch: Batch) -> Batch:
+        x, y = self.x, self.y = batch.x, batch.y
         role = torch.cat([torch.zeros_like(y), torch.full_like(y, ROLES["poison"])])
         both = torch.cat([x, self.attack.trigger(x)])
-        return both, torch.cat([y, self.attack.goal(y)]), role
+        return Batch(both, torch.cat([y, self.attack.goal(y)]), role)
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        each = F.cross_entropy(logits, y, reduction="none")
+    def loss(self, loss: Tensor, out: Tensor, y: Tensor) -> Tensor:
+        each = F.cross_entropy(out, y, reduction="none")
         clean, poisoned = each.chunk(2)
         a = self.attack.alpha
         return a * clean.mean() + (1 - a) * poisoned.mean()

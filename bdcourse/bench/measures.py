@@ -11,7 +11,7 @@ from bdcourse.analysis import curvature, landscape
 from bdcourse.attacks import Attack
 from bdcourse.data import Images, Splits
 from bdcourse.defenses.clp import US, sweep
-from bdcourse.images import require_clean
+from bdcourse.examples import require_clean
 from bdcourse.surgery import without
 
 

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from bdcourse import defenses, require
-from bdcourse.analysis.curvature import SOFTMAX
 from bdcourse.attacks import Attack
 from bdcourse.data import Images
 from bdcourse.defenses import Purified
@@ -41,7 +40,8 @@ from bdcourse.defenses.invert import Estimate, Inverted, invert_trigger
 from bdcourse.defenses.linf import default_layer, gated
 from bdcourse.defenses.masks import prune, prune_oracle
 from bdcourse.defenses.mnp import apply_masks
-from bdcourse.images import require_clean
+from bdcourse.examples import require_clean
+from bdcourse.likelihoods import SOFTMAX
 from bdcourse.train import Augment
 
 

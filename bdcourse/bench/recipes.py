@@ -258,7 +258,7 @@ def robust(
         batch=recipe.batch,
         augment=augment,
         generator=generator,
-        steering=AdversarialTraining,
+        hook=AdversarialTraining,
         bf16=recipe.bf16,
         verbose=False,
     )
@@ -496,8 +496,6 @@ def _new(
     start = time.perf_counter()
     attack = make() if make else None
     craft_seconds = time.perf_counter() - start
-    # A steering keeps a state that no checkpoint holds.
-    steered = recipe.aware or (attack is not None and attack.threat == "training")
     victim = victims.make(
         parts.train,
         parts.test,
@@ -506,7 +504,7 @@ def _new(
         seed=seed,
         recipe={"data": data, "craft_seconds": round(craft_seconds, 1)},
         each_epoch=watch,
-        checkpoint=None if steered else f"{file}.part",
+        checkpoint=f"{file}.part",
         **{k: v for k, v in recipe.settings().items() if k not in ("model", "width")},
     )
     if victim.recipe["interrupted"]:

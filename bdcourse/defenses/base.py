@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.data import Images
-from bdcourse.images import Poisoned, require_clean
+from bdcourse.examples import Poisoned, require_clean
 from bdcourse.metrics import evaluate, logits, share
 from bdcourse.surgery import examine, require_sound, without
 from bdcourse.train import Augment, fit

@@ -39,7 +39,7 @@ from bdcourse.defenses.base import (
     require_share,
     require_training,
 )
-from bdcourse.images import require_clean
+from bdcourse.examples import require_clean
 from bdcourse.metrics import logits
 from bdcourse.models import evaluating, fingerprint, head, wide
 from bdcourse.surgery import held as holding

@@ -40,16 +40,10 @@ from torch.nn.utils import parametrize
 
 from bdcourse import require
 from bdcourse.analysis.curvature import (
-    SOFTMAX,
     Batch,
-    Likelihood,
-    Softmax,
     fisher_diagonal,
     gaussian,
     gradient,
-    random_normal,
-    random_signs,
-    require_likelihood,
     squared_norm,
 )
 from bdcourse.analysis.sharpness_aware import ascent
@@ -64,8 +58,9 @@ from bdcourse.defenses.base import (
     require_positive,
     require_ways,
 )
+from bdcourse.likelihoods import SOFTMAX, Likelihood, Softmax, require_likelihood
 from bdcourse.models import evaluating, fingerprint, guarded
-from bdcourse.seeds import fresh_seed
+from bdcourse.seeds import fresh_seed, random_normal, random_signs
 from bdcourse.train import Augment
 
 STEPS = 600  # of all arms, unless told otherwise

@@ -95,7 +95,7 @@ def ft_sam(
         batch=batch,
         augment=augment,
         generator=generator,
-        steering=lambda *_: flat,
+        hook=flat,
         each_epoch=flat.sharpness,
         checkpoint=None if checkpoint is None else f"{checkpoint}.fit",
         # Both passes must be the same function, and the second is not compiled.

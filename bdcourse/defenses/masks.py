@@ -20,7 +20,7 @@ from bdcourse import require
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images, progress
 from bdcourse.defenses.base import Look, copied, furthest, require_share
-from bdcourse.images import require_clean
+from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import lay_out
 from bdcourse.surgery import without

@@ -61,7 +61,7 @@ from bdcourse.defenses.masks import (
     stage,
 )
 from bdcourse.defenses.rnp import _require_ascent, unlearn
-from bdcourse.images import require_clean
+from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate, logits
 from bdcourse.models import evaluating, fingerprint, laid_out
 from bdcourse.surgery import held as holding

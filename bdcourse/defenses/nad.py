@@ -36,7 +36,7 @@ from bdcourse.defenses.base import (
     require_names,
     require_training,
 )
-from bdcourse.hooks import Hook
+from bdcourse.hooks import Batch, Hook
 from bdcourse.metrics import logits
 from bdcourse.models import fingerprint, laid_out
 from bdcourse.seeds import fresh_seed
@@ -99,8 +99,6 @@ class Attentive(Hook):
         betas: layer name -> weight.
     """
 
-    resumable = True
-
     def __init__(
         self,
         teacher: nn.Module,
@@ -113,18 +111,18 @@ class Attentive(Hook):
         self.betas, self.p = betas, p
         self.distances: list[Tensor] = []
 
-    def rewrite(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def rewrite(self, batch: Batch) -> Batch:
         with torch.no_grad():
-            self.teacher(laid_out(self.teacher, x))
-        return x, y, torch.zeros_like(y)
+            self.teacher(laid_out(self.teacher, batch.x))
+        return batch
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+    def loss(self, loss: Tensor, out: Tensor, y: Tensor) -> Tensor:
         apart = torch.stack(
             [attention_distance(self.mine[n], self.theirs[n], self.p) for n in self.betas]
         )
         self.distances.append(apart.detach())
         weights = apart.new_tensor(list(self.betas.values()))
-        return F.cross_entropy(logits, y) + weights @ apart
+        return loss + weights @ apart
 
     def distance(self, _: nn.Module) -> dict[str, float]:
         """Mean distance of each layer over the steps since last asked."""
@@ -157,7 +155,7 @@ def distil(
         return fit(
             student,
             clean,
-            steering=lambda *_: driver,
+            hook=driver,
             each_epoch=driver.distance,
             **options,
         )

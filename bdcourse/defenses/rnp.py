@@ -49,7 +49,7 @@ from bdcourse.defenses.masks import (
     require_threshold,
     stage,
 )
-from bdcourse.images import require_clean
+from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import fingerprint, laid_out, lay_out, wide
 from bdcourse.surgery import require_answers, require_sound

@@ -11,7 +11,7 @@ from torch import Tensor
 from bdcourse import require, train, victims
 from bdcourse.attacks import BadNets, checkerboard
 from bdcourse.data import Splits
-from bdcourse.images import require_clean
+from bdcourse.examples import require_clean
 from bdcourse.report import show
 from bdcourse.report.show import Picture
 from bdcourse.victims import Victim

@@ -9,7 +9,7 @@ from torch import nn
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.defenses import masks as M
 from bdcourse.defenses.base import furthest
-from bdcourse.images import require_clean
+from bdcourse.examples import require_clean
 from bdcourse.metrics import Scores, logits
 from bdcourse.models import build
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state

@@ -33,7 +33,7 @@ from bdcourse.defenses.mnp import (
 )
 from bdcourse.defenses.nad import stages
 from bdcourse.defenses.rnp import recover, unlearn
-from bdcourse.images import Poisoned
+from bdcourse.examples import Poisoned
 from helpers import gen, message, random_images
 from sweep import NUMBERS, THINGS, WHOLE, refusal
 
