@@ -21,7 +21,7 @@ from statistics import median
 import torch
 
 from bdcourse import data, metrics, victims
-from bdcourse.analysis.curvature import SOFTMAX
+from bdcourse.likelihoods import SOFTMAX
 from bdcourse.defenses import fast_fip, fip
 from bdcourse.defenses.fip import Aware, Released, Smooth, factorize, purify
 from bdcourse.train import Augment

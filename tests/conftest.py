@@ -6,7 +6,11 @@ without a word; so their sentence is what the run ends with.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+pytest.register_assert_rewrite("crafting", "foreign_models", "helpers", "pictures", "sweep")
 
 FIRST = "test_memory_format.py"
 
@@ -24,6 +28,37 @@ def pytest_runtest_makereport(item: pytest.Item):
             "test can be trusted"
         )
     return report
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn and downloaded sets are kept in a folder of this test's own."""
+    monkeypatch.setenv("BDCOURSE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures in `train` (3 a class) and `test` (2 a class), of two classes each."""
+    from pictures import write
+
+    root = tmp_path / "set"
+    for split, n in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("alpha", "beta")):
+            for i in range(n):
+                write(root / split / name / f"{i}.png", (50 * label, i, n))
+    return root
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """21 images of two classes, red tells the class and green the image."""
+    from pictures import write
+
+    root = tmp_path / "flat"
+    for label, (name, n) in enumerate((("alpha", 6), ("beta", 15))):
+        for i in range(n):
+            write(root / name / f"{i:02}.png", (50 * label, i, 0))
+    return root
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_model_or_rate_is_refused(tmp_path):
         (network(2), {}, "model"),
         (fresh, {"augment": Augment(1)}, "augment"),
         (fresh, {"augment": Augment(0, flip=True)}, "augment"),
-        (fresh, {"steering": lambda *_: Plain()}, "steering"),
+        (fresh, {"hook": lambda *_: Plain()}, "hook"),
         (fresh, {"frozen_norms": True}, "frozen_norms"),
     ):
         before = frozen(other)
@@ -179,13 +179,11 @@ class Slope(torch.nn.Module):
 
 
 class Scaled(Hook):
-    resumable = True
-
     def __init__(self, scale=1.0, teacher=None):
         self.scale, self.teacher = scale, teacher
 
-    def rewrite(self, x, y):
-        return self.scale * x, y, torch.zeros_like(y)
+    def rewrite(self, batch):
+        return batch._replace(x=self.scale * batch.x)
 
 
 def steered(*settings):
@@ -223,7 +221,7 @@ def test_all_that_decides_a_training_belongs_to_its_checkpoint(tmp_path):
     base = {"model": Slope, "data": data, "epochs": 3, "lr": 0.01, "batch": 8}
     base |= {"momentum": 0.9, "weight_decay": 5e-4, "warmup": 0.2, "bf16": False}
     base |= {"augment": Augment(1), "frozen_norms": False, "compile": False}
-    base |= {"generator": gen, "steering": steered(1.0, net), "verbose": False}
+    base |= {"generator": gen, "hook": steered(1.0, net), "verbose": False}
 
     def run(**options):
         given = {**base, "checkpoint": path, **options}
@@ -256,9 +254,9 @@ def test_all_that_decides_a_training_belongs_to_its_checkpoint(tmp_path):
         ("architecture", {"model": lambda: Slope(act=torch.nn.functional.softplus)}),
         ("architecture", {"model": lambda: with_mean(0.4)}),
         ("hooks", {"model": lambda: with_held_weights(0.5)}),
-        ("steering", {"steering": None}),
-        ("steering", {"steering": steered(0.9, net)}),
-        ("steering", {"steering": steered(1.0, other)}),
+        ("hook", {"hook": None}),
+        ("hook", {"hook": steered(0.9, net)}),
+        ("hook", {"hook": steered(1.0, other)}),
     ]
     stop()
     kept = path.read_bytes()
@@ -333,16 +331,16 @@ def test_a_link_stays_a_link(tmp_path):
     assert not target.exists() and keep.load() is None
 
 
-def test_training_with_frozen_norms_and_a_steering_goes_on(tmp_path):
+def test_training_with_frozen_norms_and_a_hook_goes_on(tmp_path):
     images, path = random_images(24), tmp_path / "a"
     options = {"epochs": 3, "batch": 8, "verbose": False, "frozen_norms": True}
-    options |= {"augment": Augment(1), "steering": lambda *_: Plain(), "lr": 1e-4}
+    options |= {"augment": Augment(1), "hook": lambda *_: Plain(), "lr": 1e-4}
     whole, part, rest = network(), network(), network()
     fit(whole, images, generator=gen(), **options)
     options["checkpoint"] = path
     fit(part, images, generator=gen(), each_epoch=stopping(1), **options)
-    other = options | {"steering": lambda *_: Other()}
-    with pytest.raises(ValueError, match="its steering differs"):
+    other = options | {"hook": lambda *_: Other()}
+    with pytest.raises(ValueError, match="its hook differs"):
         fit(network(), images, generator=gen(), **other)
     fit(rest, images, generator=gen(), **options)
     assert same_state(rest, frozen(whole))
@@ -351,10 +349,7 @@ def test_training_with_frozen_norms_and_a_steering_goes_on(tmp_path):
 
 
 class Plain(Hook):
-    resumable = True
-
-    def rewrite(self, x, y):
-        return x, y, torch.zeros_like(y)
+    pass
 
 
 class Other(Plain):
@@ -364,24 +359,10 @@ class Other(Plain):
 class Late(Hook):
     before_augment = True
 
-    def rewrite(self, x, y):
-        x = x.clone()
+    def rewrite(self, batch):
+        x = batch.x.clone()
         x[:, :, -1, -1] = 1
-        return x, y, torch.zeros_like(y)
-
-
-def test_steering_with_a_state_takes_no_checkpoint(tmp_path):
-    model = build("resnet18", classes=3, width=4)
-    with pytest.raises(ValueError, match="keeps a state") as e:
-        fit(
-            model,
-            random_images(24),
-            generator=gen(),
-            checkpoint=tmp_path / "a",
-            steering=lambda *a: Late(),
-            batch=8,
-        )
-    message(e)
+        return batch._replace(x=x)
 
 
 class Watch(torch.nn.Module):
@@ -410,7 +391,7 @@ def test_a_trigger_before_the_crop_moves_with_it(before):
         batch=10,
         augment=Augment(2),
         generator=gen(),
-        steering=lambda *a: driver,
+        hook=driver,
         verbose=False,
     )
     x = torch.cat(model.seen)

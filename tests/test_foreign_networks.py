@@ -20,8 +20,7 @@ from torch import nn
 from bdcourse import foreign
 from bdcourse.data import Images
 from bdcourse.metrics import evaluate
-from helpers import gen, message, random_images
-from test_foreign import (
+from foreign_models import (
     VGG,
     K,
     Odd,
@@ -34,6 +33,7 @@ from test_foreign import (
     same_answers,
     saved,
 )
+from helpers import gen, message, random_images
 
 # ---------------------------------------------------------------- networks
 

@@ -252,7 +252,7 @@ def test_pair(argument, files):
 
 @pytest.mark.parametrize("argument", ["path", "images", "mean", "std", "net"])
 def test_backdoorbench(argument, tmp_path):
-    from test_foreign import record
+    from foreign_models import record
 
     path, _, _ = record(tmp_path)
     assert refusal(lambda: foreign.backdoorbench(path)) is None

@@ -405,7 +405,7 @@ def test_training_does_not_look_at_every_batch(monkeypatch):
     data = BadNets(target=1).poison(random_images(40), 0.4, gen(), stamp="after")
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
     fit(model, data, epochs=2, batch=8, generator=gen(), verbose=False)
-    steering = partial(WaNet().steer, rate=0.5)
+    hook = partial(WaNet().steer, rate=0.5)
     fit(
         model,
         random_images(40),
@@ -413,7 +413,7 @@ def test_training_does_not_look_at_every_batch(monkeypatch):
         batch=8,
         generator=gen(),
         verbose=False,
-        steering=steering,
+        hook=hook,
     )
     assert not looks
     look = {"each_epoch": lambda _: {"x": BadNets().trigger(pixels(1, 8)).numel()}}

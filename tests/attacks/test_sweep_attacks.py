@@ -282,7 +282,7 @@ FIT = {
     "augment": (*THINGS, Augment),
     "frozen_norms": THINGS,
     "generator": THINGS,
-    "steering": (*THINGS, lambda *_: 3),
+    "hook": (*THINGS, lambda *_: 3),
     "each_epoch": (*THINGS, lambda _: 3),
     "verbose": THINGS,
     "bf16": THINGS,
@@ -302,7 +302,7 @@ def test_fit(name):
             fit(given.pop("model"), given.pop("data"), **given)
 
         said = refusal(call)
-        optional = name in ("augment", "steering", "each_epoch", "bf16", "compile")
+        optional = name in ("augment", "hook", "each_epoch", "bf16", "compile")
         fine_too = value is None and optional
         fine_too |= name == "batch" and value == 10**12  # all images
         assert said is not None or fine_too, value

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bdcourse import data, victims
-from bdcourse.analysis.curvature import SOFTMAX, Softmax, fisher_diagonal, fisher_trace
+from bdcourse.analysis.curvature import fisher_diagonal, fisher_trace
+from bdcourse.likelihoods import SOFTMAX, Softmax
 from bdcourse.analysis.curvature import gradient as slopes
 from bdcourse.analysis.sharpness_aware import sam_step
 from bdcourse.data import Images

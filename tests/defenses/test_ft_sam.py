@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bdcourse.likelihoods import SOFTMAX
+from bdcourse.hooks import Batch
 from bdcourse.analysis.sharpness_aware import Flat, ascent, moved_loss, sam_step
 from bdcourse.defenses import finetune
 from bdcourse.defenses.ft_sam import ft_sam
@@ -163,9 +165,10 @@ def test_running_statistics_are_those_of_the_unmoved_network():
     images = random_images(8, side=16)
     model, twin = network().train(), network().train()
     driver = Flat(model, 2.0, 0.0)
-    x, y, role = driver.rewrite(images.pixels(), images.y)
+    x, y, role = driver.rewrite(Batch.clean(images.pixels(), images.y))
     assert torch.equal(y, images.y) and not role.any()
-    driver.loss(model(x), y).backward()
+    out = model(x)
+    driver.loss(SOFTMAX.loss(out, y), out, y).backward()
     twin(x)
     for a, b in zip(model.buffers(), twin.buffers(), strict=True):
         assert torch.equal(a, b)
