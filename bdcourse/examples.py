@@ -269,14 +269,18 @@ class Poisoned(Examples):
         late: None if the triggers are in the examples already. If set, poison and cover
             rows of `x` are still unstamped and training applies this function (of
             inputs) to them after augmentation.
-        task: of the clean examples.
+        kind: the task of the clean examples.
     """
 
     _rows: ClassVar = ("x", "y", "role")
 
     role: Tensor = field(default=None)
     late: Callable[[Tensor], Tensor] | None = None
-    task: Task = IMAGES
+    kind: Task = IMAGES
+
+    @property
+    def task(self) -> Task:  # a field of this name would stand before x
+        return self.kind
 
     def __post_init__(self) -> None:
         super().__post_init__()

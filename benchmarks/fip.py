@@ -21,9 +21,9 @@ from statistics import median
 import torch
 
 from bdcourse import data, metrics, victims
-from bdcourse.likelihoods import SOFTMAX
 from bdcourse.defenses import fast_fip, fip
 from bdcourse.defenses.fip import Aware, Released, Smooth, factorize, purify
+from bdcourse.likelihoods import SOFTMAX
 from bdcourse.train import Augment
 from timing import DEVICE, network, noise_images, seconds
 

@@ -59,6 +59,7 @@ from torch.nn import functional as F
 
 from bdcourse import check, curvature, data, landscape, metrics, show, tables, victims, widgets  # fmt: skip
 from bdcourse.defenses.fip import Smooth, fip, purify
+from bdcourse.likelihoods import SOFTMAX
 from bdcourse.train import Augment
 
 parts = data.splits("signs-hard")

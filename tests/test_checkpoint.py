@@ -17,7 +17,6 @@ from bdcourse.defenses.base import furthest
 from bdcourse.files import write_whole
 from bdcourse.hooks import Hook
 from bdcourse.metrics import evaluate
-from bdcourse.models import build
 from bdcourse.surgery import held, revived, without, zero_channels
 from bdcourse.train import Augment, fit
 from bdcourse.victims import initialised

@@ -281,7 +281,7 @@ def test_wrong_arguments(options, word):
         ({"shifts": 0}, "shifts must be"),
         ({"shrink": -0.1}, "shrink must be"),
         ({"augment": 2}, "augment must be an Augment"),
-        ({"generator": None}, "generator must be a torch.Generator"),
+        ({"generator": 0}, "generator must be a torch.Generator"),
         ({"bf16": 1}, "bf16 must be True or False"),
     ],
 )
@@ -420,11 +420,11 @@ def test_ctrl_c_in_each_epoch_keeps_weights_and_epoch(capsys):
 def test_ctrl_c_inside_a_batch(where, monkeypatch):
     model, calls, real = Linear(), [], F.cross_entropy
 
-    def third(*args):
+    def third(*args, **named):
         calls.append(frozen(model))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*args) if where == "loss" else None
+        return real(*args, **named) if where == "loss" else None
 
     if where == "loss":
         monkeypatch.setattr(F, "cross_entropy", third)

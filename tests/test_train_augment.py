@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bdcourse import train
+from bdcourse import augment as module
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, same_state
 from training import Linear, run
@@ -89,7 +89,7 @@ def test_large_sets_get_the_same_batches_without_a_padded_copy(flip, c, monkeypa
     images, augment = random_images(40, c=c), Augment(2, flip)
     models = [Linear(c=c), Linear(c=c)]
     run(models[0], images, augment=augment, epochs=2)
-    monkeypatch.setattr(train, "MOST_CROPS", augment.size(images.x) - 1)
+    monkeypatch.setattr(module, "MOST_CROPS", augment.size(images.x) - 1)
     monkeypatch.setattr(Augment, "__call__", spied := spy(Augment.__call__))
     run(models[1], images, augment=augment, epochs=2)
     assert max(len(crops) for _, crops, *_ in spied.calls) == 8 * (1 + flip)
@@ -116,7 +116,7 @@ def test_the_size_of_crops_is_told_before(flip):
     fifty = torch.empty(50_000, 3, 32, 32, dtype=torch.uint8, device="meta")
     hundred = torch.empty(100_000, 3, 32, 32, dtype=torch.uint8, device="meta")
     sizes = [Augment(4, True).size(t) for t in (fifty, hundred)]
-    assert sizes[0] < train.MOST_CROPS < sizes[1]
+    assert sizes[0] < module.MOST_CROPS < sizes[1]
 
 
 @pytest.mark.parametrize("pad", [9, 10**6])
@@ -139,7 +139,7 @@ def told_apart(images):
 @pytest.mark.parametrize("lean", [False, True])
 def test_alternate_mirrors_every_image_in_every_other_epoch(lean, monkeypatch):
     if lean:
-        monkeypatch.setattr(train, "MOST_CROPS", 0)
+        monkeypatch.setattr(module, "MOST_CROPS", 0)
     images, model = told_apart(random_images(24)), Linear()
     run(model, images, augment=Augment(0, "alternate"), epochs=4)
     seen = torch.zeros(4, 24, dtype=torch.bool)

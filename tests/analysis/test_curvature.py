@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from bdcourse.likelihoods import Softmax
 from bdcourse.analysis import curvature as c
 from bdcourse.analysis import landscape as ls
+from bdcourse.likelihoods import Softmax
 from bdcourse.models import MODELS
 from dense import conv_net, dense_fisher, dense_hessian, flat, flat_loss, mlp, network, tiny
 from helpers import frozen, gen, message, random_images, same_state

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from bdcourse.hooks import Batch
 from bdcourse import models, victims
-from bdcourse.likelihoods import SOFTMAX
 from bdcourse.analysis.sharpness_aware import Flat
 from bdcourse.attacks import BadNets, WaNet
 from bdcourse.attacks.adaptive_training import Smoothing, steer
 from bdcourse.bench import recipes
 from bdcourse.defenses.fip import Smooth
+from bdcourse.hooks import Batch
+from bdcourse.likelihoods import SOFTMAX
 from helpers import gen, message, random_images
 
 
@@ -49,7 +49,6 @@ def test_the_value_is_loss_plus_trace_and_statistics_move_once(case):
     loss = torch.nn.functional.cross_entropy(once(x), y)
     driver = Smoothing(model, 0.0, gen(1))
     driver.rewrite(Batch.clean(x, y))
-
 
     def total():
         out = model(x)

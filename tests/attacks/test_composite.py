@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bdcourse.hooks import Batch
 from bdcourse.attacks.composite import Composite, halves
 from bdcourse.data import Images
+from bdcourse.hooks import Batch
 from helpers import gen, random_images
 from steering import pixels, steer
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bdcourse.likelihoods import SOFTMAX
-from bdcourse.hooks import Batch
 from bdcourse import signs
 from bdcourse.attacks import ROLES
 from bdcourse.attacks.fba import FBA
 from bdcourse.attacks.generators import EncoderDecoder, frozen
 from bdcourse.attacks.input_aware import InputAware, diversity, train_mask
 from bdcourse.attacks.lira import LIRA
+from bdcourse.hooks import Batch
+from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import build, head_inputs
 from bdcourse.train import fit
 from helpers import gen, random_images

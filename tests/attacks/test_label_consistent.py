@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bdcourse.hooks import Batch
 from bdcourse.attacks import ROLES
 from bdcourse.attacks.label_consistent import AdversarialTraining, LabelConsistent, corners, pgd
 from bdcourse.data import Images
+from bdcourse.hooks import Batch
 from bdcourse.train import fit
 from crafting import net, pixels
 from helpers import frozen, gen, message, random_images, same_state

@@ -15,7 +15,6 @@ from torch.nn.utils import parametrize
 
 from bdcourse import data, victims
 from bdcourse.analysis.curvature import fisher_diagonal, fisher_trace
-from bdcourse.likelihoods import SOFTMAX, Softmax
 from bdcourse.analysis.curvature import gradient as slopes
 from bdcourse.analysis.sharpness_aware import sam_step
 from bdcourse.data import Images
@@ -35,6 +34,7 @@ from bdcourse.defenses.fip import (
     trainable,
     twice,
 )
+from bdcourse.likelihoods import SOFTMAX, Softmax
 from bdcourse.models import MODELS, build, guarded
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state

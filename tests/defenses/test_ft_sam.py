@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bdcourse.likelihoods import SOFTMAX
-from bdcourse.hooks import Batch
 from bdcourse.analysis.sharpness_aware import Flat, ascent, moved_loss, sam_step
 from bdcourse.defenses import finetune
 from bdcourse.defenses.ft_sam import ft_sam
+from bdcourse.hooks import Batch
+from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import build
 from bdcourse.train import Augment, one_cycle
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state

@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[2]
 # Each room may use those before it, and what lies in `bdcourse/` itself from where it
 # stands here.
 ROOMS = [
-    "require files compat images hooks seeds triggers checkpoint data signs models "
-    "surgery metrics activations train",
+    "require files compat seeds augment models likelihoods task examples images checkpoint "
+    "hooks triggers data signs surgery metrics activations train",
     "analysis",
     "tasks",
     "attacks",
