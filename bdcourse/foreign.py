@@ -63,13 +63,16 @@ OWN = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Foreign:
     """A model of pixels in [0, 1], in eval mode; images with its trigger; its past."""
 
     model: nn.Module
     triggered: Triggered
     about: dict = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Foreign({type(self.model).__name__}, {self.triggered})"
 
 
 def backdoorbench(

@@ -76,7 +76,7 @@ class Scores:
         return {**first, **percent}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Triggered:
     """Test images that carry a trigger already, where the attack itself is not at hand.
 
@@ -118,6 +118,10 @@ class Triggered:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.x.shape[1:]))
+        return f"Triggered({len(self):,} of {size}, {self.x.device})"
 
     def __getitem__(self, i) -> Triggered:
         """The images at `i`: a slice, a bool mask or a tensor of positions."""

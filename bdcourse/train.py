@@ -34,7 +34,7 @@ MOST_SHIFTS = 10_000  # times the rate
 SHARES = {*ROLES, "acc", "asr", "ra", "cross"}  # what a printed line has in percent
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What `fit` saw: one dict per epoch, and whether it was stopped early.
 
@@ -45,6 +45,11 @@ class History:
 
     epochs: list[dict] = field(default_factory=list)
     interrupted: bool = False
+
+    def __repr__(self) -> str:
+        last = f"{_line(self.epochs[-1], len(self.epochs))}, " if self.epochs else ""
+        stopped = ", interrupted" if self.interrupted else ""
+        return f"History({last}{self.seconds:.1f} s in all{stopped})"
 
     def __getitem__(self, key: str) -> list:
         return [e[key] for e in self.epochs]
@@ -169,19 +174,19 @@ def fit(
     """
     generator = seeded(0) if generator is None else generator
     settings = Settings(
-        epochs,
-        lr,
-        batch,
-        optimizer,
-        momentum,
-        weight_decay,
-        warmup,
-        schedule,
-        smoothing,
-        shifts,
-        shrink,
-        clip,
-        frozen_norms,
+        epochs=epochs,
+        lr=lr,
+        batch=batch,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        schedule=schedule,
+        smoothing=smoothing,
+        shifts=shifts,
+        shrink=shrink,
+        clip=clip,
+        frozen_norms=frozen_norms,
     )
     _door(model, data, augment, generator, settings)
     for name, value in (("bf16", bf16), ("compile", compile)):
@@ -190,7 +195,7 @@ def fit(
     require.truth("verbose", verbose)
     if each_epoch is not None and not callable(each_epoch):
         raise ValueError(f"each_epoch must be a function, not {require.kind(each_epoch)}.")
-    hooks = _listed(hook)
+    hooks = listed_hooks(hook)
     training = _Training(model, data, settings, augment, generator, bf16, compile)
     return training.run(hooks, each_epoch, verbose, checkpoint)
 
@@ -262,7 +267,7 @@ class Settings:
         )
 
 
-def _listed(hook: object) -> list:
+def listed_hooks(hook: object) -> list:
     """The hooks that were handed over, or what makes them."""
     if hook is None:
         return []
@@ -369,8 +374,8 @@ class _Training:
             own = int(torch.randint(2**62, (1,), generator=self.generator))
             self.generator = torch.Generator(self.device).manual_seed(own)
         self.hooks = self._made(hooks)
-        self.early = [h for h in self.hooks if h.before_augment]
-        self.late = [h for h in self.hooks if not h.before_augment]
+        self.before = [h for h in self.hooks if h.before_augment]
+        self.behind = [h for h in self.hooks if not h.before_augment]
         if checkpoint is not None:
             known = self.hooks[0] if len(self.hooks) == 1 else self.hooks or None
             keep = Checkpoint(checkpoint, about | {"hook": identity(known)})
@@ -461,7 +466,7 @@ class _Training:
 
     def _batch(self, index: Tensor, epoch: int) -> Batch:
         """The next batch as the network gets it: augmented, stamped, rewritten."""
-        early = bool(self.early)
+        early = bool(self.before)
         x, y = self.stream.raw(index) if early else self.stream.take(index, epoch)
         x = self.task.inputs(x)
         role = torch.zeros(len(y), dtype=torch.int64, device=y.device)
@@ -471,14 +476,14 @@ class _Training:
             chosen = (role != ROLES["clean"]).view(-1, *[1] * (x.ndim - 1))
             x = torch.where(chosen, self.stamp(x), x)
         batch = Batch(x, y, role)
-        for h in self.early:
+        for h in self.before:
             batch = Batch(*h.rewrite(batch))
         if early:
             batch = Batch(*self.stream.after(batch.x, batch.y, index, epoch), batch.role)
-        if self.late:
+        if self.behind:
             # They may keep the batch, and differentiate the model on it.
             batch = batch._replace(x=laid_out(self.model, batch.x))
-            for h in self.late:
+            for h in self.behind:
                 batch = Batch(*h.rewrite(batch))
         if self.hooks:
             _eval(self.norms)  # one may have switched the model's mode

@@ -28,13 +28,13 @@ from bdcourse.files import write_whole
 from bdcourse.metrics import Scores, evaluate
 from bdcourse.models import MODELS, build, lay_out
 from bdcourse.seeds import fresh_seed
-from bdcourse.train import Augment, History, all_finite, fit
+from bdcourse.train import Augment, History, all_finite, fit, listed_hooks
 
 ZOO = Path(__file__).resolve().parent.parent / "data" / "zoo"
 FORMAT = "bdcourse victim 1"
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Victim:
     """A trained model and its past.
 
@@ -56,6 +56,11 @@ class Victim:
     recipe: dict
     poisoned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     history: list[dict] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        attack = "no attack" if self.attack is None else type(self.attack).__name__
+        width = f" of width {self.arch['width']}" if "width" in self.arch else ""
+        return f"Victim({attack} on {self.arch.get('name')}{width}, {self.scores})"
 
     def weak(self, twin: Scores) -> str:
         """Why this victim does not pass the gate, or "" if it does.
@@ -172,8 +177,7 @@ def make(
         stamp: see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
         aware: "smooth" or "sam": an attacker who knows what the defender will look for
-            trains that way; see `attacks.adaptive_training`. For attacks that only
-            poison data.
+            trains that way, whatever the attack; see `attacks.adaptive_training`.
         recipe: further text to keep with the victim, such as the name of the data.
         training: options of `train.fit`.
 
@@ -198,6 +202,7 @@ def make(
         model.whiten(train.x[:: max(1, -(-len(train) * h * w // PATCHES))])
     data, chosen = train, torch.zeros(0, dtype=torch.int64)
     n_poisoned = n_cover = 0
+    hooks = []
     if attack is not None and rate is None:
         rate = attack.usual_rate
     if attack is not None and attack.threat == "training":
@@ -210,26 +215,22 @@ def make(
             own = torch.Generator(generator.device).manual_seed(own)
             return attack.steer(model, images, own, total, rate=rate)
 
-        if aware:
-            raise ValueError(
-                f"{type(attack).__name__} steers the training itself; leave out aware."
-            )
-        training["hook"] = hook
+        hooks.append(hook)
         stamp = "after"
     elif attack is not None:
         data = attack.poison(train, rate, poison, stamp=stamp)
         chosen = (data.role == ROLES["poison"]).nonzero().flatten().cpu()
         n_poisoned, n_cover = data.count, data.covers
     if aware:
-        from bdcourse.attacks.adaptive_training import (
-            steer,  # imports the defenses; few victims need it
-        )
+        from bdcourse.attacks.adaptive_training import steer  # few victims need it
 
-        training["hook"] = steer(aware)
-    history = fit(model, data, augment=augment, generator=order, **training)
+        hooks.append(steer(aware))
+    hooks += listed_hooks(training.pop("hook", None))
+    history = fit(model, data, augment=augment, generator=order, hook=hooks, **training)
     if not all_finite(model):  # stopped inside an epoch
         raise RuntimeError("the training diverged before it was stopped; try it with a lower lr.")
-    if "hook" in training and not aware and history.epochs:  # other images in every epoch
+    if attack is not None and attack.threat == "training" and history.epochs:
+        # Other images in every epoch.
         n_poisoned, n_cover = (max(history["n_" + r]) for r in ("poison", "cover"))
     settings = {
         k: v for k, v in training.items() if isinstance(v, (int, float, str)) and k != "checkpoint"

@@ -226,7 +226,7 @@ def batches(model: nn.Module, images: Batch, chunk: int) -> Iterator[tuple[Tenso
 # ---------------------------------------------------------------- Fisher
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Traced:
     """A trace: the mean of some draws.
 
@@ -243,6 +243,9 @@ class Traced:
 
     def __str__(self) -> str:
         return f"{self.value:.4g} ± {self.error:.2g}"
+
+    def __repr__(self) -> str:
+        return f"Traced({self}, {len(self.draws)} draws)"
 
 
 def traced(draws: Tensor, exact: bool = False) -> Traced:

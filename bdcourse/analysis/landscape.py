@@ -229,12 +229,16 @@ def _flat(model: nn.Module, weights: Sequence[str] | None) -> Tensor:
     return torch.cat([w.detach().flatten() for w in chosen(model, weights).values()])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """Estimated eigenvalue density: `weights` (m,), sum 1, at `nodes` (m,), rising."""
 
     nodes: Tensor
     weights: Tensor
+
+    def __repr__(self) -> str:
+        low, high = float(self.nodes[0]), float(self.nodes[-1])
+        return f"Spectrum({len(self.nodes)} nodes from {low:.3g} to {high:.3g})"
 
     def density(self, at: Tensor, width: float) -> Tensor:
         """Density at some values (g,), each node widened to a Gaussian of this standard
@@ -281,7 +285,7 @@ def spectrum(
 # ---------------------------------------------------------------- lines and planes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Surface:
     """Loss and accuracy at the points of a line (t,) or of a plane (t, t).
 
@@ -293,6 +297,10 @@ class Surface:
     ts: tuple[float, ...]
     loss: Tensor
     acc: Tensor
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.loss.shape))
+        return f"Surface({size} points, loss {self.loss.min():.3g} to {self.loss.max():.3g})"
 
 
 @torch.no_grad()

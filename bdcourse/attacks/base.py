@@ -130,6 +130,9 @@ class Attack:
     def __init_subclass__(cls, **options) -> None:
         super().__init_subclass__(**options)
         _guard(cls)
+        for name in ("__repr__", "__eq__", "__hash__"):  # not those of a dataclass
+            if name not in vars(cls):
+                setattr(cls, name, getattr(Attack, name))
 
     def __post_init__(self) -> None:
         self._whole("target", 0)
@@ -152,6 +155,26 @@ class Attack:
             require.number("cross_rate", self.cross_rate, 0)
         if self.classes and self.target >= self.classes:
             raise ValueError(f"target {self.target} is not among the labels 0..{self.classes - 1}.")
+
+    def __repr__(self) -> str:
+        """The class and the settings that are not usual, on one line."""
+        usual = {f.name: f.default for f in fields(self)}
+        plain = {k: v for k, v in self.spec()[0].items() if k != "name" and v != usual[k]}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        """The same class with the same settings, patterns and networks."""
+        if type(other) is not type(self):
+            return NotImplemented
+        (plain, mine), (others, theirs) = self.spec(), other.spec()
+        return (
+            plain == others
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(v, theirs[k]) for k, v in mine.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def _whole(self, name: str, low: int, high: int | None = None) -> None:
         """Refuse another value of this field than a whole number; keep it as an int."""
