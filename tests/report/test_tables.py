@@ -16,7 +16,7 @@ from bdcourse.bench.plans import PLANS
 from bdcourse.bench.results import RESULTS, Results, identity
 from bdcourse.report import render, show, tables
 from bdcourse.report.show import Table
-from helpers import random_images
+from helpers import ROOT, random_images
 
 
 def some_results(tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_every_committed_result_is_readable_and_complete():
 
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_pages_show_what_was_measured(page):
-    text = (pages.ROOT / page).read_text()
+    text = (ROOT / page).read_text()
     asked = [m[2] for m in pages.MARK.finditer(text)]
     assert asked and len(asked) == len(set(asked)) == text.count("end of ")
     assert pages.rendered(page) == text, "run `python tools/pages.py`"
@@ -132,7 +132,7 @@ def test_pages_show_what_was_measured(page):
 
 
 def test_what_the_guide_says_about_signs_is_what_the_rows_say():
-    text = " ".join((pages.ROOT / "book/choosing.md").read_text().split())
+    text = " ".join((ROOT / "book/choosing.md").read_text().split())
     lines = (
         "i-bau",
         "nc unlearning",
@@ -159,7 +159,7 @@ def test_what_the_guide_says_about_signs_is_what_the_rows_say():
 
 
 def test_what_the_guide_says_about_photographs_is_what_the_rows_say():
-    text = " ".join((pages.ROOT / "book/choosing.md").read_text().split())
+    text = " ".join((ROOT / "book/choosing.md").read_text().split())
     four = ("BadNets", "Blended", "SIG", "TrojanNN")
     rows = tables.results("cifar10-defenses")
 
@@ -216,7 +216,7 @@ def test_what_the_guide_says_about_photographs_is_what_the_rows_say():
 
 
 def test_the_guide_calls_plans_as_they_are_called(monkeypatch):
-    text = (pages.ROOT / "book/choosing.md").read_text()
+    text = (ROOT / "book/choosing.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     plan = SimpleNamespace(run=lambda case: SimpleNamespace(model=case.model))
     monkeypatch.setattr(plans, "PLANS", dict.fromkeys(plans.PLANS, plan))

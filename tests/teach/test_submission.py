@@ -19,8 +19,8 @@ from bdcourse.teach import check, confine, guarantees, labs
 from bdcourse.teach import nbgrader_course as course
 from bdcourse.teach.check import CheckFailed
 from bdcourse.teach.submission import Gone, NotStarted, Submission
+from helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 BESIDE = [str(ROOT / "tests"), str(ROOT / "tools")]
 confined = pytest.mark.skipif(bool(confine.unconfined()), reason="this system confines nobody")
 
