@@ -269,11 +269,6 @@ def test_a_table_says_what_holds(capsys):
     assert "| starts no process and no program | no |" in guarantees.table(found)
 
 
-def test_the_guide_promises_what_is_tried():
-    guide = (ROOT / "book" / "teaching.md").read_text()
-    assert guarantees.table({p: [] for p in guarantees.PROMISES}) in guide
-
-
 @confined
 @pytest.mark.parametrize("what", hostile.ENDS)
 def test_who_ends_or_floods_the_process_harms_nobody(what):
