@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,9 @@ from bdcourse.data import Images
 
 # One thread: tiny tensors gain nothing from more, and a busy machine punishes it.
 torch.set_num_threads(1)
+
+# The repository.
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def gen(seed: int = 0) -> torch.Generator:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import zipfile
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from bdcourse.defenses import DEFENSES
 from bdcourse.metrics import evaluate
 from bdcourse.models import build
 from foreign_models import K, changed, made, normal, record, refused, same_answers
+from helpers import ROOT
 
 
 def test_backdoorbench_round_trip(tmp_path):
@@ -194,7 +194,7 @@ def test_grey_images(tmp_path):
 
 @pytest.mark.parametrize("page", ["README.md", "book/measuring.md"])
 def test_the_ten_lines_do_what_the_page_says(page, tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parent.parent / page).read_text()
+    text = (ROOT / page).read_text()
     (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "g," in c)
     lines = [line for line in code.splitlines() if line]
     assert len(lines) == 9

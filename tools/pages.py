@@ -1,11 +1,11 @@
-"""Render what README.md and three pages of the book show of the measured results.
+"""Render what README.md and four pages of the book show of results and of promises.
 
-    python tools/pages.py            write the tables into them, and two pictures
+    python tools/pages.py            write it into them, and two pictures
     python tools/pages.py --check    exit 1 if a page is out of date
 
-A table stands between two marks, `<!-- NAME -->` and `<!-- end of NAME -->`; in the
-book they are MyST comments, `% NAME` and `% end of NAME`. It is made from
-data/results/*.json: no number in it is typed by hand.
+A table or a paragraph stands between two marks, `<!-- NAME -->` and `<!-- end of NAME -->`;
+in the book they are MyST comments, `% NAME` and `% end of NAME`. What is measured is made
+from data/results/*.json: no number of the tables is typed by hand.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pathlib import Path
 
 import torch
 
+import guide
 from bdcourse import data, metrics, victims
 from bdcourse.report import claims, render, show, tables
+from bdcourse.teach import guarantees
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"^((?:<!--|%) ([a-z-]+)(?: -->)?\n)(.*?)(^(?:<!--|%) end of \2\b)", re.S | re.M)
@@ -203,7 +205,7 @@ def advice() -> str:
     few = tables.ranking(name, names, resamples=1, budget=500, draw=None)
     few = {r["defense"]: r for r in few}
     left, lines = _strong(name, CHOICES, budget=2500, draw=None), []
-    for r in tables.ranking(name, CHOICES, budget=2500, draw=None):
+    for r in tables.ranking(name, CHOICES, resamples=1, budget=2500, draw=None):
         scarce = few.get(r["defense"])
         lines.append(
             {
@@ -257,8 +259,16 @@ BLOCKS = {
     **{m: partial(lambda m: claims.table(m).markdown() + "\n", m) for m in claims.METHODS},
     "advice": advice,
     "solved": solved,
+    "only-the-network": guide.only_the_network,
+    "some-hundred-images": guide.some_hundred_images,
+    "some-thousand-images": guide.some_thousand_images,
+    "solved-task": guide.solved_task,
+    "promises": lambda: guarantees.table({p: [] for p in guarantees.PROMISES}) + "\n",
 }
-PAGES = ("README.md", "book/results.md", "book/reproduction.md", "book/choosing.md")
+PAGES = (
+    "README.md",
+    *(f"book/{page}.md" for page in ("results", "reproduction", "choosing", "teaching")),
+)
 
 
 def rendered(page: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from bdcourse.bench.plans import PLANS
 from bdcourse.report import claims, tables
-from pages import ROOT
+from helpers import ROOT
 
 CLAIMS = tables.results("published-claims").rows
 

@@ -3,20 +3,15 @@ missing."""
 
 import json
 import math
-import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-import pages
 from bdcourse.__main__ import main
-from bdcourse.bench import plans
 from bdcourse.bench.plans import PLANS
 from bdcourse.bench.results import RESULTS, Results, identity
 from bdcourse.report import render, show, tables
 from bdcourse.report.show import Table
-from helpers import random_images
 
 
 def some_results(tmp_path, monkeypatch):
@@ -119,112 +114,6 @@ def test_every_committed_result_is_readable_and_complete():
                 assert -1 <= r["correlation"] <= 1 and r["images"]
                 continue
             assert "refused" in r or "curve" in r or 0 <= r["acc"] <= 1
-
-
-@pytest.mark.parametrize("page", pages.PAGES)
-def test_pages_show_what_was_measured(page):
-    text = (pages.ROOT / page).read_text()
-    asked = [m[2] for m in pages.MARK.finditer(text)]
-    assert asked and len(asked) == len(set(asked)) == text.count("end of ")
-    assert pages.rendered(page) == text, "run `python tools/pages.py`"
-    if page == "book/results.md":  # a twin and two victims, twice; and one line of means
-        assert text.count("| none |") == 7
-
-
-def test_what_the_guide_says_about_signs_is_what_the_rows_say():
-    text = " ".join((pages.ROOT / "book/choosing.md").read_text().split())
-    lines = (
-        "i-bau",
-        "nc unlearning",
-        "ft-sam",
-        "anp, 10 points",
-        "mnp, soft",
-        "fip",
-        "sam",
-    )
-    left = tables.attack_success("signs-defenses", lines)
-    strong = {v: dict(zip(lines, row, strict=True)) for v, row in left.items() if "*" not in v}
-    assert len(strong) == 8
-    gone = {d: {v for v in strong if strong[v][d] < 0.15} for d in lines}
-    mean = {d: round(100 * tables.mean([strong[v][d] for v in strong])) for d in lines}
-    assert len(gone["i-bau"]) == 5 and "five of eight below 15 %" in text
-    assert max(v["i-bau"] for v in strong.values()) < 0.355 and "35 % left of any" in text
-    assert gone["nc unlearning"] == {"badnets", "trojan", "tact", "lira"}
-    assert "removed BadNets, TrojanNN, TaCT and LIRA" in text
-    assert min(strong[v]["nc unlearning"] for v in ("blended", "lf")) > 0.9
-    assert {len(gone[d]) for d in ("ft-sam", "anp, 10 points")} == {2}
-    assert "removed two each" in text
-    assert gone["mnp, soft"] == {"wanet"} and "soft MNP removed one of eight" in text
-    assert f"FIP and SAM left {mean['fip']} and {mean['sam']} %" in text
-
-
-def test_what_the_guide_says_about_photographs_is_what_the_rows_say():
-    text = " ".join((pages.ROOT / "book/choosing.md").read_text().split())
-    four = ("BadNets", "Blended", "SIG", "TrojanNN")
-    rows = tables.results("cifar10-defenses")
-
-    def asr(defense, budget=2500):
-        """Percent that each attack keeps, for each choice of the images."""
-        found = rows.select(defense=defense, budget=budget)
-        return {a: [100 * r["asr"] for r in found if r["attack"] == a] for a in four}
-
-    def cost(defense, budget=2500):
-        """Points of accuracy that each repair lost."""
-        before = {r["attack"]: r["acc"] for r in rows.select(defense="none")}
-        found = rows.select(defense=defense, budget=budget)
-        return [100 * (before[a] - r["acc"]) for r in found if (a := r["attack"]) in four]
-
-    def gone(defense):
-        return {a for a, left in asr(defense).items() if left[0] < 15}
-
-    for name, points, words in (
-        ("mnp, soft", 2, "soft MNP two points"),
-        ("sam", 5, "SAM five"),
-        ("ft-sam", 8, "FT-SAM eight"),
-        ("fip", 13, "FIP and I-BAU thirteen"),
-        ("i-bau", 13, "FIP and I-BAU thirteen"),
-    ):
-        assert gone(name) == {*four}, name
-        assert abs(tables.mean(cost(name)) - points) < 0.6 and words in text, name
-    assert gone("clp, u = 3") == {"Blended"} and "removed one of the four" in text
-    assert not gone("clp, u on held-out images") and not gone("linf")
-    assert {len(gone(d)) for d in ("fmp", "nc unlearning")} == {3}
-    tuned = asr("fine-tuning")
-    assert round(tuned["BadNets"][0]) == 29 and "leaves 29 % of BadNets" in text
-    assert abs(tuned["Blended"][0] - 90) < 2
-    assert abs(asr("fine-pruning")["Blended"][0] - 90) < 2
-    *three, most = sorted(v[0] for v in asr("anp, 10 points").values())
-    assert max(three) < 2.5 and round(most) == 16
-
-    few = asr("fine-tuning", 500)
-    assert [len(few[a]) for a in four] == [5, 5, 1, 5]
-    for attack, words in (("BadNets", "65 to 100 %"), ("TrojanNN", "34 to 93 %")):
-        assert f"{min(few[attack]):.0f} to {max(few[attack]):.0f} %" == words
-        assert f"{words} of {attack}" in text
-    assert min(few["Blended"]) > 99.5 and round(few["SIG"][0]) == 87
-    for name, low, high, least, most in (
-        ("mnp, soft", 0, 14, 2, 4),
-        ("ft-sam", 0, 5, 9.5, 13),
-        ("fip", 0, 7, 10, 25),
-        ("sam", 5, 17, 9.5, 13),
-        ("i-bau", 0, 6, 13.5, 23),
-    ):
-        left = [v for a in asr(name, 500).values() for v in a]
-        assert (round(min(left)), round(max(left))) == (low, high), (name, left)
-        paid = cost(name, 500)
-        assert least - 0.5 <= min(paid) and max(paid) <= most + 0.5, (name, paid)
-
-
-def test_the_guide_calls_plans_as_they_are_called(monkeypatch):
-    text = (pages.ROOT / "book/choosing.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    plan = SimpleNamespace(run=lambda case: SimpleNamespace(model=case.model))
-    monkeypatch.setattr(plans, "PLANS", dict.fromkeys(plans.PLANS, plan))
-    images = random_images()
-    names = {"model": torch.nn.Identity(), "own": images, "held": images}
-    exec(code, names)
-    assert len(names["repaired"]) == 3
-    assert all(m is names["model"] for m in names["repaired"].values())
 
 
 def test_no_committed_file_holds_a_cell_twice():

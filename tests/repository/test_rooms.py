@@ -1,9 +1,9 @@
 """The rooms of the house, and which way the arrows between them point."""
 
 import ast
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from helpers import ROOT
+
 # Each room may use those before it, and what lies in `bdcourse/` itself from where it
 # stands here.
 ROOMS = [

@@ -1,17 +1,10 @@
 """What the tests of assignments share."""
 
-from pathlib import Path
-
 import nbformat
 
 from bdcourse.teach import labs
 
-ROOT = Path(__file__).parents[2]
-
-
 LESSONS = labs.chosen([])
-
-
 SIGMA = "    return torch.linalg.matrix_norm(weight.flatten(2), ord=2)"
 
 

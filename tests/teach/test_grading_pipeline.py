@@ -15,9 +15,10 @@ import nbformat
 import pytest
 
 import test_check
-from assignments import ROOT, SIGMA, graded, read
+from assignments import SIGMA, graded, read
 from bdcourse.teach import labs
 from bdcourse.teach import nbgrader_course as course
+from helpers import ROOT
 
 nbgrader = pytest.importorskip("nbgrader")
 

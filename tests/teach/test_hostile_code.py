@@ -30,8 +30,8 @@ from bdcourse.teach import check, confine, grading, submission
 from bdcourse.teach.check import CheckFailed
 from bdcourse.teach.submission import Gone, Submission
 from bdcourse.teach.wire import Wire
+from helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 confined = pytest.mark.skipif(bool(confine.unconfined()), reason="this system confines nobody")
 REPLY = {"blobs": [], "changed": [], "shared": {}, "value": None}
 CALL = REPLY | {"callback": 0, "args": {"list": []}, "kwargs": {"dict": {}}}

@@ -3,12 +3,13 @@
 import nbformat
 import pytest
 
-from assignments import LESSONS, ROOT, SIGMA, graded, read
+from assignments import LESSONS, SIGMA, graded, read
 from bdcourse import data
 from bdcourse.__main__ import main
 from bdcourse.teach import labs
 from bdcourse.teach import nbgrader_course as course
 from bdcourse.teach.check import CheckFailed
+from helpers import ROOT
 
 nbgrader = pytest.importorskip("nbgrader")
 

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 
 from bdcourse.teach import check
 from bdcourse.teach.check import CheckFailed
+from helpers import ROOT
 
 NAMES = sorted(set(check.__all__) - {"CheckFailed", "claim", "reveal"})
 
@@ -143,7 +143,7 @@ def test_notebooks_show_the_sentence_and_no_line_of_the_course(tmp_path):
         capture_output=True,
         text=True,
         env=os.environ | {"IPYTHONDIR": str(tmp_path)},
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert done.returncode == 1
     assert (done.stdout + done.stderr).strip() == (
