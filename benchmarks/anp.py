@@ -13,51 +13,51 @@ import copy
 
 import torch
 
-from bdcourse.defenses.anp import plain_step, random_noise, step
-from bdcourse.defenses.masks import frozen, ones
-from bdcourse.defenses.mnp import loss_changes, plain_loss_changes
+from bdcourse.defenses import anp_step, masks_frozen, masks_ones, mnp_loss_changes
+from bdcourse.defenses._anp import anp_plain_step, random_noise
+from bdcourse.defenses._mnp import mnp_plain_loss_changes
 from timing import DEVICE, network, noise_images, show, times
 
 
 def bench_step(width: int, batch: int, repeats: int) -> None:
-    net = frozen(network(width), training=True)
+    net = masks_frozen(network(width), training=True)
     usual = copy.deepcopy(net).requires_grad_(True)
     usual = usual.to(memory_format=torch.contiguous_format)
     still = copy.deepcopy(usual).requires_grad_(False)
     images = noise_images(batch)
     x, y = images.pixels(), images.y
     fast_x = x.contiguous(memory_format=torch.channels_last)
-    masks = {n: m.requires_grad_(True) for n, m in ones(net).items()}
+    masks = {n: m.requires_grad_(True) for n, m in masks_ones(net).items()}
     noise = random_noise(masks, 0.4, torch.Generator().manual_seed(0))
     jobs = {
-        "plain": lambda: plain_step(usual, masks, x, y),
-        "fast": lambda: step(net, masks, fast_x, y),
-        "  of it: passes and weights": lambda: step(still, masks, x, y),
-        "plain, random start": lambda: plain_step(usual, masks, x, y, noise=noise),
-        "fast, random start": lambda: step(net, masks, fast_x, y, noise=noise),
+        "plain": lambda: anp_plain_step(usual, masks, x, y),
+        "fast": lambda: anp_step(net, masks, fast_x, y),
+        "  of it: passes and weights": lambda: anp_step(still, masks, x, y),
+        "plain, random start": lambda: anp_plain_step(usual, masks, x, y, noise=noise),
+        "fast, random start": lambda: anp_step(net, masks, fast_x, y, noise=noise),
     }
     print(f"one ANP step, width {width}, batch {batch}; ms")
     show(times(jobs, repeats), "plain")
     # In double precision: in single, a gradient may be rounding noise, its sign luck.
-    double = frozen(network(width), training=True).double()
-    masks = {n: m.requires_grad_(True) for n, m in ones(double).items()}
+    double = masks_frozen(network(width), training=True).double()
+    masks = {n: m.requires_grad_(True) for n, m in masks_ones(double).items()}
     x, y = x[:16].double(), y[:16]
-    _, a = plain_step(copy.deepcopy(double).requires_grad_(True), masks, x, y)
-    _, b = step(double, masks, x, y)
+    _, a = anp_plain_step(copy.deepcopy(double).requires_grad_(True), masks, x, y)
+    _, b = anp_step(double, masks, x, y)
     error = max(float((p - q).abs().max()) for p, q in zip(a, b, strict=True))
     print(f"  largest difference of two gradients, in double precision: {error:.1e}")
 
 
 def bench_saliency(width: int, n: int, repeats: int) -> None:
     model, images = network(width), noise_images(n)
-    count = sum(map(len, ones(model).values()))
+    count = sum(map(len, masks_ones(model).values()))
     jobs = {
-        "a pass for every channel": lambda: plain_loss_changes(model, images),
-        "cached and stacked": lambda: loss_changes(model, images),
+        "a pass for every channel": lambda: mnp_plain_loss_changes(model, images),
+        "cached and stacked": lambda: mnp_loss_changes(model, images),
     }
     print(f"exact saliency of {count} channels, width {width}, {n} images; ms")
     show(times(jobs, repeats), "a pass for every channel")
-    slow, fast = plain_loss_changes(model, images), loss_changes(model, images)
+    slow, fast = mnp_plain_loss_changes(model, images), mnp_loss_changes(model, images)
     error = max(float((slow[k] - fast[k]).abs().max()) for k in slow)
     print(f"  largest difference of two images' losses: {error:.1e}")
 

@@ -2,7 +2,7 @@
 
 PreActResNet-18, width 64, with random weights and statistics. Baseline, timed in the
 same run and in turns with ours: the loop of the released code, an SVD for each channel
-of the very same layers. `scores()` also finds these pairs, the loop is handed them;
+of the very same layers. `clp_scores()` also finds these pairs, the loop is handed them;
 what the pairing and the norms take alone is printed beside it. The last lines compare
 the channels that both would prune.
 
@@ -16,7 +16,8 @@ from statistics import median
 
 import torch
 
-from bdcourse.defenses.clp import channel_norms, flagged, plain_scores, scores
+from bdcourse.defenses import clp_norms, clp_plain_scores, clp_scores
+from bdcourse.defenses._clp import clp_flagged
 from bdcourse.models import build
 from bdcourse.surgery import pair_by_flow
 from timing import DEVICE, seconds
@@ -46,10 +47,10 @@ def main() -> None:
     print(f"{channels} channels; median of {repeats}; ms")
 
     jobs = {
-        "one SVD per channel": lambda: [plain_scores(c, b) for c, b in layers],
-        "batched norms": lambda: [channel_norms(c.weight) for c, _ in layers],
+        "one SVD per channel": lambda: [clp_plain_scores(c, b) for c, b in layers],
+        "batched norms": lambda: [clp_norms(c.weight) for c, _ in layers],
         "pairing": lambda: pair_by_flow(model),
-        "scores(), all in": lambda: scores(model),
+        "clp_scores(), all in": lambda: clp_scores(model),
     }
     default = torch.get_num_threads()
     for threads in sorted({1, default}):
@@ -64,18 +65,18 @@ def main() -> None:
         base = times["one SVD per channel"]
         for name, ours in times.items():
             line = f"  {name:<20}{1e3 * median(ours):10.1f}"
-            if name in ("batched norms", "scores(), all in"):
+            if name in ("batched norms", "clp_scores(), all in"):
                 ratios = [a / b for a, b in zip(base, ours, strict=True)]
                 line += f"   {median(ratios):.1f} times the speed of the SVD loop"
                 line += f" ({min(ratios):.1f} to {max(ratios):.1f})"
             print(line)
 
-    fast = scores(model)
-    slow = {p.bn: plain_scores(*layer) for p, layer in zip(pairs, layers, strict=True)}
+    fast = clp_scores(model)
+    slow = {p.bn: clp_plain_scores(*layer) for p, layer in zip(pairs, layers, strict=True)}
     error = max(float(((fast[k] - slow[k]) / slow[k]).abs().max()) for k in slow)
     print(f"largest relative difference of two scores: {error:.1e}")
     for u in (3, 1, 0.5):
-        a, b = flagged(fast, u), flagged(slow, u)
+        a, b = clp_flagged(fast, u), clp_flagged(slow, u)
         same = all(torch.equal(a[k], b[k]) for k in b)
         print(f"u = {u}: {sum(map(len, b.values()))} channels pruned, ", end="")
         print("the same by both" if same else "NOT the same by both")

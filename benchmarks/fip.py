@@ -21,8 +21,8 @@ from statistics import median
 import torch
 
 from bdcourse import data, metrics, victims
-from bdcourse.defenses import fast_fip, fip
-from bdcourse.defenses.fip import Aware, Released, Smooth, factorize, purify
+from bdcourse.defenses import FipDescent, SamDescent, fast_fip, fip, fip_descend, fip_factorize
+from bdcourse.defenses._fip import ReleasedDescent
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.train import Augment
 from timing import DEVICE, network, noise_images, seconds
@@ -40,28 +40,28 @@ def main() -> None:
     model, images = network(options.width), noise_images(2 * options.batch)
     factors = copy.deepcopy(model)
     print(f"torch {torch.__version__}, {DEVICE.type}, {torch.get_num_threads()} threads")
-    decomposed = seconds(lambda: factorize(factors))
+    decomposed = seconds(lambda: fip_factorize(factors))
 
-    def smooth(**how) -> Smooth:
-        return Smooth(SOFTMAX, generator(), eta_f=1e-6, **how)
+    def smooth(**how) -> FipDescent:
+        return FipDescent(SOFTMAX, generator(), eta_f=1e-6, **how)
 
     arms = {
-        "no penalty": (model, Smooth(SOFTMAX, generator())),
+        "no penalty": (model, FipDescent(SOFTMAX, generator())),
         "FIP, every step": (model, smooth()),
         "FIP, every fifth step": (model, smooth(every=5)),
         "FIP, every step, exact product": (model, smooth(product="exact")),
         "FIP, every step, frozen norms": (model, smooth(norms="frozen")),
         "Fast FIP, every step": (factors, smooth()),
         "Fast FIP, every fifth step": (factors, smooth(every=5)),
-        "released script": (model, Released(generator(), 1e-6)),
-        "SAM": (model, Aware(SOFTMAX, 0.1)),
+        "released script": (model, ReleasedDescent(generator(), 1e-6)),
+        "SAM": (model, SamDescent(SOFTMAX, 0.1)),
     }
     found: dict[str, list[float]] = {name: [] for name in arms}
     for i in range(rounds + 1):  # the first round warms up
         for name, (net, descent) in arms.items():
             how = {"norms": getattr(descent, "norms", "batch"), "lr": 1e-5}
             how |= {"steps": STEPS, "batch": options.batch, "generator": generator()}
-            t = seconds(lambda n=net, d=descent, h=how: purify(n, images, d, **h))
+            t = seconds(lambda n=net, d=descent, h=how: fip_descend(n, images, d, **h))
             if i:
                 found[name].append(t / STEPS)
     print(f"one step, width {options.width}, batch {options.batch}; ms")

@@ -31,14 +31,8 @@ from statistics import median
 import torch
 
 from bdcourse.data import Images
-from bdcourse.defenses.fmp import (
-    execution_order,
-    gradients,
-    plain_push,
-    random_start,
-    scores,
-    select,
-)
+from bdcourse.defenses import fmp_execution_order, fmp_scores, fmp_select
+from bdcourse.defenses._fmp import fmp_random_start, gradients, plain_push
 from bdcourse.models import build
 from timing import DEVICE, seconds
 
@@ -83,7 +77,7 @@ def peak(width: int, n: int, chunk: int) -> float:
     if DEVICE.type == "cuda":
         model = network(width)
         torch.cuda.reset_peak_memory_stats()
-        scores(model, noise(n), layers=[WIDEST], chunk=chunk, generator=gen(), **STEP)
+        fmp_scores(model, noise(n), layers=[WIDEST], chunk=chunk, generator=gen(), **STEP)
         return torch.cuda.max_memory_allocated() / 2**20
     # A process never gives its high-water mark back: each chunk gets its own.
     command = [sys.executable, __file__, "--width", str(width), "--images", str(n)]
@@ -94,9 +88,9 @@ def peak(width: int, n: int, chunk: int) -> float:
 def mark(width: int, n: int, chunk: int) -> int:
     """KiB by which this process grows at its peak while it scores."""
     model, images = network(width), noise(n)
-    scores(model, images[:2], layers=[WIDEST], chunk=2, generator=gen(), **STEP)
+    fmp_scores(model, images[:2], layers=[WIDEST], chunk=2, generator=gen(), **STEP)
     before = resident()
-    scores(model, images, layers=[WIDEST], chunk=chunk, generator=gen(), **STEP)
+    fmp_scores(model, images, layers=[WIDEST], chunk=chunk, generator=gen(), **STEP)
     return highest() - before
 
 
@@ -134,13 +128,13 @@ def main() -> None:
     torch.set_num_threads(1)
     repeats, few = (1, 1) if args.quick else (3, 2)
     model, images = network(width), noise(args.images)
-    names = execution_order(model)
+    names = fmp_execution_order(model)
     sizes = {name: model.get_submodule(name).out_channels for name in names}
     print(f"torch {torch.__version__}, {DEVICE.type}, one CPU thread; width {width}, ")
     print(f"{sum(sizes.values())} maps in {len(names)} layers, {args.images} images")
 
     x, y = images.pixels().to(DEVICE), images.y.to(DEVICE)
-    x0 = random_start(x, STEP["start"], gen())
+    x0 = fmp_random_start(x, STEP["start"], gen())
     laid_out = [t.to(memory_format=torch.channels_last) for t in (x, x0)]
     found: dict[str, object] = {}
 
@@ -158,7 +152,7 @@ def main() -> None:
 
     def ours(**more) -> float:
         def job():
-            found["ours"] = scores(model, images, generator=gen(), **STEP, **more)
+            found["ours"] = fmp_scores(model, images, generator=gen(), **STEP, **more)
 
         return seconds(job)
 
@@ -185,7 +179,7 @@ def main() -> None:
         abs(float(exact[name].acc[i]) - acc) for name in names for i, acc in enumerate(found[name])
     )
     print(f"largest difference to the loop's accuracies: {gap:.4f}")
-    a, b = (select(s, 8) for s in (exact, rough))
+    a, b = (fmp_select(s, 8) for s in (exact, rough))
     same = sum(len(set(a[k].tolist()) & set(b[k].tolist())) for k in a)
     print(f"of {sum(map(len, a.values()))} maps at p = 8, bfloat16 also takes {same}")
 
@@ -198,7 +192,7 @@ def main() -> None:
     for chunk in CHUNKS[: 2 if args.quick else None]:
         n = max(args.images, chunk // 16)
         t = seconds(
-            lambda chunk=chunk, n=n: scores(
+            lambda chunk=chunk, n=n: fmp_scores(
                 model, noise(n), layers=[WIDEST], chunk=chunk, generator=gen(), **STEP
             )
         )

@@ -23,8 +23,8 @@ from statistics import median
 import torch
 
 from bdcourse.data import Images
-from bdcourse.defenses import invert
-from bdcourse.defenses.invert import invert_trigger, plain_invert, unsquash
+from bdcourse.defenses import _invert, invert_trigger
+from bdcourse.defenses._invert import plain_invert, shuffled_rows, unsquash
 from bdcourse.models import build
 from timing import DEVICE, seconds
 
@@ -54,7 +54,7 @@ def label_by_label(model, clean: Images, batch: int, steps: int) -> None:
     x, y = clean.pixels(), clean.y
     for label in range(LABELS):
         start = [unsquash(torch.rand(c, 32, 32, generator=g).to(DEVICE)) for c in (1, 3)]
-        order = (rows.to(DEVICE) for rows in invert.batches(len(x), batch, 0))
+        order = (rows.to(DEVICE) for rows in shuffled_rows(len(x), batch, 0))
         plain_invert(model, x, y, label, start, order, steps=steps, every=EVERY)
 
 
@@ -64,12 +64,12 @@ def at_once(model, clean: Images, batch: int, steps: int, **more) -> None:
 
 
 def without_folding(model, clean: Images, batch: int, steps: int) -> None:
-    folding = invert.frozen_copy
-    invert.frozen_copy = lambda model, x: copy.deepcopy(model).requires_grad_(False)
+    folding = _invert.frozen_copy
+    _invert.frozen_copy = lambda model, x: copy.deepcopy(model).requires_grad_(False)
     try:
         at_once(model, clean, batch, steps)
     finally:
-        invert.frozen_copy = folding
+        _invert.frozen_copy = folding
 
 
 def in_bfloat16(model, clean: Images, batch: int, steps: int) -> None:

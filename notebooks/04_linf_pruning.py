@@ -54,7 +54,7 @@ import torch
 from bdcourse import activations, check, data, metrics
 from bdcourse import show, surgery, tables, victims, widgets
 from bdcourse.defenses import invert_trigger, linf, linf_oracle, prune_random
-from bdcourse.defenses.linf import curve, gated, responses, sweep
+from bdcourse.defenses import linf_curve, linf_gated, linf_responses, linf_sweep
 
 parts = data.splits("signs")
 test, clean, held = parts.test[:300], parts.clean, parts.held
@@ -328,12 +328,12 @@ check.last_share(last_share)
 # ## The method in fifteen lines
 #
 # Where to look? The paper is said to use the last convolution. In a ResNet its output is added to a shortcut, so a channel is only gone if it is
-# switched off *behind the addition*: `gated` puts a switch there, a factor of 1 or 0 for each channel. We begin with the first stage, whose maps are 32 by 32, and compare stages afterwards.
+# switched off *behind the addition*: `linf_gated` puts a switch there, a factor of 1 or 0 for each channel. We begin with the first stage, whose maps are 32 by 32, and compare stages afterwards.
 
 
 # %% tags=["method", "claim"]
 def linf_plain(model, layer, estimate, q):
-    model, switch = gated(model, layer, clean.shape)
+    model, switch = linf_gated(model, layer, clean.shape)
     x = clean[clean.y != estimate.label].pixels()
     stamped = put_on(x, estimate.mask, estimate.pattern)
     maps = (activations.outputs(model, v, [switch])[switch] for v in (x, stamped))
@@ -379,12 +379,12 @@ class Guessed:
 
 def path(v, layer, estimate, qs, p=math.inf):
     """(scores with the real trigger, success of the guess) along the shares qs."""
-    model, switch = gated(v.model, layer, clean.shape)
+    model, switch = linf_gated(v.model, layer, clean.shape)
     x = clean[clean.y != estimate.label].pixels()
-    score = responses(model, x, estimate.stamp, [switch])[switch].score(p)
-    sets = [c for _, c in sweep({switch: score}, qs)]
+    score = linf_responses(model, x, estimate.stamp, [switch])[switch].score(p)
+    sets = [c for _, c in linf_sweep({switch: score}, qs)]
     fooled = Guessed(estimate, test.y)
-    return curve(model, test, v.attack, sets), curve(model, test, fooled, sets)
+    return [linf_curve(model, test, a, sets) for a in (v.attack, fooled)]
 
 
 # %% tags=["figure"]
@@ -405,15 +405,16 @@ show.lines(
 stages, shares, x = ("layer1", "layer2", "layer3", "layer4"), [i / 32 for i in range(17)], clean[clean.y != label].pixels()  # fmt: skip
 chosen = {}
 for layer in stages:
-    model, switch = gated(victim.model, layer, clean.shape)
-    seen = responses(model, x, ours.stamp, [switch])[switch]  # all norms in one pass
+    model, switch = linf_gated(victim.model, layer, clean.shape)
+    # All norms in one pass.
+    seen = linf_responses(model, x, ours.stamp, [switch])[switch]
     for p in (1.0, 2.0, math.inf):
-        sets = [c for _, c in sweep({switch: seen.score(p)}, shares)]
-        accs = [s.acc for s in curve(model, held, None, sets)]
+        sets = [c for _, c in linf_sweep({switch: seen.score(p)}, shares)]
+        accs = [s.acc for s in linf_curve(model, held, None, sets)]
         kept = sets[shares.index(last_share(shares, accs, accs[0], 0.02))]
         chosen[layer, p] = metrics.evaluate(surgery.without(model, kept), test, victim.attack)  # fmt: skip
 random = [
-    metrics.evaluate(prune_random(gated(victim.model, "layer1", clean.shape)[0], purified.pruned, g).model, test, victim.attack).asr
+    metrics.evaluate(prune_random(linf_gated(victim.model, "layer1", clean.shape)[0], purified.pruned, g).model, test, victim.attack).asr
     for _ in range(3)
 ]  # fmt: skip
 
@@ -476,7 +477,7 @@ show.Picture(fig,
 # trigger the last stage works with all three seeds, which was the worst above (with one seed another works, too). No stage is right for all, and a defender has only the success of his guess to tell which.
 
 # %% tags=["figure"]
-tac = activations.tac(gated(victim.model, "layer1", clean.shape)[0], test[:300], victim.attack, ["layer1.gate"])["layer1.gate"]  # fmt: skip
+tac = activations.tac(linf_gated(victim.model, "layer1", clean.shape)[0], test[:300], victim.attack, ["layer1.gate"])["layer1.gate"]  # fmt: skip
 d = purified.log["scores"]["layer1.gate"]
 show.scatter(
     {"first stage, 16 channels": (d, tac)}, highlight={"first stage, 16 channels": purified.pruned["layer1.gate"]}, highlighted="switched off",

@@ -50,7 +50,7 @@ import torch
 from bdcourse import activations, check, data, metrics
 from bdcourse import show, surgery, tables, victims, widgets
 from bdcourse.defenses import clp, prune_random
-from bdcourse.defenses.clp import channel_norms, plain_scores, scores, sweep
+from bdcourse.defenses import clp_norms, clp_plain_scores, clp_scores, clp_sweep
 
 test = data.load("signs", "test")
 victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"))
@@ -102,7 +102,7 @@ check.sigma(sigma)
 guess = 9
 ones = torch.ones(1, 1, 3, 3)
 check.reveal(guess, round(sigma(ones).item(), 3))
-print("operator norm:", round(channel_norms(ones, "operator").item(), 3))
+print("operator norm:", round(clp_norms(ones, "operator").item(), 3))
 
 # %% [markdown]
 # So $\sigma$ is no upper bound at all: an evenly gray image grows by nine. What holds is
@@ -116,7 +116,7 @@ print("operator norm:", round(channel_norms(ones, "operator").item(), 3))
 # %% tags=["figure"]
 layer = "layer3.0"
 weight = victim.model.get_submodule(layer + ".conv2").weight
-norms = {n: channel_norms(weight, n) for n in ("spectral", "frobenius", "operator")}
+norms = {n: clp_norms(weight, n) for n in ("spectral", "frobenius", "operator")}
 
 
 def spearman(a, b):
@@ -231,7 +231,7 @@ for extreme in (6, 7):
 # **Which $u$ here?** The authors' default is 3, for a ResNet-18 of 4,800 channels. Our networks have 1,200, in layers of 16 to 128. At
 # $u = 3$ CLP misses one of our three victims; we lowered $u$ to 2.5 *after seeing that* on seed 0. So 2.5 is a value tuned on one
 # victim, not a prediction, and two things in this lesson do not depend on it: the other two seeds, which 3 repairs too, and a rule that looks at clean
-# images only (`choose_u`: lower $u$ step by step, and stop before the first that costs more than one point of held-out accuracy). We print 3 and 2.5 side by side.
+# images only (`clp_choose_u`: lower $u$ step by step, and stop before the first that costs more than one point of held-out accuracy). We print 3 and 2.5 side by side.
 #
 # ### Exercise 5: switch it off
 #
@@ -280,7 +280,8 @@ repaired, removed = clp_plain(victim.model, u=2.5)
 purified = clp(victim.model, u=2.5)
 same = all(torch.equal(removed[name], purified.pruned[name]) for name in removed)
 first = surgery.pair_by_flow(victim.model).pairs[3]
-slow = plain_scores(*(victim.model.get_submodule(n) for n in (first.conv, first.bn)))
+conv, bn = (victim.model.get_submodule(n) for n in (first.conv, first.bn))
+slow = clp_plain_scores(conv, bn)
 print("same channels as bdcourse:", same)
 print(
     "batched scores equal one SVD per channel:",
@@ -309,11 +310,11 @@ def z(values):
 
 
 show.strips(
-    z(scores(victim.model)),
+    z(clp_scores(victim.model)),
     highlight=purified.pruned,
     highlighted="switched off",
     cut=dict.fromkeys(purified.pruned, 2.5),
-    beside=z(scores(twin.model)),
+    beside=z(clp_scores(twin.model)),
     beside_title=f"The benign twin: CLP would switch off {clp(twin.model, 2.5).count}",
     title=f"What CLP sees in the victim, and the {purified.count} channels it switches off",
     ylabel="score, z in the layer",
@@ -388,7 +389,7 @@ show.heat(
 
 # %% tags=["figure", "nbval-ignore-output"]
 pruned_at = dict(
-    sweep(
+    clp_sweep(
         victim.model, [6, 5, 4.5, 4, 3.75, 3.5, 3.25, 3, 2.75, 2.5, 2.25, 2, 1.75, 1.5]
     )
 )

@@ -55,8 +55,8 @@ import torch
 from bdcourse import activations, check, data, metrics, models
 from bdcourse import show, surgery, tables, victims, widgets
 from bdcourse.activations import spearman
-from bdcourse.defenses.fmp import execution_order, plain_scores, released_order
-from bdcourse.defenses.fmp import repair, scales_of, scores, select
+from bdcourse.defenses import fmp_execution_order, fmp_plain_scores, fmp_released_order
+from bdcourse.defenses import fmp_repair, fmp_scales_of, fmp_scores, fmp_select
 
 parts, START, STEP = data.splits("signs"), 8 / 255, 4 / 255
 few, test, seeded = parts.clean[:32], parts.test[:600], torch.Generator().manual_seed
@@ -282,7 +282,7 @@ check.worst_maps(worst_maps)
 # %% tags=["predict"]
 guess = 20
 wide = models.build("preact_resnet18", width=64)
-names = execution_order(wide)
+names = fmp_execution_order(wide)
 widths = [wide.get_submodule(n).out_channels for n in names]
 check.reveal(guess, sum(w // 64 for w in widths), "maps")
 print(f"of {sum(widths)}; at p = 32: {sum(w // 32 for w in widths)}")
@@ -301,19 +301,20 @@ print("width 8, p = 64:", sum(w // 8 // 64 for w in widths), "of", sum(widths) /
 def fmp_plain(model, images, p, epsilon, start, least, generator):
     x, y = images.pixels(), images.y
     x0, table = random_start(x, start, generator), {}
-    for name in execution_order(model):
+    for name in fmp_execution_order(model):
         pushed = push(x0, gradients(model, x, x0, name), epsilon)
         logits = metrics.logits(model, pushed.flatten(0, 1))
         table[name] = harm(logits.view(len(pushed), len(y), -1), y)
     chosen = {n: worst_maps(*s, p, least) for n, s in table.items()}
-    off = chosen | scales_of(model, chosen)
+    off = chosen | fmp_scales_of(model, chosen)
     return surgery.without(model, off, shift=False), chosen, table
 
 
 pruned, chosen, table = fmp_plain(trojan.model, few, 64, STEP, START, 1, seeded(0))
-package = plain_scores(trojan.model, x, y, x0, layer, STEP)
+package = fmp_plain_scores(trojan.model, x, y, x0, layer, STEP)
 gap = (package.acc - table[layer][0]).abs().max().item()
-agree = chosen[layer].tolist() == select({layer: package}, 64, least=1)[layer].tolist()
+theirs = fmp_select({layer: package}, 64, least=1)[layer]
+agree = chosen[layer].tolist() == theirs.tolist()
 check.claim("Accuracies equal bdcourse's within one image.", gap, 0, 1 / 32)
 print("same map chosen in", layer, "as by bdcourse:", agree)
 before, after = (
@@ -388,7 +389,7 @@ show.matrix(torch.stack(share), list(four), list(few.classes), numbers=True, hei
 
 # %% tags=["figure", "claim"]
 bn = {p.conv: p.bn for p in surgery.pair_by_flow(trojan.model).pairs}
-response = scores(hidden.model, few, epsilon=STEP, start=START, generator=seeded(0))
+response = fmp_scores(hidden.model, few, epsilon=STEP, start=START, generator=seeded(0))
 accs = {n: s[0] for n, s in table.items()}, {n: r.acc for n, r in response.items()}
 tac = [activations.tac(v.model, test[:150], v.attack) for v in (trojan, hidden)]
 rho = [
@@ -474,7 +475,7 @@ def stages(v, chosen):
     def look(m):
         return {"asr": (metrics.predict(m, stamped) == 0).float().mean().item()}
 
-    p = repair(v.model, parts.clean, chosen, each_epoch=look, generator=seeded(1))
+    p = fmp_repair(v.model, parts.clean, chosen, each_epoch=look, generator=seeded(1))
     pruned = surgery.without(v.model, chosen | p.log["scales"], shift=False)
     rows = [look(v.model), look(pruned), *p.log["history"]]
     return [r["asr"] for r in rows], p
@@ -486,8 +487,8 @@ def at_random(model, like, g):
 
 
 guess, runs = 0, {}
-starts = [response, *(scores(hidden.model, few, epsilon=STEP, start=START, generator=seeded(k)) for k in (1, 2))]  # fmt: skip
-maps = {"TrojanNN": [chosen], "SSBA": [select(s, 64, least=1) for s in starts]}
+starts = [response, *(fmp_scores(hidden.model, few, epsilon=STEP, start=START, generator=seeded(k)) for k in (1, 2))]  # fmt: skip
+maps = {"TrojanNN": [chosen], "SSBA": [fmp_select(s, 64, least=1) for s in starts]}
 for name, v in (("TrojanNN", trojan), ("SSBA", hidden)):
     for k, these in enumerate(maps[name]):
         runs[name, "FMP", k] = stages(v, these)
@@ -564,10 +565,10 @@ show.matrix(torch.tensor(recall), list(nets), list(test.classes), numbers=True, 
 # FMP always prunes its share. What does it do to a network without a backdoor?
 
 # %% tags=["figure", "claim"]
-clean = scores(twin.model, few, epsilon=STEP, start=START, generator=seeded(0))
-cut = select(clean, 64, least=1)
-bare = repair(twin.model, parts.clean, cut, epochs=0, generator=seeded(1))
-whole = repair(twin.model, parts.clean, cut, generator=seeded(1))
+clean = fmp_scores(twin.model, few, epsilon=STEP, start=START, generator=seeded(0))
+cut = fmp_select(clean, 64, least=1)
+bare = fmp_repair(twin.model, parts.clean, cut, epochs=0, generator=seeded(1))
+whole = fmp_repair(twin.model, parts.clean, cut, generator=seeded(1))
 acc = [metrics.evaluate(m, test).acc for m in (twin.model, bare.model, whole.model)]
 check.claim("The twin's pruning costs 15 points or more.", acc[0] - acc[1], 0.15, 0.9)
 known = metrics.evaluate(bare.model, test[test.y == 0]).acc
@@ -598,7 +599,7 @@ show.strips(
 # %% tags=["predict"]
 guess = 3
 model = victims.zoo("badnets-preact").model
-run = execution_order(model)
+run = fmp_execution_order(model)
 defined = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
 wrong = [(a, b) for a, b in zip(defined, run, strict=True) if a != b]
 check.reveal(guess, len(wrong), "layers")
@@ -607,7 +608,7 @@ for a, b in wrong:
 lists = {n: torch.tensor([i]) for i, n in enumerate(run)}
 print(
     "as in bdcourse:",
-    all(released_order(model, lists, run)[a] == lists[b] for a, b in wrong),
+    all(fmp_released_order(model, lists, run)[a] == lists[b] for a, b in wrong),
 )
 
 # %% [markdown]

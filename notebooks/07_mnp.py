@@ -63,8 +63,9 @@ import torch
 from torch.nn import functional as F
 
 from bdcourse import activations, check, data, metrics, show, tables, victims, widgets
-from bdcourse.defenses import masks
-from bdcourse.defenses.mnp import apply_masks, learn_masks, magnitudes, suppress
+from bdcourse.defenses import masks_forward, masks_frozen, masks_ones
+from bdcourse.defenses import mnp_apply_masks, mnp_learn_masks
+from bdcourse.defenses import mnp_magnitudes, mnp_suppress
 
 parts = data.splits("signs")
 clean, held, test = parts.clean, parts.held, parts.test[:300]
@@ -82,7 +83,7 @@ victim, twin, lf = (victims.zoo(n) for n in ("badnets", "benign", "lf"))
 #
 # $$a_k = \lVert W_k \rVert_1 \, \frac{|\gamma_k|}{\sqrt{v_k + \varepsilon}} ,$$
 #
-# which `magnitudes` then divides by its mean over the layer.
+# which `mnp_magnitudes` then divides by its mean over the layer.
 #
 # ### Exercise 1: the folded norm
 #
@@ -169,19 +170,19 @@ def removal(losses, bn, k):
 check.removal(removal)
 
 # %% [markdown]
-# The package's `loss_changes` does this for all 1,200 channels, computing what lies in front of a channel only once. Two shortcuts are popular: fewer images, and the first-order proxy $|m_k\, \partial S / \partial m_k|$ at $m = 1$,
+# The package's `mnp_loss_changes` does this for all 1,200 channels, computing what lies in front of a channel only once. Two shortcuts are popular: fewer images, and the first-order proxy $|m_k\, \partial S / \partial m_k|$ at $m = 1$,
 # one backward pass for all channels at once. The figure shows what both are worth.
 
 # %% tags=["method", "claim"]
 from bdcourse.activations import spearman
-from bdcourse.defenses.mnp import first_order, loss_changes
+from bdcourse.defenses import mnp_first_order, mnp_loss_changes
 
 few = clean[:32]
 changes = {
-    n: loss_changes(v.model, few) for n, v in (("victim", victim), ("twin", twin))
+    n: mnp_loss_changes(v.model, few) for n, v in (("victim", victim), ("twin", twin))
 }
 s = {who: {n: c.mean(1) for n, c in found.items()} for who, found in changes.items()}
-a = {"victim": magnitudes(victim.model), "twin": magnitudes(twin.model)}
+a = {"victim": mnp_magnitudes(victim.model), "twin": mnp_magnitudes(twin.model)}
 
 
 @torch.no_grad()
@@ -198,7 +199,7 @@ exact, g = rows.mean(1), torch.Generator().manual_seed(0)
 orders = [torch.randperm(32, generator=g) for _ in range(20)]
 halves = [rows[:, o].unflatten(1, (2, 16)).mean(2).T for o in orders]
 error = (rows.std(1) / len(few) ** 0.5).clamp(min=1e-12)
-proxy = torch.cat(list(first_order(victim.model, few).values()))
+proxy = torch.cat(list(mnp_first_order(victim.model, few).values()))
 known = ((exact / error).abs() > 2).float().mean().item()
 check.claim("Under half of all s lie two standard errors from 0.", known, 0, 0.5)
 small = (exact.abs() < 1e-3).float().mean().item()
@@ -254,15 +255,15 @@ show.scatter(
 )  # fmt: skip
 
 # %% tags=["figure", "claim"]
-from bdcourse.defenses.mnp import correlation, deviations
+from bdcourse.defenses import mnp_correlation, mnp_deviations
 
-rho = {who: correlation(a[who], s[who]) for who in s}
+rho = {who: mnp_correlation(a[who], s[who]) for who in s}
 mean = {who: sum(r.values()) / len(r) for who, r in rho.items()}
 late = {who: sum(list(r.values())[-10:]) / 10 for who, r in rho.items()}
 check.claim("The mean rho over the late half differs by less than 0.4.", abs(late["victim"] - late["twin"]), 0, 0.4)  # fmt: skip
 usual, odd = ([r["correlation"] for r in tables.results("mnp-detector").rows if (r["attack"] == "none") == c] for c in (True, False))  # fmt: skip
 check.claim("Six victims against twelve clean networks: AUROC 0.65.", sum((b > a) + (b == a) / 2 for a in usual for b in odd) / len(usual) / len(odd), 0.6, 0.7)  # fmt: skip
-check.claim("None lies three robust deviations above the clean ones.", max(deviations(b, usual) for b in odd), 0, 3)  # fmt: skip
+check.claim("None lies three robust deviations above the clean ones.", max(mnp_deviations(b, usual) for b in odd), 0, 3)  # fmt: skip
 show.lines(
     range(1, 21),
     {who: list(r.values()) for who, r in rho.items()},
@@ -339,7 +340,7 @@ def watch(net):
 
 g = [torch.Generator().manual_seed(7) for _ in range(3)]
 one, _ = suppress_plain(victim.model, clean, 1.0, 0.05, g[0], watch)
-two, _ = suppress(victim.model, clean, stop=1.0, lr=0.05, generator=g[1])
+two, _ = mnp_suppress(victim.model, clean, stop=1.0, lr=0.05, generator=g[1])
 near = max((p - q).abs().max().item() for p, q in zip(one.parameters(), two.parameters(), strict=True))  # fmt: skip
 check.claim("One epoch of it: the weights that the package gets.", near, 0, 1e-3)
 forgot, course = suppress_plain(victim.model, clean, 0.2, 0.05, g[2], watch)
@@ -454,32 +455,32 @@ check.reveal(guess, steps, "steps")
 #
 # ## The method in twenty lines
 #
-# Writing into a weight, as in exercise 2, lets no gradient reach a mask. `masks.forward(model, m, x)` is
+# Writing into a weight, as in exercise 2, lets no gradient reach a mask. `masks_forward(model, m, x)` is
 # `torch.func.functional_call(model, {f"{n}.weight": m[n] * scale[n] for n in m}, (x,))`, where `scale[n]` is the BatchNorm's own: one pass with other scales, nothing edited.
 
 
 # %% tags=["method", "claim"]
 def learn_plain(model, forgot, images, sizes, beta, lam, steps, lr, batch, generator):
-    m = masks.ones(model)
+    m = masks_ones(model)
     v = {n: torch.zeros_like(t) for n, t in m.items()}
     for _ in range(steps):
         i = torch.randperm(len(images), generator=generator)[:batch]
         x, y = images.x[i].float() / 255, images.y[i]
         leaves = [t.requires_grad_() for t in m.values()]
-        kept = F.cross_entropy(masks.forward(model, m, x), y)
-        gone = F.cross_entropy(masks.forward(forgot, m, x), y)
+        kept = F.cross_entropy(masks_forward(model, m, x), y)
+        gone = F.cross_entropy(masks_forward(forgot, m, x), y)
         j = mask_loss(kept, gone, leaves, list(sizes.values()), beta, lam)
         for (n, t), g in zip(m.items(), torch.autograd.grad(j, leaves), strict=True):
             m[n], v[n] = mask_step(t.detach(), v[n], g, lr, 0.9)
     return m
 
 
-nets = masks.frozen(victim.model), masks.frozen(forgot)  # eval mode, weights fixed
+nets = masks_frozen(victim.model), masks_frozen(forgot)  # eval mode, weights fixed
 short = {"steps": 60, "lr": 0.2, "batch": 32}
 g = [torch.Generator().manual_seed(1) for _ in range(2)]
 two = short | {"steps": 2}
 mine = learn_plain(*nets, clean, a["victim"], 0.002, 1e-3, generator=g[0], **two)
-theirs, _ = learn_masks(*nets, clean, beta=0.002, generator=g[1], **two)
+theirs, _ = mnp_learn_masks(*nets, clean, beta=0.002, generator=g[1], **two)
 gap = max((mine[n] - theirs[n]).abs().max().item() for n in mine)
 check.claim("After two steps: the masks that the package learns.", gap, 0, 1e-3)
 
@@ -495,10 +496,10 @@ check.claim("After two steps: the masks that the package learns.", gap, 0, 1e-3)
 betas, learned, course = (0.0, 0.002, 0.005, 0.02), {}, {}
 for b in betas:
     g = torch.Generator().manual_seed(1)
-    learned[b], course[b] = learn_masks(*nets, clean, beta=b, generator=g, **short)
+    learned[b], course[b] = mnp_learn_masks(*nets, clean, beta=b, generator=g, **short)
 start = course[0.02]["suppressed"][0]
 check.claim("Before the first step the copy's clean loss is above 100 nats.", start, 100, 1e6)  # fmt: skip
-soft = {b: apply_masks(victim.model, m).model for b, m in learned.items()}
+soft = {b: mnp_apply_masks(victim.model, m).model for b, m in learned.items()}
 least = metrics.evaluate(victim.model, held).acc - 0.03
 beta = max(b for b in betas if metrics.evaluate(soft[b], held).acc >= least)
 score = metrics.evaluate(soft[beta], parts.test[:1000], victim.attack)
@@ -539,7 +540,7 @@ widgets.slider("beta", list(betas), at, start=beta)
 # the rest at 1; $t$ goes up from 0 in steps of 0.05, to 0.9 at most, and stops before the first that costs more than three points of held-out accuracy.
 
 # %% tags=["figure", "claim"]
-hard = apply_masks(victim.model, learned[beta], "hard", held)
+hard = mnp_apply_masks(victim.model, learned[beta], "hard", held)
 marks = {n: (t > t.mean() + 2.5 * t.std()).nonzero().flatten() for n, t in tac.items()}
 hits = sum(
     len(set(marks[n].tolist()) & set(c.tolist())) for n, c in hard.pruned.items()
@@ -572,8 +573,8 @@ variants = {
 found = {"S(theta) + size": learned[0.0]}
 for name, options in variants.items():
     g = torch.Generator().manual_seed(1)
-    found[name], _ = learn_masks(*nets, clean, generator=g, **short | options)
-kept = {n: apply_masks(victim.model, m).model for n, m in found.items()}
+    found[name], _ = mnp_learn_masks(*nets, clean, generator=g, **short | options)
+kept = {n: mnp_apply_masks(victim.model, m).model for n, m in found.items()}
 ablation = {n: metrics.evaluate(m, test, victim.attack) for n, m in kept.items()}
 rows = [score.row(terms="all three, soft"), fixed.row(terms="all three, hard")]
 rows += [r.row(terms=n) for n, r in ablation.items()]
@@ -601,9 +602,9 @@ check.claim("Without the preserving term, accuracy is below 60 %.", acc["S(copy)
 tries = {}
 for d in range(3):
     g, mine = torch.Generator().manual_seed(0), data.load("signs", n=240, seed=100 + d)
-    lost, _ = suppress(lf.model, mine, lr=0.05, generator=g)
-    m, _ = learn_masks(lf.model, lost, mine, generator=g, **short)
-    tries |= {(how, d): metrics.evaluate(apply_masks(lf.model, m, how, held).model, test, lf.attack) for how in ("soft", "hard")}  # fmt: skip
+    lost, _ = mnp_suppress(lf.model, mine, lr=0.05, generator=g)
+    m, _ = mnp_learn_masks(lf.model, lost, mine, generator=g, **short)
+    tries |= {(how, d): metrics.evaluate(mnp_apply_masks(lf.model, m, how, held).model, test, lf.attack) for how in ("soft", "hard")}  # fmt: skip
 asr = {how: [tries[how, d].asr for d in range(3)] for how in ("soft", "hard")}
 gap = [x - y for x, y in zip(asr["soft"], asr["hard"], strict=True)]
 best, read = max(r.ra for r in tries.values()), min(r.acc for r in tries.values())
@@ -637,17 +638,17 @@ show.bars(
 # down to 0.6 and count the answers.
 
 # %% tags=["method", "claim"]
-from bdcourse.defenses.anp import step as anp_step
+from bdcourse.defenses import anp_step
 
 x, y, worst, same = clean[:128].pixels(), clean.y[:128], {}, {}
 for who, v in (("victim", victim), ("twin", twin)):
-    net = masks.frozen(v.model, training=True)  # batch statistics
-    leaves = {n: t.requires_grad_() for n, t in masks.ones(net).items()}
+    net = masks_frozen(v.model, training=True)  # batch statistics
+    leaves = {n: t.requires_grad_() for n, t in masks_ones(net).items()}
     worst[who] = anp_step(net, leaves, x, y, eps=0.4)[0]["robust"].item()
 for batch in (True, False):
-    net = masks.frozen(victim.model, training=batch)
-    down = {n: 0.6 * t for n, t in masks.ones(net).items()}
-    answers = masks.forward(net, down, x).argmax(1)
+    net = masks_frozen(victim.model, training=batch)
+    down = {n: 0.6 * t for n, t in masks_ones(net).items()}
+    answers = masks_forward(net, down, x).argmax(1)
     same[batch] = (answers.bincount().max() / len(x)).item()
 check.claim("The worst push costs the victim over twice what it costs the twin.", worst["victim"] / worst["twin"], 2, 1e9)  # fmt: skip
 check.claim("All scales at 0.6, batch statistics: no class gets over a fifth.", same[True], 0, 0.2)  # fmt: skip

@@ -58,8 +58,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bdcourse import check, curvature, data, landscape, metrics, show, tables, victims, widgets  # fmt: skip
-from bdcourse.defenses.fip import Smooth, fip, purify
 from bdcourse.likelihoods import SOFTMAX
+from bdcourse.defenses import FipDescent, fip, fip_descend
 from bdcourse.train import Augment
 
 parts = data.splits("signs-hard")
@@ -372,8 +372,8 @@ g = [torch.Generator().manual_seed(1) for _ in range(2)]
 fisher = curvature.fisher_diagonal(victim.model, clean[:20])
 mine = fip_plain(victim.model, clean, fisher, 0.005, 0.05, generator=g[0], **how)
 theirs, start = copy.deepcopy(victim.model), list(victim.model.parameters())
-descent = Smooth(SOFTMAX, g[1], 0.005, 0.05, old=start, diagonal=list(fisher.values()))  # fmt: skip
-purify(theirs, clean, descent, generator=g[1], **how)
+descent = FipDescent(SOFTMAX, g[1], 0.005, 0.05, old=start, diagonal=list(fisher.values()))  # fmt: skip
+fip_descend(theirs, clean, descent, generator=g[1], **how)
 apart, way = (
     sum((p - q).square().sum() for p, q in zip(a, theirs.parameters(), strict=True))
     for a in (mine.parameters(), start)
@@ -582,13 +582,13 @@ check.change_gradient(change_gradient)
 
 # %% tags=["method", "claim"]
 from bdcourse import models
-from bdcourse.defenses.fip import factorize, matrices
+from bdcourse.defenses import fip_factorize, fip_matrices
 
 big = models.resnet18(classes=10, width=64)
-count = sum(min(w.flatten(1).shape) for w in matrices(big).values())
+count = sum(min(w.flatten(1).shape) for w in fip_matrices(big).values())
 check.claim("4,325 singular values at width 64.", count, 4325, 4325)
 net = copy.deepcopy(victim.model)
-factorize(net)
+fip_factorize(net)
 moved, whole = (sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (net, victim.model))  # fmt: skip
 check.claim("A hundredth of all numbers moves, BatchNorms included.", moved / whole, 0.005, 0.02)  # fmt: skip
 x = clean[:20].pixels()
@@ -617,15 +617,16 @@ check.claim("The trace over delta is under half of that over W.", sigma / whole,
 # (0.2, 0.8)$ and labels $0, 1$, and work out both means before you run the cell.
 
 # %% tags=["figure", "claim"]
-from bdcourse.defenses.fip import all_pairs, fake_trace
+from bdcourse.defenses import fip_all_pairs, fip_fake_trace
 
 logits, y = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), torch.tensor([0, 1])
 check.claim("The mean log-likelihood is -0.164.", -F.cross_entropy(logits, y).item(), -0.165, -0.164)  # fmt: skip
-check.claim("Over all pairs it is -1.060.", all_pairs(logits, y).item(), -1.061, -1.06)
+paired = fip_all_pairs(logits, y).item()
+check.claim("Over all pairs it is -1.060.", paired, -1.061, -1.06)
 
 net, g = victim.model, torch.Generator().manual_seed(0)
 w, few = list(net.parameters()), clean[:32]
-fakes = [fake_trace(net(few.pixels()), few.y, w, 20, g).item() for _ in range(60)]
+fakes = [fip_fake_trace(net(few.pixels()), few.y, w, 20, g).item() for _ in range(60)]
 negative = sum(f < 0 for f in fakes) / 60
 check.claim("Between a quarter and three quarters of these traces are negative.", negative, 0.25, 0.75)  # fmt: skip
 half = [found.select(victim=v, defense="fip, released, eta = 0.5")[0]["acc"] for v in ("badnets-hard", "trojan-hard")]  # fmt: skip

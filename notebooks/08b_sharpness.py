@@ -47,7 +47,7 @@ import torch
 from sklearn.manifold import TSNE
 
 from bdcourse import activations, check, curvature, data, landscape, metrics, show, tables, victims, widgets  # fmt: skip
-from bdcourse.defenses.fip import all_pairs, fake_trace, fast_fip
+from bdcourse.defenses import fast_fip, fip_all_pairs, fip_fake_trace
 from bdcourse.train import Augment
 
 parts = data.splits("signs-hard")
@@ -352,10 +352,10 @@ check.fake_variance(fake_variance)
 check.claim("Two tensors of length 1 and 20 probes: 0.25.", fake_variance([1, 1], 20), 0.25, 0.25)  # fmt: skip
 net, some = victim.model, parts.clean[:32]
 w, out = list(net.parameters()), net(some.pixels())
-slopes = torch.autograd.grad(all_pairs(out, some.y), w, retain_graph=True)
+slopes = torch.autograd.grad(fip_all_pairs(out, some.y), w, retain_graph=True)
 said = fake_variance([s.norm().item() for s in slopes], 20)
 g = torch.Generator().manual_seed(0)
-drawn = torch.stack([fake_trace(out, some.y, w, 20, g).detach() for _ in range(60)])
+drawn = torch.stack([fip_fake_trace(out, some.y, w, 20, g).detach() for _ in range(60)])
 check.claim("On the victim, 60 draws have that variance, up to 60 %.", drawn.var().item() / said, 0.4, 1.6)  # fmt: skip
 
 # %% [markdown]

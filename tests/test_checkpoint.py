@@ -13,7 +13,7 @@ import torch
 from bdcourse.attacks import BadNets
 from bdcourse.checkpoint import Checkpoint, identity
 from bdcourse.defenses import finetune
-from bdcourse.defenses.base import furthest
+from bdcourse.defenses._base import furthest
 from bdcourse.files import write_whole
 from bdcourse.hooks import Hook
 from bdcourse.metrics import evaluate

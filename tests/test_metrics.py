@@ -10,7 +10,7 @@ from torch import nn
 
 from bdcourse.attacks import BadNets
 from bdcourse.data import quantize
-from bdcourse.defenses.invert import Inverted, detect
+from bdcourse.defenses import Inverted, detect
 from bdcourse.metrics import Scores, Triggered, der, evaluate, logits, predict
 from bdcourse.models import Normalize, build
 from helpers import (

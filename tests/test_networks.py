@@ -17,8 +17,7 @@ from torch import nn
 import networks
 from bdcourse import activations, defenses
 from bdcourse.attacks import BadNets
-from bdcourse.defenses.base import Purified
-from bdcourse.defenses.invert import Estimate, Inverted
+from bdcourse.defenses import Estimate, Inverted, Purified
 from bdcourse.models import fingerprint
 from bdcourse.surgery import accepted_shape, pair_by_flow
 from helpers import frozen, gen, message, random_images, same_state

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from bdcourse import foreign
 from bdcourse.attacks import BadNets
-from bdcourse.defenses.invert import Inverted, detect
+from bdcourse.defenses import Inverted, detect
 from bdcourse.metrics import Scores, Triggered, der, evaluate, logits, predict
 from bdcourse.models import build
 from bdcourse.report import show

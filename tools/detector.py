@@ -17,7 +17,7 @@ from bdcourse.bench.recipes import train_victim
 from bdcourse.bench.results import Results
 from bdcourse.bench.run import environment
 from bdcourse.bench.zoo import ENTRIES
-from bdcourse.defenses.mnp import correlation, magnitudes, saliency, score
+from bdcourse.defenses import mnp_correlation, mnp_magnitudes, mnp_saliency, mnp_score
 
 NAMES = ("benign-w8", "benign-long", "lira", "trojan", "lf", "ssba", "sig", "tact")
 IMAGES = 240
@@ -48,14 +48,14 @@ def main() -> None:
         else:
             victim = victims.zoo(name)
         start = time.perf_counter()
-        a, s = magnitudes(victim.model), saliency(victim.model, parts.clean[:IMAGES])
+        a, s = mnp_magnitudes(victim.model), mnp_saliency(victim.model, parts.clean[:IMAGES])
         results.add(
             cell
             | {
                 "attack": "none" if victim.attack is None else type(victim.attack).__name__,
                 "twin": None if clean else ENTRIES[name].twin,
-                "rho": list(correlation(a, s).values()),
-                **{kind: score(a, s, kind=kind) for kind in ("correlation", "oddities")},
+                "rho": list(mnp_correlation(a, s).values()),
+                **{kind: mnp_score(a, s, kind=kind) for kind in ("correlation", "oddities")},
                 "images": IMAGES,
                 "seconds": round(time.perf_counter() - start, 1),
                 "digest": parts.train.digest(),

@@ -23,8 +23,7 @@ from bdcourse.bench.recipes import train_victim
 from bdcourse.bench.results import Results
 from bdcourse.bench.run import environment
 from bdcourse.bench.zoo import ENTRIES
-from bdcourse.defenses import linf_oracle
-from bdcourse.defenses.linf import responses
+from bdcourse.defenses import linf_oracle, linf_responses
 
 SIZES = (4, 8, 16, 24, 32)
 OPACITY = 0.5
@@ -63,7 +62,7 @@ def main() -> None:
         model = train_victim(parts, attack, recipe, seed, "signs", options.keep).model
         x = parts.test[attack.counts(parts.test.y)][:IMAGES].pixels()
         start = time.perf_counter()
-        seen, stages = responses(model, x, attack.trigger, list(STAGES)), []
+        seen, stages = linf_responses(model, x, attack.trigger, list(STAGES)), []
         for layer, height in STAGES.items():
             for name, p in NORMS.items():
                 repaired = linf_oracle(

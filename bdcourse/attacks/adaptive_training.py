@@ -2,7 +2,7 @@
 
 FIP's authors let the attacker train his victim smooth to begin with: with the same
 penalty as the defense, or with sharpness-aware minimization. Their penalty is not the
-one of their paper (see `defenses.fip.Released`), so this is the experiment with the
+one of their paper (see `defenses.fip_released`), so this is the experiment with the
 paper's own. Born in lesson 08.
 """
 
@@ -23,7 +23,7 @@ from bdcourse.surgery import called_with
 class Smoothing(Hook):
     """Trains on loss + eta_f * Tr F, with labels drawn from the network for the trace.
 
-    As in `defenses.fip`, whose gradient this has; there the weights can be moved in
+    As in `defenses.FipDescent`, whose gradient this has; there the weights can be moved in
     place, here they enter as arguments, since `fit` goes backward only once.
 
     Args:

@@ -10,7 +10,7 @@ from bdcourse import metrics, require
 from bdcourse.analysis import curvature, landscape
 from bdcourse.attacks import Attack
 from bdcourse.data import Images, Splits
-from bdcourse.defenses.clp import US, sweep
+from bdcourse.defenses import CLP_US, clp_sweep
 from bdcourse.examples import require_clean
 from bdcourse.surgery import without
 
@@ -76,12 +76,12 @@ def watch(
 
 
 def sweep_curve(model, test: Images, attack: Attack | None) -> list[dict]:
-    """Scores at every u of :data:`US`; a set of channels seen before is not measured
+    """Scores at every u of :data:`CLP_US`; a set of channels seen before is not measured
     again."""
     require.module(model)
     require_clean(test, "test", least=1)
     curve, scores, last = [], None, -1
-    for u, channels in sweep(model, US):
+    for u, channels in clp_sweep(model, CLP_US):
         count = sum(map(len, channels.values()))
         if count != last:  # a smaller u prunes a superset: same count, same channels
             scores = metrics.evaluate(without(model, channels), test, attack)

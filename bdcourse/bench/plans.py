@@ -22,24 +22,27 @@ from torch import nn
 from bdcourse import defenses, require
 from bdcourse.attacks import Attack
 from bdcourse.data import Images
-from bdcourse.defenses import Purified
-from bdcourse.defenses.clp import choose_u
-from bdcourse.defenses.fip import Aware, purify
-from bdcourse.defenses.fmp import (
-    SETTINGS as FMP_SETTINGS,
+from bdcourse.defenses import (
+    FMP_SETTINGS,
+    Estimate,
+    FmpResponse,
+    Inverted,
+    Purified,
+    SamDescent,
+    clp_choose_u,
+    fip_descend,
+    fmp_execution_order,
+    fmp_released_order,
+    fmp_repair,
+    fmp_scores,
+    fmp_select,
+    invert_trigger,
+    linf_default_layer,
+    linf_gated,
+    masks_prune,
+    masks_prune_oracle,
+    mnp_apply_masks,
 )
-from bdcourse.defenses.fmp import (
-    Response,
-    execution_order,
-    released_order,
-    repair,
-    scores,
-    select,
-)
-from bdcourse.defenses.invert import Estimate, Inverted, invert_trigger
-from bdcourse.defenses.linf import default_layer, gated
-from bdcourse.defenses.masks import prune, prune_oracle
-from bdcourse.defenses.mnp import apply_masks
 from bdcourse.examples import require_clean
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.train import Augment
@@ -92,18 +95,18 @@ class Case:
         return self.inverted.trigger(int(label))
 
     @cached_property
-    def fmp_scores(self) -> dict[str, Response]:
+    def fmp_scores(self) -> dict[str, FmpResponse]:
         """FMP's scores, for every plan that prunes by them."""
         return self._fmp_scores("port")
 
     @cached_property
-    def fmp_scores_release(self) -> dict[str, Response]:
+    def fmp_scores_release(self) -> dict[str, FmpResponse]:
         """The same with the step of the authors' configurations."""
         return self._fmp_scores("release")
 
-    def _fmp_scores(self, setting: str) -> dict[str, Response]:
+    def _fmp_scores(self, setting: str) -> dict[str, FmpResponse]:
         start = time.perf_counter()
-        found = scores(
+        found = fmp_scores(
             self.model,
             self.clean,
             n=FMP_IMAGES,
@@ -152,12 +155,12 @@ class Case:
         return torch.Generator().manual_seed(self.seed)
 
 
-FMP_IMAGES = 256  # at most so many score: half of `scores`' default, half its hours
+FMP_IMAGES = 256  # at most so many score: half of `fmp_scores`' default, half its hours
 # After half of the authors' 2,000 steps so many masks of a narrow network are 0 that to
 # switch just those off costs more than three points; 300 were fixed after a look at one
 # victim.
 ANP_STEPS = 300
-RNP_ASCENT = {"judge": "eval", "epochs": 300}  # as in MNP, see `mnp.suppress`
+RNP_ASCENT = {"judge": "eval", "epochs": 300}  # as in MNP, see `mnp_suppress`
 
 
 def defaults(*of: Callable) -> dict:
@@ -198,7 +201,7 @@ class Plan:
 
 def _clp_held(case: Case) -> Purified:
     start = time.perf_counter()
-    p = defenses.clp(case.model, choose_u(case.model, case.held))
+    p = defenses.clp(case.model, clp_choose_u(case.model, case.held))
     return replace(p, seconds=time.perf_counter() - start)
 
 
@@ -213,7 +216,9 @@ def _linf(case: Case, layer: str | None = None) -> Purified:
 
 
 def _linf_random(case: Case) -> Purified:
-    opened, _ = gated(case.model, default_layer(case.model, case.clean.shape), case.clean.shape)
+    opened, _ = linf_gated(
+        case.model, linf_default_layer(case.model, case.clean.shape), case.clean.shape
+    )
     return defenses.prune_random(opened, _linf(case).pruned, case.generator())
 
 
@@ -257,10 +262,10 @@ def _fmp(
     def run(case: Case) -> Purified:
         found = getattr(case, shared)
         start = time.perf_counter()
-        chosen = select(found, p, least=1)
+        chosen = fmp_select(found, p, least=1)
         if released:
-            chosen = released_order(case.model, chosen, list(found))
-        repaired = repair(
+            chosen = fmp_released_order(case.model, chosen, list(found))
+        repaired = fmp_repair(
             case.model,
             case.clean,
             chosen,
@@ -275,7 +280,7 @@ def _fmp(
 
     more = {"p": p, "least": 1, "n": FMP_IMAGES, "epochs": epochs, **options}
     more |= FMP_SETTINGS[setting] | ({"released": True} if released else {})
-    return Plan(run, settings=defaults(scores, repair) | more, shares=shared)
+    return Plan(run, settings=defaults(fmp_scores, fmp_repair) | more, shares=shared)
 
 
 def _fmp_control(p: float) -> Plan:
@@ -284,7 +289,7 @@ def _fmp_control(p: float) -> Plan:
     def run(case: Case) -> Purified:
         sizes = {
             n: case.model.get_submodule(n).out_channels
-            for n in execution_order(case.model, case.clean.shape)
+            for n in fmp_execution_order(case.model, case.clean.shape)
         }
         many = {n: torch.arange(max(int(c // p), 1)) for n, c in sizes.items()}
         return defenses.fmp_random(
@@ -296,12 +301,12 @@ def _fmp_control(p: float) -> Plan:
         )
 
     more = {"least": 1, "epochs": 10} | ({} if p == math.inf else {"p": p})
-    return Plan(run, settings=defaults(repair) | more)
+    return Plan(run, settings=defaults(fmp_repair) | more)
 
 
 def _hard(case: Case, soft: Purified) -> Purified:
     """The other repair with the masks of a soft one."""
-    hard = apply_masks(case.model, soft.log["masks"], "hard", case.held)
+    hard = mnp_apply_masks(case.model, soft.log["masks"], "hard", case.held)
     log = hard.log | {"beta": soft.log["beta"]}
     return replace(hard, log=log, seconds=soft.seconds + hard.seconds)
 
@@ -324,8 +329,8 @@ def _descending(defense: Callable[..., Purified], **given) -> Plan:
     def run(case: Case) -> Purified:
         return _descend(case, defense, **given)
 
-    below = {defenses.fast_fip: (defenses.fip,), _aware: (Aware,)}
-    settings = defaults(purify, *below.get(defense, ()), defense) | given
+    below = {defenses.fast_fip: (defenses.fip,), _aware: (SamDescent,)}
+    settings = defaults(fip_descend, *below.get(defense, ()), defense) | given
     settings["watch_every"] = 100
     if defense is defenses.fast_fip:
         settings["fast"] = True
@@ -341,7 +346,7 @@ def _random_direction(case: Case) -> Purified:
 
 def _aware(model: nn.Module, clean: Images, **options) -> Purified:
     """Sharpness-aware minimization in the loop of FIP."""
-    return purify(copy.deepcopy(model), clean, Aware(SOFTMAX), **options)
+    return fip_descend(copy.deepcopy(model), clean, SamDescent(SOFTMAX), **options)
 
 
 def _tuned(defense: Callable[..., Purified], held: bool = False, **given) -> Plan:
@@ -367,9 +372,9 @@ def _costing(name: str, drop: float, settings: dict, *, oracle: bool = False) ->
         found, start = getattr(case, name), time.perf_counter()
         masks = found.log["masks"]
         if oracle:
-            cut = prune_oracle(case.model, masks, case.held, case.attack, drop)
+            cut = masks_prune_oracle(case.model, masks, case.held, case.attack, drop)
         else:
-            cut = prune(case.model, masks, case.held, None, drop)
+            cut = masks_prune(case.model, masks, case.held, None, drop)
         model, pruned, t = cut
         seconds = found.seconds + time.perf_counter() - start
         return Purified(model, pruned, {"threshold": t}, seconds)
@@ -393,7 +398,7 @@ del LINF["qs"]  # fifty shares, the same everywhere
 MNP = defaults(defenses.mnp)
 MNP_HARD = MNP | {"repair": "hard"}
 RELEASED = {"steps": 2000, "lr": 0.005, "momentum": 0.95, "batch": 128}
-FIP = defaults(purify, defenses.fip) | {"watch_every": 100}
+FIP = defaults(fip_descend, defenses.fip) | {"watch_every": 100}
 ANP = defaults(defenses.anp) | {"steps": ANP_STEPS}
 RNP = defaults(defenses.rnp) | RNP_ASCENT
 PLANS: dict[str, Plan] = {

@@ -10,7 +10,7 @@ from bdcourse.analysis.sharpness_aware import Flat
 from bdcourse.attacks import BadNets, WaNet
 from bdcourse.attacks.adaptive_training import Smoothing, steer
 from bdcourse.bench import recipes
-from bdcourse.defenses.fip import Smooth
+from bdcourse.defenses import FipDescent
 from bdcourse.hooks import Batch
 from bdcourse.likelihoods import SOFTMAX
 from helpers import gen, message, random_images
@@ -31,7 +31,7 @@ def gradient(model) -> torch.Tensor:
 def test_the_gradient_is_that_of_the_defense(case):
     model, x, y = case
     theirs, mine = copy.deepcopy(model), copy.deepcopy(model)
-    Smooth(SOFTMAX, gen(1), eta_f=0.1)(theirs, x, y, 0)
+    FipDescent(SOFTMAX, gen(1), eta_f=0.1)(theirs, x, y, 0)
     driver = Smoothing(mine, 0.1, gen(1))
     driver.rewrite(Batch.clean(x, y))
     out = mine(x)

@@ -25,9 +25,8 @@ from bdcourse.bench.plans import PLANS, Case, Plan
 from bdcourse.bench.results import RESULTS, Results, identity
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.data import Splits
-from bdcourse.defenses import Purified
-from bdcourse.defenses.fmp import Response, select
-from bdcourse.defenses.masks import maskable
+from bdcourse.defenses import FmpResponse, Purified, fmp_select
+from bdcourse.defenses._masks import maskable
 from bdcourse.report import tables
 from bdcourse.train import Augment
 from helpers import frozen, message, random_images, same_state
@@ -412,11 +411,11 @@ def test_controls_take_as_many_as_the_method(monkeypatch):
     monkeypatch.setattr(defenses, "fmp_random", lambda m, c, like, **o: like)
     sizes = {n: len(c) for n, c in PLANS["fmp, random maps"].run(case).items()}
     found = {
-        n: Response(*torch.rand(3, m.out_channels))
+        n: FmpResponse(*torch.rand(3, m.out_channels))
         for n, m in victim.model.named_modules()
         if hasattr(m, "out_channels") and n in sizes
     }
-    assert sizes == {n: len(c) for n, c in select(found, 64, least=1).items()}
+    assert sizes == {n: len(c) for n, c in fmp_select(found, 64, least=1).items()}
     assert PLANS["fmp, no maps"].run(case) == {}
 
 

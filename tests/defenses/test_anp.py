@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 
 import pytest
@@ -11,18 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.defenses import Purified
-from bdcourse.defenses.anp import (
-    anp,
-    perturbed,
-    plain_step,
-    quiet,
-    random_noise,
-    step,
-    usual_steps,
-)
-from bdcourse.defenses.masks import below, forward, ones
-from bdcourse.defenses.masks import frozen as freeze
+from bdcourse.defenses import Purified, _anp, anp, anp_step, masks_forward, masks_ones
+from bdcourse.defenses import masks_frozen as freeze
+from bdcourse.defenses._anp import anp_plain_step, perturbed, quiet, random_noise, usual_steps
+from bdcourse.defenses._masks import below
 from bdcourse.models import build
 from bdcourse.surgery import without
 from bdcourse.victims import initialised
@@ -38,7 +29,7 @@ def leaves(model, seed=3):
     g = gen(seed)
     return {
         n: torch.rand(m.shape, generator=g).to(m).requires_grad_(True)
-        for n, m in ones(model).items()
+        for n, m in masks_ones(model).items()
     }
 
 
@@ -57,7 +48,7 @@ def test_perturbed_is_the_formula():
     with torch.no_grad():
         assert torch.allclose(perturbed(model, masks, (delta, xi), x), by_hand(x))
         still = perturbed(model, masks, quiet(masks), x)
-        assert torch.equal(still, forward(model, masks, x))
+        assert torch.equal(still, masks_forward(model, masks, x))
 
 
 def test_random_noise_fills_its_range():
@@ -89,8 +80,8 @@ def test_the_fast_step_is_the_plain_one(name, training, start):
     images = random_images(12, side=16)
     x, y = images.pixels().double(), images.y
     noise = random_noise(masks, 0.4, gen(1)) if start == "random" else None
-    a_terms, a = plain_step(plain, masks, x, y, noise=noise)
-    b_terms, b = step(net, masks, x, y, noise=noise)
+    a_terms, a = anp_plain_step(plain, masks, x, y, noise=noise)
+    b_terms, b = anp_step(net, masks, x, y, noise=noise)
     assert a_terms.keys() == b_terms.keys() == {"natural", "robust"}
     for k in a_terms:
         assert torch.allclose(a_terms[k], b_terms[k], rtol=1e-9)
@@ -107,8 +98,8 @@ def test_single_precision_agrees_to_a_hundred_thousandth():
     plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     masks, images = leaves(net), random_images(24, side=16)
     x = images.pixels()
-    _, a = plain_step(plain.requires_grad_(True), masks, x, images.y)
-    _, b = step(net, masks, x.contiguous(memory_format=torch.channels_last), images.y)
+    _, a = anp_plain_step(plain.requires_grad_(True), masks, x, images.y)
+    _, b = anp_step(net, masks, x.contiguous(memory_format=torch.channels_last), images.y)
     for p, q in zip(a, b, strict=True):
         assert torch.allclose(p, q, rtol=1e-5, atol=1e-5)
 
@@ -126,10 +117,10 @@ def test_the_gradient_is_that_of_the_formula():
     worst = tuple({n: eps * v.grad.sign() for n, v in half.items()} for half in (flat, shifts))
     for m in masks.values():
         m.grad = None
-    total = alpha * F.cross_entropy(forward(net, masks, x), y)
+    total = alpha * F.cross_entropy(masks_forward(net, masks, x), y)
     total = total + (1 - alpha) * F.cross_entropy(perturbed(net, masks, worst, x), y)
     total.backward()
-    _, found = step(net, masks, x, y, eps=eps, alpha=alpha)
+    _, found = anp_step(net, masks, x, y, eps=eps, alpha=alpha)
     for m, g in zip(masks.values(), found, strict=True):
         assert torch.allclose(m.grad, g, rtol=1e-8, atol=1e-12)
 
@@ -138,13 +129,13 @@ def test_the_inner_step_goes_uphill_and_stays_in_the_box():
     net = freeze(network())
     masks, images = leaves(net), random_images(24)
     x, y = images.pixels(), images.y
-    still, _ = step(net, masks, x, y, eps=0.0)
+    still, _ = anp_step(net, masks, x, y, eps=0.0)
     assert float(still["natural"]) == float(still["robust"])
-    losses = [float(step(net, masks, x, y, eps=0.02, inner=k)[0]["robust"]) for k in (1, 4)]
+    losses = [float(anp_step(net, masks, x, y, eps=0.02, inner=k)[0]["robust"]) for k in (1, 4)]
     assert losses[0] > float(still["natural"]) and losses[1] > losses[0] - 0.01
     # From a random start at the edge, the push may not leave the box.
     edge = tuple({n: torch.full_like(m, 0.02) for n, m in half.items()} for half in quiet(masks))
-    up = step(net, masks, x, y, eps=0.02, noise=edge)[0]["robust"]
+    up = anp_step(net, masks, x, y, eps=0.02, noise=edge)[0]["robust"]
     assert torch.isfinite(up) and float(up) < losses[0] + 1
 
 
@@ -152,12 +143,12 @@ def test_alpha_weighs():
     net = freeze(network())
     masks, images = leaves(net), random_images(12)
     x, y = images.pixels(), images.y
-    clean = step(net, masks, x, y, alpha=1.0)[1]
-    loss = F.cross_entropy(forward(net, masks, x), y)
+    clean = anp_step(net, masks, x, y, alpha=1.0)[1]
+    loss = F.cross_entropy(masks_forward(net, masks, x), y)
     for g, w in zip(clean, torch.autograd.grad(loss, list(masks.values())), strict=True):
         assert torch.allclose(g, w, atol=1e-6)
-    half = step(net, masks, x, y, alpha=0.5)[1]
-    rob = step(net, masks, x, y, alpha=0.0)[1]
+    half = anp_step(net, masks, x, y, alpha=0.5)[1]
+    rob = anp_step(net, masks, x, y, alpha=0.0)[1]
     for a, b, c in zip(half, clean, rob, strict=True):
         assert torch.allclose(a, (b + c) / 2, atol=1e-5)
 
@@ -296,11 +287,10 @@ def test_anp_sees_model_and_clean_images():
 
 @pytest.mark.parametrize("start", ["zero", "random"])
 def test_stopped_anp_ends_as_if_never_stopped(tmp_path, monkeypatch, start):
-    module = importlib.import_module("bdcourse.defenses.anp")
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
     model, images, path = network(), random_images(24), tmp_path / "anp"
     whole = run(model, images, start=start)
-    calls, real = [], module.step
+    calls, real = [], _anp.anp_step
 
     def stopping(*args, **kwargs):
         calls.append(1)
@@ -308,7 +298,7 @@ def test_stopped_anp_ends_as_if_never_stopped(tmp_path, monkeypatch, start):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "step", stopping)
+    monkeypatch.setattr(_anp, "anp_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(model, images, start=start, checkpoint=path)
     assert path.exists()

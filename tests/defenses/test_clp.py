@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bdcourse.attacks import BadNets
-from bdcourse.defenses import Purified, base, clp
-from bdcourse.defenses.clp import (
-    channel_norms,
-    choose_u,
-    flagged,
-    plain_scores,
-    scores,
-    sweep,
-    threshold,
+from bdcourse.defenses import (
+    Purified,
+    _base,
+    clp,
+    clp_choose_u,
+    clp_norms,
+    clp_plain_scores,
+    clp_scores,
+    clp_sweep,
 )
+from bdcourse.defenses._clp import clp_flagged, threshold
 from bdcourse.metrics import Scores
 from bdcourse.models import build
 from bdcourse.surgery import pair_by_flow, pair_by_order, without
@@ -57,18 +58,19 @@ def layer_with_scores(wanted):
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "mobilenet"])
 def test_batched_scores_are_the_plain_ones(name):
     model = randomise_norms(build(name, width=8))
-    fast = scores(model)
+    fast = clp_scores(model)
     pairs = pair_by_flow(model).pairs
     plain = {
-        p.bn: plain_scores(model.get_submodule(p.conv), model.get_submodule(p.bn)) for p in pairs
+        p.bn: clp_plain_scores(model.get_submodule(p.conv), model.get_submodule(p.bn))
+        for p in pairs
     }
     assert fast.keys() == plain.keys() and len(fast) == len(pairs)
     for k in plain:
         assert torch.allclose(fast[k], plain[k], rtol=1e-5, atol=0), k
     for u in (3, 1, 0.5):
-        a, b = flagged(fast, u), flagged(plain, u)
+        a, b = clp_flagged(fast, u), clp_flagged(plain, u)
         assert {k: v.tolist() for k, v in a.items()} == {k: v.tolist() for k, v in b.items()}
-    assert sum(map(len, flagged(fast, 1).values())) > 0
+    assert sum(map(len, clp_flagged(fast, 1).values())) > 0
 
 
 def test_plain_scores_by_hand():
@@ -78,7 +80,7 @@ def test_plain_scores_by_hand():
     model = randomise_norms(layer(5, 3, 3))
     conv, bn = model
     gamma, variance = bn.weight.detach(), bn.running_var
-    for k, s in enumerate(plain_scores(conv, bn)):
+    for k, s in enumerate(clp_plain_scores(conv, bn)):
         matrix = conv.weight[k].detach().numpy().reshape(5, 9)
         sigma = np.linalg.svd(matrix, compute_uv=False).max()
         want = sigma * abs(float(gamma[k])) / (float(variance[k]) + bn.eps) ** 0.5
@@ -91,28 +93,28 @@ def test_plain_scores_by_hand():
 @pytest.mark.parametrize(("m", "z", "hit"), [(6, "3.085", True), (7, "2.83", False)])
 def test_exercise_1_how_many_equal_outliers(m, z, hit):
     model = layer_with_scores([1.0] * m + [0.0] * (64 - m))
-    s = scores(model)["1"]
+    s = clp_scores(model)["1"]
     digits = len(z.split(".")[1])
     assert f"{float((s[0] - s.mean()) / s.std()):.{digits}f}" == z
-    assert flagged({"1": s}, 3.0)["1"].tolist() == (list(range(m)) if hit else [])
+    assert clp_flagged({"1": s}, 3.0)["1"].tolist() == (list(range(m)) if hit else [])
 
 
 def test_exercise_2_ones():
     w = torch.ones(1, 1, 3, 3)
-    values = [float(channel_norms(w, n)) for n in NORMS]
+    values = [float(clp_norms(w, n)) for n in NORMS]
     assert values == pytest.approx([3, 3, 9])
 
 
 def test_exercise_3_prewitt():
     w = torch.tensor([[-1.0, 0, 1]] * 3).view(1, 1, 3, 3)
-    spectral, frobenius = (channel_norms(w, n).item() for n in NORMS[:2])
+    spectral, frobenius = (clp_norms(w, n).item() for n in NORMS[:2])
     assert f"{spectral:.3f}" == f"{frobenius:.3f}" == "2.449"
     # 6 is reached at a quarter of the sampling frequency, which 32 contains.
-    assert channel_norms(w, "operator", grid=32).item() == pytest.approx(6)
+    assert clp_norms(w, "operator", grid=32).item() == pytest.approx(6)
 
 
 def test_exercise_4_scored_channels():
-    s = scores(build("resnet18"))
+    s = clp_scores(build("resnet18"))
     assert len(s) == 20 and sum(map(len, s.values())) == 4800
     above = 4800 * (1 - torch.distributions.Normal(0, 1).cdf(torch.tensor(3.0)))
     assert f"{float(above):.1f}" == "6.5"
@@ -122,22 +124,22 @@ def test_exercise_5_one_score():
     model = layer_with_scores([2.0, 2.0])
     model[1].weight.data.fill_(0.5)
     model[1].running_var.fill_(0.25)
-    assert scores(model)["1"].tolist() == [2.0, 2.0]
+    assert clp_scores(model)["1"].tolist() == [2.0, 2.0]
     model[1].weight.data.neg_()
-    assert scores(model)["1"].tolist() == [2.0, 2.0], "the sign does not matter"
+    assert clp_scores(model)["1"].tolist() == [2.0, 2.0], "the sign does not matter"
 
 
 def test_shift_and_mean_do_not_matter():
     model = randomise_norms(build("resnet18", width=4))
-    before = scores(model)
+    before = clp_scores(model)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.bias.data.add_(5)
             m.running_mean.sub_(3)
-    after = scores(model)
+    after = clp_scores(model)
     assert all(torch.equal(before[k], after[k]) for k in before)
     model.bn1.running_var.mul_(4)
-    assert torch.allclose(scores(model)["bn1"], before["bn1"] / 2, rtol=1e-3)
+    assert torch.allclose(clp_scores(model)["bn1"], before["bn1"] / 2, rtol=1e-3)
 
 
 # ---------------------------------------------------------------- the norms
@@ -153,7 +155,7 @@ def test_shift_and_mean_do_not_matter():
 )
 def test_chain_of_norms(c_out, c_in, kh, kw, seed):
     w = torch.randn(c_out, c_in, kh, kw, generator=gen(seed))
-    spectral, frobenius, operator = (channel_norms(w, n) for n in NORMS)
+    spectral, frobenius, operator = (clp_norms(w, n) for n in NORMS)
     slack = 1 + 1e-5
     assert (spectral <= slack * frobenius).all()
     assert (frobenius <= slack * operator).all()
@@ -175,7 +177,7 @@ def dense(kernel, grid, stride):
 @pytest.mark.parametrize("c_in", [1, 3])
 def test_operator_norm_is_that_of_the_dense_matrix(stride, size, c_in):
     w = torch.randn(3, c_in, size, size, generator=gen(size), dtype=torch.float64)
-    found = channel_norms(w, "operator", stride=stride, grid=6)
+    found = clp_norms(w, "operator", stride=stride, grid=6)
     for k in range(3):
         exact = torch.linalg.svdvals(dense(w[k : k + 1], 6, stride))[0]
         assert found[k] == pytest.approx(float(exact), rel=1e-9)
@@ -183,18 +185,18 @@ def test_operator_norm_is_that_of_the_dense_matrix(stride, size, c_in):
 
 def test_patches_that_do_not_overlap_have_the_frobenius_norm():
     w = torch.randn(5, 3, 4, 4, generator=gen())
-    found = channel_norms(w, "operator", stride=4)
-    assert torch.allclose(found, channel_norms(w, "frobenius"), rtol=1e-5)
+    found = clp_norms(w, "operator", stride=4)
+    assert torch.allclose(found, clp_norms(w, "frobenius"), rtol=1e-5)
 
 
 def test_one_by_one_and_depthwise_are_vector_norms():
     for w in (torch.randn(6, 7, 1, 1), torch.randn(6, 1, 3, 3)):
         lengths = w.flatten(1).norm(dim=1)
-        assert torch.allclose(channel_norms(w), lengths, rtol=1e-5)
+        assert torch.allclose(clp_norms(w), lengths, rtol=1e-5)
     model = layer(6, 6, 3, groups=6)
     lengths = model[0].weight.flatten(1).norm(dim=1)
-    assert torch.allclose(scores(model)["1"], lengths, rtol=1e-5)
-    assert torch.allclose(plain_scores(*model), lengths, rtol=1e-5)
+    assert torch.allclose(clp_scores(model)["1"], lengths, rtol=1e-5)
+    assert torch.allclose(clp_plain_scores(*model), lengths, rtol=1e-5)
 
 
 def test_scores_know_the_stride():
@@ -202,9 +204,9 @@ def test_scores_know_the_stride():
     for stride in (1, 2, 3):
         model = layer(1, 4, 3, stride=stride)
         model[0].weight.data = w.clone()
-        s = scores(model, norm="operator")["1"]
+        s = clp_scores(model, norm="operator")["1"]
         grid = {1: 32, 2: 32, 3: 33}[stride]
-        exact = channel_norms(w, "operator", stride=stride, grid=grid)
+        exact = clp_norms(w, "operator", stride=stride, grid=grid)
         assert torch.allclose(s, exact)
         # At stride 2 the frequencies 0 and pi fold: (9 + 1) / 2 along each axis.
         assert s[0] == pytest.approx({1: 9, 2: 5, 3: 3}[stride])
@@ -213,15 +215,15 @@ def test_scores_know_the_stride():
 def test_norms_refused():
     w = torch.ones(1, 1, 3, 3)
     with pytest.raises(ValueError, match="unknown norm 'nuclear'"):
-        channel_norms(w, "nuclear")
+        clp_norms(w, "nuclear")
     for options in ({"stride": 3}, {"grid": 2}):
         with pytest.raises(ValueError, match="grid must be"):
-            channel_norms(w, "operator", **options)
+            clp_norms(w, "operator", **options)
 
 
 def test_zero_kernels_score_zero():
     for n in NORMS:
-        assert channel_norms(torch.zeros(2, 3, 3, 3), n).tolist() == [0, 0]
+        assert clp_norms(torch.zeros(2, 3, 3, 3), n).tolist() == [0, 0]
 
 
 # ---------------------------------------------------------------- the threshold
@@ -235,26 +237,26 @@ def test_deviation_is_unbiased():
 def test_threshold_is_strict():
     # mean 1 and unbiased deviation 2: the third channel lies at mean + 1 std exactly.
     s = torch.tensor([-1.0, 1.0, 3.0])
-    assert flagged({"a": s}, 1.0)["a"].tolist() == []
-    assert flagged({"a": s}, 0.99)["a"].tolist() == [2]
-    assert flagged({"a": torch.ones(8)}, 0.0)["a"].tolist() == [], "no spread"
+    assert clp_flagged({"a": s}, 1.0)["a"].tolist() == []
+    assert clp_flagged({"a": s}, 0.99)["a"].tolist() == [2]
+    assert clp_flagged({"a": torch.ones(8)}, 0.0)["a"].tolist() == [], "no spread"
 
 
 def test_layers_are_judged_apart():
     s = {"small": torch.tensor([1.0] * 20 + [2]), "large": torch.tensor([100.0] * 21)}
-    assert {k: v.tolist() for k, v in flagged(s, 3).items()} == {"small": [20], "large": []}
+    assert {k: v.tolist() for k, v in clp_flagged(s, 3).items()} == {"small": [20], "large": []}
 
 
 @pytest.mark.parametrize(("n", "hit"), [(10, False), (11, True)])
 def test_ten_channels_are_never_touched_at_u_3(n, hit):
     s = torch.zeros(n)
     s[0] = 1e6
-    assert len(flagged({"a": s}, 3.0)["a"]) == hit
+    assert len(clp_flagged({"a": s}, 3.0)["a"]) == hit
     assert (s[0] - s.mean()) / s.std() == pytest.approx((n - 1) / n**0.5)
 
 
 def test_one_channel_and_negative_u():
-    assert flagged({"a": torch.tensor([5.0])}, 0) == {}
+    assert clp_flagged({"a": torch.tensor([5.0])}, 0) == {}
     for u in (-0.1, -3):
         with pytest.raises(ValueError, match="must not be negative"):
             clp(build("resnet18", width=4), u)
@@ -274,11 +276,11 @@ def masked(dead_variance=1e-12):
 
 def test_eps_keeps_dead_channels_from_masking():
     model = masked()
-    s = scores(model)["1"]
-    assert 63 in flagged({"1": s}, 3)["1"].tolist()
-    old = scores(model, released=True)["1"]
+    s = clp_scores(model)["1"]
+    assert 63 in clp_flagged({"1": s}, 3)["1"].tolist()
+    old = clp_scores(model, released=True)["1"]
     assert old[0] > 100 * old[63]
-    assert flagged({"1": old}, 3)["1"].tolist() == [0]
+    assert clp_flagged({"1": old}, 3)["1"].tolist() == [0]
     z = (old[63] - old.mean()) / old.std()
     assert z == pytest.approx(-0.1, abs=0.05), "as measured in clp.md"
     assert clp(model).pruned["1"].tolist() == [63]
@@ -323,7 +325,7 @@ def test_clp_sees_the_model_alone():
 
 
 def test_order_pairing_differs_on_preact(model):
-    flow, order = scores(model), scores(model, pairing="order")
+    flow, order = clp_scores(model), clp_scores(model, pairing="order")
     assert len(flow) == 9 and len(order) == 16
     assert all(torch.equal(order[k], v) for k, v in flow.items())
     a, b = clp(model, 1.0), clp(model, 1.0, pairing="order")
@@ -332,7 +334,7 @@ def test_order_pairing_differs_on_preact(model):
 
 
 def test_larger_u_prunes_less_and_inside(model):
-    found = sweep(model, [0, 0.5, 1, 2, 3, 50])
+    found = clp_sweep(model, [0, 0.5, 1, 2, 3, 50])
     assert [u for u, _ in found] == [0, 0.5, 1, 2, 3, 50]
     counts = [sum(map(len, c.values())) for _, c in found]
     assert counts == sorted(counts, reverse=True) and counts[-1] == 0 < counts[0]
@@ -375,11 +377,11 @@ def fake_evaluate(monkeypatch, model, accs, calls):
         off = sum(int((b.weight == 0).sum()) for b in m.modules() if isinstance(b, nn.BatchNorm2d))
         return Scores(accs(off))
 
-    monkeypatch.setattr(base, "evaluate", evaluate)
+    monkeypatch.setattr(_base, "evaluate", evaluate)
 
 
 def counts_by_u(model, us):
-    return {u: sum(map(len, c.values())) for u, c in sweep(model, us)}
+    return {u: sum(map(len, c.values())) for u, c in clp_sweep(model, us)}
 
 
 US = (4.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.25)
@@ -392,13 +394,13 @@ def test_choose_u_respects_max_drop_and_sees_no_trigger(model, monkeypatch):
     fake_evaluate(monkeypatch, model, lambda off: 0.9 - 0.001 * off, calls)
     before = frozen(model)
     for allowed in (counts[1.0], counts[2.0], counts[0.25] + 1):
-        u = choose_u(model, clean, US, max_drop=0.001 * allowed)
+        u = clp_choose_u(model, clean, US, max_drop=0.001 * allowed)
         within = [v for v in US if counts[v] <= allowed]
         assert u == min(within)
-    assert choose_u(model, clean, US[::-1], max_drop=0.001 * counts[1.0]) == 1.0
+    assert clp_choose_u(model, clean, US[::-1], max_drop=0.001 * counts[1.0]) == 1.0
     assert all(c[0] is clean and c[1:] == ((), {}) for c in calls)
     assert same_state(model, before)
-    assert set(inspect.signature(choose_u).parameters) == {"model", "clean", "us", "max_drop"}
+    assert set(inspect.signature(clp_choose_u).parameters) == {"model", "clean", "us", "max_drop"}
 
 
 def test_choose_u_stops_at_the_first_that_costs_more(model, monkeypatch):
@@ -408,12 +410,12 @@ def test_choose_u_stops_at_the_first_that_costs_more(model, monkeypatch):
         return 0.5 if off == counts[1.5] else 0.9
 
     fake_evaluate(monkeypatch, model, accs, [])
-    assert choose_u(model, random_images(k=10), US) == 2.0
+    assert clp_choose_u(model, random_images(k=10), US) == 2.0
 
 
 def test_choose_u_gives_up_honestly(model, monkeypatch):
     fake_evaluate(monkeypatch, model, lambda off: 0.9 - 0.5 * (off > 0), [])
-    u = choose_u(model, random_images(k=10), (1.0, 0.5))
+    u = clp_choose_u(model, random_images(k=10), (1.0, 0.5))
     assert u == float("inf") and clp(model, u).count == 0
 
 
@@ -421,13 +423,13 @@ def test_choose_u_at_exactly_the_allowed_drop(model, monkeypatch):
     # Three of 300 images, but 152 / 300 - 0.01 > 149 / 300 in floating point.
     assert 152 / 300 - 0.01 > 149 / 300
     fake_evaluate(monkeypatch, model, lambda off: (149 if off else 152) / 300, [])
-    assert choose_u(model, random_images(k=10), US, max_drop=0.01) == min(US)
+    assert clp_choose_u(model, random_images(k=10), US, max_drop=0.01) == min(US)
 
 
 def test_choose_u_for_real():
     model = randomise_norms(build("resnet18", classes=10, width=8))
     clean = labelled_images(20, side=16)
-    u = choose_u(model, clean, (3.0, 1.0), max_drop=1.0)
+    u = clp_choose_u(model, clean, (3.0, 1.0), max_drop=1.0)
     assert u == 1.0
     calls = []
 
@@ -438,5 +440,5 @@ def test_choose_u_for_real():
 
     poisoned = Spy(target=1).poison(clean, 0.0, gen(), stamp="after")
     with pytest.raises(ValueError, match="must be clean Images, not Poisoned"):
-        choose_u(model, poisoned, (3.0,), max_drop=1.0)
+        clp_choose_u(model, poisoned, (3.0,), max_drop=1.0)
     assert not calls

@@ -9,13 +9,8 @@ import torch
 from torch import nn
 
 from bdcourse.activations import outputs
-from bdcourse.defenses import finetune
-from bdcourse.defenses.fine_pruning import (
-    activity,
-    fine_pruning,
-    last_layer,
-    pruning_steps,
-)
+from bdcourse.defenses import fine_pruning, finetune
+from bdcourse.defenses._fine_pruning import activity, last_layer, pruning_steps
 from bdcourse.metrics import evaluate
 from bdcourse.models import build, head_inputs
 from bdcourse.surgery import revived, without

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import time
 from types import SimpleNamespace
 
@@ -18,29 +17,24 @@ from bdcourse.analysis.curvature import fisher_diagonal, fisher_trace
 from bdcourse.analysis.curvature import gradient as slopes
 from bdcourse.analysis.sharpness_aware import sam_step
 from bdcourse.data import Images
-from bdcourse.defenses import fast_fip, fip, fip_released
-from bdcourse.defenses.fip import (
-    Aware,
-    Released,
-    Smooth,
-    Spectrum,
-    all_pairs,
-    along,
-    factorize,
-    fake_trace,
-    fold,
-    matrices,
-    purify,
-    trainable,
-    twice,
+from bdcourse.defenses import (
+    FipDescent,
+    SamDescent,
+    _fip,
+    fast_fip,
+    fip,
+    fip_all_pairs,
+    fip_descend,
+    fip_factorize,
+    fip_fake_trace,
+    fip_matrices,
+    fip_released,
 )
+from bdcourse.defenses._fip import ReleasedDescent, SingularValues, along, fold, trainable, twice
 from bdcourse.likelihoods import SOFTMAX, Softmax
 from bdcourse.models import MODELS, build, guarded
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
-
-# The package exports the function under the name of its module.
-module = importlib.import_module("bdcourse.defenses.fip")
 
 
 def network(name="resnet18", seed=1):
@@ -99,7 +93,7 @@ def test_how_many_numbers_move(name, size):
     with torch.device("meta"):
         model = build(name, classes=10, width=64)
     assert sum(w.numel() for w in model.parameters()) == size
-    shapes = [w.flatten(1).shape for w in matrices(model).values()]
+    shapes = [w.flatten(1).shape for w in fip_matrices(model).values()]
     assert len(shapes) == 21
     assert sum(min(shape) for shape in shapes) == 4325
 
@@ -108,10 +102,10 @@ def test_how_many_numbers_move(name, size):
 def test_factorized_and_folded_it_is_the_same_network(name):
     model, x = network(name), random_images(4, side=32).pixels()
     start, logits = frozen(model), model(x).detach()
-    found = list(matrices(model).values())
+    found = list(fip_matrices(model).values())
     assert sum(w.numel() for w in found) > 0.6 * sum(map(torch.numel, start.values()))
     other = copy.deepcopy(model)
-    factorize(other)
+    fip_factorize(other)
     torch.testing.assert_close(other(x), logits, rtol=1e-4, atol=1e-4)
     moving = [p for n, p in other.named_parameters() if n.endswith(".original")]
     assert [len(p) for p in moving] == [min(w.flatten(1).shape) for w in found]
@@ -137,7 +131,7 @@ def moved_by(d, seed=0):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)).double()
     before = net[0].weight.detach().flatten(1).clone()
-    factorize(net)
+    fip_factorize(net)
     net[0].parametrizations.weight.original.data.copy_(d(torch.linalg.svdvals(before)))
     ((s, change),) = fold(net).values()
     return before, net[0].weight.detach().flatten(1), s, change
@@ -157,7 +151,7 @@ def test_relu_cuts_at_zero():
     left = torch.linalg.svdvals(after)
     torch.testing.assert_close(left[:2], s[2:])
     torch.testing.assert_close(left[2:], 0 * left[2:], rtol=0, atol=1e-12)
-    law = Spectrum(torch.eye(2), torch.tensor([1.0, 2.0]), torch.eye(2), (2, 2))
+    law = SingularValues(torch.eye(2), torch.tensor([1.0, 2.0]), torch.eye(2), (2, 2))
     d = torch.tensor([-1.5, -0.5], requires_grad=True)
     assert law(d).tolist() == [[0, 0], [0, 1.5]]
     law(d).sum().backward()
@@ -168,13 +162,13 @@ def test_the_slope_along_a_singular_value():
     model, (images, x) = smooth_net(), small()
     F.cross_entropy(model(x), images.y).backward()
     want = []
-    for w in matrices(model).values():
+    for w in fip_matrices(model).values():
         u, _, vh = torch.linalg.svd(w.detach().flatten(1), full_matrices=False)
         want.append(torch.einsum("or,oi,ri->r", u, w.grad.flatten(1), vh))
-    factorize(model)
+    fip_factorize(model)
     model.zero_grad()
     F.cross_entropy(model(x), images.y).backward()
-    for (m, name), slope in zip(matrices(model), want, strict=True):
+    for (m, name), slope in zip(fip_matrices(model), want, strict=True):
         found = m.parametrizations[name].original.grad
         torch.testing.assert_close(found, slope)
 
@@ -184,7 +178,7 @@ def test_the_trace_over_singular_values_is_no_larger(fisher):
     model, (images, _) = smooth_net(), small()
     options = {"route": "exact", "fisher": fisher}
     over_w = fisher_trace(model, images, weights=["0.weight", "3.weight"], **options)
-    factorize(model)
+    fip_factorize(model)
     names = [n for n, _ in model.named_parameters() if n.endswith(".original")]
     over_d = fisher_trace(model, images, weights=names, **options)
     assert 0 < over_d.value <= over_w.value
@@ -192,10 +186,10 @@ def test_the_trace_over_singular_values_is_no_larger(fisher):
 
 def test_attention_counts_as_one_matrix_and_twice_is_once_too_often():
     model = network("vit")
-    assert sum(name == "in_proj_weight" for _, name in matrices(model)) == 6
-    factorize(model)
+    assert sum(name == "in_proj_weight" for _, name in fip_matrices(model)) == 6
+    fip_factorize(model)
     with pytest.raises(ValueError, match="parametrized already") as e:
-        factorize(model)
+        fip_factorize(model)
     message(e)
 
 
@@ -268,8 +262,8 @@ def test_the_random_control_pushes_as_far_elsewhere():
     for product in ("difference", "random"):
         twin = copy.deepcopy(net)
         plain = copy.deepcopy(net)
-        Smooth(SOFTMAX, gen(1), eta_f=1.0, product=product)(twin, x, y, 0)
-        Smooth(SOFTMAX, gen(1))(plain, x, y, 0)
+        FipDescent(SOFTMAX, gen(1), eta_f=1.0, product=product)(twin, x, y, 0)
+        FipDescent(SOFTMAX, gen(1))(plain, x, y, 0)
         both = zip(twin.parameters(), plain.parameters(), strict=True)
         pushes[product] = [a.grad - b.grad for a, b in both]
     for a, b in zip(*pushes.values(), strict=True):
@@ -315,7 +309,7 @@ def test_the_slope_of_the_trace_against_finite_differences(fisher):
     weights, found = trainable(model), {}
     plain = slopes(F.cross_entropy(model(x), images.y), weights)
     for product in ("exact", "difference"):
-        descent = Smooth(SOFTMAX, gen(5), eta, fisher=fisher, product=product)
+        descent = FipDescent(SOFTMAX, gen(5), eta, fisher=fisher, product=product)
         model.zero_grad()
         seen = descent(model, x, images.y, 0)
         assert float(seen["trace"]) == pytest.approx(trace())
@@ -347,7 +341,7 @@ def test_the_trace_of_a_batch_is_unbiased(fisher):
         for w in model.parameters():
             w *= 1.5
     want = fisher_trace(model, images, route="exact", fisher=fisher).value
-    descent = Smooth(SOFTMAX, gen(1), fisher=fisher)
+    descent = FipDescent(SOFTMAX, gen(1), fisher=fisher)
     out, weights, draws = model(x), trainable(model), []
     for _ in range(2000):
         score = descent.total_score(out, images.y)
@@ -377,7 +371,7 @@ def test_only_the_exact_gaussian_push_is_the_gradient_of_the_trace():
             trace = trace + p[i, k] * sum(v.square().sum() for v in s) / len(x)
     want, near = flat(slopes(trace, weights)), {}
     for draw in ("labels", "gaussian"):
-        mean, descent = 0, Smooth(SOFTMAX, gen(1), 1.0, product="exact", draw=draw)
+        mean, descent = 0, FipDescent(SOFTMAX, gen(1), 1.0, product="exact", draw=draw)
         out = model(x)
         for _ in range(1000):
             square = sum(v.square().sum() for v in descent.slopes(out, images.y, weights))
@@ -391,7 +385,7 @@ def test_only_the_exact_gaussian_push_is_the_gradient_of_the_trace():
 def test_a_gaussian_draw_is_unbiased_and_its_difference_is_its_product():
     model, (images, x) = smooth_net(), small(4)
     want = fisher_trace(model, images, route="exact").value
-    descent = Smooth(SOFTMAX, gen(1), 0.3, draw="gaussian")
+    descent = FipDescent(SOFTMAX, gen(1), 0.3, draw="gaussian")
     traces = torch.tensor([float(descent(model, x, images.y, 0)["trace"]) for _ in range(1500)])
     assert float(traces.mean()) == pytest.approx(want, rel=0.08)
     # The difference takes the drawn vector as given.
@@ -414,7 +408,7 @@ def test_pushes_are_logged_and_can_be_given(product):
     added, lengths = {}, {0: 7.0}
     for eta, given in ((0.01, None), (0.01, lengths), (0.0, None)):
         net = copy.deepcopy(model).train()
-        descent = Smooth(SOFTMAX, gen(1), eta, product=product, lengths=given)
+        descent = FipDescent(SOFTMAX, gen(1), eta, product=product, lengths=given)
         seen = descent(net, x, y, 0)
         added[eta, given is None] = flat(grads(net)), seen.get("push")
     plain = added[0.0, True][0]
@@ -465,7 +459,7 @@ def test_batchnorm_sees_the_batch_once(norms, product):
         plain(x)
     model = norm_net().train(norms != "frozen")
     eta = 0.1
-    descent = Smooth(SOFTMAX, gen(3), eta, product=product, norms=norms)
+    descent = FipDescent(SOFTMAX, gen(3), eta, product=product, norms=norms)
     seen = descent(model, x, images.y, 0)
     buffers = dict(plain.named_buffers())
     assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
@@ -513,8 +507,8 @@ def test_the_pull_by_its_formula():
     model, (images, x) = smooth_net(), small()
     old = [w.detach().clone() for w in trainable(model)]
     diagonal = [torch.rand_like(w) for w in old]
-    descent = Smooth(SOFTMAX, gen(), 0.0, 2.5, old=old, diagonal=diagonal)
-    plain = Smooth(SOFTMAX, gen())
+    descent = FipDescent(SOFTMAX, gen(), 0.0, 2.5, old=old, diagonal=diagonal)
+    plain = FipDescent(SOFTMAX, gen())
     for moved in (False, True):
         for w in trainable(model) if moved else ():
             w.data += 0.1 * torch.randn_like(w)
@@ -534,10 +528,10 @@ def captured(monkeypatch, *args, f=fip, **options):
     seen = []
 
     def build_one(*args):
-        seen.append(Smooth(*args))
+        seen.append(FipDescent(*args))
         return seen[0]
 
-    monkeypatch.setattr(module, "Smooth", build_one)
+    monkeypatch.setattr(_fip, "FipDescent", build_one)
     f(*args, steps=1, lr=1e-6, **options)
     monkeypatch.undo()
     return seen[0]
@@ -564,7 +558,7 @@ def test_the_diagonal_is_the_mean_of_the_squared_scores(monkeypatch):
 def test_the_pull_of_fast_fip_is_to_no_change(monkeypatch):
     model, (images, _) = smooth_net(), small()
     descent = captured(monkeypatch, model, images, f=fast_fip, fisher="empirical", generator=gen())
-    factorize(model)
+    fip_factorize(model)
     want = fisher_diagonal(model, images, fisher="empirical")
     torch.testing.assert_close(flat(descent.diagonal), flat(want.values()))
     for (name, _), w0 in zip(model.named_parameters(), descent.old, strict=True):
@@ -705,7 +699,7 @@ def test_the_argument_is_untouched(f):
 
 
 def test_a_last_step_out_of_bounds_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.Checkpoint, "due", lambda self: True)
+    monkeypatch.setattr(_fip.Checkpoint, "due", lambda self: True)
     path = tmp_path / "fip"
     with pytest.raises(RuntimeError, match="in step 0: take a smaller lr") as e:
         fip(
@@ -748,12 +742,12 @@ def test_a_weight_without_use_stays():
     model.idle = nn.Parameter(torch.ones(2))
     model.forward = lambda x: model[3](model[2](model[1](model[0](x))))
     for descent in (
-        Smooth(SOFTMAX, g := gen(), 1e-3),
-        Aware(SOFTMAX, 0.1),
-        Released(g),
+        FipDescent(SOFTMAX, g := gen(), 1e-3),
+        SamDescent(SOFTMAX, 0.1),
+        ReleasedDescent(g),
     ):
         other = copy.deepcopy(model)
-        purify(other, images, descent, steps=2, generator=g)
+        fip_descend(other, images, descent, steps=2, generator=g)
         assert torch.equal(other.idle, model.idle)
     p = fip(smooth_net(), images, steps=2, generator=gen())
     q = fip(with_idle(smooth_net()), images, steps=2, generator=gen())
@@ -825,7 +819,7 @@ RUNS = [(fip, {}), (fast_fip, {"norms": "mixed"}), (fip_released, {"every": 2}),
 
 @pytest.mark.parametrize("f, extra", RUNS)
 def test_stopped_and_started_again_it_ends_the_same(f, extra, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.Checkpoint, "due", lambda self: self.path is not None)
+    monkeypatch.setattr(_fip.Checkpoint, "due", lambda self: self.path is not None)
     model, images, path = network(), random_images(12), tmp_path / "fip"
     options = {"steps": 5, "lr": 1e-3, "batch": 6, "watch_every": 1} | extra
     options |= {"augment": Augment(1)}
@@ -858,7 +852,7 @@ def test_stopped_and_started_again_it_ends_the_same(f, extra, tmp_path, monkeypa
 
 
 def test_a_checkpoint_of_other_work_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.Checkpoint, "due", lambda self: self.path is not None)
+    monkeypatch.setattr(_fip.Checkpoint, "due", lambda self: self.path is not None)
     path = tmp_path / "fip"
     images, _ = small()
 
@@ -962,8 +956,15 @@ def test_aware_is_the_step_of_ft_sam(rho):
     images, _ = small(12)
     model, twin = norm_net().float(), norm_net().float()
     g = gen(2)
-    p = purify(
-        model, images, Aware(SOFTMAX, rho), steps=4, lr=0.05, momentum=0.5, batch=6, generator=g
+    p = fip_descend(
+        model,
+        images,
+        SamDescent(SOFTMAX, rho),
+        steps=4,
+        lr=0.05,
+        momentum=0.5,
+        batch=6,
+        generator=g,
     )
     twin.train()
     norm, start = twin[1], frozen(twin[1])
@@ -993,34 +994,34 @@ def test_all_pairs_are_not_the_likelihood():
     y = torch.tensor([0, 1])
     log_p = SOFTMAX.log_prob(out, y).mean()
     assert float(log_p) == pytest.approx(-0.1642, abs=1e-4)
-    assert float(all_pairs(out, y)) == pytest.approx(-1.0601, abs=1e-4)
+    assert float(fip_all_pairs(out, y)) == pytest.approx(-1.0601, abs=1e-4)
 
 
 def test_the_fake_trace_has_mean_zero_and_the_stated_variance():
     # Two weights along which the all-pairs likelihood has slope 1, 20 probes.
     torch.manual_seed(0)
     logits, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 2])
-    (slope,) = torch.autograd.grad(all_pairs(logits, y), logits)
+    (slope,) = torch.autograd.grad(fip_all_pairs(logits, y), logits)
     along_it = slope / slope.square().sum()
     w = [torch.zeros(1, requires_grad=True) for _ in range(2)]
     out, g = logits.detach() + (w[0] + w[1]) * along_it, gen(1)
-    draws = torch.stack([fake_trace(out, y, w, 20, g).detach() for _ in range(600)])
+    draws = torch.stack([fip_fake_trace(out, y, w, 20, g).detach() for _ in range(600)])
     # A variance of n Gaussian numbers is off by a share of sqrt(2 / n): here 6%.
     assert float(draws.var()) == pytest.approx(0.25, rel=0.18)
     assert abs(float(draws.mean())) < 4 * (0.25 / 600) ** 0.5
     for which, variance in ((0, 9), (2, 1)):  # the first counts thrice, the last once
         w = [torch.zeros(1, requires_grad=True) for _ in range(3)]
         out = logits.detach() + w[which] * along_it
-        draws = [fake_trace(out, y, w, 1, g).detach() for _ in range(600)]
+        draws = [fip_fake_trace(out, y, w, 1, g).detach() for _ in range(600)]
         assert float(torch.stack(draws).var()) == pytest.approx(variance, rel=0.18)
 
 
 def test_the_released_step_descends_the_fake_trace():
     model, (images, x) = smooth_net(), small()
-    seen = Released(gen(6), eta_f=0.5, probes=3)(model, x, images.y, 5)
+    seen = ReleasedDescent(gen(6), eta_f=0.5, probes=3)(model, x, images.y, 5)
     found, weights = grads(model), trainable(model)
     out = model(x)
-    fake = fake_trace(out, images.y, weights, 3, gen(6))
+    fake = fip_fake_trace(out, images.y, weights, 3, gen(6))
     want = slopes(F.cross_entropy(out, images.y) + 0.5 * fake, weights)
     torch.testing.assert_close(flat(found), flat(want))
     assert float(seen["trace"]) == pytest.approx(float(fake.detach()))
@@ -1132,7 +1133,7 @@ def test_the_slope_on_a_gpu_is_that_on_the_cpu(product):
     found = []
     for device in ("cpu", "cuda"):
         model = smooth_net().to(device)
-        descent = Smooth(SOFTMAX, gen(1), 0.1, fisher="empirical", product=product)
+        descent = FipDescent(SOFTMAX, gen(1), 0.1, fisher="empirical", product=product)
         descent(model, x.to(device), images.y.to(device), 0)
         found.append([v.cpu() for v in grads(model)])
     c, ratio = agree(*found)

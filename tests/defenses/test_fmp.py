@@ -13,24 +13,22 @@ from torch import nn
 from bdcourse import victims
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import load
-from bdcourse.defenses import Purified
-from bdcourse.defenses.fmp import (
-    SETTINGS,
-    Response,
-    execution_order,
+from bdcourse.defenses import (
+    FMP_SETTINGS,
+    FmpResponse,
+    Purified,
+    _fmp,
     fmp,
+    fmp_execution_order,
+    fmp_plain_scores,
     fmp_random,
-    gradients,
-    judge,
-    plain_push,
-    plain_scores,
-    random_start,
-    released_order,
-    repair,
-    scales_of,
-    scores,
-    select,
+    fmp_released_order,
+    fmp_repair,
+    fmp_scales_of,
+    fmp_scores,
+    fmp_select,
 )
+from bdcourse.defenses._fmp import fmp_random_start, gradients, judge, plain_push
 from bdcourse.models import build
 from bdcourse.surgery import pair_by_flow, without
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
@@ -72,20 +70,20 @@ def equal(a, b, **tolerance):
 
 def test_random_start():
     x = images().pixels()
-    x0 = random_start(x, 0.05, gen(1))
+    x0 = fmp_random_start(x, 0.05, gen(1))
     moved = ((x0 - x) / 0.05).round()
     inside = (x > 0.05) & (x < 0.95)
     assert set(moved[inside].unique().tolist()) == {-1, 1}
     assert 0.45 < (moved[inside] > 0).double().mean() < 0.55
     assert 0 <= float(x0.min()) and float(x0.max()) <= 1
-    assert torch.equal(x0, random_start(x, 0.05, gen(1)))
-    assert not torch.equal(x0, random_start(x, 0.05, gen(2)))
+    assert torch.equal(x0, fmp_random_start(x, 0.05, gen(1)))
+    assert not torch.equal(x0, fmp_random_start(x, 0.05, gen(2)))
 
 
 def test_one_step_by_hand():
     # f = w x, so J grows along x0 - x, whatever the sign of w: the step goes on out.
     model, x = one_by_one([2.0, -0.5]), images(c=1).pixels()
-    x0 = random_start(x, 0.05, gen())
+    x0 = fmp_random_start(x, 0.05, gen())
     want = (x0 + 0.1 * (x0 - x).sign()).clamp(0, 1)
     for i in range(2):
         pushed = plain_push(model, x, x0, "0", i, 0.1)
@@ -100,7 +98,7 @@ def test_without_a_start_there_is_no_gradient():
         for _, g in gradients(model, x, x, layer, 4):
             assert (g == 0).all()
         assert torch.equal(plain_push(model, x, x, layer, 0, 0.1), x)
-        x0 = random_start(x, 1e-3, gen())
+        x0 = fmp_random_start(x, 1e-3, gen())
         assert all((g != 0).any() for _, g in gradients(model, x, x0, layer))
 
 
@@ -120,18 +118,18 @@ def test_fast_is_plain(name, layers):
     model = network(name, {"vit": 8, "mobilenet": 8}.get(name, 4)).double()
     data = images(3 if name == "mobilenet" else 5, side)
     x = data.pixels().double()
-    x0 = random_start(x, 0.05, gen(3))
+    x0 = fmp_random_start(x, 0.05, gen(3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # torch warns if it falls back to a loop
         fast = [
-            scores(model, data, layers=layers, chunk=chunk, generator=gen(3), **FAR)
+            fmp_scores(model, data, layers=layers, chunk=chunk, generator=gen(3), **FAR)
             for chunk in (None, 1, 15)
         ]
-    plain = {k: plain_scores(model, x, data.y, x0, k, 0.1) for k in layers}
+    plain = {k: fmp_plain_scores(model, x, data.y, x0, k, 0.1) for k in layers}
     for found in fast:
         equal(found, plain, atol=1e-9)
         for p in (1, 2, 4):
-            assert lists(select(found, p)) == lists(select(plain, p))
+            assert lists(fmp_select(found, p)) == lists(fmp_select(plain, p))
     assert list(fast[0]) == layers
     varied = torch.cat([r.loss for r in plain.values()])
     assert varied.std() > 1e-6, "a test that tells maps apart"
@@ -151,12 +149,12 @@ def test_fast_is_plain_in_float32():
     model, data = victims.zoo("benign-w8").model, load("signs", "test")[:12]
     x, layer = data.pixels(), "layer2.0.conv2"
     conv = model.get_submodule(layer)
-    x0 = random_start(x, 8 / 255, gen(3))
+    x0 = fmp_random_start(x, 8 / 255, gen(3))
     step = {"epsilon": 8 / 255, "start": 8 / 255}
-    fast = scores(model, data, layers=[layer], generator=gen(3), **step)
-    plain = {layer: plain_scores(model, x, data.y, x0, layer, 8 / 255)}
+    fast = fmp_scores(model, data, layers=[layer], generator=gen(3), **step)
+    plain = {layer: fmp_plain_scores(model, x, data.y, x0, layer, 8 / 255)}
     equal(fast, plain, atol=1e-5)
-    assert lists(select(fast, 4)) == lists(select(plain, 4))
+    assert lists(fmp_select(fast, 4)) == lists(fmp_select(plain, 4))
     for maps, g in gradients(model, x, x0, layer, 8):
         for i, ours in zip(range(maps.start, maps.stop), g, strict=True):
             want = gradient_by_hand(model, conv, x, x0, i)
@@ -196,7 +194,7 @@ def test_scores_are_seeded_and_leave_the_model_alone():
     modes = [m.training for m in model.modules()]
     before, digest = frozen(model), data.digest()
     options = {"layers": ["layer3.0.conv1"], **FAR}
-    runs = [scores(model, data, generator=gen(s), **options) for s in (0, 0, 1)]
+    runs = [fmp_scores(model, data, generator=gen(s), **options) for s in (0, 0, 1)]
     equal(runs[0], runs[1], rtol=0, atol=0)
     assert not torch.equal(runs[0]["layer3.0.conv1"][1], runs[2]["layer3.0.conv1"][1])
     assert same_state(model, before) and data.digest() == digest
@@ -208,18 +206,18 @@ def test_scores_are_seeded_and_leave_the_model_alone():
 
 def test_running_statistics_score_not_those_of_the_batch():
     model, data = network(), images()
-    found = scores(model.train(), data, layers=["conv1"], generator=gen(), **FAR)
-    again = scores(model.eval(), data, layers=["conv1"], generator=gen(), **FAR)
+    found = fmp_scores(model.train(), data, layers=["conv1"], generator=gen(), **FAR)
+    again = fmp_scores(model.eval(), data, layers=["conv1"], generator=gen(), **FAR)
     equal(found, again, rtol=0, atol=0)
 
 
 def test_several_starts_are_averaged():
     model, data = network(), images()
     g, x = gen(5), data.pixels()
-    x0 = [random_start(x, 0.05, g) for _ in range(2)]
-    both = [plain_scores(model, x, data.y, x0[k], "conv1", 0.1) for k in range(2)]
-    found = scores(model, data, layers=["conv1"], starts=2, generator=gen(5), **FAR)
-    mean = Response(*((a + b) / 2 for a, b in zip(*both, strict=True)))
+    x0 = [fmp_random_start(x, 0.05, g) for _ in range(2)]
+    both = [fmp_plain_scores(model, x, data.y, x0[k], "conv1", 0.1) for k in range(2)]
+    found = fmp_scores(model, data, layers=["conv1"], starts=2, generator=gen(5), **FAR)
+    mean = FmpResponse(*((a + b) / 2 for a, b in zip(*both, strict=True)))
     equal(found, {"conv1": mean}, atol=1e-5)
 
 
@@ -227,25 +225,25 @@ def test_a_sample_scores_where_there_are_more():
     model, data = network(), images(12)
     g = gen(2)
     sample = data[torch.randperm(12, generator=g)[:5]]
-    x0 = random_start(sample.pixels(), 0.05, g)
-    want = plain_scores(model, sample.pixels(), sample.y, x0, "conv1", 0.1)
-    found = scores(model, data, layers=["conv1"], n=5, generator=gen(2), **FAR)
+    x0 = fmp_random_start(sample.pixels(), 0.05, g)
+    want = fmp_plain_scores(model, sample.pixels(), sample.y, x0, "conv1", 0.1)
+    found = fmp_scores(model, data, layers=["conv1"], n=5, generator=gen(2), **FAR)
     equal(found, {"conv1": want}, atol=1e-5)
-    assert inspect.signature(scores).parameters["n"].default == 512
+    assert inspect.signature(fmp_scores).parameters["n"].default == 512
 
 
 def test_blocks_of_images_add_up():
     model, data = network(), random_images(70, side=8)  # more than one block of 64
-    x0 = random_start(data.pixels(), 0.05, gen())
-    want = plain_scores(model, data.pixels(), data.y, x0, "conv1", 0.1)
-    found = scores(model, data, layers=["conv1"], generator=gen(), **FAR)
+    x0 = fmp_random_start(data.pixels(), 0.05, gen())
+    want = fmp_plain_scores(model, data.pixels(), data.y, x0, "conv1", 0.1)
+    found = fmp_scores(model, data, layers=["conv1"], generator=gen(), **FAR)
     equal(found, {"conv1": want}, atol=1e-5)
 
 
 def test_bf16_is_near():
     model, data = network(), images()
     found = [
-        scores(model, data, layers=["conv1"], bf16=b, generator=gen(), **FAR)["conv1"]
+        fmp_scores(model, data, layers=["conv1"], bf16=b, generator=gen(), **FAR)["conv1"]
         for b in (False, True)
     ]
     assert 0 < (found[0].loss - found[1].loss).abs().max() < 0.1
@@ -260,9 +258,9 @@ def test_a_relu_that_writes_in_place_changes_nothing():
     for inplace in (True, False):
         relus = [nn.ReLU(inplace) for _ in range(2)]
         model = nn.Sequential(conv[0], relus[0], conv[1], relus[1], *tail)
-        x0 = random_start(data.pixels(), 0.05, gen())
-        found.append(scores(model, data, generator=gen(), **FAR))
-        found.append({k: plain_scores(model, data.pixels(), data.y, x0, k, 0.1) for k in "02"})
+        x0 = fmp_random_start(data.pixels(), 0.05, gen())
+        found.append(fmp_scores(model, data, generator=gen(), **FAR))
+        found.append({k: fmp_plain_scores(model, data.pixels(), data.y, x0, k, 0.1) for k in "02"})
     for other in found[1:]:
         equal(found[0], other, atol=1e-5)
 
@@ -282,14 +280,14 @@ class LateShortcut(nn.Module):
 
 def test_a_convolution_that_never_runs_is_left_out():
     model = LateShortcut()
-    assert execution_order(model) == ["first", "second"]
-    assert list(scores(model, images(), generator=gen())) == ["first", "second"]
+    assert fmp_execution_order(model) == ["first", "second"]
+    assert list(fmp_scores(model, images(), generator=gen())) == ["first", "second"]
 
 
 def test_scoring_goes_on_after_a_stop(tmp_path, monkeypatch):
     model, data = network(), images(5, side=8)
     options = {"layers": ["conv1", "layer1.0.conv1"], "n": 4, "chunk": 2, **FAR}
-    whole = scores(model, data, generator=gen(), **options)
+    whole = fmp_scores(model, data, generator=gen(), **options)
     path = tmp_path / "s.safetensors"
     calls = []
 
@@ -302,13 +300,13 @@ def test_scoring_goes_on_after_a_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "due", due)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            scores(model, data, generator=gen(), checkpoint=path, **options)
+            fmp_scores(model, data, generator=gen(), checkpoint=path, **options)
         assert path.exists()
     with pytest.raises(ValueError, match="epsilon differs") as e:
         other = options | {"epsilon": 0.2}
-        scores(model, data, generator=gen(), checkpoint=path, **other)
+        fmp_scores(model, data, generator=gen(), checkpoint=path, **other)
     message(e)
-    found = scores(model, data, generator=gen(), checkpoint=path, **options)
+    found = fmp_scores(model, data, generator=gen(), checkpoint=path, **options)
     equal(found, whole, rtol=0, atol=0)
     # 2 blocks x 4 maps x 2 layers; what the two stopped calls did is repeated but once.
     assert len(calls) == 16 + 2 and not path.exists()
@@ -319,32 +317,33 @@ def test_scoring_goes_on_after_a_stop(tmp_path, monkeypatch):
 
 def test_the_nine_layers_that_the_release_confuses():
     model = build("preact_resnet18", width=4)
-    runs = execution_order(model)
+    runs = fmp_execution_order(model)
     defined = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     assert len(runs) == 20 and set(runs) == set(defined)
     wrong = {a for a, b in zip(defined, runs, strict=True) if a != b}
     parts = ("conv1", "conv2", "shortcut.0")
     assert wrong == {f"layer{k}.0.{part}" for k in (2, 3, 4) for part in parts}
     plain = build("resnet18", width=4)
-    assert execution_order(plain) == [
+    assert fmp_execution_order(plain) == [
         n for n, m in plain.named_modules() if isinstance(m, nn.Conv2d)
     ]
 
 
 def like_a_scoring(model, seed=0):
     g = gen(seed)
-    widths = {n: model.get_submodule(n).out_channels for n in execution_order(model)}
+    widths = {n: model.get_submodule(n).out_channels for n in fmp_execution_order(model)}
     return {
-        n: Response(*torch.rand(3, c, generator=g, dtype=torch.float64)) for n, c in widths.items()
+        n: FmpResponse(*torch.rand(3, c, generator=g, dtype=torch.float64))
+        for n, c in widths.items()
     }
 
 
 def test_exercise_1_counts():
     found = like_a_scoring(build("preact_resnet18", width=64))
     assert sum(len(r.acc) for r in found.values()) == 4800
-    counts = {p: sum(map(len, select(found, p).values())) for p in (64, 32)}
+    counts = {p: sum(map(len, fmp_select(found, p).values())) for p in (64, 32)}
     assert counts == {64: 75, 32: 150}
-    assert sorted(map(len, select(found).values())) == [1] * 5 + [2] * 5 + [4] * 5 + [8] * 5, (
+    assert sorted(map(len, fmp_select(found).values())) == [1] * 5 + [2] * 5 + [4] * 5 + [8] * 5, (
         "64 is the default"
     )
 
@@ -355,27 +354,27 @@ def test_exercise_1_counts():
 def response(acc, loss=None, margin=None):
     n = len(acc)
     rows = (acc, loss or [0.0] * n, margin or [0.0] * n)
-    return Response(*(torch.tensor(r, dtype=torch.float64) for r in rows))
+    return FmpResponse(*(torch.tensor(r, dtype=torch.float64) for r in rows))
 
 
 def test_lowest_accuracy_then_highest_loss_then_first():
     r = response([0.9, 0.5, 0.5, 0.5, 0.2, 0.9], [0, 1, 3, 1, 0, 9], [5, 4, 3, 2, 1, 0.0])
     for p, want in ((6, [4]), (3, [2, 4]), (2, [1, 2, 4]), (1.5, [1, 2, 3, 4])):
-        assert select({"a": r}, p)["a"].tolist() == want
-    assert select({"a": r}, 2, by="margin")["a"].tolist() == [3, 4, 5]
-    assert select({"a": r}, 1)["a"].tolist() == list(range(6))
-    assert select({"a": r}, 7)["a"].tolist() == []
+        assert fmp_select({"a": r}, p)["a"].tolist() == want
+    assert fmp_select({"a": r}, 2, by="margin")["a"].tolist() == [3, 4, 5]
+    assert fmp_select({"a": r}, 1)["a"].tolist() == list(range(6))
+    assert fmp_select({"a": r}, 7)["a"].tolist() == []
 
 
 def test_least_and_z():
     found = {"a": response([0.1, 0.9, 0.9, 0.9]), "b": response([1.0] * 9)}
-    assert lists(select(found, 64)) == {"a": [], "b": []}
-    assert lists(select(found, 64, least=1)) == {"a": [0], "b": [0]}
-    assert lists(select(found, 4, least=20)) == {"a": [0, 1, 2, 3], "b": [*range(9)]}
+    assert lists(fmp_select(found, 64)) == {"a": [], "b": []}
+    assert lists(fmp_select(found, 64, least=1)) == {"a": [0], "b": [0]}
+    assert lists(fmp_select(found, 4, least=20)) == {"a": [0, 1, 2, 3], "b": [*range(9)]}
     # mean 0.7 and deviation 0.4: the first lies 1.5 deviations below, no other.
-    assert lists(select(found, z=1.49)) == {"a": [0], "b": []}
-    assert lists(select(found, z=1.51)) == {"a": [], "b": []}
-    assert lists(select({"a": response([0.1])}, z=1)) == {"a": []}
+    assert lists(fmp_select(found, z=1.49)) == {"a": [0], "b": []}
+    assert lists(fmp_select(found, z=1.51)) == {"a": [], "b": []}
+    assert lists(fmp_select({"a": response([0.1])}, z=1)) == {"a": []}
 
 
 def test_select_refuses():
@@ -388,7 +387,7 @@ def test_select_refuses():
     ]
     for options, text in cases:
         with pytest.raises(ValueError, match=text) as e:
-            select({"a": response([1.0])}, **options)
+            fmp_select({"a": response([1.0])}, **options)
         message(e)
 
 
@@ -402,7 +401,7 @@ def quick(monkeypatch):
     def made_up(model, *_):
         return like_a_scoring(model), Checkpoint(None, {})
 
-    monkeypatch.setattr(inspect.getmodule(fmp), "_score", made_up)
+    monkeypatch.setattr(_fmp, "_score", made_up)
 
 
 @pytest.mark.parametrize(("name", "pairs"), [("resnet18", 20), ("preact_resnet18", 9)])
@@ -411,7 +410,7 @@ def test_pruning_zeroes_filters_and_their_own_scales(name, pairs, quick):
     before = frozen(model)
     done = fmp(model, images(), p=4, epochs=0, generator=gen())
     assert isinstance(done, Purified) and same_state(model, before)
-    assert lists(done.pruned) == lists(select(like_a_scoring(model), 4))
+    assert lists(done.pruned) == lists(fmp_select(like_a_scoring(model), 4))
     assert done.count == 5 * (1 + 2 + 4 + 8) and len(done.log["scales"]) == pairs
     assert done.log["history"] == [] and done.log["revived"] == 0
     assert not done.model.training and done.seconds > 0
@@ -421,7 +420,7 @@ def test_pruning_zeroes_filters_and_their_own_scales(name, pairs, quick):
         if key in rows:
             want[rows[key]] = 0
         assert torch.equal(now, want), key
-    own = scales_of(model, done.pruned)
+    own = fmp_scales_of(model, done.pruned)
     assert lists(own) == lists(done.log["scales"])
     assert own["layer1.0.bn1" if name == "resnet18" else "layer1.0.bn2"].equal(
         done.pruned["layer1.0.conv1"]
@@ -430,7 +429,7 @@ def test_pruning_zeroes_filters_and_their_own_scales(name, pairs, quick):
 
 def test_a_channel_that_is_off_emits_its_shift(quick):
     model = network()
-    off = repair(model, images(), {"conv1": torch.tensor([2])}, epochs=0, generator=gen())
+    off = fmp_repair(model, images(), {"conv1": torch.tensor([2])}, epochs=0, generator=gen())
     assert (off.model.bn1.weight == 0).tolist() == [False, False, True, False]
     out = off.model.bn1(off.model.conv1(torch.rand(2, 3, 8, 8)))[:, 2]
     assert torch.equal(out, model.bn1.bias[2].expand_as(out))
@@ -449,8 +448,8 @@ def test_whole_defense(tmp_path):
     assert [m.training for m in model.modules()] == modes
     assert all(q.grad is None for q in model.parameters())
     assert one.log["p"] == 4 and one.log["epsilon"] == 0.1 and one.log["start"] == 0.05
-    assert lists(one.pruned) == lists(select(one.log["scores"], 4))
-    found = scores(model, data, generator=gen(4), **FAR)
+    assert lists(one.pruned) == lists(fmp_select(one.log["scores"], 4))
+    found = fmp_scores(model, data, generator=gen(4), **FAR)
     equal(one.log["scores"], found, rtol=0, atol=0)
     assert [r["epoch"] for r in one.log["history"]] == [1, 2]
     assert {"loss", "acc", "revived"} <= set(one.log["history"][0])
@@ -462,11 +461,11 @@ def test_whole_defense(tmp_path):
 
 def tuned(model, channels, **options):
     options = {"epochs": 2, "lr": 0.1, "batch": 8, "generator": gen(1), **options}
-    return repair(model, images(24, side=8), channels, **options)
+    return fmp_repair(model, images(24, side=8), channels, **options)
 
 
 def some(model):
-    return select(like_a_scoring(model), 4)
+    return fmp_select(like_a_scoring(model), 4)
 
 
 def test_filters_without_an_own_batchnorm_grow_back():
@@ -514,24 +513,24 @@ def test_scales_alone_are_held_too():
 
 
 def test_defaults_of_fine_tuning(monkeypatch):
-    module, seen = inspect.getmodule(fmp), {}
+    seen = {}
 
     def fit(model, data, **options):
         seen.update(options)
         raise InterruptedError
 
-    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(_fmp, "fit", fit)
     with pytest.raises(InterruptedError):
-        repair(network(), images(), {}, generator=gen())
+        fmp_repair(network(), images(), {}, generator=gen())
     want = {"epochs": 10, "lr": 0.01, "weight_decay": 0.0, "warmup": 0.0}
     assert {k: seen[k] for k in want} == want
     with pytest.raises(InterruptedError):
-        repair(network(), images(), {}, generator=gen(), weight_decay=0.1, momentum=0.5)
+        fmp_repair(network(), images(), {}, generator=gen(), weight_decay=0.1, momentum=0.5)
     assert seen["weight_decay"] == 0.1 and seen["momentum"] == 0.5
-    assert SETTINGS["port"] == {"epsilon": 1 / 255, "start": 1 / 255}
-    assert SETTINGS["release"] == {"epsilon": 0.06, "start": 0.02}
+    assert FMP_SETTINGS["port"] == {"epsilon": 1 / 255, "start": 1 / 255}
+    assert FMP_SETTINGS["release"] == {"epsilon": 0.06, "start": 0.02}
     defaults = inspect.signature(fmp).parameters
-    assert {k: defaults[k].default for k in SETTINGS["port"]} == SETTINGS["port"]
+    assert {k: defaults[k].default for k in FMP_SETTINGS["port"]} == FMP_SETTINGS["port"]
     assert defaults["p"].default == 64 and not defaults["hold_mask"].default
     assert not defaults["released"].default and defaults["epochs"].default == 10
 
@@ -565,9 +564,9 @@ def test_fine_tuning_goes_on_after_a_stop(tmp_path, quick):
 
 def test_scores_outlive_a_stop_in_fine_tuning(tmp_path, monkeypatch):
     model, data = one_by_one([1.0, 2.0, 3.0, 4.0], c=3), images()
-    path, module = tmp_path / "f.safetensors", inspect.getmodule(fmp)
-    real, fits, pulls = module.fit, [], []
-    original = module.gradients
+    path = tmp_path / "f.safetensors"
+    real, fits, pulls = _fmp.fit, [], []
+    original = _fmp.gradients
 
     def fit(*args, **options):
         fits.append(1)
@@ -579,8 +578,8 @@ def test_scores_outlive_a_stop_in_fine_tuning(tmp_path, monkeypatch):
         pulls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(module, "fit", fit)
-    monkeypatch.setattr(module, "gradients", counting)
+    monkeypatch.setattr(_fmp, "fit", fit)
+    monkeypatch.setattr(_fmp, "gradients", counting)
     options = {"p": 2, "epochs": 1, "checkpoint": path}
     with pytest.raises(KeyboardInterrupt):
         fmp(model, data, generator=gen(), **options)
@@ -597,7 +596,7 @@ def test_released_order_gives_layers_the_lists_of_others(quick):
     ours, theirs = (
         fmp(model, images(), p=4, epochs=0, released=r, generator=gen()) for r in (False, True)
     )
-    runs = execution_order(model)
+    runs = fmp_execution_order(model)
     defined = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     for here, there in zip(defined, runs, strict=True):
         assert torch.equal(theirs.pruned[here], ours.pruned[there])
@@ -618,7 +617,7 @@ def test_released_order_of_other_widths_is_refused():
     assert "second the list of first" in message(e)
     chosen = {"first": torch.tensor([1]), "second": torch.tensor([7])}
     with pytest.raises(ValueError, match="8 maps|4 maps"):
-        released_order(model, chosen, ["first", "second"])
+        fmp_released_order(model, chosen, ["first", "second"])
 
 
 # ---------------------------------------------------------------- the control
@@ -690,7 +689,7 @@ def test_bad_data_and_models_are_refused():
     ]
     for net, data, options, text in cases:
         with pytest.raises(ValueError, match=text) as e:
-            scores(net, data, generator=gen(), **options)
+            fmp_scores(net, data, generator=gen(), **options)
         message(e)
 
 
@@ -705,7 +704,7 @@ def test_nothing_to_prune_is_said_loudly():
 
 
 def test_no_signature_knows_the_other_side():
-    for f in (fmp, fmp_random, scores, repair):
+    for f in (fmp, fmp_random, fmp_scores, fmp_repair):
         text = str(inspect.signature(f))
         for word in ("Attack", "Poisoned", "attack", "trigger", "target", "poison"):
             assert word not in text, f"{f.__name__}{text}"

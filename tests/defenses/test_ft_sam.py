@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 
 import numpy as np
@@ -12,16 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from bdcourse.analysis.sharpness_aware import Flat, ascent, moved_loss, sam_step
-from bdcourse.defenses import finetune
-from bdcourse.defenses.ft_sam import ft_sam
+from bdcourse.defenses import _ft_sam, finetune, ft_sam
 from bdcourse.hooks import Batch
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import build
 from bdcourse.train import Augment, one_cycle
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
-
-# The package exports the function under the name of its module.
-module = importlib.import_module("bdcourse.defenses.ft_sam")
 
 
 def network(name="resnet18", width=4, seed=1):
@@ -244,10 +239,10 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return told(self, model)
 
-    monkeypatch.setattr(module.Flat, "sharpness", stop)
+    monkeypatch.setattr(_ft_sam.Flat, "sharpness", stop)
     with pytest.raises(KeyboardInterrupt):
         ft_sam(network(), images, generator=gen(), checkpoint=path, **options)
-    monkeypatch.setattr(module.Flat, "sharpness", told)
+    monkeypatch.setattr(_ft_sam.Flat, "sharpness", told)
     assert len(list(tmp_path.iterdir())) == 2
     for change in ({"rho": 1.0}, {"smoothing": 0.0}, {"generator": gen(5)}):
         settings = options | {"generator": gen()} | change

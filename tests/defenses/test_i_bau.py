@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 
 import pytest
@@ -10,22 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bdcourse.defenses import finetune
-from bdcourse.defenses.i_bau import (
-    ascent,
+from bdcourse.defenses import _i_bau, finetune, i_bau
+from bdcourse.defenses._i_bau import (
     hypergradient,
-    i_bau,
+    inner_step,
+    outer_steps,
     perturbed_loss,
     project,
     universal,
-    unlearn,
 )
 from bdcourse.models import build
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
-
-# The package exports the function under the name of its module.
-package = importlib.import_module("bdcourse.defenses.i_bau")
 
 QUICK = {"rounds": 2, "passes": 1, "steps": 3, "batch": 8, "iterations": 2}
 
@@ -106,7 +101,7 @@ def test_none_is_the_gradient_with_the_perturbation_held():
     want = torch.autograd.grad(perturbed_loss(model, x, y, delta), weights)
     found = hypergradient(
         lambda d: perturbed_loss(model, x, y, d),
-        lambda d: ascent(model, x, y, d, 0.1, 1.0),
+        lambda d: inner_step(model, x, y, d, 0.1, 1.0),
         delta,
         weights,
         0,
@@ -172,7 +167,7 @@ def test_at_an_exact_maximum_on_the_ball_the_second_term_vanishes():
         with_, without_ = (
             hypergradient(
                 lambda d: perturbed_loss(model, x, y, d),
-                lambda d: ascent(model, x, y, d, 0.5, 0.1),
+                lambda d: inner_step(model, x, y, d, 0.5, 0.1),
                 delta,
                 weights,
                 k,
@@ -205,10 +200,10 @@ def test_a_step_goes_up_the_gradient_and_stays_in_the_ball():
     d = torch.zeros(1, 3, 2, 2).double().requires_grad_()
     low = perturbed_loss(model, x, y, d)
     (g,) = torch.autograd.grad(low, d)
-    moved = ascent(model, x, y, d, 0.3, 100.0)
+    moved = inner_step(model, x, y, d, 0.3, 100.0)
     assert torch.allclose(moved, 0.3 * g)
     assert perturbed_loss(model, x, y, moved) > low
-    far = ascent(model, x, y, d, 1e4, 0.2)
+    far = inner_step(model, x, y, d, 1e4, 0.2)
     assert float(far.detach().norm()) == pytest.approx(0.2)
     twice = torch.autograd.grad(far.sum(), list(model.parameters()))
     assert any(t.any() for t in twice), "differentiable in the weights"
@@ -240,7 +235,7 @@ def test_one_perturbation_raises_the_loss_of_all_images():
     assert perturbed_loss(model, x, y, delta) > still + 0.02
     by_hand = torch.zeros(1, 3, 2, 2).double()
     for a, b in parts * 5:
-        by_hand = ascent(model, a, b, by_hand.requires_grad_(), 1.0, 0.3).detach()
+        by_hand = inner_step(model, a, b, by_hand.requires_grad_(), 1.0, 0.3).detach()
     assert torch.equal(by_hand, delta)
 
 
@@ -252,10 +247,10 @@ def test_an_outer_step_is_the_optimizers_on_the_hypergradient():
     delta = universal(model, [(x, y)] * 3, 1.0, 0.3)
     options = {"rate": 0.1, "radius": 0.3, "iterations": 4}
     opt = torch.optim.SGD(model.parameters(), 0.2)
-    unlearn(model, delta, [(x, y)], opt, **options)
+    outer_steps(model, delta, [(x, y)], opt, **options)
     g = hypergradient(
         lambda d: perturbed_loss(twin, x, y, d),
-        lambda d: ascent(twin, x, y, d, 0.1, 0.3),
+        lambda d: inner_step(twin, x, y, d, 0.1, 0.3),
         delta,
         list(twin.parameters()),
         4,
@@ -336,7 +331,7 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch):
     images = random_images(20)
     options = QUICK | {"rounds": 4, "augment": Augment(1)}
     whole = i_bau(network(), images, generator=gen(), **options)
-    path, real, seen = tmp_path / "bau", package.unlearn, []
+    path, real, seen = tmp_path / "bau", _i_bau.outer_steps, []
 
     def stop(*args, **settings):
         seen.append(1)
@@ -344,12 +339,12 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch):
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(package, "unlearn", stop)
+    monkeypatch.setattr(_i_bau, "outer_steps", stop)
     model = network()
     with pytest.raises(KeyboardInterrupt):
         i_bau(model, images, generator=gen(), checkpoint=path, **options)
     assert same_state(model, frozen(network())) and path.exists()
-    monkeypatch.setattr(package, "unlearn", real)
+    monkeypatch.setattr(_i_bau, "outer_steps", real)
     numbers = ("rounds", "passes", "radius", "steps", "rate", "solve_rate", "lr")
     changes = [{name: 7} for name in (*numbers, "iterations", "batch")]
     for change in (*changes, {"generator": gen(4)}, {"augment": None}):
@@ -395,7 +390,7 @@ def test_it_cannot_be_handed_the_trigger():
 @pytest.mark.parametrize(("n", "passes"), [(240, 5), (640, 2), (4000, 1), (6, 40)])
 def test_the_usual_number_of_passes_makes_about_forty_steps(n, passes, monkeypatch):
     seen = []
-    monkeypatch.setattr(package, "unlearn", lambda *a, **k: seen.extend(1 for _ in a[2]))
-    monkeypatch.setattr(package, "universal", lambda m, b, *a: torch.zeros(1, 3, 8, 8))
+    monkeypatch.setattr(_i_bau, "outer_steps", lambda *a, **k: seen.extend(1 for _ in a[2]))
+    monkeypatch.setattr(_i_bau, "universal", lambda m, b, *a: torch.zeros(1, 3, 8, 8))
     i_bau(network(), random_images(n), rounds=1, generator=gen())
     assert len(seen) == passes * -(-n // 32)

@@ -10,16 +10,12 @@ import torch
 from torch import nn
 
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.defenses import invert
-from bdcourse.defenses.invert import (
-    Estimate,
-    Inverted,
+from bdcourse.defenses import Estimate, Inverted, _invert, detect, invert_trigger
+from bdcourse.defenses._invert import (
     anomaly,
-    batches,
-    detect,
     frozen_copy,
-    invert_trigger,
     plain_invert,
+    shuffled_rows,
     squash,
     unsquash,
 )
@@ -60,10 +56,10 @@ def one_by_one(model, clean, seed, labels, **options):
     count = len(labels)
     masks = unsquash(torch.rand(count, 1, *shape[1:], generator=g).to(x))
     patterns = unsquash(torch.rand(count, *shape, generator=g).to(x))
-    order = invert.fresh_seed(g)
+    order = _invert.fresh_seed(g)
     size = min(options.pop("batch"), len(x))
     for label, *first in zip(labels, masks, patterns, strict=True):
-        rows = batches(len(x), size, order)
+        rows = shuffled_rows(len(x), size, order)
         found.append(plain_invert(model, x, y, label, first, rows, **options))
     return [torch.stack(parts) for parts in zip(*found, strict=True)]
 
@@ -196,12 +192,12 @@ def test_squash_round_trip():
 
 
 def test_batches_are_whole_passes():
-    order = batches(10, 4, 5)
+    order = shuffled_rows(10, 4, 5)
     first = torch.cat([next(order), next(order)])
     second = torch.cat([next(order), next(order)])
     assert len(first.unique()) == 8 == len(second.unique())
     assert first.tolist() != second.tolist()
-    assert next(batches(10, 4, 5)).tolist() == first[:4].tolist()
+    assert next(shuffled_rows(10, 4, 5)).tolist() == first[:4].tolist()
 
 
 # ---------------------------------------------------------------- folding
@@ -406,7 +402,7 @@ class Stops(nn.Module):
 @pytest.mark.parametrize("chunk", [None, 3])
 @pytest.mark.parametrize("after", [1, 11, 30, 47])
 def test_stopped_and_started_again(tmp_path, monkeypatch, chunk, after):
-    monkeypatch.setattr(invert, "Checkpoint", functools.partial(Checkpoint, every=0.0))
+    monkeypatch.setattr(_invert, "Checkpoint", functools.partial(Checkpoint, every=0.0))
     model, clean = Stops(easy()), images()
     rule = {
         "steps": 48,
@@ -441,7 +437,7 @@ def test_stopped_and_started_again(tmp_path, monkeypatch, chunk, after):
 
 
 def test_a_resumed_run_does_not_repeat_what_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(invert, "Checkpoint", functools.partial(Checkpoint, every=0.0))
+    monkeypatch.setattr(_invert, "Checkpoint", functools.partial(Checkpoint, every=0.0))
     model, clean = Stops(easy()), images()
     rule = {"steps": 30, "every": 3, "batch": 5, "generator": gen()}
     path = tmp_path / "a"

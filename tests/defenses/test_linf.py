@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import io
 import math
@@ -13,25 +12,28 @@ import torch
 from torch import nn
 
 from bdcourse.attacks import BadNets
-from bdcourse.defenses import base
-from bdcourse.defenses.base import Purified
-from bdcourse.defenses.invert import Estimate
-from bdcourse.defenses.linf import (
+from bdcourse.defenses import (
+    Estimate,
+    LinfResponse,
+    Purified,
+    _base,
+    _linf,
+    linf,
+    linf_curve,
+    linf_default_layer,
+    linf_gated,
+    linf_oracle,
+    linf_responses,
+    linf_sweep,
+)
+from bdcourse.defenses._linf import (
     PS,
     QS,
     Gate,
-    Response,
-    channel_norms,
-    curve,
-    default_layer,
-    gated,
-    linf,
-    linf_oracle,
+    linf_norms,
+    linf_plain_curve,
+    linf_plain_scores,
     order,
-    plain_curve,
-    plain_scores,
-    responses,
-    sweep,
 )
 from bdcourse.metrics import Scores, evaluate
 from bdcourse.models import build, head
@@ -72,7 +74,7 @@ def test_exercise_1_and_2_dilution():
     spike[0, 0, 4, 5] = 5
 
     def ratios(a, b):
-        return [float(channel_norms(a, p) / channel_norms(b, p)) for p in PS]
+        return [float(linf_norms(a, p) / linf_norms(b, p)) for p in PS]
 
     l1, l2, linfinity = ratios(spike, maps)
     assert (f"{l1:.3f}", f"{l2:.3f}", linfinity) == ("1.024", "1.069", 5)
@@ -84,10 +86,10 @@ def test_exercise_1_and_2_dilution():
 
 def test_exercise_3_elementwise_not_matrix():
     a = torch.tensor([[1.0, 2], [3, 4]])
-    found = [float(channel_norms(a[None, None], p)) for p in PS]
+    found = [float(linf_norms(a[None, None], p)) for p in PS]
     assert found == pytest.approx([10, 30**0.5, 4])
     assert torch.linalg.matrix_norm(a, INF) == 7
-    assert float(channel_norms(-a[None, None])) == 4
+    assert float(linf_norms(-a[None, None])) == 4
 
 
 def test_exercise_4_a_bias_remains():
@@ -95,7 +97,7 @@ def test_exercise_4_a_bias_remains():
     net[0].weight.data[1] = 0
     net[0].bias.data.fill_(0.3)
     maps = net(torch.rand(1, 1, 8, 8))
-    assert float(channel_norms(maps)[0, 1].detach()) == pytest.approx(0.3)
+    assert float(linf_norms(maps)[0, 1].detach()) == pytest.approx(0.3)
     off = without(net, {"0": torch.tensor([1])})(torch.rand(1, 1, 8, 8))
     assert not off[:, 1].any()
 
@@ -105,9 +107,9 @@ def test_top_means_of_the_largest():
     ranks = maps.flatten(2).abs().sort(dim=2, descending=True).values
     for k in (1, 2, 8, 16):
         want = ranks[..., :k].mean(2)
-        assert torch.allclose(channel_norms(maps, INF, k), want)
-    assert torch.allclose(channel_norms(maps, INF, 99), ranks.mean(2))
-    assert torch.allclose(channel_norms(maps, 2, 4), maps.square().sum((2, 3)).sqrt())
+        assert torch.allclose(linf_norms(maps, INF, k), want)
+    assert torch.allclose(linf_norms(maps, INF, 99), ranks.mean(2))
+    assert torch.allclose(linf_norms(maps, 2, 4), maps.square().sum((2, 3)).sqrt())
 
 
 # ---------------------------------------------------------------- responses
@@ -117,9 +119,9 @@ def test_top_means_of_the_largest():
 @pytest.mark.parametrize("batch", [7, 100])
 def test_responses_are_the_plain_scores(model, p, batch):
     x, guess = images().pixels(), estimate()
-    found = responses(model, x, guess.stamp, ["layer3", "layer4"], (p,), batch=batch)
+    found = linf_responses(model, x, guess.stamp, ["layer3", "layer4"], (p,), batch=batch)
     for layer in ("layer3", "layer4"):
-        want = plain_scores(model, x, guess.stamp(x), layer, p)
+        want = linf_plain_scores(model, x, guess.stamp(x), layer, p)
         assert torch.allclose(found[layer].score(p), want, rtol=1e-4, atol=1e-5)
         assert found[layer].clean[p].shape == (24, len(want))
     assert want.abs().max() > 0.01
@@ -127,7 +129,7 @@ def test_responses_are_the_plain_scores(model, p, batch):
 
 def test_batchnorms_are_read_behind_the_relu(model):
     x, guess = images().pixels(), estimate()
-    found = responses(model, x, guess.stamp, ["bn1", "layer1.0"])
+    found = linf_responses(model, x, guess.stamp, ["bn1", "layer1.0"])
     with torch.no_grad():
         map_ = model.bn1(model.conv1(model.normalize(x)))
     assert map_.min() < -0.1
@@ -141,13 +143,13 @@ def test_batchnorms_are_read_behind_the_relu(model):
 def test_scores_by_hand():
     clean = {INF: torch.tensor([[1.0, 0, 4], [3, 0, 4]])}
     triggered = {INF: torch.tensor([[2.0, 1, 1], [6, 0, 1]])}
-    r = Response(clean, triggered)
+    r = LinfResponse(clean, triggered)
     assert r.score().tolist() == [2, 0.5, -3]
     assert r.score(score="triggered").tolist() == [4, 0.5, 1]
     assert r.score(reduce="max").tolist() == [3, 1, -3]
     floor = 0.01 * (2 + 0 + 4) / 3
     assert r.score(score="ratio").tolist() == pytest.approx([2, 0.5 / floor, 0.25])
-    dead = Response({2.0: torch.zeros(2, 3)}, {2.0: torch.ones(2, 3)})
+    dead = LinfResponse({2.0: torch.zeros(2, 3)}, {2.0: torch.ones(2, 3)})
     assert dead.score(2.0, "ratio").isfinite().all()
 
 
@@ -160,7 +162,7 @@ def test_scores_by_hand():
     ],
 )
 def test_scores_refused(options, match):
-    r = Response({INF: torch.ones(2, 3)}, {INF: torch.ones(2, 3)})
+    r = LinfResponse({INF: torch.ones(2, 3)}, {INF: torch.ones(2, 3)})
     with pytest.raises(ValueError, match=match) as e:
         r.score(**options)
     message(e)
@@ -174,10 +176,10 @@ def test_separation_chooses_on_one_half_and_measures_on_the_other():
     triggered[:4, 0] = 1  # perfect on the first half, chance on the second
     triggered[:4, 1] = torch.tensor([1.0, 1, 1, 0])
     triggered[4:, 1] = 1  # the better channel, but who knows?
-    assert Response({INF: clean}, {INF: triggered}).separation() == 0.5
+    assert LinfResponse({INF: clean}, {INF: triggered}).separation() == 0.5
     clean[4:, 0] = torch.tensor([0.0, 1, 2, 3])
     triggered[4:, 0] = torch.tensor([0.5, 1.5, 2.5, 3.5])  # 1 + 2 + 3 + 4 of 16
-    assert Response({INF: clean}, {INF: triggered}).separation() == 10 / 16
+    assert LinfResponse({INF: clean}, {INF: triggered}).separation() == 10 / 16
     g = gen(3)
     clean, triggered = (torch.randn(40, 5, generator=g) for _ in range(2))
     from sklearn.metrics import roc_auc_score
@@ -189,42 +191,42 @@ def test_separation_chooses_on_one_half_and_measures_on_the_other():
 
     first, second = auc(slice(20)), auc(slice(20, 40))
     want = second[first.index(max(first))]
-    r = Response({1.0: clean}, {1.0: triggered})
+    r = LinfResponse({1.0: clean}, {1.0: triggered})
     assert r.separation(1.0) == pytest.approx(want)
     with pytest.raises(ValueError, match="norm 2 was not measured") as e:
         r.separation(2.0)
     message(e)
     with pytest.raises(ValueError, match="takes two images") as e:
-        Response({1.0: clean[:1]}, {1.0: triggered[:1]}).separation(1.0)
+        LinfResponse({1.0: clean[:1]}, {1.0: triggered[:1]}).separation(1.0)
     message(e)
 
 
 def test_order_and_shares():
     score = torch.tensor([0.1, 5, -2, 5, 1])
     assert order(score).tolist() == [1, 3, 4, 0, 2]
-    found = sweep({"a": score}, [0, 0.2, 0.5, 1])
+    found = linf_sweep({"a": score}, [0, 0.2, 0.5, 1])
     assert [q for q, _ in found] == [0, 0.2, 0.5, 1]
     assert [c["a"].tolist() for _, c in found] == [[], [1], [1, 3], [1, 3, 4, 0, 2]]
     for q in (-0.1, 1.1):
         with pytest.raises(ValueError, match="0..1") as e:
-            sweep({"a": score}, [q])
+            linf_sweep({"a": score}, [q])
         message(e)
 
 
 def test_layers_compete_in_deviations():
     small = torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 1])
     large = torch.tensor([0.0, 100, 0, 100, 0, 100, 0, 100])
-    ((_, chosen),) = sweep({"s": small, "l": large}, [1 / 16])
+    ((_, chosen),) = linf_sweep({"s": small, "l": large}, [1 / 16])
     assert chosen["s"].tolist() == [7] and chosen["l"].tolist() == []
-    ((_, chosen),) = sweep({"s": small, "l": large}, [5 / 16])
+    ((_, chosen),) = linf_sweep({"s": small, "l": large}, [5 / 16])
     assert sorted(chosen["l"].tolist()) == [1, 3, 5, 7]
-    flat = sweep({"s": torch.ones(4), "l": large}, [0.5])
+    flat = linf_sweep({"s": torch.ones(4), "l": large}, [0.5])
     assert sum(map(len, flat[0][1].values())) == 6
 
 
 def test_steps_grow():
     score = torch.randn(128, generator=gen())
-    sets = [set(c["a"].tolist()) for _, c in sweep({"a": score})]
+    sets = [set(c["a"].tolist()) for _, c in linf_sweep({"a": score})]
     assert len(sets) == len(QS) == 51 and len(sets[-1]) == 64 and not sets[0]
     assert all(a <= b for a, b in zip(sets, sets[1:], strict=False))
 
@@ -244,7 +246,7 @@ def test_steps_grow():
 def test_default_layers(name, layer):
     model = network(name, width=8)
     before = frozen(model)
-    assert default_layer(model, (3, 32, 32)) == layer
+    assert linf_default_layer(model, (3, 32, 32)) == layer
     assert same_state(model, before)
 
 
@@ -254,7 +256,7 @@ def test_a_transformer_has_no_channels():
         linf(vit, images(side=32), images(side=32), estimate(32))
     message(e)
     with pytest.raises(ValueError, match="gives no feature maps") as e:
-        gated(vit, "1.conv_proj", (3, 32, 32))
+        linf_gated(vit, "1.conv_proj", (3, 32, 32))
     message(e)
 
 
@@ -275,7 +277,7 @@ def test_an_open_gate_changes_nothing_and_a_shut_one_zeroes_the_map(name, layer)
     model = network(name, width=8)
     x = torch.rand(3, 3, 32, 32, generator=gen())
     before = frozen(model)
-    opened, switch = gated(model, layer, (3, 32, 32))
+    opened, switch = linf_gated(model, layer, (3, 32, 32))
     assert switch == f"{layer}.gate" and same_state(model, before)
     assert not any(isinstance(m, Gate) for m in model.modules())
     with torch.no_grad():
@@ -293,7 +295,7 @@ def test_an_open_gate_changes_nothing_and_a_shut_one_zeroes_the_map(name, layer)
 
 
 def test_a_gate_survives_copies_and_files_and_training(model):
-    opened, switch = gated(model, "layer4.1", (3, 16, 16))
+    opened, switch = linf_gated(model, "layer4.1", (3, 16, 16))
     shut = without(opened, {switch: torch.tensor([1, 5])})
     x = torch.rand(3, 3, 16, 16, generator=gen())
     again = copy.deepcopy(shut)
@@ -302,7 +304,7 @@ def test_a_gate_survives_copies_and_files_and_training(model):
     file = io.BytesIO()
     torch.save(shut.state_dict(), file)
     file.seek(0)
-    fresh, _ = gated(network(seed=5), "layer4.1", (3, 16, 16))
+    fresh, _ = linf_gated(network(seed=5), "layer4.1", (3, 16, 16))
     fresh.load_state_dict(torch.load(file))
     assert torch.equal(fresh.eval()(x), shut(x))
     with pytest.raises(RuntimeError, match="gate.weight"):
@@ -316,19 +318,19 @@ def test_a_gate_survives_copies_and_files_and_training(model):
 
 
 def test_gating_twice_adds_one_gate(model):
-    opened, switch = gated(model, "layer4", (3, 16, 16))
+    opened, switch = linf_gated(model, "layer4", (3, 16, 16))
     opened = without(opened, {switch: torch.tensor([0])})
     for layer in ("layer4", switch):
-        again, name = gated(opened, layer, (3, 16, 16))
+        again, name = linf_gated(opened, layer, (3, 16, 16))
         assert name == switch
         assert sum(isinstance(m, Gate) for m in again.modules()) == 1
         assert again.layer4.gate.weight[0] == 0
-    both, _ = gated(opened, "layer4.0", (3, 16, 16))
+    both, _ = linf_gated(opened, "layer4.0", (3, 16, 16))
     assert sum(isinstance(m, Gate) for m in both.modules()) == 2
 
 
 def test_a_batchnorm_is_its_own_switch(model):
-    opened, switch = gated(model, "layer2.0.bn1", (3, 16, 16))
+    opened, switch = linf_gated(model, "layer2.0.bn1", (3, 16, 16))
     assert switch == "layer2.0.bn1" and same_state(opened, frozen(model))
 
 
@@ -339,7 +341,7 @@ def test_layers_refused(model):
         ("layer4.1.conv2", "layer4.1.bn2"),
     ):
         with pytest.raises(ValueError, match=match) as e:
-            gated(model, layer, (3, 16, 16))
+            linf_gated(model, layer, (3, 16, 16))
         message(e)
 
 
@@ -347,11 +349,11 @@ def test_zeroing_the_last_batchnorm_leaves_the_shortcut(model):
     # Trap 4: behind the last convolution, the sum still carries the channel.
     x = images().pixels()
     off = without(model, {"layer4.1.bn2": torch.arange(32)})
-    left = responses(off, x, lambda v: v, ["layer4"])["layer4"].clean[INF]
+    left = linf_responses(off, x, lambda v: v, ["layer4"])["layer4"].clean[INF]
     assert left.max() > 0.1
-    opened, switch = gated(model, "layer4", (3, 16, 16))
+    opened, switch = linf_gated(model, "layer4", (3, 16, 16))
     off = without(opened, {switch: torch.arange(32)})
-    assert not responses(off, x, lambda v: v, ["layer4"])["layer4"].clean[INF].any()
+    assert not linf_responses(off, x, lambda v: v, ["layer4"])["layer4"].clean[INF].any()
 
 
 # ---------------------------------------------------------------- the defense
@@ -365,7 +367,7 @@ def fake_evaluate(monkeypatch, switch, accs, calls=None):
             calls.append((data, args, options))
         return Scores(accs(int((m.get_submodule(switch).weight == 0).sum())))
 
-    monkeypatch.setattr(base, "evaluate", fake)
+    monkeypatch.setattr(_base, "evaluate", fake)
 
 
 def test_linf_prunes_the_top_share_of_a_copy(model, monkeypatch):
@@ -383,7 +385,7 @@ def test_linf_prunes_the_top_share_of_a_copy(model, monkeypatch):
     # 5 of 32 channels; the largest q of the axis that takes five
     assert p.log["q"] == 0.17 and p.count == 5 == round(0.17 * 32)
     x = clean[clean.y != 0].pixels()
-    want = plain_scores(model, x, estimate().stamp(x), "layer4")
+    want = linf_plain_scores(model, x, estimate().stamp(x), "layer4")
     assert torch.allclose(p.log["scores"]["layer4.gate"], want, atol=1e-4)
     assert p.pruned["layer4.gate"].tolist() == order(want)[:5].tolist()
     gate = p.model.layer4.gate.weight
@@ -411,7 +413,7 @@ def test_norm_and_layer_and_score_are_obeyed(model):
     stamped = guess.stamp(x)
     for layer, p in (("layer3", 1.0), ("layer4", 2.0), ("layer2.0", 5.0)):
         got = linf(model, clean, held, guess, layer=layer, p=p, **options)
-        want = order(plain_scores(model, x, stamped, layer, p))
+        want = order(linf_plain_scores(model, x, stamped, layer, p))
         want = want[: len(want) // 4]
         assert set(got.pruned[f"{layer}.gate"].tolist()) == set(want.tolist())
     by = {
@@ -506,7 +508,7 @@ def test_the_oracle_is_the_same_with_the_real_trigger(model):
     head(model).bias.data[3] += 100  # it says 3, so that success is not zero
     p = linf_oracle(model, clean, held, attack, **options)
     x = clean[clean.y != 3].pixels()
-    want = plain_scores(model, x, attack.trigger(x), "layer4", 2.0)
+    want = linf_plain_scores(model, x, attack.trigger(x), "layer4", 2.0)
     assert p.log["success"][0] == evaluate(model, clean, attack).asr > 0
     assert torch.allclose(p.log["scores"]["layer4.gate"], want, atol=1e-4)
     assert p.pruned["layer4.gate"].tolist() == order(want)[:6].tolist()
@@ -542,32 +544,32 @@ def test_fast_curve_is_the_plain_one(name, layer, folds, monkeypatch):
     test, attack = images(30, 32), BadNets(target=1)
     with torch.no_grad():  # else an untrained network says one class throughout
         head(model).bias -= model(test.pixels()).mean(0)
-    opened, switch = gated(model, layer, (3, 32, 32))
+    opened, switch = linf_gated(model, layer, (3, 32, 32))
     n = len(opened.get_submodule(switch).weight)
     score = torch.randn(n, generator=gen(7))
-    sets = [c for _, c in sweep({switch: score}, [0, 0.1, 0.3, 0.5, 1.0])]
-    plain = plain_curve(opened, test, attack, sets)
+    sets = [c for _, c in linf_sweep({switch: score}, [0, 0.1, 0.3, 0.5, 1.0])]
+    plain = linf_plain_curve(opened, test, attack, sets)
     before = frozen(opened)
     calls = []
     # By name it would be the function that `defenses` exports.
     monkeypatch.setattr(
-        importlib.import_module("bdcourse.defenses.linf"),
+        _linf,
         "plain_curve",
-        lambda *a: calls.append(a) or plain_curve(*a),
+        lambda *a: calls.append(a) or linf_plain_curve(*a),
     )
-    fast = curve(opened, test, attack, sets, batch=12)
+    fast = linf_curve(opened, test, attack, sets, batch=12)
     assert bool(calls) != folds and same_state(opened, before)
     assert fast == plain
     assert fast[0] == evaluate(model, test, attack)
     assert len({(s.acc, s.ra) for s in plain}) > 1, "the sets matter"
-    assert curve(opened, test, None, sets) == plain_curve(opened, test, None, sets)
+    assert linf_curve(opened, test, None, sets) == linf_plain_curve(opened, test, None, sets)
     assert not any(m._forward_hooks for m in opened.get_submodule(switch).modules())
 
 
 def test_curve_of_several_layers_is_measured_one_by_one(model):
     x, test = images().pixels(), images(12)
     names = ["bn1", "layer4.1.bn1"]
-    scores = {n: r.score() for n, r in responses(model, x, estimate().stamp, names).items()}
-    sets = [c for _, c in sweep(scores, [0, 0.3])]
-    got = curve(model, test, BadNets(target=1), sets)
-    assert got == plain_curve(model, test, BadNets(target=1), sets)
+    scores = {n: r.score() for n, r in linf_responses(model, x, estimate().stamp, names).items()}
+    sets = [c for _, c in linf_sweep(scores, [0, 0.3])]
+    got = linf_curve(model, test, BadNets(target=1), sets)
+    assert got == linf_plain_curve(model, test, BadNets(target=1), sets)

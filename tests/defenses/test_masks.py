@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.defenses import masks as M
-from bdcourse.defenses.base import furthest
+from bdcourse.defenses import _masks as M
+from bdcourse.defenses._base import furthest
 from bdcourse.examples import require_clean
 from bdcourse.metrics import Scores, logits
 from bdcourse.models import build
@@ -24,7 +24,7 @@ def model():
 
 def drawn(model, seed=0):
     g = gen(seed)
-    return {n: torch.rand(m.shape, generator=g) for n, m in M.ones(model).items()}
+    return {n: torch.rand(m.shape, generator=g) for n, m in M.masks_ones(model).items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,9 +33,9 @@ def test_masked_forward_is_the_baked_model(name):
     model = randomise_norms(build(name, classes=3, width=8))
     before, x = frozen(model), random_images(4, side=side).pixels()
     with torch.no_grad():
-        assert torch.equal(M.forward(model, M.ones(model), x), model(x))
+        assert torch.equal(M.masks_forward(model, M.masks_ones(model), x), model(x))
         masks = drawn(model)
-        out, baked = M.forward(model, masks, x), M.baked(model, masks)
+        out, baked = M.masks_forward(model, masks, x), M.baked(model, masks)
         assert torch.allclose(out, baked(x), atol=1e-5)
         assert not torch.allclose(out, model(x), atol=1e-3)
     assert same_state(model, before)
@@ -45,7 +45,7 @@ def test_masked_forward_is_the_baked_model(name):
 
 
 def test_masks_are_one_per_channel_of_every_batchnorm(model):
-    masks = M.ones(model)
+    masks = M.masks_ones(model)
     assert list(masks) == [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert sum(map(len, masks.values())) == 75 * 4
     assert all(not m.requires_grad and bool((m == 1).all()) for m in masks.values())
@@ -57,14 +57,14 @@ def test_no_mask_without_batchnorm():
     plain = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, affine=False))
     for model in (build("vit", classes=3, width=16), plain):
         with pytest.raises(ValueError, match="no BatchNorm2d with a scale") as e:
-            M.ones(model)
+            M.masks_ones(model)
         assert "finetune" in message(e)
 
 
 def test_masks_get_gradients_and_weights_can_do_without(model):
-    net = M.frozen(model)
-    masks = {n: m.requires_grad_(True) for n, m in M.ones(net).items()}
-    M.forward(net, masks, random_images(4).pixels()).square().sum().backward()
+    net = M.masks_frozen(model)
+    masks = {n: m.requires_grad_(True) for n, m in M.masks_ones(net).items()}
+    M.masks_forward(net, masks, random_images(4).pixels()).square().sum().backward()
     assert all(float(m.grad.abs().max()) > 0 for m in masks.values())
     assert all(p.grad is None and not p.requires_grad for p in net.parameters())
     assert all(p.requires_grad for p in model.parameters())
@@ -78,9 +78,9 @@ def test_masks_get_gradients_and_weights_can_do_without(model):
 def test_frozen_modes(model):
     model.layer1.train()
     modes = [m.training for m in model.modules()]
-    assert not any(m.training for m in M.frozen(model).modules())
+    assert not any(m.training for m in M.masks_frozen(model).modules())
     mobile = build("mobilenet", classes=3, width=8)
-    net = M.frozen(mobile, training=True)
+    net = M.masks_frozen(mobile, training=True)
     for m in net.modules():
         assert m.training == isinstance(m, nn.BatchNorm2d), "dropout stays off"
     assert [m.training for m in model.modules()] == modes
@@ -100,7 +100,7 @@ def test_below_and_ladder():
 def test_prune_zeroes_scales_and_keeps_shifts(model):
     masks = drawn(model)
     before = frozen(model)
-    repaired, channels, t = M.prune(model, masks, None, 0.3, 0.01)
+    repaired, channels, t = M.masks_prune(model, masks, None, 0.3, 0.01)
     assert t == 0.3 and same_state(model, before)
     for n, m in masks.items():
         a, b = model.get_submodule(n), repaired.get_submodule(n)
@@ -129,7 +129,7 @@ def test_prune_chooses_by_held_out_accuracy():
     model.bn.bias.data.fill_(1)  # without its shift no channel would be alive
     masks = {"bn": torch.tensor([0.0, 0.2, 0.4, 0.6, *[1.0] * 6])}
     for drop, want, off in ((0.1, 0.15, 1), (0.25, 0.35, 2), (0.05, None, 0)):
-        _, channels, t = M.prune(model, masks, images, None, drop)
+        _, channels, t = M.masks_prune(model, masks, images, None, drop)
         assert t == (None if want is None else pytest.approx(want))
         assert sum(map(len, channels.values())) == off
     best = furthest(model, M.ladder(masks), images, 0.1, shift=False)
@@ -150,11 +150,11 @@ def test_the_examiner_takes_the_lowest_asr_he_may(monkeypatch):
     masks = {"bn": torch.tensor([0.1, 0.3, 0.5, 0.7, *[1.0] * 6])}
     may = ((0.1, 0.3, 2), (0.02, 0.1, 1), (0.03, 0.1, 1), (0.5, 0.7, 4))
     for drop, want, off in may:
-        got, channels, t = M.prune_oracle(model, masks, None, object(), drop)
+        got, channels, t = M.masks_prune_oracle(model, masks, None, object(), drop)
         assert t == pytest.approx(want) and (got.bn.weight == 0).sum() == off
         assert channels["bn"].tolist() == list(range(off))
     low = {"bn": torch.tensor([*[0.0] * 4, *[1.0] * 6])}
-    assert M.prune_oracle(model, low, None, object(), 0.1)[1:] == ({}, None)
+    assert M.masks_prune_oracle(model, low, None, object(), 0.1)[1:] == ({}, None)
 
 
 def test_refusals():
@@ -179,7 +179,7 @@ def test_refusals():
 
 
 def test_learning_asserts_that_masks_move(model):
-    masks = M.ones(model)
+    masks = M.masks_ones(model)
     with pytest.raises(RuntimeError, match="no mask has moved") as e:
         M.require_moved(masks)
     message(e)
@@ -210,7 +210,7 @@ def options(**more):
 
 
 def test_the_loop_is_torch_sgd_with_a_clamp(model):
-    start = M.ones(model)
+    start = M.masks_ones(model)
     masks, course = M.learn(start, random_images(24), pull(), **options(lr=0.4))
     assert all(bool((m == 1).all()) for m in start.values()), "argument untouched"
     p = nn.Parameter(torch.ones(4))
@@ -229,37 +229,37 @@ def test_the_loop_is_torch_sgd_with_a_clamp(model):
 
 def test_batches_are_random_without_repetition(model):
     images, seen = random_images(24), []
-    M.learn(M.ones(model), images, pull(seen), **options())
+    M.learn(M.masks_ones(model), images, pull(seen), **options())
     assert all(len(x) == len(x.flatten(1).unique(dim=0)) == 8 for x in seen)
     assert len(torch.cat(seen).flatten(1).unique(dim=0)) == 24, "every image is used"
     assert float(seen[0].max()) <= 1 and seen[0].dtype == torch.float32
     few = []
-    M.learn(M.ones(model), images[:5], pull(few), **options())
+    M.learn(M.masks_ones(model), images[:5], pull(few), **options())
     assert {len(x) for x in few} == {5}
 
 
 def test_the_loop_is_seeded_and_resumes(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
     images = random_images(24)
-    whole, course = M.learn(M.ones(model), images, pull(), **options())
-    other, other_course = M.learn(M.ones(model), images, pull(), **options(generator=gen(1)))
+    whole, course = M.learn(M.masks_ones(model), images, pull(), **options())
+    other, other_course = M.learn(M.masks_ones(model), images, pull(), **options(generator=gen(1)))
     assert other_course != course
 
     def keep():
         return Checkpoint(tmp_path / "masks", {"a": 1})
 
     with pytest.raises(KeyboardInterrupt):
-        M.learn(M.ones(model), images, pull([], after=5), **options(keep=keep()))
+        M.learn(M.masks_ones(model), images, pull([], after=5), **options(keep=keep()))
     seen = []
     masks, rest = M.learn(
-        M.ones(model), images, pull(seen), **options(keep=keep(), generator=gen())
+        M.masks_ones(model), images, pull(seen), **options(keep=keep(), generator=gen())
     )
     assert len(seen) == 12 - 5, "went on, did not begin again"
     assert rest == course
     assert all(torch.equal(masks[n], whole[n]) for n in whole)
     # A finished loop hands out its result, and leaves the generator as it left it.
     g, seen = gen(), []
-    again, _ = M.learn(M.ones(model), images, pull(seen), **options(keep=keep(), generator=g))
+    again, _ = M.learn(M.masks_ones(model), images, pull(seen), **options(keep=keep(), generator=g))
     assert not seen and all(torch.equal(again[n], whole[n]) for n in whole)
     used = gen()
     for _ in range(12):

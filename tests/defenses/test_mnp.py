@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import warnings
 from types import SimpleNamespace
@@ -13,37 +12,42 @@ import torch.nn.functional as F
 from torch import nn
 
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.defenses import Purified
-from bdcourse.defenses.masks import baked, below, forward, ones
-from bdcourse.defenses.mnp import (
-    METHOD,
-    apply_masks,
-    choose_beta,
-    correlation,
-    deviations,
-    errors,
-    first_order,
-    folded,
-    learn_masks,
-    loss_changes,
-    magnitudes,
+from bdcourse.defenses import (
+    Purified,
+    _mnp,
+    _rnp,
+    masks_forward,
+    masks_ones,
     mnp,
+    mnp_apply_masks,
+    mnp_correlation,
+    mnp_deviations,
+    mnp_first_order,
+    mnp_learn_masks,
+    mnp_loss_changes,
+    mnp_magnitudes,
+    mnp_saliency,
+    mnp_score,
+    mnp_suppress,
+)
+from bdcourse.defenses._masks import baked, below
+from bdcourse.defenses._mnp import (
+    METHOD,
+    choose_beta,
+    errors,
+    mnp_folded,
+    mnp_plain_folded,
+    mnp_plain_loss_changes,
     objective,
     oddities,
-    plain_folded,
-    plain_loss_changes,
-    saliency,
-    score,
     shrinkage,
-    suppress,
 )
 from bdcourse.metrics import logits
 from bdcourse.models import build
 from bdcourse.surgery import pair_by_flow, without, zero_channels
+from bdcourse.train import SCHEDULES
 from bdcourse.victims import initialised
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
-
-module = importlib.import_module("bdcourse.defenses.mnp")
 
 
 def network(name="resnet18", width=4, seed=0):
@@ -62,10 +66,10 @@ def model():
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "mobilenet"])
 def test_folded_sizes_are_the_plain_ones(name):
     model = network(name, 8)
-    fast, pairs = folded(model), pair_by_flow(model).pairs
+    fast, pairs = mnp_folded(model), pair_by_flow(model).pairs
     assert fast.keys() == {p.bn for p in pairs}
     for p in pairs:
-        plain = plain_folded(model.get_submodule(p.conv), model.get_submodule(p.bn))
+        plain = mnp_plain_folded(model.get_submodule(p.conv), model.get_submodule(p.bn))
         assert torch.allclose(fast[p.bn], plain, rtol=1e-5)
         assert plain.shape == (model.get_submodule(p.bn).num_features,)
 
@@ -77,39 +81,39 @@ def test_folded_by_hand():
     bn.running_var[:] = torch.tensor([4.0, 0.25])
     bn.bias.data.fill_(7)
     model = nn.Sequential(conv, bn)
-    assert folded(model)["1"].tolist() == [3.0, 2.0]
-    assert magnitudes(model)["1"].tolist() == pytest.approx([1.2, 0.8])
+    assert mnp_folded(model)["1"].tolist() == [3.0, 2.0]
+    assert mnp_magnitudes(model)["1"].tolist() == pytest.approx([1.2, 0.8])
 
 
 def test_exercise_1_the_raw_norm_misleads(model):
     """Ten times the filter in front of a BatchNorm, in train mode."""
-    before, x = folded(model)["layer1.0.bn1"], random_images(24).pixels()
+    before, x = mnp_folded(model)["layer1.0.bn1"], random_images(24).pixels()
     model.train()
     with torch.no_grad():
         for _ in range(60):  # let the running statistics settle
             out = model(x)
-        before = folded(model)["layer1.0.bn1"]
+        before = mnp_folded(model)["layer1.0.bn1"]
         raw = model.layer1[0].conv1.weight.abs().sum()
         model.layer1[0].conv1.weight.mul_(10)
         for _ in range(60):
             again = model(x)
     assert torch.allclose(out, again, atol=1e-2)
-    after = folded(model)["layer1.0.bn1"]
+    after = mnp_folded(model)["layer1.0.bn1"]
     assert torch.allclose(before, after, rtol=1e-2)
     assert model.layer1[0].conv1.weight.abs().sum() > 9.9 * raw
 
 
 def test_magnitudes_are_relative_to_their_layer(model):
-    sizes, a = folded(model), magnitudes(model)
-    assert list(a) == list(ones(model))
+    sizes, a = mnp_folded(model), mnp_magnitudes(model)
+    assert list(a) == list(masks_ones(model))
     for n, m in a.items():
         assert float(m.mean()) == pytest.approx(1, rel=1e-5)
         assert torch.allclose(m * sizes[n].mean(), sizes[n], rtol=1e-5)
     dead = without(model, {"bn1": torch.arange(4)})
-    assert magnitudes(dead)["bn1"].tolist() == [1.0] * 4
+    assert mnp_magnitudes(dead)["bn1"].tolist() == [1.0] * 4
     preact = network("preact_resnet18", 8)
     unpaired = set(pair_by_flow(preact).unpaired)
-    a = magnitudes(preact)
+    a = mnp_magnitudes(preact)
     assert len(unpaired) == 7 and all(bool((a[n] == 1).all()) for n in unpaired)
     assert all(float(a[n].std()) > 0 for n in a.keys() - unpaired)
 
@@ -137,12 +141,12 @@ def test_the_cached_saliency_is_the_plain_one(name, shift):
     model = network(name, 1)
     images = random_images(7, side=32 if name == "vgg16_bn" else 16)
     before = frozen(model)
-    plain = plain_loss_changes(model, images, shift=shift)
+    plain = mnp_plain_loss_changes(model, images, shift=shift)
     for room in (1, 3000, 2**21):  # one channel at a time, some, a whole layer
-        fast = loss_changes(model, images, shift=shift, room=room)
+        fast = mnp_loss_changes(model, images, shift=shift, room=room)
         assert list(fast) == list(plain)
         for n in plain:
-            assert fast[n].shape == plain[n].shape == (len(ones(model)[n]), 7)
+            assert fast[n].shape == plain[n].shape == (len(masks_ones(model)[n]), 7)
             assert torch.allclose(fast[n], plain[n], atol=1e-5), n
     assert max(float(v.abs().max()) for v in plain.values()) > 1e-2
     assert same_state(model, before)
@@ -162,9 +166,9 @@ def test_saliency_with_layers_that_work_in_place():
         nn.Linear(5, 3),
     )
     model, images = randomise_norms(net), random_images(9)
-    plain = plain_loss_changes(model, images)
+    plain = mnp_plain_loss_changes(model, images)
     for room in (1, 2**21):
-        fast = loss_changes(model, images, room=room)
+        fast = mnp_loss_changes(model, images, room=room)
         assert all(torch.allclose(fast[n], plain[n], atol=1e-6) for n in plain)
 
 
@@ -191,7 +195,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("kind", ["twice", "size", "branch"])
 def test_saliency_of_odd_models(kind):
     model, images = randomise_norms(Odd(kind)), random_images(6)
-    plain, fast = plain_loss_changes(model, images), loss_changes(model, images)
+    plain, fast = mnp_plain_loss_changes(model, images), mnp_loss_changes(model, images)
     assert list(fast) == ["bn", "never"]
     assert all(torch.allclose(fast[n], plain[n], atol=1e-6) for n in plain)
     assert not fast["never"].any() and bool(fast["bn"].any())
@@ -202,7 +206,7 @@ def test_more_images_than_one_part():
     one = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)
     ).eval()
-    fast, plain = loss_changes(one, images), plain_loss_changes(one, images)
+    fast, plain = mnp_loss_changes(one, images), mnp_plain_loss_changes(one, images)
     assert fast["1"].shape == (4, 501)
     assert all(torch.allclose(fast[n], plain[n], atol=1e-5) for n in plain)
 
@@ -213,7 +217,7 @@ def test_saliency_is_the_rise_of_the_mean_loss(model):
     def mean_loss(m):
         return float(F.cross_entropy(logits(m, images.x), images.y))
 
-    s, changes = saliency(model, images), loss_changes(model, images)
+    s, changes = mnp_saliency(model, images), mnp_loss_changes(model, images)
     off = without(model, {"layer2.0.bn1": torch.tensor([5])}, shift=False)
     want = mean_loss(off) - mean_loss(model)
     assert float(s["layer2.0.bn1"][5]) == pytest.approx(want, abs=1e-5)
@@ -224,14 +228,14 @@ def test_saliency_is_the_rise_of_the_mean_loss(model):
 
 def test_first_order_is_the_slope(model):
     images = random_images(9)
-    proxy = first_order(model, images, batch=4)
+    proxy = mnp_first_order(model, images, batch=4)
     h, n, k = 1e-2, "layer1.0.bn1", 2
     losses = []
     for step in (-h, h):
-        masks = ones(model)
+        masks = masks_ones(model)
         masks[n][k] += step
         with torch.no_grad():
-            out = forward(model, masks, images.pixels())
+            out = masks_forward(model, masks, images.pixels())
             losses.append(float(F.cross_entropy(out, images.y)))
     assert float(proxy[n][k]) == pytest.approx(abs(losses[1] - losses[0]) / (2 * h), rel=2e-2)
     assert all(bool((v >= 0).all()) for v in proxy.values())
@@ -240,8 +244,8 @@ def test_first_order_is_the_slope(model):
 def test_saliency_resumes(tmp_path, monkeypatch, model):
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
     images, path = random_images(6), tmp_path / "saliency"
-    whole = loss_changes(model, images)
-    calls, real = [], module._removals
+    whole = mnp_loss_changes(model, images)
+    calls, real = [], _mnp._removals
 
     def stopping(*args):
         for item in real(*args):
@@ -250,13 +254,13 @@ def test_saliency_resumes(tmp_path, monkeypatch, model):
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr(module, "_removals", stopping)
+    monkeypatch.setattr(_mnp, "_removals", stopping)
     with pytest.raises(KeyboardInterrupt):
-        loss_changes(model, images, checkpoint=path)
+        mnp_loss_changes(model, images, checkpoint=path)
     assert path.exists()
     with pytest.raises(ValueError, match="other work"):
-        loss_changes(model, images[:5], checkpoint=path)
-    rest = loss_changes(model, images, checkpoint=path)
+        mnp_loss_changes(model, images[:5], checkpoint=path)
+    rest = mnp_loss_changes(model, images, checkpoint=path)
     assert len(calls) == 20 + 1 and calls[7] == calls[8], "seven layers were kept"
     assert all(torch.equal(rest[n], whole[n]) for n in whole)
     assert not path.exists(), "done"
@@ -270,29 +274,29 @@ def test_correlation_oddities_and_score():
     a = {f"l{i}": torch.rand(40, generator=g) for i in range(4)}
     s = {n: v.clone() for n, v in a.items()}
     s["l3"] = -a["l3"]
-    rho = correlation(a, s)
+    rho = mnp_correlation(a, s)
     assert [round(rho[n], 6) for n in a] == [1, 1, 1, -1]
-    assert score(a, s) == pytest.approx(0) and score(a, s, late=1.0) == -0.5
-    assert score(a, s, late=0.25) == pytest.approx(1)
+    assert mnp_score(a, s) == pytest.approx(0) and mnp_score(a, s, late=1.0) == -0.5
+    assert mnp_score(a, s, late=0.25) == pytest.approx(1)
     a["l2"][7], s["l2"][7] = 9.0, -1.0  # large and not needed
     a["l2"][8], s["l2"][8] = 9.0, 9.0  # large and needed
     odd = oddities(a, s)
     assert {n: c.tolist() for n, c in odd.items()} == {"l0": [], "l1": [], "l2": [7], "l3": []}
-    assert score(a, s, kind="oddities") == 1
-    assert score(a, s, kind="oddities", late=0.25) == 0
+    assert mnp_score(a, s, kind="oddities") == 1
+    assert mnp_score(a, s, kind="oddities", late=0.25) == 0
     for change, text in (({"late": 0}, "late"), ({"kind": "mean"}, '"oddities"')):
         with pytest.raises(ValueError, match=text) as e:
-            score(a, s, **change)
+            mnp_score(a, s, **change)
         message(e)
 
 
 def test_deviations_are_robust():
     clean = [0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1000]
-    assert deviations(5, clean) == 0
-    assert deviations(5 + 3 * 1.4826 * 3, clean) == pytest.approx(3)
+    assert mnp_deviations(5, clean) == 0
+    assert mnp_deviations(5 + 3 * 1.4826 * 3, clean) == pytest.approx(3)
     for scores, text in (([1.0] * 9, "at least 10"), ([1.0] * 10, "do not vary")):
         with pytest.raises(ValueError, match=text) as e:
-            deviations(1, scores)
+            mnp_deviations(1, scores)
         message(e)
 
 
@@ -302,8 +306,8 @@ def test_deviations_are_robust():
 def test_objective_is_the_formula(model):
     images, other = random_images(8), network(seed=1)
     x, y, g = images.pixels(), images.y, gen(2)
-    masks = {n: torch.rand(m.shape, generator=g) for n, m in ones(model).items()}
-    a, r = magnitudes(model), shrinkage(model, other)
+    masks = {n: torch.rand(m.shape, generator=g) for n, m in masks_ones(model).items()}
+    a, r = mnp_magnitudes(model), shrinkage(model, other)
     weights = {"preserve": 0.7, "beta": 0.3, "lam": 0.01, "kappa": 0.02}
     total, terms = objective(model, other, masks, x, y, magnitude=a, shrunk=r, **weights)
     with torch.no_grad():
@@ -332,10 +336,10 @@ def test_every_term_has_a_switch(model, off):
     _, terms = objective(
         model,
         model,
-        ones(model),
+        masks_ones(model),
         images.pixels(),
         images.y,
-        magnitude=magnitudes(model),
+        magnitude=mnp_magnitudes(model),
         shrunk=shrinkage(model, model),
         **weights,
     )
@@ -355,28 +359,28 @@ def test_exercise_2_one_step_of_the_penalty():
     model[1].weight.data = torch.tensor([2.0, 0.0])
     options = {"preserve": 0, "beta": 0, "batch": 8}
     images = random_images(8)
-    one, _ = learn_masks(model, None, images, steps=1, generator=gen(), **options)
+    one, _ = mnp_learn_masks(model, None, images, steps=1, generator=gen(), **options)
     assert one["1"].tolist() == pytest.approx([0.9998, 1.0])
-    many, _ = learn_masks(model, None, images, steps=160, generator=gen(), **options)
+    many, _ = mnp_learn_masks(model, None, images, steps=160, generator=gen(), **options)
     assert 0.65 < float(many["1"][0]) < 0.72, "terminal speed 0.002: 160 are not enough"
-    rest, _ = learn_masks(model, None, images, steps=520, generator=gen(), **options)
+    rest, _ = mnp_learn_masks(model, None, images, steps=520, generator=gen(), **options)
     assert float(rest["1"][0]) == 0
 
 
 def test_one_step_goes_down_the_gradient(model):
     images, other = random_images(8), network(seed=1)
     options = {"preserve": 0.5, "beta": 0.2, "lam": 0.01, "kappa": 0.03}
-    masks, terms = learn_masks(
+    masks, terms = mnp_learn_masks(
         model, other, images, steps=1, lr=0.05, batch=8, generator=gen(), **options
     )
-    start = {n: m.requires_grad_(True) for n, m in ones(model).items()}
+    start = {n: m.requires_grad_(True) for n, m in masks_ones(model).items()}
     total, _ = objective(
         model,
         other,
         start,
         images.pixels(),
         images.y,
-        magnitude=magnitudes(model),
+        magnitude=mnp_magnitudes(model),
         shrunk=shrinkage(model, other),
         **options,
     )
@@ -389,10 +393,10 @@ def test_one_step_goes_down_the_gradient(model):
 def test_the_uniform_penalty_knows_no_magnitude(model):
     images = random_images(8)
     options = {"preserve": 0, "beta": 0, "steps": 3, "batch": 8}
-    flat, _ = learn_masks(model, None, images, penalty="uniform", generator=gen(), **options)
+    flat, _ = mnp_learn_masks(model, None, images, penalty="uniform", generator=gen(), **options)
     assert len({round(float(v), 6) for m in flat.values() for v in m}) == 1
-    by_size, _ = learn_masks(model, None, images, generator=gen(), **options)
-    a = magnitudes(model)
+    by_size, _ = mnp_learn_masks(model, None, images, generator=gen(), **options)
+    a = mnp_magnitudes(model)
     for n, m in by_size.items():
         assert torch.allclose(1 - m, a[n] * (1 - flat[n]), atol=1e-5)
 
@@ -404,8 +408,8 @@ def test_suppress_judges_in_eval_mode_at_a_constant_rate(monkeypatch):
         seen.update(options)
         return model, {}
 
-    monkeypatch.setattr(module, "unlearn", fake)
-    suppress(None, None, generator=None)
+    monkeypatch.setattr(_mnp, "unlearn", fake)
+    mnp_suppress(None, None, generator=None)
     assert seen == {"stop": 0.2, "epochs": 300, "generator": None, "judge": "eval", "drop": None}
 
 
@@ -414,15 +418,15 @@ def test_suppress_judges_in_eval_mode_at_a_constant_rate(monkeypatch):
 
 def drawn(model, seed=0):
     g = gen(seed)
-    masks = {n: torch.rand(m.shape, generator=g) for n, m in ones(model).items()}
+    masks = {n: torch.rand(m.shape, generator=g) for n, m in masks_ones(model).items()}
     masks["bn1"][0] = 0.0
     return masks
 
 
 def test_soft_and_hard_from_one_set_of_masks(model):
     masks, before = drawn(model), frozen(model)
-    soft = apply_masks(model, masks)
-    hard = apply_masks(model, masks, "hard", threshold=0.5)
+    soft = mnp_apply_masks(model, masks)
+    hard = mnp_apply_masks(model, masks, "hard", threshold=0.5)
     assert same_state(model, before)
     assert same_state(soft.model, frozen(baked(model, masks)))
     assert same_state(hard.model, frozen(without(model, below(masks, 0.5), shift=False)))
@@ -432,7 +436,7 @@ def test_soft_and_hard_from_one_set_of_masks(model):
         assert isinstance(p, Purified) and p.log["method"] == METHOD
         assert p.log["masks"] is masks and "reconstruction" in METHOD
     images = random_images(24)
-    chosen = apply_masks(model, masks, "hard", images, max_drop=1.0)
+    chosen = mnp_apply_masks(model, masks, "hard", images, max_drop=1.0)
     assert chosen.log["threshold"] == pytest.approx(0.9)
     for options, text in (
         (("medium",), '"soft" or "hard"'),
@@ -440,7 +444,7 @@ def test_soft_and_hard_from_one_set_of_masks(model):
         (("hard", images[:0]), "must hold at least 1 images"),
     ):
         with pytest.raises(ValueError, match=text) as e:
-            apply_masks(model, masks, *options)
+            mnp_apply_masks(model, masks, *options)
         message(e)
 
 
@@ -478,7 +482,7 @@ def test_mnp_hard_is_soft_with_a_threshold(model):
     soft = run(model, images)
     hard = run(model, images, repair="hard", threshold=0.95)
     assert all(torch.equal(soft.log["masks"][n], m) for n, m in hard.log["masks"].items())
-    again = apply_masks(model, soft.log["masks"], "hard", threshold=0.95)
+    again = mnp_apply_masks(model, soft.log["masks"], "hard", threshold=0.95)
     assert same_state(hard.model, frozen(again.model)) and hard.count == again.count
 
 
@@ -486,7 +490,7 @@ def test_mnp_without_suppression_makes_no_copy(model, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("suppressed")
 
-    monkeypatch.setattr(module, "suppress", never)
+    monkeypatch.setattr(_mnp, "mnp_suppress", never)
     p = run(model, random_images(16), beta=0)
     assert p.log["suppression"] is None
     assert p.log["terms"].keys() == {"preserving", "penalty"}
@@ -515,9 +519,9 @@ def test_beta_is_the_largest_that_held_out_images_allow(costs, max_drop, want, m
         cost = costs.get(net, 0.0) if isinstance(net, float) else 0.0
         return SimpleNamespace(acc=0.9 - cost)
 
-    monkeypatch.setattr(module, "learn_masks", learned)
-    monkeypatch.setattr(module, "baked", lambda net, masks: masks["beta"])
-    monkeypatch.setattr(module, "evaluate", scored)
+    monkeypatch.setattr(_mnp, "mnp_learn_masks", learned)
+    monkeypatch.setattr(_mnp, "baked", lambda net, masks: masks["beta"])
+    monkeypatch.setattr(_mnp, "evaluate", scored)
     found = choose_beta(
         model,
         model,
@@ -535,11 +539,11 @@ def test_beta_is_the_largest_that_held_out_images_allow(costs, max_drop, want, m
 def test_mnp_by_held_out_images_is_mnp_at_that_beta(tmp_path, monkeypatch, model):
     images, held = random_images(16), random_images(12, seed=5)
     p = run(model, images, held, beta="held", max_drop=1)
-    assert p.log["beta"] == max(module.BETAS)
+    assert p.log["beta"] == max(_mnp.BETAS)
     same = run(model, images, beta=p.log["beta"])
     assert p.log["terms"] == same.log["terms"]
     assert same_state(p.model, frozen(same.model))
-    calls, real = [], module.learn_masks
+    calls, real = [], _mnp.mnp_learn_masks
 
     def stopping(*args, **kwargs):
         calls.append(1)
@@ -550,14 +554,14 @@ def test_mnp_by_held_out_images_is_mnp_at_that_beta(tmp_path, monkeypatch, model
     options = {"beta": "held", "max_drop": 0.0, "checkpoint": tmp_path / "mnp"}
     whole = run(model, images, held, **options | {"checkpoint": None})
     monkeypatch.setattr(
-        module, "evaluate", lambda net, held: SimpleNamespace(acc=float(net is model))
+        _mnp, "evaluate", lambda net, held: SimpleNamespace(acc=float(net is model))
     )
-    monkeypatch.setattr(module, "learn_masks", stopping)
+    monkeypatch.setattr(_mnp, "mnp_learn_masks", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(model, images, held, **options)
     assert list(tmp_path.iterdir()), "nothing kept"
     rest = run(model, images, held, **options)
-    assert rest.log["beta"] == min(module.BETAS) and len(calls) == 6
+    assert rest.log["beta"] == min(_mnp.BETAS) and len(calls) == 6
     assert not list(tmp_path.iterdir()), "done"
     assert whole.log["terms"].keys() == rest.log["terms"].keys()
 
@@ -603,8 +607,7 @@ def test_mnp_refuses_before_it_works(change, text, monkeypatch, model):
     def never(*args, **kwargs):
         raise AssertionError("worked")
 
-    rnp = importlib.import_module("bdcourse.defenses.rnp")
-    monkeypatch.setattr(rnp, "ascend", never)
+    monkeypatch.setattr(_rnp, "ascend", never)
     with pytest.raises(ValueError, match=text) as e:
         run(model, random_images(16), **change)
     message(e)
@@ -615,13 +618,13 @@ def test_other_refusals(model):
         run(build("vit", classes=3, width=16), random_images(16, side=32))
     message(e)
     with pytest.raises(ValueError, match="no BatchNorm2d"):
-        saliency(build("vit", classes=3, width=16), random_images(16, side=32))
+        mnp_saliency(build("vit", classes=3, width=16), random_images(16, side=32))
     with pytest.raises(ValueError, match="at least 1 images") as e:
-        saliency(model, random_images(16)[:0])
+        mnp_saliency(model, random_images(16)[:0])
     message(e)
     for options in ({"beta": 0.1}, {"beta": 0, "kappa": 0.1}):
         with pytest.raises(ValueError, match="need the suppressed copy") as e:
-            learn_masks(model, None, random_images(8), generator=gen(), **options)
+            mnp_learn_masks(model, None, random_images(8), generator=gen(), **options)
         message(e)
 
 
@@ -655,21 +658,21 @@ def test_mnp_sees_model_and_clean_images():
 def test_everything_says_that_it_is_a_reconstruction():
     for f in (
         mnp,
-        apply_masks,
-        learn_masks,
+        mnp_apply_masks,
+        mnp_learn_masks,
         objective,
-        suppress,
-        magnitudes,
-        folded,
+        mnp_suppress,
+        mnp_magnitudes,
+        mnp_folded,
         shrinkage,
         choose_beta,
-        saliency,
-        loss_changes,
-        first_order,
-        correlation,
+        mnp_saliency,
+        mnp_loss_changes,
+        mnp_first_order,
+        mnp_correlation,
         oddities,
-        score,
-        module,
+        mnp_score,
+        _mnp,
     ):
         assert "reconstruction" in " ".join((f.__doc__ or "").lower().split()), f
 
@@ -680,9 +683,9 @@ def test_stopped_mnp_ends_as_if_never_stopped(tmp_path, monkeypatch, where, mode
     images, path = random_images(16), tmp_path / "mnp"
     whole = run(model, images, tune=4)
     place, name = {
-        "suppression": (importlib.import_module("bdcourse.defenses.rnp"), "ascend"),
-        "masks": (module, "objective"),
-        "tuning": (importlib.import_module("bdcourse.train").SCHEDULES, "cosine"),
+        "suppression": (_rnp, "ascend"),
+        "masks": (_mnp, "objective"),
+        "tuning": (SCHEDULES, "cosine"),
     }[where]
     tuning = isinstance(place, dict)
     calls, real = [], place[name] if tuning else getattr(place, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 
 import pytest
@@ -12,21 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from bdcourse.activations import outputs
-from bdcourse.defenses import finetune
-from bdcourse.defenses.nad import (
-    attention,
-    attention_distance,
-    distil,
-    nad,
-    stages,
-)
+from bdcourse.defenses import _nad, finetune, nad
+from bdcourse.defenses._nad import attention, attention_distance, distil, stages
 from bdcourse.models import build
 from bdcourse.seeds import fresh_seed
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
-
-# The package exports the function under the name of its module.
-package = importlib.import_module("bdcourse.defenses.nad")
 
 
 def network(name="resnet18", width=4, seed=1):
@@ -221,7 +211,7 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch, when)
     images = random_images(24, side=16)
     options = {"teacher_epochs": 3, "epochs": 3, "batch": 8, "betas": [100, 100]}
     whole = nad(network(), images, generator=gen(), **options)
-    path, seen, real = tmp_path / "nad", [], package.fit
+    path, seen, real = tmp_path / "nad", [], _nad.fit
 
     def fit(*args, **settings):
         told = settings.get("each_epoch", lambda _: {})
@@ -234,10 +224,10 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch, when)
 
         return real(*args, **(settings | {"each_epoch": each_epoch}))
 
-    monkeypatch.setattr(package, "fit", fit)
+    monkeypatch.setattr(_nad, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         nad(network(), images, generator=gen(), checkpoint=path, **options)
-    monkeypatch.setattr(package, "fit", real)
+    monkeypatch.setattr(_nad, "fit", real)
     assert path.exists() == (when == "student")
     assert (tmp_path / "nad.fit").exists()
     if when == "student":

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 from bdcourse.data import Images, quantize
-from bdcourse.defenses import finetune
-from bdcourse.defenses.base import Purified
-from bdcourse.defenses.invert import Estimate, Inverted
-from bdcourse.defenses.nc_unlearning import nc_unlearning, stamped
+from bdcourse.defenses import Estimate, Inverted, Purified, finetune, nc_unlearning
+from bdcourse.defenses._nc_unlearning import stamped
 from bdcourse.models import build
 from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bdcourse.defenses.base import require_at_least, require_positive, require_share
+from bdcourse.defenses._base import require_at_least, require_positive, require_share
 from helpers import message
 
 NAN, INF = float("nan"), float("inf")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import warnings
 
@@ -13,17 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.defenses import Purified
-from bdcourse.defenses.masks import below, forward
-from bdcourse.defenses.rnp import ascend, recover, rnp, unlearn
+from bdcourse.defenses import Purified, _rnp, masks_forward, rnp
+from bdcourse.defenses._masks import below
+from bdcourse.defenses._rnp import ascend, recover, unlearn
 from bdcourse.metrics import evaluate
 from bdcourse.models import build
 from bdcourse.surgery import without
 from bdcourse.train import fit
 from bdcourse.victims import initialised
 from helpers import frozen, gen, message, random_images, randomise_norms, same_state
-
-module = importlib.import_module("bdcourse.defenses.rnp")
 
 
 def network(name="resnet18", width=4, seed=0):
@@ -129,7 +126,7 @@ def test_not_reaching_the_stop_is_said(trained):
 
 
 def test_the_rate_falls(trained):
-    rates, real = [], module.ascend
+    rates, real = [], _rnp.ascend
 
     def watch(net, opt, *args):
         rates.append(opt.param_groups[0]["lr"])
@@ -137,14 +134,14 @@ def test_the_rate_falls(trained):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(module, "ascend", watch)
+        patch.setattr(_rnp, "ascend", watch)
         for drop in (2, None):
             unlearn(trained, striped(), stop=0.0, drop=drop, **quickly(epochs=3, lr=1e-3, batch=24))
     assert rates == pytest.approx([1e-3] * 4 + [1e-4] * 2 + [1e-3] * 6)
 
 
 def test_batches_are_equal_and_never_of_one(trained):
-    sizes, real = [], module.ascend
+    sizes, real = [], _rnp.ascend
 
     def watch(net, opt, x, y, clip):
         sizes.append(len(x))
@@ -152,7 +149,7 @@ def test_batches_are_equal_and_never_of_one(trained):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(module, "ascend", watch)
+        patch.setattr(_rnp, "ascend", watch)
         images = striped(33)
         for batch in (32, 1, 100):
             unlearn(trained, images, stop=0.0, **quickly(epochs=1, lr=1e-4, batch=batch))
@@ -224,7 +221,7 @@ def test_recovery_takes_one_step_as_written():
         generator=gen(),
     )
     start = {n: torch.ones_like(m).requires_grad_(True) for n, m in masks.items()}
-    loss = F.cross_entropy(forward(net, start, images.pixels()), images.y)
+    loss = F.cross_entropy(masks_forward(net, start, images.pixels()), images.y)
     loss.backward()
     assert course == [pytest.approx(loss.item(), rel=1e-4)]
     for n, m in start.items():
@@ -294,7 +291,7 @@ def test_rnp_refuses_before_it_works(change, text, monkeypatch):
     def never(*args):
         raise AssertionError("worked")
 
-    monkeypatch.setattr(module, "ascend", never)
+    monkeypatch.setattr(_rnp, "ascend", never)
     with pytest.raises(ValueError, match=text) as e:
         run(network(), striped(24), **change)
     message(e)
@@ -330,12 +327,12 @@ def test_rnp_sees_model_and_clean_images():
     }
 
 
-@pytest.mark.parametrize("where", ["ascend", "forward"])
+@pytest.mark.parametrize("where", ["ascend", "masks_forward"])
 def test_stopped_rnp_ends_as_if_never_stopped(tmp_path, monkeypatch, where, trained):
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
     images, path = striped(), tmp_path / "rnp"
     whole = run(trained, images)
-    calls, real = [], getattr(module, where)
+    calls, real = [], getattr(_rnp, where)
 
     def stopping(*args, **kwargs):
         calls.append(1)
@@ -343,7 +340,7 @@ def test_stopped_rnp_ends_as_if_never_stopped(tmp_path, monkeypatch, where, trai
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, where, stopping)
+    monkeypatch.setattr(_rnp, where, stopping)
     with pytest.raises(KeyboardInterrupt):
         run(trained, images, checkpoint=path)
     kept = sorted(p.name for p in tmp_path.iterdir())

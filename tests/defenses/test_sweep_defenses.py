@@ -17,22 +17,25 @@ from torch import nn
 from bdcourse import activations, defenses, surgery
 from bdcourse.analysis import curvature, landscape
 from bdcourse.attacks import BadNets
-from bdcourse.defenses.clp import choose_u
-from bdcourse.defenses.clp import sweep as clp_sweep
-from bdcourse.defenses.fine_pruning import activity
-from bdcourse.defenses.fmp import Response, repair, select
-from bdcourse.defenses.fmp import scores as fmp_scores
-from bdcourse.defenses.invert import Estimate, Inverted
-from bdcourse.defenses.linf import gated
-from bdcourse.defenses.mnp import (
-    apply_masks,
-    choose_beta,
-    first_order,
-    loss_changes,
-    magnitudes,
+from bdcourse.defenses import (
+    Estimate,
+    FmpResponse,
+    Inverted,
+    clp_choose_u,
+    clp_sweep,
+    fmp_repair,
+    fmp_scores,
+    fmp_select,
+    linf_gated,
+    mnp_apply_masks,
+    mnp_first_order,
+    mnp_loss_changes,
+    mnp_magnitudes,
 )
-from bdcourse.defenses.nad import stages
-from bdcourse.defenses.rnp import recover, unlearn
+from bdcourse.defenses._fine_pruning import activity
+from bdcourse.defenses._mnp import choose_beta
+from bdcourse.defenses._nad import stages
+from bdcourse.defenses._rnp import recover, unlearn
 from bdcourse.examples import Poisoned
 from helpers import gen, message, random_images
 from sweep import NUMBERS, THINGS, WHOLE, refusal
@@ -62,7 +65,7 @@ FOUND = Inverted(
     torch.arange(K),
     torch.ones(K),
 )
-SCORES = {"0": Response(*torch.rand(3, 4, generator=gen()).double())}
+SCORES = {"0": FmpResponse(*torch.rand(3, 4, generator=gen()).double())}
 WHICH, X = {"1": torch.tensor([0])}, CLEAN.pixels()
 MASKS = {"1": torch.rand(4, generator=gen())}
 P = sum(w.numel() for w in MODEL.parameters())
@@ -171,7 +174,7 @@ CALLS = {
         },
     ),
     clp_sweep: ({"model": MODEL, "us": [1.0]}, {"model": MODELS, "us": LISTS}),
-    choose_u: (
+    clp_choose_u: (
         {"model": MODEL, "clean": CLEAN},
         OF_DATA | {"us": LISTS, "max_drop": NUMBERS},
     ),
@@ -253,16 +256,16 @@ CALLS = {
             "tune": LENGTHS,
         },
     ),
-    apply_masks: (
+    mnp_apply_masks: (
         {"model": MODEL, "masks": MASKS, "repair": "hard", "held": HELD},
         {"model": MODELS, "masks": (*CHANNELS, {"1": torch.ones(4) * 2}), "repair": NAMES, **HOLD},
     ),
-    loss_changes: (
+    mnp_loss_changes: (
         {"model": MODEL, "clean": CLEAN},
         OF_DATA | {"shift": FLAGS, "room": COUNTS},
     ),
-    first_order: ({"model": MODEL, "clean": CLEAN}, OF_DATA | {"batch": COUNTS}),
-    magnitudes: ({"model": MODEL}, {"model": MODELS}),
+    mnp_first_order: ({"model": MODEL, "clean": CLEAN}, OF_DATA | {"batch": COUNTS}),
+    mnp_magnitudes: ({"model": MODEL}, {"model": MODELS}),
     choose_beta: (
         {
             "model": MODEL,
@@ -306,11 +309,11 @@ CALLS = {
         LOOK | {"generator": None, "n": 1},
         {"layers": LISTS, "images": IMAGES},
     ),
-    select: (
+    fmp_select: (
         {"score": SCORES},
         {"p": NUMBERS, "by": NAMES, "least": COUNTS, "z": NUMBERS},
     ),
-    repair: (
+    fmp_repair: (
         TUNED | {"channels": {"0": torch.tensor([0])}},
         {"channels": CHANNELS, "pairing": NAMES, "hold_mask": FLAGS, "each_epoch": THINGS[1:]},
     ),
@@ -404,7 +407,7 @@ CALLS = {
         {"model": MODEL, "clean": CLEAN, "held": HELD, "attack": BadNets()},
         OF_DATA | {"held": IMAGES, "attack": THINGS},
     ),
-    gated: (
+    linf_gated: (
         {"model": MODEL, "layer": "2", "shape": (3, 8, 8)},
         {"model": MODELS, "layer": NAMES},
     ),

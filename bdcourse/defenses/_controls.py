@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified, copied, defense, require_training
+from bdcourse.defenses._base import Purified, copied, defense, require_training
 from bdcourse.surgery import channels_of, held, without
 from bdcourse.train import Augment, fit
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Look,
     Purified,
     admit,
@@ -37,15 +37,15 @@ from bdcourse.defenses.base import (
     require_share,
     require_ways,
 )
-from bdcourse.defenses.masks import (
+from bdcourse.defenses._masks import (
     Masks,
-    forward,
-    frozen,
     gradient_of,
     learn,
+    masks_forward,
+    masks_frozen,
+    masks_ones,
+    masks_prune,
     normalise_by_batch,
-    ones,
-    prune,
     require_threshold,
     stage,
 )
@@ -227,14 +227,14 @@ def recover(
     if checkpoint is not None:
         about |= {"model": fingerprint(unlearned), "data": clean.digest()}
         about |= {"weight": weight, "batch": batch, "training": training}
-    net = frozen(unlearned, training=training)
+    net = masks_frozen(unlearned, training=training)
 
     def one(masks: Masks, x: Tensor, y: Tensor):
-        loss = F.cross_entropy(forward(net, masks, laid_out(net, x)), y)
+        loss = F.cross_entropy(masks_forward(net, masks, laid_out(net, x)), y)
         return {"loss": loss}, gradient_of(weight * loss, list(masks.values()))
 
     masks, course = learn(
-        ones(net),
+        masks_ones(net),
         clean,
         one,
         steps=steps,
@@ -303,7 +303,7 @@ def rnp(
     Source: Li et al., ICML 2023. Born in lesson 07.
     """
     began = time.perf_counter()
-    ones(model)  # refuses a model without BatchNorms before anything is unlearned
+    masks_ones(model)  # refuses a model without BatchNorms before anything is unlearned
     require_threshold(held, threshold, max_drop)
     require_counts(steps=steps)
     require_positive(mask_lr=mask_lr, weight=weight)
@@ -337,7 +337,7 @@ def rnp(
         checkpoint=files[1],
     )
     looks: list[Look] = []
-    repaired, pruned, t = prune(model, masks, held, threshold, max_drop, looks)
+    repaired, pruned, t = masks_prune(model, masks, held, threshold, max_drop, looks)
     for path in files:
         Checkpoint(path, {}).done()
     log = {

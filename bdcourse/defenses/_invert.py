@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint, moments, restore
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     admit,
     copied,
     filled,
@@ -228,7 +228,7 @@ def unsquash(value: Tensor) -> Tensor:
     return torch.atanh((2 * value - 1) * 0.999)
 
 
-def batches(n: int, batch: int, seed: int) -> Iterator[Tensor]:
+def shuffled_rows(n: int, batch: int, seed: int) -> Iterator[Tensor]:
     """Endless rows of shuffled images, the same for every label and chunk."""
     g = torch.Generator().manual_seed(seed)
     while True:
@@ -260,7 +260,7 @@ def plain_invert(
     Args:
         x, y: clean pixels in [0, 1] and their labels.
         start: mask (1, h, w) and pattern (c, h, w) to begin with, before `squash`.
-        order: rows of each step, see `batches`.
+        order: rows of each step, see `shuffled_rows`.
     """
     raw = [s.clone().requires_grad_() for s in start]
     opt = torch.optim.Adam(raw, lr, BETAS)
@@ -381,7 +381,7 @@ def invert_trigger(
         raw = [s[k][part].clone().requires_grad_() for k in ("mask", "pattern")]
         opt = torch.optim.Adam(raw, lr, BETAS)
         restore(opt, adam if lo == first else {})
-        order = islice(batches(len(x), batch, seed), done * every, None)
+        order = islice(shuffled_rows(len(x), batch, seed), done * every, None)
         for look in range(done, steps // every):
             live = (s["idle"][part] < stop).nonzero().flatten()
             if not len(live):

@@ -20,13 +20,8 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.data import Images, quantize
-from bdcourse.defenses.base import (
-    Purified,
-    copied,
-    defense,
-    require_training,
-)
-from bdcourse.defenses.invert import Estimate, Inverted, detect, require_inverted
+from bdcourse.defenses._base import Purified, copied, defense, require_training
+from bdcourse.defenses._invert import Estimate, Inverted, detect, require_inverted
 from bdcourse.train import Augment, fit
 
 
@@ -69,7 +64,7 @@ def nc_unlearning(
         inverted: what `invert_trigger` found on this model. `seconds` of the result
             does not contain the time that this took, `inverted.seconds`.
         label: unlearn the guess for this label, flagged or not; default all flagged.
-        threshold, scale: of the anomaly index, see `invert.detect`.
+        threshold, scale: of the anomaly index, see :func:`detect`.
         share: of the images to stamp, above 0 and at most 1.
         epochs, lr, batch, augment, checkpoint, options: for `train.fit`.
         generator: chooses the images to stamp, then decides the training.

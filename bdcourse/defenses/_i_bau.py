@@ -37,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Purified,
     copied,
     defense,
@@ -88,7 +88,7 @@ def perturbed_loss(model: nn.Module, x: Tensor, y: Tensor, delta: Tensor) -> Ten
     return F.cross_entropy(model((x + delta).clamp(0, 1)), y)
 
 
-def ascent(
+def inner_step(
     model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, rate: float, radius: float
 ) -> Tensor:
     """One inner step, phi: up the gradient, back into the ball; differentiable."""
@@ -110,11 +110,11 @@ def universal(model: nn.Module, batches: Iterable[Batch], rate: float, radius: f
     delta = None
     for x, y in batches:
         delta = torch.zeros_like(x[:1]) if delta is None else delta
-        delta = ascent(model, x, y, delta.requires_grad_(), rate, radius).detach()
+        delta = inner_step(model, x, y, delta.requires_grad_(), rate, radius).detach()
     return delta
 
 
-def unlearn(
+def outer_steps(
     model: nn.Module,
     delta: Tensor,
     batches: Iterable[Batch],
@@ -133,7 +133,7 @@ def unlearn(
     for x, y in batches:
         gradients = hypergradient(
             lambda d, x=x, y=y: perturbed_loss(model, x, y, d),
-            lambda d, x=x, y=y: ascent(model, x, y, d, rate, radius),
+            lambda d, x=x, y=y: inner_step(model, x, y, d, rate, radius),
             delta,
             weights,
             iterations,
@@ -236,7 +236,7 @@ def i_bau(
             row = {"clean": _loss(model, clean, torch.zeros_like(delta))}
             delta = universal(model, draw(islice(cycle(parts), steps)), rate, radius)
             row["worst"] = _loss(model, clean, delta)
-            unlearn(
+            outer_steps(
                 model,
                 delta,
                 draw(parts * passes),

@@ -356,17 +356,6 @@ def require_list(name: str, value: object) -> list:
     return list(value)
 
 
-def require_names(name: str, value: object) -> list[str]:
-    """A sequence of names, as a list."""
-    if (
-        isinstance(value, (str, bytes))
-        or not isinstance(value, Sequence)
-        or not all(isinstance(v, str) for v in value)
-    ):
-        raise ValueError(f"{name} must be a list of names of modules, not {require.kind(value)}.")
-    return list(value)
-
-
 class Look(NamedTuple):
     """A setting that was tried: channels it switches off, accuracy on held images."""
 

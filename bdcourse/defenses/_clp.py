@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Purified,
     admit,
     compared,
@@ -42,11 +42,11 @@ from bdcourse.surgery import (
     without,
 )
 
-US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every sweep: 6 .. 1
+CLP_US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every sweep: 6 .. 1
 Norm = Literal["spectral", "frobenius", "operator"]
 
 
-def plain_scores(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+def clp_plain_scores(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     """The scores of one layer, one SVD per channel, with eps: (c_out,).
 
     The reference that the batched version is tested against.
@@ -60,7 +60,7 @@ def plain_scores(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
 
 
 @torch.no_grad()
-def channel_norms(
+def clp_norms(
     weight: Tensor, norm: Norm = "spectral", *, stride: int = 1, grid: int = 32
 ) -> Tensor:
     """Size of every output channel's kernel at once: (c_out, c_in, kh, kw) -> (c_out,).
@@ -102,7 +102,7 @@ def channel_norms(
 
 
 @torch.no_grad()
-def scores(
+def clp_scores(
     model: nn.Module,
     *,
     norm: Norm = "spectral",
@@ -114,7 +114,7 @@ def scores(
     float.
 
     Args:
-        norm: see :func:`channel_norms`.
+        norm: see :func:`clp_norms`.
         pairing: "flow" pairs each BatchNorm with its convolution by data flow; "order"
             by definition order, as the released code does.
         released: also leave out the BatchNorm's eps, as the released code does; a dead
@@ -146,7 +146,7 @@ def scores(
             conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
             stride = conv.stride[0]
             grid = -(-32 // stride) * stride  # 32, or the next multiple of the stride
-            size = channel_norms(conv.weight, norm, stride=stride, grid=grid)
+            size = clp_norms(conv.weight, norm, stride=stride, grid=grid)
             eps = 0.0 if released else bn.eps
             out[p.bn] = size * bn.weight.abs() / (bn.running_var + eps).sqrt()
     return out
@@ -189,7 +189,7 @@ def threshold(s: Tensor, u: float) -> Tensor:
     return s.mean() + u * s.std()
 
 
-def flagged(score: Mapping[str, Tensor], u: float) -> dict[str, Tensor]:
+def clp_flagged(score: Mapping[str, Tensor], u: float) -> dict[str, Tensor]:
     """Channels above the threshold of their own layer: name -> positions (m,)."""
     if not compared("u", u) >= 0:
         raise ValueError(f"u must not be negative, but is {u}; the authors use 3.")
@@ -219,31 +219,31 @@ def clp(
             a layer of n channels no score can lie more than (n - 1) / sqrt(n)
             deviations above the
             mean: at u = 3 a layer of ten channels or fewer is never touched.
-        norm, pairing, released, shape: see :func:`scores`. clp(model, pairing="order",
+        norm, pairing, released, shape: see :func:`clp_scores`. clp(model, pairing="order",
             released=True) chooses the channels that the authors' release chooses.
     """
     start = time.perf_counter()
-    flagged({}, u)  # refuse before the scoring
-    score = scores(model, norm=norm, pairing=pairing, released=released, shape=shape)
-    pruned = flagged(score, u)
+    clp_flagged({}, u)  # refuse before the scoring
+    score = clp_scores(model, norm=norm, pairing=pairing, released=released, shape=shape)
+    pruned = clp_flagged(score, u)
     repaired = without(model, pruned)
     log = {"u": u, "scores": score}
     return Purified(repaired, pruned, log, time.perf_counter() - start)
 
 
-def sweep(
+def clp_sweep(
     model: nn.Module, us: Sequence[float], **options
 ) -> list[tuple[float, dict[str, Tensor]]]:
     """The channels that each u would prune, from one scoring: [(u, channels), ...]."""
     us = [compared("u", u) for u in require_list("us", us)]
-    score = scores(model, **options)
-    return [(u, flagged(score, u)) for u in us]
+    score = clp_scores(model, **options)
+    return [(u, clp_flagged(score, u)) for u in us]
 
 
-def choose_u(
+def clp_choose_u(
     model: nn.Module,
     clean: Images,
-    us: Sequence[float] = US,
+    us: Sequence[float] = CLP_US,
     max_drop: float = 0.01,
 ) -> float:
     """The smallest u that costs at most `max_drop` accuracy on held-out clean images.
@@ -256,5 +256,5 @@ def choose_u(
     admit(model, clean, least=1, logits=False)
     require_share(max_drop=max_drop)
     us = [compared("u", u) for u in require_list("us", us)]
-    u = furthest(model, sweep(model, sorted(us, reverse=True)), clean, max_drop)
+    u = furthest(model, clp_sweep(model, sorted(us, reverse=True)), clean, max_drop)
     return math.inf if u is None else u

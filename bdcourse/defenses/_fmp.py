@@ -30,7 +30,7 @@ from bdcourse import require
 from bdcourse.activations import runs, watching
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Purified,
     admit,
     copied,
@@ -39,7 +39,6 @@ from bdcourse.defenses.base import (
     require_at_least,
     require_counts,
     require_movable,
-    require_names,
     require_positive,
     require_single,
     require_training,
@@ -61,7 +60,7 @@ from bdcourse.train import Augment, fit
 # Step and radius of the random start, in pixels of [0, 1]. "port" is what a third
 # party's port uses, "release" what the authors' configurations for CIFAR-10 say; those
 # act on tensors that the release has normalised before, where they mean something else.
-SETTINGS = {
+FMP_SETTINGS = {
     "port": {"epsilon": 1 / 255, "start": 1 / 255},
     "release": {"epsilon": 0.06, "start": 0.02},
 }
@@ -69,7 +68,7 @@ BLOCK = 64  # images that share one graph; more gain nothing
 By = Literal["acc", "margin"]
 
 
-class Response(NamedTuple):
+class FmpResponse(NamedTuple):
     """How the network fares on images pushed for each map of a layer, all (c,) float64.
 
     Args:
@@ -83,7 +82,7 @@ class Response(NamedTuple):
     margin: Tensor
 
 
-def random_start(x: Tensor, start: float, generator: torch.Generator) -> Tensor:
+def fmp_random_start(x: Tensor, start: float, generator: torch.Generator) -> Tensor:
     """clip(x +- start), the sign drawn for each pixel: (n, c, h, w) in [0, 1]."""
     d = generator.device
     sign = torch.randint(2, x.shape, generator=generator, device=d, dtype=torch.int8)
@@ -96,7 +95,7 @@ def plain_push(
     """Images moved one step so that map i of a convolution changes: (n, c, h, w).
 
     Args:
-        x: pixels in [0, 1]; x0: where the step begins, see :func:`random_start`. At
+        x: pixels in [0, 1]; x0: where the step begins, see :func:`fmp_random_start`. At
             x0 = x the gradient is exactly zero and nothing moves.
     """
     seen: list[Tensor] = []  # copies: a ReLU behind may write into the output
@@ -113,16 +112,16 @@ def plain_push(
     return (x0.detach() + epsilon * gradient.sign()).clamp(0, 1)
 
 
-def plain_scores(
+def fmp_plain_scores(
     model: nn.Module, x: Tensor, y: Tensor, x0: Tensor, layer: str, epsilon: float
-) -> Response:
-    """The scores of one convolution, map by map; the reference for :func:`scores`."""
+) -> FmpResponse:
+    """The scores of one convolution, map by map; the reference for :func:`fmp_scores`."""
     rows = []
     for i in range(model.get_submodule(layer).out_channels):
         pushed = plain_push(model, x, x0, layer, i, epsilon)
         with torch.no_grad(), evaluating(model):
             rows.append(judge(model(pushed), y).mean(1))
-    return Response(*torch.stack(rows, 1))
+    return FmpResponse(*torch.stack(rows, 1))
 
 
 def judge(logits: Tensor, y: Tensor) -> Tensor:
@@ -198,7 +197,7 @@ def gradients(
             yield part, g
 
 
-def execution_order(model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)) -> list[str]:
+def fmp_execution_order(model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)) -> list[str]:
     """Names of the convolutions in the order in which they first run.
 
     `named_modules` gives the order of definition, where a shortcut may come last that
@@ -213,7 +212,7 @@ def execution_order(model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32))
 
 
 @filled
-def scores(
+def fmp_scores(
     model: nn.Module,
     images: Images,
     *,
@@ -226,12 +225,12 @@ def scores(
     bf16: bool = False,
     generator: torch.Generator,
     checkpoint: str | os.PathLike | None = None,
-) -> dict[str, Response]:
-    """The response of every feature map: convolution name -> :class:`Response`.
+) -> dict[str, FmpResponse]:
+    """The response of every feature map: convolution name -> :class:`FmpResponse`.
 
     Args:
         epsilon: the step, in pixels of [0, 1]; start: the radius of the random start,
-            which all maps share. See :data:`SETTINGS`.
+            which all maps share. See :data:`FMP_SETTINGS`.
         layers: names of convolutions; default all, in the order of execution.
         n: at most so many random images score; with few of them most maps tie.
         starts: average over so many random starts; the paper takes one.
@@ -265,8 +264,8 @@ def scores(
 
 def _score(
     model, images, epsilon, start, layers, n, starts, chunk, bf16, generator, checkpoint
-) -> tuple[dict[str, Response], Checkpoint]:
-    """`scores`, and its checkpoint, which holds them all until it is told `done`."""
+) -> tuple[dict[str, FmpResponse], Checkpoint]:
+    """`fmp_scores`, and its checkpoint, which holds them all until it is told `done`."""
     require_positive(epsilon=epsilon, start=start)
     require_counts(n=require.whole("n", n), starts=require.whole("starts", starts))
     require_counts(chunk=chunk)
@@ -286,7 +285,7 @@ def _score(
         order = torch.randperm(len(images), generator=generator, device=d)
         images = images[order[:n]]
     x, y = images.pixels().to(weight.dtype), images.y.repeat(starts)
-    x0 = torch.cat([random_start(x, start, generator) for _ in range(starts)])
+    x0 = torch.cat([fmp_random_start(x, start, generator) for _ in range(starts)])
     x = x.repeat(starts, 1, 1, 1)
     # A copy: its modes and flags can change while the caller's model stays as it is.
     net = copied(model).eval().requires_grad_(False)
@@ -323,12 +322,12 @@ def _score(
                 if keep.due():
                     keep.save(sums, jobs=jobs)
     keep.save(sums, jobs=jobs)
-    return {name: Response(*(s / len(y))) for name, s in sums.items()}, keep
+    return {name: FmpResponse(*(s / len(y))) for name, s in sums.items()}, keep
 
 
 def _known(model: nn.Module, images: Images, layers: Sequence[str] | None) -> list[str]:
     """The convolutions to score, after a look at whether all fits together."""
-    known = execution_order(model, images.shape)
+    known = fmp_execution_order(model, images.shape)
     if not known:
         raise ValueError(
             "FMP needs a convolution, and this model has none that runs; take a "
@@ -341,7 +340,7 @@ def _known(model: nn.Module, images: Images, layers: Sequence[str] | None) -> li
             "the maps of no other layer.",
             stacklevel=4,
         )
-    layers = known if layers is None else require_names("layers", layers)
+    layers = known if layers is None else require.names("layers", layers)
     if not layers:
         raise ValueError(f"layers names no layer; choose from {', '.join(known)}.")
     if unknown := [name for name in layers if name not in known]:
@@ -374,8 +373,8 @@ def _require_once(model: nn.Module, images: Images, layers: Sequence[str]) -> No
 
 
 @filled
-def select(
-    score: Mapping[str, Response],
+def fmp_select(
+    score: Mapping[str, FmpResponse],
     p: float = 64,
     *,
     by: By = "acc",
@@ -411,13 +410,13 @@ def select(
     return out
 
 
-def released_order(
+def fmp_released_order(
     model: nn.Module, chosen: Mapping[str, Tensor], order: Sequence[str]
 ) -> dict[str, Tensor]:
     """What the released code prunes: lists of one order applied in the other.
 
     Args:
-        order: the convolutions in the order of execution, see :func:`execution_order`.
+        order: the convolutions in the order of execution, see :func:`fmp_execution_order`.
 
     The k-th list that was collected goes to the k-th convolution that was defined.
 
@@ -437,7 +436,7 @@ def released_order(
     return out
 
 
-def scales_of(
+def fmp_scales_of(
     model: nn.Module,
     channels: Mapping[str, Tensor],
     pairing: Literal["flow", "order"] = "flow",
@@ -454,7 +453,7 @@ def scales_of(
 
 
 @defense()
-def repair(
+def fmp_repair(
     model: nn.Module,
     clean: Images,
     channels: Mapping[str, Tensor],
@@ -476,7 +475,7 @@ def repair(
 
     Args:
         channels: convolution name -> positions.
-        pairing: see :func:`scales_of`.
+        pairing: see :func:`fmp_scales_of`.
         hold_mask: what was pruned stays zero. The release does not hold it. A filter
             that only a BatchNorm with scale zero reads gets no gradient and stays off
             anyway; one that feeds a sum (pre-activation networks) grows back.
@@ -496,7 +495,7 @@ def repair(
     channels = channels_of(model, channels)
     _require_once(model, clean, list(channels))
     channels = {name: which.cpu() for name, which in channels.items()}
-    scales = scales_of(model, channels, pairing, clean.shape)
+    scales = fmp_scales_of(model, channels, pairing, clean.shape)
     off = {**channels, **scales}
     repaired = without(model, off, shift=False)
 
@@ -562,23 +561,23 @@ def fmp(
 
     Args:
         clean: the defender's images: they score and they fine-tune.
-        p, by, least, z: which maps go, see :func:`select`.
-        epsilon, start, n, starts, chunk, bf16: see :func:`scores`.
+        p, by, least, z: which maps go, see :func:`fmp_select`.
+        epsilon, start, n, starts, chunk, bf16: see :func:`fmp_scores`.
         released: apply the lists in the order in which the release does, and pair
             BatchNorms by definition order. Pre-activation networks then lose other maps
             than those that scored worst.
         hold_mask, epochs, options (lr, batch, augment, each_epoch and others): see
-            :func:`repair`; epochs=0 only prunes.
+            :func:`fmp_repair`; epochs=0 only prunes.
         checkpoint: file for scores; fine-tuning keeps another, with ".tune" added.
 
     Raises:
-        ValueError: see :func:`scores`, :func:`select` and :func:`released_order`.
+        ValueError: see :func:`fmp_scores`, :func:`fmp_select` and :func:`fmp_released_order`.
 
     Source: the paper above, and its released code where the paper leaves things open.
     """
     begun = time.perf_counter()
     # Refuse before, not after the hours.
-    select({}, p, by=by, least=least, z=z)
+    fmp_select({}, p, by=by, least=least, z=z)
     rates = {"lr": 0.01, "batch": 32} | options
     more = {k: v for k, v in rates.items() if k not in ("lr", "batch")}
     _require_tuning(epochs, rates["lr"], rates["batch"], more)
@@ -587,9 +586,9 @@ def fmp(
     admit(model, clean)
     require_single(model)
     if released:
-        names = execution_order(model, clean.shape)
+        names = fmp_execution_order(model, clean.shape)
         empty = torch.zeros(0, dtype=torch.int64)
-        released_order(model, dict.fromkeys(names, empty), names)
+        fmp_released_order(model, dict.fromkeys(names, empty), names)
     found, keep = _score(
         model,
         clean,
@@ -603,7 +602,7 @@ def fmp(
         generator,
         checkpoint,
     )
-    chosen = select(found, p, by=by, least=least, z=z)
+    chosen = fmp_select(found, p, by=by, least=least, z=z)
     if not any(map(len, chosen.values())):
         warnings.warn(
             f"FMP prunes nothing: no layer has {p:g} maps, or none stands out; lower p "
@@ -611,9 +610,9 @@ def fmp(
             stacklevel=2,
         )
     if released:
-        chosen = released_order(model, chosen, list(found))
+        chosen = fmp_released_order(model, chosen, list(found))
     tune = None if checkpoint is None else Path(f"{checkpoint}.tune")
-    repaired = repair(
+    repaired = fmp_repair(
         model,
         clean,
         chosen,
@@ -646,7 +645,7 @@ def fmp_random(
 
     Args:
         like: convolution name -> positions, as in `Purified.pruned` of :func:`fmp`.
-        options: of :func:`repair`.
+        options: of :func:`fmp_repair`.
     """
     chosen = {}
     require.generator(generator)
@@ -654,4 +653,4 @@ def fmp_random(
         maps = model.get_submodule(name).out_channels
         order = torch.randperm(maps, generator=generator, device=generator.device)
         chosen[name] = order[: len(which)].cpu().sort().values
-    return repair(model, clean, chosen, generator=generator, **options)
+    return fmp_repair(model, clean, chosen, generator=generator, **options)

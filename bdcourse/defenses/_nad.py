@@ -28,12 +28,11 @@ from bdcourse import require
 from bdcourse.activations import outputs, runs, watching
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Purified,
     copied,
     defense,
     require_list,
-    require_names,
     require_training,
 )
 from bdcourse.hooks import Batch, Hook
@@ -220,7 +219,7 @@ def nad(
         )
     if layers is None:
         layers = stages(model, clean)[-len(betas) :]
-    layers = require_names("layers", layers)
+    layers = require.names("layers", layers)
     if len(layers) != len(betas):
         raise ValueError(
             f"NAD compares feature maps, one layer for each of its {len(betas)} betas, "

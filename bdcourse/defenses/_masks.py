@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images, progress
-from bdcourse.defenses.base import Look, copied, furthest, require_share
+from bdcourse.defenses._base import Look, copied, furthest, require_share
 from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import lay_out
@@ -52,7 +52,7 @@ def maskable(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     return found
 
 
-def ones(model: nn.Module) -> Masks:
+def masks_ones(model: nn.Module) -> Masks:
     """The masks that change nothing."""
     return {n: torch.ones_like(bn.weight.detach()) for n, bn in maskable(model).items()}
 
@@ -63,7 +63,7 @@ def scales(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
     return {f"{n}.weight": m * modules[n].weight for n, m in masks.items()}
 
 
-def forward(model: nn.Module, masks: Masks, x: Tensor) -> Tensor:
+def masks_forward(model: nn.Module, masks: Masks, x: Tensor) -> Tensor:
     """Logits of the masked model for pixels x; nothing in the model is edited."""
     return functional_call(model, scales(model, masks), (x,), tie_weights=False)
 
@@ -85,7 +85,7 @@ def normalise_by_batch(model: nn.Module) -> nn.Module:
     return model
 
 
-def frozen(model: nn.Module, *, training: bool = False) -> nn.Module:
+def masks_frozen(model: nn.Module, *, training: bool = False) -> nn.Module:
     """A copy to learn masks on: no gradients for its weights, laid out for speed.
 
     Args:
@@ -114,14 +114,14 @@ def below(masks: Masks, t: float) -> dict[str, Tensor]:
 def ladder(
     masks: Masks, thresholds: Iterable[float] = LADDER
 ) -> list[tuple[float, dict[str, Tensor]]]:
-    """What each threshold would prune, for `defenses.base.furthest`: [(t, channels)].
+    """What each threshold would prune, for `furthest`: [(t, channels)].
 
     The mask with the value 1 is never pruned, whatever the threshold.
     """
     return [(t, below(masks, t)) for t in sorted(thresholds) if t < 1]
 
 
-def prune(
+def masks_prune(
     model: nn.Module,
     masks: Masks,
     held: Images | None,
@@ -138,7 +138,7 @@ def prune(
             than `max_drop` accuracy on these images; None in the result if already
             the first does, and nothing is pruned.
         threshold: use this one instead.
-        looks: see `defenses.base.furthest`.
+        looks: see `furthest`.
     """
     if threshold is None:
         threshold = furthest(model, ladder(masks), held, max_drop, shift=False, looks=looks)
@@ -146,12 +146,12 @@ def prune(
     return without(model, channels, shift=False), channels, threshold
 
 
-def prune_oracle(
+def masks_prune_oracle(
     model: nn.Module, masks: Masks, held: Images, attack: Trigger, max_drop: float
 ) -> tuple[nn.Module, dict[str, Tensor], float | None]:
     """The examiner's threshold: the lowest ASR among those that may be taken.
 
-    No defender can choose so, since it takes the trigger. Beside :func:`prune` with the
+    No defender can choose so, since it takes the trigger. Beside :func:`masks_prune` with the
     same `max_drop` it tells what the look at the ASR is worth.
 
     Args:
@@ -159,7 +159,7 @@ def prune_oracle(
         max_drop: accuracy that may be lost on them; of equal ASR the first counts.
 
     Returns:
-        as :func:`prune`; without any threshold that is allowed, nothing is pruned and
+        as :func:`masks_prune`; without any threshold that is allowed, nothing is pruned and
         the threshold is None.
     """
     least = evaluate(model, held).acc - max_drop - 1e-9
@@ -177,7 +177,7 @@ def prune_oracle(
 
 
 def require_threshold(held: Images | None, threshold: float | None, max_drop: float) -> None:
-    """Refuse what `prune` could not work with, before anything is learned."""
+    """Refuse what `masks_prune` could not work with, before anything is learned."""
     if held is None and threshold is None:
         raise ValueError(
             "a threshold is chosen on held-out clean images; give held, or a threshold."

@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bdcourse import require
 from bdcourse.activations import batchnorms, outputs, runs, watching
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Purified,
     copied,
     defense,
@@ -37,8 +37,8 @@ from bdcourse.defenses.base import (
     require_list,
     require_share,
 )
-from bdcourse.defenses.clp import threshold
-from bdcourse.defenses.invert import Estimate
+from bdcourse.defenses._clp import threshold
+from bdcourse.defenses._invert import Estimate
 from bdcourse.metrics import Scores, evaluate, logits, predict, share
 from bdcourse.models import laid_out, wide
 from bdcourse.surgery import pair_by_flow, require_sound, without
@@ -73,7 +73,7 @@ def _through_gate(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
     return module.gate(out)
 
 
-def gated(model: nn.Module, layer: str, shape: tuple[int, int, int]) -> tuple:
+def linf_gated(model: nn.Module, layer: str, shape: tuple[int, int, int]) -> tuple:
     """A copy whose channels of `layer` can be switched off: (model, switch's name).
 
     The switch of a BatchNorm with a scale is the BatchNorm itself. Any other module
@@ -147,7 +147,7 @@ def _map_sizes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple
     return {n: s for n, s in sizes.items() if len(s) == 3}
 
 
-def default_layer(model: nn.Module, shape: tuple[int, int, int]) -> str:
+def linf_default_layer(model: nn.Module, shape: tuple[int, int, int]) -> str:
     """The last module that runs once and whose feature maps have several positions.
 
     In a ResNet that is the last stage, behind its addition and ReLU.
@@ -165,7 +165,7 @@ def default_layer(model: nn.Module, shape: tuple[int, int, int]) -> str:
     return wide[-1]
 
 
-def channel_norms(maps: Tensor, p: float = math.inf, top: int = 1) -> Tensor:
+def linf_norms(maps: Tensor, p: float = math.inf, top: int = 1) -> Tensor:
     """Norm of every channel's map: (n, c, h, w) -> (n, c).
 
     Args:
@@ -179,7 +179,7 @@ def channel_norms(maps: Tensor, p: float = math.inf, top: int = 1) -> Tensor:
     return torch.linalg.vector_norm(flat, p, dim=2)
 
 
-def plain_scores(
+def linf_plain_scores(
     model: nn.Module, x: Tensor, stamped: Tensor, layer: str, p: float = math.inf
 ) -> Tensor:
     """How much the trigger raises the norm of every channel's map, on average: (c,).
@@ -196,7 +196,7 @@ def plain_scores(
 
 
 @dataclass(frozen=True)
-class Response:
+class LinfResponse:
     """Norms of every channel's map on n images without and with a trigger.
 
     Args:
@@ -260,7 +260,7 @@ def _auroc(a: Tensor, b: Tensor) -> Tensor:
     return (wide(b > a) + 0.5 * wide(b == a)).mean((0, 1))
 
 
-def responses(
+def linf_responses(
     model: nn.Module,
     x: Tensor,
     stamp: Stamp,
@@ -269,14 +269,14 @@ def responses(
     *,
     top: int = 1,
     batch: int = 250,
-) -> dict[str, Response]:
+) -> dict[str, LinfResponse]:
     """All norms of all layers on images without and with the trigger, in one pass.
 
     Args:
         x: pixels in [0, 1], (n, c, h, w), no image of the label the trigger leads to.
         stamp: puts a trigger on pixels.
         layers: BatchNorms are read behind their ReLU, other modules as they are.
-        ps, top: see :func:`channel_norms`.
+        ps, top: see :func:`linf_norms`.
     """
     if not len(x):
         raise ValueError("there is no image of another class to stamp.")
@@ -290,7 +290,7 @@ def responses(
 
     def see(name: str, out: Tensor) -> None:
         maps = out.relu() if name in bns else out
-        kept[name].append({p: channel_norms(maps, p, top).cpu() for p in ps})
+        kept[name].append({p: linf_norms(maps, p, top).cpu() for p in ps})
 
     for part in x.split(batch):
         both = torch.cat([part, stamp(part)])
@@ -304,7 +304,7 @@ def responses(
             pairs = [q[p].chunk(2) for q in parts]
             clean[p] = torch.cat([a for a, _ in pairs])
             triggered[p] = torch.cat([b for _, b in pairs])
-        found[name] = Response(clean, triggered)
+        found[name] = LinfResponse(clean, triggered)
     return found
 
 
@@ -313,7 +313,7 @@ def order(score: Tensor) -> Tensor:
     return score.argsort(descending=True, stable=True)
 
 
-def sweep(
+def linf_sweep(
     scores: Mapping[str, Tensor], qs: Sequence[float] = QS
 ) -> list[tuple[float, dict[str, Tensor]]]:
     """The channels that each share q would switch off: [(q, channels), ...].
@@ -362,9 +362,9 @@ def linf(
         clean: images to measure the response on.
         held: other clean images, to choose the share with.
         estimate: one label of `invert_trigger`; its success is the method's.
-        layer: a BatchNorm, or any module with feature maps, see :func:`gated`; default
-            :func:`default_layer`. "all" ranks the channels of all BatchNorms together.
-        p, top: see :func:`channel_norms`.
+        layer: a BatchNorm, or any module with feature maps, see :func:`linf_gated`; default
+            :func:`linf_default_layer`. "all" ranks the channels of all BatchNorms together.
+        p, top: see :func:`linf_norms`.
         score, reduce: see :meth:`Response.score`.
         select: "share" takes the largest of `qs` before the first that costs more than
             `max_drop` accuracy on `held`; "deviation" takes every channel above
@@ -421,15 +421,15 @@ def linf(
                 "the model has no BatchNorm with a scale that runs once; name one layer."
             )
     else:
-        layer = default_layer(model, shape) if layer is None else layer
-        opened, switch = gated(model, layer, shape)
+        layer = linf_default_layer(model, shape) if layer is None else layer
+        opened, switch = linf_gated(model, layer, shape)
         switches = [switch]
     ps = dict.fromkeys((*PS, p))
-    found = responses(opened, x, estimate.stamp, switches, tuple(ps), top=top)
+    found = linf_responses(opened, x, estimate.stamp, switches, tuple(ps), top=top)
     scores = {n: r.score(p, score, reduce) for n, r in found.items()}
     q, looks = None, []
     if select == "share":
-        steps = sweep(scores, sorted(qs))
+        steps = linf_sweep(scores, sorted(qs))
         q = furthest(opened, steps, held, max_drop, looks=looks)
         pruned = dict(steps).get(q, {n: torch.arange(0) for n in scores})
     else:
@@ -481,7 +481,7 @@ class _Truth:
         self.stamp, self.counts, self.goal = attack.trigger, attack.counts, attack.goal
 
 
-def plain_curve(
+def linf_plain_curve(
     model: nn.Module,
     test: Images,
     attack: Trigger | None,
@@ -491,26 +491,26 @@ def plain_curve(
     return [evaluate(without(model, s), test, attack) for s in sets]
 
 
-def curve(
+def linf_curve(
     model: nn.Module,
     test: Images,
     attack: Trigger | None,
     sets: Sequence[Mapping[str, Tensor]],
     batch: int = 250,
 ) -> list[Scores]:
-    """What :func:`plain_curve` gives, without `cross`, in one run of the model.
+    """What :func:`linf_plain_curve` gives, without `cross`, in one run of the model.
 
     If all sets are of one layer, and everything behind it reads this layer alone, the
     front runs once, and all sets go through the rest as one large batch. Otherwise one
     set is measured after the other.
 
     Args:
-        model: with its gate, where the sets are of one (see :func:`gated`).
+        model: with its gate, where the sets are of one (see :func:`linf_gated`).
         sets: switch's name -> positions.
     """
     names = {n for s in sets for n in s}
     if len(names) != 1 or not _is_cut(model, *names, test.shape):
-        return plain_curve(model, test, attack, sets)
+        return linf_plain_curve(model, test, attack, sets)
     (name,) = names
     weight = model.get_submodule(name).weight
     keep = torch.ones(len(sets), len(weight), device=weight.device)

@@ -33,7 +33,7 @@ from bdcourse import require
 from bdcourse.activations import spearman
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Look,
     Purified,
     admit,
@@ -46,21 +46,21 @@ from bdcourse.defenses.base import (
     require_share,
     require_ways,
 )
-from bdcourse.defenses.masks import (
+from bdcourse.defenses._masks import (
     Masks,
     baked,
     below,
-    forward,
-    frozen,
     gradient_of,
     learn,
     maskable,
-    ones,
-    prune,
+    masks_forward,
+    masks_frozen,
+    masks_ones,
+    masks_prune,
     require_threshold,
     stage,
 )
-from bdcourse.defenses.rnp import _require_ascent, unlearn
+from bdcourse.defenses._rnp import _require_ascent, unlearn
 from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate, logits
 from bdcourse.models import evaluating, fingerprint, laid_out
@@ -74,7 +74,7 @@ BETAS = (0.002, 0.005, 0.02, 0.05)  # what `choose_beta` tries
 # ------------------------------------------------------------- step 0: magnitude
 
 
-def plain_folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+def mnp_plain_folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     """|W_k|_1 |gamma_k| / sqrt(v_k + eps), one channel after the other: (c,).
 
     The reference that the version for all channels at once is tested against.
@@ -90,7 +90,7 @@ Shape = tuple[int, int, int]
 
 
 @torch.no_grad()
-def folded(model: nn.Module, shape: Shape | None = None) -> dict[str, Tensor]:
+def mnp_folded(model: nn.Module, shape: Shape | None = None) -> dict[str, Tensor]:
     """Size of every channel's filter with its BatchNorm folded in: name -> (c,).
 
     BatchNorm undoes any scaling of a filter, so the filter's own norm means nothing;
@@ -111,16 +111,16 @@ def folded(model: nn.Module, shape: Shape | None = None) -> dict[str, Tensor]:
     return out
 
 
-def magnitudes(model: nn.Module, shape: Shape | None = None) -> dict[str, Tensor]:
+def mnp_magnitudes(model: nn.Module, shape: Shape | None = None) -> dict[str, Tensor]:
     """The magnitudes a of the MNP-style reconstruction: BatchNorm name -> (c,).
 
-    `folded` divided by its layer's mean, for every BatchNorm that can be masked.
+    `mnp_folded` divided by its layer's mean, for every BatchNorm that can be masked.
 
     Without the division, layers with few inputs would hardly be penalised. BatchNorms
     that see a sum, as in pre-activation networks, have no filter of their own: all
     their channels get 1, the mean.
     """
-    sizes, found = folded(model, shape), {}
+    sizes, found = mnp_folded(model, shape), {}
     for name, bn in maskable(model).items():
         size = sizes.get(name)
         if size is None or not bool(size.mean() > 0):  # a layer that is switched off
@@ -136,9 +136,9 @@ def shrinkage(
     """r = max(0, 1 - size in the suppressed copy / size in the model): name -> (c,).
 
     The optional protection of the MNP-style reconstruction, for channels that the clean
-    task used. Sizes are `folded`; 0 for a BatchNorm without a filter of its own.
+    task used. Sizes are `mnp_folded`; 0 for a BatchNorm without a filter of its own.
     """
-    before, after = folded(model, shape), folded(suppressed, shape)
+    before, after = mnp_folded(model, shape), mnp_folded(suppressed, shape)
     found = {}
     for name, bn in maskable(model).items():
         if name in before:
@@ -153,10 +153,10 @@ def shrinkage(
 
 
 @torch.no_grad()
-def plain_loss_changes(
+def mnp_plain_loss_changes(
     model: nn.Module, clean: Images, *, shift: bool = False
 ) -> dict[str, Tensor]:
-    """`loss_changes` with a whole forward pass for every channel: the reference."""
+    """`mnp_loss_changes` with a whole forward pass for every channel: the reference."""
 
     def losses(m: nn.Module) -> Tensor:
         return F.cross_entropy(logits(m, clean.x), clean.y, reduction="none")
@@ -173,7 +173,7 @@ def plain_loss_changes(
 
 @filled
 @torch.no_grad()
-def loss_changes(
+def mnp_loss_changes(
     model: nn.Module,
     clean: Images,
     *,
@@ -193,7 +193,7 @@ def loss_changes(
         room: how many numbers one stacked BatchNorm output may have.
         checkpoint: file that is renewed as layers are finished and deleted at the end.
 
-    A model that torch.fx cannot trace goes through `plain_loss_changes`, and keeps no
+    A model that torch.fx cannot trace goes through `mnp_plain_loss_changes`, and keeps no
     checkpoint.
     """
     admit(model, clean, least=1)
@@ -208,9 +208,9 @@ def loss_changes(
     done: dict[str, Tensor] = dict(saved[0]) if saved else {}
     layers, columns = maskable(model), []
     try:
-        net = fx.symbolic_trace(frozen(model))
+        net = fx.symbolic_trace(masks_frozen(model))
     except Exception:  # fx raises many kinds when a model's code depends on values
-        return plain_loss_changes(model, clean, shift=shift)
+        return mnp_plain_loss_changes(model, clean, shift=shift)
     for i, rows in enumerate(torch.arange(len(clean)).split(500)):
         part = clean[rows]
         try:
@@ -219,7 +219,7 @@ def loss_changes(
                 if keep.due():
                     keep.save(done)
         except _NotStackable:
-            return plain_loss_changes(model, clean, shift=shift)
+            return mnp_plain_loss_changes(model, clean, shift=shift)
         columns.append(len(part))
     keep.done()
     found = {}
@@ -310,18 +310,18 @@ def _removals(
         yield name, torch.cat(found) - before
 
 
-def saliency(model: nn.Module, clean: Images, **options) -> dict[str, Tensor]:
+def mnp_saliency(model: nn.Module, clean: Images, **options) -> dict[str, Tensor]:
     """How much the clean loss rises if a channel is removed: BatchNorm name -> (c,).
 
     Step 0 of the MNP-style reconstruction:
-    s = S(without the channel) - S, the mean over images of `loss_changes`, which has
+    s = S(without the channel) - S, the mean over images of `mnp_loss_changes`, which has
     the options. `errors` tells how well a number of images can know it.
     """
-    return {n: v.mean(1) for n, v in loss_changes(model, clean, **options).items()}
+    return {n: v.mean(1) for n, v in mnp_loss_changes(model, clean, **options).items()}
 
 
 def errors(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Standard error of each saliency, from `loss_changes`: name -> (c,).
+    """Standard error of each saliency, from `mnp_loss_changes`: name -> (c,).
 
     With a few hundred images most saliencies are not distinguishable from zero.
     """
@@ -329,7 +329,7 @@ def errors(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @filled
-def first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, Tensor]:
+def mnp_first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, Tensor]:
     """|m dS/dm| at m = 1, a proxy of saliency for the price of one pass: name -> (c,).
 
     Of the MNP-style reconstruction. True to first order only: to remove a channel is
@@ -337,13 +337,13 @@ def first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, 
     """
     admit(model, clean, least=1)
     require_counts(batch=batch)
-    net, masks = frozen(model), ones(model)
+    net, masks = masks_frozen(model), masks_ones(model)
     total = {n: torch.zeros_like(m) for n, m in masks.items()}
     for rows in torch.arange(len(clean)).split(batch):
         part = clean[rows]
         x = laid_out(net, part.pixels())
         leaves = {n: m.clone().requires_grad_(True) for n, m in masks.items()}
-        loss = F.cross_entropy(forward(net, leaves, x), part.y, reduction="sum")
+        loss = F.cross_entropy(masks_forward(net, leaves, x), part.y, reduction="sum")
         grads = gradient_of(loss, list(leaves.values()))
         for n, g in zip(total, grads, strict=True):
             total[n] += g / len(clean)
@@ -353,7 +353,9 @@ def first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, 
 # --------------------------------------------------------------- the detector
 
 
-def correlation(magnitude: Mapping[str, Tensor], salient: Mapping[str, Tensor]) -> dict[str, float]:
+def mnp_correlation(
+    magnitude: Mapping[str, Tensor], salient: Mapping[str, Tensor]
+) -> dict[str, float]:
     """Spearman's rho of magnitude and saliency, layer by layer.
 
     The law that the MNP-style reconstruction builds on says that it is high in clean
@@ -378,7 +380,7 @@ def oddities(
     return found
 
 
-def score(
+def mnp_score(
     magnitude: Mapping[str, Tensor],
     salient: Mapping[str, Tensor],
     *,
@@ -386,7 +388,7 @@ def score(
     late: float = 0.5,
 ) -> float:
     """One number for a model, larger where it looks more backdoored: the detector of
-    the MNP-style reconstruction, to be calibrated with `deviations`.
+    the MNP-style reconstruction, to be calibrated with `mnp_deviations`.
 
     Args:
         kind: "correlation" is minus the mean rho of the last layers; "oddities" counts
@@ -398,13 +400,13 @@ def score(
     names = list(magnitude)[-max(1, round(late * len(magnitude))) :]
     magnitude = {n: magnitude[n] for n in names}
     if kind == "correlation":
-        return -statistics.mean(correlation(magnitude, salient).values())
+        return -statistics.mean(mnp_correlation(magnitude, salient).values())
     if kind == "oddities":
         return float(sum(map(len, oddities(magnitude, salient).values())))
     raise ValueError(f'kind must be "correlation" or "oddities", not {kind!r}.')
 
 
-def deviations(value: float, clean_scores: Sequence[float]) -> float:
+def mnp_deviations(value: float, clean_scores: Sequence[float]) -> float:
     """How far a score lies above those of clean models, in robust deviations.
 
     (value - median) / (1.4826 * median absolute deviation); above 3 is suspicious.
@@ -426,7 +428,7 @@ def deviations(value: float, clean_scores: Sequence[float]) -> float:
 # ------------------------------------------------------------ steps 1 and 2: masks
 
 
-def suppress(
+def mnp_suppress(
     model: nn.Module,
     clean: Images,
     *,
@@ -437,12 +439,12 @@ def suppress(
 ) -> tuple[nn.Module, dict]:
     """Step 1 of the MNP-style reconstruction, clean suppression: theta~ and its course.
 
-    `rnp.unlearn`, judged in eval mode, the mode in which theta~ is used, with a
+    `unlearn`, judged in eval mode, the mode in which theta~ is used, with a
     constant learning rate and a later end: from a clean loss near zero the ascent may
     take more than a hundred epochs to come off the ground.
 
     Args:
-        options: for `rnp.unlearn`.
+        options: for `unlearn`.
     """
     return unlearn(
         model,
@@ -474,15 +476,15 @@ def objective(
 
     Args:
         model, suppressed: theta and theta~, both in eval mode.
-        magnitude: a; `masks.ones` makes it a uniform penalty.
+        magnitude: a; `masks_ones` makes it a uniform penalty.
         shrunk: r, see `shrinkage`; needed if kappa is not 0.
     """
     terms, total = {}, x.new_zeros(())
     if preserve:
-        terms["preserving"] = F.cross_entropy(forward(model, masks, x), y)
+        terms["preserving"] = F.cross_entropy(masks_forward(model, masks, x), y)
         total = total + preserve * terms["preserving"]
     if beta:
-        terms["suppressed"] = F.cross_entropy(forward(suppressed, masks, x), y)
+        terms["suppressed"] = F.cross_entropy(masks_forward(suppressed, masks, x), y)
         total = total + beta * terms["suppressed"]
     if lam:
         terms["penalty"] = sum((magnitude[n] * m).sum() for n, m in masks.items())
@@ -494,7 +496,7 @@ def objective(
 
 
 @filled
-def learn_masks(
+def mnp_learn_masks(
     model: nn.Module,
     suppressed: nn.Module | None,
     clean: Images,
@@ -542,9 +544,9 @@ def learn_masks(
         about |= {"momentum": momentum, "batch": batch}
         if suppressed is not None:
             about["suppressed"] = fingerprint(suppressed)
-    nets = frozen(model), None if suppressed is None else frozen(suppressed)
+    nets = masks_frozen(model), None if suppressed is None else masks_frozen(suppressed)
     by_size = penalty == "magnitude"
-    magnitude = magnitudes(model, clean.shape) if by_size else ones(model)
+    magnitude = mnp_magnitudes(model, clean.shape) if by_size else masks_ones(model)
     shrunk = shrinkage(model, suppressed, clean.shape) if kappa else None
 
     def one(masks: Masks, x: Tensor, y: Tensor):
@@ -553,7 +555,7 @@ def learn_masks(
         return terms, gradient_of(total, list(masks.values()))
 
     return learn(
-        ones(model),
+        masks_ones(model),
         clean,
         one,
         steps=steps,
@@ -586,8 +588,8 @@ def choose_beta(
 
     Args:
         held: clean images that judge; `max_drop` is the accuracy that may be lost.
-        options: for `learn_masks`.
-        checkpoint: each beta keeps a file beside this path; like that of `learn_masks`
+        options: for `mnp_learn_masks`.
+        checkpoint: each beta keeps a file beside this path; like that of `mnp_learn_masks`
             they stay when the stage is finished.
     """
     betas = require_list("betas", betas)
@@ -602,7 +604,7 @@ def choose_beta(
     start = generator.get_state()
     for beta in sorted(betas, reverse=True):
         generator.set_state(start)
-        masks, terms = learn_masks(
+        masks, terms = mnp_learn_masks(
             model,
             suppressed,
             clean,
@@ -634,7 +636,7 @@ def _require_weights(has_copy: bool, penalty: str, **weights: float) -> None:
 # ------------------------------------------------------------------ step 3: repair
 
 
-def apply_masks(
+def mnp_apply_masks(
     model: nn.Module,
     masks: Masks,
     repair: Literal["soft", "hard"] = "soft",
@@ -646,7 +648,7 @@ def apply_masks(
     """Step 3 of the MNP-style reconstruction: the model with its masks built in.
 
     Both ways act on the model itself, never on theta~. From one run of `mnp`, get the
-    other repair with apply_masks(model, purified.log["masks"], "hard", held).
+    other repair with mnp_apply_masks(model, purified.log["masks"], "hard", held).
 
     Args:
         repair: "soft" multiplies every scale by its mask; "hard" zeroes the scales of
@@ -668,7 +670,7 @@ def apply_masks(
     if repair == "soft":
         repaired, pruned, t = baked(model, masks), below(masks, 0), 0.0
     else:
-        repaired, pruned, t = prune(model, masks, held, threshold, max_drop, looks)
+        repaired, pruned, t = masks_prune(model, masks, held, threshold, max_drop, looks)
     log = {"method": METHOD, "repair": repair, "masks": masks, "threshold": t}
     log["looks"] = looks
     return Purified(repaired, pruned, log, time.perf_counter() - began)
@@ -709,16 +711,16 @@ def mnp(
         clean: what the copy is suppressed and the masks are learned on.
         held: what the threshold of a hard repair, and beta="held", are chosen on, by
             clean accuracy.
-        repair, threshold, max_drop: see `apply_masks`.
-        preserve, beta, lam, kappa, penalty, steps, mask_lr: see `learn_masks`. Without
+        repair, threshold, max_drop: see `mnp_apply_masks`.
+        preserve, beta, lam, kappa, penalty, steps, mask_lr: see `mnp_learn_masks`. Without
             beta and kappa no copy is made. beta="held" takes :func:`choose_beta`.
-        stop, epochs, lr, clip: see `suppress`.
+        stop, epochs, lr, clip: see `mnp_suppress`.
         tune: epochs of fine-tuning on `clean` at rate 0.01 afterwards, the zeros held.
         checkpoint: every stage is resumed from files beside this path, which are
             deleted at the end.
 
     Returns:
-        log: what `apply_masks` logs, magnitude (a), suppression (see `rnp.unlearn`;
+        log: what `mnp_apply_masks` logs, magnitude (a), suppression (see `unlearn`;
         None without one), terms (each term of J step by step), and tuning, if any.
 
     Raises:
@@ -729,7 +731,7 @@ def mnp(
     lesson 07.
     """
     began = time.perf_counter()
-    ones(model)  # refuses a model without BatchNorms before anything is learned
+    masks_ones(model)  # refuses a model without BatchNorms before anything is learned
     _require_repair(repair, held, threshold, max_drop)
     by_held = beta == "held"
     if by_held and held is None:
@@ -745,7 +747,7 @@ def mnp(
     files = [stage(checkpoint, s) for s in ("suppress", "masks", "tune")]
     suppressed = suppression = None
     if beta or kappa:
-        suppressed, suppression = suppress(
+        suppressed, suppression = mnp_suppress(
             model,
             clean,
             stop=stop,
@@ -763,10 +765,10 @@ def mnp(
             model, suppressed, clean, held, max_drop=max_drop, **learning
         )
     else:
-        masks, terms = learn_masks(model, suppressed, clean, beta=beta, **learning)
-    p = apply_masks(model, masks, repair, held, threshold=threshold, max_drop=max_drop)
+        masks, terms = mnp_learn_masks(model, suppressed, clean, beta=beta, **learning)
+    p = mnp_apply_masks(model, masks, repair, held, threshold=threshold, max_drop=max_drop)
     log = p.log | {"beta": beta, "suppression": suppression, "terms": terms}
-    log["magnitude"] = magnitudes(model, clean.shape)
+    log["magnitude"] = mnp_magnitudes(model, clean.shape)
     repaired = p.model
     if tune:
         with holding(repaired, p.pruned):

@@ -30,7 +30,7 @@ from torch.func import functional_call
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Look,
     Purified,
     defense,
@@ -39,14 +39,14 @@ from bdcourse.defenses.base import (
     require_positive,
     require_share,
 )
-from bdcourse.defenses.masks import (
+from bdcourse.defenses._masks import (
     Masks,
-    frozen,
     gradient_of,
     learn,
     maskable,
-    ones,
-    prune,
+    masks_frozen,
+    masks_ones,
+    masks_prune,
     require_threshold,
 )
 from bdcourse.models import fingerprint, laid_out
@@ -79,7 +79,7 @@ def perturbed(model: nn.Module, masks: Masks, noise: Noise, x: Tensor) -> Tensor
     return functional_call(model, params, (x,), tie_weights=False)
 
 
-def plain_step(
+def anp_plain_step(
     model: nn.Module,
     masks: Masks,
     x: Tensor,
@@ -91,7 +91,7 @@ def plain_step(
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """One step the usual way: three passes, and gradients for every weight.
 
-    The reference for `step`, with the same arguments and results.
+    The reference for `anp_step`, with the same arguments and results.
     """
     noise = noise or quiet(masks)
     leaves = [v.clone().requires_grad_(True) for part in noise for v in part.values()]
@@ -114,7 +114,7 @@ def plain_step(
     return terms, list(gradient[:k])
 
 
-def step(
+def anp_step(
     model: nn.Module,
     masks: Masks,
     x: Tensor,
@@ -127,7 +127,7 @@ def step(
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """One step at less than half the cost: (terms of the loss, gradient of the masks).
 
-    Exact, up to rounding. The model's weights need no gradient (see `masks.frozen`). A
+    Exact, up to rounding. The model's weights need no gradient (see `masks_frozen`). A
     push of the scale and a mask enter the loss alike, as m + delta, so they have one
     gradient; and if the noise starts at zero, the pass that looks for the worst
     direction is the clean pass itself.
@@ -237,7 +237,7 @@ def anp(
     Source: Wu and Wang, NeurIPS 2021. Born in lesson 07.
     """
     began = time.perf_counter()
-    first = ones(model)
+    first = masks_ones(model)
     require_threshold(held, threshold, max_drop)
     steps = usual_steps(len(clean)) if steps is None else steps
     require_counts(steps=steps, batch=batch, inner=inner)
@@ -253,12 +253,12 @@ def anp(
         about |= {"alpha": alpha, "lr": lr, "momentum": momentum, "batch": batch}
         about |= {"inner": inner, "start": start, "training": training}
     keep = Checkpoint(checkpoint, about)
-    net = frozen(model, training=training)
+    net = masks_frozen(model, training=training)
 
     def one(masks: Masks, x: Tensor, y: Tensor):
         x = laid_out(net, x)
         noise = random_noise(masks, eps, generator) if start == "random" else None
-        return step(net, masks, x, y, eps=eps, alpha=alpha, noise=noise, inner=inner)
+        return anp_step(net, masks, x, y, eps=eps, alpha=alpha, noise=noise, inner=inner)
 
     masks, course = learn(
         first,
@@ -272,7 +272,7 @@ def anp(
         keep=keep,
     )
     looks: list[Look] = []
-    repaired, pruned, t = prune(model, masks, held, threshold, max_drop, looks)
+    repaired, pruned, t = masks_prune(model, masks, held, threshold, max_drop, looks)
     keep.done()
     log = {"masks": masks, "threshold": t, "looks": looks, **course}
     return Purified(repaired, pruned, log, time.perf_counter() - began)

@@ -29,13 +29,12 @@ from bdcourse import require
 from bdcourse.activations import runs, watching
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Look,
     Purified,
     admit,
     defense,
     furthest,
-    require_names,
     require_share,
     require_training,
 )
@@ -211,7 +210,7 @@ def fine_pruning(
 
     Args:
         clean: ranks the channels and trains the pruned network.
-        held: decides how many channels go, see `defenses.base.furthest`.
+        held: decides how many channels go, see `furthest`.
         layer: BatchNorms or convolutions to prune instead, all of one width; the same
             channels go in each. None finds the last layer, see :func:`last_layer`.
         max_drop: held-out accuracy that pruning may cost before the fine-tuning, 0..1.
@@ -230,7 +229,7 @@ def fine_pruning(
     Returns:
         in `pruned` the channels of every module, in `log` the activity (c,) and the
         modules (`layer`), how many channels went (`m`), what was tried before (`looks`,
-        see `defenses.base.furthest`), and the losses of the training.
+        see `furthest`), and the losses of the training.
 
     Raises:
         ValueError: no layer to prune, no images, a drop or share outside 0..1.
@@ -245,7 +244,7 @@ def fine_pruning(
     require.truth("hold", hold)
     require_training(epochs=epochs, lr=lr, batch=batch, options=options)
     layer = [layer] if isinstance(layer, str) else layer
-    layer = None if layer is None else require_names("layer", layer)
+    layer = None if layer is None else require.names("layer", layer)
     names = last_layer(model) if layer is None else _checked(model, layer)
     _require_once(model, clean, names)
     about = {"defense": "fine_pruning", "model": fingerprint(model), "layer": names}

@@ -26,7 +26,7 @@ from bdcourse import require
 from bdcourse.analysis.sharpness_aware import Flat
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses.base import Purified, copied, defense, require_training
+from bdcourse.defenses._base import Purified, copied, defense, require_training
 from bdcourse.models import fingerprint
 from bdcourse.train import Augment, fit
 

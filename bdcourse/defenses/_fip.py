@@ -48,7 +48,7 @@ from bdcourse.analysis.curvature import (
 )
 from bdcourse.analysis.sharpness_aware import ascent
 from bdcourse.checkpoint import Checkpoint, pack, unpack
-from bdcourse.defenses.base import (
+from bdcourse.defenses._base import (
     Purified,
     copied,
     defense,
@@ -66,7 +66,7 @@ from bdcourse.train import Augment
 STEPS = 600  # of all arms, unless told otherwise
 
 
-class Spectrum(nn.Module):
+class SingularValues(nn.Module):
     """A weight as a function of the change d of its singular values.
 
     Args:
@@ -92,7 +92,7 @@ class Spectrum(nn.Module):
         return torch.zeros_like(self.values)
 
 
-def matrices(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
+def fip_matrices(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
     """(module, name of the parameter) -> weight, of all convolutions and linear maps.
 
     Each has one row an output. The three projections of an attention layer, which torch
@@ -108,7 +108,7 @@ def matrices(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
 
 
 @torch.no_grad()
-def factorize(model: nn.Module) -> None:
+def fip_factorize(model: nn.Module) -> None:
     """Put every weight matrix of `model`, in place, under its singular values.
 
     Weights of one shape are decomposed in one batch, in float32 or better.
@@ -117,7 +117,7 @@ def factorize(model: nn.Module) -> None:
         ValueError: a weight is parametrized already.
     """
     shapes: dict[tuple[int, int], list] = {}
-    for where, w in matrices(model).items():
+    for where, w in fip_matrices(model).items():
         if parametrize.is_parametrized(*where):
             raise ValueError(
                 "a weight of the model is parametrized already; make it plain with "
@@ -129,7 +129,7 @@ def factorize(model: nn.Module) -> None:
         wide = stack if stack.dtype == torch.float64 else stack.float()
         u, s, vh = (t.to(stack) for t in torch.linalg.svd(wide, full_matrices=False))
         for i, ((module, name), w) in enumerate(group):
-            law = Spectrum(u[i].clone(), s[i].clone(), vh[i].clone(), w.shape)
+            law = SingularValues(u[i].clone(), s[i].clone(), vh[i].clone(), w.shape)
             parametrize.register_parametrization(module, name, law)
 
 
@@ -142,7 +142,7 @@ def fold(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     found = {}
     for prefix, m in list(model.named_modules()):
         laws, plain = dict(getattr(m, "parametrizations", {})), {}
-        if not laws or not all(isinstance(law[0], Spectrum) for law in laws.values()):
+        if not laws or not all(isinstance(law[0], SingularValues) for law in laws.values()):
             continue
         for name, law in laws.items():
             change = law.original.detach().clone()
@@ -167,7 +167,7 @@ class Descent(Protocol):
 
 
 @dataclass
-class Smooth:
+class FipDescent:
     """FIP: the likelihood, the trace of the Fisher, and the pull to the old weights.
 
     With eta_f and eta_r 0 it is plain fine-tuning.
@@ -328,7 +328,7 @@ def along(
 
 
 @dataclass
-class Aware:
+class SamDescent:
     """Sharpness-aware minimization in the same loop: as `sharpness_aware.sam_step`.
 
     Args:
@@ -354,7 +354,7 @@ class Aware:
 
 
 @dataclass
-class Released:
+class ReleasedDescent:
     """What the authors' released script does instead of FIP, in behaviour.
 
     The product of Fisher and probe is commented out there, and what remains is an inner
@@ -379,14 +379,14 @@ class Released:
         seen = {"loss": loss.detach()}
         if step % self.every == 0:
             weights = trainable(model)
-            fake = fake_trace(out, y, weights, self.probes, self.generator)
+            fake = fip_fake_trace(out, y, weights, self.probes, self.generator)
             seen["trace"] = fake.detach()
             loss = loss + self.eta_f * fake
         loss.backward()
         return seen
 
 
-def fake_trace(
+def fip_fake_trace(
     out: Tensor,
     y: Tensor,
     weights: Sequence[Tensor],
@@ -398,7 +398,7 @@ def fake_trace(
     Mean 0, variance sum_k (P - k + 1)^2 ||g_k||^2 / probes over the P tensors g_k of
     the gradient of the all-pairs likelihood.
     """
-    slopes = gradient(all_pairs(out, y), weights, create_graph=True)
+    slopes = gradient(fip_all_pairs(out, y), weights, create_graph=True)
     counts = range(len(weights), 0, -1)
     total = out.new_zeros(())
     for _ in range(probes):
@@ -407,7 +407,7 @@ def fake_trace(
     return total / probes
 
 
-def all_pairs(out: Tensor, y: Tensor) -> Tensor:
+def fip_all_pairs(out: Tensor, y: Tensor) -> Tensor:
     """What the released script takes for the mean log-likelihood of a batch.
 
     Args:
@@ -493,7 +493,7 @@ def require_fit(model: nn.Module, clean: Batch, likelihood: Likelihood) -> None:
         )
 
 
-def purify(
+def fip_descend(
     model: nn.Module,
     clean: Batch,
     descent: Descent,
@@ -669,7 +669,7 @@ def fip(
         product: how the trace is differentiated, see :func:`along`; "exact" is twice as
             slow, and does without torch's fast attention kernels. "random" is the
             control: a push of the same length in each tensor, in a random direction.
-        norms: see :func:`purify`. Ours: with "frozen" the received network has no step
+        norms: see :func:`fip_descend`. Ours: with "frozen" the received network has no step
             that is long enough to leave the backdoor and short enough to stay stable,
             and with "mixed" the trace falls by making the frozen network constant.
         draw: what stands for the labels of the true Fisher: one label an image, or the
@@ -682,7 +682,7 @@ def fip(
         likelihood: of the targets under the outputs; for sequences, see `Softmax`.
         fast, affine: see :func:`fast_fip`.
         options: `steps`, `lr`, `momentum`, `batch`, `augment`, `checkpoint`, `watch`,
-            `watch_every` of :func:`purify`.
+            `watch_every` of :func:`fip_descend`.
 
     Returns:
         in `log`, as [step, value] pairs, `loss` (NLL in nats) and `trace` of the batch,
@@ -743,7 +743,7 @@ def fip(
     require_fit(model, clean, likelihood)
     moves = {n: w.requires_grad for n, w in model.named_parameters()}
     if fast:
-        factorize(model)
+        fip_factorize(model)
         for m in batch_norms(model) if not affine else ():
             m.requires_grad_(False)
     diagonal = []
@@ -763,7 +763,7 @@ def fip(
             generator=generator,
         )
         diagonal = list(found.values())
-    descent = Smooth(
+    descent = FipDescent(
         likelihood,
         generator,
         eta_f,
@@ -778,7 +778,7 @@ def fip(
         lengths,
     )
     ready = time.perf_counter() - start
-    p = purify(
+    p = fip_descend(
         model,
         clean,
         descent,
@@ -830,12 +830,12 @@ def fip_released(
     generator: torch.Generator,
     **options,
 ) -> Purified:
-    """Not FIP, but what its authors' released script does; see :class:`Released`.
+    """Not FIP, but what its authors' released script does; see :class:`ReleasedDescent`.
 
     Args:
         eta_f: the script's default; its authors advise at most 0.005.
         every, probes: the script's.
-        options: of :func:`purify`. The script takes 2,000 steps at lr 0.005, momentum
+        options: of :func:`fip_descend`. The script takes 2,000 steps at lr 0.005, momentum
             0.95 and batch 128 (500 images of CIFAR-10, crops and flips).
 
     Born in lesson 08.
@@ -849,10 +849,10 @@ def fip_released(
     settings |= {"probes": probes, **identity(model, clean, generator)}
     generator = beside(generator, clean.x.device)
     ready = time.perf_counter() - start
-    p = purify(
+    p = fip_descend(
         copied(model).to(clean.x.device),
         clean,
-        Released(generator, eta_f, every, probes),
+        ReleasedDescent(generator, eta_f, every, probes),
         generator=generator,
         about=settings,
         **options,
@@ -867,7 +867,7 @@ OPTIONS = (
 
 
 def _require_options(options: Mapping[str, object]) -> None:
-    """Refuse an option that `purify` does not have, and steps that are none."""
+    """Refuse an option that `fip_descend` does not have, and steps that are none."""
     for name in options:
         require.choice("an option", name, OPTIONS)
     if "steps" in options:
