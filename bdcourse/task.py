@@ -68,9 +68,13 @@ class Task:
     def check_stored(self, x: Tensor, what: str) -> None:
         """Refuse a tensor that holds no examples as they are stored."""
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """What a network takes, of stored examples; what it takes already comes back."""
-        return x
+    def inputs(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """What a network takes, of stored examples; what it takes already comes back.
+
+        Args:
+            dtype: of the network, for numbers that are no positions in a list.
+        """
+        return x if dtype is None or not x.is_floating_point() else x.to(dtype)
 
     def stored(self, inputs: Tensor) -> Tensor:
         """The other way: inputs as they are stored, rounded where that is needed."""
@@ -142,10 +146,15 @@ class Task:
             )
 
     @torch.no_grad()
-    def outputs(self, model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
+    def outputs(
+        self, model: nn.Module, x: Tensor, batch: int = 500, what: str = "the network's answers"
+    ) -> Tensor:
         """Eval-mode outputs of stored examples or inputs x, in float32.
 
         The model's train/eval mode is put back afterwards.
+
+        Args:
+            what: the outputs are called in a refusal.
 
         Raises:
             ValueError: no such inputs; answers that are not one row of finite numbers
@@ -158,7 +167,7 @@ class Task:
         device = next(chain(model.parameters(), model.buffers()), x).device
         with evaluating(model):
             out = [self._said(model, self.inputs(part.to(device))) for part in x.split(batch)]
-            return require.finite(torch.cat(out))
+            return require.finite(torch.cat(out), what)
 
     def check_asked(self, model: nn.Module, x: object) -> None:
         """Refuse what a network cannot be asked about."""
@@ -187,17 +196,23 @@ class Task:
         return said.float()
 
     def answer(
-        self, model: nn.Module, x: Tensor, batch: int = 500, k: int | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        batch: int = 500,
+        k: int | None = None,
+        what: str = "the network's answers",
     ) -> Answers:
         """What the network answers to stored examples or inputs x: labels (n,) int64.
 
         Args:
             k: classes that it must tell apart, if that is asked.
+            what: the outputs are called in a refusal.
 
         Raises:
             ValueError, RuntimeError: see :meth:`outputs`.
         """
-        out = self.outputs(model, x, batch)
+        out = self.outputs(model, x, batch, what)
         if len(out) != len(x):
             raise ValueError(
                 f"the network gives {len(out)} answers to {len(x)} {self.many}; it must "
@@ -243,8 +258,10 @@ class ImageTask(Task):
         if 0 in x.shape[1:]:
             raise ValueError(f"{what}.x of shape {tuple(x.shape)} holds images without pixels.")
 
-    def inputs(self, x: Tensor) -> Tensor:
-        return x.float() / 255 if x.dtype == torch.uint8 else x
+    def inputs(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        if x.dtype == torch.uint8:
+            return x.to(dtype or torch.float32) / 255
+        return super().inputs(x, dtype)
 
     def stored(self, inputs: Tensor) -> Tensor:
         return quantize(inputs)

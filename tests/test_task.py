@@ -31,8 +31,9 @@ class SequenceTask(Task):
         if x.dtype != torch.int16 or x.ndim != 3:
             raise ValueError(f"{what}.x must be int16 of shape (n, c, t).")
 
-    def inputs(self, x):
-        return x.float() / 1000 if x.dtype == torch.int16 else x
+    def inputs(self, x, dtype=None):
+        x = x.float() / 1000 if x.dtype == torch.int16 else x
+        return super().inputs(x, dtype)
 
     def stored(self, inputs):
         return (1000 * inputs).round().to(torch.int16)
@@ -180,11 +181,11 @@ def test_conv_and_linear_layers_are_paired_with_their_norms():
     assert not pairing.unpaired
 
 
-REPAIRS = {
-    "finetune": lambda m: defenses.finetune(m, CLEAN, epochs=4, generator=gen()),
-    "clp": lambda m: defenses.clp(m, u=1.0),
-    "anp": lambda m: defenses.anp(m, CLEAN, CLEAN, steps=60, generator=gen()),
-    "fip": lambda m: defenses.fip(m, CLEAN, steps=60, lr=0.02, generator=gen()),
+REPAIRS = {  # name -> (repair, the ASR that must not be left)
+    "finetune": (lambda m: defenses.finetune(m, CLEAN, epochs=40, lr=0.3, generator=gen()), 1.0),
+    "clp": (lambda m: defenses.clp(m, u=1.0), 1.0),
+    "anp": (lambda m: defenses.anp(m, CLEAN, threshold=0.3, steps=200, generator=gen()), 0.5),
+    "fip": (lambda m: defenses.fip(m, CLEAN, steps=200, lr=0.05, generator=gen()), 0.9),
 }
 
 
@@ -192,14 +193,16 @@ REPAIRS = {
 def test_defenses_repair_a_copy(name, victim):
     model, before = victim
     kept = frozen(model)
-    repaired = REPAIRS[name](model)
+    repair, most = REPAIRS[name]
+    repaired = repair(model)
     assert same_state(model, kept), "the argument is not changed"
+    assert not same_state(repaired.model, kept), "it did something"
+    assert (repaired.count > 0) == (name in ("clp", "anp"))
     after = evaluate(repaired.model, TEST, Spike(target=1))
-    assert after.acc > 0.8
-    assert after.asr != before.asr or repaired.count, "it did something"
-    if name in ("finetune", "fip"):
+    assert after.acc > 0.7 and after.asr <= most and before.asr > 0.95
+    if name != "clp":  # which owns nothing to look at
         acc = repaired.log["own_acc"]
-        assert acc[1] > 0.85
+        assert acc[0] > 0.9 and acc[1] == evaluate(repaired.model, CLEAN).acc
 
 
 def test_a_repair_that_needs_pictures_says_so(victim):

@@ -31,6 +31,7 @@ from bdcourse.likelihoods import SOFTMAX, Likelihood, require_likelihood
 from bdcourse.models import evaluating, guarded
 from bdcourse.seeds import random_signs
 from bdcourse.surgery import called_with, require_sound
+from bdcourse.task import task_of
 
 Route = Literal["bartlett", "gaussian", "signed", "exact"]
 FISHER = {"bartlett": "true", "gaussian": "true", "signed": "empirical"}
@@ -215,12 +216,7 @@ def batches(model: nn.Module, images: Batch, chunk: int) -> Iterator[tuple[Tenso
         )
     like = next(model.parameters())
     for x, y in zip(images.x.split(chunk), images.y.split(chunk), strict=True):
-        x = x.to(like.device)
-        if x.dtype == torch.uint8:
-            x = x.to(like.dtype) / 255
-        elif x.is_floating_point():
-            x = x.to(like.dtype)
-        yield x, y.to(like.device)
+        yield task_of(images).inputs(x.to(like.device), like.dtype), y.to(like.device)
 
 
 # ---------------------------------------------------------------- Fisher

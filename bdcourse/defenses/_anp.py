@@ -23,7 +23,6 @@ import time
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -49,6 +48,7 @@ from bdcourse.defenses._masks import (
     masks_prune,
     require_threshold,
 )
+from bdcourse.likelihoods import SOFTMAX, Likelihood
 from bdcourse.models import fingerprint, laid_out
 
 Noise = tuple[Masks, Masks]  # delta and xi: BatchNorm name -> (c,) in [-eps, eps]
@@ -88,6 +88,7 @@ def anp_plain_step(
     eps: float = 0.4,
     alpha: float = 0.2,
     noise: Noise | None = None,
+    likelihood: Likelihood = SOFTMAX,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """One step the usual way: three passes, and gradients for every weight.
 
@@ -100,7 +101,7 @@ def anp_plain_step(
 
     def loss(rows: list[Tensor]) -> Tensor:
         delta, xi = (dict(zip(masks, r, strict=True)) for r in (rows[:k], rows[k:]))
-        return F.cross_entropy(perturbed(model, masks, (delta, xi), x), y)
+        return likelihood.loss(perturbed(model, masks, (delta, xi), x), y)
 
     uphill = torch.autograd.grad(
         loss(leaves), [*leaves, *masks.values(), *weights], materialize_grads=True
@@ -124,6 +125,7 @@ def anp_step(
     alpha: float = 0.2,
     noise: Noise | None = None,
     inner: int = 1,
+    likelihood: Likelihood = SOFTMAX,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """One step at less than half the cost: (terms of the loss, gradient of the masks).
 
@@ -134,16 +136,17 @@ def anp_step(
 
     Args:
         masks: leaves that require a gradient.
-        x, y: pixels in [0, 1] and labels.
+        x, y: inputs, of images pixels in [0, 1], and targets.
         noise: where the inner ascent starts; None is at zero.
         inner: steps of the inner ascent, each of eps / inner.
+        likelihood: of the targets under the outputs.
     """
     rows = list(masks.values())
     still = quiet(masks)
 
     def ascent(noise: Noise) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         xi = {n: v.requires_grad_(True) for n, v in noise[1].items()}
-        loss = F.cross_entropy(perturbed(model, masks, (noise[0], xi), x), y)
+        loss = likelihood.loss(perturbed(model, masks, (noise[0], xi), x), y)
         g = gradient_of(loss, [*rows, *xi.values()])
         return loss.detach(), list(g[: len(rows)]), list(g[len(rows) :])
 
@@ -160,12 +163,12 @@ def anp_step(
         natural, g_natural, g_xi = ascent(still)
         noise, left = push(still, g_natural, g_xi), inner - 1
     else:
-        loss = F.cross_entropy(perturbed(model, masks, still, x), y)
+        loss = likelihood.loss(perturbed(model, masks, still, x), y)
         natural, g_natural = loss.detach(), gradient_of(loss, rows)
         left = inner
     for _ in range(left):
         noise = push(noise, *ascent(noise)[1:])
-    robust = F.cross_entropy(perturbed(model, masks, noise, x), y)
+    robust = likelihood.loss(perturbed(model, masks, noise, x), y)
     g_robust = gradient_of(robust, rows)
     gradient = [alpha * a + (1 - alpha) * b for a, b in zip(g_natural, g_robust, strict=True)]
     return {"natural": natural, "robust": robust.detach()}, gradient
@@ -232,7 +235,7 @@ def anp(
 
     Raises:
         ValueError: a number out of its range, too few images, a model without
-            BatchNorm2d, neither `held` nor `threshold`.
+            BatchNorm, neither `held` nor `threshold`.
 
     Source: Wu and Wang, NeurIPS 2021. Born in lesson 07.
     """
@@ -258,7 +261,8 @@ def anp(
     def one(masks: Masks, x: Tensor, y: Tensor):
         x = laid_out(net, x)
         noise = random_noise(masks, eps, generator) if start == "random" else None
-        return anp_step(net, masks, x, y, eps=eps, alpha=alpha, noise=noise, inner=inner)
+        how = {"eps": eps, "alpha": alpha, "noise": noise, "inner": inner}
+        return anp_step(net, masks, x, y, **how, likelihood=clean.task.likelihood)
 
     masks, course = learn(
         first,

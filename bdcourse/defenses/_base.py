@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.data import Images
-from bdcourse.examples import Poisoned, require_clean
-from bdcourse.metrics import evaluate, logits, share
+from bdcourse.examples import Examples, Poisoned, require_clean
+from bdcourse.metrics import evaluate
 from bdcourse.surgery import examine, require_sound, without
 from bdcourse.train import Augment, fit
 
@@ -237,13 +237,14 @@ def require_ways(given: Mapping[str, object]) -> None:
 
 
 def own_acc(model: nn.Module, clean: object, what: str) -> float | None:
-    """Accuracy on the defender's own images, or None without images of theirs."""
-    if not isinstance(clean, Images):
+    """The headline score on the defender's own examples, of images the accuracy, or None
+    without examples of theirs."""
+    if not isinstance(clean, Examples):
         return None
-    dtype = next(model.parameters()).dtype
-    x = clean.x if dtype == torch.float32 else clean.pixels().to(dtype)
-    said = require.finite(logits(model, x), f"the answers of {what}")
-    return share(said.argmax(1).to(clean.y.device) == clean.y)
+    task, dtype = clean.task, next(model.parameters()).dtype
+    x = clean.x if dtype == torch.float32 else task.inputs(clean.x, dtype)
+    said = task.answer(model, x, what=f"the answers of {what}")
+    return next(iter(task.quality(said, clean.y).values()))
 
 
 @contextmanager

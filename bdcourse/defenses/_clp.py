@@ -65,6 +65,9 @@ def clp_norms(
 ) -> Tensor:
     """Size of every output channel's kernel at once: (c_out, c_in, kh, kw) -> (c_out,).
 
+    A linear layer's (c_out, c_in) counts as a kernel of one position; 1d and 3d kernels
+    have their positions in a row.
+
     Args:
         norm: "spectral" is the paper's sigma_max of the (c_in, kh * kw) matrix, found
             as the root of the largest eigenvalue of the smaller Gram matrix;
@@ -78,7 +81,7 @@ def clp_norms(
     if norm == "frobenius":
         return weight.flatten(1).norm(dim=1)
     if norm == "spectral":
-        m = weight.flatten(2)  # (c_out, c_in, kh * kw)
+        m = weight[..., None].flatten(2)  # (c_out, c_in, kh * kw)
         if m.shape[1] < m.shape[2]:
             m = m.transpose(1, 2)
         # Squaring halves the digits of small singular values, but not of the largest.
@@ -87,6 +90,11 @@ def clp_norms(
         top = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
         return top.to(weight.dtype)
     require_norm(norm)
+    if weight.ndim != 4:
+        raise ValueError(
+            'norm "operator" is of 2d convolutions, and a weight is of shape '
+            f"{tuple(weight.shape)}; take spectral."
+        )
     if grid % stride or grid < max(weight.shape[2:]):
         raise ValueError(
             f"grid must be a multiple of the stride {stride} and at least the kernel's "
@@ -137,14 +145,14 @@ def clp_scores(
         why = f" ({len(found.unpaired)} unpaired)" if found.unpaired else ""
         warnings.warn(
             "CLP has nothing to prune: no BatchNorm of this model reads the output of "
-            f"a convolution{why}. The model comes back unchanged.",
+            f"a convolution or linear layer{why}. The model comes back unchanged.",
             stacklevel=2,
         )
     out = {}
     with evaluating(model):  # in train mode spectral norm moves when it is read
         for p in found.pairs:
             conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
-            stride = conv.stride[0]
+            stride = 1 if isinstance(conv, nn.Linear) else conv.stride[0]
             grid = -(-32 // stride) * stride  # 32, or the next multiple of the stride
             size = clp_norms(conv.weight, norm, stride=stride, grid=grid)
             eps = 0.0 if released else bn.eps

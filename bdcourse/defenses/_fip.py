@@ -58,9 +58,10 @@ from bdcourse.defenses._base import (
     require_positive,
     require_ways,
 )
-from bdcourse.likelihoods import SOFTMAX, Likelihood, Softmax, require_likelihood
+from bdcourse.likelihoods import Likelihood, require_likelihood
 from bdcourse.models import evaluating, fingerprint, guarded
 from bdcourse.seeds import fresh_seed, random_normal, random_signs
+from bdcourse.task import task_of
 from bdcourse.train import Augment
 
 STEPS = 600  # of all arms, unless told otherwise
@@ -274,8 +275,7 @@ class FipDescent:
 
     def hidden(self, out: Tensor, y: Tensor) -> Tensor:
         """Padding of a sequence has no target, so none may be drawn for it either."""
-        mask = getattr(self.likelihood, "masked", None)
-        return out if mask is None else mask(out, y)
+        return self.likelihood.masked(out, y)
 
     def slopes(self, out: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """That gradient g with its graph. A Gaussian draw keeps its own part of it, so
@@ -445,14 +445,6 @@ def remembering(model: nn.Module) -> Iterator[None]:
             m.track_running_stats = value
 
 
-def floats(x: Tensor, like: Tensor) -> Tensor:
-    """uint8 pixels as floats in [0, 1] and floats as they are, both in the dtype of
-    `like`; whole numbers, as of tokens, stay."""
-    if x.dtype == torch.uint8:
-        return x.to(like.dtype) / 255
-    return x.to(like.dtype) if x.is_floating_point() else x
-
-
 @torch.no_grad()
 def require_fit(model: nn.Module, clean: Batch, likelihood: Likelihood) -> None:
     """Refuse data that are too few or do not go with the model's outputs."""
@@ -465,32 +457,15 @@ def require_fit(model: nn.Module, clean: Batch, likelihood: Likelihood) -> None:
         )
     if n < 2:
         raise ValueError(f"at least two clean examples are needed, not {n}.")
-    if not isinstance(likelihood, Softmax):
-        return
     with evaluating(model):
         try:
-            out = model(floats(clean.x[:2], next(model.parameters())))
+            dtype = next(model.parameters()).dtype
+            out = model(task_of(clean).inputs(clean.x[:2], dtype))
         except Exception as e:  # code of others raises many kinds
             raise ValueError(
                 f"the model does not accept inputs of shape {tuple(clean.x.shape[1:])}."
             ) from e
-    if not isinstance(out, Tensor) or out.ndim < 2:
-        raise ValueError(
-            f"the model answers with {require.kind(out)}, not with outputs of shape "
-            "(n, ..., k); wrap it so that its forward returns these alone."
-        )
-    if y.dtype != torch.int64 or y.shape[1:] != out.shape[1:-1]:
-        raise ValueError(
-            f"targets must be int64 of shape {(n, *out.shape[1:-1])}, to go with the "
-            f"outputs, not {str(y.dtype).removeprefix('torch.')} {tuple(y.shape)}."
-        )
-    counted, k = y[y != likelihood.ignore], out.shape[-1]
-    low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
-    if not 0 <= low <= high < k:
-        raise ValueError(
-            f"targets run from {low} to {high}, but the model has {k} outputs, so they "
-            f"must lie in 0..{k - 1}."
-        )
+    likelihood.check(out, y)
 
 
 def fip_descend(
@@ -541,7 +516,8 @@ def fip_descend(
         RuntimeError: the weights left all bounds.
     """
     start = time.perf_counter()
-    require_fit(model, clean, getattr(descent, "likelihood", SOFTMAX))
+    task = task_of(clean)
+    require_fit(model, clean, getattr(descent, "likelihood", task.likelihood))
     n, device, weights = len(clean.y), clean.x.device, trainable(model)
     if not weights:
         raise ValueError("no parameter of the model requires grad, so none can move.")
@@ -592,10 +568,10 @@ def fip_descend(
         index = index.to(device)
         x, y = clean.x[index], clean.y[index]
         if augment is not None:
-            x = augment.once(x, generator)
+            x, y = augment.batch(x, y, generator)
         opt.zero_grad()
         with guarded(model):
-            seen = descent(model, floats(x, weights[0]), y, step)
+            seen = descent(model, task.inputs(x, weights[0].dtype), y, step)
         for name, value in seen.items():
             log.setdefault(name, []).append([step, float(value)])
         opt.step()
@@ -648,7 +624,7 @@ def fip(
     norms: Literal["batch", "frozen", "mixed"] = "batch",
     draw: Literal["labels", "gaussian"] = "labels",
     lengths: Mapping[int, float] | None = None,
-    likelihood: Likelihood = SOFTMAX,
+    likelihood: Likelihood | None = None,
     fast: bool = False,
     affine: bool = True,
     generator: torch.Generator,
@@ -679,7 +655,7 @@ def fip(
         lengths: step -> length of the push, over all weights together, in place of its
             own: dict(p.log["push"]) of another run makes the random control as strong
             as that run was. Where both are fast, lengths over d.
-        likelihood: of the targets under the outputs; for sequences, see `Softmax`.
+        likelihood: of the targets under the outputs; None is that of the data's task.
         fast, affine: see :func:`fast_fip`.
         options: `steps`, `lr`, `momentum`, `batch`, `augment`, `checkpoint`, `watch`,
             `watch_every` of :func:`fip_descend`.
@@ -712,9 +688,10 @@ def fip(
         raise ValueError(f'draw must be "labels" or "gaussian", not {draw!r}.')
     if draw == "gaussian" and fisher != "true":
         raise ValueError('draw="gaussian" stands for labels of the true Fisher only.')
-    if draw == "gaussian" and not hasattr(likelihood, "noise"):
-        raise ValueError('draw="gaussian" needs a likelihood that has `noise`.')
+    likelihood = task_of(clean).likelihood if likelihood is None else likelihood
     require_likelihood(likelihood)
+    if draw == "gaussian" and not likelihood.has("noise"):
+        raise ValueError('draw="gaussian" needs a likelihood that has `noise`.')
     if lengths is not None:
         if not isinstance(lengths, Mapping):
             raise ValueError(

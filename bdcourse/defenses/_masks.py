@@ -33,8 +33,8 @@ Step = Callable[[Masks, Tensor, Tensor], tuple[dict[str, Tensor], Sequence[Tenso
 LADDER = tuple(i / 20 for i in range(19))  # the thresholds that are tried: 0 .. 0.9
 
 
-def maskable(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """The model's BatchNorm2d layers with scale and shift, by name.
+def maskable(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The model's BatchNorm layers with scale and shift, by name.
 
     Raises:
         ValueError: there is none.
@@ -42,11 +42,11 @@ def maskable(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     found = {
         name: m
         for name, m in require.module(model).named_modules()
-        if isinstance(m, nn.BatchNorm2d) and m.weight is not None
+        if isinstance(m, _BatchNorm) and m.weight is not None
     }
     if not found:
         raise ValueError(
-            "the model has no BatchNorm2d with a scale for a mask to act on; a defense "
+            "the model has no BatchNorm with a scale for a mask to act on; a defense "
             "such as finetune does without."
         )
     return found
@@ -64,7 +64,7 @@ def scales(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
 
 
 def masks_forward(model: nn.Module, masks: Masks, x: Tensor) -> Tensor:
-    """Logits of the masked model for pixels x; nothing in the model is edited."""
+    """Outputs of the masked model for inputs x; nothing in the model is edited."""
     return functional_call(model, scales(model, masks), (x,), tie_weights=False)
 
 
@@ -258,7 +258,7 @@ def learn(
     for now in progress(range(done, steps), steps - done, "masks"):
         order = torch.randperm(n, generator=generator, device=generator.device)
         index = order[:batch].to(device)
-        x = clean.x[index].float() / 255
+        x = clean.task.inputs(clean.x[index])
         terms, gradient = step(m, x, clean.y[index])
         with torch.no_grad():
             for k, g in zip(m, gradient, strict=True):

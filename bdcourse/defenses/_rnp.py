@@ -18,7 +18,6 @@ import warnings
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
@@ -50,6 +49,7 @@ from bdcourse.defenses._masks import (
     stage,
 )
 from bdcourse.examples import require_clean
+from bdcourse.likelihoods import SOFTMAX, Likelihood
 from bdcourse.metrics import evaluate
 from bdcourse.models import fingerprint, laid_out, lay_out, wide
 from bdcourse.surgery import require_answers, require_sound
@@ -61,6 +61,7 @@ def ascend(
     x: Tensor,
     y: Tensor,
     clip: float | None = 20.0,
+    likelihood: Likelihood = SOFTMAX,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step up the cross-entropy: (loss before it, correct answers, gradient norm).
 
@@ -73,12 +74,12 @@ def ascend(
             code asks for 20, but before backward, when there is no gradient to cut.)
     """
     out = model(x)
-    loss = F.cross_entropy(out, y)
+    loss = likelihood.loss(out, y)
     opt.zero_grad(set_to_none=True)
     (-loss).backward()
     length = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
     opt.step()
-    return loss.detach(), (out.argmax(1) == y).sum(), length
+    return loss.detach(), likelihood.hits(out, y)[0].sum(), length
 
 
 @filled
@@ -162,9 +163,9 @@ def unlearn(
         order = torch.randperm(len(clean), generator=generator, device=generator.device)
         seen = []
         for index in order.to(clean.x.device).tensor_split(parts):
-            x = clean.x[index].float() / 255
-            x = laid_out(net, x)
-            seen.append(torch.stack([wide(v) for v in ascend(net, opt, x, clean.y[index], clip)]))
+            x = laid_out(net, clean.task.inputs(clean.x[index]))
+            step = ascend(net, opt, x, clean.y[index], clip, clean.task.likelihood)
+            seen.append(torch.stack([wide(v) for v in step]))
         loss, hits, length = torch.stack(seen).unbind(1)
         if not bool(torch.isfinite(loss).all() & torch.isfinite(length).all()):
             raise ValueError(
@@ -230,7 +231,7 @@ def recover(
     net = masks_frozen(unlearned, training=training)
 
     def one(masks: Masks, x: Tensor, y: Tensor):
-        loss = F.cross_entropy(masks_forward(net, masks, laid_out(net, x)), y)
+        loss = clean.task.likelihood.loss(masks_forward(net, masks, laid_out(net, x)), y)
         return {"loss": loss}, gradient_of(weight * loss, list(masks.values()))
 
     masks, course = learn(
@@ -298,7 +299,7 @@ def rnp(
 
     Raises:
         ValueError: a number out of its range, too few images, a model without
-            BatchNorm2d, neither `held` nor `threshold`.
+            BatchNorm, neither `held` nor `threshold`.
 
     Source: Li et al., ICML 2023. Born in lesson 07.
     """
