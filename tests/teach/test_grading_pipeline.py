@@ -8,14 +8,13 @@ import re
 import subprocess
 import sys
 import zipfile
-from functools import cache
 from pathlib import Path
 
 import nbformat
 import pytest
 
 import test_check
-from assignments import SIGMA, graded, read
+from assignments import BESIDE, SIGMA, graded, read
 from bdcourse.teach import labs
 from bdcourse.teach import nbgrader_course as course
 from helpers import ROOT
@@ -24,23 +23,35 @@ nbgrader = pytest.importorskip("nbgrader")
 
 
 TEMPLATES = Path(nbgrader.__file__).parent / "server_extensions/formgrader/templates"
-BESIDE = [ROOT / "tests", ROOT / "tools"]
 
 
-def call(folder, *words, fine=True):
+RUN = """
+import json, sys
+from nbgrader.apps.nbgraderapp import NbGraderApp
+from traitlets.config import Application
+for words in json.loads(sys.argv[1]):
+    print("\\0", flush=True)
+    NbGraderApp.launch_instance(words)
+    type(Application.instance()).clear_instance()
+"""
+
+
+def call(folder, *commands):
+    """What each command of nbgrader says; all of them in one process, as in its formgrader."""
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     (folder / "tmp").mkdir(exist_ok=True)
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     env["TMPDIR"] = str(folder / "tmp")
     done = subprocess.run(
-        [sys.executable, "-m", "nbgrader", *words],
+        [sys.executable, "-c", RUN, json.dumps(commands)],
         cwd=folder,
         env=env,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    assert (done.returncode == 0) == fine, done.stderr[-3000:]
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout.split("\0\n")[1:]
 
 
 def solved(source):
@@ -58,10 +69,8 @@ def hand_in(folder, student, lab, nb, name=None):
     path.write_text(nb) if isinstance(nb, str) else nbformat.write(nb, path)
 
 
-@cache
 def scores(folder):
     """(student, lab) -> points, as the lecturer exports them."""
-    call(folder, "export")
     with open(folder / "grades.csv") as f:
         rows = list(csv.DictReader(f))
     return {(r["student_id"], r["assignment"]): float(r["score"]) for r in rows}
@@ -197,10 +206,10 @@ def term(tmp_path_factory):
     folder = tmp_path_factory.mktemp("term") / "course"
     course.make(folder, ROOT / "labs" / "five_labs.yml")
     config = folder / "nbgrader_config.py"
-    beside = "c.Examination.readable = " + repr([str(p) for p in BESIDE])
+    beside = f"c.Examination.readable = {BESIDE}"
     config.write_text(config.read_text().replace("timeout = 20", "timeout = 5") + beside + "\n")
+    call(folder, *(("generate_assignment", lab) for lab in ("05_clp", "06_fmp")))
     for lab in ("05_clp", "06_fmp"):
-        call(folder, "generate_assignment", lab)
         full = solved(read(folder / "source" / lab / f"{lab}.ipynb"))
         hand_in(folder, "all", lab, full)
         release = read(folder / "release" / lab / f"{lab}.ipynb")
@@ -263,12 +272,18 @@ def term(tmp_path_factory):
         wrong = solved(read(folder / "source" / lab / f"{lab}.ipynb"))
         for name in points:
             graded(wrong)[name].source = (
-                f"import sys\nsys.path[:0] = {[str(p) for p in BESIDE]}\n"
+                f"import sys\nsys.path[:0] = {BESIDE}\n"
                 f"import test_check\n{name} = test_check.WRONG[{name!r}][0][0]"
             )
         hand_in(folder, "wrong", lab, wrong)
-    (folder / "log.txt").write_text(call(folder, "autograde", "05_clp"))
-    call(folder, "autograde", "06_fmp")
+    log, *_ = call(
+        folder,
+        ("autograde", "05_clp"),
+        ("autograde", "06_fmp"),
+        ("export",),
+        ("generate_feedback", "05_clp"),
+    )
+    (folder / "log.txt").write_text(log)
     return folder
 
 
@@ -327,7 +342,6 @@ def test_files_beside_a_submission_are_not_imported(term):
 
 
 def test_what_a_student_writes_runs_in_no_browser(term):
-    call(term, "generate_feedback", "05_clp", "--student", "script")
     page = (term / "feedback" / "script" / "05_clp" / "05_clp.html").read_text()
     assert "&lt;script&gt;alert(1)" in page and "<summary>You should see" in page
     assert not re.search(r"<script>alert|<img[^>]*onerror|href=.javascript:", page)
@@ -382,7 +396,6 @@ def test_a_failed_check_shows_its_sentence_and_nothing_of_the_course(term):
 
 
 def test_feedback_tells_the_student_what_to_mend(term):
-    call(term, "generate_feedback", "05_clp")
     page = (term / "feedback" / "half" / "05_clp" / "05_clp.html").read_text()
     assert "score: not written yet" in page and "sigma: all checks passed" in page
     assert "most recent call last" not in page and "bdcourse/check" not in page
@@ -392,29 +405,36 @@ def test_feedback_tells_the_student_what_to_mend(term):
     assert "is cut off or damaged from line 1, so nothing could be graded" in page
 
 
-def test_a_release_holds_no_solution_and_validates_by_its_tests(term):
+@pytest.fixture(scope="module")
+def validated(term):
+    """What nbgrader says of a release and of a copy for self-study, empty and solved."""
+    lesson = labs.chosen(["00"])[0]
+    labs.student(["00"], term / "copies")
+    empty, full = term / "copies" / lesson.name, term / "copies" / f"solved_{lesson.name}"
+    nb, answers = read(empty), {c.id: c.source for c in read(lesson).cells}
+    for cell in nb.cells:
+        if "exercise" in cell.metadata.get("tags", []):
+            cell.source = answers[cell.id]
+    nbformat.write(nb, full)
+    paths = term / "release" / "05_clp" / "05_clp.ipynb", empty, full
+    return call(term, *(("validate", str(p)) for p in paths))
+
+
+def test_a_release_holds_no_solution_and_validates_by_its_tests(term, validated):
     path = term / "release" / "05_clp" / "05_clp.ipynb"
     text = path.read_text()
     assert "SOLUTION" not in text and "HIDDEN" not in text and "examine" not in text
     assert SIGMA.strip() not in "".join(c.source for c in read(path).cells if c.cell_type == "code")
     assert "not written yet" in text
-    said = call(term, "validate", str(path))
+    said = validated[0]
     assert "VALIDATION FAILED ON 5 CELL(S)" in said and "sigma: not written yet" in said
 
 
-def test_a_copy_for_self_study_validates_by_its_checks(term):
+def test_a_copy_for_self_study_validates_by_its_checks(validated):
     """nbgrader's button in JupyterLab does the same."""
-    lesson = labs.chosen(["00"])[0]
-    labs.student(["00"], term / "copies")
-    path = term / "copies" / lesson.name
-    said = call(term, "validate", str(path))
-    assert "VALIDATION FAILED ON 1 CELL(S)" in said and "take: not written yet" in said
-    nb, answers = read(path), {c.id: c.source for c in read(lesson).cells}
-    for cell in nb.cells:
-        if "exercise" in cell.metadata.get("tags", []):
-            cell.source = answers[cell.id]
-    nbformat.write(nb, path)
-    assert "Success" in call(term, "validate", str(path))
+    _, empty, full = validated
+    assert "VALIDATION FAILED ON 1 CELL(S)" in empty and "take: not written yet" in empty
+    assert "Success" in full
 
 
 def test_an_archive_of_moodle_is_collected(term):
@@ -430,7 +450,7 @@ def test_an_archive_of_moodle_is_collected(term):
         for student, file in names.items():
             z.writestr(student + file, "{}")
         z.writestr("Jane Doe_12345_assignsubmission_onlinetext/a.html", "hello")
-    call(term, "zip_collect", "06_fmp")
+    call(term, ("zip_collect", "06_fmp"))
     for student, file in names.items():
         name = file.removeprefix("_assignsubmission_file").lstrip("_/")
         assert (term / "submitted" / student / "06_fmp" / name).read_text() == "{}"
@@ -441,5 +461,6 @@ def test_making_the_course_again_keeps_what_is_there(term):
     config.write_text(config.read_text() + "# mine\n")
     before = scores(term)
     course.make(term, ROOT / "labs" / "five_labs.yml")
-    scores.cache_clear()
+    (term / "grades.csv").unlink()
+    call(term, ("export",))
     assert config.read_text().endswith("# mine\n") and scores(term) == before

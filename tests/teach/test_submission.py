@@ -15,13 +15,13 @@ pytest.importorskip("IPython")
 import hostile
 import test_check
 import test_sweep_check
+from assignments import BESIDE
 from bdcourse.teach import check, confine, guarantees, labs
 from bdcourse.teach import nbgrader_course as course
 from bdcourse.teach.check import CheckFailed
 from bdcourse.teach.submission import Gone, NotStarted, Submission
 from helpers import ROOT
 
-BESIDE = [str(ROOT / "tests"), str(ROOT / "tools")]
 confined = pytest.mark.skipif(bool(confine.unconfined()), reason="this system confines nobody")
 
 
