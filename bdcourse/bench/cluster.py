@@ -22,15 +22,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from bdcourse import require
+from bdcourse.bench.cells import AtChance, Job, Subject, failure, forget_images, measure
 from bdcourse.bench.results import Results, identity
-
-if TYPE_CHECKING:
-    from bdcourse.bench.run import Job, Subject
 
 
 def placed(
@@ -140,8 +137,6 @@ def carried_out(
         RuntimeError: Dask is not installed, cannot be reached, or has workers that run
             several cells at once in one process.
     """
-    from bdcourse.bench.run import measure
-
     tls = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
     placed(workers, scheduler, threads, dashboard, **tls)
     # Workers of a cluster run in folders of their own.
@@ -165,8 +160,6 @@ def _dealt(
     dashboard: bool,
     tls: dict,
 ) -> Iterator[tuple[Job, dict]]:
-    from bdcourse.bench.run import AtChance, failure, forget_images
-
     try:
         from distributed import Client, as_completed
     except ImportError:
@@ -336,8 +329,6 @@ def train(subject: Subject, threads: int | None = None, after: str = "") -> str:
 
 def work(job: Job, folder: str, threads: int | None = None, after: str | None = None) -> list[dict]:
     """The rows of a job, on a worker; each is kept in `folder` as soon as it exists."""
-    from bdcourse.bench.run import measure
-
     if threads:
         torch.set_num_threads(threads)
     rows = []
