@@ -18,7 +18,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 from bdcourse import require
 from bdcourse.bench.cells import AtChance, Job, Subject, failure, forget_images, measure
 from bdcourse.bench.results import Results, identity
+from bdcourse.files import whole
 
 
 def placed(
@@ -358,21 +358,16 @@ def keep(folder: Path, row: dict) -> dict:
     """Store a row unless its cell has one already; returns the one that counts."""
     if "error" in row:
         return row  # it will be tried again
-    folder.mkdir(parents=True, exist_ok=True)
-    final, aside = _file(folder, row), None
+    final, blob = _file(folder, row), json.dumps(row).encode()
     try:
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as f:
-            aside = f.name
-            f.write(json.dumps(row))
-        os.link(aside, final)  # unlike a rename, the first one wins
+        with whole(final, first=True) as f:
+            f.write(blob)
     except FileExistsError:
-        first = stored(folder, row)
-        if first is None:  # cut short by a full disk
-            os.replace(aside, final)
-        return first or row
-    finally:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
+        there = stored(folder, row)
+        if there is not None:
+            return there
+        with whole(final) as f:  # it was cut short by a full disk
+            f.write(blob)
     return row
 
 
