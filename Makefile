@@ -135,8 +135,8 @@ results: $(READY)
 	$(BENCH)/signs-defenses.json --zoo benign-w8 badnets blended trojan ssba lf sig lira \
 	  tact wanet input-aware --draws 0 1 2 --defenses all
 	$(BENCH)/signs-preact.json --zoo badnets-preact benign-preact --defenses $(PREACT)
-	$(PY) tools/detector.py
-	$(PY) tools/edge.py
+	$(PY) tools/studies.py detector
+	$(PY) tools/studies.py edge
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard blended-hard \
 	  benign-hard --defenses $(FIP)
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard --defenses $(ETAS)

@@ -34,6 +34,9 @@ _PUBLIC = {
     "fit": "train:fit",
     "Augment": "train:Augment",
     "evaluate": "metrics:evaluate",
+    "Plan": "bench.plans:Plan",
+    "plans": "bench.plans:PLANS",
+    "repair": "bench.plans:repair",
 }
 
 

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from bdcourse import require
 from bdcourse.examples import deal, hold_out, join, require_clean, require_names
-from bdcourse.files import readable
+from bdcourse.files import whole
 from bdcourse.images import Images
 from bdcourse.task import quantize
 
@@ -419,23 +418,10 @@ def cached(key: str, make: Callable[[], Images]) -> Images:
     except Exception:  # absent, or damaged: zipfile and numpy raise many kinds
         pass
     images = make()
-    aside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-            aside = f.name
-            arrays = {"x": images.x.numpy(), "y": images.y.numpy()}
-            arrays["seal"] = np.array(_seal(key, images))
-            np.savez(f, **arrays, classes=np.array(images.classes))
-            readable(f)  # by the others of a shared cache
-        os.replace(aside, path)
-        aside = None
-    except OSError:
-        pass
-    finally:  # also on Ctrl-C
-        if aside is not None:
-            with suppress(OSError):
-                os.unlink(aside)
+    arrays = {"x": images.x.numpy(), "y": images.y.numpy()}
+    arrays["seal"] = np.array(_seal(key, images))
+    with suppress(OSError), whole(path) as f:
+        np.savez(f, **arrays, classes=np.array(images.classes))
     return images
 
 

@@ -13,31 +13,52 @@ from typing import IO
 from bdcourse import require
 
 
+@contextmanager
+def whole(path: str | os.PathLike, first: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write into, which gets its name when the `with` ends well, or never.
+
+    Args:
+        path: a link of this name is replaced, not followed.
+        first: a file that is there already stays.
+
+    Raises:
+        OSError: it cannot be written; an older file of this name is as it was.
+        FileExistsError: somebody was `first`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
+            aside = f.name
+            yield f
+            readable(f)
+        if first:
+            os.link(aside, path)  # unlike a rename, it does not replace
+        else:
+            os.replace(aside, path)
+            aside = None
+    finally:  # Ctrl-C too leaves nothing behind
+        if aside is not None:
+            with suppress(OSError):
+                os.unlink(aside)
+
+
 def write_whole(path: str | os.PathLike, blob: bytes) -> None:
     """Write a file whole or not at all; a link stays, and what it points to is written.
 
     Raises:
         RuntimeError: it cannot be written; an older file of this name is as it was.
     """
-    path = Path(os.path.realpath(require.path("path", path)))
-    new = None
+    path = os.path.realpath(require.path("path", path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-            new = f.name
+        with whole(path) as f:
             f.write(blob)
-            readable(f)
-        os.replace(new, path)
-    except BaseException as e:  # Ctrl-C too leaves nothing behind
-        if new is not None:
-            with suppress(OSError):
-                os.unlink(new)
-        if isinstance(e, OSError):
-            raise RuntimeError(
-                f"{path} could not be written ({e.strerror or e}); free some space, or "
-                "name a place where you may write."
-            ) from e
-        raise
+    except OSError as e:
+        raise RuntimeError(
+            f"{path} could not be written ({e.strerror or e}); free some space, or "
+            "name a place where you may write."
+        ) from e
 
 
 def readable(file: IO) -> None:

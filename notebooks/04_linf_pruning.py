@@ -442,7 +442,7 @@ show.bars(
 #
 # The paper's claim was another one: that the maximum *separates* triggered from clean images best. So measure that. Take the norm of one channel's map as a detector and ask
 # how often a triggered image has the larger value (AUROC: 50 % is chance). The channel is chosen on one half of the images and measured on the other. By the formula it should depend on the size
-# of the trigger and on that of the map, so we trained fifteen victims of width 8 (`tools/edge.py`: five sizes, three seeds each; one of them reads only 84 % of the signs). Their trigger is one picture of black and white pixels, mixed half and half into a square of 4, 8, 16, 24 or all 32 pixels a side.
+# of the trigger and on that of the map, so we trained fifteen victims of width 8 (`tools/studies.py edge`: five sizes, three seeds each; one of them reads only 84 % of the signs). Their trigger is one picture of black and white pixels, mixed half and half into a square of 4, 8, 16, 24 or all 32 pixels a side.
 
 # %% tags=["figure", "claim"]
 edge, sizes, norms = tables.results("linf-edge").rows, (4, 8, 16, 24, 32), ("l1", "l2", "l-infinity")  # fmt: skip

@@ -507,7 +507,7 @@ show.Table(
 )
 
 # %% [markdown]
-# The top eigenvalues of our columns are from one set of 200 images. On it all four victims look sharper, by 12 to 50 %; but there the twin has 145, less than on any of ten other sets (171 to 203). So `tools/sharper.py` took these ten sets, the same for all five networks: SIG and TrojanNN are sharper than the twin, by 12 and 11 %, Blended and BadNets flatter, by 5 and 3. The paper has a factor of 30. Under FIP and
+# The top eigenvalues of our columns are from one set of 200 images. On it all four victims look sharper, by 12 to 50 %; but there the twin has 145, less than on any of ten other sets (171 to 203). So `tools/studies.py sharper` took these ten sets, the same for all five networks: SIG and TrojanNN are sharper than the twin, by 12 and 11 %, Blended and BadNets flatter, by 5 and 3. The paper has a factor of 30. Under FIP and
 # SAM the top eigenvalue falls to between a quarter and a half, and every ASR ends below 10 %. Fine-tuning with the same steps ends 0.9 to 1.7 times as sharp; it still leaves only 3 % of SIG and 12 to 13 % of
 # BadNets and TrojanNN, but 90 % of Blended. So here what FIP and SAM made smoother lost its backdoor, as the paper says. But Fast FIP lowers the top eigenvalue as well, to 0.7 to 0.9 of what it was, and leaves 64 to 85 %; and under fine-tuning three of four lost most of theirs without getting smoother. SAM
 # keeps four to twelve points more of the accuracy, of which FIP loses ten to seventeen (in the paper: two to four); fine-tuning in the same loop loses seven to ten, so much of that is the price of 600 steps at a constant

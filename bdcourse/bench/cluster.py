@@ -18,19 +18,16 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from bdcourse import require
+from bdcourse.bench.cells import AtChance, Job, Subject, failure, forget_images, measure
 from bdcourse.bench.results import Results, identity
-
-if TYPE_CHECKING:
-    from bdcourse.bench.run import Job, Subject
+from bdcourse.files import whole
 
 
 def placed(
@@ -140,8 +137,6 @@ def carried_out(
         RuntimeError: Dask is not installed, cannot be reached, or has workers that run
             several cells at once in one process.
     """
-    from bdcourse.bench.run import measure
-
     tls = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
     placed(workers, scheduler, threads, dashboard, **tls)
     # Workers of a cluster run in folders of their own.
@@ -165,8 +160,6 @@ def _dealt(
     dashboard: bool,
     tls: dict,
 ) -> Iterator[tuple[Job, dict]]:
-    from bdcourse.bench.run import AtChance, failure, forget_images
-
     try:
         from distributed import Client, as_completed
     except ImportError:
@@ -336,8 +329,6 @@ def train(subject: Subject, threads: int | None = None, after: str = "") -> str:
 
 def work(job: Job, folder: str, threads: int | None = None, after: str | None = None) -> list[dict]:
     """The rows of a job, on a worker; each is kept in `folder` as soon as it exists."""
-    from bdcourse.bench.run import measure
-
     if threads:
         torch.set_num_threads(threads)
     rows = []
@@ -367,21 +358,16 @@ def keep(folder: Path, row: dict) -> dict:
     """Store a row unless its cell has one already; returns the one that counts."""
     if "error" in row:
         return row  # it will be tried again
-    folder.mkdir(parents=True, exist_ok=True)
-    final, aside = _file(folder, row), None
+    final, blob = _file(folder, row), json.dumps(row).encode()
     try:
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as f:
-            aside = f.name
-            f.write(json.dumps(row))
-        os.link(aside, final)  # unlike a rename, the first one wins
+        with whole(final, first=True) as f:
+            f.write(blob)
     except FileExistsError:
-        first = stored(folder, row)
-        if first is None:  # cut short by a full disk
-            os.replace(aside, final)
-        return first or row
-    finally:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
+        there = stored(folder, row)
+        if there is not None:
+            return there
+        with whole(final) as f:  # it was cut short by a full disk
+            f.write(blob)
     return row
 
 

@@ -1,19 +1,19 @@
-"""The defenses of a table, each with its settings, as functions of what a defender has.
+"""The lines of a table: each a defense with its settings, and what it is allowed to have.
 
 A plan takes a :class:`Case` and returns a Purified. The names are the ones in
-data/results and on the command line. Plans whose name ends in "(oracle)" also see the
-attack: they show what a better estimate of the trigger could do, and are no defenses.
+data/results and on the command line. Oracles also see the attack: they show what a better
+estimate of the trigger could do, and are no defenses.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -21,12 +21,11 @@ from torch import nn
 
 from bdcourse import defenses, require
 from bdcourse.attacks import Attack
+from bdcourse.bench.case import ANP_STEPS, FMP_IMAGES, NEEDS, RNP_ASCENT, Case, descend
+from bdcourse.bench.names import named
 from bdcourse.data import Images
 from bdcourse.defenses import (
     FMP_SETTINGS,
-    Estimate,
-    FmpResponse,
-    Inverted,
     Purified,
     SamDescent,
     clp_choose_u,
@@ -43,124 +42,12 @@ from bdcourse.defenses import (
     masks_prune_oracle,
     mnp_apply_masks,
 )
-from bdcourse.examples import require_clean
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.train import Augment
 
-
-@dataclass
-class Case:
-    """A suspicious model, and what its defender owns.
-
-    Args:
-        model: in eval mode; no plan changes it.
-        clean: what he repairs with.
-        held: what he chooses thresholds on.
-        augment: crops and flips that suit these images.
-        seed: of everything random in a plan.
-        seconds: what shared work has taken, by name.
-        attack: for the oracle plans; no other may look at it.
-        watch: measures a model on its way, for the row; no plan decides by it.
-    """
-
-    model: nn.Module
-    clean: Images
-    held: Images
-    augment: Augment
-    seed: int = 0
-    attack: Attack | None = None
-    watch: Callable[[nn.Module], dict] | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require.module(self.model)
-        require_clean(self.clean, "clean", least=1)
-        require_clean(self.held, "held", least=1)
-        for name, right in (("augment", Augment), ("attack", Attack | None)):
-            value = getattr(self, name)
-            if not isinstance(value, right):
-                kind = require.kind(value)
-                raise ValueError(f"{name} must be an {name.title()}, not {kind}.")
-        require.whole("seed", self.seed)
-
-    @cached_property
-    def inverted(self) -> Inverted:
-        """A guessed trigger for every label, searched once for all plans."""
-        return invert_trigger(self.model, self.clean, generator=self.generator())
-
-    @cached_property
-    def guess(self) -> Estimate:
-        """The guess with the smallest mask, whether it is an outlier or not."""
-        label = self.inverted.targets[self.inverted.norms.argmin()]
-        return self.inverted.trigger(int(label))
-
-    @cached_property
-    def fmp_scores(self) -> dict[str, FmpResponse]:
-        """FMP's scores, for every plan that prunes by them."""
-        return self._fmp_scores("port")
-
-    @cached_property
-    def fmp_scores_release(self) -> dict[str, FmpResponse]:
-        """The same with the step of the authors' configurations."""
-        return self._fmp_scores("release")
-
-    def _fmp_scores(self, setting: str) -> dict[str, FmpResponse]:
-        start = time.perf_counter()
-        found = fmp_scores(
-            self.model,
-            self.clean,
-            n=FMP_IMAGES,
-            **FMP_SETTINGS[setting],
-            generator=self.generator(),
-        )
-        self.seconds[f"fmp scores, {setting}"] = time.perf_counter() - start
-        return found
-
-    @cached_property
-    def fip(self) -> Purified:
-        """FIP, which also leads its control."""
-        return _descend(self, defenses.fip)
-
-    @cached_property
-    def mnp_soft(self) -> Purified:
-        """The masks of MNP, learned once for all plans."""
-        return defenses.mnp(self.model, self.clean, generator=self.generator())
-
-    @cached_property
-    def mnp_held(self) -> Purified:
-        """The same with beta chosen on held-out images."""
-        g = self.generator()
-        return defenses.mnp(self.model, self.clean, self.held, beta="held", generator=g)
-
-    @cached_property
-    def anp(self) -> Purified:
-        """The masks of ANP, learned once for all thresholds."""
-        return self._masked(defenses.anp, steps=ANP_STEPS)
-
-    @cached_property
-    def rnp(self) -> Purified:
-        """The masks of RNP, likewise; its ascent is judged after each epoch.
-
-        As released, an epoch's own answers judge it, and with 2,000 images the ascent
-        is then over the cliff before the second look: every threshold costs too much.
-        """
-        return self._masked(defenses.rnp, **RNP_ASCENT)
-
-    def _masked(self, defense: Callable[..., Purified], **given) -> Purified:
-        g = self.generator()
-        return defense(self.model, self.clean, self.held, generator=g, **given)
-
-    def generator(self) -> torch.Generator:
-        """A new one for each plan: no plan depends on which others ran before it."""
-        return torch.Generator().manual_seed(self.seed)
-
-
-FMP_IMAGES = 256  # at most so many score: half of `fmp_scores`' default, half its hours
-# After half of the authors' 2,000 steps so many masks of a narrow network are 0 that to
-# switch just those off costs more than three points; 300 were fixed after a look at one
-# victim.
-ANP_STEPS = 300
-RNP_ASCENT = {"judge": "eval", "epochs": 300}  # as in MNP, see `mnp_suppress`
+KINDS = ("method", "control", "oracle", "ablation")
+BOTH = ("clean", "held")
+EXAMINER = (*BOTH, "attack")
 
 
 def defaults(*of: Callable) -> dict:
@@ -176,27 +63,114 @@ def defaults(*of: Callable) -> dict:
     return {p.name: p.default for p in found if isinstance(p.default, plain)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """One line of a table.
 
     Args:
-        run: the defense with its settings.
-        clean, held: whether it looks at these images of the case.
-        settings: numbers and words by which the defense runs, for the row.
+        name: in rows and on the command line.
+        defense: what is done, with its settings.
+        settings: numbers and words by which it runs, for the row.
+        kind: "method"; "control", which a method has to beat; "oracle", which is told
+            the attack; "ablation", which varies what is inside a method.
+        needs: of "clean", "held" and "attack" what it uses. It sees nothing else of a
+            case, and only an oracle may name "attack".
+        tasks: whose networks and examples it can take.
         shares: the attribute of a case whose work it takes, with others of its name;
             "" if it works alone. Cells that share are dealt to one process.
+
+    Raises:
+        ValueError: one of them cannot be meant.
     """
 
-    run: Callable[[Case], Purified]
-    clean: bool = True
-    held: bool = False
+    name: str
+    defense: Callable[[Case], Purified] = field(repr=False)
     settings: dict = field(default_factory=dict)
+    kind: str = "method"
+    needs: tuple[str, ...] = ("clean",)
+    tasks: tuple[str, ...] = ("images",)
     shares: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ValueError(f"the name of a plan must be text, not {require.kind(self.name)}.")
+        of = f"of the plan {self.name!r}"
+        if not callable(self.defense):
+            raise ValueError(f"defense {of} must be a function, not {require.kind(self.defense)}.")
+        require.choice(f"kind {of}", self.kind, KINDS)
+        for name, known in (("needs", NEEDS), ("tasks", None)):
+            words = require.names(f"{name} {of}", getattr(self, name))
+            for word in words if known else ():
+                require.choice(f"needs {of}", word, known)
+            object.__setattr__(self, name, tuple(words))
+        if ("attack" in self.needs) != (self.kind == "oracle"):
+            raise ValueError(
+                f'the plan {self.name!r} must name "attack" among its needs and be of kind '
+                '"oracle", or neither.'
+            )
+        try:
+            json.dumps(self.settings, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError(
+                f"settings {of} must be plain finite numbers, words, lists and dicts, which "
+                "a table can hold."
+            ) from None
+
+    def run(self, case: Case) -> Purified:
+        """The repaired model of a case, of which the defense sees what the plan needs.
+
+        Raises:
+            ValueError: the case lacks something that the plan needs.
+        """
+        return self.defense(case.only(self.needs, self.name))
 
     def images(self, case: Case) -> int:
         """How many clean images it looks at."""
-        return self.clean * len(case.clean) + self.held * len(case.held)
+        return sum(len(getattr(case, name)) for name in BOTH if name in self.needs)
+
+
+PLANS: dict[str, Plan] = {}
+
+
+def register(plan: Plan) -> None:
+    """Add a line to :data:`PLANS`.
+
+    Raises:
+        ValueError: there is one of this name, in upper or lower case.
+    """
+    if plan.name.lower() in (name.lower() for name in PLANS):
+        raise ValueError(f"there is a plan {plan.name!r} already; take another name.")
+    PLANS[plan.name] = plan
+
+
+def repair(
+    plan: str | Plan,
+    model: nn.Module,
+    *,
+    clean: Images | None = None,
+    held: Images | None = None,
+    attack: Attack | None = None,
+    augment: Augment | None = None,
+    seed: int = 0,
+) -> Purified:
+    """A repaired copy of a model, by any line of the tables: `repair("clp, u = 3", model)`.
+
+    Args:
+        plan: a name of :data:`PLANS`, or a plan of your own.
+        model: in eval mode; it stays as it is.
+        clean, held: the defender's images, to repair with and to choose thresholds on.
+            What a plan does not need it does not see.
+        attack: for plans of kind "oracle"; hidden from all others.
+        augment: crops and flips that suit the images; default none.
+        seed: of everything random.
+
+    Raises:
+        ValueError: no plan of this name, or something that it needs is missing.
+    """
+    if not isinstance(plan, Plan):
+        plan = PLANS[named("plan", plan, PLANS)]
+    augment = Augment(0) if augment is None else augment
+    return plan.run(Case(model, clean, held, augment, seed, attack))
 
 
 def _clp_held(case: Case) -> Purified:
@@ -224,12 +198,14 @@ def _linf_random(case: Case) -> Purified:
 
 def _as_many(name: str) -> Plan:
     """The control of a plan that switches off scales: as many random ones a layer."""
+    plan = PLANS[name]
 
     def run(case: Case) -> Purified:
-        like = PLANS[name].run(case).pruned
+        like = plan.defense(case).pruned
         return defenses.prune_random(case.model, like, case.generator(), shift=False)
 
-    return Plan(run, held=True, shares=PLANS[name].shares)
+    how = {"kind": "control", "needs": plan.needs, "shares": plan.shares}
+    return Plan(f"{name}, random channels", run, **how)
 
 
 def _linf_oracle(case: Case) -> Purified:
@@ -249,8 +225,10 @@ def _nc_unlearning(case: Case) -> Purified:
 
 
 def _fmp(
+    name: str,
     p: float,
     *,
+    kind: str = "method",
     setting: Literal["port", "release"] = "port",
     released: bool = False,
     epochs: float = 10,
@@ -280,10 +258,10 @@ def _fmp(
 
     more = {"p": p, "least": 1, "n": FMP_IMAGES, "epochs": epochs, **options}
     more |= FMP_SETTINGS[setting] | ({"released": True} if released else {})
-    return Plan(run, settings=defaults(fmp_scores, fmp_repair) | more, shares=shared)
+    return Plan(name, run, defaults(fmp_scores, fmp_repair) | more, kind, shares=shared)
 
 
-def _fmp_control(p: float) -> Plan:
+def _fmp_control(name: str, p: float) -> Plan:
     """FMP's fine-tuning after as many random maps in each layer; infinite p: none."""
 
     def run(case: Case) -> Purified:
@@ -301,7 +279,7 @@ def _fmp_control(p: float) -> Plan:
         )
 
     more = {"least": 1, "epochs": 10} | ({} if p == math.inf else {"p": p})
-    return Plan(run, settings=defaults(fmp_repair) | more)
+    return Plan(name, run, defaults(fmp_repair) | more, "control")
 
 
 def _hard(case: Case, soft: Purified) -> Purified:
@@ -317,30 +295,26 @@ def _mnp_random(case: Case) -> Purified:
     return defenses.prune_random(case.model, like, case.generator(), shift=False)
 
 
-def _descend(case: Case, defense: Callable[..., Purified], **given) -> Purified:
-    shared = {"augment": case.augment, "watch": case.watch, "watch_every": 100}
-    shared["generator"] = case.generator()
-    return defense(case.model, case.clean, **shared, **given)
-
-
-def _descending(defense: Callable[..., Purified], **given) -> Plan:
+def _descending(
+    name: str, defense: Callable[..., Purified], *, kind: str = "ablation", **given
+) -> Plan:
     """A defense that runs in the loop of FIP: same steps, batches and crops for all."""
 
     def run(case: Case) -> Purified:
-        return _descend(case, defense, **given)
+        return descend(case, defense, **given)
 
     below = {defenses.fast_fip: (defenses.fip,), _aware: (SamDescent,)}
     settings = defaults(fip_descend, *below.get(defense, ()), defense) | given
     settings["watch_every"] = 100
     if defense is defenses.fast_fip:
         settings["fast"] = True
-    return Plan(run, settings=settings)
+    return Plan(name, run, settings, kind)
 
 
 def _random_direction(case: Case) -> Purified:
     """Random pushes, each as long as FIP's was in that step of a run of its own."""
     lengths = dict(case.fip.log["push"])
-    p = _descend(case, defenses.fip, product="random", lengths=lengths)
+    p = descend(case, defenses.fip, product="random", lengths=lengths)
     return replace(p, seconds=case.fip.seconds + p.seconds)
 
 
@@ -349,46 +323,59 @@ def _aware(model: nn.Module, clean: Images, **options) -> Purified:
     return fip_descend(copy.deepcopy(model), clean, SamDescent(SOFTMAX), **options)
 
 
-def _tuned(defense: Callable[..., Purified], held: bool = False, **given) -> Plan:
+def _tuned(
+    name: str,
+    defense: Callable[..., Purified],
+    *,
+    kind: str = "method",
+    held: bool = False,
+    **given,
+) -> Plan:
     """A defense that repairs with augmented clean images."""
+    needs = BOTH if held else ("clean",)
 
     def run(case: Case) -> Purified:
-        images = (case.clean, case.held) if held else (case.clean,)
+        images = [getattr(case, need) for need in needs]
         g = case.generator()
         return defense(case.model, *images, augment=case.augment, generator=g, **given)
 
-    return Plan(run, held=held, settings=defaults(defense) | given)
+    return Plan(name, run, defaults(defense) | given, kind, needs)
 
 
-def _costing(name: str, drop: float, settings: dict, *, oracle: bool = False) -> Plan:
+def _costing(name: str, masks: str, drop: float, settings: dict, *, oracle: bool = False) -> Plan:
     """Learned masks with the threshold that loses at most `drop` accuracy.
 
     Args:
+        masks: the attribute of a case that holds them.
         oracle: of all such thresholds the one that an examiner takes, who has the
             trigger.
     """
 
     def run(case: Case) -> Purified:
-        found, start = getattr(case, name), time.perf_counter()
-        masks = found.log["masks"]
+        found, start = getattr(case, masks), time.perf_counter()
+        learned = found.log["masks"]
         if oracle:
-            cut = masks_prune_oracle(case.model, masks, case.held, case.attack, drop)
+            cut = masks_prune_oracle(case.model, learned, case.held, case.attack, drop)
         else:
-            cut = masks_prune(case.model, masks, case.held, None, drop)
+            cut = masks_prune(case.model, learned, case.held, None, drop)
         model, pruned, t = cut
         seconds = found.seconds + time.perf_counter() - start
         return Purified(model, pruned, {"threshold": t}, seconds)
 
-    return Plan(run, held=True, settings=settings | {"max_drop": drop}, shares=name)
+    kind, needs = ("oracle", EXAMINER) if oracle else ("method", BOTH)
+    return Plan(name, run, settings | {"max_drop": drop}, kind, needs, shares=masks)
 
 
-def _weights(run: Callable[[Case], Purified], **settings) -> Plan:
-    return Plan(run, clean=False, settings=settings, shares="weights")
+def _weights(
+    name: str, run: Callable[[Case], Purified], *, kind: str = "method", **settings
+) -> Plan:
+    return Plan(name, run, settings, kind, (), shares="weights")
 
 
-def _clp(u: float, **options) -> Plan:
+def _clp(name: str, u: float, *, kind: str = "method", **options) -> Plan:
     settings = defaults(defenses.clp) | {"u": u} | options
-    return _weights(lambda case: defenses.clp(case.model, u, **options), **settings)
+    run = lambda case: defenses.clp(case.model, u, **options)  # noqa: E731
+    return _weights(name, run, kind=kind, **settings)
 
 
 FINE_TUNING = {"epochs": 20, "lr": 0.01, "batch": 32}
@@ -401,108 +388,110 @@ RELEASED = {"steps": 2000, "lr": 0.005, "momentum": 0.95, "batch": 128}
 FIP = defaults(fip_descend, defenses.fip) | {"watch_every": 100}
 ANP = defaults(defenses.anp) | {"steps": ANP_STEPS}
 RNP = defaults(defenses.rnp) | RNP_ASCENT
-PLANS: dict[str, Plan] = {
-    "none": _weights(lambda case: Purified(case.model)),
-    "fine-tuning": _tuned(defenses.finetune, **FINE_TUNING),
-    "fine-tuning, lr 0.05": _tuned(defenses.finetune, **FINE_TUNING | {"lr": 0.05}),
-    "clp, u = 3": _clp(3.0),
-    "clp, u = 2.5": _clp(2.5),
-    "clp, u = 3, paired by order": _clp(3.0, pairing="order"),
-    "clp, u = 3, as released": _clp(3.0, pairing="order", released=True),
-    "clp, u on held-out images": Plan(_clp_held, clean=False, held=True),
-    "random channels": _weights(_random),
-    "linf": Plan(_linf, held=True, settings=LINF, shares="inverted"),
-    "linf (oracle)": Plan(_linf_oracle, held=True, settings=LINF),
-    "linf, all layers": Plan(
+for _plan in (
+    _weights("none", lambda case: Purified(case.model), kind="control"),
+    _tuned("fine-tuning", defenses.finetune, kind="control", **FINE_TUNING),
+    _tuned("fine-tuning, lr 0.05", defenses.finetune, kind="control", **FINE_TUNING | {"lr": 0.05}),
+    _clp("clp, u = 3", 3.0),
+    _clp("clp, u = 2.5", 2.5),
+    _clp("clp, u = 3, paired by order", 3.0, kind="ablation", pairing="order"),
+    _clp("clp, u = 3, as released", 3.0, kind="ablation", pairing="order", released=True),
+    Plan("clp, u on held-out images", _clp_held, needs=("held",)),
+    _weights("random channels", _random, kind="control"),
+    Plan("linf", _linf, LINF, needs=BOTH, shares="inverted"),
+    Plan("linf (oracle)", _linf_oracle, LINF, "oracle", EXAMINER),
+    Plan(
+        "linf, all layers",
         lambda case: _linf(case, "all"),
-        held=True,
-        settings=LINF | {"layer": "all"},
+        LINF | {"layer": "all"},
+        needs=BOTH,
         shares="inverted",
     ),
-    "linf, random channels": Plan(_linf_random, held=True, shares="inverted"),
-    "fmp": _fmp(64),
-    "fmp, p = 16": _fmp(16),
-    "fmp, p = 16, pruning only": _fmp(16, epochs=0),
-    "fmp, p = 16, random maps": _fmp_control(16),
-    "fmp, random maps": _fmp_control(64),
-    "fmp, no maps": _fmp_control(math.inf),
-    "fmp, p = 16, release step": _fmp(16, setting="release"),
-    "fmp, p = 16, released order": _fmp(16, released=True),
-    "fmp, p = 16, mask held": _fmp(16, hold_mask=True),
-    "mnp, soft": Plan(lambda case: case.mnp_soft, settings=MNP, shares="mnp_soft"),
-    "mnp, hard": Plan(
+    Plan("linf, random channels", _linf_random, kind="control", needs=BOTH, shares="inverted"),
+    _fmp("fmp", 64),
+    _fmp("fmp, p = 16", 16),
+    _fmp("fmp, p = 16, pruning only", 16, kind="control", epochs=0),
+    _fmp_control("fmp, p = 16, random maps", 16),
+    _fmp_control("fmp, random maps", 64),
+    _fmp_control("fmp, no maps", math.inf),
+    _fmp("fmp, p = 16, release step", 16, kind="ablation", setting="release"),
+    _fmp("fmp, p = 16, released order", 16, kind="ablation", released=True),
+    _fmp("fmp, p = 16, mask held", 16, kind="ablation", hold_mask=True),
+    Plan("mnp, soft", lambda case: case.mnp_soft, MNP, shares="mnp_soft"),
+    Plan(
+        "mnp, hard",
         lambda case: _hard(case, case.mnp_soft),
-        held=True,
-        settings=MNP_HARD,
+        MNP_HARD,
+        needs=BOTH,
         shares="mnp_soft",
     ),
-    "mnp, soft, beta held": Plan(
+    Plan(
+        "mnp, soft, beta held",
         lambda case: case.mnp_held,
-        held=True,
-        settings=MNP | {"beta": "held"},
+        MNP | {"beta": "held"},
+        needs=BOTH,
         shares="mnp_held",
     ),
-    "mnp, hard, beta held": Plan(
+    Plan(
+        "mnp, hard, beta held",
         lambda case: _hard(case, case.mnp_held),
-        held=True,
-        settings=MNP_HARD | {"beta": "held"},
+        MNP_HARD | {"beta": "held"},
+        needs=BOTH,
         shares="mnp_held",
     ),
-    "mnp, random channels": Plan(_mnp_random, held=True, shares="mnp_soft"),
+    Plan("mnp, random channels", _mnp_random, kind="control", needs=BOTH, shares="mnp_soft"),
     # MNP may lose three points; BackdoorBench lets ANP and RNP lose ten in a hundred.
-    "anp": Plan(lambda case: case.anp, held=True, settings=ANP, shares="anp"),
-    "anp, 3 points": _costing("anp", 0.03, ANP),
-    "anp, 10 points": _costing("anp", 0.1, ANP),
-    "rnp": Plan(lambda case: case.rnp, held=True, settings=RNP, shares="rnp"),
-    "rnp, 3 points": _costing("rnp", 0.03, RNP),
-    "rnp, 10 points": _costing("rnp", 0.1, RNP),
+    Plan("anp", lambda case: case.anp, ANP, needs=BOTH, shares="anp"),
+    _costing("anp, 3 points", "anp", 0.03, ANP),
+    _costing("anp, 10 points", "anp", 0.1, ANP),
+    Plan("rnp", lambda case: case.rnp, RNP, needs=BOTH, shares="rnp"),
+    _costing("rnp, 3 points", "rnp", 0.03, RNP),
+    _costing("rnp, 10 points", "rnp", 0.1, RNP),
     # What BackdoorBench's leaderboard does: ten in a hundred, and a look at the ASR.
-    "anp (oracle)": _costing("anp", 0.1, ANP, oracle=True),
-    "rnp (oracle)": _costing("rnp", 0.1, RNP, oracle=True),
-    "mnp, hard (oracle)": _costing("mnp_soft", 0.03, MNP_HARD, oracle=True),
-    "fine-pruning": _tuned(defenses.fine_pruning, held=True),
-    "ft-sam": _tuned(defenses.ft_sam),
-    "nad": _tuned(defenses.nad),
-    "i-bau": _tuned(defenses.i_bau),
-    "nc unlearning": Plan(
+    _costing("anp (oracle)", "anp", 0.1, ANP, oracle=True),
+    _costing("rnp (oracle)", "rnp", 0.1, RNP, oracle=True),
+    _costing("mnp, hard (oracle)", "mnp_soft", 0.03, MNP_HARD, oracle=True),
+    _tuned("fine-pruning", defenses.fine_pruning, held=True),
+    _tuned("ft-sam", defenses.ft_sam),
+    _tuned("nad", defenses.nad),
+    _tuned("i-bau", defenses.i_bau),
+    Plan(
+        "nc unlearning",
         _nc_unlearning,
-        settings=defaults(defenses.nc_unlearning) | SEARCH,
+        defaults(defenses.nc_unlearning) | SEARCH,
         shares="inverted",
     ),
-    "fip": Plan(lambda case: case.fip, settings=FIP, shares="fip"),
-    "fast fip": _descending(defenses.fast_fip),
-    "fip, released": _descending(defenses.fip_released, eta_f=0.005),
+    Plan("fip", lambda case: case.fip, FIP, shares="fip"),
+    _descending("fast fip", defenses.fast_fip, kind="method"),
+    _descending("fip, released", defenses.fip_released, eta_f=0.005),
     # The script's steps, rate, momentum and batch as well: minutes, and only this arm.
-    "fip, released, its recipe": _descending(defenses.fip_released, eta_f=0.005, **RELEASED),
-    "fip, released, eta = 0.5": _descending(defenses.fip_released),
-    "fip, eta = 0": _descending(defenses.fip, eta_f=0, eta_r=0),
-    "fip, eta = 0.001": _descending(defenses.fip, eta_f=0.001),
-    "fip, eta = 0.002": _descending(defenses.fip, eta_f=0.002),
-    "fip, eta = 0.01": _descending(defenses.fip, eta_f=0.01),
-    "fip, exact product": _descending(defenses.fip, product="exact"),
-    "fip, random direction": _descending(defenses.fip, product="random"),
-    "fip, random direction, same lengths": Plan(
+    _descending("fip, released, its recipe", defenses.fip_released, eta_f=0.005, **RELEASED),
+    _descending("fip, released, eta = 0.5", defenses.fip_released),
+    _descending("fip, eta = 0", defenses.fip, kind="control", eta_f=0, eta_r=0),
+    _descending("fip, eta = 0.001", defenses.fip, eta_f=0.001),
+    _descending("fip, eta = 0.002", defenses.fip, eta_f=0.002),
+    _descending("fip, eta = 0.01", defenses.fip, eta_f=0.01),
+    _descending("fip, exact product", defenses.fip, product="exact"),
+    _descending("fip, random direction", defenses.fip, product="random"),
+    Plan(
+        "fip, random direction, same lengths",
         _random_direction,
-        settings=FIP | {"product": "random", "lengths": "of fip"},
+        FIP | {"product": "random", "lengths": "of fip"},
+        "ablation",
         shares="fip",
     ),
-    "fip, gaussian": _descending(defenses.fip, draw="gaussian"),
-    "fip, gaussian, exact product": _descending(defenses.fip, draw="gaussian", product="exact"),
-    "fip, frozen norms": _descending(defenses.fip, norms="frozen"),
-    "fip, mixed norms": _descending(defenses.fip, norms="mixed"),
-    "fip, eta = 0, lr 0.05": _descending(defenses.fip, eta_f=0, eta_r=0, lr=0.05),
-    "fast fip, eta = 0": _descending(defenses.fast_fip, eta_f=0, eta_r=0),
-    "fast fip, norms fixed": _descending(defenses.fast_fip, affine=False),
-    "sam": _descending(_aware),
-}
+    _descending("fip, gaussian", defenses.fip, draw="gaussian"),
+    _descending("fip, gaussian, exact product", defenses.fip, draw="gaussian", product="exact"),
+    _descending("fip, frozen norms", defenses.fip, norms="frozen"),
+    _descending("fip, mixed norms", defenses.fip, norms="mixed"),
+    _descending("fip, eta = 0, lr 0.05", defenses.fip, eta_f=0, eta_r=0, lr=0.05),
+    _descending("fast fip, eta = 0", defenses.fast_fip, kind="control", eta_f=0, eta_r=0),
+    _descending("fast fip, norms fixed", defenses.fast_fip, affine=False),
+    _descending("sam", _aware, kind="method"),
+):
+    register(_plan)
 for _name in ("anp, 10 points", "rnp, 10 points"):
-    PLANS[f"{_name}, random channels"] = _as_many(_name)
-# Lines that vary what is inside a method, for the lesson on it.
-INNER = ("fip, ", "fast fip, ", "fmp, p = 16, rel", "fmp, p = 16, mask", "clp, u = 3, ")
-ABLATIONS = frozenset(
-    name for name in PLANS if name.startswith(INNER) and not name.endswith("eta = 0")
-)
-ORACLES = frozenset(name for name in PLANS if name.endswith("(oracle)"))
+    register(_as_many(_name))
 
 
 def notes(p: Purified) -> dict:

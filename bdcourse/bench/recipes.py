@@ -6,7 +6,6 @@ Born in lesson 01.
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import inspect
 import json
@@ -25,7 +24,9 @@ from bdcourse import require, victims
 from bdcourse.attacks import ATTACKS, Attack, LabelConsistent
 from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.bench import measures as looks
+from bdcourse.bench.names import named
 from bdcourse.bench.plans import defaults
+from bdcourse.bench.plugins import digest_of
 from bdcourse.bench.results import DRAWN
 from bdcourse.data import Images, Splits
 from bdcourse.files import locked
@@ -45,32 +46,6 @@ def folder(name: str, path: object) -> str | os.PathLike:
     if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"{name} must be a folder, but {path} is a file.")
     return path
-
-
-def named(what: str, value: object, names: Iterable[str]) -> str:
-    """One of the names, in upper or lower case; the nearest ones are suggested.
-
-    Raises:
-        ValueError: no such name.
-    """
-    names = list(names)
-    if not isinstance(value, str):
-        raise ValueError(f"{what} must be a name in quotes, not {require.kind(value)}.")
-    low = value.lower()
-    for name in names:
-        if name.lower() == low:
-            return name
-    # Many names begin with a method and go on with its settings.
-    start = low.strip(" ,")
-    near = [n for n in names if start and n.lower().startswith(start)]
-    close = difflib.get_close_matches(low, [n.lower() for n in names], 3)
-    near = (near or [n for n in names if n.lower() in close])[:3]
-    if len(names) > 20:
-        listed = "`python -m bdcourse bench --list` prints the names"
-    else:
-        listed = f"choose from {', '.join(names)}"
-    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-    raise ValueError(f"unknown {what} {require.kind(value)}{hint}; {listed}.")
 
 
 LATER = ("aware", "momentum", "warmup", "schedule", "smoothing", "shifts", "shrink")
@@ -324,6 +299,7 @@ def train_victim(
         for k, v in tensors.items():  # another patch is another victim
             spec[k] = hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()
         kind = spec["name"]
+        spec |= _plugin(type(attack))
         make = lambda: attack  # noqa: E731
         return _trained(parts, make, recipe, seed, data, keep, kind, spec, watch)
     cls = attack_class(attack)
@@ -338,7 +314,7 @@ def train_victim(
         return cls.craft(parts.train, g, model=model, **options)
 
     kind = cls.__name__
-    about = {"name": kind, **defaults(cls, cls.craft), **options}
+    about = {"name": kind, **defaults(cls, cls.craft), **options, **_plugin(cls)}
     return _trained(parts, craft, recipe, seed, data, keep, kind, about, watch)
 
 
@@ -435,6 +411,12 @@ def _sides(name: str, cls: type[Attack], given: dict) -> tuple[dict, dict]:
 def attack_class(name: str) -> type[Attack]:
     """An attack by name, upper or lower case."""
     return ATTACKS[named("attack", name, ATTACKS)]
+
+
+def _plugin(cls: type[Attack]) -> dict:
+    """Changed code of an attack makes another victim."""
+    digest = digest_of(cls)
+    return {"plugin": digest} if digest else {}
 
 
 def _watch(

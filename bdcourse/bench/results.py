@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from bdcourse import require
-from bdcourse.files import locked, readable
+from bdcourse.files import locked, whole
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 DRAWN = ("signs", "signs-hard")
@@ -66,6 +65,8 @@ def identity(row: Mapping) -> str:
         own["digest"] = plain(row.get("n_train"))
     if row.get("n_test") is not None:  # else: all test images, as in older rows
         own["n_test"] = plain(row["n_test"])
+    if row.get("plugins"):  # else: all of it is the course's own
+        own["plugins"] = plain(row["plugins"])
     try:
         return json.dumps(own, sort_keys=True)
     except TypeError:
@@ -249,23 +250,14 @@ class Results:
 
     def _write(self) -> None:
         lines = ",\n".join(json.dumps(r) for r in self.rows)
-        aside = None
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False) as f:
-                aside = f.name
-                f.write('{"rows": [\n' + lines + "\n]}\n")
-                readable(f)
-            os.replace(aside, self._file)
-        except BaseException as e:  # also Ctrl-C
-            if aside is not None:
-                Path(aside).unlink(missing_ok=True)
-            if isinstance(e, OSError):
-                raise RuntimeError(
-                    f"{self.path} cannot be written ({e.strerror}); the rows before "
-                    "are kept, and the same command goes on from there."
-                ) from e
-            raise
+            with whole(self._file) as f:
+                f.write(('{"rows": [\n' + lines + "\n]}\n").encode())
+        except OSError as e:
+            raise RuntimeError(
+                f"{self.path} cannot be written ({e.strerror}); the rows before "
+                "are kept, and the same command goes on from there."
+            ) from e
 
 
 def results(name: str) -> Results:

@@ -13,11 +13,12 @@ import hashlib
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from bdcourse.files import write_whole
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -317,7 +318,7 @@ def student(
             if lost:
                 said += f"; the old file is {target.stem}.before.ipynb"
         print(f"{target}: {said}", flush=True)
-        _write(target, nbformat.writes(fresh) + "\n")
+        write_whole(target, (nbformat.writes(fresh) + "\n").encode())
     return failed
 
 
@@ -341,13 +342,6 @@ def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
             stems = ", ".join(p.stem for p in known)
             raise ValueError(f"no lesson begins with {name!r}; there are {stems}.")
     return [p for p in known if not names or p.stem.startswith(tuple(names))]
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as f:
-        f.write(text)
-    os.chmod(f.name, 0o644)
-    os.replace(f.name, path)
 
 
 def links(repository: str, branch: str = "main", lessons: Path = NOTEBOOKS) -> str:

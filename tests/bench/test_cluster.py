@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bdcourse.__main__ import main
-from bdcourse.bench import cluster
+from bdcourse.bench import cells, cluster
 from bdcourse.bench import run as bench
 from bdcourse.bench.plans import PLANS, Plan
 from bdcourse.bench.results import Results, identity
@@ -409,7 +409,7 @@ def test_ctrl_c_waits_for_workers_to_start_and_never_reaches_them():
 
 def test_a_twin_that_guesses_ends_a_dealt_run(three, tmp_path):
     small = three.where | {"scales": [{"width": 4, "epochs": 0.2}]}
-    with pytest.raises(bench.AtChance, match="the twin is at chance"):
+    with pytest.raises(cells.AtChance, match="the twin is at chance"):
         grid(tmp_path / "r.json", **small)
     assert not (tmp_path / "r.json").exists()
 
@@ -429,13 +429,12 @@ def test_the_first_row_of_a_cell_counts(tmp_path):
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["half.json"]
 
 
-def test_rows_that_a_dead_run_left_are_taken_up(tmp_path, monkeypatch):
+def test_rows_that_a_dead_run_left_are_taken_up(tmp_path, only):
     def run():
         return bench.run_zoo(tmp_path / "r.json", ["benign-w8"], ["none", "spy"], only=["*/*"])
 
     calls = []
-    plans = {"none": PLANS["none"], "spy": Plan(lambda case: calls.append(1))}
-    monkeypatch.setattr(bench, "PLANS", plans)
+    only(PLANS["none"], Plan("spy", lambda case: calls.append(1)))
     run()  # the spy returns nothing, which is an error and is tried again
     rows = run().rows
     assert len(calls) == 2 and "error" in rows[1] and len(rows) == 2
@@ -460,8 +459,8 @@ def test_two_runs_cannot_write_one_file(tmp_path):
 
 def test_jobs_part_by_the_work_that_they_share():
     names = tuple(PLANS)
-    subject = bench.Subject("signs", bench.recipe_for("signs"))
-    parts = bench.Job(subject, {}, names).apart()
+    subject = cells.Subject("signs", bench.recipe_for("signs"))
+    parts = cells.Job(subject, {}, names).apart()
     assert sorted(n for p in parts for n in p.names) == sorted(names)
     of = {n: p.names for p in parts for n in p.names}
     masks = ("anp", "anp, 3 points", "anp, 10 points", "anp (oracle)")

@@ -13,7 +13,7 @@ import torch
 
 from bdcourse.__main__ import main
 from bdcourse.attacks import ATTACKS, BadNets
-from bdcourse.bench import cluster, plans, recipes
+from bdcourse.bench import cells, cluster, plans, plugins, recipes
 from bdcourse.bench import measures as looks
 from bdcourse.bench import run as bench
 from bdcourse.bench.results import Results
@@ -67,6 +67,7 @@ def test_run_and_run_zoo_refuse_before_any_work():
         "draws": [0],
         "sharp": False,
         "only": ["*/*"],
+        "plugins": [],
         "workers": 1,
         "scheduler": None,
         "threads": 1,
@@ -84,6 +85,7 @@ def test_run_and_run_zoo_refuse_before_any_work():
         "sharp",
         "device",
         "only",
+        "plugins",
         "workers",
         "scheduler",
         "threads",
@@ -131,9 +133,10 @@ def test_options_of_attacks_and_victims():
     assert swept(recipes.suited, {"recipe": recipes.SIGNS, "n": 5}, only=("n",)) > 5
     for value in ANY:
         refusal(lambda v=value: recipes.recipe_for(v))
-        refusal(lambda v=value: bench.environment(v))
+        refusal(lambda v=value: cells.environment(v))
         refusal(lambda v=value: plans.defaults(v))
         refusal(lambda v=value: plans.notes(v))
+        assert refusal(lambda v=value: plugins.load(v))
 
 
 def test_cases_and_looks():
@@ -147,6 +150,25 @@ def test_cases_and_looks():
         "attack": BadNets(),
     }
     assert swept(plans.Case, case) > 60
+    plan = {
+        "name": "mine",
+        "defense": lambda case: None,
+        "settings": {},
+        "kind": "method",
+        "needs": ("clean",),
+        "tasks": ("images",),
+    }
+    assert swept(plans.Plan, plan) > 80
+    given = {
+        "plan": "none",
+        "model": model,
+        "clean": images,
+        "held": images,
+        "attack": BadNets(),
+        "augment": Augment(0),
+        "seed": 0,
+    }
+    assert swept(lambda **how: plans.repair(**how), given) > 80
     for value in (*THINGS, torch.zeros(2, 3, 8, 8), bench):
         for call in (
             lambda v: looks.sharpness(v, images),

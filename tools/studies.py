@@ -1,0 +1,180 @@
+"""Measure three questions beside the tables of defenses; rows go to data/results.
+
+    python tools/studies.py detector                  -> mnp-detector.json
+    python tools/studies.py edge [--seeds 0 1 2]      -> linf-edge.json
+    python tools/studies.py sharper cifar10-jpeg      -> cifar10-sharp.json
+
+detector: how an MNP-style detector judges victims of the zoo, and ten clean networks. What
+is usual for a clean network takes clean networks to say, so ten are trained, each with
+another seed, by the recipe of the zoo's narrow victims.
+
+edge: where the l-infinity norm loses its edge. One picture of black and white pixels is
+mixed half and half into a square of the image that grows from 4 by 4 pixels to all of it.
+For each size and seed a victim is trained by the same recipe; then every stage and norm
+says how well one channel's norm tells triggered images from clean ones, and what pruning
+by the attacker's own trigger leaves.
+
+sharper: how much the choice of images moves the sharpness of the victims in data/cifar10
+and their benign twin: top eigenvalue of the Hessian, and trace of the Fisher, on ten sets
+of 200 test images that share none. Victim and twin see the same sets, so their ratio can
+be told from the chance of the draw.
+
+Half an hour on a core each, the last one a quarter. Rows that are there are kept; a
+stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from bdcourse import data, metrics, victims
+from bdcourse.analysis import curvature, landscape
+from bdcourse.attacks import BadNets
+from bdcourse.attacks.blended import noise_picture
+from bdcourse.bench.cells import environment
+from bdcourse.bench.recipes import train_victim
+from bdcourse.bench.results import Results
+from bdcourse.bench.zoo import ENTRIES
+from bdcourse.defenses import (
+    linf_oracle,
+    linf_responses,
+    mnp_correlation,
+    mnp_magnitudes,
+    mnp_saliency,
+    mnp_score,
+)
+from bdcourse.victims import Victim
+
+# A cell of a table, how to get its victim, and what is measured of it.
+Study = Iterator[tuple[dict, Callable[[], Victim], Callable[[Victim], dict]]]
+
+IMAGES = 240
+NAMES = ("benign-w8", "benign-long", "lira", "trojan", "lf", "ssba", "sig", "tact")
+
+SIZES = (4, 8, 16, 24, 32)
+OPACITY = 0.5
+STAGES = {"layer4": 4, "layer3": 8, "layer2": 16, "layer1": 32}  # name -> map's height
+NORMS = {"l1": 1.0, "l2": 2.0, "l-infinity": math.inf}
+
+PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
+SETS, PER_SET = 10, 200
+
+SAID = ("attack", "victim", "options", "seed", "acc", "asr", "correlation", "lambda_max")
+
+
+def about(name: str, parts: data.Splits) -> dict:
+    """What tells rows on these images from others."""
+    return {"data": name, "n_train": len(parts.train), "digest": parts.train.digest()}
+
+
+def detector(options: argparse.Namespace) -> Study:
+    parts, recipe = data.splits("signs"), ENTRIES["benign-w8"].settings()[0]
+
+    def measured(victim: Victim) -> dict:
+        a, s = mnp_magnitudes(victim.model), mnp_saliency(victim.model, parts.clean[:IMAGES])
+        rho = list(mnp_correlation(a, s).values())
+        kinds = {kind: mnp_score(a, s, kind=kind) for kind in ("correlation", "oddities")}
+        return {"rho": rho, **kinds, "images": IMAGES}
+
+    cell = about("signs", parts) | {"defense": "score", **recipe.settings()}
+    for name in NAMES:
+        entry = ENTRIES[name]
+        own = {"seed": 0, "victim": name, "attack": entry.attack or "none", "twin": entry.twin}
+        yield cell | own, lambda name=name: victims.zoo(name), measured
+    for seed in range(1, options.clean + 1):
+        own = {"seed": seed, "victim": None, "attack": "none", "twin": None}
+        new = (parts, None, recipe, seed, "signs", options.keep)
+        yield cell | own, lambda new=new: train_victim(*new), measured
+
+
+def square(size: int) -> BadNets:
+    """A corner of the picture, one pixel away from the image's corner if it can be."""
+    patch = noise_picture(32)[:, :size, :size].round()
+    return BadNets(patch=patch, at=(max(31 - size, 0),) * 2, opacity=OPACITY)
+
+
+def edge(options: argparse.Namespace) -> Study:
+    parts, recipe = data.splits("signs"), ENTRIES["trojan"].settings()[0]
+
+    def measured(victim: Victim) -> dict:
+        model, attack = victim.model, victim.attack
+        x = parts.test[attack.counts(parts.test.y)][:IMAGES].pixels()
+        seen, stages = linf_responses(model, x, attack.trigger, list(STAGES)), []
+        for layer, height in STAGES.items():
+            for name, p in NORMS.items():
+                repaired = linf_oracle(model, parts.clean, parts.held, attack, layer=layer, p=p)
+                after = metrics.evaluate(repaired.model, parts.test, attack)
+                stage = {"layer": layer, "height": height, "norm": name}
+                stage["auroc"] = seen[layer].separation(p)
+                stages.append(stage | {"acc": after.acc, "asr": after.asr})
+        before = metrics.evaluate(model, parts.test, attack)
+        return {"acc": before.acc, "asr": before.asr, "stages": stages, "images": len(x)}
+
+    cell = about("signs", parts) | {"attack": "BadNets", "defense": "linf (oracle)"}
+    for seed, size in ((s, n) for s in options.seeds for n in SIZES):
+        own = {"options": {"size": size, "opacity": OPACITY}, "seed": seed, **recipe.settings()}
+        new = (parts, square(size), recipe, seed, "signs", options.keep)
+        yield cell | own, lambda new=new: train_victim(*new), measured
+
+
+def sharper(options: argparse.Namespace) -> Study:
+    parts = data.splits(options.images, clean=0.1)
+    sets = [parts.test[i * PER_SET : (i + 1) * PER_SET] for i in range(SETS)]
+
+    def measured(victim: Victim) -> dict:
+        tops, traces = [], []
+        for some in sets:
+            g = torch.Generator().manual_seed(0)
+            top, _ = landscape.hessian_top(victim.model, some, generator=g)
+            trace = curvature.fisher_trace(victim.model, some, draws=4, generator=g)
+            tops, traces = [*tops, float(top[0])], [*traces, trace.value]
+        return {"lambda_max": tops, "fisher": traces, **victim.scores.dict()}
+
+    cell = about("cifar10-jpeg", parts) | {"seed": 0, "defense": "none", "images": PER_SET}
+    for name in PHOTOS:
+        (file,) = options.victims.glob(f"cifar10-jpeg-{name}-0-*.json")
+        victim = victims.load(file.with_suffix(""))
+        own = {"attack": name, "model": victim.arch["name"], "width": victim.arch["width"]}
+        yield cell | own, lambda victim=victim: victim, measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
+    for study, file in (
+        (detector, "mnp-detector"),
+        (edge, "linf-edge"),
+        (sharper, "cifar10-sharp"),
+    ):
+        own = studies.add_parser(study.__name__)
+        own.set_defaults(study=study)
+        own.add_argument("--out", default=f"data/results/{file}.json")
+        own.add_argument("--keep", default="runs", help="folder for trained networks")
+        if study is detector:
+            own.add_argument("--clean", type=int, default=10, help="networks to train")
+        elif study is edge:
+            own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        else:
+            own.add_argument("images", help="folder with train/ and test/")
+            own.add_argument("--victims", default="data/cifar10", type=Path)
+    options = parser.parse_args()
+    results = Results(options.out)
+    for cell, found, measured in options.study(options):
+        if results.done(cell):
+            continue
+        victim, start = found(), time.perf_counter()
+        row = measured(victim) | {"seconds": round(time.perf_counter() - start, 1)}
+        results.add(cell | row | environment(torch.device("cpu")))
+        print({k: v for k, v in (cell | row).items() if k in SAID}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
