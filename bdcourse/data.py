@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bdcourse import require
 from bdcourse.examples import deal, hold_out, join, require_clean, require_names
-from bdcourse.files import whole
+from bdcourse.files import whole_file
 from bdcourse.images import Images
 from bdcourse.task import quantize
 
@@ -420,7 +420,7 @@ def cached(key: str, make: Callable[[], Images]) -> Images:
     images = make()
     arrays = {"x": images.x.numpy(), "y": images.y.numpy()}
     arrays["seal"] = np.array(_seal(key, images))
-    with suppress(OSError), whole(path) as f:
+    with suppress(OSError), whole_file(path) as f:
         np.savez(f, **arrays, classes=np.array(images.classes))
     return images
 

@@ -14,7 +14,7 @@ from bdcourse import require
 
 
 @contextmanager
-def whole(path: str | os.PathLike, first: bool = False) -> Iterator[IO[bytes]]:
+def whole_file(path: str | os.PathLike, first: bool = False) -> Iterator[IO[bytes]]:
     """A file to write into, which gets its name when the `with` ends well, or never.
 
     Args:
@@ -52,7 +52,7 @@ def write_whole(path: str | os.PathLike, blob: bytes) -> None:
     """
     path = os.path.realpath(require.path("path", path))
     try:
-        with whole(path) as f:
+        with whole_file(path) as f:
             f.write(blob)
     except OSError as e:
         raise RuntimeError(

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.metrics import Triggered, first_channels, logits
+from bdcourse.metrics import Triggered, logits
 from bdcourse.models import CIFAR_MEAN, CIFAR_STD, Normalize, build, lay_out
-from bdcourse.task import quantize
+from bdcourse.task import first_channels, quantize
 
 #: mean and std that BackdoorBench v2 trains with, by its name of the data.
 NORMALISATION = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from bdcourse.checkpoint import pack_state, unpack_state
 
 
-class Batch(NamedTuple):
+class TrainBatch(NamedTuple):
     """One batch of a training."""
 
     x: Tensor  #: inputs, of images pixels in [0, 1]
@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     role: Tensor  #: int64 (n,), see `examples.ROLES`
 
     @classmethod
-    def clean(cls, x: Tensor, y: Tensor) -> Batch:
+    def clean(cls, x: Tensor, y: Tensor) -> TrainBatch:
         """A batch that nobody has changed."""
         return cls(x, y, torch.zeros(len(y), dtype=torch.int64, device=y.device))
 
@@ -40,7 +40,7 @@ class Hook:
     before_augment: bool = False
     kept: ClassVar[tuple[str, ...]] = ()
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         """The batch as this one wants it."""
         return batch
 

@@ -24,7 +24,7 @@ from bdcourse.augment import Augment, Augmentation
 from bdcourse.checkpoint import Checkpoint, identity, pack, unpack
 from bdcourse.data import progress
 from bdcourse.examples import ROLES, Examples, Poisoned
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.models import fingerprint, laid_out, lay_out
 from bdcourse.require import trusted
 from bdcourse.seeds import seeded
@@ -464,7 +464,7 @@ class _Training:
         row["seconds"] = time.perf_counter() - start
         return row
 
-    def _batch(self, index: Tensor, epoch: int) -> Batch:
+    def _batch(self, index: Tensor, epoch: int) -> TrainBatch:
         """The next batch as the network gets it: augmented, stamped, rewritten."""
         early = bool(self.before)
         x, y = self.stream.raw(index) if early else self.stream.take(index, epoch)
@@ -475,23 +475,23 @@ class _Training:
         if self.stamp is not None:
             chosen = (role != ROLES["clean"]).view(-1, *[1] * (x.ndim - 1))
             x = torch.where(chosen, self.stamp(x), x)
-        batch = Batch(x, y, role)
+        batch = TrainBatch(x, y, role)
         for h in self.before:
-            batch = Batch(*h.rewrite(batch))
+            batch = TrainBatch(*h.rewrite(batch))
         if early:
-            batch = Batch(*self.stream.after(batch.x, batch.y, index, epoch), batch.role)
+            batch = TrainBatch(*self.stream.after(batch.x, batch.y, index, epoch), batch.role)
         if self.behind:
             # They may keep the batch, and differentiate the model on it.
             batch = batch._replace(x=laid_out(self.model, batch.x))
             for h in self.behind:
-                batch = Batch(*h.rewrite(batch))
+                batch = TrainBatch(*h.rewrite(batch))
         if self.hooks:
             _eval(self.norms)  # one may have switched the model's mode
         if self.step < round(self.settings.shrink * self.total):
             batch = batch._replace(x=_smaller(batch.x))
         return batch
 
-    def _train(self, batch: Batch, sums: _Sums) -> None:
+    def _train(self, batch: TrainBatch, sums: _Sums) -> None:
         """One step."""
         s, likelihood = self.settings, self.task.likelihood
         x, y, role = batch

@@ -15,7 +15,7 @@ from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.augment import Augment
 from bdcourse.checkpoint import pack_state, unpack_state
 from bdcourse.examples import ROLES
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.models import build
 from bdcourse.train import fit
 from helpers import frozen, gen, message, random_images, same_state
@@ -42,7 +42,7 @@ class Marks(Hook):
     def __init__(self, name: str, calls: list, early: bool = False) -> None:
         self.name, self.calls, self.before_augment = name, calls, early
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         self.calls.append((self.name, "rewrite", tuple(batch.role[:2].tolist())))
         role = batch.role.clone()
         role[0 if self.name == "a" else 1] = ROLES["poison"]

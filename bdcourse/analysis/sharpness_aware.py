@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.likelihoods import SOFTMAX, Likelihood
 from bdcourse.models import laid_out
 from bdcourse.surgery import called_with
@@ -103,7 +103,7 @@ class Flat(Hook):
         self.likelihood = likelihood
         self.rises: list[Tensor] = []
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         self.x = batch.x
         return batch
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bdcourse import require
 from bdcourse.analysis.curvature import squared_norm
 from bdcourse.analysis.sharpness_aware import Flat
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import laid_out
 from bdcourse.surgery import called_with
@@ -37,7 +37,7 @@ class Smoothing(Hook):
         self.eta_f = require.number("eta_f", eta_f, 0)
         self.generator = require.generator(generator)
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         self.x = batch.x
         return batch
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.examples import ROLES, Examples, Poisoned, require_clean
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.images import Images
 from bdcourse.task import IMAGES, Task
 
@@ -546,8 +546,8 @@ class Rewriting(Hook):
         self.attack, self.rate, self.generator = attack, rate, generator
         self.before_augment = attack.before_augment
 
-    def rewrite(self, batch: Batch) -> Batch:
-        return Batch(*self.attack.rewrite(batch.x, batch.y, self.rate, self.generator))
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
+        return TrainBatch(*self.attack.rewrite(batch.x, batch.y, self.rate, self.generator))
 
 
 def shares(n: int, rate: float, cross: float = 0.0) -> tuple[int, int]:
@@ -559,7 +559,7 @@ def shares(n: int, rate: float, cross: float = 0.0) -> tuple[int, int]:
     return poison, min(n - poison, round(cross * poison))
 
 
-def assemble(x: Tensor, y: Tensor, poisoned: Tensor, labels: Tensor, covers: Tensor) -> Batch:
+def assemble(x: Tensor, y: Tensor, poisoned: Tensor, labels: Tensor, covers: Tensor) -> TrainBatch:
     """The batch x, y with its first rows replaced.
 
     Args:
@@ -571,4 +571,4 @@ def assemble(x: Tensor, y: Tensor, poisoned: Tensor, labels: Tensor, covers: Ten
     role[:p] = ROLES["poison"]
     role[p : p + c] = ROLES["cover"]
     pixels = torch.cat([poisoned, covers, x[p + c :]])
-    return Batch(pixels, torch.cat([labels, y[p:]]), role)
+    return TrainBatch(pixels, torch.cat([labels, y[p:]]), role)

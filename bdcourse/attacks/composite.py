@@ -19,7 +19,7 @@ from bdcourse.attacks.base import (
     shares,
 )
 from bdcourse.data import Images
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.seeds import uniform
 
 
@@ -169,7 +169,7 @@ class _Mixing(Hook):
         cut = middle + ((2 * j + 1) * shift).long() - j
         return halves(a, b, across < 0.5, cut, swap < 0.5)
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         attack, x, y = self.attack, batch.x, batch.y
         p, c = shares(len(x), self.rate, attack.cross_rate)
         a, b = (self.of_class(torch.full_like(y[:p], s)) for s in attack.sources)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bdcourse import require
 from bdcourse.attacks.base import Training, assemble, random_pixels, shares
 from bdcourse.attacks.generators import EncoderDecoder, Networked, descend, frozen
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.models import head_inputs
 
 GAMMA = (0.6, 1.0, 1.6)  # of red, green, blue: a low sun
@@ -105,7 +105,7 @@ class _Detoxifying(Hook):
         at = [0.4 + 0.5 * r / max(1, attack.rounds) for r in range(attack.rounds)]
         self.when = {round(share * run.total) for share in at} if attack.cross_rate else ()
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         attack, x, y = self.attack, batch.x, batch.y
         p, c = shares(len(x), self.run.rate, attack.cross_rate if self.ready else 0)
         covers = attack.decoy(x[p : p + c])

@@ -13,7 +13,7 @@ from bdcourse import require
 from bdcourse.attacks.base import Training, assemble, random_pixels, shares
 from bdcourse.attacks.generators import EncoderDecoder, Networked, frozen
 from bdcourse.data import Images
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 
 FLOOR = 1e-7  # two patterns may be equal
 
@@ -153,7 +153,7 @@ class _Joint(Hook):
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.opt, total)
         self.unlike = torch.zeros(())
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         attack, x, y = self.attack, batch.x, batch.y
         p, c = shares(len(x), self.rate, attack.cross_rate)
         self.net.train()

@@ -17,7 +17,7 @@ from bdcourse import require
 from bdcourse.attacks.badnets import checkerboard
 from bdcourse.attacks.base import Attack, asking, device_of
 from bdcourse.data import Images
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.models import evaluating
 from bdcourse.seeds import uniform
 
@@ -101,7 +101,7 @@ class AdversarialTraining(Hook):
         self.epsilon = epsilon
         self.stride = 1.25 * epsilon if step is None else step
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         x, y, _ = batch
         hard = pgd((self.model,), x, y, self.epsilon, self.stride, 1, self.generator)
         return batch._replace(x=hard)

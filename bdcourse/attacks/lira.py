@@ -14,7 +14,7 @@ from bdcourse import require
 from bdcourse.attacks.base import Training
 from bdcourse.attacks.generators import EncoderDecoder, Networked, descend, frozen
 from bdcourse.examples import ROLES
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class _Alternating(Hook):
         self.opt = torch.optim.Adam(self.copy.parameters(), attack.generator_lr)
         self.done = 0
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         x, y = self.x, self.y = batch.x, batch.y
         role = torch.cat([torch.zeros_like(y), torch.full_like(y, ROLES["poison"])])
         both = torch.cat([x, self.attack.trigger(x)])
-        return Batch(both, torch.cat([y, self.attack.goal(y)]), role)
+        return TrainBatch(both, torch.cat([y, self.attack.goal(y)]), role)
 
     def loss(self, loss: Tensor, out: Tensor, y: Tensor) -> Tensor:
         each = F.cross_entropy(out, y, reduction="none")

@@ -150,7 +150,7 @@ class Case:
     @shared
     def fip(self) -> Purified:
         """FIP, which also leads its control."""
-        return descend(self, defenses.fip)
+        return run_descent(self, defenses.fip)
 
     @shared
     def mnp_soft(self) -> Purified:
@@ -186,7 +186,7 @@ class Case:
         return torch.Generator().manual_seed(self.seed)
 
 
-def descend(case: Case, defense: Callable[..., Purified], **given) -> Purified:
+def run_descent(case: Case, defense: Callable[..., Purified], **given) -> Purified:
     """A defense in the loop of FIP: same steps, batches and crops for all."""
     common = {"augment": case.augment, "watch": case.watch, "watch_every": 100}
     common["generator"] = case.generator()

@@ -27,7 +27,7 @@ import torch
 from bdcourse import require
 from bdcourse.bench.cells import AtChance, Job, Subject, failure, forget_images, measure
 from bdcourse.bench.results import Results, identity
-from bdcourse.files import whole
+from bdcourse.files import whole_file
 
 
 def placed(
@@ -360,13 +360,13 @@ def keep(folder: Path, row: dict) -> dict:
         return row  # it will be tried again
     final, blob = _file(folder, row), json.dumps(row).encode()
     try:
-        with whole(final, first=True) as f:
+        with whole_file(final, first=True) as f:
             f.write(blob)
     except FileExistsError:
         there = stored(folder, row)
         if there is not None:
             return there
-        with whole(final) as f:  # it was cut short by a full disk
+        with whole_file(final) as f:  # it was cut short by a full disk
             f.write(blob)
     return row
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from bdcourse import defenses, require
 from bdcourse.attacks import Attack
-from bdcourse.bench.case import ANP_STEPS, FMP_IMAGES, NEEDS, RNP_ASCENT, Case, descend
+from bdcourse.bench.case import ANP_STEPS, FMP_IMAGES, NEEDS, RNP_ASCENT, Case, run_descent
 from bdcourse.bench.names import named
 from bdcourse.data import Images
 from bdcourse.defenses import (
@@ -301,7 +301,7 @@ def _descending(
     """A defense that runs in the loop of FIP: same steps, batches and crops for all."""
 
     def run(case: Case) -> Purified:
-        return descend(case, defense, **given)
+        return run_descent(case, defense, **given)
 
     below = {defenses.fast_fip: (defenses.fip,), _aware: (SamDescent,)}
     settings = defaults(fip_descend, *below.get(defense, ()), defense) | given
@@ -314,7 +314,7 @@ def _descending(
 def _random_direction(case: Case) -> Purified:
     """Random pushes, each as long as FIP's was in that step of a run of its own."""
     lengths = dict(case.fip.log["push"])
-    p = descend(case, defenses.fip, product="random", lengths=lengths)
+    p = run_descent(case, defenses.fip, product="random", lengths=lengths)
     return replace(p, seconds=case.fip.seconds + p.seconds)
 
 

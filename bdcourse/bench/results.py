@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bdcourse import require
-from bdcourse.files import locked, whole
+from bdcourse.files import locked, whole_file
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 DRAWN = ("signs", "signs-hard")
@@ -251,7 +251,7 @@ class Results:
     def _write(self) -> None:
         lines = ",\n".join(json.dumps(r) for r in self.rows)
         try:
-            with whole(self._file) as f:
+            with whole_file(self._file) as f:
                 f.write(('{"rows": [\n' + lines + "\n]}\n").encode())
         except OSError as e:
             raise RuntimeError(

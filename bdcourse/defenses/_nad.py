@@ -35,7 +35,7 @@ from bdcourse.defenses._base import (
     require_list,
     require_training,
 )
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.metrics import logits
 from bdcourse.models import fingerprint, laid_out
 from bdcourse.seeds import fresh_seed
@@ -110,7 +110,7 @@ class Attentive(Hook):
         self.betas, self.p = betas, p
         self.distances: list[Tensor] = []
 
-    def rewrite(self, batch: Batch) -> Batch:
+    def rewrite(self, batch: TrainBatch) -> TrainBatch:
         with torch.no_grad():
             self.teacher(laid_out(self.teacher, batch.x))
         return batch

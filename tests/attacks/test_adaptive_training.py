@@ -11,7 +11,7 @@ from bdcourse.attacks import BadNets, WaNet
 from bdcourse.attacks.adaptive_training import Smoothing, steer
 from bdcourse.bench import recipes
 from bdcourse.defenses import FipDescent
-from bdcourse.hooks import Batch
+from bdcourse.hooks import TrainBatch
 from bdcourse.likelihoods import SOFTMAX
 from helpers import gen, message, random_images
 
@@ -33,7 +33,7 @@ def test_the_gradient_is_that_of_the_defense(case):
     theirs, mine = copy.deepcopy(model), copy.deepcopy(model)
     FipDescent(SOFTMAX, gen(1), eta_f=0.1)(theirs, x, y, 0)
     driver = Smoothing(mine, 0.1, gen(1))
-    driver.rewrite(Batch.clean(x, y))
+    driver.rewrite(TrainBatch.clean(x, y))
     out = mine(x)
     driver.loss(SOFTMAX.loss(out, y), out, y).backward()
     plain = copy.deepcopy(model)
@@ -48,7 +48,7 @@ def test_the_value_is_loss_plus_trace_and_statistics_move_once(case):
     once = copy.deepcopy(model)
     loss = torch.nn.functional.cross_entropy(once(x), y)
     driver = Smoothing(model, 0.0, gen(1))
-    driver.rewrite(Batch.clean(x, y))
+    driver.rewrite(TrainBatch.clean(x, y))
 
     def total():
         out = model(x)

@@ -21,7 +21,7 @@ from bdcourse.attacks.input_aware import InputAware
 from bdcourse.attacks.lira import LIRA
 from bdcourse.attacks.wanet import WaNet
 from bdcourse.data import Images
-from bdcourse.hooks import Batch, Hook
+from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.models import build, head
 from bdcourse.train import Augment, fit
 from helpers import gen, message, random_images
@@ -87,7 +87,7 @@ def test_rewritten_batches(cls, rate, all_to_all):
     assert isinstance(driver, Hook)
     x, y = pixels(16), images.y[:16]
     x0, y0 = x.clone(), y.clone()
-    out, labels, role = driver.rewrite(Batch.clean(x, y))
+    out, labels, role = driver.rewrite(TrainBatch.clean(x, y))
     assert torch.equal(x, x0) and torch.equal(y, y0), "changed in place"
     assert out.shape[1:] == x.shape[1:] and len(out) == len(labels) == len(role)
     assert out.min() >= 0 and out.max() <= 1

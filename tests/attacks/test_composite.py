@@ -9,7 +9,7 @@ import torch
 
 from bdcourse.attacks.composite import Composite, halves
 from bdcourse.data import Images
-from bdcourse.hooks import Batch
+from bdcourse.hooks import TrainBatch
 from helpers import gen, random_images
 from steering import pixels, steer
 
@@ -44,7 +44,7 @@ def test_composite_mixes_the_classes_it_says():
     assert (out[..., :6] == 20).all() and (out[..., 6:] == 170).all()
     assert attack.counts(torch.arange(4)).tolist() == [True, False, False, False]
     x, y = images.pixels()[:40], images.y[:40]
-    mixed, labels, role = steer(attack, images, rate=0.1).rewrite(Batch.clean(x, y))
+    mixed, labels, role = steer(attack, images, rate=0.1).rewrite(TrainBatch.clean(x, y))
     assert role.tolist() == [1] * 4 + [2] * 20 + [0] * 16
     assert (labels[:4] == 1).all() and torch.equal(labels[4:], y[4:])
     for image in mixed[:4]:
@@ -59,7 +59,7 @@ def test_composite_halves_an_image_that_is_not_square():
     x = (20 + 50 * y).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 10, 30)
     images = Images(x.contiguous(), y, tuple("abcd"))
     attack = Composite.craft(images, gen(), sources=(0, 3), target=1)
-    mixed, _, role = steer(attack, images, rate=1.0).rewrite(Batch.clean(images.pixels(), y))
+    mixed, _, role = steer(attack, images, rate=1.0).rewrite(TrainBatch.clean(images.pixels(), y))
     for image in mixed[role == 1]:
         assert (image * 255).round().unique().tolist() == [20, 170]
     wide = Composite.craft(images, gen(), jitter=4)

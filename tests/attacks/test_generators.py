@@ -11,7 +11,7 @@ from bdcourse.attacks.fba import FBA
 from bdcourse.attacks.generators import EncoderDecoder, frozen
 from bdcourse.attacks.input_aware import InputAware, diversity, train_mask
 from bdcourse.attacks.lira import LIRA
-from bdcourse.hooks import Batch
+from bdcourse.hooks import TrainBatch
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import build, head_inputs
 from bdcourse.train import fit
@@ -90,7 +90,7 @@ def test_lira_stays_within_epsilon_and_learns_only_in_its_first_half():
     assert (attack.trigger(x) - x).abs().max() <= 0.1 + 1e-6
     states = []
     for _ in range(8):
-        out, labels, _ = driver.rewrite(Batch.clean(x, y))
+        out, labels, _ = driver.rewrite(TrainBatch.clean(x, y))
         before = {k: v.clone() for k, v in model.state_dict().items()}
         said = model(out)
         driver.loss(SOFTMAX.loss(said, labels), said, labels).backward()
@@ -144,10 +144,10 @@ def test_fba_detoxifies_on_schedule_and_leaves_the_model_alone():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     start = {k: v.clone() for k, v in attack.detox.state_dict().items()}
     for step in range(1, 9):
-        role = driver.rewrite(Batch.clean(x, y))[2]
+        role = driver.rewrite(TrainBatch.clean(x, y))[2]
         assert (role == ROLES["cover"]).sum() == 0, step
         driver.step()
-    assert (driver.rewrite(Batch.clean(x, y))[2] == ROLES["cover"]).sum() == 4
+    assert (driver.rewrite(TrainBatch.clean(x, y))[2] == ROLES["cover"]).sum() == 4
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

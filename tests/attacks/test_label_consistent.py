@@ -12,7 +12,7 @@ from torch import nn
 from bdcourse.attacks import ROLES
 from bdcourse.attacks.label_consistent import AdversarialTraining, LabelConsistent, corners, pgd
 from bdcourse.data import Images
-from bdcourse.hooks import Batch
+from bdcourse.hooks import TrainBatch
 from bdcourse.train import fit
 from crafting import net, pixels
 from helpers import frozen, gen, message, random_images, same_state
@@ -131,7 +131,7 @@ def test_fast_adversarial_step_leaves_no_trace():
     before = frozen(model)
     steering = AdversarialTraining(model, random_images(), gen(9), 10)
     x, y = pixels(8), torch.arange(8) % 3
-    hard, labels, role = steering.rewrite(Batch.clean(x, y))
+    hard, labels, role = steering.rewrite(TrainBatch.clean(x, y))
     assert same_state(model, before), "the inner step updated BatchNorm"
     assert all(p.grad is None for p in model.parameters())
     assert all(m.training for m in model.modules())
@@ -152,7 +152,7 @@ def test_fast_adversarial_options():
     make = partial(AdversarialTraining, model, random_images(), gen(), 10)
     assert make(epsilon=0.02).stride == pytest.approx(0.025)
     assert make(epsilon=0.02, step=0.01).stride == 0.01
-    hard, *_ = make(epsilon=0.02).rewrite(Batch.clean(x, torch.arange(4) % 3))
+    hard, *_ = make(epsilon=0.02).rewrite(TrainBatch.clean(x, torch.arange(4) % 3))
     assert 0.0199 < (hard - x).abs().max() < 0.0201
     with pytest.raises(ValueError) as e:
         make(epsilon=8)

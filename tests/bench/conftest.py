@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch, drawn):
     monkeypatch.setenv("BDCOURSE_CACHE", str(drawn))
-    monkeypatch.setattr(looks, "US", (6.0, 3.0, 1.0))
+    monkeypatch.setattr(looks, "CLP_US", (6.0, 3.0, 1.0))
     # Two steps teach a twin nothing; here it is the rows that count.
     monkeypatch.setattr(cells, "require_working", lambda *about: None)
 

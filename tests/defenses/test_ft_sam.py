@@ -12,7 +12,7 @@ from torch import nn
 
 from bdcourse.analysis.sharpness_aware import Flat, ascent, moved_loss, sam_step
 from bdcourse.defenses import _ft_sam, finetune, ft_sam
-from bdcourse.hooks import Batch
+from bdcourse.hooks import TrainBatch
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import build
 from bdcourse.train import Augment, one_cycle
@@ -160,7 +160,7 @@ def test_running_statistics_are_those_of_the_unmoved_network():
     images = random_images(8, side=16)
     model, twin = network().train(), network().train()
     driver = Flat(model, 2.0, 0.0)
-    x, y, role = driver.rewrite(Batch.clean(images.pixels(), images.y))
+    x, y, role = driver.rewrite(TrainBatch.clean(images.pixels(), images.y))
     assert torch.equal(y, images.y) and not role.any()
     out = model(x)
     driver.loss(SOFTMAX.loss(out, y), out, y).backward()
