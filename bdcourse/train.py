@@ -25,7 +25,7 @@ from bdcourse.checkpoint import Checkpoint, identity, pack, unpack
 from bdcourse.data import progress
 from bdcourse.hooks import Hook
 from bdcourse.images import ROLES, Images, Poisoned
-from bdcourse.models import fingerprint, laid_out, lay_out
+from bdcourse.models import fingerprint, laid_out, lay_out, not_finite
 from bdcourse.require import trusted
 
 # Bytes of crops. Larger sets are padded batch by batch, which takes no memory and makes
@@ -461,9 +461,7 @@ def _groups(model: nn.Module, weight_decay: float, shifts: float) -> list[dict]:
 
 def all_finite(model: nn.Module) -> bool:
     """Whether no weight and no statistic of the model is nan or infinite."""
-    tensors = [*model.parameters(), *model.buffers()]
-    sound = [t.isfinite().all() for t in tensors if t.is_floating_point()]
-    return not sound or bool(torch.stack(sound).all())
+    return not_finite(dict([*model.named_parameters(), *model.named_buffers()])) is None
 
 
 def _door(
