@@ -1047,17 +1047,17 @@ def refused(text, f=fip, model=None, clean=None, **options):
     [
         ({"eta_f": -1e-3}, "eta_f must be at least 0"),
         ({"eta_r": float("nan")}, "eta_r must be at least 0"),
-        ({"every": 0}, "every must be at least 1"),
+        ({"every": 0}, "every must be a whole number of at least 1"),
         ({"fisher": "both"}, "fisher must be"),
         ({"product": "cheap"}, "product must be"),
         ({"norms": "train"}, "norms must be"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
         ({"lr": 0}, "lr must be above 0"),
         ({"lr": float("inf")}, "lr must be a finite number"),
         ({"momentum": 1}, "momentum must lie in 0..1"),
         ({"momentum": -0.1}, "momentum must lie in 0..1"),
-        ({"batch": 0}, "batch must be at least 1"),
-        ({"watch_every": 0}, "watch_every must be at least 1"),
+        ({"batch": 0}, "batch must be a whole number of at least 1"),
+        ({"watch_every": 0}, "watch_every must be a whole number of at least 1"),
     ],
 )
 def test_numbers_and_names_are_refused(options, text):

@@ -17,6 +17,7 @@ from bdcourse.defenses import (
     FMP_SETTINGS,
     FmpResponse,
     Purified,
+    _base,
     _fmp,
     fmp,
     fmp_execution_order,
@@ -519,7 +520,7 @@ def test_defaults_of_fine_tuning(monkeypatch):
         seen.update(options)
         raise InterruptedError
 
-    monkeypatch.setattr(_fmp, "fit", fit)
+    monkeypatch.setattr(_base, "fit", fit)
     with pytest.raises(InterruptedError):
         fmp_repair(network(), images(), {}, generator=gen())
     want = {"epochs": 10, "lr": 0.01, "weight_decay": 0.0, "warmup": 0.0}
@@ -565,7 +566,7 @@ def test_fine_tuning_goes_on_after_a_stop(tmp_path, quick):
 def test_scores_outlive_a_stop_in_fine_tuning(tmp_path, monkeypatch):
     model, data = one_by_one([1.0, 2.0, 3.0, 4.0], c=3), images()
     path = tmp_path / "f.safetensors"
-    real, fits, pulls = _fmp.fit, [], []
+    real, fits, pulls = _base.fit, [], []
     original = _fmp.gradients
 
     def fit(*args, **options):
@@ -578,7 +579,7 @@ def test_scores_outlive_a_stop_in_fine_tuning(tmp_path, monkeypatch):
         pulls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(_fmp, "fit", fit)
+    monkeypatch.setattr(_base, "fit", fit)
     monkeypatch.setattr(_fmp, "gradients", counting)
     options = {"p": 2, "epochs": 1, "checkpoint": path}
     with pytest.raises(KeyboardInterrupt):
@@ -654,9 +655,9 @@ def test_random_control_prunes_as_fmp_does():
         ({"epsilon": float("nan")}, "epsilon must be above 0"),
         ({"start": 0.0}, "start must be above 0"),
         ({"start": -0.1}, "start must be above 0"),
-        ({"n": 0}, "n must be at least 1"),
-        ({"starts": 0}, "starts must be at least 1"),
-        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"n": 0}, "n must be a whole number of at least 1"),
+        ({"starts": 0}, "starts must be a whole number of at least 1"),
+        ({"chunk": 0}, "chunk must be a whole number of at least 1"),
         ({"p": 0}, "p must be at least 1"),
         ({"by": "z"}, "unknown score"),
         ({"epochs": -1}, "epochs must be at least 0"),

@@ -42,6 +42,7 @@ from bdcourse.defenses._mnp import (
     oddities,
     shrinkage,
 )
+from bdcourse.defenses._rnp import unlearn
 from bdcourse.metrics import logits
 from bdcourse.models import build
 from bdcourse.surgery import pair_by_flow, without, zero_channels
@@ -409,8 +410,13 @@ def test_suppress_judges_in_eval_mode_at_a_constant_rate(monkeypatch):
         return model, {}
 
     monkeypatch.setattr(_mnp, "unlearn", fake)
-    mnp_suppress(None, None, generator=None)
-    assert seen == {"stop": 0.2, "epochs": 300, "generator": None, "judge": "eval", "drop": None}
+    g = gen()
+    mnp_suppress(None, None, generator=g)
+    want = {"stop": 0.2, "epochs": 300, "generator": g, "judge": "eval", "drop": None}
+    assert seen | want == seen
+    own = inspect.signature(unlearn).parameters
+    others = set(seen) - set(want)
+    assert all(seen[n] == own[n].default for n in others) and "lr" in others
 
 
 # --------------------------------------------------------------------- the repairs
