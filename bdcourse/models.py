@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from weakref import WeakKeyDictionary
@@ -277,6 +277,15 @@ def build(name: str, **spec) -> nn.Module:
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}.")
     return MODELS[name](**spec)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds nan or infinity, or None."""
+    floats = {n: t for n, t in tensors.items() if t.is_floating_point()}
+    sound = [t.isfinite().all() for t in floats.values()]
+    if not sound or bool(torch.stack(sound).all()):  # a GPU is asked once, not per tensor
+        return None
+    return next(n for n, fine in zip(floats, sound, strict=True) if not fine)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from bdcourse import require
 from bdcourse.examples import Examples
-from bdcourse.models import evaluating, laid_out, wide
+from bdcourse.models import evaluating, laid_out, not_finite, wide
 
 # ------------------------------------------------------------ looking before cutting
 
@@ -44,11 +44,11 @@ def require_sound(model: object, name: str = "model", *, steady: bool = True) ->
     for n, w in model.named_parameters():
         if isinstance(w, nn.parameter.UninitializedParameter):
             raise ValueError(f"{n} of {name} has no shape yet; run {name} once on some images.")
-        if not bool(w.isfinite().all()):
-            raise ValueError(
-                f"{n} of {name} is not finite: the network diverged in training or its "
-                "file is damaged; take another."
-            )
+    if n := not_finite(dict(model.named_parameters())):
+        raise ValueError(
+            f"{n} of {name} is not finite: the network diverged in training or its file is "
+            "damaged; take another."
+        )
     for n, m in model.named_modules():
         for hook in m._forward_pre_hooks.values():
             if type(hook).__name__ in ("WeightNorm", "SpectralNorm"):
@@ -65,7 +65,7 @@ def require_sound(model: object, name: str = "model", *, steady: bool = True) ->
                     f"{n} has no running statistics, so an answer depends on the rest "
                     "of its batch; use track_running_stats=True."
                 )
-        elif not bool((m.running_mean.isfinite() & m.running_var.isfinite()).all()):
+        elif not_finite({"mean": m.running_mean, "variance": m.running_var}):
             raise ValueError(
                 f"the running statistics of {n} are not finite: the network diverged "
                 "in training or its file is damaged; take another."

@@ -25,7 +25,7 @@ from bdcourse.checkpoint import Checkpoint, identity, pack, unpack
 from bdcourse.data import progress
 from bdcourse.examples import ROLES, Examples, Poisoned
 from bdcourse.hooks import Hook, TrainBatch
-from bdcourse.models import fingerprint, laid_out, lay_out
+from bdcourse.models import fingerprint, laid_out, lay_out, not_finite
 from bdcourse.require import trusted
 from bdcourse.seeds import seeded
 
@@ -567,9 +567,7 @@ def _groups(model: nn.Module, weight_decay: float, shifts: float) -> list[dict]:
 
 def all_finite(model: nn.Module) -> bool:
     """Whether no weight and no statistic of the model is nan or infinite."""
-    tensors = [*model.parameters(), *model.buffers()]
-    sound = [t.isfinite().all() for t in tensors if t.is_floating_point()]
-    return not sound or bool(torch.stack(sound).all())
+    return not_finite(dict([*model.named_parameters(), *model.named_buffers()])) is None
 
 
 def _door(

@@ -26,7 +26,7 @@ from bdcourse.data import Images
 from bdcourse.examples import require_clean
 from bdcourse.files import write_whole
 from bdcourse.metrics import Scores, evaluate
-from bdcourse.models import MODELS, build, lay_out
+from bdcourse.models import MODELS, build, lay_out, not_finite
 from bdcourse.seeds import fresh_seed
 from bdcourse.train import Augment, History, all_finite, fit, listed_hooks
 
@@ -337,7 +337,7 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
             state = {k: v.half() if "." in k and v.ndim > 1 else v for k, v in state.items()}
         tensors |= {f"attack.{k}": v.cpu() for k, v in state.items()}
     tensors["poisoned"] = victim.poisoned.int()
-    if bad := _not_finite(tensors):
+    if bad := not_finite(tensors):
         raise ValueError(
             f"{bad} holds numbers that are not finite"
             f"{' at half precision' if half else ''}, so this victim is not saved."
@@ -362,12 +362,6 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
     write_whole(f"{path}.safetensors", blob)
     write_whole(f"{path}.json", text.encode())
     return path
-
-
-def _not_finite(tensors: dict[str, Tensor]) -> str:
-    """The name of a tensor with nan or infinity, or ""."""
-    bad = (k for k, v in tensors.items() if not bool(v.isfinite().all()))
-    return next(bad, "")
 
 
 def _stem(path: str | os.PathLike) -> Path:
@@ -417,7 +411,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
         )
     try:
         tensors = from_bytes(raw)
-        if bad := _not_finite(tensors):
+        if bad := not_finite(tensors):
             raise ValueError(f"{bad} holds numbers that are not finite")
         model = build(**checked(header["arch"]))
         attack = None

@@ -12,7 +12,7 @@ and learn, with m in [0, 1],
     min over m   alpha * L(m) + (1 - alpha) * max over delta, xi  L(m, delta, xi)
 
 with L the cross-entropy on the defender's clean images. The inner maximum is one step
-along the sign of the gradient. Channels whose mask ends low are switched off. Born in
+along the sign of the gradient. Channels whose mask ends low are switched off. Derived in
 lesson 07.
 """
 
@@ -34,9 +34,8 @@ from bdcourse.defenses._base import (
     Purified,
     defense,
     require_at_least,
-    require_counts,
     require_positive,
-    require_share,
+    work,
 )
 from bdcourse.defenses._masks import (
     Masks,
@@ -49,7 +48,7 @@ from bdcourse.defenses._masks import (
     require_threshold,
 )
 from bdcourse.likelihoods import SOFTMAX, Likelihood
-from bdcourse.models import fingerprint, laid_out
+from bdcourse.models import laid_out
 
 Noise = tuple[Masks, Masks]  # delta and xi: BatchNorm name -> (c,) in [-eps, eps]
 
@@ -200,7 +199,7 @@ def anp(
     inner: int = 1,
     start: Literal["zero", "random"] = "zero",
     training: bool = True,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
     """Prune the channels that a model under perturbation can do without.
@@ -237,24 +236,21 @@ def anp(
         ValueError: a number out of its range, too few images, a model without
             BatchNorm, neither `held` nor `threshold`.
 
-    Source: Wu and Wang, NeurIPS 2021. Born in lesson 07.
+    Source: Wu and Wang, NeurIPS 2021. Derived in lesson 07.
     """
-    began = time.perf_counter()
+    began, about = time.perf_counter(), work("anp", locals())
     first = masks_ones(model)
     require_threshold(held, threshold, max_drop)
     steps = usual_steps(len(clean)) if steps is None else steps
-    require_counts(steps=steps, batch=batch, inner=inner)
+    for name, count in (("steps", steps), ("batch", batch), ("inner", inner)):
+        require.whole(name, count, 1)
     require_positive(lr=lr)
-    require_share(alpha=alpha, momentum=momentum)
+    require.share("alpha", alpha)
+    require.share("momentum", momentum)
     require_at_least(0, eps=eps)
     require.truth("training", training)
     if start not in ("zero", "random"):
         raise ValueError(f'start must be "zero" or "random", not {start!r}.')
-    about = {"method": "anp", "seed": generator.initial_seed(), "steps": steps}
-    if checkpoint is not None:
-        about |= {"model": fingerprint(model), "data": clean.digest(), "eps": eps}
-        about |= {"alpha": alpha, "lr": lr, "momentum": momentum, "batch": batch}
-        about |= {"inner": inner, "start": start, "training": training}
     keep = Checkpoint(checkpoint, about)
     net = masks_frozen(model, training=training)
 

@@ -11,23 +11,28 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bdcourse import require
+from bdcourse.augment import Augmentation
+from bdcourse.checkpoint import identity
 from bdcourse.data import Images
-from bdcourse.examples import Examples, Poisoned, require_clean
+from bdcourse.examples import Examples, require_clean
 from bdcourse.metrics import evaluate
+from bdcourse.models import not_finite
+from bdcourse.seeds import fresh_seed
 from bdcourse.surgery import examine, require_sound, without
-from bdcourse.train import Augment, fit
+from bdcourse.task import IMAGES
+from bdcourse.train import Augment, History, fit
 
 Setting = TypeVar("Setting")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Purified:
     """A repaired copy of a model.
 
@@ -37,9 +42,10 @@ class Purified:
         pruned: module name -> positions of the channels switched off, (m,) int64;
             modules are BatchNorms, convolutions where the method masks those, or the
             gates that `linf` adds behind a sum.
-        log: the defense's own course (thresholds, losses), ready to plot. Where the
-            defense owns clean images, `own_acc` is the accuracy on them before and
-            after, 0..1: a network that the repair has destroyed shows here, for free.
+        log: the defense's own course (thresholds, losses), ready to plot; its keys are
+            told by each defense. Where the defense owns clean images, `own_acc` is the
+            accuracy on them before and after, 0..1: a network that the repair has
+            destroyed shows here, for free.
         seconds: wall-clock time of the defense.
 
     Raises:
@@ -52,13 +58,20 @@ class Purified:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in require.module(self.model).named_parameters():
-            if not bool(value.isfinite().all()):
-                raise RuntimeError(
-                    f"{name} of the repaired network is not finite: the repair "
-                    "diverged; take a smaller lr, or a smaller weight of its penalty."
-                )
+        tensors = dict(require.module(self.model).named_parameters())
+        for name, value in self.model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                tensors[name] = value
+        if name := not_finite(tensors):
+            raise RuntimeError(
+                f"{name} of the repaired network is not finite: the repair diverged; "
+                "take a smaller lr, or a smaller weight of its penalty."
+            )
         self.model.eval()
+
+    def __repr__(self) -> str:
+        off = f"{self.count:,} channel{'s' * (self.count != 1)} off, " if self.pruned else ""
+        return f"Purified({type(self.model).__name__}, {off}{self.seconds:.1f} s)"
 
     @property
     def count(self) -> int:
@@ -77,19 +90,22 @@ def defense(
     steady: bool = True,
     batches: bool = False,
     moves: bool = False,
+    pixels: bool = False,
 ) -> Callable[[Repair], Repair]:
     """The door of every defense: what it refuses, and what holds for every result.
 
-    Before any work the model, the images, `generator`, `checkpoint`, `augment` and the
-    options of `train.fit` are looked at. What is random in the network itself (dropout)
-    is seeded from the generator, and torch's global random state stays as it is. The
-    result is in eval mode, and its log tells the accuracy on the clean images.
+    Before any work the model, the images, `generator`, `checkpoint` and `augment` are
+    looked at; the images must be where the model is. Without a generator there is a
+    fresh one with seed 0. What is random in the network itself (dropout) is seeded from
+    the generator, and torch's global random state stays as it is. The result is in eval
+    mode, and its log tells the accuracy on the clean images.
 
     Args:
         least: images that `clean` must hold.
         k, logits, steady: see `surgery.examine`.
         batches: `clean` may also be any pair of inputs and targets.
         moves: weights must be trainable.
+        pixels: what it does it does to pixels, so it is for images only.
     """
 
     def wrap(function: Repair) -> Repair:
@@ -97,27 +113,25 @@ def defense(
 
         @functools.wraps(function)
         def run(*args, **kwargs) -> Purified:
-            given = _given(signature, args, kwargs)
-            options = given.pop("options", {})
-            given |= options
+            call = _bound(signature, args, kwargs)
+            given = call.arguments
             model, clean = given["model"], given.get("clean")
             if "clean" not in given:
                 require_sound(model, steady=steady)
-            elif batches and not isinstance(clean, (Images, Poisoned)):
+            elif batches and not isinstance(clean, Examples):
                 require_batch(clean)
                 require_sound(model, steady=steady)
             else:
                 if not batches:
                     require_single(require.module(model))
-                admit(
-                    model, clean, given.get("held"), least=least, k=k, logits=logits, steady=steady
-                )
+                looks = {"least": least, "k": k, "logits": logits, "steady": steady}
+                admit(model, clean, given.get("held"), **looks, pixels=pixels)
             if moves:
                 require_movable(model)
             require_ways(given)
             before = own_acc(model, clean, "the network")
             with own_chance(given.get("generator"), model):
-                result = function(*args, **kwargs)
+                result = function(*call.args, **call.kwargs)
             after = own_acc(result.model, clean, "the repaired network")
             if after is not None:
                 result.log["own_acc"] = [before, after]
@@ -128,26 +142,41 @@ def defense(
     return wrap
 
 
-def _given(signature: inspect.Signature, args: tuple, kwargs: dict) -> dict:
-    """The arguments of a call by name; None only where no other default stands."""
+def _bound(signature: inspect.Signature, args: tuple, kwargs: dict) -> inspect.BoundArguments:
+    """A call with its defaults and, where none was given, with a generator of seed 0.
+
+    Raises:
+        ValueError: an option that the function does not have; None where another
+            default stands.
+    """
+    known = signature.parameters
+    for name in kwargs:
+        if name not in known:
+            require.choice("an option", name, [n for n in known if n not in ("model", "clean")])
     call = signature.bind(*args, **kwargs)
     call.apply_defaults()
     for name, value in call.arguments.items():
-        p = signature.parameters[name]
+        p = known[name]
         optional = p.default in (None, p.empty) or "None" in str(p.annotation)
         if value is None and not optional:
             raise ValueError(f"{name} must not be None; leave it out, and it is {p.default!r}.")
-    return dict(call.arguments)
+    if "generator" in known and call.arguments["generator"] is None:
+        call.arguments["generator"] = torch.Generator().manual_seed(0)
+    return call
 
 
-def filled(function: Callable) -> Callable:
-    """Refuse None for what has another default."""
+Function = TypeVar("Function", bound=Callable)
+
+
+def filled(function: Function) -> Function:
+    """The door of building blocks: options that are none, None for what has another
+    default, and a generator where none was given; see :func:`defense`."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def run(*args, **kwargs):
-        _given(signature, args, kwargs)
-        return function(*args, **kwargs)
+        call = _bound(signature, args, kwargs)
+        return function(*call.args, **call.kwargs)
 
     return run
 
@@ -164,28 +193,35 @@ def require_single(model: nn.Module) -> None:
 
 def admit(
     model: nn.Module,
-    clean: Images,
-    held: Images | None = None,
+    clean: Examples,
+    held: Examples | None = None,
     *,
     least: int = 2,
     k: bool = True,
     logits: bool = True,
     steady: bool = True,
+    pixels: bool = False,
 ) -> None:
-    """Refuse a network or images that a defense cannot work with.
+    """Refuse a network or examples that a defense cannot work with.
 
     Args:
         held: may be None, or images of the same kind as `clean`.
-        least: images that `clean` must hold.
+        least: examples that `clean` must hold.
         k, logits, steady: see `surgery.examine`.
+        pixels: for images only.
     """
     require.module(model)
     require_clean(clean, "clean", least)
+    if pixels and clean.task is not IMAGES:
+        raise ValueError(
+            f"this defense works on the pixels of images, not on {clean.task.many}; take "
+            "another, such as finetune."
+        )
     if held is not None:
         require_clean(held, "held", 1)
-        if held.shape != clean.shape or held.k != clean.k:
+        if held.task is not clean.task or held.shape != clean.shape or held.k != clean.k:
             raise ValueError(
-                f"held must be images like clean, {clean.k} classes of shape "
+                f"held must be {clean.task.many} like clean, {clean.k} classes of shape "
                 f"{clean.shape}, not {held.k} classes of shape {held.shape}."
             )
         if held.x.device != clean.x.device:
@@ -226,7 +262,7 @@ def require_ways(given: Mapping[str, object]) -> None:
         raise ValueError(
             f"checkpoint must be the path of a file or None, not {require.kind(path)}."
         )
-    if not isinstance(given.get("augment"), (Augment, type(None))):
+    if not isinstance(given.get("augment"), (Augmentation, type(None))):
         raise ValueError(
             f"augment must be a train.Augment or None, not {require.kind(given['augment'])}."
         )
@@ -279,29 +315,121 @@ def copied(model: nn.Module) -> nn.Module:
         ) from e
 
 
-def require_training(
-    *, epochs: float, lr: float, batch: int, options: Mapping[str, object]
-) -> None:
-    """Refuse settings that `train.fit` could not train with, before any other work.
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """How a defense fine-tunes: settings of `train.fit`, looked at before any work.
 
     Args:
-        options: what goes to `fit` besides.
+        epochs, lr, batch, augment, momentum, weight_decay, warmup, frozen_norms,
+            each_epoch, verbose: see `train.fit`.
+
+    Raises:
+        ValueError: `train.fit` could not train with them.
     """
-    require_positive(epochs=require.number("epochs", epochs))
-    require_positive(lr=require.number("lr", lr))
-    require.whole("batch", batch, 2)
-    known = [p for p in inspect.signature(fit).parameters if p not in ("model", "data")]
-    for name, value in options.items():
-        require.choice("an option", name, known)
-        if name in ("momentum", "warmup"):
-            require.number(name, value, 0, 1)
-        if name == "weight_decay":
-            require_at_least(0, weight_decay=require.number(name, value))
-        if name in ("frozen_norms", "verbose"):
-            require.truth(name, value)
-        if name in ("bf16", "compile") and value is not None:
-            require.truth(name, value)
-    require_ways(options)
+
+    epochs: float
+    lr: float
+    batch: int = 32
+    augment: Augment | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.2
+    frozen_norms: bool = False
+    each_epoch: Callable[[nn.Module], dict] | None = None
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(epochs=require.number("epochs", self.epochs))
+        require_positive(lr=require.number("lr", self.lr))
+        require.whole("batch", self.batch, 2)
+        require.number("momentum", self.momentum, 0, 1)
+        require_at_least(0, weight_decay=require.number("weight_decay", self.weight_decay))
+        require.number("warmup", self.warmup, 0, 1)
+        require.truth("frozen_norms", self.frozen_norms)
+        require.truth("verbose", self.verbose)
+        require_ways({"augment": self.augment, "each_epoch": self.each_epoch})
+
+    @classmethod
+    def of(cls, given: Mapping[str, object], **own) -> Tuning:
+        """Those of a defense's arguments, by name; `own` stands for what it sets itself."""
+        given = {**given, **own}
+        return cls(**{f.name: given[f.name] for f in fields(cls)})
+
+    def __call__(
+        self,
+        model: nn.Module,
+        clean: Images,
+        generator: torch.Generator,
+        checkpoint: str | os.PathLike | None = None,
+        **more,
+    ) -> History:
+        """Train the model in place on clean images.
+
+        Args:
+            more: whatever else of `train.fit` the method itself needs.
+
+        Raises:
+            KeyboardInterrupt: it was stopped; a half-repaired model is nobody's result.
+        """
+        history = fit(
+            model, clean, **vars(self), generator=generator, checkpoint=checkpoint, **more
+        )
+        if history.interrupted:
+            raise KeyboardInterrupt
+        return history
+
+
+# What does not decide the result of a defense.
+IDLE = ("checkpoint", "verbose", "each_epoch", "watch", "watch_every")
+
+
+def work(of: str, given: Mapping[str, object]) -> dict[str, object]:
+    """What a checkpoint must agree with: all arguments of a call that decide its result.
+
+    A generator counts by its state, not by its seed: chance may be used before the part
+    of the work that is kept.
+
+    Args:
+        of: name of the function.
+        given: its arguments by name, `dict(locals())` in its first line.
+    """
+
+    def told(value: object) -> object:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, torch.Generator):
+            return identity(value.get_state())
+        if isinstance(value, Examples):
+            return value.digest()
+        if hasattr(value, "x") and hasattr(value, "y"):  # other inputs and targets
+            return identity([value.x, value.y])
+        return identity(value)
+
+    if given["checkpoint"] is None:  # nobody will compare
+        return {}
+    return {"work": of} | {n: told(v) for n, v in given.items() if n not in IDLE}
+
+
+def stage(path: str | os.PathLike | None, name: str) -> str | None:
+    """Where one stage of a method keeps its checkpoint, beside that of the whole."""
+    return None if path is None else f"{os.fspath(path)}.{name}"
+
+
+def beside(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """The generator, or a new one drawn from it that lives on `device`."""
+    if generator.device == device:
+        return generator
+    return torch.Generator(device).manual_seed(fresh_seed(generator))
+
+
+def require_here(model: nn.Module, tensors: Mapping[str, Tensor], of: str = "model") -> None:
+    """Refuse data, or weights, that are not where the model is."""
+    place = next(model.parameters()).device
+    for name, value in tensors.items():
+        if value.device != place:
+            raise ValueError(
+                f"{of} is on {place} and {name} is on {value.device}; move one with .to(device)."
+            )
 
 
 LARGEST = 1e30  # times a few thousand it is still a number of float32
@@ -319,13 +447,6 @@ def compared(name: str, value: object) -> float:
     return value
 
 
-def require_counts(**values: int | None) -> None:
-    """Refuse what is no whole number of at least 1, by name; None is left out."""
-    for name, value in values.items():
-        if value is not None and require.whole(name, value) < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}.")
-
-
 def require_at_least(bound: float, /, **values: float | None) -> None:
     """Refuse numbers below `bound`, by name, and nan; None is an option left out."""
     for name, value in values.items():
@@ -341,13 +462,6 @@ def require_positive(**values: float | None) -> None:
         value = compared(name, value)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be above 0 and finite, not {value}.")
-
-
-def require_share(**values: float) -> None:
-    """Refuse numbers outside 0..1, by name."""
-    for name, value in values.items():
-        if not 0 <= compared(name, value) <= 1:
-            raise ValueError(f"{name} must lie in 0..1, not {value}.")
 
 
 def require_list(name: str, value: object) -> list:

@@ -8,7 +8,7 @@ BatchNorm with scale gamma and running variance v,
     s_k = sigma_max(W[k] as a (c_in, kh * kw) matrix) * |gamma_k| / sqrt(v_k + eps)
 
 and CLP switches off every channel with s_k > mean(s) + u * std(s), layer by layer.
-Born in lesson 05.
+Derived in lesson 05.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from bdcourse.defenses._base import (
     defense,
     furthest,
     require_list,
-    require_share,
 )
 from bdcourse.models import evaluating
 from bdcourse.surgery import (
@@ -229,6 +228,9 @@ def clp(
             mean: at u = 3 a layer of ten channels or fewer is never touched.
         norm, pairing, released, shape: see :func:`clp_scores`. clp(model, pairing="order",
             released=True) chooses the channels that the authors' release chooses.
+
+    Returns:
+        log: `u`, and `scores` of every channel by BatchNorm, (c,).
     """
     start = time.perf_counter()
     clp_flagged({}, u)  # refuse before the scoring
@@ -240,11 +242,21 @@ def clp(
 
 
 def clp_sweep(
-    model: nn.Module, us: Sequence[float], **options
+    model: nn.Module,
+    us: Sequence[float],
+    *,
+    norm: Norm = "spectral",
+    pairing: Literal["flow", "order"] = "flow",
+    released: bool = False,
+    shape: tuple[int, int, int] | None = None,
 ) -> list[tuple[float, dict[str, Tensor]]]:
-    """The channels that each u would prune, from one scoring: [(u, channels), ...]."""
+    """The channels that each u would prune, from one scoring: [(u, channels), ...].
+
+    Args:
+        norm, pairing, released, shape: see :func:`clp_scores`.
+    """
     us = [compared("u", u) for u in require_list("us", us)]
-    score = clp_scores(model, **options)
+    score = clp_scores(model, norm=norm, pairing=pairing, released=released, shape=shape)
     return [(u, clp_flagged(score, u)) for u in us]
 
 
@@ -262,7 +274,7 @@ def clp_choose_u(
     that n images can show is 1/n: with 60 of them, 0.01 allows no net new error.
     """
     admit(model, clean, least=1, logits=False)
-    require_share(max_drop=max_drop)
+    require.share("max_drop", max_drop)
     us = [compared("u", u) for u in require_list("us", us)]
     u = furthest(model, clp_sweep(model, sorted(us, reverse=True)), clean, max_drop)
     return math.inf if u is None else u

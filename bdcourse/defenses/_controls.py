@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.data import Images
-from bdcourse.defenses._base import Purified, copied, defense, require_training
+from bdcourse.defenses._base import Purified, Tuning, copied, defense
 from bdcourse.surgery import channels_of, held, without
-from bdcourse.train import Augment, fit
+from bdcourse.train import Augment
 
 
 @defense(steady=False, moves=True)
@@ -23,36 +24,35 @@ def finetune(
     epochs: float = 10,
     lr: float = 0.01,
     batch: int = 32,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    warmup: float = 0.2,
+    frozen_norms: bool = False,
     augment: Augment | None = None,
     hold: Mapping[str, Tensor] | None = None,
-    generator: torch.Generator,
-    **options,
+    each_epoch: Callable[[nn.Module], dict] | None = None,
+    verbose: bool = False,
+    generator: torch.Generator | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
     """Train a copy of the model on the defender's clean images, nothing else.
 
     The control of every defense that owns clean data, and the last step of some.
 
     Args:
+        epochs, lr, batch, momentum, weight_decay, warmup, frozen_norms, augment,
+            each_epoch, verbose, generator, checkpoint: see `train.fit`.
         hold: channels (module name -> positions) whose zeros stay zero; None lets
             pruned channels grow back, as they do wherever a gradient reaches them.
-        options: for `train.fit`.
+
+    Returns:
+        log: `loss` and `acc` in training, one number an epoch.
     """
     start = time.perf_counter()
-    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
+    tuning = Tuning.of(locals())
     model = copied(model)
     with held(model, hold):
-        history = fit(
-            model,
-            clean,
-            epochs=epochs,
-            lr=lr,
-            batch=batch,
-            augment=augment,
-            generator=generator,
-            **({"verbose": False} | options),
-        )
-    if history.interrupted:
-        raise KeyboardInterrupt
+        history = tuning(model, clean, generator, checkpoint)
     log = {"loss": history["loss"], "acc": history["acc"]}
     return Purified(model, log=log, seconds=time.perf_counter() - start)
 
@@ -61,7 +61,7 @@ def finetune(
 def prune_random(
     model: nn.Module,
     like: Mapping[str, Tensor],
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     *,
     shift: bool = True,
 ) -> Purified:

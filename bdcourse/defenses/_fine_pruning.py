@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -32,18 +32,19 @@ from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Look,
     Purified,
+    Tuning,
     admit,
     defense,
     furthest,
-    require_share,
-    require_training,
+    stage,
+    work,
 )
 from bdcourse.examples import require_clean
 from bdcourse.metrics import logits
-from bdcourse.models import evaluating, fingerprint, head, wide
+from bdcourse.models import evaluating, head, wide
 from bdcourse.surgery import held as holding
 from bdcourse.surgery import require_plain, without
-from bdcourse.train import Augment, fit
+from bdcourse.train import Augment
 
 
 def last_layer(model: nn.Module) -> list[str]:
@@ -201,10 +202,15 @@ def fine_pruning(
     epochs: float = 20,
     lr: float = 0.01,
     batch: int = 32,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    warmup: float = 0.2,
+    frozen_norms: bool = False,
     augment: Augment | None = None,
-    generator: torch.Generator,
+    each_epoch: Callable[[nn.Module], dict] | None = None,
+    verbose: bool = False,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
-    **options,
 ) -> Purified:
     """Prune the dormant channels of the last convolutional layer, then fine-tune.
 
@@ -221,35 +227,34 @@ def fine_pruning(
             a gradient reaches it, as in a pre-activation network. Elsewhere a ReLU
             follows, whose slope at zero is zero.
         epochs, batch: ours, for 240 images; lr: BackdoorBench's configuration.
+        momentum, weight_decay, warmup, frozen_norms, augment, each_epoch, verbose,
+            generator: see `train.fit`.
         checkpoint: file that is renewed while this runs, with a second one (name plus
             ".fit") for the training, and both are gone at the end. The same call,
             started again after a stop, ends where it would have ended.
-        options: for `train.fit`.
 
     Returns:
-        in `pruned` the channels of every module, in `log` the activity (c,) and the
-        modules (`layer`), how many channels went (`m`), what was tried before (`looks`,
-        see `furthest`), and the losses of the training.
+        in `pruned` the channels of every module; log: `activity` (c,), the modules
+        (`layer`), how many channels went (`m`), what was tried before (`looks`, see
+        `furthest`), and `loss` and `acc` in training, one number an epoch.
 
     Raises:
         ValueError: no layer to prune, no images, a drop or share outside 0..1.
 
-    Source: Liu et al., RAID 2018. Born in lesson 09.
+    Source: Liu et al., RAID 2018. Derived in lesson 09.
     """
-    start = time.perf_counter()
+    start, about = time.perf_counter(), work("fine_pruning", locals())
     require_clean(held, "held", 1)  # None would do for others
-    require_share(max_drop=max_drop, share=share)
+    require.share("max_drop", max_drop)
+    require.share("share", share)
     if share == 0:
         raise ValueError("share must be above 0, else no channel is ever pruned.")
     require.truth("hold", hold)
-    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
+    tuning = Tuning.of(locals())
     layer = [layer] if isinstance(layer, str) else layer
     layer = None if layer is None else require.names("layer", layer)
     names = last_layer(model) if layer is None else _checked(model, layer)
     _require_once(model, clean, names)
-    about = {"defense": "fine_pruning", "model": fingerprint(model), "layer": names}
-    about |= {"clean": clean.digest(), "held": held.digest(), "max_drop": max_drop}
-    about |= {"share": share, "hold": hold, "seed": generator.initial_seed()}
     keep, looks = Checkpoint(checkpoint, about), []
     if (saved := keep.load()) is not None:
         dormant, order = saved[0]["activity"], saved[0]["pruned"]
@@ -261,21 +266,9 @@ def fine_pruning(
         order = dormant.argsort(stable=True)[:m].sort().values
         keep.save({"activity": dormant, "pruned": order}, looks=looks)
     pruned = dict.fromkeys(names, order)
-    repaired = without(model, pruned).to(clean.x.device)
+    repaired = without(model, pruned)
     with holding(repaired, pruned if hold else None):
-        history = fit(
-            repaired,
-            clean,
-            epochs=epochs,
-            lr=lr,
-            batch=batch,
-            augment=augment,
-            generator=generator,
-            checkpoint=None if checkpoint is None else f"{checkpoint}.fit",
-            **({"verbose": False} | options),
-        )
-    if history.interrupted:
-        raise KeyboardInterrupt
+        history = tuning(repaired, clean, generator, stage(checkpoint, "fit"))
     keep.done()
     log = {"layer": names, "activity": dormant, "m": len(order), "looks": looks}
     log |= {"loss": history["loss"], "acc": history["acc"]}

@@ -21,7 +21,6 @@ in a ResNet-18 of width 64.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import os
 import time
@@ -50,17 +49,20 @@ from bdcourse.analysis.sharpness_aware import ascent
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.defenses._base import (
     Purified,
+    beside,
     copied,
     defense,
+    filled,
     require_at_least,
     require_batch,
-    require_counts,
+    require_here,
     require_positive,
     require_ways,
+    work,
 )
 from bdcourse.likelihoods import Likelihood, require_likelihood
-from bdcourse.models import evaluating, fingerprint, guarded
-from bdcourse.seeds import fresh_seed, random_normal, random_signs
+from bdcourse.models import evaluating, guarded, not_finite
+from bdcourse.seeds import random_normal, random_signs
 from bdcourse.task import task_of
 from bdcourse.train import Augment
 
@@ -167,7 +169,7 @@ class Descent(Protocol):
         """Leave a gradient in the parameters of `model`; return numbers to note."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class FipDescent:
     """FIP: the likelihood, the trace of the Fisher, and the pull to the old weights.
 
@@ -191,6 +193,10 @@ class FipDescent:
     diagonal: Sequence[Tensor] = ()
     draw: str = "labels"
     lengths: Mapping[int, float] | None = None
+
+    def __repr__(self) -> str:
+        terms = f"eta_f {self.eta_f:g}, eta_r {self.eta_r:g}, every {self.every}"
+        return f"FipDescent({terms}, {self.fisher} Fisher, {self.product} product)"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: int) -> dict[str, Tensor]:
         weights = trainable(model)
@@ -327,7 +333,7 @@ def along(
     return [(t - v) / e for t, v in zip(there, g, strict=True)]
 
 
-@dataclass
+@dataclass(eq=False)
 class SamDescent:
     """Sharpness-aware minimization in the same loop: as `sharpness_aware.sam_step`.
 
@@ -353,7 +359,7 @@ class SamDescent:
         return {"loss": loss.detach()}
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class ReleasedDescent:
     """What the authors' released script does instead of FIP, in behaviour.
 
@@ -367,6 +373,10 @@ class ReleasedDescent:
     eta_f: float = 0.5
     every: int = 5
     probes: int = 20
+
+    def __repr__(self) -> str:
+        terms = f"eta_f {self.eta_f:g}, every {self.every}, {self.probes} probes"
+        return f"ReleasedDescent({terms})"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, step: int) -> dict[str, Tensor]:
         out = twice(model, x)
@@ -449,6 +459,7 @@ def remembering(model: nn.Module) -> Iterator[None]:
 def require_fit(model: nn.Module, clean: Batch, likelihood: Likelihood) -> None:
     """Refuse data that are too few or do not go with the model's outputs."""
     require_batch(clean)
+    require_here(model, {"clean": clean.x, "the targets of clean": clean.y})
     require_likelihood(likelihood)
     n, y = len(clean.y), clean.y
     if len(clean.x) != n:
@@ -468,6 +479,7 @@ def require_fit(model: nn.Module, clean: Batch, likelihood: Likelihood) -> None:
     likelihood.check(out, y)
 
 
+@filled
 def fip_descend(
     model: nn.Module,
     clean: Batch,
@@ -479,11 +491,11 @@ def fip_descend(
     batch: int = 32,
     norms: Literal["batch", "frozen", "mixed"] = "batch",
     augment: Augment | None = None,
-    generator: torch.Generator,
-    checkpoint: str | os.PathLike | None = None,
-    about: dict | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
     watch_every: int = 50,
+    generator: torch.Generator | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    about: dict | None = None,
 ) -> Purified:
     """SGD in place on random batches: the loop of FIP and of all its controls.
 
@@ -502,20 +514,21 @@ def fip_descend(
             device of the data.
         checkpoint: file that is renewed every 20 seconds and deleted at the end; the
             same call, started again after a stop, ends where it would have ended.
-        about: the settings of the descent, for the checkpoint.
+        about: what the checkpoint must agree with, where it is more than the arguments
+            here.
         watch: called every `watch_every` steps and at the end with a copy, in eval mode
             and with plain weights; the plain numbers that it returns by name join the
             log and decide nothing. The time that it takes does not count.
 
     Returns:
-        in `log`, what the descent noted, as [step, value] pairs by name, and "watched",
-        a list of dicts with the step.
+        log: what the descent noted, as [step, value] pairs by name, and `watched`, a
+        list of dicts with the step.
 
     Raises:
         ValueError: see :func:`fip`.
         RuntimeError: the weights left all bounds.
     """
-    start = time.perf_counter()
+    start, own = time.perf_counter(), work("fip_descend", locals())
     task = task_of(clean)
     require_fit(model, clean, getattr(descent, "likelihood", task.likelihood))
     n, device, weights = len(clean.y), clean.x.device, trainable(model)
@@ -527,12 +540,8 @@ def fip_descend(
             f"{tuple(clean.x.shape)}; leave it out."
         )
     require_positive(lr=require.number("lr", lr))
-    for name, count in (
-        ("steps", steps),
-        ("batch", batch),
-        ("watch_every", watch_every),
-    ):
-        require_counts(**{name: require.whole(name, count)})
+    for name, count in (("steps", steps), ("batch", batch), ("watch_every", watch_every)):
+        require.whole(name, count, 1)
     require_ways(
         {"generator": generator, "checkpoint": checkpoint, "augment": augment, "watch": watch}
     )
@@ -542,10 +551,7 @@ def fip_descend(
         raise ValueError(f'norms must be "batch", "frozen" or "mixed", not {norms!r}.')
     if batch < 2 and norms != "frozen" and batch_norms(model):
         raise ValueError('a batch of one needs norms="frozen" beside BatchNorm.')
-    work = (about or {}) | {"steps": steps, "lr": lr, "momentum": momentum}
-    work |= {"batch": batch, "norms": norms, "seed": generator.initial_seed()}
-    work |= {"augment": vars(augment) if augment else None}
-    keep = Checkpoint(checkpoint, work)
+    keep = Checkpoint(checkpoint, about or own)
     batch = min(batch, n)
     opt = torch.optim.SGD(weights, lr, momentum)
     still = (_DropoutNd, nn.MultiheadAttention)  # the latter has a dropout of its own
@@ -576,7 +582,7 @@ def fip_descend(
             log.setdefault(name, []).append([step, float(value)])
         opt.step()
         fine = all(math.isfinite(v) for v in seen.values())
-        if not fine or (step == steps - 1 and not bounded(model)):
+        if not fine or (step == steps - 1 and not_finite(model.state_dict())):
             keep.done()
             raise RuntimeError(
                 f"the weights left all bounds in step {step}: take a smaller lr or a "
@@ -588,11 +594,6 @@ def fip_descend(
     model.eval()
     keep.done()
     return Purified(model, log=log, seconds=time.perf_counter() - start - looking)
-
-
-def bounded(model: nn.Module) -> bool:
-    """Whether all weights and statistics are finite."""
-    return all(bool(t.isfinite().all()) for t in model.state_dict().values())
 
 
 def _look(
@@ -627,8 +628,15 @@ def fip(
     likelihood: Likelihood | None = None,
     fast: bool = False,
     affine: bool = True,
-    generator: torch.Generator,
-    **options,
+    steps: int = STEPS,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    batch: int = 32,
+    augment: Augment | None = None,
+    watch: Callable[[nn.Module], dict] | None = None,
+    watch_every: int = 50,
+    generator: torch.Generator | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
     """FIP: fine-tune a copy of the model on clean data, down the trace of the Fisher.
 
@@ -657,11 +665,11 @@ def fip(
             as that run was. Where both are fast, lengths over d.
         likelihood: of the targets under the outputs; None is that of the data's task.
         fast, affine: see :func:`fast_fip`.
-        options: `steps`, `lr`, `momentum`, `batch`, `augment`, `checkpoint`, `watch`,
-            `watch_every` of :func:`fip_descend`.
+        steps, lr, momentum, batch, augment, watch, watch_every, generator, checkpoint: see
+            :func:`fip_descend`.
 
     Returns:
-        in `log`, as [step, value] pairs, `loss` (NLL in nats) and `trace` of the batch,
+        log, as [step, value] pairs: `loss` (NLL in nats) and `trace` of the batch,
         and `push`, the length of what the trace added to the gradient; if fast also
         `change`: weight name -> (received singular values, their d).
 
@@ -670,16 +678,16 @@ def fip(
             that the outputs do not know, a checkpoint of other work.
         RuntimeError: the weights left all bounds.
 
-    Source: Karim et al., CCS 2024; reconstructed. Born in lesson 08.
+    Source: Karim et al., CCS 2024; reconstructed. Derived in lesson 08.
     """
-    start = time.perf_counter()
+    start, about = time.perf_counter(), work("fip", locals())
     require_at_least(0, eta_f=eta_f, eta_r=eta_r)
     for name, weight in (("eta_f", eta_f), ("eta_r", eta_r)):
         require.number(name, weight)
-    require_counts(every=require.whole("every", every))
+    require.whole("every", every, 1)
+    require.whole("steps", steps, 1)
     require.truth("fast", fast)
     require.truth("affine", affine)
-    _require_options(options)
     if fisher not in ("true", "empirical"):
         raise ValueError(f'fisher must be "true" or "empirical", not {fisher!r}.')
     if product not in ("difference", "exact", "random"):
@@ -702,7 +710,7 @@ def fip(
             lengths = {int(k): float(v) for k, v in lengths.items()}
         except (TypeError, ValueError) as e:
             raise ValueError("lengths must map whole numbers, the steps, to numbers.") from e
-        due = set(range(0, options.get("steps", STEPS), int(every)))
+        due = set(range(0, steps, int(every)))
         if eta_f == 0 or not all(0 <= v < math.inf for v in lengths.values()):
             raise ValueError("lengths must be finite and not negative, and eta_f not 0.")
         if gone := due - set(lengths):
@@ -710,14 +718,9 @@ def fip(
                 f"lengths must have the length of every push, but has none for step "
                 f"{min(gone)}; take dict(p.log['push']) of a run of as many steps."
             )
-    settings = {"defense": "fip", "eta_f": eta_f, "eta_r": eta_r, "every": every}
-    settings |= {"draw": draw, "lengths": sorted(map(list, (lengths or {}).items()))}
-    settings |= {"fisher": fisher, "product": product, "fast": fast, "affine": affine}
-    settings |= {"likelihood": f"{type(likelihood).__name__} {vars(likelihood)}"}
-    settings |= identity(model, clean, generator)
-    generator = beside(generator, clean.x.device)
-    model = copied(model).to(clean.x.device)
     require_fit(model, clean, likelihood)
+    generator = beside(generator, clean.x.device)
+    model = copied(model)
     moves = {n: w.requires_grad for n, w in model.named_parameters()}
     if fast:
         fip_factorize(model)
@@ -759,10 +762,17 @@ def fip(
         model,
         clean,
         descent,
+        steps=steps,
+        lr=lr,
+        momentum=momentum,
+        batch=batch,
         norms=norms,
+        augment=augment,
+        watch=watch,
+        watch_every=watch_every,
         generator=generator,
-        about=settings,
-        **options,
+        checkpoint=checkpoint,
+        about=about,
     )
     if fast:
         p.log["change"] = fold(model)
@@ -771,14 +781,30 @@ def fip(
     return replace(p, seconds=ready + p.seconds)
 
 
+@filled
 def fast_fip(
     model: nn.Module,
     clean: Batch,
     *,
-    affine: bool = True,
     eta_f: float = 0.02,
+    eta_r: float = 0.05,
+    every: int = 1,
+    fisher: Literal["true", "empirical"] = "true",
+    product: Literal["difference", "exact", "random"] = "difference",
+    norms: Literal["batch", "frozen", "mixed"] = "batch",
+    draw: Literal["labels", "gaussian"] = "labels",
+    lengths: Mapping[int, float] | None = None,
+    likelihood: Likelihood | None = None,
+    affine: bool = True,
+    steps: int = STEPS,
     lr: float = 0.05,
-    **options,
+    momentum: float = 0.9,
+    batch: int = 32,
+    augment: Augment | None = None,
+    watch: Callable[[nn.Module], dict] | None = None,
+    watch_every: int = 50,
+    generator: torch.Generator | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
     """Fast FIP: the same over singular values, which takes longer steps.
 
@@ -789,11 +815,15 @@ def fast_fip(
             say.
         eta_f: ours: the trace over d is several times smaller than that over weights.
         lr: ours; steps along singular values are stable at higher rates.
-        options: all of :func:`fip`.
+        eta_r, every, fisher, product, norms, draw, lengths, likelihood, steps, momentum,
+            batch, augment, watch, watch_every, generator, checkpoint: see :func:`fip`.
 
-    Source: Karim et al., CCS 2024; reconstructed. Born in lesson 08.
+    Returns:
+        as :func:`fip`.
+
+    Source: Karim et al., CCS 2024; reconstructed. Derived in lesson 08.
     """
-    return fip(model, clean, fast=True, affine=affine, eta_f=eta_f, lr=lr, **options)
+    return fip(**locals(), fast=True)
 
 
 @defense(batches=True, steady=False, moves=True)
@@ -804,65 +834,52 @@ def fip_released(
     eta_f: float = 0.5,
     every: int = 5,
     probes: int = 20,
-    generator: torch.Generator,
-    **options,
+    steps: int = STEPS,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    batch: int = 32,
+    norms: Literal["batch", "frozen", "mixed"] = "batch",
+    augment: Augment | None = None,
+    watch: Callable[[nn.Module], dict] | None = None,
+    watch_every: int = 50,
+    generator: torch.Generator | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
     """Not FIP, but what its authors' released script does; see :class:`ReleasedDescent`.
 
     Args:
         eta_f: the script's default; its authors advise at most 0.005.
         every, probes: the script's.
-        options: of :func:`fip_descend`. The script takes 2,000 steps at lr 0.005, momentum
-            0.95 and batch 128 (500 images of CIFAR-10, crops and flips).
+        steps, lr, momentum, batch, norms, augment, watch, watch_every, generator,
+            checkpoint: see :func:`fip_descend`. The script takes 2,000 steps at lr 0.005,
+            momentum 0.95 and batch 128 (500 images of CIFAR-10, crops and flips).
 
-    Born in lesson 08.
+    Returns:
+        log, as [step, value] pairs: `loss` (NLL in nats) and `trace`, what the script takes
+        for it.
+
+    Derived in lesson 08.
     """
-    start = time.perf_counter()
+    start, about = time.perf_counter(), work("fip_released", locals())
     require_at_least(0, eta_f=require.number("eta_f", eta_f))
-    require_counts(every=require.whole("every", every))
-    require_counts(probes=require.whole("probes", probes))
-    _require_options(options)
-    settings = {"defense": "fip released", "eta_f": eta_f, "every": every}
-    settings |= {"probes": probes, **identity(model, clean, generator)}
+    require.whole("every", every, 1)
+    require.whole("probes", probes, 1)
     generator = beside(generator, clean.x.device)
     ready = time.perf_counter() - start
     p = fip_descend(
-        copied(model).to(clean.x.device),
+        copied(model),
         clean,
         ReleasedDescent(generator, eta_f, every, probes),
+        steps=steps,
+        lr=lr,
+        momentum=momentum,
+        batch=batch,
+        norms=norms,
+        augment=augment,
+        watch=watch,
+        watch_every=watch_every,
         generator=generator,
-        about=settings,
-        **options,
+        checkpoint=checkpoint,
+        about=about,
     )
     return replace(p, seconds=ready + p.seconds)
-
-
-OPTIONS = (
-    *("steps", "lr", "momentum", "batch", "augment", "checkpoint"),
-    *("watch", "watch_every", "norms"),
-)
-
-
-def _require_options(options: Mapping[str, object]) -> None:
-    """Refuse an option that `fip_descend` does not have, and steps that are none."""
-    for name in options:
-        require.choice("an option", name, OPTIONS)
-    if "steps" in options:
-        require_counts(steps=require.whole("steps", options["steps"]))
-
-
-def identity(model: nn.Module, clean: Batch, generator: torch.Generator) -> dict[str, str]:
-    """What a checkpoint must agree with; chance is used before the loop begins."""
-    data = hashlib.sha256(clean.x.cpu().contiguous().numpy().tobytes())
-    data.update(clean.y.cpu().contiguous().numpy().tobytes())
-    chance = hashlib.sha256(generator.get_state().numpy().tobytes())
-    digests = {"data": data, "generator": chance}
-    found = {name: digest.hexdigest()[:16] for name, digest in digests.items()}
-    return {"model": fingerprint(model), **found}
-
-
-def beside(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """The generator, or a new one drawn from it that lives on `device`."""
-    if generator.device == device:
-        return generator
-    return torch.Generator(device).manual_seed(fresh_seed(generator))

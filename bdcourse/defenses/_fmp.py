@@ -9,7 +9,7 @@ from what it was,
 
 and the map's score is the accuracy of the whole, unmodified network on x_{L,i}. FMP
 switches off the floor(N / p) maps of each layer whose score is lowest, and fine-tunes.
-Born in lesson 06.
+Derived in lesson 06.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,19 +31,20 @@ from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Purified,
+    Tuning,
     admit,
     copied,
     defense,
     filled,
     require_at_least,
-    require_counts,
     require_movable,
     require_positive,
     require_single,
-    require_training,
     require_ways,
+    stage,
+    work,
 )
-from bdcourse.models import evaluating, fingerprint, laid_out, lay_out, wide
+from bdcourse.models import evaluating, laid_out, lay_out, wide
 from bdcourse.surgery import (
     answers,
     channels_of,
@@ -55,7 +55,7 @@ from bdcourse.surgery import (
     revived,
     without,
 )
-from bdcourse.train import Augment, fit
+from bdcourse.train import Augment
 
 # Step and radius of the random start, in pixels of [0, 1]. "port" is what a third
 # party's port uses, "release" what the authors' configurations for CIFAR-10 say; those
@@ -80,6 +80,10 @@ class FmpResponse(NamedTuple):
     acc: Tensor
     loss: Tensor
     margin: Tensor
+
+    def __repr__(self) -> str:
+        low, high = (float(f(self.acc)) for f in (torch.amin, torch.amax))
+        return f"FmpResponse({len(self.acc):,} maps, accuracy {low:.2f} to {high:.2f})"
 
 
 def fmp_random_start(x: Tensor, start: float, generator: torch.Generator) -> Tensor:
@@ -223,7 +227,7 @@ def fmp_scores(
     starts: int = 1,
     chunk: int | None = None,
     bf16: bool = False,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> dict[str, FmpResponse]:
     """The response of every feature map: convolution name -> :class:`FmpResponse`.
@@ -245,19 +249,7 @@ def fmp_scores(
         ValueError: no images or no convolution, labels that the model does not know, a
             step or start that is not positive (without a start every gradient is zero).
     """
-    found, keep = _score(
-        model,
-        images,
-        epsilon,
-        start,
-        layers,
-        n,
-        starts,
-        chunk,
-        bf16,
-        generator,
-        checkpoint,
-    )
+    found, keep = _score(**locals())
     keep.done()
     return found
 
@@ -266,19 +258,19 @@ def _score(
     model, images, epsilon, start, layers, n, starts, chunk, bf16, generator, checkpoint
 ) -> tuple[dict[str, FmpResponse], Checkpoint]:
     """`fmp_scores`, and its checkpoint, which holds them all until it is told `done`."""
+    about = work("fmp_scores", locals())
     require_positive(epsilon=epsilon, start=start)
-    require_counts(n=require.whole("n", n), starts=require.whole("starts", starts))
-    require_counts(chunk=chunk)
+    require.whole("n", n, 1)
+    require.whole("starts", starts, 1)
+    if chunk is not None:
+        require.whole("chunk", chunk, 1)
     require.truth("bf16", bf16)
     require_ways({"generator": generator, "checkpoint": checkpoint})
-    admit(model, images, least=1)
+    admit(model, images, least=1, pixels=True)
     layers = _known(model, images, layers)
     weight = next(model.parameters())
     device = weight.device
     chunk = chunk or (4096 if device.type == "cuda" else BLOCK)
-    about = {"model": fingerprint(model), "data": images.digest(), "n": n}
-    about |= {"epsilon": epsilon, "start": start, "starts": starts, "layers": layers}
-    about |= {"chunk": chunk, "bf16": bf16, "seed": generator.initial_seed()}
     keep = Checkpoint(checkpoint, about)
     if len(images) > n:
         d = generator.device
@@ -452,7 +444,7 @@ def fmp_scales_of(
     return {p.bn: channels[p.conv] for p in found.pairs if p.conv in channels}
 
 
-@defense()
+@defense(pixels=True)
 def fmp_repair(
     model: nn.Module,
     clean: Images,
@@ -463,11 +455,15 @@ def fmp_repair(
     epochs: float = 10,
     lr: float = 0.01,
     batch: int = 32,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    warmup: float = 0.0,
+    frozen_norms: bool = False,
     augment: Augment | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
+    verbose: bool = False,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
-    generator: torch.Generator,
-    **options,
 ) -> Purified:
     """The second half of FMP, for any choice of maps: prune, then fine-tune.
 
@@ -480,18 +476,25 @@ def fmp_repair(
             that only a BatchNorm with scale zero reads gets no gradient and stays off
             anyway; one that feeds a sum (pre-activation networks) grows back.
         epochs: 0 only prunes.
-        lr, batch, augment, options: for `train.fit`; no weight decay and no warm-up
-            unless given. The rate falls from lr to almost zero along a cosine, with
-            Nesterov momentum; in the release it ends at 1e-4, with plain momentum.
+        lr, batch, momentum, weight_decay, warmup, frozen_norms, augment, verbose,
+            generator, checkpoint: see `train.fit`. The rate falls from lr to almost zero
+            along a cosine, with Nesterov momentum; in the release it ends at 1e-4, with
+            plain momentum.
         each_epoch: see `train.fit`; what it returns joins the log's history.
 
-    The log holds `scales`, `history` (a row per epoch, with the number of maps
-    `revived`) and `revived` at the end.
+    Returns:
+        log: `scales` by BatchNorm, `history` (a row an epoch, with the number of maps
+        `revived`), and `revived` at the end.
     """
     begun = time.perf_counter()
     require.choice("pairing", pairing, ("flow", "order"))
     require.truth("hold_mask", hold_mask)
-    _require_tuning(epochs, lr, batch, options)
+
+    def look(m: nn.Module) -> dict:
+        return {"revived": revived(m, channels)} | (each_epoch(m) if each_epoch else {})
+
+    require_at_least(0, epochs=epochs)
+    tuning = Tuning.of(locals(), epochs=epochs or 1, each_epoch=look)
     channels = channels_of(model, channels)
     _require_once(model, clean, list(channels))
     channels = {name: which.cpu() for name, which in channels.items()}
@@ -499,40 +502,15 @@ def fmp_repair(
     off = {**channels, **scales}
     repaired = without(model, off, shift=False)
 
-    def look(m: nn.Module) -> dict:
-        return {"revived": revived(m, channels)} | (each_epoch(m) if each_epoch else {})
-
     rows: list[dict] = []
     if epochs > 0:
         require_movable(model)
-        clean = clean.to(next(repaired.parameters()).device)
-        defaults = {"weight_decay": 0.0, "warmup": 0.0, "verbose": False}
         with held(repaired, off if hold_mask else None):
-            history = fit(
-                repaired,
-                clean,
-                epochs=epochs,
-                lr=lr,
-                batch=batch,
-                augment=augment,
-                each_epoch=look,
-                checkpoint=checkpoint,
-                generator=generator,
-                **(defaults | options),
-            )
-        if history.interrupted:  # a half-repaired model is nobody's result
-            raise KeyboardInterrupt
-        rows = history.epochs
+            rows = tuning(repaired, clean, generator, checkpoint).epochs
     else:
         repaired.eval()
     log = {"scales": scales, "history": rows, "revived": revived(repaired, channels)}
     return Purified(repaired, channels, log, time.perf_counter() - begun)
-
-
-def _require_tuning(epochs: float, lr: float, batch: int, options: Mapping) -> None:
-    """Refuse settings of the fine-tuning; 0 epochs only prune."""
-    require_at_least(0, epochs=epochs)
-    require_training(epochs=epochs or 1, lr=lr, batch=batch, options=options)
 
 
 @filled
@@ -553,9 +531,17 @@ def fmp(
     released: bool = False,
     hold_mask: bool = False,
     epochs: float = 10,
-    generator: torch.Generator,
+    lr: float = 0.01,
+    batch: int = 32,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    warmup: float = 0.0,
+    frozen_norms: bool = False,
+    augment: Augment | None = None,
+    each_epoch: Callable[[nn.Module], dict] | None = None,
+    verbose: bool = False,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
-    **options,
 ) -> Purified:
     """Score every feature map, prune the worst of each layer, fine-tune.
 
@@ -566,9 +552,13 @@ def fmp(
         released: apply the lists in the order in which the release does, and pair
             BatchNorms by definition order. Pre-activation networks then lose other maps
             than those that scored worst.
-        hold_mask, epochs, options (lr, batch, augment, each_epoch and others): see
-            :func:`fmp_repair`; epochs=0 only prunes.
+        hold_mask, epochs, lr, batch, momentum, weight_decay, warmup, frozen_norms, augment,
+            each_epoch, verbose: see :func:`fmp_repair`; epochs=0 only prunes.
         checkpoint: file for scores; fine-tuning keeps another, with ".tune" added.
+
+    Returns:
+        log: `p`, `epsilon`, `start`, `scores` (a :class:`FmpResponse` by convolution), and
+        what :func:`fmp_repair` logs.
 
     Raises:
         ValueError: see :func:`fmp_scores`, :func:`fmp_select` and :func:`fmp_released_order`.
@@ -578,12 +568,11 @@ def fmp(
     begun = time.perf_counter()
     # Refuse before, not after the hours.
     fmp_select({}, p, by=by, least=least, z=z)
-    rates = {"lr": 0.01, "batch": 32} | options
-    more = {k: v for k, v in rates.items() if k not in ("lr", "batch")}
-    _require_tuning(epochs, rates["lr"], rates["batch"], more)
+    require_at_least(0, epochs=epochs)
+    Tuning.of(locals(), epochs=epochs or 1)
     require.truth("released", released)
     require.truth("hold_mask", hold_mask)
-    admit(model, clean)
+    admit(model, clean, pixels=True)
     require_single(model)
     if released:
         names = fmp_execution_order(model, clean.shape)
@@ -611,7 +600,6 @@ def fmp(
         )
     if released:
         chosen = fmp_released_order(model, chosen, list(found))
-    tune = None if checkpoint is None else Path(f"{checkpoint}.tune")
     repaired = fmp_repair(
         model,
         clean,
@@ -619,9 +607,17 @@ def fmp(
         pairing="order" if released else "flow",
         hold_mask=hold_mask,
         epochs=epochs,
-        checkpoint=tune,
+        lr=lr,
+        batch=batch,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        frozen_norms=frozen_norms,
+        augment=augment,
+        each_epoch=each_epoch,
+        verbose=verbose,
         generator=generator,
-        **options,
+        checkpoint=stage(checkpoint, "tune"),
     )
     keep.done()
     log = {"p": p, "epsilon": epsilon, "start": start, "scores": found}
@@ -630,13 +626,26 @@ def fmp(
     return Purified(repaired.model, repaired.pruned, log, seconds)
 
 
+@filled
 def fmp_random(
     model: nn.Module,
     clean: Images,
     like: Mapping[str, Tensor],
     *,
-    generator: torch.Generator,
-    **options,
+    pairing: Literal["flow", "order"] = "flow",
+    hold_mask: bool = False,
+    epochs: float = 10,
+    lr: float = 0.01,
+    batch: int = 32,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    warmup: float = 0.0,
+    frozen_norms: bool = False,
+    augment: Augment | None = None,
+    each_epoch: Callable[[nn.Module], dict] | None = None,
+    verbose: bool = False,
+    generator: torch.Generator | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
     """The control of FMP: as many random maps in each layer, all else the same.
 
@@ -645,12 +654,18 @@ def fmp_random(
 
     Args:
         like: convolution name -> positions, as in `Purified.pruned` of :func:`fmp`.
-        options: of :func:`fmp_repair`.
+        pairing, hold_mask, epochs, lr, batch, momentum, weight_decay, warmup, frozen_norms,
+            augment, each_epoch, verbose, checkpoint: see :func:`fmp_repair`.
+
+    Returns:
+        as :func:`fmp_repair`.
     """
+    given = dict(locals())
+    del given["like"]
     chosen = {}
     require.generator(generator)
     for name, which in channels_of(require.module(model), like, "like").items():
         maps = model.get_submodule(name).out_channels
         order = torch.randperm(maps, generator=generator, device=generator.device)
         chosen[name] = order[: len(which)].cpu().sort().values
-    return fmp_repair(model, clean, chosen, generator=generator, **options)
+    return fmp_repair(channels=chosen, **given)

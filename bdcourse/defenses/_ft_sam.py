@@ -26,9 +26,8 @@ from bdcourse import require
 from bdcourse.analysis.sharpness_aware import Flat
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses._base import Purified, copied, defense, require_training
-from bdcourse.models import fingerprint
-from bdcourse.train import Augment, fit
+from bdcourse.defenses._base import Purified, Tuning, copied, defense, stage, work
+from bdcourse.train import Augment
 
 
 @defense(steady=False, moves=True)
@@ -41,10 +40,14 @@ def ft_sam(
     epochs: float = 20,
     lr: float = 0.05,
     batch: int = 32,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    warmup: float = 0.2,
+    frozen_norms: bool = False,
     augment: Augment | None = None,
-    generator: torch.Generator,
+    verbose: bool = False,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
-    **options,
 ) -> Purified:
     """Fine-tune a copy of the model on clean images with adaptive SAM.
 
@@ -57,52 +60,38 @@ def ft_sam(
         smoothing: of the labels, 0..1; 0.1 is BackdoorBench's configuration. With rho
             and smoothing 0 this is plain fine-tuning.
         epochs, batch, lr: ours, for 240 images; BackdoorBench takes 100 epochs at 0.01.
+        momentum, weight_decay, warmup, frozen_norms, augment, verbose, generator: see
+            `train.fit`.
         checkpoint: file that stands while this runs, with a second one (name plus
             ".fit") that is renewed after each epoch, and both are gone at the end. The
             same call, started again after a stop, ends where it would have ended.
-        options: for `train.fit`.
 
     Returns:
-        in `log`, one number an epoch: `loss` at the worst points, `sharpness` (by how
+        log, one number an epoch: `loss` at the worst points, `sharpness` (by how
         much that exceeds the loss at the weights, in nats), `acc` in training.
 
     Raises:
         ValueError: negative rho, smoothing outside 0..1.
 
-    Source: Zhu et al., ICCV 2023. Born in lesson 09.
+    Source: Zhu et al., ICCV 2023. Derived in lesson 09.
     """
-    start = time.perf_counter()
+    start, about = time.perf_counter(), work("ft_sam", locals())
     require.number("rho", rho)
     require.number("smoothing", smoothing)
-    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
     if rho < 0 or not 0 <= smoothing < 1:
         raise ValueError(
             "rho must not be negative and smoothing must lie in 0..1, without 1, not "
             f"{rho} and {smoothing}."
         )
-    about = {"defense": "ft_sam", "model": fingerprint(model), "data": clean.digest()}
-    about |= {"rho": rho, "smoothing": smoothing, "seed": generator.initial_seed()}
+    model = copied(model)
+    flat = Flat(model, rho, smoothing)
+    tuning = Tuning.of(locals(), each_epoch=flat.sharpness)
     keep = Checkpoint(checkpoint, about)
     if keep.load() is None:
         keep.save({})
-    model = copied(model)
-    flat = Flat(model, rho, smoothing)
-    history = fit(
-        model,
-        clean,
-        epochs=epochs,
-        lr=lr,
-        batch=batch,
-        augment=augment,
-        generator=generator,
-        hook=flat,
-        each_epoch=flat.sharpness,
-        checkpoint=None if checkpoint is None else f"{checkpoint}.fit",
-        # Both passes must be the same function, and the second is not compiled.
-        **({"verbose": False, "compile": False} | options),
-    )
-    if history.interrupted:
-        raise KeyboardInterrupt
+    # Both passes must be the same function, and the second is not compiled.
+    by_flat = {"hook": flat, "compile": False}
+    history = tuning(model, clean, generator, stage(checkpoint, "fit"), **by_flat)
     keep.done()
     log = {key: history[key] for key in ("loss", "sharpness", "acc")}
     return Purified(model, log=log, seconds=time.perf_counter() - start)

@@ -39,14 +39,13 @@ from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Purified,
+    beside,
     copied,
     defense,
-    require_at_least,
-    require_counts,
     require_positive,
+    work,
 )
-from bdcourse.models import fingerprint, laid_out, lay_out
-from bdcourse.seeds import fresh_seed
+from bdcourse.models import laid_out, lay_out
 from bdcourse.train import Augment
 
 
@@ -143,7 +142,7 @@ def outer_steps(
         optimizer.step()
 
 
-@defense(moves=True)
+@defense(moves=True, pixels=True)
 def i_bau(
     model: nn.Module,
     clean: Images,
@@ -158,7 +157,7 @@ def i_bau(
     lr: float = 1e-3,
     batch: int = 32,
     augment: Augment | None = None,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
     """Alternate between finding a universal perturbation and unlearning it.
@@ -185,32 +184,26 @@ def i_bau(
             same call, started again after a stop, ends where it would have ended.
 
     Returns:
-        in `log`, one number a round: `clean` (loss without perturbation), `worst` (loss
+        log, one number a round: `clean` (loss without perturbation), `worst` (loss
         with what the inner steps found), `unlearned` (with the same perturbation, after
         the outer steps); and the last round's `delta` (1, c, h, w).
 
     Raises:
         ValueError: fewer than two images, or a number that is negative or zero.
 
-    Source: Zeng et al., ICLR 2022. Born in lesson 09.
+    Source: Zeng et al., ICLR 2022. Derived in lesson 09.
     """
-    start = time.perf_counter()
-    require_counts(batch=batch)
+    start, about = time.perf_counter(), work("i_bau", locals())
+    require.whole("batch", batch, 1)
     if passes is None:
         passes = max(1, round(40 / -(-len(clean) // batch)))
-    counts = {"rounds": rounds, "passes": passes, "steps": steps, "batch": batch}
-    sizes = {"radius": radius, "rate": rate, "solve_rate": solve_rate, "lr": lr}
-    require_counts(**counts)
-    require_positive(**sizes)
-    require_at_least(0, iterations=require.whole("iterations", iterations))
-    about = {"defense": "i_bau", "model": fingerprint(model), "data": clean.digest()}
-    about |= {**counts, **sizes, "iterations": iterations}
-    about |= {"augment": augment and [augment.pad, augment.flip]}
-    about["seed"] = generator.initial_seed()
+    for name, count in (("rounds", rounds), ("passes", passes), ("steps", steps)):
+        require.whole(name, count, 1)
+    require_positive(radius=radius, rate=rate, solve_rate=solve_rate, lr=lr)
+    require.whole("iterations", iterations, 0)
     keep = Checkpoint(checkpoint, about)
     device = clean.x.device
-    if generator.device != device:
-        generator = torch.Generator(device).manual_seed(fresh_seed(generator))
+    generator = beside(generator, device)
     model = lay_out(copied(model), clean.x, device).eval()
     weights = [w for w in model.parameters() if w.requires_grad]
     optimizer = torch.optim.Adam(weights, lr)

@@ -9,12 +9,11 @@ that minimise, over clean images x,
 and steer lambda so that the stamp works on nearly all images and is as small as that
 allows. A label that is much easier to reach than the others is suspect. The losses of
 different labels share nothing but the images, so all labels are searched in one batch.
-Born in lesson 04.
+Derived in lesson 04.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -35,11 +34,10 @@ from bdcourse.defenses._base import (
     copied,
     filled,
     require_at_least,
-    require_counts,
     require_list,
     require_positive,
-    require_share,
     require_ways,
+    work,
 )
 from bdcourse.metrics import predict
 from bdcourse.models import fingerprint, laid_out, lay_out, wide
@@ -49,7 +47,7 @@ from bdcourse.surgery import pair_by_flow
 BETAS = (0.5, 0.9)  # of Adam: a short memory, since lambda moves the goal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Estimate:
     """A guessed trigger.
 
@@ -76,6 +74,9 @@ class Estimate:
                     f"{require.kind(value)}."
                 )
 
+    def __repr__(self) -> str:
+        return f"Estimate(label {self.label}, {float(self.mask.sum()):.1f} pixels)"
+
     def stamp(self, x: Tensor) -> Tensor:
         """Put it on pixels x in [0, 1], (n, c, h, w); returns a new tensor."""
         mask, pattern = self.mask.to(x), self.pattern.to(x)
@@ -90,7 +91,7 @@ class Estimate:
         return torch.full_like(y, self.label)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Inverted:
     """The guessed triggers of k labels.
 
@@ -115,6 +116,11 @@ class Inverted:
     seconds: float = 0.0
     made_on: str = ""
 
+    def __repr__(self) -> str:
+        norms = self.norms
+        span = f", {norms.min():.1f} to {norms.max():.1f} pixels" if len(norms) else ""
+        return f"Inverted({len(self.targets)} labels{span}, {self.seconds:.1f} s)"
+
     @property
     def norms(self) -> Tensor:
         """Sum of each mask, in pixels: (k,)."""
@@ -130,7 +136,7 @@ class Inverted:
         return Estimate(int(label), self.masks[i], self.patterns[i])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Detection:
     """Which labels look backdoored.
 
@@ -144,6 +150,10 @@ class Detection:
     labels: tuple[int, ...]
     index: Tensor
     threshold: float
+
+    def __repr__(self) -> str:
+        flagged = ", ".join(map(str, self.labels)) or "none"
+        return f"Detection(flagged: {flagged}; threshold {self.threshold:g})"
 
 
 def anomaly(norms: Tensor) -> Tensor:
@@ -181,7 +191,7 @@ def detect(
     """
     require_inverted(inverted)
     require_at_least(0, threshold=threshold)
-    require_share(least=least)
+    require.share("least", least)
     if scale not in ("norm", "log"):
         raise ValueError(f"unknown scale {scale!r}; choose norm or log.")
     if len(inverted.targets) < 3:
@@ -309,7 +319,7 @@ def invert_trigger(
     stop: int = 25,
     chunk: int | None = None,
     bf16: bool = False,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Inverted:
     """Guess the trigger of every label, all labels in one batch.
@@ -344,24 +354,22 @@ def invert_trigger(
         ValueError: settings out of range, a label that the images do not have, too few
             images of other classes; a checkpoint of other work.
     """
-    start = time.perf_counter()
-    admit(model, clean, least=1)
+    start, about = time.perf_counter(), work("invert_trigger", locals())
+    admit(model, clean, least=1, pixels=True)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     labels = _labels(clean, targets)
     chunk = len(labels) if chunk is None else chunk
-    rule = {"steps": steps, "every": every, "batch": batch, "patience": patience}
-    rule |= {"stop": stop, "chunk": chunk}
-    require_counts(**rule)
+    counts = {"steps": steps, "every": every, "batch": batch, "patience": patience}
+    for name, count in (counts | {"stop": stop, "chunk": chunk}).items():
+        require.whole(name, count, 1)
     require_at_least(1, factor=require.number("factor", factor))
     require.truth("bf16", bf16)
     if steps % every:
         raise ValueError(f"steps must be a multiple of {every}, not {steps}.")
     require_positive(lr=lr, lam=lam)
-    require_share(success=success)
+    require.share("success", success)
     batch = min(batch, len(clean))
-    rule |= {"lr": lr, "lam": lam, "factor": factor, "success": success, "bf16": bf16}
-    about = _about(model, clean, labels, generator)
-    keep = Checkpoint(checkpoint, about | rule)
+    keep = Checkpoint(checkpoint, about)
 
     weight = next(model.parameters())
     x, y = clean.pixels().to(weight), clean.y.to(weight.device)
@@ -420,7 +428,7 @@ def invert_trigger(
     keep.done()
     seconds = time.perf_counter() - start
     masks, patterns = s["best_mask"], s["best_pattern"]
-    return Inverted(masks, patterns, goals, rates, log, seconds, about["model"])
+    return Inverted(masks, patterns, goals, rates, log, seconds, fingerprint(model))
 
 
 def _labels(clean: Images, targets: Sequence[int] | None) -> list[int]:
@@ -438,12 +446,6 @@ def _labels(clean: Images, targets: Sequence[int] | None) -> list[int]:
         if not bool((clean.y != t).any()):
             raise ValueError(f"label {t} cannot be searched: no clean image has another class.")
     return labels
-
-
-def _about(model: nn.Module, clean: Images, labels: list[int], generator: torch.Generator) -> dict:
-    state = hashlib.sha256(generator.get_state().cpu().numpy().tobytes())
-    about = {"model": fingerprint(model), "data": clean.digest(), "targets": labels}
-    return about | {"generator": state.hexdigest()[:12]}
 
 
 def frozen_copy(model: nn.Module, x: Tensor) -> nn.Module:

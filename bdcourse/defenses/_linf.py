@@ -9,7 +9,7 @@ clean images x and their stamped copies T(x),
 
 and the share q of channels with the largest d_k is switched off. The paper's layer,
 selection rule and share are not known here; what stands below is this course's reading.
-Born in lesson 04.
+Derived in lesson 04.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ from bdcourse.defenses._base import (
     Purified,
     copied,
     defense,
+    filled,
     furthest,
     require_at_least,
-    require_counts,
     require_list,
-    require_share,
 )
 from bdcourse.defenses._clp import threshold
 from bdcourse.defenses._invert import Estimate
@@ -195,7 +194,7 @@ def linf_plain_scores(
     return (triggered - clean).mean(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinfResponse:
     """Norms of every channel's map on n images without and with a trigger.
 
@@ -205,6 +204,11 @@ class LinfResponse:
 
     clean: dict[float, Tensor]
     triggered: dict[float, Tensor]
+
+    def __repr__(self) -> str:
+        n, c = next(iter(self.clean.values())).shape if self.clean else (0, 0)
+        norms = ", ".join(f"{p:g}" for p in self.clean)
+        return f"LinfResponse({n:,} images, {c:,} channels, norms {norms})"
 
     def score(
         self,
@@ -281,7 +285,8 @@ def linf_responses(
     if not len(x):
         raise ValueError("there is no image of another class to stamp.")
     ps = require_list("ps", ps)
-    require_counts(top=top, batch=batch)
+    require.whole("top", top, 1)
+    require.whole("batch", batch, 1)
     if not ps:
         raise ValueError("ps names no norm; (1.0, 2.0, inf) are the course's.")
     require_at_least(1, p=min(ps))
@@ -324,7 +329,7 @@ def linf_sweep(
         qs: shares of all scored channels, 0..1.
     """
     for q in require_list("qs", qs):
-        require_share(q=q)
+        require.share("q", q)
     names, values = list(scores), list(scores.values())
     if len(names) > 1:
         values = [(v - v.mean()) / v.std().clamp(min=1e-12) for v in values]
@@ -338,7 +343,7 @@ def linf_sweep(
     return found
 
 
-@defense(least=1, logits=False)
+@defense(least=1, logits=False, pixels=True)
 def linf(
     model: nn.Module,
     clean: Images,
@@ -371,10 +376,11 @@ def linf(
             mean + u * std of its layer.
 
     Returns:
-        with `log["success"]`, the share of the stamped images that the network sends to
-        the guess's label, before and after. It says which layer is worth pruning
-        without asking the attacker. `log["looks"]` holds the shares that were tried on
-        `held`.
+        log: `success`, the share of the stamped images that the network sends to the
+        guess's label, before and after, which says which layer is worth pruning without
+        asking the attacker; `layer`, the share `q` that was taken (None: nothing, or by
+        deviation), `looks` (the shares that were tried on `held`), and by switch
+        `scores` (c,) and `responses` (a :class:`LinfResponse`).
 
     Raises:
         ValueError: a layer without feature maps, no image of another class, settings
@@ -390,8 +396,8 @@ def linf(
             'select="share" needs held-out images to choose the share with; pass held.'
         )
     require_at_least(0, u=u)
-    require_share(max_drop=max_drop)
-    require_counts(top=top)
+    require.share("max_drop", max_drop)
+    require.whole("top", top, 1)
     require_at_least(1, p=p)
     qs = [require.share("q", q) for q in require_list("qs", qs)]
     if not qs:
@@ -459,19 +465,47 @@ def _fits(estimate: Estimate, images: Images) -> bool:
     return estimate.mask.shape == (1, h, w) and estimate.pattern.shape == (c, h, w)
 
 
+@filled
 def linf_oracle(
-    model: nn.Module, clean: Images, held: Images | None, attack: Trigger, **options
+    model: nn.Module,
+    clean: Images,
+    held: Images | None,
+    attack: Trigger,
+    *,
+    layer: str | None = None,
+    p: float = math.inf,
+    top: int = 1,
+    score: Score = "difference",
+    reduce: Reduce = "mean",
+    select: Literal["share", "deviation"] = "share",
+    qs: Sequence[float] = QS,
+    max_drop: float = 0.02,
+    u: float = 3.0,
 ) -> Purified:
     """`linf` with the attacker's own trigger, which no defender has.
 
     What is left to gain by a better guess.
 
     Args:
-        options: see :func:`linf`.
+        layer, p, top, score, reduce, select, qs, max_drop, u: see :func:`linf`.
     """
     if not is_trigger(attack):
         raise ValueError(f"attack must be an Attack with its trigger, not {require.kind(attack)}.")
-    return linf(model, clean, held, _Truth(attack), **options)
+    return linf(
+        model,
+        clean,
+        held,
+        _Truth(attack),
+        layer=layer,
+        p=p,
+        top=top,
+        score=score,
+        reduce=reduce,
+        select=select,
+        qs=qs,
+        max_drop=max_drop,
+        u=u,
+    )
 
 
 class _Truth:

@@ -2,13 +2,12 @@
 
 The mask m_k of a BatchNorm channel multiplies its scale, gamma_k -> m_k gamma_k; the
 shift beta_k stays, so a channel with mask 0 still emits the constant beta_k. The masks
-start at 1 and are the only thing that moves. Born in lesson 07.
+start at 1 and are the only thing that moves. Derived in lesson 07.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -19,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images, progress
-from bdcourse.defenses._base import Look, copied, furthest, require_share
+from bdcourse.defenses._base import Look, copied, furthest
 from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import lay_out
@@ -191,12 +190,7 @@ def require_threshold(held: Images | None, threshold: float | None, max_drop: fl
             f"threshold must lie in 0..1, 1 excluded, but is {threshold}; a mask of 1 "
             "is a channel that nothing speaks against."
         )
-    require_share(max_drop=max_drop)
-
-
-def stage(path: str | os.PathLike | None, name: str) -> str | None:
-    """Where one stage of a method keeps its checkpoint, beside that of the whole."""
-    return None if path is None else f"{os.fspath(path)}.{name}"
+    require.share("max_drop", max_drop)
 
 
 def require_moved(masks: Masks) -> None:

@@ -14,7 +14,7 @@ network and theta~ a copy that has forgotten the clean task, masks m minimise
     J(m) = preserve * S(theta, m) + beta * S(theta~, m) + lam * sum_ij a_ij m_ij
            [ + kappa * sum_ij r_ij (1 - m_ij) ]
 
-where S is the cross-entropy on clean images. Born in lesson 07.
+where S is the cross-entropy on clean images. Derived in lesson 07.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Look,
     Purified,
+    Tuning,
     admit,
     defense,
     filled,
     require_at_least,
-    require_counts,
+    require_here,
     require_list,
     require_positive,
-    require_share,
     require_ways,
+    stage,
+    work,
 )
 from bdcourse.defenses._masks import (
     Masks,
@@ -58,15 +60,13 @@ from bdcourse.defenses._masks import (
     masks_ones,
     masks_prune,
     require_threshold,
-    stage,
 )
 from bdcourse.defenses._rnp import _require_ascent, unlearn
 from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate, logits
-from bdcourse.models import evaluating, fingerprint, laid_out
+from bdcourse.models import evaluating, laid_out
 from bdcourse.surgery import held as holding
 from bdcourse.surgery import pair_by_flow, require_sound, without
-from bdcourse.train import fit
 
 METHOD = "MNP-style reconstruction"
 BETAS = (0.002, 0.005, 0.02, 0.05)  # what `choose_beta` tries
@@ -196,13 +196,11 @@ def mnp_loss_changes(
     A model that torch.fx cannot trace goes through `mnp_plain_loss_changes`, and keeps no
     checkpoint.
     """
+    about = work("mnp_loss_changes", locals())
     admit(model, clean, least=1)
     require.truth("shift", shift)
-    require_counts(room=room)
+    require.whole("room", room, 1)
     maskable(model)
-    about = {"stage": "loss changes", "shift": shift}
-    if checkpoint is not None:
-        about |= {"model": fingerprint(model), "data": clean.digest()}
     keep = Checkpoint(checkpoint, about)
     saved = keep.load()
     done: dict[str, Tensor] = dict(saved[0]) if saved else {}
@@ -310,14 +308,25 @@ def _removals(
         yield name, torch.cat(found) - before
 
 
-def mnp_saliency(model: nn.Module, clean: Images, **options) -> dict[str, Tensor]:
+def mnp_saliency(
+    model: nn.Module,
+    clean: Images,
+    *,
+    shift: bool = False,
+    room: int = 2**21,
+    checkpoint: str | os.PathLike | None = None,
+) -> dict[str, Tensor]:
     """How much the clean loss rises if a channel is removed: BatchNorm name -> (c,).
 
     Step 0 of the MNP-style reconstruction:
-    s = S(without the channel) - S, the mean over images of `mnp_loss_changes`, which has
-    the options. `errors` tells how well a number of images can know it.
+    s = S(without the channel) - S, the mean over images of `mnp_loss_changes`. `errors`
+    tells how well a number of images can know it.
+
+    Args:
+        shift, room, checkpoint: see `mnp_loss_changes`.
     """
-    return {n: v.mean(1) for n, v in mnp_loss_changes(model, clean, **options).items()}
+    changes = mnp_loss_changes(model, clean, shift=shift, room=room, checkpoint=checkpoint)
+    return {n: v.mean(1) for n, v in changes.items()}
 
 
 def errors(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -336,7 +345,7 @@ def mnp_first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[s
     not a small step.
     """
     admit(model, clean, least=1)
-    require_counts(batch=batch)
+    require.whole("batch", batch, 1)
     net, masks = masks_frozen(model), masks_ones(model)
     total = {n: torch.zeros_like(m) for n, m in masks.items()}
     for rows in torch.arange(len(clean)).split(batch):
@@ -428,14 +437,20 @@ def mnp_deviations(value: float, clean_scores: Sequence[float]) -> float:
 # ------------------------------------------------------------ steps 1 and 2: masks
 
 
+@filled
 def mnp_suppress(
     model: nn.Module,
     clean: Images,
     *,
     stop: float = 0.2,
     epochs: int = 300,
-    generator: torch.Generator,
-    **options,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    clip: float | None = 20.0,
+    batch: int = 128,
+    generator: torch.Generator | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> tuple[nn.Module, dict]:
     """Step 1 of the MNP-style reconstruction, clean suppression: theta~ and its course.
 
@@ -444,15 +459,23 @@ def mnp_suppress(
     take more than a hundred epochs to come off the ground.
 
     Args:
-        options: for `unlearn`.
+        stop, epochs, lr, momentum, weight_decay, clip, batch, generator, checkpoint: see
+            `unlearn`.
     """
     return unlearn(
         model,
         clean,
         stop=stop,
+        judge="eval",
         epochs=epochs,
+        lr=lr,
+        drop=None,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        clip=clip,
+        batch=batch,
         generator=generator,
-        **({"judge": "eval", "drop": None} | options),
+        checkpoint=checkpoint,
     )
 
 
@@ -510,7 +533,7 @@ def mnp_learn_masks(
     lr: float = 0.1,
     momentum: float = 0.9,
     batch: int = 128,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> tuple[Masks, dict[str, list[float]]]:
     """Step 2 of the MNP-style reconstruction: the masks that minimise `objective`.
@@ -529,21 +552,18 @@ def mnp_learn_masks(
     Returns:
         masks, and each term of J step by step.
     """
+    about = work("mnp_learn_masks", locals())
     admit(model, clean)
     if suppressed is not None:
         require_sound(suppressed, "suppressed")
-    require_counts(steps=steps, batch=batch)
+        require_here(model, {"suppressed": next(suppressed.parameters())})
+    require.whole("steps", steps, 1)
+    require.whole("batch", batch, 1)
     require_positive(lr=lr)
-    require_share(momentum=momentum)
+    require.share("momentum", momentum)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     weights = {"preserve": preserve, "beta": beta, "lam": lam, "kappa": kappa}
     _require_weights(suppressed is not None, penalty, **weights)
-    about = {"stage": METHOD, **weights, "penalty": penalty, "steps": steps, "lr": lr}
-    if checkpoint is not None:
-        about |= {"model": fingerprint(model), "data": clean.digest()}
-        about |= {"momentum": momentum, "batch": batch}
-        if suppressed is not None:
-            about["suppressed"] = fingerprint(suppressed)
     nets = masks_frozen(model), None if suppressed is None else masks_frozen(suppressed)
     by_size = penalty == "magnitude"
     magnitude = mnp_magnitudes(model, clean.shape) if by_size else masks_ones(model)
@@ -567,6 +587,7 @@ def mnp_learn_masks(
     )
 
 
+@filled
 def choose_beta(
     model: nn.Module,
     suppressed: nn.Module,
@@ -575,9 +596,16 @@ def choose_beta(
     *,
     betas: Sequence[float] = BETAS,
     max_drop: float = 0.03,
-    generator: torch.Generator,
+    preserve: float = 1.0,
+    lam: float = 1e-3,
+    kappa: float = 0.0,
+    penalty: Literal["magnitude", "uniform"] = "magnitude",
+    steps: int = 160,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    batch: int = 128,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
-    **options,
 ) -> tuple[float, Masks, dict[str, list[float]]]:
     """The largest beta whose soft repair is not too costly, with its masks and terms.
 
@@ -588,7 +616,7 @@ def choose_beta(
 
     Args:
         held: clean images that judge; `max_drop` is the accuracy that may be lost.
-        options: for `mnp_learn_masks`.
+        preserve, lam, kappa, penalty, steps, lr, momentum, batch: see `mnp_learn_masks`.
         checkpoint: each beta keeps a file beside this path; like that of `mnp_learn_masks`
             they stay when the stage is finished.
     """
@@ -598,7 +626,7 @@ def choose_beta(
     if not betas:
         raise ValueError("betas holds no value to try.")
     admit(model, clean, require_clean(held, "held", 1))
-    require_share(max_drop=max_drop)
+    require.share("max_drop", max_drop)
     require.generator(generator)
     least = evaluate(model, held).acc - max_drop - 1e-9  # the rounding of a quotient
     start = generator.get_state()
@@ -608,10 +636,17 @@ def choose_beta(
             model,
             suppressed,
             clean,
+            preserve=preserve,
             beta=beta,
+            lam=lam,
+            kappa=kappa,
+            penalty=penalty,
+            steps=steps,
+            lr=lr,
+            momentum=momentum,
+            batch=batch,
             generator=generator,
             checkpoint=stage(checkpoint, f"{beta:g}"),
-            **options,
         )
         if evaluate(baked(model, masks), held).acc >= least:
             break
@@ -698,7 +733,7 @@ def mnp(
     clip: float | None = 20.0,
     batch: int = 128,
     tune: float = 0,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
     """MNP-style reconstruction: suppress, learn masks, repair; see the module's text.
@@ -727,7 +762,7 @@ def mnp(
         ValueError: a number out of its range, too few images, a model without
             BatchNorm2d, a hard repair without `held` or `threshold`.
 
-    Source: our reconstruction after Li, Jiang and Yi, arXiv 2405.17750. Born in
+    Source: our reconstruction after Li, Jiang and Yi, arXiv 2405.17750. Derived in
     lesson 07.
     """
     began = time.perf_counter()
@@ -738,11 +773,10 @@ def mnp(
         raise ValueError('beta="held" needs held-out clean images to choose by.')
     weights = {"preserve": preserve, "lam": lam, "kappa": kappa}
     _require_weights(True, penalty, beta=1.0 if by_held else beta, **weights)
-    require_counts(steps=steps)
+    require.whole("steps", steps, 1)
     require_positive(mask_lr=mask_lr)
-    require_share(max_drop=max_drop)
-    require_at_least(0, tune=tune)
-    require.number("tune", tune)
+    require.share("max_drop", max_drop)
+    require_at_least(0, tune=require.number("tune", tune))
     _require_ascent(stop, epochs, lr, None, clip, batch)
     files = [stage(checkpoint, s) for s in ("suppress", "masks", "tune")]
     suppressed = suppression = None
@@ -771,18 +805,9 @@ def mnp(
     log["magnitude"] = mnp_magnitudes(model, clean.shape)
     repaired = p.model
     if tune:
-        with holding(repaired, p.pruned):
-            history = fit(
-                repaired,
-                clean,
-                epochs=tune,
-                lr=0.01,
-                generator=generator,
-                verbose=False,
-                checkpoint=files[2],
-            )
-        if history.interrupted:  # the stages before are kept for the next call
-            raise KeyboardInterrupt
+        tuning = Tuning(epochs=tune, lr=0.01)
+        with holding(repaired, p.pruned):  # the stages before are kept for the next call
+            history = tuning(repaired, clean, generator, files[2])
         log["tuning"] = {"loss": history["loss"], "acc": history["acc"]}
     for path in (*files[:2], *(stage(files[1], f"{b:g}") for b in BETAS)):
         Checkpoint(path, {}).done()

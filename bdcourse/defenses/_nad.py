@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -30,17 +31,19 @@ from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Purified,
+    Tuning,
     copied,
     defense,
     require_list,
-    require_training,
+    stage,
+    work,
 )
 from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.metrics import logits
-from bdcourse.models import fingerprint, laid_out
+from bdcourse.models import laid_out
 from bdcourse.seeds import fresh_seed
 from bdcourse.surgery import examine
-from bdcourse.train import Augment, History, fit
+from bdcourse.train import Augment, History
 
 
 def attention(maps: Tensor, p: float = 2) -> Tensor:
@@ -134,15 +137,17 @@ def distil(
     teacher: nn.Module,
     clean: Images,
     betas: dict[str, float],
-    p: float = 2,
-    **options,
+    p: float,
+    tuning: Tuning,
+    generator: torch.Generator,
+    checkpoint: str | os.PathLike | None = None,
 ) -> History:
     """Train `student` in place to answer right and to attend like `teacher`.
 
     Args:
         teacher: in eval mode, on the device of the images; it does not learn.
         betas: layer name -> weight of its distance.
-        options: for `train.fit`.
+        tuning: its `each_epoch` is not asked; the distances are.
     """
     mine: dict[str, Tensor] = {}
     theirs: dict[str, Tensor] = {}
@@ -151,16 +156,17 @@ def distil(
         watching(student, mine.__setitem__, betas),
         watching(teacher, theirs.__setitem__, betas),
     ):
-        return fit(
+        return replace(tuning, each_epoch=driver.distance)(
             student,
             clean,
+            generator,
+            checkpoint,
             hook=driver,
-            each_epoch=driver.distance,
-            **options,
+            compile=False,  # hooks do not see a compiled network
         )
 
 
-@defense(steady=False, moves=True)
+@defense(steady=False, moves=True, pixels=True)
 def nad(
     model: nn.Module,
     clean: Images,
@@ -173,10 +179,14 @@ def nad(
     epochs: float = 20,
     lr: float = 0.01,
     batch: int = 32,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    warmup: float = 0.2,
+    frozen_norms: bool = False,
     augment: Augment | None = None,
-    generator: torch.Generator,
+    verbose: bool = False,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
-    **options,
 ) -> Purified:
     """Fine-tune a teacher on clean images, then the model itself under its attention.
 
@@ -190,25 +200,27 @@ def nad(
         teacher_epochs: the authors' README says 5 to 10, BackdoorBench takes 10.
         epochs, batch: ours, for 240 images; lr: BackdoorBench's configuration. The
             teacher is trained with the same lr and batch.
+        momentum, weight_decay, warmup, frozen_norms, augment, verbose: of both
+            trainings, see `train.fit`.
+        generator: decides both trainings.
         checkpoint: file that stands while this runs, with a second one (name plus
             ".fit") that is renewed after each epoch, and both are gone at the end. The
             same call, started again after a stop, ends where it would have ended.
-        options: for both calls of `train.fit`.
 
     Returns:
-        in `log`, one number an epoch: `loss`, `acc` and `distances` (layer name ->
+        log, one number an epoch: `loss`, `acc` and `distances` (layer name ->
         list), and `teacher_loss` of the teacher's own fine-tuning.
 
     Raises:
         ValueError: negative betas, p below 1, no feature maps to attend to, or another
             number of layers than betas.
 
-    Source: Li et al., ICLR 2021. Born in lesson 09.
+    Source: Li et al., ICLR 2021. Derived in lesson 09.
     """
-    start = time.perf_counter()
+    start, about = time.perf_counter(), work("nad", locals())
+    tuning = Tuning.of(locals(), each_epoch=None)
     betas = [require.number("a beta", b) for b in require_list("betas", betas)]
     require.number("p", p)
-    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
     require.number("teacher_epochs", teacher_epochs, above=0)
     if teacher is not None:
         require.module(teacher, "teacher")
@@ -251,14 +263,7 @@ def nad(
             )
     weights = dict(zip(layers, betas, strict=True))
     seeds = [fresh_seed(generator) for _ in range(2)]
-    about = {"defense": "nad", "model": fingerprint(model), "data": clean.digest()}
-    about |= {"betas": weights, "p": p, "teacher_epochs": teacher_epochs, "lr": lr}
-    about |= {"batch": batch, "seeds": seeds}
-    about["teacher"] = None if teacher is None else fingerprint(teacher)
-    keep = Checkpoint(checkpoint, about)
-    settings = {"lr": lr, "batch": batch, "augment": augment, "verbose": False}
-    settings |= {"compile": False} | options  # hooks do not see a compiled network
-    settings["checkpoint"] = None if checkpoint is None else f"{checkpoint}.fit"
+    keep, file = Checkpoint(checkpoint, about), stage(checkpoint, "fit")
     rng = [torch.Generator().manual_seed(s) for s in seeds]
 
     course: list[float] = []
@@ -267,18 +272,13 @@ def nad(
         teacher.load_state_dict(saved[0])
     elif teacher is None:
         teacher = copied(model)
-        taught = fit(teacher, clean, epochs=teacher_epochs, generator=rng[0], **settings)
-        if taught.interrupted:
-            raise KeyboardInterrupt
+        schooling = replace(tuning, epochs=teacher_epochs)
+        taught = schooling(teacher, clean, rng[0], file, compile=False)
         course = taught["loss"]
         keep.save(teacher.state_dict(), course=course)
-    teacher = copied(teacher).to(clean.x.device).eval()
+    teacher = copied(teacher).eval()
     student = copied(model)
-    history = distil(
-        student, teacher, clean, weights, p, epochs=epochs, generator=rng[1], **settings
-    )
-    if history.interrupted:
-        raise KeyboardInterrupt
+    history = distil(student, teacher, clean, weights, p, tuning, rng[1], file)
     keep.done()
     log = {"loss": history["loss"], "acc": history["acc"], "teacher_loss": course}
     log["distances"] = {n: history[f"distance {n}"] for n in layers}

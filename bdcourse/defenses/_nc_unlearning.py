@@ -4,14 +4,14 @@ Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neu
 Networks", IEEE S&P 2019. The guess of `invert_trigger` is stamped on a share of the
 defender's clean images, which keep their true labels; fine-tuning on the mix teaches
 the network to ignore it. The rival that pruning by the same guess must beat.
-Born in lesson 04.
+Derived in lesson 04.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.data import Images, quantize
-from bdcourse.defenses._base import Purified, copied, defense, require_training
+from bdcourse.defenses._base import Purified, Tuning, copied, defense
 from bdcourse.defenses._invert import Estimate, Inverted, detect, require_inverted
-from bdcourse.train import Augment, fit
+from bdcourse.train import Augment
 
 
 def stamped(clean: Images, guesses: Sequence[Estimate], rows: Tensor) -> Images:
@@ -37,7 +37,7 @@ def stamped(clean: Images, guesses: Sequence[Estimate], rows: Tensor) -> Images:
     return replace(clean, x=x)
 
 
-@defense(steady=False, moves=True)
+@defense(steady=False, moves=True, pixels=True)
 def nc_unlearning(
     model: nn.Module,
     clean: Images,
@@ -50,10 +50,15 @@ def nc_unlearning(
     epochs: float = 10,
     lr: float = 0.01,
     batch: int = 32,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    warmup: float = 0.2,
+    frozen_norms: bool = False,
     augment: Augment | None = None,
-    generator: torch.Generator,
+    each_epoch: Callable[[nn.Module], dict] | None = None,
+    verbose: bool = False,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
-    **options,
 ) -> Purified:
     """Fine-tune a copy on clean images, some of them with the guessed trigger.
 
@@ -66,8 +71,14 @@ def nc_unlearning(
         label: unlearn the guess for this label, flagged or not; default all flagged.
         threshold, scale: of the anomaly index, see :func:`detect`.
         share: of the images to stamp, above 0 and at most 1.
-        epochs, lr, batch, augment, checkpoint, options: for `train.fit`.
+        epochs, lr, batch, momentum, weight_decay, warmup, frozen_norms, augment,
+            each_epoch, verbose, checkpoint: see `train.fit`.
         generator: chooses the images to stamp, then decides the training.
+
+    Returns:
+        log: `flagged` labels, `index` of all (None if too few), labels `unlearned`,
+        number of images `stamped`, and `loss` and `acc` in training, one an epoch; a
+        `note` alone where nothing was unlearned.
 
     Raises:
         ValueError: settings out of range, a label that was not inverted, no images.
@@ -75,7 +86,7 @@ def nc_unlearning(
     start = time.perf_counter()
     require_inverted(inverted, clean)
     require.number("share", share)
-    require_training(epochs=epochs, lr=lr, batch=batch, options=options)
+    tuning = Tuning.of(locals())
     if label is not None:
         require.whole("label", label, 0)
     if not 0 < share <= 1:
@@ -96,18 +107,6 @@ def nc_unlearning(
     count = max(1, round(share * len(clean)))
     rows = torch.randperm(len(clean), generator=generator, device=generator.device)
     mix = stamped(clean, guesses, rows[:count])
-    history = fit(
-        model,
-        mix,
-        epochs=epochs,
-        lr=lr,
-        batch=batch,
-        augment=augment,
-        generator=generator,
-        checkpoint=checkpoint,
-        **({"verbose": False} | options),
-    )
-    if history.interrupted:
-        raise KeyboardInterrupt
+    history = tuning(model, mix, generator, checkpoint)
     log |= {"stamped": count, "loss": history["loss"], "acc": history["acc"]}
     return Purified(model, log=log, seconds=time.perf_counter() - start)

@@ -6,7 +6,7 @@ Li et al., "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023. Grad
 works in the copy is mostly the backdoor. Then masks on the copy's BatchNorm scales are
 learned by *descent* on the same images: the cheapest way to lower the clean loss of a
 network that says what the backdoor says is to silence the backdoor's channels. Channels
-whose mask falls low are switched off in the network as it was. Born in lesson 07.
+whose mask falls low are switched off in the network as it was. Derived in lesson 07.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from bdcourse.defenses._base import (
     defense,
     filled,
     require_at_least,
-    require_counts,
+    require_here,
     require_positive,
-    require_share,
     require_ways,
+    stage,
+    work,
 )
 from bdcourse.defenses._masks import (
     Masks,
@@ -46,12 +47,11 @@ from bdcourse.defenses._masks import (
     masks_prune,
     normalise_by_batch,
     require_threshold,
-    stage,
 )
 from bdcourse.examples import require_clean
 from bdcourse.likelihoods import SOFTMAX, Likelihood
 from bdcourse.metrics import evaluate
-from bdcourse.models import fingerprint, laid_out, lay_out, wide
+from bdcourse.models import laid_out, lay_out, wide
 from bdcourse.surgery import require_answers, require_sound
 
 
@@ -96,7 +96,7 @@ def unlearn(
     weight_decay: float = 5e-4,
     clip: float | None = 20.0,
     batch: int = 128,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> tuple[nn.Module, dict]:
     """A copy of the model that has forgotten the clean task, by gradient ascent.
@@ -128,21 +128,16 @@ def unlearn(
         mean per epoch, "length": largest gradient norm per epoch, "reached": whether
         `stop` was reached}.
 
-    Source: Li et al., ICML 2023; values of the released code. Born in lesson 07.
+    Source: Li et al., ICML 2023; values of the released code. Derived in lesson 07.
     """
+    about = work("unlearn", locals())
     admit(model, clean, steady=False)
     _require_ascent(stop, epochs, lr, drop, clip, batch)
-    require_share(momentum=momentum)
+    require.share("momentum", momentum)
     require_at_least(0, weight_decay=weight_decay)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     if judge not in ("pass", "eval"):
         raise ValueError(f'judge must be "pass" or "eval", not {judge!r}.')
-    about = {"stage": "unlearn", "seed": generator.initial_seed()}
-    if checkpoint is not None:
-        about |= {"model": fingerprint(model), "data": clean.digest(), "stop": stop}
-        about |= {"judge": judge, "epochs": epochs, "lr": lr, "drop": drop}
-        about |= {"momentum": momentum, "weight_decay": weight_decay, "clip": clip}
-        about |= {"batch": batch}
     keep = Checkpoint(checkpoint, about)
     net = copied(model).requires_grad_(True)
     lay_out(net, clean.x)
@@ -199,7 +194,7 @@ def recover(
     weight: float = 0.2,
     batch: int = 128,
     training: bool = True,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> tuple[Masks, list[float]]:
     """Masks that bring the clean task back to a network that has forgotten it.
@@ -215,19 +210,18 @@ def recover(
     Returns:
         masks, and the cross-entropy step by step.
     """
+    about = work("recover", locals())
     # Nothing can be said of the answers: the network has unlearned them.
     require_sound(unlearned, "unlearned", steady=False)
     require_clean(clean)
+    require_here(unlearned, {"clean": clean.x}, "unlearned")
     require_answers(unlearned, clean, "unlearned")
-    require_counts(steps=steps, batch=batch)
+    require.whole("steps", steps, 1)
+    require.whole("batch", batch, 1)
     require_positive(lr=lr, weight=weight)
-    require_share(momentum=momentum)
+    require.share("momentum", momentum)
     require.truth("training", training)
     require_ways({"generator": generator, "checkpoint": checkpoint})
-    about = {"stage": "recover", "steps": steps, "lr": lr, "momentum": momentum}
-    if checkpoint is not None:
-        about |= {"model": fingerprint(unlearned), "data": clean.digest()}
-        about |= {"weight": weight, "batch": batch, "training": training}
     net = masks_frozen(unlearned, training=training)
 
     def one(masks: Masks, x: Tensor, y: Tensor):
@@ -250,8 +244,11 @@ def recover(
 
 def _require_ascent(stop, epochs, lr, drop, clip, batch) -> None:
     """Refuse settings of `unlearn` that make no sense."""
-    require_share(stop=stop)
-    require_counts(epochs=epochs, batch=batch, drop=drop)
+    require.share("stop", stop)
+    require.whole("epochs", epochs, 1)
+    require.whole("batch", batch, 1)
+    if drop is not None:
+        require.whole("drop", drop, 1)
     require_positive(lr=lr, clip=clip)
 
 
@@ -274,7 +271,7 @@ def rnp(
     weight: float = 0.2,
     training: bool = True,
     batch: int = 128,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
     """Prune the channels that a network without the clean task wants to get rid of.
@@ -301,12 +298,12 @@ def rnp(
         ValueError: a number out of its range, too few images, a model without
             BatchNorm, neither `held` nor `threshold`.
 
-    Source: Li et al., ICML 2023. Born in lesson 07.
+    Source: Li et al., ICML 2023. Derived in lesson 07.
     """
     began = time.perf_counter()
     masks_ones(model)  # refuses a model without BatchNorms before anything is unlearned
     require_threshold(held, threshold, max_drop)
-    require_counts(steps=steps)
+    require.whole("steps", steps, 1)
     require_positive(mask_lr=mask_lr, weight=weight)
     require.truth("training", training)
     _require_ascent(stop, epochs, lr, drop, clip, batch)

@@ -316,8 +316,8 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"max_drop": -0.1}, "max_drop must lie in 0..1"),
-        ({"max_drop": 1.5}, "max_drop must lie in 0..1"),
+        ({"max_drop": -0.1}, "max_drop must be a finite number in 0..1"),
+        ({"max_drop": 1.5}, "max_drop must be a finite number in 0..1"),
         ({"share": 0}, "share must be above 0"),
         ({"layer": "nowhere"}, "'nowhere' is none"),
         ({"layer": "linear"}, "'linear' is none"),

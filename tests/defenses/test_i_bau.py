@@ -360,7 +360,9 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["rounds", "passes", "steps", "batch"])
 def test_counts_below_one_are_refused(name):
-    with pytest.raises(ValueError, match=f"^{name} must be at least 1, not 0") as e:
+    with pytest.raises(
+        ValueError, match=f"^{name} must be a whole number of at least 1, not 0"
+    ) as e:
         i_bau(network(), random_images(6), generator=gen(), **{name: 0})
     message(e)
 

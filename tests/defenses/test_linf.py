@@ -484,7 +484,7 @@ def test_images_of_the_label_do_not_vote(model):
         ({"score": "x"}, "unknown score"),
         ({"reduce": "x"}, "unknown reduce"),
         ({"qs": (0.5, 2.0)}, "q must be a finite number in 0..1, not 2.0"),
-        ({"top": 0}, "top must be at least 1"),
+        ({"top": 0}, "top must be a whole number of at least 1"),
         ({"p": 0.5}, "p must be at least 1"),
         ({"u": -1.0}, "u must be at least 0"),
         ({"layer": "nowhere"}, "has no layer"),
@@ -554,7 +554,7 @@ def test_fast_curve_is_the_plain_one(name, layer, folds, monkeypatch):
     # By name it would be the function that `defenses` exports.
     monkeypatch.setattr(
         _linf,
-        "plain_curve",
+        "linf_plain_curve",
         lambda *a: calls.append(a) or linf_plain_curve(*a),
     )
     fast = linf_curve(opened, test, attack, sets, batch=12)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bdcourse.activations import outputs
-from bdcourse.defenses import _nad, finetune, nad
+from bdcourse.defenses import _base, finetune, nad
+from bdcourse.defenses._base import Tuning
 from bdcourse.defenses._nad import attention, attention_distance, distil, stages
 from bdcourse.models import build
 from bdcourse.seeds import fresh_seed
@@ -114,13 +115,9 @@ def test_the_loss_of_a_step_by_hand():
         teacher,
         images,
         betas,
-        epochs=1,
-        batch=8,
-        lr=0.01,
-        momentum=0,
-        weight_decay=0,
-        verbose=False,
-        generator=gen(),
+        2,
+        Tuning(epochs=1, lr=0.01, batch=8, momentum=0, weight_decay=0),
+        gen(),
     )
     row = history.epochs[0]
     assert row["loss"] == pytest.approx(float(want.detach()), rel=1e-4)
@@ -211,10 +208,10 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch, when)
     images = random_images(24, side=16)
     options = {"teacher_epochs": 3, "epochs": 3, "batch": 8, "betas": [100, 100]}
     whole = nad(network(), images, generator=gen(), **options)
-    path, seen, real = tmp_path / "nad", [], _nad.fit
+    path, seen, real = tmp_path / "nad", [], _base.fit
 
     def fit(*args, **settings):
-        told = settings.get("each_epoch", lambda _: {})
+        told = settings["each_epoch"] or (lambda _: {})
 
         def each_epoch(model):
             seen.append(1)
@@ -224,10 +221,10 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch, when)
 
         return real(*args, **(settings | {"each_epoch": each_epoch}))
 
-    monkeypatch.setattr(_nad, "fit", fit)
+    monkeypatch.setattr(_base, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         nad(network(), images, generator=gen(), checkpoint=path, **options)
-    monkeypatch.setattr(_nad, "fit", real)
+    monkeypatch.setattr(_base, "fit", real)
     assert path.exists() == (when == "student")
     assert (tmp_path / "nad.fit").exists()
     if when == "student":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bdcourse.defenses._base import require_at_least, require_positive, require_share
+from bdcourse import require
+from bdcourse.defenses._base import require_at_least, require_positive
 from helpers import message
 
 NAN, INF = float("nan"), float("inf")
@@ -19,8 +20,8 @@ def test_positive(bad):
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, NAN])
 def test_share(bad):
-    with pytest.raises(ValueError, match=r"^alpha must lie in 0..1, not") as e:
-        require_share(beta=0.5, alpha=bad)
+    with pytest.raises(ValueError, match=r"^alpha must be a finite number in 0\.\.1, not") as e:
+        require.share("alpha", bad)
     message(e)
 
 
@@ -33,6 +34,6 @@ def test_at_least(bad):
 
 def test_what_passes():
     require_positive(a=1e-300, b=7, left_out=None)
-    require_share(a=0, b=1, c=0.5)
+    assert [require.share("a", a) for a in (0, 1, 0.5)] == [0, 1, 0.5]
     require_at_least(0, a=0, b=INF, left_out=None, bound=1)
     require_at_least(1)
