@@ -12,13 +12,14 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(READY): elsewhere
 endif
 
-.PHONY: help setup lab test student notebooks book browser zoo results bench-train \
+.PHONY: help setup lab style check test student notebooks book browser zoo results bench-train \
   bench-clp bench-attacks bench-defenses clean elsewhere
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make lab          open the course in JupyterLab (sets it up the first time)'
 	@echo 'make setup        install the course into .venv, nothing else'
+	@echo 'make check        run what takes a minute: style, guards, quick units'
 	@echo 'make test         run every test: style, units, lessons, book'
 	@echo 'make notebooks    make the .ipynb files anew from their .py files;'
 	@echo '                  NB="05_clp --force" chooses lessons or runs fresh ones too'
@@ -90,13 +91,20 @@ book: $(READY)
 # --- For authors -----------------------------------------------------------------
 
 # A test file, or a lesson, is one process's from its first line to its last.
-SPREAD = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+SPREAD = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile \
+  --durations 10
+UNITS = $(SPREAD) --no-loadscope-reorder
 
-test: $(READY)
+style: $(READY)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(PY) -m pytest tests/test_memory_format.py
-	$(SPREAD) --ignore tests/test_memory_format.py --durations 20
+
+check: style
+	$(UNITS) -m 'not slow and not browser'
+
+test: style
+	$(PY) -m pytest -n 2 --dist load tests/test_memory_format.py
+	$(UNITS) --ignore tests/test_memory_format.py
 	$(SPREAD) --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
 	$(PY) tools/check_book.py
 

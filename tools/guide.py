@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 
+from bdcourse.bench.results import Results
 from bdcourse.report import tables
 
 FOUR = ("BadNets", "Blended", "SIG", "TrojanNN")  # on photographs, all past the gate
@@ -19,9 +20,10 @@ Left = dict[str, list[float]]  # victim -> ASR of each choice of the images, 0..
 
 def only_the_network() -> str:
     """CLP, which needs no image."""
-    gone = _gone(_left("clp, u = 3"))
+    rows = tables.results("cifar10-defenses")
+    gone = _gone(_left(rows, "clp, u = 3"))
     _holds(len(gone) == 1, "CLP removes one of the four")
-    _holds(not _gone(_left("clp, u on held-out images")), "a held-out point removes none")
+    _holds(not _gone(_left(rows, "clp, u on held-out images")), "a held-out point removes none")
     return _paragraph(
         f"""
         **Only the network.** CLP is the one method here that needs no image, and it takes a
@@ -38,9 +40,10 @@ def only_the_network() -> str:
 
 def some_hundred_images() -> str:
     """What 500 images are enough for, over up to five choices of them."""
+    rows = tables.results("cifar10-defenses")
     names = ("fine-tuning", "mnp, soft", "ft-sam", "fip", "sam", "i-bau", "nc unlearning")
-    left = {d: _left(d, 500) for d in names}
-    cost = {d: [round(100 * c) for c in _cost(d, 500)] for d in names}
+    left = {d: _left(rows, d, 500) for d in names}
+    cost = {d: [round(100 * c) for c in _cost(rows, d, 500)] for d in names}
     tuned = left["fine-tuning"]
     _holds(min(tuned["Blended"]) > 0.995, "fine-tuning leaves all of Blended")
     _holds([len(tuned[a]) for a in FOUR] == [5, 5, 1, 5], "there are five choices of the 500")
@@ -69,21 +72,22 @@ def some_hundred_images() -> str:
 
 def some_thousand_images() -> str:
     """What 2,500 images are enough for, where the task has honest errors."""
+    rows = tables.results("cifar10-defenses")
     names = ("mnp, soft", "sam", "ft-sam", "fip", "i-bau")
-    points = {d: _words(_cost(d)) for d in (*names, "fmp", "nc unlearning")}
+    points = {d: _words(_cost(rows, d)) for d in (*names, "fmp", "nc unlearning")}
     for d in names:
-        _holds(len(_gone(_left(d))) == 4, f"{d} takes all four")
+        _holds(len(_gone(_left(rows, d))) == 4, f"{d} takes all four")
     for d in ("fmp", "nc unlearning"):
-        _holds(len(_gone(_left(d))) == 3, f"{d} takes three of four")
+        _holds(len(_gone(_left(rows, d))) == 3, f"{d} takes three of four")
     _holds(points["fip"] == points["i-bau"], "FIP and I-BAU cost the same")
-    tuned, pruned = _left("fine-tuning"), _left("fine-pruning")
+    tuned, pruned = _left(rows, "fine-tuning"), _left(rows, "fine-pruning")
     for d, left in (("fine-tuning", tuned), ("fine-pruning", pruned)):
         _holds(abs(left["Blended"][0] - 0.9) < 0.02, f"{d} leaves about 90 % of Blended")
-        _holds(_words(_cost(d)) == "three", f"{d} costs three points")
-    *three, most = sorted(_all(_left("anp, 10 points")))
+        _holds(_words(_cost(rows, d)) == "three", f"{d} costs three points")
+    *three, most = sorted(_all(_left(rows, "anp, 10 points")))
     _holds(max(three) < 0.025, "ANP takes three to about 2 % or less")
-    _holds(_left("anp, 10 points")["TrojanNN"] == [most], "ANP leaves most of TrojanNN")
-    _holds(not _gone(_left("linf")), "the l-infinity norm takes none")
+    _holds(_left(rows, "anp, 10 points")["TrojanNN"] == [most], "ANP leaves most of TrojanNN")
+    _holds(not _gone(_left(rows, "linf")), "the l-infinity norm takes none")
     return _paragraph(
         f"""
         **Some thousand clean images, and a task with an honest error left.** A sharpness-aware
@@ -133,14 +137,13 @@ def solved_task() -> str:
     )
 
 
-def _left(defense: str, budget: int = 2500) -> Left:
-    rows = tables.results("cifar10-defenses").select(defense=defense, budget=budget)
-    return {a: [r["asr"] for r in rows if r["attack"] == a] for a in FOUR}
+def _left(rows: Results, defense: str, budget: int = 2500) -> Left:
+    found = rows.select(defense=defense, budget=budget)
+    return {a: [r["asr"] for r in found if r["attack"] == a] for a in FOUR}
 
 
-def _cost(defense: str, budget: int = 2500) -> list[float]:
+def _cost(rows: Results, defense: str, budget: int = 2500) -> list[float]:
     """Accuracy that each repair of the four lost, 0..1."""
-    rows = tables.results("cifar10-defenses")
     before = {r["attack"]: r["acc"] for r in rows.select(defense="none")}
     found = rows.select(defense=defense, budget=budget)
     return [before[a] - r["acc"] for r in found if (a := r["attack"]) in FOUR]

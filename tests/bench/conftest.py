@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bdcourse.bench import cells
@@ -41,3 +43,10 @@ def only():
     yield keep
     PLANS.clear()
     PLANS.update(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # They train and repair networks, most of them in processes of their own.
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)
