@@ -93,6 +93,10 @@ def test_conda_environment_is_pyproject() -> None:
 MODULES = "bdcourse, bdcourse.data, bdcourse.train, bdcourse.attacks"
 MODULES += ", bdcourse.defenses, bdcourse.metrics"
 OPTIONAL = ("tqdm", "torchvision", "matplotlib", "ipywidgets", "safetensors", "PIL")
+# What `import bdcourse as bd` offers to research; figures and lessons bring more.
+USED = "Images Augment load splits fit evaluate attacks defenses victims foreign models"
+# Parts of torch that take as long to import as the rest of it.
+HEAVY = ("torch._dynamo", "torch._inductor", "torch.onnx", "torch.fx.experimental")
 
 
 def python(code: str) -> str:
@@ -102,11 +106,26 @@ def python(code: str) -> str:
     return run.stdout
 
 
-def test_import_loads_nothing_optional() -> None:
-    code = "import sys, torch; own = set(sys.modules)\n"
-    code += f"import {MODULES}\n"
-    code += f"print(set({OPTIONAL}) & (set(sys.modules) - own))"
-    assert python(code) == "set()\n"
+def loaded(before: str, code: str) -> set[str]:
+    """The modules that `code` loads after `before`, without the standard library's."""
+    names = python(
+        f"import sys\n{before}\nown = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - own))"
+    )
+    standard = {*sys.stdlib_module_names}
+    return {m for m in names.split() if m.split(".")[0] not in standard}
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    assert loaded("", "import bdcourse") == {"bdcourse"}
+
+
+def test_first_use_loads_nothing_heavy() -> None:
+    # So that it takes under 0.2 s beyond torch's own import.
+    uses = "import bdcourse as bd\n" + "\n".join(f"bd.{name}" for name in USED.split())
+    found = loaded("import torch", f"import {MODULES}\n{uses}")
+    assert {m.split(".")[0] for m in found} <= {"bdcourse", "torch"}
+    assert not [m for m in found if m.startswith(HEAVY)]
+    assert not [m for m in found if m.startswith(("bdcourse.report", "bdcourse.teach"))]
 
 
 @pytest.mark.parametrize(
