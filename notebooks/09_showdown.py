@@ -47,10 +47,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import bdcourse as bd
 from bdcourse import check, claims, data, foreign, metrics, render, show, tables, victims, widgets  # fmt: skip
 from bdcourse.activations import spearman
-from bdcourse.bench.plans import PLANS, Case
-from bdcourse.train import Augment
 
 PHOTOS = {"name": "cifar10-defenses", "budget": 2500, "draw": None}
 LINES = ("none", "random channels", "fine-tuning", "linf", "clp, u = 3", "fmp", "mnp, soft", "mnp, hard", "fip", "sam", "fine-pruning", "anp", "anp, 10 points", "rnp", "rnp, 10 points", "ft-sam", "nad", "i-bau", "nc unlearning")  # fmt: skip
@@ -414,7 +413,7 @@ show.Table([{"defense": d} | {n: said(row[b]) for n, b in amounts.items()} for d
 def compare(attack, defense, images):
     attack, names = attack.rstrip("*"), dict.fromkeys(("none", "fine-tuning", defense))
     key = {"attack": attack, "budget": amounts[images], "draw": None}
-    found = {d: tables.results(PHOTOS["name"]).select(defense=d, **key | ({} if PLANS[d].clean else {"budget": 2500})) for d in names}  # fmt: skip
+    found = {d: tables.results(PHOTOS["name"]).select(defense=d, **key | ({} if "clean" in bd.plans[d].needs else {"budget": 2500})) for d in names}  # fmt: skip
     if not all(found.values()):
         raise ValueError(f"{defense} against {attack} with {images} images was not measured.")  # fmt: skip
     scores = {k.upper(): [r[0][k] for r in found.values()] for k in ("acc", "asr", "ra")}  # fmt: skip
@@ -466,8 +465,8 @@ np.savez(folder / "poisoned_test.npz", x=x, y=ask.y, target=victim.attack.goal(a
 
 # From here on it is yours.
 suspect = foreign.pair(folder / "model.pt", folder / "poisoned_test.npz")
-case = Case(suspect.model, parts.clean, parts.held, Augment(pad=2), seed=0)
-repairs = {n: PLANS[n].run(case).model for n in ("none", "clp, u = 3", "nc unlearning")}
+own = {"clean": parts.clean, "held": parts.held, "augment": bd.Augment(pad=2)}
+repairs = {n: bd.repair(n, suspect.model, **own).model for n in ("none", "clp, u = 3", "nc unlearning")}  # fmt: skip
 found = {n: metrics.evaluate(m, parts.test[:600], suspect.triggered) for n, m in repairs.items()}  # fmt: skip
 check.claim("The stored backdoor works: ASR above 95 %.", found["none"].asr, 0.95, 1)
 check.claim("CLP leaves it.", found["clp, u = 3"].asr, 0.9, 1)

@@ -75,7 +75,7 @@ class Case:
         done: shared work, by name.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     clean: Images | None
     held: Images | None
     augment: Augment

@@ -161,7 +161,7 @@ def _dealt(
     tls: dict,
 ) -> Iterator[tuple[Job, dict]]:
     try:
-        from distributed import Client, as_completed
+        from distributed import as_completed
     except ImportError:
         raise RuntimeError(
             "several processes need Dask: pip install distributed cryptography, or "
@@ -178,25 +178,7 @@ def _dealt(
             if warning := _open_to_all(scheduler):
                 print(warning, file=sys.stderr, flush=True)
             security = _security(scheduler, tls)
-        try:
-            client = stack.enter_context(Client(scheduler, timeout="10s", security=security))
-        except (OSError, ValueError) as e:
-            raise RuntimeError(
-                f"there is no Dask scheduler at {scheduler} ({e}); start one with "
-                "`dask scheduler` and give the address that it prints"
-                + (", with certificates of its authority." if security else ".")
-            ) from None
-        if not client.nthreads():
-            raise RuntimeError(
-                f"the scheduler at {scheduler} has no workers; start some with "
-                f"`dask worker {scheduler} --nthreads 1`."
-            )
-        crowded = [w for w, n in client.nthreads().items() if n > 1]
-        if crowded:
-            raise RuntimeError(
-                f"worker {crowded[0]} runs several cells at once in one process, whose "
-                "random numbers would mix; start workers with --nthreads 1."
-            )
+        client = _client(stack, scheduler, security)
         client.run(forget_images)
         ready: dict[str, object] = {}
         owner = {}
@@ -215,16 +197,46 @@ def _dealt(
                     print(f"  trained: {future.result()}", flush=True)
                 continue
             part = owner[future]
-            try:
-                rows = future.result()
-            except AtChance:
-                raise
-            except Exception as e:  # the others go on
-                # It may have finished some of them before its worker died.
-                cells = map(part.cell, part.names)
-                rows = [stored(folder, c) or c | failure(e) for c in cells]
-            for row in rows:
+            for row in _rows(future, part, folder):
                 yield part, row
+
+
+def _client(stack: contextlib.ExitStack, scheduler: str, security):
+    """What talks to a scheduler, whose workers take one cell at a time."""
+    from distributed import Client
+
+    try:
+        client = stack.enter_context(Client(scheduler, timeout="10s", security=security))
+    except (OSError, ValueError) as e:
+        raise RuntimeError(
+            f"there is no Dask scheduler at {scheduler} ({e}); start one with "
+            "`dask scheduler` and give the address that it prints"
+            + (", with certificates of its authority." if security else ".")
+        ) from None
+    if not client.nthreads():
+        raise RuntimeError(
+            f"the scheduler at {scheduler} has no workers; start some with "
+            f"`dask worker {scheduler} --nthreads 1`."
+        )
+    crowded = [w for w, n in client.nthreads().items() if n > 1]
+    if crowded:
+        raise RuntimeError(
+            f"worker {crowded[0]} runs several cells at once in one process, whose "
+            "random numbers would mix; start workers with --nthreads 1."
+        )
+    return client
+
+
+def _rows(future, job: Job, folder: Path) -> list[dict]:
+    """The rows of a job that has ended, well or not."""
+    try:
+        return future.result()
+    except AtChance:
+        raise
+    except Exception as e:  # the others go on
+        # It may have finished some of them before its worker died.
+        cells = map(job.cell, job.names)
+        return [stored(folder, c) or c | failure(e) for c in cells]
 
 
 def _started(stack: contextlib.ExitStack, workers: int, dashboard: bool):

@@ -85,7 +85,7 @@ class Plan:
 
     name: str
     defense: Callable[[Case], Purified] = field(repr=False)
-    settings: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict, repr=False)
     kind: str = "method"
     needs: tuple[str, ...] = ("clean",)
     tasks: tuple[str, ...] = ("images",)

@@ -54,8 +54,14 @@ def three(tmp_path_factory):
     del os.environ["BDCOURSE_CACHE"]
 
 
-def grid(out: Path, **where) -> Results:
-    keep = out.parent / "runs"
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder for victims of the grid, which are trained once where that is no matter."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def grid(out: Path, keep: Path | None = None, **where) -> Results:
+    keep = keep or out.parent / "runs"
     return bench.run("signs", out, keep=keep, defenses=DEFENSES, **GRID | where)
 
 
@@ -91,12 +97,12 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(three, tmp_path, caps
     assert out.read_bytes() == before
 
 
-def test_a_cluster_gives_what_one_process_gives(three, tmp_path):
+def test_a_cluster_gives_what_one_process_gives(three, runs, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     one = {"only": ["BadNets/none", "none/clp*", "BadNets/fine-tuning"]}
     torch.set_num_threads(1)
-    alone = grid(tmp_path / "a" / "r.json", **one)
+    alone = grid(tmp_path / "a" / "r.json", runs, **one)
     one |= three.where | {"threads": 1}
     dealt = grid(tmp_path / "b" / "r.json", **one)
     assert len(alone.rows) == len(dealt.rows) == 3
@@ -107,12 +113,12 @@ def test_a_cluster_gives_what_one_process_gives(three, tmp_path):
         assert abs(r["acc"] - other["acc"]) < 0.1
 
 
-def test_a_failing_victim_fails_its_own_cells_only(three, tmp_path, capsys):
+def test_a_failing_victim_fails_its_own_cells_only(three, runs, tmp_path, capsys):
     options = {"Blended": {"alpha": 1.5}}
     results = bench.run(
         "signs",
         tmp_path / "r.json",
-        keep=tmp_path / "runs",
+        keep=runs,
         options=options,
         defenses=["none", "clp, u = 3"],
         **three.where,
