@@ -28,6 +28,7 @@ from bdcourse.bench.plans import PLANS, Case, notes
 from bdcourse.bench.plugins import Plugin, used
 from bdcourse.bench.recipes import Recipe, enough, recipe_for, train_victim
 from bdcourse.bench.results import identity
+from bdcourse.bench.zoo import ENTRIES
 from bdcourse.data import BUILT_IN, Splits
 from bdcourse.defenses import Purified
 from bdcourse.train import Augment
@@ -139,8 +140,6 @@ class Subject:
     def twin(self) -> Subject:
         """The benign network of the same recipe."""
         if self.zoo:
-            from bdcourse.bench.zoo import ENTRIES
-
             return replace(self, zoo=ENTRIES[self.zoo].twin)
         return replace(self, attack=None, options={}, recipe=replace(self.recipe, rate=0.0))
 

@@ -44,6 +44,8 @@ from bdcourse.bench.recipes import (
     suited,
 )
 from bdcourse.bench.results import DEFENSES, Results, identity
+from bdcourse.bench.zoo import ENTRIES
+from bdcourse.bench.zoo import chosen as of_the_zoo
 from bdcourse.data import BUILT_IN, Splits
 
 
@@ -334,10 +336,8 @@ def run_zoo(
         only: patterns VICTIM/DEFENSE.
         out, defenses, budgets, draws, sharp, device, plugins, where: see :func:`run`.
     """
-    from bdcourse.bench.zoo import ENTRIES, chosen
-
     added = loaded(plugins)
-    names = chosen(_listed("names", names, partial(_text, "names")))
+    names = of_the_zoo(_listed("names", names, partial(_text, "names")))
     asked = _asked(defenses, budgets, draws, only, where)
     _require_device(device, asked.where["scheduler"] is not None)
     common = {"device": device, "sharp": require.truth("sharp", sharp), "plugins": added}

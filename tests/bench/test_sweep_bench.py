@@ -226,6 +226,7 @@ FLAGS = {
         "--width",
         "--defenses",
         "--workers",
+        "--plugin",
         "--budget",
         "--keep",
         "--attacks",
