@@ -117,6 +117,7 @@ def defense(
             elif batches and not isinstance(clean, (Images, Poisoned)):
                 require_batch(clean)
                 require_sound(model, steady=steady)
+                require_here(model, {"clean": clean.x, "the targets of clean": clean.y})
             else:
                 if not batches:
                     require_single(require.module(model))

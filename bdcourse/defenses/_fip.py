@@ -400,12 +400,13 @@ class ReleasedDescent:
         return seen
 
 
+@filled
 def fip_fake_trace(
     out: Tensor,
     y: Tensor,
     weights: Sequence[Tensor],
-    probes: int,
-    generator: torch.Generator,
+    probes: int = 20,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """The number that the released script calls a trace, with its graph.
 
