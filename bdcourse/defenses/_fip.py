@@ -839,6 +839,7 @@ def fast_fip(
     All three terms of the objective are taken over d, and over biases and BatchNorm.
 
     Args:
+        clean: images, or any pair of inputs x and targets y.
         affine: scales and shifts of BatchNorm move as well; the released code does not
             say.
         eta_f: ours: the trace over d is several times smaller than that over weights.
@@ -846,7 +847,7 @@ def fast_fip(
         eta_r, every, fisher, product, norms, draw, lengths, likelihood, steps, momentum,
             batch, augment, watch, watch_every, generator, checkpoint: see :func:`fip`.
 
-    Returns:
+    Returns, raises:
         as :func:`fip`.
 
     Source: Karim et al., CCS 2024; reconstructed. Derived in lesson 08.
@@ -876,6 +877,7 @@ def fip_released(
     """Not FIP, but what its authors' released script does; see :class:`ReleasedDescent`.
 
     Args:
+        clean: images, or any pair of inputs x and labels y.
         eta_f: the script's default; its authors advise at most 0.005.
         every, probes: the script's.
         steps, lr, momentum, batch, norms, augment, watch, watch_every, generator,
@@ -886,6 +888,10 @@ def fip_released(
         log, as [step, value] pairs: `loss` (NLL in nats) and `trace`, what the script takes
         for it.
 
+    Raises:
+        ValueError: see :func:`fip`; outputs that are no classes.
+
+    Source: released code of Karim et al., CCS 2024.
     Derived in lesson 08.
     """
     start, about = time.perf_counter(), work("fip_released", locals())

@@ -749,7 +749,8 @@ def mnp(
         repair, threshold, max_drop: see `mnp_apply_masks`.
         preserve, beta, lam, kappa, penalty, steps, mask_lr: see `mnp_learn_masks`. Without
             beta and kappa no copy is made. beta="held" takes :func:`choose_beta`.
-        stop, epochs, lr, clip: see `mnp_suppress`.
+        stop, epochs, lr, clip: see `mnp_suppress`; batch: of both stages.
+        generator: decides the batches of all stages.
         tune: epochs of fine-tuning on `clean` at rate 0.01 afterwards, the zeros held.
         checkpoint: every stage is resumed from files beside this path, which are
             deleted at the end.

@@ -284,7 +284,8 @@ def rnp(
             at every threshold; to pick the best row would leak the attacker's images.)
         stop, judge, epochs, lr, drop, clip: see `unlearn`; clip=None is what the
             released code does in effect.
-        steps, mask_lr, weight, training: see `recover`.
+        steps, mask_lr, weight, training: see `recover`; batch: of both stages.
+        generator: decides the batches of both stages.
         checkpoint: both stages are resumed from files beside this path, which are
             deleted at the end.
 

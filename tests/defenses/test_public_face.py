@@ -13,9 +13,17 @@ from torch import nn
 
 from bdcourse import defenses, train
 from bdcourse.analysis.curvature import SOFTMAX
-from bdcourse.defenses import DEFENSES, Estimate, FmpResponse, Inverted, Purified, _fip
+from bdcourse.defenses import (
+    DEFENSES,
+    Estimate,
+    FmpResponse,
+    Inverted,
+    Purified,
+    _fip,
+    detect,
+    invert_trigger,
+)
 from bdcourse.defenses._base import Tuning
-from bdcourse.defenses._invert import detect
 from bdcourse.defenses._linf import linf_responses
 from bdcourse.defenses._rnp import unlearn
 from bdcourse.images import Images
@@ -45,6 +53,15 @@ def test_every_setting_has_a_name_and_chance_a_default(f):
     if "generator" in found:
         assert found["generator"].default is None
     assert f.__doc__ and "options:" not in f.__doc__
+
+
+@pytest.mark.parametrize("f", [*DEFENSES.values(), defenses.linf_oracle, detect, invert_trigger])
+def test_docstrings_follow_one_template(f):
+    text = inspect.getdoc(f)
+    for section in ("Args:", "eturns", "aises", "Source:", "Derived in lesson 0"):
+        assert section in " ".join(text.split()), section
+    for name in inspect.signature(f).parameters:
+        assert name == "model" or re.search(rf"\b{name}\b", text), name
 
 
 @pytest.mark.parametrize("f", DEFENSES.values(), ids=DEFENSES)
