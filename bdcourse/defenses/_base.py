@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,8 @@ class Purified:
         return sum(len(v) for v in self.pruned.values())
 
 
-Repair = Callable[..., Purified]
+Repair = TypeVar("Repair", bound=Callable[..., Purified])
+Function = TypeVar("Function", bound=Callable)
 
 
 def defense(
@@ -135,7 +136,7 @@ def defense(
                 result.log["own_acc"] = [before, after]
             return result
 
-        return run
+        return cast(Repair, run)
 
     return wrap
 
@@ -163,9 +164,6 @@ def _bound(signature: inspect.Signature, args: tuple, kwargs: dict) -> inspect.B
     return call
 
 
-Function = TypeVar("Function", bound=Callable)
-
-
 def filled(function: Function) -> Function:
     """The door of building blocks: options that are none, None for what has another
     default, and a generator where none was given; see :func:`defense`."""
@@ -176,7 +174,7 @@ def filled(function: Function) -> Function:
         call = _bound(signature, args, kwargs)
         return function(*call.args, **call.kwargs)
 
-    return run
+    return cast(Function, run)
 
 
 def require_single(model: nn.Module) -> None:
