@@ -379,7 +379,7 @@ def work(of: str, given: Mapping[str, object]) -> dict[str, object]:
 
     Args:
         of: name of the function.
-        given: its arguments by name, `dict(locals())` in its first line.
+        given: its arguments by name, `locals()` in its first line.
     """
 
     def told(value: object) -> object:
