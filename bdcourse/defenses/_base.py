@@ -371,7 +371,7 @@ class Tuning:
 IDLE = ("checkpoint", "verbose", "each_epoch", "watch", "watch_every")
 
 
-def work(of: str, given: Mapping[str, object]) -> dict[str, object]:
+def decided_by(of: str, given: Mapping[str, object]) -> dict[str, object]:
     """What a checkpoint must agree with: all arguments of a call that decide its result.
 
     A generator counts by its state, not by its seed: chance may be used before the part

@@ -57,6 +57,7 @@ from bdcourse.defenses._base import (
     Purified,
     beside,
     copied,
+    decided_by,
     defense,
     filled,
     require_at_least,
@@ -64,7 +65,6 @@ from bdcourse.defenses._base import (
     require_here,
     require_positive,
     require_ways,
-    work,
 )
 from bdcourse.models import evaluating, guarded, not_finite
 from bdcourse.train import Augment
@@ -558,7 +558,7 @@ def fip_descend(
         ValueError: see :func:`fip`.
         RuntimeError: the weights left all bounds.
     """
-    start, own = time.perf_counter(), work("fip_descend", locals())
+    start, own = time.perf_counter(), decided_by("fip_descend", locals())
     require_fit(model, clean, getattr(descent, "likelihood", SOFTMAX))
     n, device, weights = len(clean.y), clean.x.device, trainable(model)
     if not weights:
@@ -709,7 +709,7 @@ def fip(
 
     Source: Karim et al., CCS 2024; reconstructed. Derived in lesson 08.
     """
-    start, about = time.perf_counter(), work("fip", locals())
+    start, about = time.perf_counter(), decided_by("fip", locals())
     require_at_least(0, eta_f=eta_f, eta_r=eta_r)
     for name, weight in (("eta_f", eta_f), ("eta_r", eta_r)):
         require.number(name, weight)
@@ -894,7 +894,7 @@ def fip_released(
     Source: released code of Karim et al., CCS 2024.
     Derived in lesson 08.
     """
-    start, about = time.perf_counter(), work("fip_released", locals())
+    start, about = time.perf_counter(), decided_by("fip_released", locals())
     require_at_least(0, eta_f=require.number("eta_f", eta_f))
     require.whole("every", every, 1)
     require.whole("probes", probes, 1)

@@ -34,6 +34,7 @@ from bdcourse.defenses._base import (
     Tuning,
     admit,
     copied,
+    decided_by,
     defense,
     filled,
     require_at_least,
@@ -42,7 +43,6 @@ from bdcourse.defenses._base import (
     require_single,
     require_ways,
     stage,
-    work,
 )
 from bdcourse.models import evaluating, laid_out, lay_out, wide
 from bdcourse.surgery import (
@@ -258,7 +258,7 @@ def _score(
     model, images, epsilon, start, layers, n, starts, chunk, bf16, generator, checkpoint
 ) -> tuple[dict[str, FmpResponse], Checkpoint]:
     """`fmp_scores`, and its checkpoint, which holds them all until it is told `done`."""
-    about = work("fmp_scores", locals())
+    about = decided_by("fmp_scores", locals())
     require_positive(epsilon=epsilon, start=start)
     require.whole("n", n, 1)
     require.whole("starts", starts, 1)

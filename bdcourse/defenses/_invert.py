@@ -32,12 +32,12 @@ from bdcourse.data import Images
 from bdcourse.defenses._base import (
     admit,
     copied,
+    decided_by,
     filled,
     require_at_least,
     require_list,
     require_positive,
     require_ways,
-    work,
 )
 from bdcourse.metrics import predict
 from bdcourse.models import fingerprint, laid_out, lay_out, wide
@@ -362,7 +362,7 @@ def invert_trigger(
 
     Source: Wang et al., IEEE S&P 2019. Derived in lesson 04.
     """
-    start, about = time.perf_counter(), work("invert_trigger", locals())
+    start, about = time.perf_counter(), decided_by("invert_trigger", locals())
     admit(model, clean, least=1)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     labels = _labels(clean, targets)

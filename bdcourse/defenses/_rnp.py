@@ -29,6 +29,7 @@ from bdcourse.defenses._base import (
     Purified,
     admit,
     copied,
+    decided_by,
     defense,
     filled,
     require_at_least,
@@ -36,7 +37,6 @@ from bdcourse.defenses._base import (
     require_positive,
     require_ways,
     stage,
-    work,
 )
 from bdcourse.defenses._masks import (
     Masks,
@@ -129,7 +129,7 @@ def unlearn(
 
     Source: Li et al., ICML 2023; values of the released code. Derived in lesson 07.
     """
-    about = work("unlearn", locals())
+    about = decided_by("unlearn", locals())
     admit(model, clean, steady=False)
     _require_ascent(stop, epochs, lr, drop, clip, batch)
     require.share("momentum", momentum)
@@ -209,7 +209,7 @@ def recover(
     Returns:
         masks, and the cross-entropy step by step.
     """
-    about = work("recover", locals())
+    about = decided_by("recover", locals())
     # Nothing can be said of the answers: the network has unlearned them.
     require_sound(unlearned, "unlearned", steady=False)
     require_clean(clean)
