@@ -32,10 +32,10 @@ from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Look,
     Purified,
+    decided_by,
     defense,
     require_at_least,
     require_positive,
-    work,
 )
 from bdcourse.defenses._masks import (
     Masks,
@@ -238,7 +238,7 @@ def anp(
 
     Source: Wu and Wang, NeurIPS 2021. Derived in lesson 07.
     """
-    began, about = time.perf_counter(), work("anp", locals())
+    began, about = time.perf_counter(), decided_by("anp", locals())
     first = masks_ones(model)
     require_threshold(held, threshold, max_drop)
     steps = usual_steps(len(clean)) if steps is None else steps

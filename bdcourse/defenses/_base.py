@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class Purified:
         return sum(len(v) for v in self.pruned.values())
 
 
-Repair = Callable[..., Purified]
+Repair = TypeVar("Repair", bound=Callable[..., Purified])
+Function = TypeVar("Function", bound=Callable)
 
 
 def defense(
@@ -121,6 +122,7 @@ def defense(
             elif batches and not isinstance(clean, Examples):
                 require_batch(clean)
                 require_sound(model, steady=steady)
+                require_here(model, {"clean": clean.x, "the targets of clean": clean.y})
             else:
                 if not batches:
                     require_single(require.module(model))
@@ -137,7 +139,7 @@ def defense(
                 result.log["own_acc"] = [before, after]
             return result
 
-        return run
+        return cast(Repair, run)
 
     return wrap
 
@@ -165,9 +167,6 @@ def _bound(signature: inspect.Signature, args: tuple, kwargs: dict) -> inspect.B
     return call
 
 
-Function = TypeVar("Function", bound=Callable)
-
-
 def filled(function: Function) -> Function:
     """The door of building blocks: options that are none, None for what has another
     default, and a generator where none was given; see :func:`defense`."""
@@ -178,7 +177,7 @@ def filled(function: Function) -> Function:
         call = _bound(signature, args, kwargs)
         return function(*call.args, **call.kwargs)
 
-    return run
+    return cast(Function, run)
 
 
 def require_single(model: nn.Module) -> None:
@@ -383,7 +382,7 @@ class Tuning:
 IDLE = ("checkpoint", "verbose", "each_epoch", "watch", "watch_every")
 
 
-def work(of: str, given: Mapping[str, object]) -> dict[str, object]:
+def decided_by(of: str, given: Mapping[str, object]) -> dict[str, object]:
     """What a checkpoint must agree with: all arguments of a call that decide its result.
 
     A generator counts by its state, not by its seed: chance may be used before the part
@@ -391,7 +390,7 @@ def work(of: str, given: Mapping[str, object]) -> dict[str, object]:
 
     Args:
         of: name of the function.
-        given: its arguments by name, `dict(locals())` in its first line.
+        given: its arguments by name, `locals()` in its first line.
     """
 
     def told(value: object) -> object:

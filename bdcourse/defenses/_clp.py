@@ -231,6 +231,11 @@ def clp(
 
     Returns:
         log: `u`, and `scores` of every channel by BatchNorm, (c,).
+
+    Raises:
+        ValueError: a negative u, unknown names, a network whose numbers cannot be right.
+
+    Source: Zheng et al., ECCV 2022. Derived in lesson 05.
     """
     start = time.perf_counter()
     clp_flagged({}, u)  # refuse before the scoring

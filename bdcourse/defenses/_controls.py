@@ -47,6 +47,11 @@ def finetune(
 
     Returns:
         log: `loss` and `acc` in training, one number an epoch.
+
+    Raises:
+        ValueError: settings out of range, or a network of which nothing can move.
+
+    Source: a control of ours. Derived in lesson 03.
     """
     start = time.perf_counter()
     tuning = Tuning.of(locals())
@@ -72,7 +77,16 @@ def prune_random(
 
     Args:
         like: module name -> channels, as in `Purified.pruned`.
+        generator: decides the channels.
         shift: see `surgery.zero_channels`.
+
+    Returns:
+        the log is empty.
+
+    Raises:
+        ValueError: channels that the model does not have.
+
+    Source: a control of ours. Derived in lesson 03.
     """
     start = time.perf_counter()
     require.truth("shift", shift)

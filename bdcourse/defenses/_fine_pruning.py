@@ -34,10 +34,10 @@ from bdcourse.defenses._base import (
     Purified,
     Tuning,
     admit,
+    decided_by,
     defense,
     furthest,
     stage,
-    work,
 )
 from bdcourse.examples import require_clean
 from bdcourse.metrics import logits
@@ -243,7 +243,7 @@ def fine_pruning(
 
     Source: Liu et al., RAID 2018. Derived in lesson 09.
     """
-    start, about = time.perf_counter(), work("fine_pruning", locals())
+    start, about = time.perf_counter(), decided_by("fine_pruning", locals())
     require_clean(held, "held", 1)  # None would do for others
     require.share("max_drop", max_drop)
     require.share("share", share)

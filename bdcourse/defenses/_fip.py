@@ -51,6 +51,7 @@ from bdcourse.defenses._base import (
     Purified,
     beside,
     copied,
+    decided_by,
     defense,
     filled,
     require_at_least,
@@ -58,7 +59,6 @@ from bdcourse.defenses._base import (
     require_here,
     require_positive,
     require_ways,
-    work,
 )
 from bdcourse.likelihoods import Likelihood, require_likelihood
 from bdcourse.models import evaluating, guarded, not_finite
@@ -396,12 +396,13 @@ class ReleasedDescent:
         return seen
 
 
+@filled
 def fip_fake_trace(
     out: Tensor,
     y: Tensor,
     weights: Sequence[Tensor],
-    probes: int,
-    generator: torch.Generator,
+    probes: int = 20,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """The number that the released script calls a trace, with its graph.
 
@@ -528,7 +529,7 @@ def fip_descend(
         ValueError: see :func:`fip`.
         RuntimeError: the weights left all bounds.
     """
-    start, own = time.perf_counter(), work("fip_descend", locals())
+    start, own = time.perf_counter(), decided_by("fip_descend", locals())
     task = task_of(clean)
     require_fit(model, clean, getattr(descent, "likelihood", task.likelihood))
     n, device, weights = len(clean.y), clean.x.device, trainable(model)
@@ -680,7 +681,7 @@ def fip(
 
     Source: Karim et al., CCS 2024; reconstructed. Derived in lesson 08.
     """
-    start, about = time.perf_counter(), work("fip", locals())
+    start, about = time.perf_counter(), decided_by("fip", locals())
     require_at_least(0, eta_f=eta_f, eta_r=eta_r)
     for name, weight in (("eta_f", eta_f), ("eta_r", eta_r)):
         require.number(name, weight)
@@ -811,6 +812,7 @@ def fast_fip(
     All three terms of the objective are taken over d, and over biases and BatchNorm.
 
     Args:
+        clean: images, or any pair of inputs x and targets y.
         affine: scales and shifts of BatchNorm move as well; the released code does not
             say.
         eta_f: ours: the trace over d is several times smaller than that over weights.
@@ -818,7 +820,7 @@ def fast_fip(
         eta_r, every, fisher, product, norms, draw, lengths, likelihood, steps, momentum,
             batch, augment, watch, watch_every, generator, checkpoint: see :func:`fip`.
 
-    Returns:
+    Returns, raises:
         as :func:`fip`.
 
     Source: Karim et al., CCS 2024; reconstructed. Derived in lesson 08.
@@ -848,6 +850,7 @@ def fip_released(
     """Not FIP, but what its authors' released script does; see :class:`ReleasedDescent`.
 
     Args:
+        clean: images, or any pair of inputs x and labels y.
         eta_f: the script's default; its authors advise at most 0.005.
         every, probes: the script's.
         steps, lr, momentum, batch, norms, augment, watch, watch_every, generator,
@@ -858,9 +861,13 @@ def fip_released(
         log, as [step, value] pairs: `loss` (NLL in nats) and `trace`, what the script takes
         for it.
 
+    Raises:
+        ValueError: see :func:`fip`; outputs that are no classes.
+
+    Source: released code of Karim et al., CCS 2024.
     Derived in lesson 08.
     """
-    start, about = time.perf_counter(), work("fip_released", locals())
+    start, about = time.perf_counter(), decided_by("fip_released", locals())
     require_at_least(0, eta_f=require.number("eta_f", eta_f))
     require.whole("every", every, 1)
     require.whole("probes", probes, 1)

@@ -34,6 +34,7 @@ from bdcourse.defenses._base import (
     Tuning,
     admit,
     copied,
+    decided_by,
     defense,
     filled,
     require_at_least,
@@ -42,7 +43,6 @@ from bdcourse.defenses._base import (
     require_single,
     require_ways,
     stage,
-    work,
 )
 from bdcourse.models import evaluating, laid_out, lay_out, wide
 from bdcourse.surgery import (
@@ -258,7 +258,7 @@ def _score(
     model, images, epsilon, start, layers, n, starts, chunk, bf16, generator, checkpoint
 ) -> tuple[dict[str, FmpResponse], Checkpoint]:
     """`fmp_scores`, and its checkpoint, which holds them all until it is told `done`."""
-    about = work("fmp_scores", locals())
+    about = decided_by("fmp_scores", locals())
     require_positive(epsilon=epsilon, start=start)
     require.whole("n", n, 1)
     require.whole("starts", starts, 1)
@@ -485,6 +485,9 @@ def fmp_repair(
     Returns:
         log: `scales` by BatchNorm, `history` (a row an epoch, with the number of maps
         `revived`), and `revived` at the end.
+
+    Raises:
+        ValueError: channels that the model does not have, or settings out of range.
     """
     begun = time.perf_counter()
     require.choice("pairing", pairing, ("flow", "order"))
@@ -554,6 +557,7 @@ def fmp(
             than those that scored worst.
         hold_mask, epochs, lr, batch, momentum, weight_decay, warmup, frozen_norms, augment,
             each_epoch, verbose: see :func:`fmp_repair`; epochs=0 only prunes.
+        generator: decides the images that score, the starts and the fine-tuning.
         checkpoint: file for scores; fine-tuning keeps another, with ".tune" added.
 
     Returns:
@@ -563,7 +567,8 @@ def fmp(
     Raises:
         ValueError: see :func:`fmp_scores`, :func:`fmp_select` and :func:`fmp_released_order`.
 
-    Source: the paper above, and its released code where the paper leaves things open.
+    Source: Huang and Bu, ICLR 2024, and the released code where the paper leaves things
+    open. Derived in lesson 06.
     """
     begun = time.perf_counter()
     # Refuse before, not after the hours.
@@ -653,12 +658,16 @@ def fmp_random(
     grow back where FMP's stay off.
 
     Args:
+        clean: what fine-tunes.
         like: convolution name -> positions, as in `Purified.pruned` of :func:`fmp`.
+        generator: decides the maps, then the fine-tuning.
         pairing, hold_mask, epochs, lr, batch, momentum, weight_decay, warmup, frozen_norms,
             augment, each_epoch, verbose, checkpoint: see :func:`fmp_repair`.
 
-    Returns:
+    Returns, raises:
         as :func:`fmp_repair`.
+
+    Source: a control of ours. Derived in lesson 06.
     """
     given = dict(locals())
     del given["like"]

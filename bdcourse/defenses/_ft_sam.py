@@ -26,7 +26,7 @@ from bdcourse import require
 from bdcourse.analysis.sharpness_aware import Flat
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
-from bdcourse.defenses._base import Purified, Tuning, copied, defense, stage, work
+from bdcourse.defenses._base import Purified, Tuning, copied, decided_by, defense, stage
 from bdcourse.train import Augment
 
 
@@ -75,7 +75,7 @@ def ft_sam(
 
     Source: Zhu et al., ICCV 2023. Derived in lesson 09.
     """
-    start, about = time.perf_counter(), work("ft_sam", locals())
+    start, about = time.perf_counter(), decided_by("ft_sam", locals())
     require.number("rho", rho)
     require.number("smoothing", smoothing)
     if rho < 0 or not 0 <= smoothing < 1:

@@ -41,9 +41,9 @@ from bdcourse.defenses._base import (
     Purified,
     beside,
     copied,
+    decided_by,
     defense,
     require_positive,
-    work,
 )
 from bdcourse.models import laid_out, lay_out
 from bdcourse.train import Augment
@@ -193,7 +193,7 @@ def i_bau(
 
     Source: Zeng et al., ICLR 2022. Derived in lesson 09.
     """
-    start, about = time.perf_counter(), work("i_bau", locals())
+    start, about = time.perf_counter(), decided_by("i_bau", locals())
     require.whole("batch", batch, 1)
     if passes is None:
         passes = max(1, round(40 / -(-len(clean) // batch)))

@@ -32,12 +32,12 @@ from bdcourse.data import Images
 from bdcourse.defenses._base import (
     admit,
     copied,
+    decided_by,
     filled,
     require_at_least,
     require_list,
     require_positive,
     require_ways,
-    work,
 )
 from bdcourse.metrics import predict
 from bdcourse.models import fingerprint, laid_out, lay_out, wide
@@ -178,6 +178,7 @@ def detect(
     """Flag the labels whose mask is an outlier on the small side.
 
     Args:
+        inverted: what `invert_trigger` found.
         threshold: of the anomaly index, at least 0.
         scale: "norm" compares norms, as Neural Cleanse does. No norm is negative, so no
             index of a small one exceeds median / (1.4826 * MAD), which is below 2 where
@@ -185,9 +186,14 @@ def detect(
         least: rate below which a guess is no trigger; its norm then says nothing and is
             left out, 0..1.
 
+    Returns:
+        the flagged labels, none of them for a clean bill, and everybody's index.
+
     Raises:
         ValueError: fewer than three labels, which have no outlier; settings out of
             range.
+
+    Source: Wang et al., IEEE S&P 2019. Derived in lesson 04.
     """
     require_inverted(inverted)
     require_at_least(0, threshold=threshold)
@@ -353,8 +359,10 @@ def invert_trigger(
     Raises:
         ValueError: settings out of range, a label that the images do not have, too few
             images of other classes; a checkpoint of other work.
+
+    Source: Wang et al., IEEE S&P 2019. Derived in lesson 04.
     """
-    start, about = time.perf_counter(), work("invert_trigger", locals())
+    start, about = time.perf_counter(), decided_by("invert_trigger", locals())
     admit(model, clean, least=1, pixels=True)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     labels = _labels(clean, targets)

@@ -386,7 +386,8 @@ def linf(
         ValueError: a layer without feature maps, no image of another class, settings
             out of range, "share" without `held`.
 
-    Source: arXiv 2002.12162; the defaults are this course's, the paper's are not known.
+    Source: Cheng et al., arXiv 2002.12162; the defaults are this course's, the paper's are
+    not known. Derived in lesson 04.
     """
     start = time.perf_counter()
     if select not in ("share", "deviation"):
@@ -487,7 +488,14 @@ def linf_oracle(
     What is left to gain by a better guess.
 
     Args:
-        layer, p, top, score, reduce, select, qs, max_drop, u: see :func:`linf`.
+        clean, held, layer, p, top, score, reduce, select, qs, max_drop, u: see
+            :func:`linf`.
+        attack: with its trigger.
+
+    Returns, raises:
+        as :func:`linf`.
+
+    Source: an oracle of ours. Derived in lesson 04.
     """
     if not is_trigger(attack):
         raise ValueError(f"attack must be an Attack with its trigger, not {require.kind(attack)}.")

@@ -38,6 +38,7 @@ from bdcourse.defenses._base import (
     Purified,
     Tuning,
     admit,
+    decided_by,
     defense,
     filled,
     require_at_least,
@@ -46,7 +47,6 @@ from bdcourse.defenses._base import (
     require_positive,
     require_ways,
     stage,
-    work,
 )
 from bdcourse.defenses._masks import (
     Masks,
@@ -196,7 +196,7 @@ def mnp_loss_changes(
     A model that torch.fx cannot trace goes through `mnp_plain_loss_changes`, and keeps no
     checkpoint.
     """
-    about = work("mnp_loss_changes", locals())
+    about = decided_by("mnp_loss_changes", locals())
     admit(model, clean, least=1)
     require.truth("shift", shift)
     require.whole("room", room, 1)
@@ -552,7 +552,7 @@ def mnp_learn_masks(
     Returns:
         masks, and each term of J step by step.
     """
-    about = work("mnp_learn_masks", locals())
+    about = decided_by("mnp_learn_masks", locals())
     admit(model, clean)
     if suppressed is not None:
         require_sound(suppressed, "suppressed")
@@ -749,7 +749,8 @@ def mnp(
         repair, threshold, max_drop: see `mnp_apply_masks`.
         preserve, beta, lam, kappa, penalty, steps, mask_lr: see `mnp_learn_masks`. Without
             beta and kappa no copy is made. beta="held" takes :func:`choose_beta`.
-        stop, epochs, lr, clip: see `mnp_suppress`.
+        stop, epochs, lr, clip: see `mnp_suppress`; batch: of both stages.
+        generator: decides the batches of all stages.
         tune: epochs of fine-tuning on `clean` at rate 0.01 afterwards, the zeros held.
         checkpoint: every stage is resumed from files beside this path, which are
             deleted at the end.

@@ -33,10 +33,10 @@ from bdcourse.defenses._base import (
     Purified,
     Tuning,
     copied,
+    decided_by,
     defense,
     require_list,
     stage,
-    work,
 )
 from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.metrics import logits
@@ -217,7 +217,7 @@ def nad(
 
     Source: Li et al., ICLR 2021. Derived in lesson 09.
     """
-    start, about = time.perf_counter(), work("nad", locals())
+    start, about = time.perf_counter(), decided_by("nad", locals())
     tuning = Tuning.of(locals(), each_epoch=None)
     betas = [require.number("a beta", b) for b in require_list("betas", betas)]
     require.number("p", p)

@@ -82,6 +82,8 @@ def nc_unlearning(
 
     Raises:
         ValueError: settings out of range, a label that was not inverted, no images.
+
+    Source: Wang et al., IEEE S&P 2019. Derived in lesson 04.
     """
     start = time.perf_counter()
     require_inverted(inverted, clean)

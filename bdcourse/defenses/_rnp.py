@@ -28,6 +28,7 @@ from bdcourse.defenses._base import (
     Purified,
     admit,
     copied,
+    decided_by,
     defense,
     filled,
     require_at_least,
@@ -35,7 +36,6 @@ from bdcourse.defenses._base import (
     require_positive,
     require_ways,
     stage,
-    work,
 )
 from bdcourse.defenses._masks import (
     Masks,
@@ -130,7 +130,7 @@ def unlearn(
 
     Source: Li et al., ICML 2023; values of the released code. Derived in lesson 07.
     """
-    about = work("unlearn", locals())
+    about = decided_by("unlearn", locals())
     admit(model, clean, steady=False)
     _require_ascent(stop, epochs, lr, drop, clip, batch)
     require.share("momentum", momentum)
@@ -210,7 +210,7 @@ def recover(
     Returns:
         masks, and the cross-entropy step by step.
     """
-    about = work("recover", locals())
+    about = decided_by("recover", locals())
     # Nothing can be said of the answers: the network has unlearned them.
     require_sound(unlearned, "unlearned", steady=False)
     require_clean(clean)
@@ -285,7 +285,8 @@ def rnp(
             at every threshold; to pick the best row would leak the attacker's images.)
         stop, judge, epochs, lr, drop, clip: see `unlearn`; clip=None is what the
             released code does in effect.
-        steps, mask_lr, weight, training: see `recover`.
+        steps, mask_lr, weight, training: see `recover`; batch: of both stages.
+        generator: decides the batches of both stages.
         checkpoint: both stages are resumed from files beside this path, which are
             deleted at the end.
 
