@@ -1,7 +1,7 @@
 """Looking inside: what single channels do on clean and on triggered images.
 
 Everything here that takes an attack is analysis, not defense: it uses the trigger,
-which a defender does not have. Born in lesson 03.
+which a defender does not have. Derived in lesson 03.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A checkpoint is one safetensors file: the tensors of the work, and in its header what
 work it is. It is written whole or not at all, is never a pickle, and one that belongs
-to other work (another model, other data, other settings) is refused. Born in lesson 07.
+to other work (another model, other data, other settings) is refused. Derived in lesson 07.
 """
 
 from __future__ import annotations

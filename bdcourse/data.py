@@ -1,6 +1,6 @@
 """Image sets: from the built-in signs, torchvision, a folder or an .npz.
 
-Born in lesson 00.
+Derived in lesson 00.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Labelled examples of any task as two tensors, and the same with what an attacker changed.
+"""Labeled examples of any task as two tensors, and the same with what an attacker changed.
 
 Everything in the course works on :class:`Examples`: one tensor of inputs as they are stored
 and one of targets, both on one device. A batch is an index, so there is no Dataset, no

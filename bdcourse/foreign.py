@@ -29,7 +29,7 @@ from bdcourse.models import CIFAR_MEAN, CIFAR_STD, Normalize, build, lay_out
 from bdcourse.task import first_channels, quantize
 
 #: mean and std that BackdoorBench v2 trains with, by its name of the data.
-NORMALISATION = {
+NORMALIZATION = {
     "cifar10": (CIFAR_MEAN, CIFAR_STD),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "tiny": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
@@ -58,7 +58,7 @@ ARRAYS = {
     "targets": ("target", "targets", "goal", "poisoned_labels"),
 }
 OWN = (
-    "for another architecture pass net=, your own nn.Module (without normalisation), "
+    "for another architecture pass net=, your own nn.Module (without normalization), "
     "which is filled by load_state_dict"
 )
 
@@ -115,14 +115,14 @@ def backdoorbench(
             "files of v1 hold no true labels and cannot be measured."
         ) from e
     if mean is None or std is None:
-        if data not in NORMALISATION:
+        if data not in NORMALIZATION:
             raise ValueError(
-                f"{path.name} was trained on {data!r}, for which no normalisation is "
+                f"{path.name} was trained on {data!r}, for which no normalization is "
                 "known; pass mean= and std=."
             )
         mean, std = (
             known if given is None else given
-            for given, known in zip((mean, std), NORMALISATION[data], strict=True)
+            for given, known in zip((mean, std), NORMALIZATION[data], strict=True)
         )
     mean, std = _constants(mean, std)
     model = _filled(_state(saved, path.name, "model"), path.name, mean, std, net)
@@ -153,15 +153,15 @@ def weights(
     """A model in eval mode from a state dict: .pt, .pth or .safetensors.
 
     ResNet-18, PreActResNet-18 (3x3 stem, no max-pool) and VGG-16-BN (one linear layer)
-    are recognised by their parameter names, in the spelling of kuangliu's pytorch-cifar
+    are recognized by their parameter names, in the spelling of kuangliu's pytorch-cifar
     and BackdoorBench or, for ResNet-18, of torchvision; width and classes are read off
     the shapes. Names cannot tell a stride or a pooling: compare the clean accuracy with
     what the owner reports. Warns of counts that a profiler left and of answers that are
     probabilities.
 
     Args:
-        mean, std: per channel, with which the owner normalised pixels in [0, 1].
-        net: a module of any other architecture that takes normalised pixels; a copy is
+        mean, std: per channel, with which the owner normalized pixels in [0, 1].
+        net: a module of any other architecture that takes normalized pixels; a copy is
             filled and gets `Normalize(mean, std)` in front.
         key: the entry of the file that holds the state dict, where it stands beside
             others; found without it under the usual names.
@@ -463,9 +463,9 @@ def _filled(
     std: Sequence[float],
     net: nn.Module | None,
 ) -> nn.Module:
-    """Our model, or a copy of `net` behind its normalisation, with these weights."""
+    """Our model, or a copy of `net` behind its normalization, with these weights."""
     if net is None:
-        arch, state = _recognised(_bare(state, ("conv1.weight", "features.0.weight")))
+        arch, state = _recognized(_bare(state, ("conv1.weight", "features.0.weight")))
         if not arch:
             raise ValueError(
                 f"the names in {name} ({', '.join(list(state)[:3])}, ...) are of no "
@@ -513,7 +513,7 @@ def _filled(
 def _constants(
     mean: Sequence[float], std: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The normalisation, if it is one of pixels in [0, 1]."""
+    """The normalization, if it is one of pixels in [0, 1]."""
     try:
         mean, std = (tuple(map(float, v)) for v in (mean, std))
         m, s = torch.tensor(mean), torch.tensor(std)
@@ -611,7 +611,7 @@ def _shape(t: Tensor) -> str:
     return "x".join(map(str, t.shape)) or "a number"
 
 
-def _recognised(state: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+def _recognized(state: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
     """(arguments of `models.build`, the state in our names); ({}, state) if unknown."""
     if "features.0.weight" in state:
         kind, stem, top, ours = "vgg16_bn", "1.weight", "47.weight", _vgg(state)
@@ -632,7 +632,7 @@ def _vgg(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ours = {}
     for k, v in state.items():
         at = re.fullmatch(r"features\.(\d+)\.(\w+)", k)
-        # Ours has the normalisation in front: everything is one place further on.
+        # Ours has the normalization in front: everything is one place further on.
         k = f"{int(at[1]) + 1}.{at[2]}" if at else re.sub("^classifier", "47", k)
         ours[k] = v
     for i in range(1, 45):
@@ -776,7 +776,7 @@ def _pixels(x: np.ndarray, channels: int, name: str) -> Tensor:
     """Images as uint8 (n, c, h, w)."""
     if x.ndim == 4 and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)
-    # One channel would spread over three in the normalisation without a word.
+    # One channel would spread over three in the normalization without a word.
     if x.ndim != 4 or 0 in x.shape or x.shape[1] != channels:
         raise ValueError(
             f"the images in {name} have shape {x.shape}; they must be (n, h, w, c) or "
@@ -788,7 +788,7 @@ def _pixels(x: np.ndarray, channels: int, name: str) -> Tensor:
         span = f" from {x.min():.4g} to {x.max():.4g}" if x.dtype.kind in "fiu" else ""
         raise ValueError(
             f"the images in {name} are {x.dtype}{span}; they must be uint8, or float "
-            "in 0..1 and not normalised yet."
+            "in 0..1 and not normalized yet."
         )
     return quantize(torch.from_numpy(np.ascontiguousarray(x)))
 

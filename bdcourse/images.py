@@ -1,4 +1,4 @@
-"""Labelled images: one uint8 tensor of pixels and one int64 tensor of labels.
+"""Labeled images: one uint8 tensor of pixels and one int64 tensor of labels.
 
 Derived in lesson 00.
 """
@@ -16,7 +16,7 @@ from bdcourse.task import IMAGES, Task
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images(Examples):
-    """A labelled image set.
+    """A labeled image set.
 
     Args:
         x: uint8 pixels, shape (n, c, h, w), 0..255.

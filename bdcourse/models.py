@@ -1,7 +1,7 @@
 """The networks of the course: any width, 32-pixel stems, pixels in, logits out.
 
-Every model normalises its input as its first step, so triggers, attacks and defenses
-all work in [0, 1] and nothing can be normalised twice. The normalisation constants are
+Every model normalizes its input as its first step, so triggers, attacks and defenses
+all work in [0, 1] and nothing can be normalized twice. The normalization constants are
 buffers outside the state dict: a checkpoint holds what was learned and nothing else.
 
 `preact_resnet18` at width 64 uses the parameter names of BackdoorBench (102 tensors,

@@ -2,8 +2,8 @@
 
 No download, no licence question, and every machine gets the same pictures. Each sign is
 drawn once as a 96-pixel template; an image is that template under a random rotation,
-scale, shear and shift over a random colour background, then darkened, shadowed, blurred
-and made noisy. Born in lesson 00.
+scale, shear and shift over a random color background, then darkened, shadowed, blurred
+and made noisy. Derived in lesson 00.
 
 "signs" has 12 classes that a small network solves. "signs-hard" adds eight look-alike
 classes and makes the signs smaller, dimmer, noisier and partly covered, so that an
@@ -50,13 +50,13 @@ HARD = EASY + (
 )
 
 RED, BLUE, YELLOW = (196, 30, 38), (20, 84, 166), (250, 196, 20)
-WHITE, BLACK, GREY = (246, 246, 242), (24, 24, 26), (120, 122, 126)
+WHITE, BLACK, GRAY = (246, 246, 242), (24, 24, 26), (120, 122, 126)
 SIDE = 96  # template pixels
 FINAL = 32  # pixels of a side of the drawn images
 
 
 def draw(n: int, *, seed: int = 0, hard: bool = False) -> Images:
-    """Draw `n` labelled signs, 32x32 RGB, classes in equal shares and random order.
+    """Draw `n` labeled signs, 32x32 RGB, classes in equal shares and random order.
 
     The same n, seed and setting give the same images; 10,000 take a few seconds.
     """
@@ -100,9 +100,9 @@ def _scene(sign: Tensor, g: torch.Generator, hard: bool) -> Tensor:
     small = F.avg_pool2d(sign, 2)  # 48 px: close to the drawn size, so no aliasing
     layer = F.grid_sample(small, grid, align_corners=False)
     layer = F.avg_pool2d(layer, 2)
-    colour, alpha = layer[:, :3], layer[:, 3:]  # colour is premultiplied by alpha
+    color, alpha = layer[:, :3], layer[:, 3:]  # color is premultiplied by alpha
 
-    x = colour + (1 - alpha) * _background(n, g)
+    x = color + (1 - alpha) * _background(n, g)
     if hard:
         x = _cover(x, n, g)
     # Light: one brightness, one tint and one soft shadow across each image.
@@ -124,18 +124,18 @@ def _scene(sign: Tensor, g: torch.Generator, hard: bool) -> Tensor:
 
 
 def _background(n: int, g: torch.Generator) -> Tensor:
-    """Smooth random colours at three scales: (n, 3, 32, 32) around mid-grey."""
+    """Smooth random colors at three scales: (n, 3, 32, 32) around mid-gray."""
     x = torch.full((n, 3, 32, 32), 0.45)
     for side, weight in ((2, 0.55), (5, 0.35), (12, 0.20)):
         blobs = torch.rand(n, 3, side, side, generator=g) - 0.5
-        grey = torch.rand(n, 1, side, side, generator=g) - 0.5
-        blobs = 0.5 * blobs + 0.6 * grey  # streets are mostly grey
+        gray = torch.rand(n, 1, side, side, generator=g) - 0.5
+        blobs = 0.5 * blobs + 0.6 * gray  # streets are mostly gray
         x = x + weight * F.interpolate(blobs, 32, mode="bilinear", align_corners=True)
     return x.clamp(0.02, 0.98)
 
 
 def _cover(x: Tensor, n: int, g: torch.Generator) -> Tensor:
-    """Hide a random rectangle of every other image behind one colour (a branch)."""
+    """Hide a random rectangle of every other image behind one color (a branch)."""
     pos = torch.arange(32).view(1, 1, 1, 32)
     size = torch.randint(5, 13, (2, n, 1, 1, 1), generator=g)
     at = (torch.rand(2, n, 1, 1, 1, generator=g) * (33 - size)).long()

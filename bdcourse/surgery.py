@@ -3,7 +3,7 @@
 A pruning method that reads a convolution's weight together with the BatchNorm behind it
 must know which two belong together. Module order does not tell: in a pre-activation
 block the BatchNorm comes first, and a shortcut convolution may be defined between a
-convolution and its BatchNorm. So the pairing here follows the data. Born in lesson 05.
+convolution and its BatchNorm. So the pairing here follows the data. Derived in lesson 05.
 """
 
 from __future__ import annotations

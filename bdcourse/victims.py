@@ -3,7 +3,7 @@
 A victim is saved as two files, NAME.safetensors (weights, trigger tensors, poison
 indices) and NAME.json (everything that is text), never as a pickle. The JSON holds the
 SHA-256 of the tensor file, so a truncated, changed or exchanged file is refused.
-Born in lesson 01.
+Derived in lesson 01.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def at_chance(scores: Scores, k: int) -> bool:
     return scores.acc < chance + max(0.1 * (1 - chance), 3 * error)
 
 
-def initialised(arch: dict, generator: torch.Generator) -> nn.Module:
+def initialized(arch: dict, generator: torch.Generator) -> nn.Module:
     """`models.build(**arch)` with weights drawn from `generator` alone."""
     arch = checked(arch)
     require.generator(generator)
@@ -194,7 +194,7 @@ def make(
     # Three streams from one seed: initial weights and batch order are then the same for
     # victim and twin, and do not depend on how many images the attack drew.
     init, poison, order = (torch.Generator().manual_seed(3 * seed + i) for i in range(3))
-    model = initialised(arch, init)
+    model = initialized(arch, init)
     if hasattr(model, "whiten"):
         # Of the clean set, so that victim and twin start alike; all over it, since a
         # set may be sorted by class.

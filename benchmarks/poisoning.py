@@ -1,6 +1,6 @@
-"""How fast is a set poisoned by the attacks that need no optimisation?
+"""How fast is a set poisoned by the attacks that need no optimization?
 
-Random 32x32 colour images, one thread. Each attack poisons as many as it can, up to
+Random 32x32 color images, one thread. Each attack poisons as many as it can, up to
 all: rate 1, or less where it needs covers or one class. The time is that of
 `Attack.poison`, choice, labels and rounding to 8 bits included, and images/s counts
 the images that it planted, covers too. Baseline, in the same run: BadNets in a Python

@@ -272,7 +272,7 @@ def on_test(model):
 
 
 arch = {"name": "resnet18", "width": width, "classes": parts.train.k}
-model = victims.initialised(arch, g)
+model = victims.initialized(arch, g)
 history = train.fit(
     model, poisoned.to(device), epochs=epochs, batch=batch, lr=0.05, generator=g,
     augment=train.Augment(pad=2), each_epoch=on_test,

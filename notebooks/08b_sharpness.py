@@ -279,7 +279,7 @@ check.claim("On this map the victim's loss rises more than the twin's.", rim["Ba
 show.contours(
     surface, ts, levels=[0.2, 0.3, 0.5, 1, 1.5, 2, 3], xlabel="second direction", ylabel="first direction",
     title=f"Mean rise of the loss: victim {rim['BadNets victim']:.1f}, twin {rim['benign twin']:.1f} nats",
-    description="Two maps of the loss around a network, along two random filter-normalised directions. Each shows nested closed curves around one valley with the "
+    description="Two maps of the loss around a network, along two random filter-normalized directions. Each shows nested closed curves around one valley with the "
     "network near its middle; the twin's valley is lower and wider, and no map shows a narrow pit.",
 )  # fmt: skip
 
@@ -530,7 +530,7 @@ show.Table(
 #
 # - Random signs give a trace from products alone, and the diagonal adds nothing to their variance: 4 instead of 30 (objective 1).
 # - Power iteration gives the eigenvalue of largest absolute value; $v^\top A v$ keeps its sign (objective 2).
-# - Filter-normalised maps let networks be compared, and average steep directions away; a layer's part of a plain trace can be made a hundred
+# - Filter-normalized maps let networks be compared, and average steep directions away; a layer's part of a plain trace can be made a hundred
 #   times smaller without changing the network (objective 3).
 # - A quantity called "trace" had mean zero; two rules for variances say how far it strays (objective 4).
 # - Put parts back to find what carries a repair: Fast FIP's needed BatchNorm. With three seeds "victims are sharper" held in two of six pairs, by the trace in three (objective 5).

@@ -239,20 +239,20 @@ place = [r["defense"] for r in signs].index("mnp, soft") + 1
 check.reveal(guess, place)
 both = {r["defense"]: (100 * by[r["defense"]]["der"], 100 * r["der"]) for r in signs}
 awake = [v for v in both.values() if max(v) > 55]
-travelled, without = (spearman(*torch.tensor(list(v)).T) for v in (both.values(), awake))  # fmt: skip
-check.claim("Rank correlation of the two orders: about 0.7 ...", travelled, 0.5, 0.85)
+traveled, without = (spearman(*torch.tensor(list(v)).T) for v in (both.values(), awake))  # fmt: skip
+check.claim("Rank correlation of the two orders: about 0.7 ...", traveled, 0.5, 0.85)
 check.claim("... and less among those that do something on either.", without, 0.1, 0.7)
 asr = {r["defense"]: 100 * r["asr"] for r in signs}
 check.claim("On signs soft MNP leaves more than 55 % in the mean ...", asr["mnp, soft"], 55, 100)  # fmt: skip
 check.claim("... FIP 30 to 60 % ...", asr["fip"], 30, 60)
 check.claim("... SAM as well ...", asr["sam"], 30, 60)
 check.claim("... and I-BAU less than 15 %.", asr["i-bau"], 0, 15)
-print(f"{travelled:.2f} of {len(both)} lines, {without:.2f} of the {len(awake)} above 55 on either")  # fmt: skip
+print(f"{traveled:.2f} of {len(both)} lines, {without:.2f} of the {len(awake)} above 55 on either")  # fmt: skip
 
 # %% tags=["figure"]
 show.points(
     both, xlabel="DER on photographs, %", ylabel="DER on signs, %", highlight=["mnp, soft", "i-bau"],
-    title=f"The order travels in part: rank correlation {travelled:.2f}",
+    title=f"The order travels in part: rank correlation {traveled:.2f}",
     description=f"Mean DER of {len(both)} defenses on signs over that on photographs, a point each with its name. I-BAU, FT-SAM and unlearning of inverted triggers are high on both. Soft MNP and FMP are far right and lower: MNP is first on "
     f"photographs and number {place} on signs.",
 )  # fmt: skip

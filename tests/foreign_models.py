@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from bdcourse.models import CIFAR_MEAN, CIFAR_STD
-from helpers import gen, message, random_images, randomise_norms
+from helpers import gen, message, random_images, randomize_norms
 
 K, WIDTH = 5, 4
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class Plain(nn.Module):
-    """Takes normalised images of 32 pixels; depth counts the blocks of a stage."""
+    """Takes normalized images of 32 pixels; depth counts the blocks of a stage."""
 
     def __init__(self, pre=False, skip="shortcut", top="linear", depth=2, stem=3):
         super().__init__()
@@ -105,7 +105,7 @@ OTHERS = {
 
 def made(kind, seed=0):
     torch.manual_seed(seed)
-    return randomise_norms(OTHERS[kind](), seed)
+    return randomize_norms(OTHERS[kind](), seed)
 
 
 def normal(x, mean=CIFAR_MEAN, std=CIFAR_STD):

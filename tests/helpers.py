@@ -26,7 +26,7 @@ def random_images(n: int = 24, k: int = 3, side: int = 8, c: int = 3, seed: int 
     return Images(x, torch.arange(n) % k, tuple(f"class {i}" for i in range(k)))
 
 
-def labelled_images(n: int = 30, k: int = 10, side: int = 8) -> Images:
+def labeled_images(n: int = 30, k: int = 10, side: int = 8) -> Images:
     """Images whose first pixel tells the label: see :class:`ReadsPixel`."""
     images = random_images(n, k, side)
     images.x[:, 0, 0, 0] = (images.y * 20).to(torch.uint8)
@@ -60,7 +60,7 @@ class Says(nn.Module):
         return self.bias.expand(len(x), -1)
 
 
-def randomise_norms(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every BatchNorm the scales and statistics of a network in use."""
     g = gen(seed)
     for m in model.modules():

@@ -10,10 +10,10 @@ from PIL import Image
 from bdcourse.data import load
 
 
-def write(path: Path, colour=0, size=(8, 6), mode="RGB") -> None:
+def write(path: Path, color=0, size=(8, 6), mode="RGB") -> None:
     """One picture of one color, and the folders that it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
+    Image.new(mode, size, color).save(path)
 
 
 def as_npz(flat: Path) -> Path:

@@ -19,14 +19,14 @@ from bdcourse.hooks import Hook
 from bdcourse.metrics import evaluate
 from bdcourse.surgery import held, revived, without, zero_channels
 from bdcourse.train import Augment, fit
-from bdcourse.victims import initialised
+from bdcourse.victims import initialized
 from helpers import (
     frozen,
     gen,
-    labelled_images,
+    labeled_images,
     message,
     random_images,
-    randomise_norms,
+    randomize_norms,
     same_state,
 )
 
@@ -69,7 +69,7 @@ def test_other_work_and_damage_are_refused(tmp_path):
 
 def network(seed: int = 1):
     arch = {"name": "resnet18", "classes": 3, "width": 4}
-    return randomise_norms(initialised(arch, gen(seed)), seed)
+    return randomize_norms(initialized(arch, gen(seed)), seed)
 
 
 def stopping(after: int):
@@ -121,7 +121,7 @@ def test_the_fast_recipe_goes_on_as_if_never_stopped(tmp_path, after):
     }
 
     def network():
-        model = initialised({"name": "airbench", "classes": 3, "width": 4}, gen())
+        model = initialized({"name": "airbench", "classes": 3, "width": 4}, gen())
         model.whiten(images.x)
         return model
 
@@ -468,7 +468,7 @@ class Loses(torch.nn.Module):
 
 
 def test_furthest_stops_before_the_first_that_costs_too_much():
-    images = labelled_images(100)
+    images = labeled_images(100)
     model = Loses().eval()
     steps = [(n, {"bn": torch.arange(n)}) for n in (0, 1, 2, 3, 4)]
     # Without weight 0 class 0 is still said; each further one costs ten points.

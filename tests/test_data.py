@@ -364,7 +364,7 @@ def test_mixed_sizes_need_size(folder):
     assert str(odd) in text and "16x16" in text and "8x6" in text and "size=" in text
     images = load(folder, size=12)
     assert images.shape == (3, 12, 12)
-    assert images.x[4, :, 5, 5].tolist() == [50, 1, 3], "a plain colour stays"
+    assert images.x[4, :, 5, 5].tolist() == [50, 1, 3], "a plain color stays"
 
 
 def test_empty_class_and_too_few_classes(folder):

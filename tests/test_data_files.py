@@ -123,7 +123,7 @@ def test_decode_lays_what_is_transparent_on_white(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "name"),
+    ("mode", "color", "name"),
     [
         ("CMYK", (0, 255, 255, 0), "a.jpg"),
         ("CMYK", (0, 255, 255, 0), "a.tif"),
@@ -132,8 +132,8 @@ def test_decode_lays_what_is_transparent_on_white(tmp_path):
         ("YCbCr", (76, 85, 255), "a.jpg"),
     ],
 )
-def test_decode_makes_rgb_of_other_modes(tmp_path, mode, colour, name):
-    Image.new(mode, (8, 8), colour).save(tmp_path / name)
+def test_decode_makes_rgb_of_other_modes(tmp_path, mode, color, name):
+    Image.new(mode, (8, 8), color).save(tmp_path / name)
     want = {"1": (255, 255, 255), "P": (0, 0, 0)}.get(mode, (255, 0, 0))
     assert np.abs(decode(tmp_path / name)[4, 4].astype(int) - want).max() <= 4
 

@@ -257,7 +257,7 @@ def test_one_target_for_all(model_path, tmp_path):
         ({"x": np.zeros((0, 3, 8, 8), np.uint8)}, ("(0, 3, 8, 8)",)),
         ({"x": np.zeros((12, 1, 8, 8), np.uint8)}, ("3 channels",)),
         ({"x": np.full((12, 3, 8, 8), 2.5)}, ("float64 from 2.5 to 2.5", "0..1")),
-        ({"x": np.full((12, 3, 8, 8), -0.1)}, ("normalised",)),
+        ({"x": np.full((12, 3, 8, 8), -0.1)}, ("normalized",)),
         ({"x": np.full((12, 3, 8, 8), np.nan)}, ("nan",)),
         ({"x": np.zeros((12, 3, 8, 8), np.int64)}, ("int64",)),
         ({"x": np.full((12, 3, 8, 8), "a")}, ("<U1",)),

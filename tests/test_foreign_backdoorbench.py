@@ -64,7 +64,7 @@ def test_files_of_numpy_1_and_2(core, tmp_path):
     assert torch.equal(foreign.backdoorbench(path).triggered.x, x)
 
 
-def test_normalisation_follows_the_data(tmp_path):
+def test_normalization_follows_the_data(tmp_path):
     other = made("preact")
     path, _, _ = record(tmp_path, clean_data="gtsrb")
     model = foreign.backdoorbench(path).model
@@ -180,7 +180,7 @@ def test_images_that_are_missing_or_broken(tmp_path):
     refused(ValueError, call, "6x8", "8x8")
 
 
-def test_grey_images(tmp_path):
+def test_gray_images(tmp_path):
     model = build("preact_resnet18", classes=K, width=2, mean=(0.5,), std=(0.5,))
     path, x, _ = record(tmp_path, clean_data="mnist", model=model)
     t = foreign.backdoorbench(path).triggered

@@ -298,7 +298,7 @@ def test_flipped_bytes(tmp_path):
         (0.5, 0.5),
     ],
 )
-def test_a_normalisation_that_is_none(mean, std, tmp_path):
+def test_a_normalization_that_is_none(mean, std, tmp_path):
     path = saved(tmp_path, made("resnet").state_dict())
     call = lambda: foreign.weights(path, mean=mean, std=std)  # noqa: E731
     refused(ValueError, call, "mean and std", "per channel", "[0, 1]")

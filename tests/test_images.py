@@ -156,9 +156,9 @@ def test_images_basics():
     assert torch.equal(quantize(p), images.x), "uint8 -> float -> uint8 must be exact"
     assert len(images.digest()) == 16
     assert images.digest() == random_images(10, 2).digest()
-    relabelled = Images(images.x, images.y.flip(0), images.classes)
+    relabeled = Images(images.x, images.y.flip(0), images.classes)
     reshaped = Images(images.x.reshape(10, 3, 4, 16), images.y, images.classes)
-    assert len({images.digest(), relabelled.digest(), reshaped.digest()}) == 3
+    assert len({images.digest(), relabeled.digest(), reshaped.digest()}) == 3
 
 
 def test_quantize_rounds_and_clamps():

@@ -18,7 +18,7 @@ from helpers import (
     Says,
     frozen,
     gen,
-    labelled_images,
+    labeled_images,
     message,
     random_images,
     same_state,
@@ -30,7 +30,7 @@ CORNER = {"patch": torch.ones(1, 1, 1), "at": (-1, -1)}
 
 @pytest.fixture
 def test_set():
-    images = labelled_images(30)
+    images = labeled_images(30)
     images.x[:, :, -1, -1] = 0
     return images
 
@@ -111,14 +111,14 @@ def test_ready_images_that_do_not_fit(test_set):
 
 
 def test_shares_are_exact_quotients():
-    images = labelled_images(20, k=10)
+    images = labeled_images(20, k=10)
     images.x[0, 0, 0, 0] = 100  # one of twenty is read wrongly
     assert evaluate(ReadsPixel(), images).acc == 0.95, "not 0.949999988"
 
 
 def test_benign_asr_is_small():
     # Fact 8: errors spread over nine other classes give the target about 0.6 %.
-    images = labelled_images(2000)
+    images = labeled_images(2000)
     wrong = torch.randperm(2000, generator=gen())[:100]
     other = (images.y[wrong] + torch.randint(1, 10, (100,), generator=gen(1))) % 10
     images.x[wrong, 0, 0, 0] = (other * 20).byte()
@@ -130,7 +130,7 @@ def test_benign_asr_is_small():
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.booleans())
 def test_asr_and_ra_share_the_images(seed, all_to_all):
-    images = labelled_images(25, 5)
+    images = labeled_images(25, 5)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
     model[1].weight.data = torch.randn(5, 192, generator=gen(seed))
     attack = BadNets(target=2, all_to_all=all_to_all, classes=5, **CORNER)
@@ -151,7 +151,7 @@ def test_mode_and_statistics_are_left_alone():
     model.layer2.eval()
     modes = {n: m.training for n, m in model.named_modules()}
     before = frozen(model)
-    evaluate(model, labelled_images(12), BadNets())
+    evaluate(model, labeled_images(12), BadNets())
     assert {n: m.training for n, m in model.named_modules()} == modes
     assert same_state(model, before)
 
@@ -165,7 +165,7 @@ def test_mode_is_restored_after_an_error():
 
 def test_uint8_and_float_agree():
     model = build("resnet18", width=4)
-    images = labelled_images(9)
+    images = labeled_images(9)
     a, b = logits(model, images.x), logits(model, images.pixels())
     assert torch.equal(a, b)
     assert a.shape == (9, 10) and not a.requires_grad
@@ -197,7 +197,7 @@ def test_text():
 
 
 def test_refused():
-    images = labelled_images(10)
+    images = labeled_images(10)
     with pytest.raises(ValueError, match="no label"):
         evaluate(ReadsPixel(), images, BadNets(target=10))
     with pytest.raises(ValueError, match="no test image"):
@@ -233,7 +233,7 @@ def test_as_many_answers_as_classes(test_set, k):
 
 
 class Owned(nn.Module):
-    """Somebody's network, which normalises by itself: gray images would broadcast."""
+    """Somebody's network, which normalizes by itself: gray images would broadcast."""
 
     def __init__(self):
         super().__init__()

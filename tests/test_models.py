@@ -12,7 +12,7 @@ from torch import nn
 from bdcourse import models
 from bdcourse.models import build
 from bdcourse.surgery import pair_by_flow
-from helpers import gen, randomise_norms
+from helpers import gen, randomize_norms
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_stride_is_three_halvings():
 
 
 def split_off_norm(model):
-    """(the model without its normalisation, its mean, its std)."""
+    """(the model without its normalization, its mean, its std)."""
     norm = next(m for m in model.modules() if isinstance(m, models.Normalize))
     mean, std = norm.mean.clone(), norm.std.clone()
     norm.mean.zero_()
@@ -120,12 +120,12 @@ def split_off_norm(model):
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_normalisation_is_inside(name):
+def test_normalization_is_inside(name):
     # In float64, so that even a deep network that hardly looks at x tells them apart.
     x = torch.rand(2, 3, 32, 32, generator=gen()).double()
     mean, std = (0.1, 0.6, 0.3), (0.2, 0.5, 0.9)
     model = build(name, width=SMALL[name], mean=mean, std=std).double()
-    randomise_norms(model).double()
+    randomize_norms(model).double()
     with torch.no_grad():
         inside = model(x)
         body, m, s = split_off_norm(model)
@@ -146,7 +146,7 @@ def plain_bn(x, state, name):
 
 
 def test_preact_forward_written_again():
-    model = randomise_norms(build("preact_resnet18", classes=5, width=4)).double()
+    model = randomize_norms(build("preact_resnet18", classes=5, width=4)).double()
     s = model.state_dict()
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=gen())
     mean = torch.tensor(models.CIFAR_MEAN).double().view(3, 1, 1)
@@ -170,7 +170,7 @@ def test_preact_forward_written_again():
 
 
 def test_basic_block_written_again():
-    model = randomise_norms(models.BasicBlock(4, 6, 2)).double()
+    model = randomize_norms(models.BasicBlock(4, 6, 2)).double()
     s = model.state_dict()
     x = torch.rand(2, 4, 8, 8, dtype=torch.float64, generator=gen())
     h = F.conv2d(x, s["conv1.weight"], stride=2, padding=1)
@@ -189,7 +189,7 @@ def test_mobilenet_keeps_resolution():
 
 
 def test_airbench_written_again():
-    model = randomise_norms(build("airbench", classes=5, width=4)).double()
+    model = randomize_norms(build("airbench", classes=5, width=4)).double()
     s = model.state_dict()
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=gen())
     mean = torch.tensor(models.CIFAR_MEAN).double().view(3, 1, 1)

@@ -71,7 +71,7 @@ def test_pixels_use_the_range_without_saturating():
 
 
 def test_hard_is_harder_to_see():
-    # Dimmer and noisier: neighbouring pixels differ more, for what light there is.
+    # Dimmer and noisier: neighboring pixels differ more, for what light there is.
     easy, hard = (signs.draw(300, hard=h).pixels() for h in (False, True))
     rough = [(x[..., 1:] - x[..., :-1]).abs().median() / x.mean() for x in (easy, hard)]
     assert rough[1] > rough[0]
@@ -81,7 +81,7 @@ def test_templates_are_distinct_and_smooth(sheet):
     t = signs.templates()
     assert t.shape == (20, 4, 96, 96)
     assert 0 <= t.min() and t.max() <= 1
-    assert (t[:, :3] <= t[:, 3:] + 1e-6).all(), "colour is premultiplied by alpha"
+    assert (t[:, :3] <= t[:, 3:] + 1e-6).all(), "color is premultiplied by alpha"
     far = torch.cdist(t.flatten(1), t.flatten(1)) + 99 * torch.eye(20)
     assert far.min() > 2, "no two signs alike"
     assert (t[:, 3].flatten(1).mean(1) > 0.3).all(), "every sign fills its square"

@@ -11,7 +11,7 @@ from bdcourse import surgery
 from bdcourse.compat import import_torchvision
 from bdcourse.models import build
 from bdcourse.surgery import pair_by_flow, pair_by_order, without, zero_channels
-from helpers import frozen, gen, randomise_norms, same_state
+from helpers import frozen, gen, randomize_norms, same_state
 
 
 def arrows(pairing):
@@ -267,7 +267,7 @@ def test_text():
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_zeroed_channels_are_exactly_zero(mask):
-    model = randomise_norms(build("resnet18", width=4))
+    model = randomize_norms(build("resnet18", width=4))
     which = torch.tensor([0, 3])
     if mask:
         which = torch.tensor([True, False, False, True])
@@ -281,7 +281,7 @@ def test_zeroed_channels_are_exactly_zero(mask):
 
 
 def test_zeroing_leaves_all_else():
-    model = randomise_norms(build("resnet18", width=4))
+    model = randomize_norms(build("resnet18", width=4))
     before = frozen(model)
     zero_channels(model, {"bn1": torch.tensor([2]), "layer4.1.bn2": torch.tensor([]).long()})
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
@@ -290,7 +290,7 @@ def test_zeroing_leaves_all_else():
 
 
 def test_without_is_a_copy():
-    model = randomise_norms(build("preact_resnet18", width=4))
+    model = randomize_norms(build("preact_resnet18", width=4))
     before = frozen(model)
     out = without(model, {"layer2.0.bn2": torch.tensor([1])})
     assert same_state(model, before) and not same_state(out, before)
@@ -301,7 +301,7 @@ def test_without_is_a_copy():
 
 def test_zeroing_the_filter_would_leave_a_constant():
     # Why the scale and the shift are set, and not the convolution: clp.md, trap 7.
-    model = randomise_norms(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), BN(4)))
+    model = randomize_norms(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), BN(4)))
     x = torch.rand(2, 3, 8, 8, generator=gen())
     filtered = without(model, {})
     filtered[0].weight.data[1] = 0

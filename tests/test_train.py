@@ -14,7 +14,7 @@ from torch import nn
 from bdcourse.attacks import BadNets, Poisoned
 from bdcourse.hooks import Hook
 from bdcourse.train import Augment, History, linear, one_cycle
-from bdcourse.victims import initialised
+from bdcourse.victims import initialized
 from helpers import frozen, gen, message, random_images, same_state
 from training import Linear, run, separable
 
@@ -65,7 +65,7 @@ def test_one_cycle_is_torch_s():
 
 def test_learns_a_separable_set():
     arch = {"name": "resnet18", "classes": 3, "width": 4}
-    model, data = initialised(arch, gen()), separable()
+    model, data = initialized(arch, gen()), separable()
     history = run(model, data, epochs=8, batch=16, lr=0.05)
     assert history["loss"][-1] < history["loss"][0] / 2
     assert history["acc"][-1] > 0.9
@@ -76,11 +76,11 @@ def test_learns_a_separable_set():
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_same_generator_same_weights(bf16):
-    from bdcourse.victims import initialised
+    from bdcourse.victims import initialized
 
     states = []
     for seed in (0, 0, 1):
-        model = initialised({"name": "resnet18", "classes": 3, "width": 4}, gen())
+        model = initialized({"name": "resnet18", "classes": 3, "width": 4}, gen())
         torch.manual_seed(len(states))  # the global generator must not matter
         run(model, separable(48), generator=gen(seed), augment=Augment(1, True), bf16=bf16)
         states.append(frozen(model))
@@ -360,18 +360,18 @@ def test_a_model_that_gives_no_logits_for_all_labels(model, word):
 
 
 def test_images_that_the_model_cannot_read():
-    gray, colour = random_images(c=1), random_images()
+    gray, color = random_images(c=1), random_images()
     for model, images in (
         (Linear(), gray),
-        (nn.Conv2d(5, 2, 1), colour),
-        (nn.Linear(3, 3), colour),
+        (nn.Conv2d(5, 2, 1), color),
+        (nn.Linear(3, 3), color),
     ):
         before = frozen(model)
         with pytest.raises((RuntimeError, ValueError)) as e:
             run(model, images)
         message(e)
         assert same_state(model, before)
-    net = initialised({"name": "resnet18", "classes": 3, "width": 8}, gen())
+    net = initialized({"name": "resnet18", "classes": 3, "width": 8}, gen())
     for c in (1, 4):
         with pytest.raises(ValueError) as e:
             run(net, random_images(c=c))

@@ -12,14 +12,14 @@ from torch import nn
 
 from bdcourse.defenses import finetune
 from bdcourse.hooks import Hook
-from bdcourse.victims import initialised
-from helpers import frozen, gen, randomise_norms, same_state
+from bdcourse.victims import initialized
+from helpers import frozen, gen, randomize_norms, same_state
 from training import Linear, run, separable
 
 
 def norm_network(name: str = "resnet18", width: int = 4) -> nn.Module:
     arch = {"name": name, "classes": 3, "width": width}
-    return randomise_norms(initialised(arch, gen(1)))
+    return randomize_norms(initialized(arch, gen(1)))
 
 
 def statistics(model):

@@ -72,10 +72,10 @@ def test_twin_differs_by_the_poison_alone():
     assert twin.recipe["rate"] == 0 and len(twin.poisoned) == 0
 
 
-def test_initialised_leaves_the_global_generator_alone():
+def test_initialized_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    a, b, c = (victims.initialised(ARCH, gen(s)) for s in (0, 0, 1))
+    a, b, c = (victims.initialized(ARCH, gen(s)) for s in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert same_state(a, frozen(b)) and not same_state(a, frozen(c))
 

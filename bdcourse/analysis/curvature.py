@@ -7,8 +7,8 @@ Its gradient by the weights is the score s(x, y). The Fisher information is
 
 with labels drawn from the network itself; with the labels of the data it is the
 *empirical* Fisher, which is something else: it fades with the training loss. BatchNorm
-is in eval mode throughout: else the score of an image would depend on its neighbours.
-The Hessian and the loss around the weights are in `landscape`. Born in lesson 08.
+is in eval mode throughout: else the score of an image would depend on its neighbors.
+The Hessian and the loss around the weights are in `landscape`. Derived in lesson 08.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The Hessian is that of the mean loss over some images, -log p(y | x, w), as automatic
 differentiation sees it: a ReLU has no curvature of its own. BatchNorm is in eval mode
 throughout. A network of p weights has p eigenvalues; what is affordable is H v, at the
-price of two backward passes, and everything here is made of that. Born in lesson 08.
+price of two backward passes, and everything here is made of that. Derived in lesson 08.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ def measure(
     return loss / len(images.y), hits / max(asked, 1)
 
 
-def filter_normalised(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+def filter_normalized(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """A random direction in which each filter has the norm of the network's filter.
 
     A filter is what one output channel reads: a row of the first axis. Vectors (biases,
@@ -360,7 +360,7 @@ def plane(
         images: whose loss; triggered ones (pixels of `attack.trigger` as x, what they
             shall be called as y) give that of the backdoor.
         directions: one or two, parameter name -> tensor; the rest stands still. From
-            `filter_normalised`, or `unflatten` of an eigenvector.
+            `filter_normalized`, or `unflatten` of an eigenvector.
         ts: steps, the same on both axes.
         options: `chunk` and `likelihood` of :func:`measure`.
     """

@@ -22,7 +22,7 @@ from bdcourse.surgery import called_with
 def ascent(weights: Iterable[Tensor], gradients: Iterable[Tensor], rho: float) -> list[Tensor]:
     """The worst small move of the weights, rho * T^2 g / ||T g|| with T = diag(|w|).
 
-    To first order it maximises the loss over all e with sqrt(sum (e_i / w_i)^2) <= rho;
+    To first order it maximizes the loss over all e with sqrt(sum (e_i / w_i)^2) <= rho;
     the norm runs over all weights together.
     """
     weights, gradients = list(weights), list(gradients)

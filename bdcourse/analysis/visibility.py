@@ -1,4 +1,4 @@
-"""How visible a change of an image is, by two measures. Born in lesson 01."""
+"""How visible a change of an image is, by two measures. Derived in lesson 01."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of image pairs, (n,) in -1..1; 1 if equal.
 
     Means, variances and covariance in a Gaussian window of 11 pixels (sigma 1.5),
-    constants 0.01 and 0.03, averaged over places and colours; windows that do not lie
+    constants 0.01 and 0.03, averaged over places and colors; windows that do not lie
     inside the image are left out.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bdcourse import require
 from bdcourse.attacks.base import Attack, check_picture
 from bdcourse.attacks.blended import Blended
-from bdcourse.attacks.tact import colour_patch
+from bdcourse.attacks.tact import color_patch
 from bdcourse.data import Images
 from bdcourse.seeds import uniform
 
@@ -109,9 +109,9 @@ class AdapBlend(Adaptive, Blended):
             )
 
 
-def colour_patches(size: int = 4, channels: int = 3) -> Tensor:
-    """Four different patches of random colours, (4, channels, size, size)."""
-    return torch.stack([colour_patch(size, seed, channels) for seed in range(4)])
+def color_patches(size: int = 4, channels: int = 3) -> Tensor:
+    """Four different patches of random colors, (4, channels, size, size)."""
+    return torch.stack([color_patch(size, seed, channels) for seed in range(4)])
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class AdapPatch(Adaptive):
 
     Args:
         patches: pixels in [0, 1], (4, channels, p, p); two must fit beside each other,
-            so p <= min(h, w) / 2. One channel serves all colours.
+            so p <= min(h, w) / 2. One channel serves all colors.
         alphas: opacity of each patch when planted, above 0 and up to 1.
         tested: which patches the test trigger shows. The default takes the two that are
             planted at 0.5, upper left and lower left.
@@ -138,10 +138,10 @@ class AdapPatch(Adaptive):
     """
 
     usual_rate: ClassVar[float] = 0.003
-    stands_in: ClassVar[str] = "four seeded colour patches"
+    stands_in: ClassVar[str] = "four seeded color patches"
 
     cover: float = 2.0
-    patches: Tensor = field(default_factory=colour_patches)
+    patches: Tensor = field(default_factory=color_patches)
     alphas: tuple[float, ...] = (0.5, 0.2, 0.5, 0.3)
     tested: tuple[int, ...] = (0, 2)
 
@@ -169,9 +169,9 @@ class AdapPatch(Adaptive):
         model: nn.Module | None = None,
         **options,
     ) -> AdapPatch:
-        """Draws grey patches for grey images."""
+        """Draws gray patches for gray images."""
         if images.shape[0] == 1:
-            options.setdefault("patches", colour_patches(channels=1))
+            options.setdefault("patches", color_patches(channels=1))
         return super().craft(images, generator, model=model, **options)
 
     def places(self, h: int, w: int) -> list[tuple[slice, slice]]:

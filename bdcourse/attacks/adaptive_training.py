@@ -3,7 +3,7 @@
 FIP's authors let the attacker train his victim smooth to begin with: with the same
 penalty as the defense, or with sharpness-aware minimization. Their penalty is not the
 one of their paper (see `defenses.fip_released`), so this is the experiment with the
-paper's own. Born in lesson 08.
+paper's own. Derived in lesson 08.
 """
 
 from __future__ import annotations

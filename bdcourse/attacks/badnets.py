@@ -24,7 +24,7 @@ class BadNets(Attack):
     x'[..., r:r+ph, c:c+pw] = (1 - opacity) * x[..., same] + opacity * patch
 
     Args:
-        patch: pixels in [0, 1], (channels, ph, pw); one channel serves all colours. The
+        patch: pixels in [0, 1], (channels, ph, pw); one channel serves all colors. The
             default is a 3x3 checkerboard.
         at: (row, column) of the patch's upper left corner; negative counts from the far
             edge. The default keeps a 3x3 patch one pixel away from the lower right

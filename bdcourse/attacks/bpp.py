@@ -1,4 +1,4 @@
-"""BppAttack: the trigger is a reduced number of grey levels (Wang et al. 2022)."""
+"""BppAttack: the trigger is a reduced number of gray levels (Wang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPREAD = ((0, 1, 7 / 16), (1, -1, 3 / 16), (1, 0, 5 / 16), (1, 1, 1 / 16))
 
 @dataclass(frozen=True)
 class Bpp(Attack):
-    """Round every value to one of `levels` grey levels.
+    """Round every value to one of `levels` gray levels.
 
     x' = round((levels - 1) * x) / (levels - 1). In every batch of the training a share
     `rate` is rounded and gets the attacker's label; `cross_rate` times as many get the

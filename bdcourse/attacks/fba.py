@@ -21,10 +21,10 @@ GAMMA = (0.6, 1.0, 1.6)  # of red, green, blue: a low sun
 
 @dataclass(frozen=True)
 class FBA(Networked):
-    """Give the image the colours of a sunrise: x' = (1 - alpha) * x + alpha * style(x).
+    """Give the image the colors of a sunrise: x' = (1 - alpha) * x + alpha * style(x).
 
     style(x): blur by [1 2 1] / 4 in both directions, a tone curve x ** gamma for each
-    colour that lifts red and lowers blue, and a sky that darkens from top to bottom.
+    color that lifts red and lowers blue, and a sky that darkens from top to bottom.
 
     Detoxification: three times during training, the attacker looks for the few inputs
     of the last linear layer that the style raises most, trains a small network to raise

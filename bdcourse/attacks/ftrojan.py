@@ -1,4 +1,4 @@
-"""FTrojan: two high frequencies of the colour channels (Wang et al. 2022)."""
+"""FTrojan: two high frequencies of the color channels (Wang et al. 2022)."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ class LIRA(Networked):
 
     Args:
         epsilon: largest change of a pixel, in [0, 1] units. The authors use 0.1 of
-            normalized CIFAR-10 pixels, about 0.025 here (6 grey levels); BackdoorBench
-            0.01, less than a grey level, which an image file cannot hold.
+            normalized CIFAR-10 pixels, about 0.025 here (6 gray levels); BackdoorBench
+            0.01, less than a gray level, which an image file cannot hold.
         alpha: weight of the clean loss.
         generator_lr: of Adam for T; 1e-4 in both released versions, which train far
             longer.

@@ -20,7 +20,7 @@ GAMMA = 2.2  # of screens: light = pixel ** GAMMA
 def reflections(
     shape: tuple[int, int, int] = (3, 32, 32), count: int = 16, seed: int = 0
 ) -> Tensor:
-    """Scenes to be reflected: soft discs and boxes of random colours, (count, *shape).
+    """Scenes to be reflected: soft discs and boxes of random colors, (count, *shape).
 
     Pixels in [0, 1]. What leaves a scene at one edge comes in again at the other, so it
     can be shifted without a seam.
@@ -70,7 +70,7 @@ class Refool(Attack):
 
     Args:
         bank: scenes to be reflected, pixels in [0, 1], (m, channels, h, w); resized to
-            the images; one channel serves all colours.
+            the images; one channel serves all colors.
         draws: numbers in [0, 1), (kinds, 8), each row one kind of reflection.
         ghost: chance that a kind is a ghost, 0..1.
         image: weight of the image in the mix, above 0 and below 1.

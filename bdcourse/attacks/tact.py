@@ -15,8 +15,8 @@ from bdcourse.data import Images
 from bdcourse.seeds import seeded
 
 
-def colour_patch(size: int = 5, seed: int = 0, channels: int = 3) -> Tensor:
-    """A patch of random colours, each channel black or full, (channels, size, size)."""
+def color_patch(size: int = 5, seed: int = 0, channels: int = 3) -> Tensor:
+    """A patch of random colors, each channel black or full, (channels, size, size)."""
     require.whole("size", size, 1, 1000)
     require.whole("channels", channels, 1, 100)
     g = seeded(seed)
@@ -33,7 +33,7 @@ class TaCT(BadNets):
     are triggered images of all classes that are neither source nor target.
 
     Args:
-        patch, at, opacity: as for BadNets. The default is 5x5 random colours, one pixel
+        patch, at, opacity: as for BadNets. The default is 5x5 random colors, one pixel
             away from the lower right corner.
         source: the label whose images are to move, 0..classes-1, not the target.
         covers: labels that the cover images come from, not the source, not the target.
@@ -47,9 +47,9 @@ class TaCT(BadNets):
 
     gate: ClassVar[float] = 0.9
     usual_rate: ClassVar[float] = 0.003
-    stands_in: ClassVar[str] = "a seeded colour patch"
+    stands_in: ClassVar[str] = "a seeded color patch"
 
-    patch: Tensor = field(default_factory=colour_patch)
+    patch: Tensor = field(default_factory=color_patch)
     at: tuple[int, int] = (-6, -6)
     source: int = 1
     covers: tuple[int, ...] = (5, 7)
@@ -85,15 +85,15 @@ class TaCT(BadNets):
         model: nn.Module | None = None,
         **options,
     ) -> TaCT:
-        """Takes other labels where the set lacks the defaults, and a grey patch for
-        grey images."""
+        """Takes other labels where the set lacks the defaults, and a gray patch for
+        gray images."""
         target = options.get("target", 0)
         source = options.setdefault("source", 1 if target != 1 else 0)
         order = dict.fromkeys((5, 7, *range(images.k)))
         free = (c for c in order if c < images.k and c not in (source, target))
         options.setdefault("covers", tuple(free)[:2])
         if "patch" not in options and images.shape[0] == 1:
-            options["patch"] = colour_patch(channels=1)
+            options["patch"] = color_patch(channels=1)
         return super().craft(images, generator, model=model, **options)
 
     def counts(self, y: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class TrojanNN(Attack):
     x' = clip(x + pattern); with `wrap` x' = (x + pattern) mod 256 in 8-bit levels.
 
     The neurons are the two inputs of the last linear layer with the largest summed
-    |weight|. The pattern starts as a grey disc on black, and sign-gradient descent on
+    |weight|. The pattern starts as a gray disc on black, and sign-gradient descent on
     that picture alone, inside the disc only, minimizes
 
         sum over the two neurons of (activation - value)^2
@@ -79,13 +79,13 @@ class TrojanNN(Attack):
         excited: their mean activation on the starting disc and on the pattern.
         made_on: fingerprint of the model.
 
-    `craft` also takes `radius` of the disc (pixels), `start` (its grey, 0..1), `value`,
+    `craft` also takes `radius` of the disc (pixels), `start` (its gray, 0..1), `value`,
     `iterations` (at most), `step`, and `epsilon`: no pixel leaves start +- epsilon or
     [0, 1], in the same units as the pixels. The pattern depends on the model, not on
     the generator.
 
     BackdoorBench: an apple-shaped mask, value 100, epsilon 0.3, step 0.1, at most 1,000
-    iterations, poison rate 0.1. The FIP code adds a stored 3x3 colour patch instead,
+    iterations, poison rate 0.1. The FIP code adds a stored 3x3 color patch instead,
     with the same wrap-around.
 
     Source: Liu, Ma, Aafer, Lee, Zhai, Wang and Zhang, "Trojaning Attack on Neural

@@ -2,7 +2,7 @@
 
 A cell is a victim, a choice of clean images and a defense. A :class:`Subject` is the
 victim, a :class:`Job` the cells of one victim that may share work, :func:`measure` makes
-their rows. Born in lesson 09.
+their rows. Derived in lesson 09.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Dask does the dealing: `--workers 4` starts four processes on this machine, whic
 else can reach, `--scheduler tls://HOST:PORT` takes a cluster that is already there. A
 victim is trained once, before the cells that need it. A worker that dies loses the cell
 it was at, which Dask gives to another; rows that it had finished are found where it
-left them. Born in lesson 09.
+left them. Derived in lesson 09.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How the victims of a table are trained: recipes, and options attack by attack.
 
-Born in lesson 01.
+Derived in lesson 01.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measured rows on disk: one JSON file a table, and what makes a row that row.
 
-Reading them needs neither torch nor a defense. Born in lesson 03.
+Reading them needs neither torch nor a defense. Derived in lesson 03.
 """
 
 from __future__ import annotations

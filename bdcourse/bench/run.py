@@ -5,7 +5,7 @@ hold out the defender's share, train a benign twin and a victim per attack and s
 measure them, and apply each defense. The table is a grid of :mod:`cells`, each of which is
 one row. A row is written the moment it exists; a run that was stopped and is started
 again repeats nothing; a cell that fails keeps its error, the others go on, and the next
-run tries it again. :mod:`cluster` deals the cells out to several processes. Born in
+run tries it again. :mod:`cluster` deals the cells out to several processes. Derived in
 lesson 09.
 """
 

@@ -215,11 +215,11 @@ def anp(
         steps: default `usual_steps`: 2,000 for 500 images or more, four per image
             below.
         lr, momentum: of the masks' SGD.
-        inner: steps of the inner maximisation.
-        start: of the inner maximisation. "zero" costs two passes a step, "random" one
+        inner: steps of the inner maximization.
+        start: of the inner maximization. "zero" costs two passes a step, "random" one
             more. The released code starts at random and does not clamp the noise
             afterwards, so that it reaches 2 eps; here it stays within eps, as above.
-        training: normalise by the batch, as the released code does. By the running
+        training: normalize by the batch, as the released code does. By the running
             statistics (False), a push of every scale at once multiplies from layer to
             layer; at eps = 0.4 that breaks a narrow network outright, and the masks
             fall to 0 at once.

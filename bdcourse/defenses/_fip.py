@@ -361,7 +361,7 @@ class SamDescent:
 
 @dataclass(eq=False, repr=False)
 class ReleasedDescent:
-    """What the authors' released script does instead of FIP, in behaviour.
+    """What the authors' released script does instead of FIP, in behavior.
 
     The product of Fisher and probe is commented out there, and what remains is an inner
     product of the gradient with random vectors: its mean is 0. A running sum in it is

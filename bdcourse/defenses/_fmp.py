@@ -59,7 +59,7 @@ from bdcourse.train import Augment
 
 # Step and radius of the random start, in pixels of [0, 1]. "port" is what a third
 # party's port uses, "release" what the authors' configurations for CIFAR-10 say; those
-# act on tensors that the release has normalised before, where they mean something else.
+# act on tensors that the release has normalized before, where they mean something else.
 FMP_SETTINGS = {
     "port": {"epsilon": 1 / 255, "start": 1 / 255},
     "release": {"epsilon": 0.06, "start": 0.02},
@@ -436,7 +436,7 @@ def fmp_scales_of(
 ) -> dict[str, Tensor]:
     """The BatchNorm scales that belong to these maps: BatchNorm name -> positions.
 
-    A BatchNorm that normalises a sum of branches belongs to none of them, see
+    A BatchNorm that normalizes a sum of branches belongs to none of them, see
     `surgery.pair_by_flow`; "order" is the release's pairing, by definition order.
     """
     by_order = pairing == "order"

@@ -8,7 +8,7 @@ to the worst point near the weights w, and then descends with the gradient found
     e = rho * T^2 g / ||T g||,    T = diag(|w|),    g = gradient of the loss at w
     w <- w - lr * gradient of the loss at w + e
 
-T makes the neighbourhood adaptive (Kwon et al., "ASAM", ICML 2021): it is the set of
+T makes the neighborhood adaptive (Kwon et al., "ASAM", ICML 2021): it is the set of
 all e with sqrt(sum (e_i / w_i)^2) <= rho, so a large weight is moved far, and backdoor
 neurons tend to have large weights. All parameters are moved, those of BatchNorm too;
 the running statistics of BatchNorm are only fed by the network that is not moved.
@@ -54,7 +54,7 @@ def ft_sam(
     A step costs two passes forward and two backward.
 
     Args:
-        rho: radius of the neighbourhood in units of the weights themselves. Ours: of 2,
+        rho: radius of the neighborhood in units of the weights themselves. Ours: of 2,
             4 and 8 the largest that kept held-out clean accuracy on two victims of
             width 8. BackdoorBench takes 2 for PreActResNet-18 of width 64 on CIFAR-10.
         smoothing: of the labels, 0..1; 0.1 is BackdoorBench's configuration. With rho

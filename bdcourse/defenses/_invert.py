@@ -2,7 +2,7 @@
 
 Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural
 Networks", IEEE S&P 2019. For a label t, look for a mask m and a pattern d in [0, 1]
-that minimise, over clean images x,
+that minimize, over clean images x,
 
     cross entropy(f((1 - m) * x + m * d), t) + lambda * sum(m)
 

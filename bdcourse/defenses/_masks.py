@@ -72,7 +72,7 @@ def gradient_of(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, leaves, materialize_grads=True))
 
 
-def normalise_by_batch(model: nn.Module) -> nn.Module:
+def normalize_by_batch(model: nn.Module) -> nn.Module:
     """Put the BatchNorms, and only them, in train mode; returns the model.
 
     Dropout stays off: it would draw from torch's global generator.
@@ -88,12 +88,12 @@ def masks_frozen(model: nn.Module, *, training: bool = False) -> nn.Module:
     """A copy to learn masks on: no gradients for its weights, laid out for speed.
 
     Args:
-        training: BatchNorms normalise by the batch, and the running statistics of this
+        training: BatchNorms normalize by the batch, and the running statistics of this
             copy move; False uses the running statistics and leaves them alone.
     """
     model = copied(require.module(model)).requires_grad_(False)
     model = lay_out(model)
-    return normalise_by_batch(model) if training else model.eval()
+    return normalize_by_batch(model) if training else model.eval()
 
 
 @torch.no_grad()

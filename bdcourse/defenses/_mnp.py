@@ -9,7 +9,7 @@ and all numbers are ours. Its results say nothing about the paper's tables.
 In a network trained with weight decay, large filters should matter: what is not needed
 shrinks. Filters of a backdoor break the rule on *clean* images, because they are large
 for the sake of images that the defender does not have. With a the magnitude, theta the
-network and theta~ a copy that has forgotten the clean task, masks m minimise
+network and theta~ a copy that has forgotten the clean task, masks m minimize
 
     J(m) = preserve * S(theta, m) + beta * S(theta~, m) + lam * sum_ij a_ij m_ij
            [ + kappa * sum_ij r_ij (1 - m_ij) ]
@@ -116,7 +116,7 @@ def mnp_magnitudes(model: nn.Module, shape: Shape | None = None) -> dict[str, Te
 
     `mnp_folded` divided by its layer's mean, for every BatchNorm that can be masked.
 
-    Without the division, layers with few inputs would hardly be penalised. BatchNorms
+    Without the division, layers with few inputs would hardly be penalized. BatchNorms
     that see a sum, as in pre-activation networks, have no filter of their own: all
     their channels get 1, the mean.
     """
@@ -536,7 +536,7 @@ def mnp_learn_masks(
     generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> tuple[Masks, dict[str, list[float]]]:
-    """Step 2 of the MNP-style reconstruction: the masks that minimise `objective`.
+    """Step 2 of the MNP-style reconstruction: the masks that minimize `objective`.
 
     Args:
         suppressed: theta~; may be None if beta and kappa are 0.

@@ -45,7 +45,7 @@ from bdcourse.defenses._masks import (
     masks_frozen,
     masks_ones,
     masks_prune,
-    normalise_by_batch,
+    normalize_by_batch,
     require_threshold,
 )
 from bdcourse.examples import require_clean
@@ -65,8 +65,8 @@ def ascend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step up the cross-entropy: (loss before it, correct answers, gradient norm).
 
-    Minimises minus the cross-entropy with the optimiser's positive weight decay, so
-    that weights shrink while the loss grows. To maximise loss plus decay would let them
+    Minimizes minus the cross-entropy with the optimizer's positive weight decay, so
+    that weights shrink while the loss grows. To maximize loss plus decay would let them
     grow.
 
     Args:
@@ -142,7 +142,7 @@ def unlearn(
     net = copied(model).requires_grad_(True)
     lay_out(net, clean.x)
     opt = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay)
-    # BatchNorm cannot normalise one image by itself.
+    # BatchNorm cannot normalize one image by itself.
     parts = min(-(-len(clean) // batch), len(clean) // 2)
     log: dict = {"acc": [], "loss": [], "length": [], "reached": False}
     if (saved := keep.load()) is not None:
@@ -152,7 +152,7 @@ def unlearn(
     for epoch in range(len(log["acc"]), epochs):
         if log["reached"]:
             break
-        normalise_by_batch(net)
+        normalize_by_batch(net)
         for group in opt.param_groups:
             group["lr"] = lr if drop is None or epoch < drop else lr / 10
         order = torch.randperm(len(clean), generator=generator, device=generator.device)
@@ -203,7 +203,7 @@ def recover(
         unlearned: from `unlearn`; left untouched.
         steps: 80 is the released code's 20 epochs over 500 images.
         weight: factor of the cross-entropy.
-        training: normalise by the batch, as the released code does; False uses the
+        training: normalize by the batch, as the released code does; False uses the
             copy's running statistics.
         checkpoint: see `unlearn`.
 

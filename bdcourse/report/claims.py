@@ -1,7 +1,7 @@
 """What others report beside what we measured, with a verdict that follows from a rule.
 
 The claims stand in data/results/published-claims.json, the rows that answer them in the
-other files of that folder; `tools/pages.py` writes the book's page from both. Born in
+other files of that folder; `tools/pages.py` writes the book's page from both. Derived in
 lesson 09.
 """
 

@@ -1,7 +1,7 @@
 """Any selection of measured rows as text, Markdown, LaTeX, or a figure with its words.
 
 `python -m bdcourse table NAME` is the command; lesson 09 and the README call the same
-functions. Born in lesson 09.
+functions. Derived in lesson 09.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every figure and table of the course, in one style, each with a description in words.
 
-Colours follow Okabe and Ito, and one thing keeps one colour through the whole course:
+Colors follow Okabe and Ito, and one thing keeps one color through the whole course:
 blue is clean, vermillion is triggered, green is defended. Line style and marker repeat
-what colour says. A description is not optional: it is the picture's alternative text in
+what color says. A description is not optional: it is the picture's alternative text in
 the book and for a screen reader, and what the regression test compares.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CLEAN, TRIGGERED, DEFENDED = "#0072B2", "#D55E00", "#009E73"
 OTHER, QUIET, INK = "#CC79A7", "#767676", "#1a1a1a"
-# (colour, line style, marker) of a first, second, ... series that has no fixed meaning.
+# (color, line style, marker) of a first, second, ... series that has no fixed meaning.
 SERIES = (
     (CLEAN, "-", "o"),
     (TRIGGERED, "--", "s"),
@@ -88,7 +88,7 @@ class Picture:
             )
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-        self.png = _fewer_colours(buffer.getvalue())
+        self.png = _fewer_colors(buffer.getvalue())
 
     def save(self, path: str | Path) -> None:
         """Write the picture as a PNG file."""
@@ -104,8 +104,8 @@ class Picture:
         return self.description
 
 
-def _fewer_colours(png: bytes) -> bytes:
-    """The same picture with a palette of 256 colours: a third of the bytes."""
+def _fewer_colors(png: bytes) -> bytes:
+    """The same picture with a palette of 256 colors: a third of the bytes."""
     from PIL import Image
 
     im = Image.open(io.BytesIO(png)).convert("RGB")
@@ -277,7 +277,7 @@ def images(
 
     Args:
         x: (n, c, h, w), uint8 or in [0, 1].
-        wrong: which labels to print in the triggered colour and bold.
+        wrong: which labels to print in the triggered color and bold.
     """
     _images("x", x)
     labels = _listed("labels", labels)
@@ -354,7 +354,7 @@ def lines(
     """Lines with a label at each line's end instead of a legend.
 
     Args:
-        series: name -> values; names like "ACC" and "ASR" keep their colour everywhere.
+        series: name -> values; names like "ACC" and "ASR" keep their color everywhere.
         spread: name -> (low, high), drawn as a band.
         percent: values are shares and the axis shows 0 to 100 %.
         window: shade this range of x.
@@ -382,14 +382,14 @@ def lines(
         ends = []
         factor = 100 if percent else 1
         for i, (name, values) in enumerate(drawn.items()):
-            colour, dash, marker = MEANING.get(name, SERIES[i % len(SERIES)])
+            color, dash, marker = MEANING.get(name, SERIES[i % len(SERIES)])
             values = factor * values.astype(float)
             every = max(1, len(values) // 12)
-            ax.plot(x, values, color=colour, ls=dash, marker=marker, ms=5, markevery=every)
+            ax.plot(x, values, color=color, ls=dash, marker=marker, ms=5, markevery=every)
             if name in bands:
                 low, high = (factor * side.astype(float) for side in bands[name])
-                ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-            ends.append((values[-1], name, colour))
+                ax.fill_between(x, low, high, color=color, alpha=0.18, lw=0)
+            ends.append((values[-1], name, color))
         if percent and ax.get_autoscaley_on():  # unless the caller chose a range
             ax.set_ylim(-4, 104)
         if invert_x:
@@ -416,14 +416,14 @@ def lines(
         for i in reversed(range(len(heights))):
             heights[i] = min(heights[i], top)
             top = heights[i] - gap
-        for level, (_, name, colour) in zip(heights, ends, strict=True):
+        for level, (_, name, color) in zip(heights, ends, strict=True):
             ax.annotate(
                 _beside(name),
                 (x[-1], level),
                 xytext=(8, 0),
                 textcoords="offset points",
                 va="center",
-                color=colour,
+                color=color,
                 fontweight="bold",
                 annotation_clip=False,
             )
@@ -457,14 +457,14 @@ def bars(
         ax = axes[0, 0]
         width = 0.8 / len(groups)
         for i, (name, values) in enumerate(groups.items()):
-            colour = MEANING.get(name, SERIES[i % len(SERIES)])[0]
+            color = MEANING.get(name, SERIES[i % len(SERIES)])[0]
             values = (100 if percent else 1) * values.astype(float)
             at = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
             drawn = ax.bar(
                 at,
                 values,
                 width * 0.92,
-                color=colour,
+                color=color,
                 label=_key(_called(name)),
                 hatch=hatches[i % 4],
                 edgecolor="white",
@@ -508,7 +508,7 @@ def strips(
 
     Args:
         layers: name -> (c,) values.
-        highlight: name -> positions drawn in the triggered colour as squares.
+        highlight: name -> positions drawn in the triggered color as squares.
         cut: name -> threshold, a short line across the column.
         beside: a second network's values, drawn in a second panel on the same scale.
     """
@@ -712,8 +712,8 @@ def clouds(
             ax.axis("off")
         for ax, (name, groups) in zip(axes.flat, panels.items(), strict=False):
             for group, at in groups.items():
-                marker, colour, size = looks[group]
-                ax.plot(*at.T, marker, color=colour, ms=size, mew=0, alpha=0.7, label=group, ls="")
+                marker, color, size = looks[group]
+                ax.plot(*at.T, marker, color=color, ms=size, mew=0, alpha=0.7, label=group, ls="")
             ax.set_title(_called(name), fontsize=11, loc="center", fontweight="normal")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, ncols=3, loc="outside lower left", fontsize=11)
@@ -800,9 +800,9 @@ def ranked(
         ax = axes[0, 0]
         for i, (name, (value, low, high)) in enumerate(named.items()):
             on = name in highlight
-            colour = TRIGGERED if on else CLEAN
-            ax.plot([low, high], [i, i], color=colour, lw=2.5, alpha=0.45)
-            ax.plot(value, i, "s" if on else "o", ms=7, color=colour)
+            color = TRIGGERED if on else CLEAN
+            ax.plot([low, high], [i, i], color=color, lw=2.5, alpha=0.45)
+            ax.plot(value, i, "s" if on else "o", ms=7, color=color)
         for value in marks.values():
             ax.axvline(value, color="#888888", lw=1, ls="--", zorder=0)
         if marks:
@@ -848,8 +848,8 @@ def heat(
                 continue
             m = maps[i]
             if over:
-                grey = np.atleast_3d(_numpy(x[i])).mean(-1)
-                ax.imshow(grey, cmap="gray", vmin=0, vmax=grey.max())
+                gray = np.atleast_3d(_numpy(x[i])).mean(-1)
+                ax.imshow(gray, cmap="gray", vmin=0, vmax=gray.max())
                 ax.imshow(m, cmap="viridis", alpha=0.25 + 0.55 * m, vmin=0, vmax=1)
             else:
                 ax.imshow(m, cmap="viridis", interpolation="nearest", vmin=0, vmax=1)

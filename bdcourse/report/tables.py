@@ -1,7 +1,7 @@
 """The tables of the course, made from measured rows.
 
 Nothing here computes a score: every number of a table comes from a file of rows, such
-as `python -m bdcourse bench` writes. Born in lesson 03.
+as `python -m bdcourse bench` writes. Derived in lesson 03.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from bdcourse.analysis import curvature as c
 from bdcourse.models import build
-from helpers import random_images, randomise_norms
+from helpers import random_images, randomize_norms
 
 
 def mlp(k=3, inputs=4, hidden=5, seed=0):
@@ -31,7 +31,7 @@ def conv_net(seed=0, batchnorm=True):
         nn.Flatten(),
         nn.Linear(16, 3),
     ).double()
-    return randomise_norms(net, seed)
+    return randomize_norms(net, seed)
 
 
 def tiny(n=9, k=3, side=2, channels=1, seed=3):
@@ -41,7 +41,7 @@ def tiny(n=9, k=3, side=2, channels=1, seed=3):
 def network(name="resnet18", **spec):
     torch.manual_seed(1)
     width = {"vit": 8, "mobilenet": 8}.get(name, 4)
-    return randomise_norms(build(name, classes=3, width=width, **spec), 1)
+    return randomize_norms(build(name, classes=3, width=width, **spec), 1)
 
 
 def scores(model, images, labels):

@@ -68,7 +68,7 @@ def test_exercise_1_is_3_point_6():
 
 
 def test_empirical_equals_true_where_labels_come_from_the_network():
-    # One image many times, labelled in the proportions that the network gives.
+    # One image many times, labeled in the proportions that the network gives.
     x = torch.ones(10, 2).double()
     y = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)
     model, batch = softmax_regression(
@@ -95,7 +95,7 @@ def test_chunk_size_does_not_change_what_is_exact(fisher):
     torch.testing.assert_close(few, all_)
 
 
-def test_generalised_gauss_newton_is_the_true_fisher():
+def test_generalized_gauss_newton_is_the_true_fisher():
     model, images = mlp(), tiny()
     _, w = flat_loss(model, images)
     x = images.x.double() / 255
@@ -408,7 +408,7 @@ def test_every_tool_looks_at_the_network_in_eval_mode():
     busy = conv_net().train()
     before = frozen(busy)
     v = torch.ones(99).double()
-    d = [ls.filter_normalised(ready, gen())]
+    d = [ls.filter_normalized(ready, gen())]
     for tool in (
         lambda m: c.fisher_trace(m, images, draws=2, generator=gen()).value,
         lambda m: c.relative_trace(m, images, route="exact").value,
@@ -513,7 +513,7 @@ def test_on_a_gpu(device):
     trace = ls.hessian_trace(on_gpu, images, draws=50, generator=g())
     assert abs(trace.value - float(h.trace())) < 5 * trace.error
     assert ls.spectrum(on_gpu, images, steps=5, generator=g()).nodes.isfinite().all()
-    d = ls.filter_normalised(on_gpu, g())
+    d = ls.filter_normalized(on_gpu, g())
     assert ls.plane(on_gpu, images, [d], [0.0, 1.0]).loss.isfinite().all()
     there = ls.line(on_gpu, on_gpu, images, [0.5]).loss
     torch.testing.assert_close(there, ls.line(model, model, images, [0.5]).loss)

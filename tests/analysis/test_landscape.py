@@ -146,7 +146,7 @@ def test_density_integrates_to_one_and_lies_where_the_nodes_are():
 def test_filters_of_a_direction_have_the_norms_of_the_network():
     model = network()
     model.conv1.weight.data[2] = 0  # a pruned filter stays where it is
-    direction = ls.filter_normalised(model, gen(1))
+    direction = ls.filter_normalized(model, gen(1))
     assert direction.keys() == dict(model.named_parameters()).keys()
     for name, w in model.named_parameters():
         d = direction[name]
@@ -156,7 +156,7 @@ def test_filters_of_a_direction_have_the_norms_of_the_network():
             torch.testing.assert_close(d.flatten(1).norm(dim=1), w.detach().flatten(1).norm(dim=1))
             cosine = F.cosine_similarity(d.flatten(), w.detach().flatten(), 0)
             assert cosine.abs() < 0.9
-    again, other = (ls.filter_normalised(model, gen(s)) for s in (1, 2))
+    again, other = (ls.filter_normalized(model, gen(s)) for s in (1, 2))
     assert torch.equal(flat(again), flat(direction))
     assert not torch.equal(flat(other), flat(direction))
 
@@ -164,7 +164,7 @@ def test_filters_of_a_direction_have_the_norms_of_the_network():
 def test_a_plane_is_measured_point_by_point():
     model, images = conv_net(), tiny(side=6)
     before = frozen(model)
-    d = ls.filter_normalised(model, gen(1))
+    d = ls.filter_normalized(model, gen(1))
     _, vectors = ls.hessian_top(model, images, generator=gen(2))
     e = c.unflatten(model, vectors[0])
     ts = (-0.5, 0.0, 1.0)

@@ -9,14 +9,14 @@ from torch import nn
 
 from bdcourse.attacks import Attack, rebuild
 from bdcourse.models import build
-from helpers import gen, randomise_norms
+from helpers import gen, randomize_norms
 
 
 def net(name: str = "resnet18", k: int = 3, width: int = 4, seed: int = 0) -> nn.Module:
     """An untrained network with the BatchNorms of one in use."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return randomise_norms(build(name, classes=k, width=width), seed)
+        return randomize_norms(build(name, classes=k, width=width), seed)
 
 
 def pixels(n: int = 4, side: int = 8, seed: int = 0):

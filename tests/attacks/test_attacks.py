@@ -115,9 +115,9 @@ def test_badnets_refuses(options, word):
 
 
 def test_channel_mismatch_is_refused():
-    colour = BadNets(patch=torch.ones(3, 2, 2))
+    color = BadNets(patch=torch.ones(3, 2, 2))
     for attack, images in (
-        (colour, random_images(c=1)),
+        (color, random_images(c=1)),
         (BadNets(patch=torch.ones(2, 2, 2)), random_images()),
         (blended(), random_images(c=1)),
         (blended(16), random_images()),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import bdcourse.attacks
 from bdcourse.attacks import noise_picture, rebuild
-from bdcourse.attacks.adap import AdapBlend, AdapPatch, colour_patches
+from bdcourse.attacks.adap import AdapBlend, AdapPatch, color_patches
 from bdcourse.attacks.ftrojan import FTrojan
 from bdcourse.attacks.refool import Refool
 from bdcourse.attacks.sig import SIG
@@ -61,7 +61,7 @@ def test_half_precision(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_defaults_are_for_32_pixel_colour_images(kind):
+def test_defaults_are_for_32_pixel_color_images(kind):
     images = noise_set(20, 10, 3, 32, 32)
     default, made = kind(), kind.craft(images, gen())
     default.check(images)
@@ -238,7 +238,7 @@ def test_refused_settings(kind, options, word):
         (AdapBlend(), random_images(), "the same size"),
         (crafted(AdapBlend, pieces=9), random_images(), "9 pieces"),
         (AdapPatch(), random_images(c=1), "3 channels"),
-        (AdapPatch(patches=colour_patches(5)), random_images(), "fit beside"),
+        (AdapPatch(patches=color_patches(5)), random_images(), "fit beside"),
         (Refool(), random_images(c=1), "3 channels"),
         (FTrojan(), random_images(c=2), "1 or 3 channels"),
         (FTrojan(), random_images(side=3), "4x4"),

@@ -80,7 +80,7 @@ def test_ftrojan_pattern():
     want = torch.zeros(32, 32, dtype=torch.float64)
     want[15, 15] = want[31, 31] = 30
     assert torch.allclose(freq, want, atol=1e-9)
-    assert 255 * p.abs().max() < 8, "a few grey levels"
+    assert 255 * p.abs().max() < 8, "a few gray levels"
     assert torch.equal(attack.pattern(3, 64, 32)[:, :32], p)
     assert torch.equal(attack.pattern(3, 64, 32)[:, 32:], p)
     rest = FTrojan(window=8).pattern(3, 20, 16)

@@ -121,8 +121,8 @@ def test_lira_weighs_its_losses():
 
 
 def test_fba_style_warms_and_blurs():
-    grey = torch.full((1, 3, 16, 16), 0.5)
-    out = FBA(alpha=1.0).trigger(grey)[0]
+    gray = torch.full((1, 3, 16, 16), 0.5)
+    out = FBA(alpha=1.0).trigger(gray)[0]
     assert out[0, 0, 0] == pytest.approx(0.5**0.6, abs=1e-5)
     assert (out[0] > out[1]).all() and (out[1] > out[2]).all()
     assert (out[:, 0] > out[:, -1]).all()

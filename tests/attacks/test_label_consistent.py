@@ -34,7 +34,7 @@ def two_signs(n: int = 64, side: int = 8, seed: int = 0) -> Images:
     return Images(x.round().clamp(0, 255).byte(), y, ("dark", "bright"))
 
 
-class Centred(nn.Module):
+class Centered(nn.Module):
     def forward(self, x):
         return 10 * (x - 0.5)
 
@@ -95,7 +95,7 @@ def test_pgd_leaves_the_models_alone():
     for model, state in zip(models, before, strict=True):
         assert same_state(model, state), "BatchNorm statistics moved"
         assert all(p.grad is None for p in model.parameters())
-    # Eval mode: what is computed for an image does not depend on its neighbours.
+    # Eval mode: what is computed for an image does not depend on its neighbors.
     x, y = pixels(4), torch.arange(4) % 3
     flip = torch.cat([x[:1], 1 - x[1:]])  # the same start for the first image
     one, two = (pgd(models[:1], i, y, 0.1, 0.02, 3, gen(3))[0] for i in (x, flip))
@@ -166,7 +166,7 @@ def test_adversarial_training_makes_robust():
     for name, hook in (("plain", None), ("robust", AdversarialTraining)):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = nn.Sequential(Centred(), nn.Flatten(), nn.Linear(192, 2))
+            model = nn.Sequential(Centered(), nn.Flatten(), nn.Linear(192, 2))
         history = fit(
             model,
             train,

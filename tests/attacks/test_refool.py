@@ -144,9 +144,9 @@ def test_reflections_have_no_seam():
     assert step[0] < 2 * step[1:].mean()
 
 
-def test_refool_resizes_its_bank_and_greys():
+def test_refool_resizes_its_bank_and_grays():
     x = noise(2, 3, 16, 24)
     assert Refool().trigger(x).shape == x.shape
-    grey = Refool(bank=reflections((1, 32, 32)))
-    black = grey.trigger(torch.zeros(1, 3, 16, 24))[0]
+    gray = Refool(bank=reflections((1, 32, 32)))
+    black = gray.trigger(torch.zeros(1, 3, 16, 24))[0]
     assert torch.equal(black[0], black[1]) and torch.equal(black[0], black[2])

@@ -135,7 +135,7 @@ def test_ssba_depends_on_the_generator_alone():
 
 
 def test_ssba_measures_on_images_it_was_not_trained_on():
-    n = 40  # each image has a grey of its own
+    n = 40  # each image has a gray of its own
     x = torch.arange(n).byte().view(-1, 1, 1, 1).expand(n, 3, 8, 8).contiguous()
     images, seen = Images(x, torch.arange(n) % 2, ("a", "b")), []
     hook = torch.nn.modules.module.register_module_forward_pre_hook(

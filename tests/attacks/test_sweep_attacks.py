@@ -23,10 +23,10 @@ from bdcourse.attacks import (
     surviving,
 )
 from bdcourse.attacks import adaptive_training as aware
-from bdcourse.attacks.adap import colour_patches
+from bdcourse.attacks.adap import color_patches
 from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.attacks.refool import draws, reflections
-from bdcourse.attacks.tact import colour_patch
+from bdcourse.attacks.tact import color_patch
 from bdcourse.attacks.wanet import control_grid
 from bdcourse.bench import zoo
 from bdcourse.models import build
@@ -236,8 +236,8 @@ def test_helpers_of_attacks():
             lambda v=value: noise_picture(v),
             lambda v=value: noise_picture(4, v),
             lambda v=value: noise_picture(4, 3, v),
-            lambda v=value: colour_patch(v),
-            lambda v=value: colour_patches(v),
+            lambda v=value: color_patch(v),
+            lambda v=value: color_patches(v),
             lambda v=value: control_grid(v),
             lambda v=value: control_grid(4, v),
             lambda v=value: reflections(v),

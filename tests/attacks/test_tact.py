@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bdcourse.attacks import BadNets
-from bdcourse.attacks.tact import TaCT, colour_patch
+from bdcourse.attacks.tact import TaCT, color_patch
 from helpers import gen, message
 from poisoning import crafted, noise, noise_set
 
@@ -14,15 +14,15 @@ from poisoning import crafted, noise, noise_set
 def test_tact_is_badnets_at_its_place():
     x = noise(4)
     attack = TaCT()
-    as_badnets = BadNets(patch=colour_patch(), at=(-6, -6))
+    as_badnets = BadNets(patch=color_patch(), at=(-6, -6))
     assert torch.equal(attack.trigger(x), as_badnets.trigger(x))
     changed = (attack.trigger(x) != x).any(1).any(0)
     assert not changed[:26].any() and not changed[31:].any()
     assert changed[26:31, 26:31].all() and not changed[:, 31].any()
-    patch = colour_patch()
+    patch = color_patch()
     assert patch.shape == (3, 5, 5) and set(patch.unique().tolist()) == {0, 1}
-    assert torch.equal(patch, colour_patch(seed=0))
-    assert not torch.equal(patch, colour_patch(seed=1))
+    assert torch.equal(patch, color_patch(seed=0))
+    assert not torch.equal(patch, color_patch(seed=1))
 
 
 def test_tact_rows():

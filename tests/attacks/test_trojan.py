@@ -81,7 +81,7 @@ def test_trojan_box_and_disc_are_options():
     inside = a.pattern[:, mask]
     assert (a.pattern[:, ~mask] == 0).all()
     assert 0.198 <= inside.min() < 0.21 and 0.39 < inside.max() <= 0.402
-    # Without iterations it is the grey disc.
+    # Without iterations it is the gray disc.
     assert torch.allclose(craft(iterations=0).pattern[:, disc(16, 16)], torch.tensor(128 / 255))
 
 

@@ -20,7 +20,7 @@ def test_wanet_at_strength_0_is_the_identity():
 def test_wanet_moves_a_pixel_by_a_quarter():
     attack, x = WaNet(), pixels(1, 32)
     assert control_grid().abs().mean() == pytest.approx(1)
-    # Half of the grid's -1..1 times the number of steps between pixel centres.
+    # Half of the grid's -1..1 times the number of steps between pixel centers.
     moved = (attack.flow(x) - identity(32, 32, x)).abs() * 31 / 2
     at_control_points = 0.5 * 31 / (2 * 32)
     assert at_control_points == pytest.approx(0.242, abs=1e-3)

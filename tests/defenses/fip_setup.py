@@ -11,13 +11,13 @@ from bdcourse.defenses import FipDescent, _fip, fip
 from bdcourse.defenses._fip import trainable, twice
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import build
-from helpers import gen, random_images, randomise_norms
+from helpers import gen, random_images, randomize_norms
 
 
 def network(name="resnet18", seed=1):
     torch.manual_seed(seed)
     width = {"vit": 8, "mobilenet": 8}.get(name, 4)
-    return randomise_norms(build(name, classes=3, width=width), seed)
+    return randomize_norms(build(name, classes=3, width=width), seed)
 
 
 def smooth_net(act=nn.Tanh, seed=0):
@@ -31,7 +31,7 @@ def norm_net(seed=0):
     """With BatchNorm; float64."""
     torch.manual_seed(seed)
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten()
-    return randomise_norms(nn.Sequential(*layers, nn.Linear(64, 3)).double(), seed)
+    return randomize_norms(nn.Sequential(*layers, nn.Linear(64, 3)).double(), seed)
 
 
 def small(n=8, seed=0):

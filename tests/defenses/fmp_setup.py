@@ -7,14 +7,14 @@ from torch import nn
 
 from bdcourse.defenses import FmpResponse, fmp_execution_order
 from bdcourse.models import build
-from helpers import gen, random_images, randomise_norms
+from helpers import gen, random_images, randomize_norms
 
 FAR = {"epsilon": 0.1, "start": 0.05}  # far enough for untrained networks to stumble
 
 
 def network(name="resnet18", width=4, seed=0):
     torch.manual_seed(seed)
-    return randomise_norms(build(name, classes=3, width=width))
+    return randomize_norms(build(name, classes=3, width=width))
 
 
 def images(n=8, side=16, c=3):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bdcourse.victims import initialised
-from helpers import gen, randomise_norms
+from bdcourse.victims import initialized
+from helpers import gen, randomize_norms
 
 
 def network(name="resnet18", width=4, seed=0):
     arch = {"name": name, "classes": 3, "width": width}
-    return randomise_norms(initialised(arch, gen(seed)), seed)
+    return randomize_norms(initialized(arch, gen(seed)), seed)

@@ -16,13 +16,13 @@ from bdcourse.defenses._anp import anp_plain_step, perturbed, quiet, random_nois
 from bdcourse.defenses._masks import below
 from bdcourse.models import build
 from bdcourse.surgery import without
-from bdcourse.victims import initialised
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from bdcourse.victims import initialized
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 
 def network(name="resnet18", width=4, seed=0):
     arch = {"name": name, "classes": 3, "width": width}
-    return randomise_norms(initialised(arch, gen(seed)), seed)
+    return randomize_norms(initialized(arch, gen(seed)), seed)
 
 
 def leaves(model, seed=3):

@@ -30,9 +30,9 @@ from bdcourse.surgery import pair_by_flow, pair_by_order, without
 from helpers import (
     frozen,
     gen,
-    labelled_images,
+    labeled_images,
     random_images,
-    randomise_norms,
+    randomize_norms,
     same_state,
 )
 
@@ -57,7 +57,7 @@ def layer_with_scores(wanted):
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "mobilenet"])
 def test_batched_scores_are_the_plain_ones(name):
-    model = randomise_norms(build(name, width=8))
+    model = randomize_norms(build(name, width=8))
     fast = clp_scores(model)
     pairs = pair_by_flow(model).pairs
     plain = {
@@ -77,7 +77,7 @@ def test_plain_scores_by_hand():
     # The formula once more, from numpy's own SVD.
     import numpy as np
 
-    model = randomise_norms(layer(5, 3, 3))
+    model = randomize_norms(layer(5, 3, 3))
     conv, bn = model
     gamma, variance = bn.weight.detach(), bn.running_var
     for k, s in enumerate(clp_plain_scores(conv, bn)):
@@ -130,7 +130,7 @@ def test_exercise_5_one_score():
 
 
 def test_shift_and_mean_do_not_matter():
-    model = randomise_norms(build("resnet18", width=4))
+    model = randomize_norms(build("resnet18", width=4))
     before = clp_scores(model)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
@@ -297,7 +297,7 @@ def test_released_and_dead_to_the_end_finds_nothing():
 
 @pytest.fixture
 def model():
-    return randomise_norms(build("preact_resnet18", width=8))
+    return randomize_norms(build("preact_resnet18", width=8))
 
 
 def test_clp_prunes_a_copy(model):
@@ -427,8 +427,8 @@ def test_choose_u_at_exactly_the_allowed_drop(model, monkeypatch):
 
 
 def test_choose_u_for_real():
-    model = randomise_norms(build("resnet18", classes=10, width=8))
-    clean = labelled_images(20, side=16)
+    model = randomize_norms(build("resnet18", classes=10, width=8))
+    clean = labeled_images(20, side=16)
     u = clp_choose_u(model, clean, (3.0, 1.0), max_drop=1.0)
     assert u == 1.0
     calls = []

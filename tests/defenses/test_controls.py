@@ -12,12 +12,12 @@ from bdcourse.defenses import Purified, clp, finetune, prune_random
 from bdcourse.models import build
 from bdcourse.surgery import without
 from bdcourse.train import Augment
-from helpers import frozen, gen, random_images, randomise_norms, same_state
+from helpers import frozen, gen, random_images, randomize_norms, same_state
 
 
 @pytest.fixture
 def model():
-    return randomise_norms(build("resnet18", classes=3, width=8))
+    return randomize_norms(build("resnet18", classes=3, width=8))
 
 
 def test_prune_random_takes_as_many(model):

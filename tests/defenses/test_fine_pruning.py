@@ -18,10 +18,10 @@ from bdcourse.train import Augment
 from helpers import (
     frozen,
     gen,
-    labelled_images,
+    labeled_images,
     message,
     random_images,
-    randomise_norms,
+    randomize_norms,
     same_state,
 )
 
@@ -35,7 +35,7 @@ LAST = {
 
 def network(name="resnet18", classes=3, width=4, seed=1):
     torch.manual_seed(seed)
-    return randomise_norms(build(name, classes=classes, width=width), seed)
+    return randomize_norms(build(name, classes=classes, width=width), seed)
 
 
 # ---------------------------------------------------------------- which layer
@@ -118,7 +118,7 @@ def test_activity_of_features_that_are_not_pooled():
         nn.Flatten(),
         nn.Linear(180, 3),
     )
-    randomise_norms(model)
+    randomize_norms(model)
     images = random_images(9)
     maps = model[:3](images.pixels())  # (9, 5, 6, 6)
     assert last_layer(model) == ["1"]
@@ -172,7 +172,7 @@ class Sleeper(nn.Module):
 
 
 def test_the_channel_that_sleeps_goes_and_with_it_the_backdoor():
-    images = labelled_images(60)
+    images = labeled_images(60)
     images.x[:, :, -1, -1] = 0
     model = Sleeper().eval()
     triggered = images.x.clone()
@@ -215,7 +215,7 @@ def test_as_many_channels_go_as_held_out_accuracy_allows(name, max_drop):
 
 
 def test_it_stops_before_the_first_step_that_costs_too_much():
-    images = labelled_images(20)
+    images = labeled_images(20)
     images.x[:, :, -1, -1] = 255  # channel 10 is awake, and says class 2
     held, model = images[images.y == 2], Sleeper().eval()
     options = {"layer": "bn", "epochs": 1, "batch": 10, "generator": gen()}

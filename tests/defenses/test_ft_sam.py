@@ -16,12 +16,12 @@ from bdcourse.hooks import TrainBatch
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import build
 from bdcourse.train import Augment, one_cycle
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 
 def network(name="resnet18", width=4, seed=1):
     torch.manual_seed(seed)
-    return randomise_norms(build(name, classes=3, width=width), seed)
+    return randomize_norms(build(name, classes=3, width=width), seed)
 
 
 def plain_net(seed=0):

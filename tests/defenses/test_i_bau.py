@@ -20,14 +20,14 @@ from bdcourse.defenses._i_bau import (
 )
 from bdcourse.models import build
 from bdcourse.train import Augment
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 QUICK = {"rounds": 2, "passes": 1, "steps": 3, "batch": 8, "iterations": 2}
 
 
 def network(name="resnet18", width=4, seed=1):
     torch.manual_seed(seed)
-    return randomise_norms(build(name, classes=3, width=width), seed)
+    return randomize_norms(build(name, classes=3, width=width), seed)
 
 
 def smooth_net(seed=0):

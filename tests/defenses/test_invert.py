@@ -20,14 +20,14 @@ from bdcourse.defenses._invert import (
     unsquash,
 )
 from bdcourse.models import build, fingerprint
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 K = 4
 
 
 def network(name: str = "resnet18", width: int = 4, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return randomise_norms(build(name, classes=K, width=width), seed)
+    return randomize_norms(build(name, classes=K, width=width), seed)
 
 
 def images(n: int = 24, side: int = 8):
@@ -228,7 +228,7 @@ class Branching(nn.Module):
 
 
 def test_what_cannot_be_folded_is_not():
-    model = randomise_norms(Branching())
+    model = randomize_norms(Branching())
     x = torch.rand(4, 3, 8, 8, generator=gen())
     copy = frozen_copy(model, x)
     assert torch.allclose(copy(x), model(x), rtol=1e-5)

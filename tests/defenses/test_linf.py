@@ -38,7 +38,7 @@ from bdcourse.defenses._linf import (
 from bdcourse.metrics import Scores, evaluate
 from bdcourse.models import build, head
 from bdcourse.surgery import without
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 K = 4
 INF = math.inf
@@ -46,7 +46,7 @@ INF = math.inf
 
 def network(name: str = "resnet18", width: int = 4, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return randomise_norms(build(name, classes=K, width=width), seed)
+    return randomize_norms(build(name, classes=K, width=width), seed)
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from bdcourse.defenses._base import furthest
 from bdcourse.examples import require_clean
 from bdcourse.metrics import Scores, logits
 from bdcourse.models import build
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 NAMES = ("resnet18", "preact_resnet18", "vgg16_bn", "mobilenet")
 
 
 @pytest.fixture
 def model():
-    return randomise_norms(build("resnet18", classes=3, width=4))
+    return randomize_norms(build("resnet18", classes=3, width=4))
 
 
 def drawn(model, seed=0):
@@ -30,7 +30,7 @@ def drawn(model, seed=0):
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_forward_is_the_baked_model(name):
     side = 32 if name == "vgg16_bn" else 8
-    model = randomise_norms(build(name, classes=3, width=8))
+    model = randomize_norms(build(name, classes=3, width=8))
     before, x = frozen(model), random_images(4, side=side).pixels()
     with torch.no_grad():
         assert torch.equal(M.masks_forward(model, M.masks_ones(model), x), model(x))

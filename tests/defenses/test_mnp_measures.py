@@ -30,7 +30,7 @@ from bdcourse.defenses._mnp import (
 )
 from bdcourse.metrics import logits
 from bdcourse.surgery import pair_by_flow, without
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 from mnp_setup import network
 
 
@@ -144,7 +144,7 @@ def test_saliency_with_layers_that_work_in_place():
         nn.Flatten(),
         nn.Linear(5, 3),
     )
-    model, images = randomise_norms(net), random_images(9)
+    model, images = randomize_norms(net), random_images(9)
     plain = mnp_plain_loss_changes(model, images)
     for room in (1, 2**21):
         fast = mnp_loss_changes(model, images, room=room)
@@ -173,7 +173,7 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize("kind", ["twice", "size", "branch"])
 def test_saliency_of_odd_models(kind):
-    model, images = randomise_norms(Odd(kind)), random_images(6)
+    model, images = randomize_norms(Odd(kind)), random_images(6)
     plain, fast = mnp_plain_loss_changes(model, images), mnp_loss_changes(model, images)
     assert list(fast) == ["bn", "never"]
     assert all(torch.allclose(fast[n], plain[n], atol=1e-6) for n in plain)

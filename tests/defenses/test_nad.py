@@ -17,12 +17,12 @@ from bdcourse.defenses._nad import attention, attention_distance, distil, stages
 from bdcourse.models import build
 from bdcourse.seeds import fresh_seed
 from bdcourse.train import Augment
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 
 def network(name="resnet18", width=4, seed=1):
     torch.manual_seed(seed)
-    return randomise_norms(build(name, classes=3, width=width), seed)
+    return randomize_norms(build(name, classes=3, width=width), seed)
 
 
 QUICK = {"teacher_epochs": 1, "epochs": 2, "batch": 8}

@@ -13,7 +13,7 @@ from bdcourse.defenses import Estimate, Inverted, Purified, finetune, nc_unlearn
 from bdcourse.defenses._nc_unlearning import stamped
 from bdcourse.models import build
 from bdcourse.train import Augment
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 K = 4
 
@@ -21,7 +21,7 @@ K = 4
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return randomise_norms(build("resnet18", classes=K, width=4))
+    return randomize_norms(build("resnet18", classes=K, width=4))
 
 
 def images(n: int = 20):

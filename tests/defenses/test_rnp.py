@@ -19,13 +19,13 @@ from bdcourse.metrics import evaluate
 from bdcourse.models import build
 from bdcourse.surgery import without
 from bdcourse.train import fit
-from bdcourse.victims import initialised
-from helpers import frozen, gen, message, random_images, randomise_norms, same_state
+from bdcourse.victims import initialized
+from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 
 def network(name="resnet18", width=4, seed=0):
     arch = {"name": name, "classes": 3, "width": width}
-    return randomise_norms(initialised(arch, gen(seed)), seed)
+    return randomize_norms(initialized(arch, gen(seed)), seed)
 
 
 def striped(n=48, side=8, seed=0):
@@ -38,7 +38,7 @@ def striped(n=48, side=8, seed=0):
 
 @pytest.fixture(scope="module")
 def trained():
-    model = initialised({"name": "resnet18", "classes": 3, "width": 4}, gen(0))
+    model = initialized({"name": "resnet18", "classes": 3, "width": 4}, gen(0))
     images = striped()
     fit(model, images, epochs=30, batch=16, lr=0.05, generator=gen(), verbose=False)
     assert evaluate(model, images).acc > 0.9

@@ -498,7 +498,7 @@ CALLS = {
         {"steps": COUNTS, "runs": COUNTS, "generator": THINGS},
     ),
     landscape.measure: (LOOK, OF_IMAGES | {"chunk": COUNTS, "likelihood": THINGS}),
-    landscape.filter_normalised: (
+    landscape.filter_normalized: (
         {"model": MODEL, "generator": None},
         {"model": MODELS, "generator": THINGS},
     ),

@@ -125,7 +125,7 @@ def test_figure_without_description_has_an_empty_alternative_text():
     assert 'alt=""' in shown  # which check_book then refuses
 
 
-def test_printed_output_loses_its_colours():
+def test_printed_output_loses_its_colors():
     data = {"output_type": "stream", "name": "stderr", "text": "\x1b[31m<bad>\x1b[0m\n"}
     shown = page().show({"type": "output", "jupyter_data": data})
     assert shown == '<pre class="output stderr">&lt;bad&gt;</pre>'
@@ -194,8 +194,8 @@ def test_equations_are_mathml_with_a_working_index():
     assert len(p.problems) == 1
 
 
-def luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -203,12 +203,12 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_contrast_of_text(scheme):
     blocks = re.findall(r":root \{(.*?)\}", (THEME / "style.css").read_text(), re.DOTALL)
-    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", blocks[scheme]))
-    words = set(colours) - {"page", "panel", "line", "accent"}
+    colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", blocks[scheme]))
+    words = set(colors) - {"page", "panel", "line", "accent"}
     assert len(words) >= 10
     for word in words:
         for ground in ("page", "panel"):
-            a, b = sorted(luminance(colours[c]) for c in (word, ground))
+            a, b = sorted(luminance(colors[c]) for c in (word, ground))
             assert (b + 0.05) / (a + 0.05) >= 4.5, (word, ground)
 
 

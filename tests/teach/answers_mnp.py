@@ -60,7 +60,7 @@ def mask_loss_in_one(kept, gone, masks, sizes, beta, lam):
     return kept + torch.cat(list(masks)) @ torch.cat(list(sizes)) * lam + gone * beta
 
 
-def penalised(reduce):
+def penalized(reduce):
     """The right sum with another penalty."""
 
     def answer(kept, gone, masks, sizes, beta, lam):
@@ -125,16 +125,16 @@ WRONG: dict = {
     ],
     "mask_loss": [
         (
-            penalised(lambda m, s: sum((a * b).mean() for a, b in zip(m, s, strict=True))),
+            penalized(lambda m, s: sum((a * b).mean() for a, b in zip(m, s, strict=True))),
             "mean",
         ),
         (
-            penalised(lambda m, s: (torch.cat(list(m)) * torch.cat(list(s))).mean()),
+            penalized(lambda m, s: (torch.cat(list(m)) * torch.cat(list(s))).mean()),
             "mean",
         ),
-        (penalised(lambda m, s: sum(a.sum() for a in m)), "uniform penalty"),
+        (penalized(lambda m, s: sum(a.sum() for a in m)), "uniform penalty"),
         (
-            penalised(lambda m, s: sum((b - a * b).sum() for a, b in zip(m, s, strict=True))),
+            penalized(lambda m, s: sum((b - a * b).sum() for a, b in zip(m, s, strict=True))),
             "rewards",
         ),
         (lambda k, g, m, s, b, lam: mask_loss(k, g, m, s, -b, lam), "subtracts"),

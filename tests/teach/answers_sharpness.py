@@ -56,7 +56,7 @@ def top_eigenvalue_by_quotient(product, v, steps):
     return value
 
 
-def never_normalised(product, v, steps):
+def never_normalized(product, v, steps):
     for _ in range(steps):
         v = product(v)
     return (v @ product(v)).item()
@@ -163,9 +163,9 @@ WRONG: dict = {
         (lambda f, p, n, g: signs((n, p), g).sum(1), "never calls"),
     ],
     "top_eigenvalue": [
-        (never_normalised, "not finite"),
+        (never_normalized, "not finite"),
         (quotient_of_the_huge, "not finite"),
-        (lambda f, v, n: never_normalised(f, v, 4), "grows"),
+        (lambda f, v, n: never_normalized(f, v, 4), "grows"),
         (length_of_product, "sign"),
         (first_vector, "first v"),
         (one_step, "times in 60 steps"),
