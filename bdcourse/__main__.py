@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 class Names(argparse.Action):
     """Prints what `--attacks` and `--defenses` take, one name a line, and ends."""
 
-    def __call__(self, parser, *_) -> NoReturn:
+    def __call__(self, parser: argparse.ArgumentParser, *_) -> NoReturn:
         from bdcourse.attacks import ATTACKS
         from bdcourse.bench.plans import PLANS
         from bdcourse.bench.run import SWEEP
