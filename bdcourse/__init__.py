@@ -13,11 +13,46 @@ Names are looked up when they are first used, so that importing this costs nothi
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers, which look nothing up
+    from bdcourse import attacks as attacks
+    from bdcourse import data as data
+    from bdcourse import defenses as defenses
+    from bdcourse import foreign as foreign
+    from bdcourse import metrics as metrics
+    from bdcourse import models as models
+    from bdcourse import train as train
+    from bdcourse import victims as victims
+    from bdcourse.analysis import curvature as curvature
+    from bdcourse.analysis import landscape as landscape
+    from bdcourse.analysis import visibility as visibility
+    from bdcourse.data import load as load
+    from bdcourse.data import splits as splits
+    from bdcourse.images import Images as Images
+    from bdcourse.metrics import evaluate as evaluate
+    from bdcourse.report import claims as claims
+    from bdcourse.report import render as render
+    from bdcourse.report import show as show
+    from bdcourse.report import tables as tables
+    from bdcourse.teach import check as check
+    from bdcourse.teach import labs as labs
+    from bdcourse.teach import widgets as widgets
+    from bdcourse.train import Augment as Augment
+    from bdcourse.train import fit as fit
 
 __version__ = "0.1.0"
 
-# Name -> module, or module and name in it.
+# Name -> module, or module and name in it; the same names as above.
 _PUBLIC = {
+    "attacks": "attacks",
+    "data": "data",
+    "defenses": "defenses",
+    "foreign": "foreign",
+    "metrics": "metrics",
+    "models": "models",
+    "train": "train",
+    "victims": "victims",
     "check": "teach.check",
     "widgets": "teach.widgets",
     "labs": "teach.labs",
@@ -40,9 +75,9 @@ _PUBLIC = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        try:  # the rooms and modules: bd.attacks, bd.victims
+        try:  # other modules: bd.signs, bd.report
             return importlib.import_module(f"{__name__}.{name}")
         except ModuleNotFoundError as e:
             if e.name != f"{__name__}.{name}":

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 class Names(argparse.Action):
     """Prints what `--attacks` and `--defenses` take, one name a line, and ends."""
 
-    def __call__(self, parser, given, *_) -> NoReturn:
+    def __call__(self, parser: argparse.ArgumentParser, given, *_) -> NoReturn:
         from bdcourse.attacks import ATTACKS
         from bdcourse.bench.cells import SWEEP
         from bdcourse.bench.plans import PLANS

@@ -16,6 +16,7 @@ import types
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ def _described(thing: object, outer: tuple[int, ...]) -> object:
         return _described(part, outer)
 
     if isinstance(thing, Tensor):
-        raw = thing.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        raw = thing.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         shape, kind = list(thing.shape), str(thing.dtype)
         return [kind, shape, thing.requires_grad, hashlib.sha256(raw).hexdigest()]
     if isinstance(thing, torch.Generator):
@@ -78,7 +79,7 @@ def _described(thing: object, outer: tuple[int, ...]) -> object:
         return [_name(thing), *map(inside, held)]
     if isinstance(thing, types.CodeType):
         return [thing.co_code.hex(), list(thing.co_names), inside(thing.co_consts)]
-    if hasattr(thing, "tobytes"):  # of numpy
+    if isinstance(thing, (np.ndarray, np.generic)):
         return [str(thing.dtype), list(thing.shape), thing.tobytes().hex()]
     if isinstance(thing, (bytes, range, complex)):
         return [_name(thing), str(thing)]
@@ -89,12 +90,12 @@ def _described(thing: object, outer: tuple[int, ...]) -> object:
 
 def _settings(m: nn.Module, outer: tuple[int, ...]) -> list:
     """The plain attributes and functions of one module, such as stride or a slope."""
-    plain = (bool, int, float, str, tuple, type, functools.partial)
-    plain += (types.FunctionType, types.BuiltinFunctionType)
+    plain = (bool, int, float, str, tuple, type)
+    called = (functools.partial, types.FunctionType, types.BuiltinFunctionType)
     return [
         [k, _described(v, outer)]
         for k, v in sorted(vars(m).items())
-        if isinstance(v, plain) and k != "training" and not k.startswith("_")
+        if isinstance(v, plain + called) and k != "training" and not k.startswith("_")
     ]
 
 

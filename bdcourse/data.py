@@ -73,19 +73,19 @@ class _Part(NamedTuple):
     """Training or test images of a set, which can be chosen before they are read."""
 
     name: str
-    count: int
+    total: int
     read: Callable[[Tensor | None], Images]  #: those at these positions, or all
     need: int = 0  #: bytes of each image that is not in memory yet
     notes: tuple[str, ...] = ()  #: what the user should know, a line each
 
     def choose(self, n: int | None, seed: int = 0) -> Tensor | None:
         """Positions of n random images; None for all."""
-        if n is None or n == self.count:
+        if n is None or n == self.total:
             return None
-        if n > self.count:
-            raise ValueError(f"asked for {n} images, but {self.name} holds only {self.count}.")
+        if n > self.total:
+            raise ValueError(f"asked for {n} images, but {self.name} holds only {self.total}.")
         g = torch.Generator().manual_seed(seed)
-        return torch.randperm(self.count, generator=g)[:n]
+        return torch.randperm(self.total, generator=g)[:n]
 
 
 def splits(
@@ -122,7 +122,7 @@ def splits(
     first, second = _open(source, {"train": n, "test": n_test}, size=size, classes=classes)
     _print(first, second)
     chosen, examined = first.choose(n), second.choose(n_test)
-    counts = [p.count if c is None else len(c) for p, c in ((first, chosen), (second, examined))]
+    counts = [p.total if c is None else len(c) for p, c in ((first, chosen), (second, examined))]
     owned = round(clean * counts[0])
     _require_defender(clean, owned, counts[0])
     need = first.need * counts[0] + second.need * counts[1]
@@ -130,11 +130,11 @@ def splits(
 
     # Positions are dealt, not images: none of them is in memory twice.
     g = torch.Generator().manual_seed(1000 + seed)
-    train, owned = deal(counts[0], owned, g)
-    own, held = (owned[i] for i in deal(len(owned), max(1, len(owned) // 5), g))
+    train, mine = deal(counts[0], owned, g)
+    own, held = (mine[i] for i in deal(len(mine), max(1, len(mine) // 5), g))
     if chosen is not None:
         train, own, held = chosen[train], chosen[own], chosen[held]
-    parts = Splits(*map(first.read, (train, own, held)), second.read(examined))
+    parts = Splits(first.read(train), first.read(own), first.read(held), second.read(examined))
     if bool((parts.test.y.diff() >= 0).all()):
         g = torch.Generator().manual_seed(0)
         order = torch.randperm(len(parts.test), generator=g)
@@ -191,7 +191,7 @@ def load(
     (part,) = _open(source, {split: n}, seed=seed, size=size, root=root, classes=classes)
     _print(part)
     chosen = part.choose(n, seed)
-    count = part.count if chosen is None else len(chosen)
+    count = part.total if chosen is None else len(chosen)
     _require_room(part.need * count, f"{count} images of {part.name}")
     return part.read(chosen)
 
@@ -516,8 +516,8 @@ def _class_names(
             f"{root} must hold one folder of images per class, at least two; found {len(names)}."
         )
     if given is not None:
-        given = tuple(given) if isinstance(given, list) else given
-        if odd := {*names} ^ {*require_names(given, "classes")}:
+        given = require_names(tuple(given) if isinstance(given, list) else given, "classes")
+        if odd := {*names} ^ {*given}:
             raise ValueError(
                 f"classes must name each class folder of {root} once, but "
                 f"{sorted(odd)[0]!r} is in one of the two only."

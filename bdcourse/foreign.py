@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -232,10 +233,10 @@ def pair(
 
 
 def _path(path: object, name: str = "path") -> Path:
-    right = isinstance(path, (str, os.PathLike))
-    if not right or not isinstance(os.fspath(path), str) or not os.fspath(path):
+    plain = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(plain, str) or not plain:
         raise ValueError(f"{name} must be the path of a file, not {require.kind(path)}.")
-    return Path(path)
+    return Path(plain)
 
 
 def _start(path: Path) -> bytes:
@@ -383,16 +384,16 @@ def _zipped(path: Path) -> str:
 
 def _numpy_only() -> list:
     """What arrays and scalars of plain numbers need; dtypes of objects are left out."""
-    makers = (np.empty(0).__reduce__()[0], np.int64(0).__reduce__()[0])
+    makers: list[Any] = [np.empty(0).__reduce__()[0], np.int64(0).__reduce__()[0]]
     # numpy 1 and 2 write different names, and each must read the other's files.
     spelled = [
         (f, f"numpy.{core}.multiarray.{f.__name__}") for f in makers for core in ("core", "_core")
     ]
-    types = {np.ndarray, np.dtype, *(type(np.dtype(c)) for c in "?bhilqBHILQefd")}
+    types: set[type] = {np.ndarray, np.dtype, *(type(np.dtype(c)) for c in "?bhilqBHILQefd")}
     return spelled + [(t, f"{t.__module__}.{t.__name__}") for t in types]
 
 
-def _state(found: object, name: str, key: str | None = None) -> dict[str, Tensor]:
+def _state(found: Any, name: str, key: str | None = None) -> dict[str, Tensor]:
     """The state dict in what a file held, unwrapped."""
     keys = _keys(found)
     if key is not None:
@@ -515,9 +516,9 @@ def _constants(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The normalization, if it is one of pixels in [0, 1]."""
     try:
-        mean, std = (tuple(map(float, v)) for v in (mean, std))
-        m, s = torch.tensor(mean), torch.tensor(std)
-        fits = 0 < len(mean) == len(std) and bool((s > 0).all() & s.isfinite().all())
+        means, stds = tuple(map(float, mean)), tuple(map(float, std))
+        m, s = torch.tensor(means), torch.tensor(stds)
+        fits = 0 < len(means) == len(stds) and bool((s > 0).all() & s.isfinite().all())
     except (RuntimeError, TypeError, ValueError, OverflowError):
         fits = False
     if not fits or not bool((m.abs() <= 1).all()):
@@ -525,7 +526,7 @@ def _constants(
             "mean and std need one finite number per channel, mean in units of pixels "
             "in [0, 1] and std above zero."
         )
-    return mean, std
+    return means, stds
 
 
 def _copied(net: nn.Module, channels: int) -> tuple[nn.Module, dict[str, Tensor], str]:

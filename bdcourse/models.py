@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from typing import TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,6 +35,9 @@ class Normalize(nn.Module):
         ValueError: mean and std do not fit together, or pixels of another number of
             channels, which would be broadcast, or as whole numbers.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean=CIFAR_MEAN, std=CIFAR_STD) -> None:
         super().__init__()
@@ -100,6 +104,11 @@ class PreActBlock(nn.Module):
 class ResNet(nn.Module):
     """Four stages of two blocks, widths w, 2w, 4w, 8w, behind a 3x3 stem."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, block, classes: int, width: int, norm: Normalize) -> None:
         super().__init__()
         self.normalize = norm
@@ -163,6 +172,10 @@ class AirBench(nn.Module):
     Args:
         widths: channels of the three groups.
     """
+
+    layer1: ConvGroup
+    layer2: ConvGroup
+    layer3: ConvGroup
 
     def __init__(self, classes: int, widths: tuple[int, int, int], norm: Normalize) -> None:
         super().__init__()
@@ -375,7 +388,7 @@ def lay_out(
     if device is not None:
         model.to(device)
     form = memory_format(model, x)
-    model.to(memory_format=form)
+    model.to(memory_format=form)  # type: ignore[call-overload]  # torch forgot to declare it
     if form is torch.contiguous_format:
         for m in model.modules():
             if isinstance(m, nn.Conv2d):
@@ -405,7 +418,7 @@ def guarded(model: nn.Module) -> Iterator[None]:
             h.remove()
 
 
-def _too_narrow(m: nn.Module) -> bool:
+def _too_narrow(m: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
         isinstance(m, nn.Conv2d)
         and max(m.kernel_size) == 1

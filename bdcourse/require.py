@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ def trusted() -> Iterator[None]:
         TRUSTED.reset(token)
 
 
-def is_tensor(value: object) -> bool:
+def is_tensor(value: object) -> TypeGuard[Tensor]:
     """Whether this is a tensor; without importing torch, which whoever made one has."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
@@ -57,7 +57,7 @@ def kind(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def whole(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
+def whole(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """A whole number in low..high, as an int.
 
     Raises:
@@ -71,7 +71,7 @@ def whole(name: str, value: object, low: int | None = None, high: int | None = N
 
 def number(
     name: str,
-    value: object,
+    value: Any,
     low: float | None = None,
     high: float | None = None,
     *,
@@ -214,7 +214,7 @@ def finite(logits: Tensor, what: str = "the network's answers") -> Tensor:
     return logits
 
 
-def _inside(value: Real, low: float | None, high: float | None) -> bool:
+def _inside(value: Any, low: float | None, high: float | None) -> bool:
     return (low is None or value >= low) and (high is None or value <= high)
 
 
@@ -250,7 +250,7 @@ def row(name: str, value: object, n: int | None = None) -> tuple:
     return tuple(value)
 
 
-def device(name: str, value: object) -> torch.device:
+def device(name: str, value: Any) -> torch.device:
     """A device that is there.
 
     Raises:

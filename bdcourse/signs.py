@@ -95,7 +95,7 @@ def _scene(sign: Tensor, g: torch.Generator, hard: bool) -> Tensor:
     row0 = torch.cat([cos, sin + shear, -(cos * dx + (sin + shear) * dy)], -1)
     row1 = torch.cat([-sin, cos, sin * dx - cos * dy], -1)
     grid = F.affine_grid(
-        torch.cat([row0, row1], -2).squeeze(1), (n, 4, 64, 64), align_corners=False
+        torch.cat([row0, row1], -2).squeeze(1), [n, 4, 64, 64], align_corners=False
     )
     small = F.avg_pool2d(sign, 2)  # 48 px: close to the drawn size, so no aliasing
     layer = F.grid_sample(small, grid, align_corners=False)

@@ -391,7 +391,7 @@ def plane(
             weights[name].copy_(start[name])
         for t, d in zip(point, directions, strict=True):
             for name, v in d.items():
-                weights[name] += t * v
+                weights[name].add_(t * v)
         found.append(measure(moved, images, **options))
     return _surface(ts, len(directions), found)
 

@@ -80,8 +80,8 @@ def moved_loss(
         loss: of the model on x, y, with its graph, which is used up.
     """
     weights = {n: w for n, w in model.named_parameters() if w.requires_grad}
-    gradients = torch.autograd.grad(loss, weights.values(), materialize_grads=True)
-    shifts = ascent(weights.values(), gradients, rho)
+    own = [*weights.values()]
+    shifts = ascent(own, torch.autograd.grad(loss, own, materialize_grads=True), rho)
     moved = {n: w + e for (n, w), e in zip(weights.items(), shifts, strict=True)}
     # Copies of the buffers, or BatchNorm would count the moved network's statistics.
     moved |= {n: b.clone() for n, b in model.named_buffers()}

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
+from typing import Any
 
 from bdcourse import require
 from bdcourse.bench.results import Results
@@ -140,12 +142,7 @@ def _select(claim: dict, key: dict, read: Callable[[str], Results]) -> tuple[dic
 
 def _value(claim: dict, rows: Sequence[dict]) -> float:
     path = claim["ours"].get("read") or [(claim["rule"] or {"key": "asr"})["key"]]
-    found = []
-    for r in rows:
-        for step in path:
-            r = r[step]
-        found.append(r)
-    return mean(found)
+    return mean(reduce(getitem, path, r) for r in rows)
 
 
 def _compare(rule: dict, value: float, others: Sequence[float], claim: dict) -> tuple[bool, float]:
@@ -241,7 +238,8 @@ NAMES = {
 
 def tally() -> Table:
     """How many claims of each method ended with which verdict."""
-    lines, everything = [], answers()
+    lines: list[dict[str, Any]] = []
+    everything = answers()
     for method, title in METHODS.items():
         found = Counter(a.verdict for a in everything if a.claim["method"] == method)
         lines.append({"about": title, **{v: found[v] for v in VERDICTS}})

@@ -13,9 +13,9 @@ import html
 import io
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ MEANING = {
     "poison": (TRIGGERED, "-.", "^"),
     "cover": (OTHER, "-", "v"),
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.titlesize": 12,
@@ -183,7 +183,7 @@ def _words(**texts: object) -> None:
             raise ValueError(f"{name} must be text, not {require.kind(text)}.")
 
 
-def _listed(name: str, values: object, least: int = 0) -> list:
+def _listed(name: str, values: Any, least: int = 0) -> list:
     """A list of names or labels, at least so many."""
     try:
         found = None if isinstance(values, (str, bytes)) else list(values)
@@ -245,8 +245,8 @@ def _rows(name: str, rows: object, n: int) -> list[int]:
 
 def _images(name: str, x: object, ndim: int = 4) -> Tensor:
     """Images that can be drawn: uint8, or pixels in [0, 1], gray or in color."""
-    right = isinstance(x, Tensor) and x.ndim == ndim and x.numel()
-    if not right or x.shape[-3] not in (1, 3):
+    right = isinstance(x, Tensor) and x.ndim == ndim and x.numel() > 0
+    if not isinstance(x, Tensor) or not right or x.shape[-3] not in (1, 3):
         axes = "(n, c, h, w)" if ndim == 4 else "(c, h, w)"
         raise ValueError(
             f"{name} must be images of shape {axes}, at least one, gray or in color, "
@@ -555,7 +555,7 @@ def strips(
         return Picture(fig, description)
 
 
-def _short(names: Sequence[str]) -> list[str]:
+def _short(names: Iterable[str]) -> list[str]:
     return [_called(n, 30).replace("layer", "").replace("shortcut", "sc") for n in names]
 
 

@@ -11,7 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bdcourse import require
 from bdcourse.attacks import ATTACKS
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bdcourse.report.show import Table
 
 
-def mean(values: Iterable[float]) -> float:
+def mean(values: Iterable[Any]) -> float:
     """The arithmetic mean of finite numbers, in whatever order they come."""
     try:
         found = list(values)
@@ -153,7 +153,8 @@ def _by_victim(name: str, key: dict) -> Victims:
     return found
 
 
-def _means(rows: Sequence[dict], keys: Sequence[str]) -> list[float | None]:
+def _means(rows: Sequence[dict], keys: Sequence[str]) -> list[Any]:
+    """The mean of each key over the rows that have it, None where none has."""
     columns = [[r[k] for r in rows if r.get(k) is not None] for k in keys]
     return [mean(c) if c else None for c in columns]
 
@@ -265,7 +266,7 @@ def grid(
     for victim, by in _by_victim(name, key).items():
         if who is not None and victim not in who:
             continue
-        cells = {d: _means(by[d], SCORES) if d in by else None for d in defenses}
+        cells = {d: _means(by[d], SCORES) if d in by else [] for d in defenses}
         if not any(cells.values()):
             continue
         if _passes(by) and all(cells.values()):
@@ -288,8 +289,8 @@ def _half(values: Iterable[float | None]) -> float:
     return (max(known) - min(known)) / 2 if known else 0.0
 
 
-def _slashed(values: Sequence[float | None] | None, spread: float = 0) -> str:
-    if values is None:
+def _slashed(values: Sequence[float | None], spread: float = 0) -> str:
+    if not values:
         return ""
     shown = ["–" if v is None else f"{100 * v:.1f}" for v in values]
     if spread > 0.0049:
@@ -331,8 +332,8 @@ def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Tab
     return Table(lines, caption)
 
 
-def _published(row: dict | None) -> list[float | None] | None:
-    return row and [row[k] for k in ("acc", "asr", "ra")]
+def _published(row: dict | None) -> list[float | None]:
+    return [row[k] for k in SCORES] if row else []
 
 
 SCORES = ("acc", "asr", "ra")
@@ -374,7 +375,7 @@ def by_budget(
     passed = {who for of in by.values() for who, rows in of.items() if _passes(rows)}
 
     def means(d: str, budget: int | None) -> list[float] | None:
-        rows = [by[budget].get(who, {}).get(d) for who in passed]
+        rows = [by[budget].get(who, {}).get(d, []) for who in passed]
         if not rows or not all(rows):
             return None
         victims = [dict(zip(SCORES, _means(r, SCORES), strict=True)) for r in rows]
@@ -475,8 +476,8 @@ RANKED = (
 
 def require_ranked(lines: object) -> None:
     """Refuse what is not the answer of :func:`ranking`."""
-    right = isinstance(lines, (list, tuple)) and len(lines) > 0
-    if not right or not all(isinstance(r, Mapping) and r.keys() >= {*RANKED} for r in lines):
+    found = lines if isinstance(lines, (list, tuple)) else ()
+    if not found or not all(isinstance(r, Mapping) and r.keys() >= {*RANKED} for r in found):
         raise ValueError("lines must be what tables.ranking returns.")
 
 
@@ -486,8 +487,8 @@ def _resampled(
     """Tables with as many victims: for each defense, the draws of each victim."""
     rng, n = random.Random(0), len(victims)
     if n <= 5 and all(len(v) == 1 for of in victims for v in of.values()):
-        for some in product(victims, repeat=n):
-            yield {d: [of[d] for of in some] for d in victims[0]}
+        for each in product(victims, repeat=n):
+            yield {d: [of[d] for of in each] for d in victims[0]}
         return
     for _ in range(resamples):
         some = rng.choices(victims, k=n)

@@ -6,6 +6,8 @@ knows names a folder of the machine it was written on.
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import bdcourse
 from helpers import ROOT
 
 if sys.version_info >= (3, 11):
@@ -117,6 +120,17 @@ def loaded(before: str, code: str) -> set[str]:
 
 def test_importing_the_package_loads_nothing_else() -> None:
     assert loaded("", "import bdcourse") == {"bdcourse"}
+
+
+def test_editors_know_the_public_names() -> None:
+    code = ast.parse((ROOT / "bdcourse/__init__.py").read_text())
+    (typed,) = (node for node in code.body if isinstance(node, ast.If))
+    known = {a.asname: f"{n.module}.{a.name}" for n in typed.body for a in n.names}
+    assert known.keys() == bdcourse._PUBLIC.keys() <= {*dir(bdcourse)}
+    for name, place in known.items():
+        module, _, own = place.rpartition(".")
+        ours = getattr(bdcourse, name)
+        assert ours is getattr(importlib.import_module(module), own), name
 
 
 def test_first_use_loads_nothing_heavy() -> None:
