@@ -98,6 +98,7 @@ UNITS = $(SPREAD) --no-loadscope-reorder
 style: $(READY)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	$(PY) -m mypy
 
 check: style
 	$(UNITS) -m 'not slow and not browser'

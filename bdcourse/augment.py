@@ -114,7 +114,7 @@ class Augment(Augmentation):
                 inner[n + i : n + i + len(part)] = part
         return padded.flatten(2).unfold(1, h, 1).unfold(2, w * c, c)
 
-    def check(self, shape: tuple[int, int, int]) -> None:
+    def check(self, shape: tuple[int, ...]) -> None:
         """Refuse images (c, h, w) so small that a crop could miss them."""
         if self.pad > min(shape[1:]):
             raise ValueError(
@@ -168,13 +168,14 @@ class _Crops(Stream):
         self, augment: Augment, x: Tensor, y: Tensor, generator: torch.Generator, seed: int
     ) -> None:
         super().__init__(augment, x, y, generator)
+        self.crop = augment
         sides = augment.sides(len(x), seed)
         self.sides = None if sides is None else sides.to(x.device)
 
     @cached_property
     def crops(self) -> Tensor | None:
-        lean = self.augment.size(self.x) > MOST_CROPS
-        return None if lean else self.augment.prepare(self.x)
+        lean = self.crop.size(self.x) > MOST_CROPS
+        return None if lean else self.crop.prepare(self.x)
 
     def _mirrored(self, index: Tensor, epoch: int) -> Tensor | None:
         # Of the epoch, also where it is cut short.
@@ -183,13 +184,13 @@ class _Crops(Stream):
     def take(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         mirrored = self._mirrored(index, epoch)
         if self.crops is None:
-            x = self.augment.once(self.x[index], self.generator, mirrored)
+            x = self.crop.once(self.x[index], self.generator, mirrored)
         else:
-            x = self.augment(self.crops, index, self.x.shape[1], self.generator, mirrored)
+            x = self.crop(self.crops, index, self.x.shape[1], self.generator, mirrored)
         return x, self.y[index]
 
     def after(self, x: Tensor, y: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         mirrored = self._mirrored(index, epoch)
         if mirrored is not None and len(mirrored) != len(x):
             mirrored = None  # a hook may hand back other images than it was given
-        return self.augment.once(x, self.generator, mirrored), y
+        return self.crop.once(x, self.generator, mirrored), y

@@ -221,7 +221,7 @@ def pack_state(things: dict[str, object]) -> dict[str, Tensor]:
     Args:
         things: name -> tensor, number, truth, network, optimizer, schedule or generator.
     """
-    packed = {}
+    packed: dict[str, Tensor] = {}
     for name, thing in things.items():
         packed |= {f"{name}:{k}": v for k, v in _packed(thing).items()}
     return packed
@@ -248,7 +248,7 @@ def _packed(thing: object) -> dict[str, Tensor]:
 def unpack_state(tensors: dict[str, Tensor], things: dict[str, object]) -> dict[str, object]:
     """Put back what `pack_state` kept: in place, or, for tensors and numbers, by the value
     that is returned under its name."""
-    values = {}
+    values: dict[str, object] = {}
     for name, thing in things.items():
         own = {
             k.removeprefix(f"{name}:"): v for k, v in tensors.items() if k.startswith(f"{name}:")
@@ -265,7 +265,7 @@ def unpack_state(tensors: dict[str, Tensor], things: dict[str, object]) -> dict[
             restore(thing, own)
             for group, rate in zip(thing.param_groups, own["lr"].tolist(), strict=True):
                 group["lr"] = rate
-        else:
+        elif isinstance(thing, torch.optim.lr_scheduler.LRScheduler):
             thing.last_epoch, thing._last_lr = int(own["epoch"]), own["last"].tolist()
             thing._step_count = thing.last_epoch + 1
     return values

@@ -44,7 +44,7 @@ class Examples:
     """
 
     task: ClassVar[Task] = Task()
-    _rows: ClassVar = ("x", "y")  # what has one entry per example
+    _rows: ClassVar[tuple[str, ...]] = ("x", "y")  # what has one entry per example
 
     x: Tensor
     y: Tensor
@@ -119,8 +119,8 @@ class Examples:
         own = "" if self.task is IMAGES else f"{self.task.name} "
         h = hashlib.sha256(f"{own}{tuple(self.x.shape)}".encode())
         for part in self.x.split(1000):
-            h.update(part.cpu().contiguous().numpy())
-        h.update(self.y.cpu().contiguous().numpy())
+            h.update(part.cpu().contiguous().numpy().tobytes())
+        h.update(self.y.cpu().contiguous().numpy().tobytes())
         return h
 
     def digest(self) -> str:
@@ -205,8 +205,7 @@ def require_names(names: object, what: str) -> tuple[str, ...]:
     Raises:
         ValueError: one sentence, which starts with `what`.
     """
-    right = isinstance(names, tuple) and all(isinstance(c, str) for c in names)
-    if not right or not names:
+    if not isinstance(names, tuple) or not names or not all(isinstance(c, str) for c in names):
         raise ValueError(
             f"{what} must be a tuple of names, such as ('cat', 'dog'), not "
             f"{names if isinstance(names, tuple) else require.kind(names)}."
@@ -272,14 +271,14 @@ class Poisoned(Examples):
         kind: the task of the clean examples.
     """
 
-    _rows: ClassVar = ("x", "y", "role")
+    _rows: ClassVar[tuple[str, ...]] = ("x", "y", "role")
 
-    role: Tensor = field(default=None)
+    role: Tensor = field(default=None)  # type: ignore[assignment]  # refused below
     late: Callable[[Tensor], Tensor] | None = None
     kind: Task = IMAGES
 
     @property
-    def task(self) -> Task:  # a field of this name would stand before x
+    def task(self) -> Task:  # type: ignore[override]  # a field would stand before x
         return self.kind
 
     def __post_init__(self) -> None:
@@ -311,7 +310,7 @@ class Poisoned(Examples):
         A late trigger enters by what it does to the first examples that get it.
         """
         h = self._hash()
-        h.update(self.role.cpu().contiguous().numpy())
+        h.update(self.role.cpu().numpy().tobytes())
         if self.late is not None:
             rows = (self.role != ROLES["clean"]).nonzero().flatten()[:16]
             stamped = self.task.stored(self.late(self[rows].inputs()))

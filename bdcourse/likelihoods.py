@@ -89,11 +89,14 @@ class Softmax(Likelihood):
         return -nll.view(len(out), -1).sum(1)
 
     def loss(self, out: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-        how = {"ignore_index": self.ignore, "label_smoothing": smoothing}
-        if out.ndim == 2:
-            return F.cross_entropy(out, y, **how)
-        total = F.cross_entropy(out.flatten(0, -2), y.flatten(), reduction="sum", **how)
-        return total / len(out)
+        total = F.cross_entropy(
+            out.flatten(0, -2),
+            y.flatten(),
+            ignore_index=self.ignore,
+            reduction="mean" if out.ndim == 2 else "sum",
+            label_smoothing=smoothing,
+        )
+        return total if out.ndim == 2 else total / len(out)
 
     def sample(self, out: Tensor, generator: torch.Generator) -> Tensor:
         p = out.detach().softmax(-1).flatten(0, -2)

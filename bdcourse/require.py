@@ -134,7 +134,7 @@ def generator(value: object, name: str = "generator") -> torch.Generator:
     return value
 
 
-def pixels(x: object, name: str = "x", shape: tuple[int, int, int] | None = None) -> Tensor:
+def pixels(x: object, name: str = "x", shape: tuple[int, ...] | None = None) -> Tensor:
     """Float pixels in [0, 1], (n, c, h, w), of one kind of image if `shape` is given.
 
     Raises:

@@ -132,8 +132,8 @@ class Task:
     def check_learnable(self, out: object, y: Tensor, data: Examples) -> None:
         """Refuse outputs of a training batch of which its targets y cannot be learned."""
         k = data.k
-        fits = isinstance(out, Tensor) and out.ndim == 2
-        if not fits or len(out) != len(y) or not out.is_floating_point():
+        rows = isinstance(out, Tensor) and out.ndim == 2 and out.is_floating_point()
+        if not isinstance(out, Tensor) or not rows or len(out) != len(y):
             raise ValueError(
                 f"the model must answer with float logits of shape ({self.many}, classes), "
                 f"here ({len(y)}, {k}), not {require.kind(out)}."
@@ -272,8 +272,8 @@ class ImageTask(Task):
         return require.pixels(x, name, shape)
 
     def check_asked(self, model: nn.Module, x: object) -> None:
-        if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4:
-            require.pixels(x)
+        stored = isinstance(x, Tensor) and x.dtype == torch.uint8 and x.ndim == 4
+        x = x if isinstance(x, Tensor) and stored else require.pixels(x)
         if not x.numel():
             raise ValueError(f"x must hold at least one pixel, but is {require.kind(x)}.")
         # A normalization by the network's owner spreads one channel over three, in silence.
