@@ -158,6 +158,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 def test_gradients_of_narrow_networks_agree_with_float64():
     assert alone(GRADIENTS) == "right\n"
 
@@ -199,10 +200,12 @@ print("still alive")
 """
 
 
+@pytest.mark.slow
 def test_narrow_networks_survive_training_and_repair():
     assert alone(TRAINING + REPAIR).endswith("alive\n")
 
 
+@pytest.mark.slow
 def test_narrow_networks_survive_training_on_two_threads():
     head = "import torch\ntorch.set_num_threads(2)\n"  # where the crash was a hang
     assert alone(head + TRAINING).endswith("alive\n")

@@ -21,6 +21,7 @@ from helpers import frozen, gen, message, random_images, same_state
 # ---------------------------------------------------------------- the exact Fisher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 @pytest.mark.parametrize("make, side", [(mlp, 2), (conv_net, 6)])
 def test_exact_is_a_loop_over_images_and_labels(make, side, fisher):
@@ -131,6 +132,7 @@ def test_noise_can_be_differentiated_at_a_certain_network():
 # ---------------------------------------------------------------- estimators
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["bartlett", "gaussian", "signed"])
 def test_estimators_agree_with_exact_at_2000_draws(route):
     model, images = mlp(), tiny()
@@ -144,6 +146,7 @@ def test_estimators_agree_with_exact_at_2000_draws(route):
     assert abs(trace.value - exact.value) < 4 * trace.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["bartlett", "gaussian", "signed"])
 def test_estimated_diagonals_and_the_error_of_the_trace(route):
     model, images = mlp(), tiny()
@@ -177,6 +180,7 @@ def test_labels_drawn_from_a_certain_network_miss_what_is_rare():
     assert noise.error == pytest.approx(exact * math.sqrt(2 / 300), rel=0.4)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_gaussian_trace_is_that_of_the_exact_one():
     g = gen(0)
     x = torch.randn(6, 2, generator=g).double()
@@ -203,6 +207,7 @@ def test_the_gradient_of_the_gaussian_trace_is_that_of_the_exact_one():
     assert float((slope(c.bartlett, 1) - want).norm()) > 0.5 * scale
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_signed_trace_is_exact_in_the_mean():
     model, images = mlp(hidden=2), tiny(4)
     x, w = images.x.double() / 255, list(model.parameters())
@@ -245,6 +250,7 @@ class Words(nn.Module):
         return self.linear(torch.cumsum(self.embed(x), 1).tanh())
 
 
+@pytest.mark.slow
 def test_padding_of_a_sequence_counts_as_nothing_on_every_route():
     model = Words().double()
     x = torch.tensor([[1, 2, 3], [4, 5, 0]])
@@ -316,6 +322,7 @@ def test_scaling_before_batchnorm_changes_the_trace_but_not_the_relative_one():
 # ---------------------------------------------------------------- models, care
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("error")
 def test_every_model(name):

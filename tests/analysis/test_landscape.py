@@ -37,6 +37,7 @@ def test_part_of_the_weights_is_a_block_of_the_hessian():
     torch.testing.assert_close(block, h[-51:, -51:] @ v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make, side", [(mlp, 2), (conv_net, 6)])
 def test_top_and_spectrum_are_those_of_the_dense_hessian(make, side):
     model, images = make(), tiny(12, side=side)
@@ -78,6 +79,7 @@ def test_hutchinson_of_exercise_4():
     assert float(normal.var()) == pytest.approx(30, rel=0.1)
 
 
+@pytest.mark.slow
 def test_trace_of_the_hessian():
     model, images = conv_net(), tiny(side=6)
     want = float(dense_hessian(model, images).trace())

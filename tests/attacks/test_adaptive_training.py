@@ -65,6 +65,7 @@ def test_the_value_is_loss_plus_trace_and_statistics_move_once(case):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_victim_of_an_aware_attacker_is_another_victim(tmp_path):
     data = random_images(48, k=4, side=32)
     how = {"arch": {"name": "resnet18", "width": 4}, "epochs": 1, "batch": 16}

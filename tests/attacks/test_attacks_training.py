@@ -216,6 +216,7 @@ def test_head():
 # ---------------------------------------------------------------- whole trainings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", STEERING)
 def test_make_save_load_and_measure_again(cls, tmp_path):
     images = random_images(64, side=16)
@@ -303,6 +304,7 @@ class Blink(Attack):
         return assemble(x, y, 0 * x[:p], 0 * y[:p], x[:0])
 
 
+@pytest.mark.slow
 def test_a_steered_training_plants_the_backdoor():
     images = signs.draw(360)
     torch.manual_seed(0)

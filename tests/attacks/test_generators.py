@@ -43,6 +43,7 @@ def test_diversity_falls_as_patterns_part():
     assert same.isfinite() and x1.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_input_aware_mask_reaches_its_density_and_only_it_changes():
     images = signs.draw(96)
     attack = InputAware.craft(images, gen(), filters=4, mask_steps=60)
@@ -156,6 +157,7 @@ def test_fba_detoxifies_on_schedule_and_leaves_the_model_alone():
     assert (attack.decoy(x) - x).abs().max() <= 0.2 + 1e-6
 
 
+@pytest.mark.slow
 def test_detoxified_images_raise_the_compromised_inputs():
     images = signs.draw(120)
     model = build("resnet18", classes=12, width=4)

@@ -159,6 +159,7 @@ def test_fast_adversarial_options():
     assert "epsilon" in message(e)
 
 
+@pytest.mark.slow
 def test_adversarial_training_makes_robust():
     train, test = two_signs(256), two_signs(128, seed=1)
     x, y = test.pixels(), test.y

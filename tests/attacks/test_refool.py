@@ -94,6 +94,7 @@ def test_refool_shifts_are_3_to_8():
     assert 0.15 <= share.min() < 0.2 and 0.8 < share.max() <= 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 8, 8), (3, 32, 32), (3, 9, 40)])
 def test_refool_kinds_come_from_content(size):
     attack, x = crafted(Refool, *size), quantize(noise(3000, *size)).float() / 255

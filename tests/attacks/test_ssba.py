@@ -33,6 +33,7 @@ def stego() -> tuple[SSBA, Images]:
     return attack, images
 
 
+@pytest.mark.slow
 def test_ssba_hides_a_message_that_can_be_read(stego):
     attack, images = stego
     assert attack.trained and attack.bit_accuracy > 0.95, attack.bit_accuracy
@@ -46,6 +47,7 @@ def test_ssba_hides_a_message_that_can_be_read(stego):
     assert abs((wrong == m.bool()).float().mean() - 0.5) < 0.1, "no message, no bits"
 
 
+@pytest.mark.slow
 def test_ssba_is_sample_specific(stego):
     attack, images = stego
     x = images.pixels()[:64]
@@ -60,6 +62,7 @@ def test_ssba_is_sample_specific(stego):
     assert torch.allclose(attack.trigger(x[3:4])[0], out[3], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ssba_trigger_carries_its_secret(stego):
     attack, images = stego
     x = images.pixels()[:64]
@@ -72,6 +75,7 @@ def test_ssba_trigger_carries_its_secret(stego):
     assert (p.x[bad] != images.x[bad]).flatten(1).any(1).all()
 
 
+@pytest.mark.slow
 def test_ssba_adds_no_finest_grain(stego):
     attack, _ = stego
     added = attack.trigger(torch.full((1, 3, 16, 16), 0.5))[0] - 0.5
@@ -81,6 +85,7 @@ def test_ssba_adds_no_finest_grain(stego):
     assert share < 0.005 * inner.square().sum()
 
 
+@pytest.mark.slow
 def test_ssba_works_on_other_sizes(stego):
     attack, _ = stego
     assert attack.trigger(pixels(2, 24)).shape == (2, 3, 24, 24)
@@ -151,6 +156,7 @@ def test_ssba_measures_on_images_it_was_not_trained_on():
     assert not trained & held
 
 
+@pytest.mark.slow
 def test_spec_survives_json(stego, monkeypatch):
     monkeypatch.setattr(bdcourse.attacks, "ATTACKS", {"SSBA": SSBA})
     survives_json(stego[0])

@@ -83,6 +83,7 @@ def unique(values):
     return {f"{type(v).__name__} {v!r}": v for v in values}.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_options(name):
     cls = ATTACKS[name]
@@ -195,6 +196,7 @@ class Tuple(nn.Module):
         return (self.linear(x.mean((2, 3))),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_craft(name):
     cls, few = ATTACKS[name], FEW.get(name, {})
@@ -359,6 +361,7 @@ def test_make(name):
         assert refusal(call) is not None, value
 
 
+@pytest.mark.slow
 def test_save_and_load(tmp_path):
     victim = victims.Victim(
         MODEL,

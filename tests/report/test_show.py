@@ -42,6 +42,7 @@ def test_the_description_is_the_text_of_the_output():
     assert Image.open(io.BytesIO(png)).width == 720
 
 
+@pytest.mark.slow
 def test_the_same_figure_is_the_same_bytes():
     assert draw().png == draw().png
     assert draw().png != draw(window=(1, 2)).png
@@ -215,6 +216,7 @@ def test_labels_of_equal_lines_neither_overlap_nor_climb_out_of_the_picture():
     assert at[-1] < 115, "at most one label's height above the axes"
 
 
+@pytest.mark.slow
 def test_dollars_are_letters(monkeypatch):
     names = ["US$ 5 and $x$", "b"]
     drawn = []
@@ -288,6 +290,7 @@ def drawn(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")  # a layout without room for the picture
 @pytest.mark.parametrize(
     "kind",

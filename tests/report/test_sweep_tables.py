@@ -158,6 +158,7 @@ def test_files_of_results(tmp_path, value):
     refusal(lambda: tables.results(value))
 
 
+@pytest.mark.slow
 def test_the_command(hand, monkeypatch):
     monkeypatch.chdir(hand)
     good = {"name": "hand", "where": ["budget=7"]}

@@ -20,6 +20,7 @@ from bdcourse.teach import nbgrader_course as course
 from helpers import ROOT
 
 nbgrader = pytest.importorskip("nbgrader")
+pytestmark = pytest.mark.slow
 
 
 TEMPLATES = Path(nbgrader.__file__).parent / "server_extensions/formgrader/templates"

@@ -32,6 +32,7 @@ from bdcourse.teach.submission import Gone, Submission
 from bdcourse.teach.wire import Wire
 from helpers import ROOT
 
+pytestmark = pytest.mark.slow
 confined = pytest.mark.skipif(bool(confine.unconfined()), reason="this system confines nobody")
 REPLY = {"blobs": [], "changed": [], "shared": {}, "value": None}
 CALL = REPLY | {"callback": 0, "args": {"list": []}, "kwargs": {"dict": {}}}

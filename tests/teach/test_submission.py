@@ -22,6 +22,7 @@ from bdcourse.teach.check import CheckFailed
 from bdcourse.teach.submission import Gone, NotStarted, Submission
 from helpers import ROOT
 
+pytestmark = pytest.mark.slow
 confined = pytest.mark.skipif(bool(confine.unconfined()), reason="this system confines nobody")
 
 
