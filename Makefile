@@ -173,7 +173,7 @@ bench-defenses: $(READY)
 	for name in clp fmp anp invert fip; do $(PY) benchmarks/$$name.py || exit; done
 
 clean:
-	rm -rf _build build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf _build build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	rm -rf notebooks/.ipynb_checkpoints
 	find bdcourse tests tools benchmarks notebooks -name __pycache__ -prune \
 	  -exec rm -rf {} +

@@ -85,6 +85,7 @@ def stopping(after: int):
     return each_epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs, after", [(4, 2), (2.5, 1), (3, 0)])
 def test_stopped_training_ends_as_if_never_stopped(tmp_path, epochs, after):
     images, augment = random_images(24), Augment(1, flip=True)

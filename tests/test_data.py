@@ -47,6 +47,7 @@ def test_hold_out_is_seeded_and_bounded():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_splits_share_no_image():
     parts = splits("signs", n=100, clean=0.2, seed=3)
     assert [len(p) for p in parts[:3]] == [80, 16, 4]
@@ -116,6 +117,7 @@ def test_folder_with_splits(folder):
     assert test.x[0, 2, 0, 0] == 2, "blue tells the split"
 
 
+@pytest.mark.slow
 def test_a_sorted_test_set_is_dealt_out_in_random_order(tmp_path):
     for split in ("train", "test"):
         for label, name in enumerate(("alpha", "beta")):

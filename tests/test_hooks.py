@@ -102,6 +102,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", [*STEERING, *OTHERS])
+@pytest.mark.slow
 def test_a_training_with_a_hook_goes_on_where_it_was_stopped(name, tmp_path):
     images = random_images(60, 4, side=16)
 

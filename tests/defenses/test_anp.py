@@ -70,6 +70,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "training", "start"), [*CASES, ("mobilenet", True, "zero")])
 def test_the_fast_step_is_the_plain_one(name, training, start):
     # In double precision, so that no sign of a gradient depends on rounding.
@@ -161,6 +162,7 @@ def run(model, images, held=None, **more):
     return anp(model, images, held, **(settings | more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "training"),
     [("resnet18", True), ("resnet18", False), ("preact_resnet18", True), ("mobilenet", True)],
@@ -188,6 +190,7 @@ def test_anp_prunes_a_copy(name, training):
     assert p.log["threshold"] == 0.95 and p.seconds > 0
 
 
+@pytest.mark.slow
 def test_anp_is_seeded():
     model, images = network(), random_images(24)
     a, b, c = (run(model, images, generator=gen(s)) for s in (0, 0, 1))
@@ -197,6 +200,7 @@ def test_anp_is_seeded():
     assert d.log["robust"] == e.log["robust"] != a.log["robust"]
 
 
+@pytest.mark.slow
 def test_held_images_choose_the_threshold():
     model, images = network(), random_images(24)
     free = run(model, images, images, threshold=None, max_drop=1.0)
@@ -210,6 +214,7 @@ def test_held_images_choose_the_threshold():
     assert fixed.log["threshold"] == 0.2, "an explicit threshold wins"
 
 
+@pytest.mark.slow
 def test_anp_options_reach_the_step():
     model, images = network(), random_images(24)
     usual = run(model, images).log["robust"]
@@ -285,6 +290,7 @@ def test_anp_sees_model_and_clean_images():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["zero", "random"])
 def test_stopped_anp_ends_as_if_never_stopped(tmp_path, monkeypatch, start):
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)

@@ -55,6 +55,7 @@ def layer_with_scores(wanted):
 # ---------------------------------------------------------------- against the paper
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "mobilenet"])
 def test_batched_scores_are_the_plain_ones(name):
     model = randomize_norms(build(name, width=8))

@@ -188,6 +188,7 @@ def test_the_channel_that_sleeps_goes_and_with_it_the_backdoor():
 # ---------------------------------------------------------------- the whole defense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18"])
 @pytest.mark.parametrize("max_drop", [0.0, 0.1])
 def test_as_many_channels_go_as_held_out_accuracy_allows(name, max_drop):
@@ -226,6 +227,7 @@ def test_it_stops_before_the_first_step_that_costs_too_much():
         assert p.log["m"] == p.count == 0 and p.pruned["bn"].tolist() == []
 
 
+@pytest.mark.slow
 def test_held_channels_stay_off_and_others_may_return():
     clean, held = random_images(24, side=8), random_images(20, side=8, seed=3)
     options = {"max_drop": 1.0, "share": 0.5, "epochs": 3, "batch": 8, "lr": 0.05}
@@ -262,6 +264,7 @@ def test_a_named_layer():
     assert (p.model.layer3[0].bn1.weight == 0).sum() == 12
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_results():
     clean, held = random_images(24, side=8), random_images(20, side=8, seed=3)
     runs = [
@@ -282,6 +285,7 @@ def test_equal_seeds_give_equal_results():
     assert runs[0].log["loss"] == runs[1].log["loss"]
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_it_ends_the_same(tmp_path):
     clean, held = random_images(24, side=8), random_images(20, side=8, seed=3)
     options = {"epochs": 3, "batch": 8, "max_drop": 0.5}

@@ -230,6 +230,7 @@ def test_a_last_step_out_of_bounds_is_noticed(tmp_path, monkeypatch):
     assert not path.exists(), "there is nothing to go on with"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet"])
 def test_equal_seeds_give_equal_results(name):
     images, model, runs = random_images(12, side=32), network(name), []
@@ -243,6 +244,7 @@ def test_equal_seeds_give_equal_results(name):
     assert not same_state(runs[0].model, frozen(runs[2].model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("product", ["difference", "exact"])
 @pytest.mark.parametrize("f", [fip, fast_fip])
 def test_attention(f, product):
@@ -271,6 +273,7 @@ def test_a_weight_without_use_stays():
     torch.testing.assert_close(flat(p.parameters()), flat(q.parameters()), **close)
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing():
     model, images, seen = network(), random_images(12), []
     g = gen()
@@ -318,6 +321,7 @@ LENGTHS = {"draw": "gaussian", "lengths": dict.fromkeys(range(9), 0.1)}
 RUNS = [(fip, {}), (fast_fip, {"norms": "mixed"}), (fip_released, {"every": 2}), (fip, LENGTHS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f, extra", RUNS)
 def test_stopped_and_started_again_it_ends_the_same(f, extra, tmp_path, monkeypatch):
     monkeypatch.setattr(_fip.Checkpoint, "due", lambda self: self.path is not None)

@@ -119,6 +119,7 @@ def test_all_pairs_are_not_the_likelihood():
     assert float(fip_all_pairs(out, y)) == pytest.approx(-1.0601, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_fake_trace_has_mean_zero_and_the_stated_variance():
     # Two weights along which the all-pairs likelihood has slope 1, 20 probes.
     torch.manual_seed(0)

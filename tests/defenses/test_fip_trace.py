@@ -53,6 +53,7 @@ def test_the_difference_is_the_exact_product(act, reach, cosine, length):
     assert c > cosine and ratio == pytest.approx(1, abs=length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet", "vit"])
 def test_the_difference_on_larger_networks(name):
     model, images = network(name).double(), random_images(6, side=32)
@@ -63,6 +64,7 @@ def test_the_difference_on_larger_networks(name):
     assert agree(found, exact)[0] > 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["badnets-hard", "trojan-hard"])
 def test_the_difference_as_lesson_08_takes_it(name):
     """Float32, batch statistics, the default reach: kinks make it rough, not wrong."""
@@ -150,6 +152,7 @@ def test_the_slope_of_the_trace_against_finite_differences(fisher):
     assert c > 0.9999 and ratio == pytest.approx(1, abs=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 def test_the_trace_of_a_batch_is_unbiased(fisher):
     model, (images, x) = smooth_net(), small(4)
@@ -172,6 +175,7 @@ def test_the_trace_of_a_batch_is_unbiased(fisher):
     assert abs(float(draws.mean()) - rival) > 8 * error, "the two can be told apart"
 
 
+@pytest.mark.slow
 def test_only_the_exact_gaussian_push_is_the_gradient_of_the_trace():
     """Labels count as constants, though their distribution moves with the weights."""
     model, (images, x) = smooth_net(), small(4)
@@ -198,6 +202,7 @@ def test_only_the_exact_gaussian_push_is_the_gradient_of_the_trace():
     assert near["labels"] > 0.3
 
 
+@pytest.mark.slow
 def test_a_gaussian_draw_is_unbiased_and_its_difference_is_its_product():
     model, (images, x) = smooth_net(), small(4)
     want = fisher_trace(model, images, route="exact").value
@@ -294,6 +299,7 @@ def test_batchnorm_sees_the_batch_once(norms, product):
     assert c > 0.99 and ratio == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_fip_flattens():
     images, _ = small(12)
     model, ends = smooth_net().float(), {}

@@ -117,6 +117,7 @@ def test_a_channel_that_is_off_emits_its_shift(quick):
     assert torch.equal(out, model.bn1.bias[2].expand_as(out))
 
 
+@pytest.mark.slow
 def test_whole_defense(tmp_path):
     model, data = network("preact_resnet18"), images(6, side=8)
     model.layer1.train()
@@ -224,6 +225,7 @@ def test_each_epoch_joins_the_history():
     assert "revived" in done.log["history"][0]
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_after_a_stop(tmp_path, quick):
     model, data = network(), images(6, side=8)
     options = {"p": 4, "epochs": 3, "batch": 3}

@@ -62,6 +62,7 @@ def test_without_a_start_there_is_no_gradient():
         assert all((g != 0).any() for _, g in gradients(model, x, x0, layer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
@@ -105,6 +106,7 @@ def test_fast_is_plain(name, layers):
         assert (seen == 2).all()
 
 
+@pytest.mark.slow
 def test_fast_is_plain_in_float32():
     model, data = victims.zoo("benign-w8").model, load("signs", "test")[:12]
     x, layer = data.pixels(), "layer2.0.conv2"

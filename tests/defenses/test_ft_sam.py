@@ -78,6 +78,7 @@ def test_one_step_on_a_quadratic():
     assert float(high) == pytest.approx(there @ a @ there / 2) and high > low
 
 
+@pytest.mark.slow
 def test_sam_leaves_a_sharp_minimum_for_a_flat_one():
     # Two valleys of equal depth along w: at 1 a narrow one, at 3 a wide one.
     def loss(w):

@@ -109,6 +109,7 @@ def test_none_is_the_gradient_with_the_perturbation_held():
     assert all(torch.allclose(a, b) for a, b in zip(found, want, strict=True))
 
 
+@pytest.mark.slow
 def test_hypergradient_of_a_network_by_finite_differences():
     # The inner problem is made concave by a penalty, so that it has a maximum inside
     # the ball, where the slope of the outer loss is not zero.
@@ -157,6 +158,7 @@ def test_hypergradient_of_a_network_by_finite_differences():
     assert checked >= 5, "without the second term it would be wrong"
 
 
+@pytest.mark.slow
 def test_at_an_exact_maximum_on_the_ball_the_second_term_vanishes():
     model, (x, y) = smooth_net(), batch()
     weights = list(model.parameters())
@@ -242,6 +244,7 @@ def test_one_perturbation_raises_the_loss_of_all_images():
 # ---------------------------------------------------------------- the outer loop
 
 
+@pytest.mark.slow
 def test_an_outer_step_is_the_optimizers_on_the_hypergradient():
     model, twin, (x, y) = smooth_net(), smooth_net(), batch()
     delta = universal(model, [(x, y)] * 3, 1.0, 0.3)
@@ -259,6 +262,7 @@ def test_an_outer_step_is_the_optimizers_on_the_hypergradient():
         assert torch.allclose(a, b - 0.2 * k)
 
 
+@pytest.mark.slow
 def test_the_perturbation_is_unlearned():
     images = random_images(24)
     model = finetune(network(), images, epochs=20, batch=8, lr=0.05, generator=gen())
@@ -280,6 +284,7 @@ def test_the_perturbation_is_unlearned():
     assert log["delta"].shape == (1, 3, 8, 8) and log["delta"].norm() <= 1 + 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "width", "side"),
     [
@@ -305,6 +310,7 @@ def test_every_network(name, width, side):
     assert p.count == 0 and p.seconds > 0
 
 
+@pytest.mark.slow
 def test_frozen_parameters_do_not_move():
     model = network()
     model.layer1.requires_grad_(False)
@@ -316,6 +322,7 @@ def test_frozen_parameters_do_not_move():
     assert not torch.equal(now["linear.weight"], model.linear.weight)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_results():
     runs = [
         i_bau(network(), random_images(24), augment=Augment(1), generator=gen(s), **QUICK)
@@ -327,6 +334,7 @@ def test_equal_seeds_give_equal_results():
     assert not same_state(runs[0].model, frozen(runs[2].model))
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch):
     images = random_images(20)
     options = QUICK | {"rounds": 4, "augment": Augment(1)}
@@ -389,6 +397,7 @@ def test_it_cannot_be_handed_the_trigger():
     assert not any(word in text for word in ("ttack", "oison", "trigger", "target"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "passes"), [(240, 5), (640, 2), (4000, 1), (6, 40)])
 def test_the_usual_number_of_passes_makes_about_forty_steps(n, passes, monkeypatch):
     seen = []

@@ -67,6 +67,7 @@ def one_by_one(model, clean, seed, labels, **options):
 # ---------------------------------------------------------------- plain == fast
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16_bn"])
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_all_labels_at_once_are_one_by_one(name, chunk):
@@ -80,6 +81,7 @@ def test_all_labels_at_once_are_one_by_one(name, chunk):
     assert masks.flatten(1).sum(1).std() > 0.01, "the labels differ"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 100])
 @pytest.mark.parametrize("success", [0.0, 0.6, 1.0])
 def test_rules_of_lambda_and_stopping_are_the_plain_ones(stop, success):
@@ -112,6 +114,7 @@ def test_rules_of_lambda_and_stopping_are_the_plain_ones(stop, success):
         assert len({int(c.isnan().sum()) for c in lams.T}) > 1, "not all at once"
 
 
+@pytest.mark.slow
 def test_subset_of_labels_and_chunks_change_nothing_else():
     model, clean = network().double(), images()
     some = invert_trigger(model, clean, targets=[3, 1], generator=gen(4), **SHORT)
@@ -127,6 +130,7 @@ def test_subset_of_labels_and_chunks_change_nothing_else():
 # ---------------------------------------------------------------- what it finds
 
 
+@pytest.mark.slow
 def test_finds_the_planted_pixel():
     model, clean = easy(), images(40)
     found = invert_trigger(model, clean, steps=400, batch=8, lr=0.3, generator=gen())
@@ -141,6 +145,7 @@ def test_finds_the_planted_pixel():
     assert found.rates[1] == pytest.approx((said == 1).float().mean().item())
 
 
+@pytest.mark.slow
 def test_fields_and_ranges():
     model, clean = network(), images()
     found = invert_trigger(model, clean, generator=gen(), **SHORT)
@@ -155,6 +160,7 @@ def test_fields_and_ranges():
     assert not found.masks.requires_grad and not found.patterns.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, side", [("mobilenet", 32), ("vit", 32)])
 def test_other_networks(name, side):
     model = build(name, classes=K, width=16 if name == "vit" else 8).eval()
@@ -162,6 +168,7 @@ def test_other_networks(name, side):
     assert found.masks.isfinite().all()
 
 
+@pytest.mark.slow
 def test_bfloat16_finds_nearly_the_same():
     model, clean = easy(), images(40)
     rule = {"steps": 100, "batch": 8, "lr": 0.3}
@@ -203,6 +210,7 @@ def test_batches_are_whole_passes():
 # ---------------------------------------------------------------- folding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "mobilenet"])
 def test_frozen_copy_says_the_same(name):
     model = network(name, width=8)
@@ -324,6 +332,7 @@ def test_detect_refuses(options, match):
 # ---------------------------------------------------------------- manners
 
 
+@pytest.mark.slow
 def test_argument_untouched_and_deterministic():
     model, clean = network(), images()
     model.layer1.train()
@@ -364,6 +373,7 @@ def test_refused(options, match):
     message(e)
 
 
+@pytest.mark.slow
 def test_images_of_one_class_are_refused():
     clean = images()
     with pytest.raises(ValueError, match="label 2 cannot be searched") as e:
@@ -399,6 +409,7 @@ class Stops(nn.Module):
         return self.inner(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, 3])
 @pytest.mark.parametrize("after", [1, 11, 30, 47])
 def test_stopped_and_started_again(tmp_path, monkeypatch, chunk, after):
@@ -436,6 +447,7 @@ def test_stopped_and_started_again(tmp_path, monkeypatch, chunk, after):
         assert torch.equal(rest.log[name].nan_to_num(-1), whole.log[name].nan_to_num(-1))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_repeat_what_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(_invert, "Checkpoint", functools.partial(Checkpoint, every=0.0))
     model, clean = Stops(easy()), images()

@@ -171,6 +171,7 @@ def test_scores_refused(options, match):
 # ---------------------------------------------------------------- order and sweep
 
 
+@pytest.mark.slow
 def test_separation_chooses_on_one_half_and_measures_on_the_other():
     clean, triggered = torch.zeros(8, 3), torch.zeros(8, 3)
     triggered[:4, 0] = 1  # perfect on the first half, chance on the second
@@ -234,6 +235,7 @@ def test_steps_grow():
 # ---------------------------------------------------------------- gates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
@@ -272,6 +274,7 @@ LAYERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layer"), LAYERS)
 def test_an_open_gate_changes_nothing_and_a_shut_one_zeroes_the_map(name, layer):
     model = network(name, width=8)
@@ -294,6 +297,7 @@ def test_an_open_gate_changes_nothing_and_a_shut_one_zeroes_the_map(name, layer)
         assert torch.equal(opened(x), model(x)), "a copy was shut"
 
 
+@pytest.mark.slow
 def test_a_gate_survives_copies_and_files_and_training(model):
     opened, switch = linf_gated(model, "layer4.1", (3, 16, 16))
     shut = without(opened, {switch: torch.tensor([1, 5])})
@@ -406,6 +410,7 @@ def test_linf_prunes_nothing_rather_than_too_much(model, monkeypatch):
     assert p.count == 0 and p.log["q"] == 0.01  # too small a share of 32 channels
 
 
+@pytest.mark.slow
 def test_norm_and_layer_and_score_are_obeyed(model):
     clean, held, guess = images(), images(8), estimate()
     options = {"max_drop": 1.0, "qs": (0.25,)}
@@ -518,6 +523,7 @@ def test_the_oracle_is_the_same_with_the_real_trigger(model):
     assert "attack" in b.parameters
 
 
+@pytest.mark.slow
 def test_deterministic(model):
     a, b = (linf(model, images(), images(8), estimate(), max_drop=1.0) for _ in "ab")
     assert same_state(a.model, frozen(b.model))
@@ -526,6 +532,7 @@ def test_deterministic(model):
 # ---------------------------------------------------------------- the curve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layer", "folds"),
     [

@@ -187,6 +187,7 @@ def test_every_network_with_maps_can_be_student(name, width, side):
     copy.deepcopy(p.model)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_results():
     runs = [
         nad(
@@ -203,6 +204,7 @@ def test_equal_seeds_give_equal_results():
     assert not same_state(runs[0].model, frozen(runs[2].model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["teacher", "student"])
 def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch, when):
     images = random_images(24, side=16)

@@ -206,6 +206,7 @@ def stopping(after: int):
     return each_epoch
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again(model, tmp_path, capsys):
     clean, r, path = images(), inverted(), tmp_path / "nc"
     rule = {"epochs": 3, "batch": 8}

@@ -46,6 +46,7 @@ def cells(folder: Path) -> list:
     return nbformat.read(folder / "01_plain.ipynb", as_version=4).cells
 
 
+@pytest.mark.slow
 def test_builds_twice_the_same(folder: Path, capsys) -> None:
     assert run(folder) == 0
     assert "peak memory" in capsys.readouterr().out
@@ -75,6 +76,7 @@ def test_ids_survive_an_insertion(folder: Path) -> None:
     assert [i for i in after if i in before] == before
 
 
+@pytest.mark.slow
 def test_an_error_names_lesson_cell_and_message(folder: Path, capsys) -> None:
     (folder / "01_plain.py").write_text(PLAIN.replace("x = 2", "x = 2\n1 / 0"))
     (folder / "02_later.py").write_text(PLAIN)
@@ -85,6 +87,7 @@ def test_an_error_names_lesson_cell_and_message(folder: Path, capsys) -> None:
     assert not list(folder.glob("*.ipynb")), "stops at the first error"
 
 
+@pytest.mark.slow
 def test_a_cell_that_hangs_is_stopped(folder: Path, capsys) -> None:
     text = PLAIN.replace("x = 2", "import time\ntime.sleep(60)")
     (folder / "01_plain.py").write_text(text)
@@ -93,6 +96,7 @@ def test_a_cell_that_hangs_is_stopped(folder: Path, capsys) -> None:
     assert "still running after 1 s" in message
 
 
+@pytest.mark.slow
 def test_an_expected_error_names_no_folders(folder: Path) -> None:
     text = PLAIN.replace('tags=["setup"]', 'tags=["raises-exception"]')
     (folder / "01_plain.py").write_text(text.replace("x = 2", "x = 2\n1 / 0"))
@@ -121,6 +125,7 @@ widgets.IntSlider()
 """
 
 
+@pytest.mark.slow
 def test_widgets_become_what_they_show(folder: Path) -> None:
     (folder / "01_plain.py").write_text(WIDGETS)
     assert run(folder) == 0
@@ -133,6 +138,7 @@ def test_widgets_become_what_they_show(folder: Path) -> None:
     assert "IntSlider" in bare[0].data["text/plain"]
 
 
+@pytest.mark.slow
 def test_an_error_inside_a_widget_is_an_error(folder: Path, capsys) -> None:
     text = WIDGETS.replace("print(n)", "1 / 0")
     (folder / "01_plain.py").write_text(text)
