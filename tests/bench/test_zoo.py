@@ -51,7 +51,7 @@ def test_zoo_claims_speak_up():
     assert "removes the blended trigger" in " ".join(as_blended)
 
 
-def test_the_zoo_can_be_defended_and_draws_differ(tmp_path, capsys, monkeypatch, only):
+def test_the_zoo_can_be_defended_and_draws_differ(tmp_path, capsys, only):
     seen = []
 
     def spy(case):
@@ -63,9 +63,7 @@ def test_the_zoo_can_be_defended_and_draws_differ(tmp_path, capsys, monkeypatch,
         raise ValueError("there is nothing to prune.")
 
     how = {"steps": 3, "by": "acc"}
-    only(
-        monkeypatch, PLANS["none"], Plan("spy", spy, how, needs=BOTH), Plan("refuses", refuses, how)
-    )
+    only(PLANS["none"], Plan("spy", spy, how, needs=BOTH), Plan("refuses", refuses, how))
     out = tmp_path / "zoo.json"
     command = [
         "bench",
