@@ -8,7 +8,7 @@ from torch import nn
 
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.defenses import _masks as M
-from bdcourse.defenses._base import furthest
+from bdcourse.defenses._base import furthest, stage
 from bdcourse.examples import require_clean
 from bdcourse.metrics import Scores, logits
 from bdcourse.models import build
@@ -268,8 +268,8 @@ def test_the_loop_is_seeded_and_resumes(model, tmp_path, monkeypatch):
 
 
 def test_stage_names():
-    assert M.stage(None, "masks") is None
-    assert M.stage("runs/a", "masks") == "runs/a.masks"
+    assert stage(None, "masks") is None
+    assert stage("runs/a", "masks") == "runs/a.masks"
 
 
 def test_logits_see_the_baked_masks(model):
