@@ -24,7 +24,7 @@ pytest.importorskip("cryptography")
 
 SMALL = {"width": 4, "epochs": 6}  # fewer leave the twin at chance
 GRID = {"attacks": ["BadNets", "Blended"], "n": 240, "n_test": 300, "clean": 0.1, "scales": [SMALL]}
-DEFENSES = ["none", "clp, u = 3", "fine-tuning", "nad", "ft-sam", "mnp, soft", "mnp, hard"]
+DEFENSES = ["none", "clp, u = 3", "fine-tuning", "nad"]
 CELLS = 3 * len(DEFENSES)
 
 
@@ -80,7 +80,7 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(three, tmp_path, caps
 
     murderer = threading.Thread(target=kill)
     murderer.start()
-    results = grid(out, **three.where)
+    results = grid(out, **three.where, threads=1)  # more would wait for each other
     murderer.join()
     assert killed and killed[0][1], "no worker was killed at work"
     rows = json.loads(out.read_text())["rows"]
@@ -121,6 +121,7 @@ def test_a_failing_victim_fails_its_own_cells_only(three, runs, tmp_path, capsys
         keep=runs,
         options=options,
         defenses=["none", "clp, u = 3"],
+        threads=1,
         **three.where,
         **GRID,
     )
