@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # for editors and type checkers, which look nothing up
     from bdcourse.analysis import curvature as curvature
     from bdcourse.analysis import landscape as landscape
     from bdcourse.analysis import visibility as visibility
+    from bdcourse.bench.plans import PLANS as plans  # noqa: F401
+    from bdcourse.bench.plans import Plan as Plan
+    from bdcourse.bench.plans import repair as repair
     from bdcourse.data import load as load
     from bdcourse.data import splits as splits
     from bdcourse.images import Images as Images

@@ -115,7 +115,12 @@ class Augment(Augmentation):
         return padded.flatten(2).unfold(1, h, 1).unfold(2, w * c, c)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuse images (c, h, w) so small that a crop could miss them."""
+        """Refuse images (c, h, w) so small that a crop could miss them, and what is none."""
+        if len(shape) != 3:
+            raise ValueError(
+                f"Augment crops images of shape (c, h, w), not examples of shape {tuple(shape)}; "
+                "leave augment out, or take an Augmentation of your own."
+            )
         if self.pad > min(shape[1:]):
             raise ValueError(
                 f"pad is {self.pad}, but the images are {shape[1]}x{shape[2]}, so that "

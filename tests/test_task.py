@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import bdcourse as bd
 from bdcourse import defenses
 from bdcourse.attacks import Attack, BadNets
 from bdcourse.augment import Augmentation
@@ -210,3 +211,18 @@ def test_a_repair_that_needs_pictures_says_so(victim):
         with pytest.raises(ValueError, match="pixels of images, not on sequences") as e:
             getattr(defenses, name)(victim[0], CLEAN)
         message(e)
+
+
+def test_lines_of_the_tables_take_it(victim):
+    model, before = victim
+    kept = frozen(model)
+    for name in ("none", "fine-tuning", "clp, u = 3"):
+        repaired = bd.repair(name, model, clean=CLEAN, held=CLEAN)
+        assert same_state(model, kept) and evaluate(repaired.model, TEST).acc > 0.7
+    with pytest.raises(ValueError, match="Augment crops images") as e:
+        bd.repair("fine-tuning", model, clean=CLEAN, augment=bd.Augment(1))
+    message(e)
+    own = bd.Plan("mine", lambda case: defenses.clp(case.model), tasks=("images",))
+    with pytest.raises(ValueError, match="'mine' is for images, not for sequences") as e:
+        bd.repair(own, model, clean=CLEAN)
+    message(e)

@@ -10,6 +10,7 @@ from data/results/*.json: no number of the tables is typed by hand.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -289,8 +290,11 @@ def rendered(page: str) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only name the pages that are old")
+    check = parser.parse_args().check
     stale = [p for p in PAGES if rendered(p) != (ROOT / p).read_text()]
-    if "--check" in sys.argv:
+    if check:
         for page in stale:
             print(f"{page} shows old results; run python tools/pages.py")
         return int(bool(stale))

@@ -12,6 +12,7 @@ from torch import nn
 
 from bdcourse import defenses, require
 from bdcourse.attacks import Attack
+from bdcourse.augment import Augmentation
 from bdcourse.data import Images
 from bdcourse.defenses import (
     FMP_SETTINGS,
@@ -23,7 +24,6 @@ from bdcourse.defenses import (
     invert_trigger,
 )
 from bdcourse.examples import require_clean
-from bdcourse.train import Augment
 
 # What a plan may need beside the model, in the words of a message.
 NEEDS = {
@@ -37,7 +37,7 @@ FMP_IMAGES = 256  # at most so many score: half of `scores`' default, half its h
 # switch just those off costs more than three points; 300 were fixed after a look at one
 # victim.
 ANP_STEPS = 300
-RNP_ASCENT = {"judge": "eval", "epochs": 300}  # as in MNP, see `mnp.suppress`
+RNP_ASCENT = {"judge": "eval", "epochs": 300}  # as in MNP, see `defenses.mnp_suppress`
 
 
 class shared:  # a decorator
@@ -78,7 +78,7 @@ class Case:
     model: nn.Module = field(repr=False)
     clean: Images | None
     held: Images | None
-    augment: Augment
+    augment: Augmentation
     seed: int = 0
     attack: Attack | None = None
     watch: Callable[[nn.Module], dict] | None = None
@@ -90,7 +90,7 @@ class Case:
         for name in ("clean", "held"):
             if getattr(self, name) is not None:
                 require_clean(getattr(self, name), name, least=1)
-        for name, right in (("augment", Augment), ("attack", Attack | None)):
+        for name, right in (("augment", Augmentation), ("attack", Attack | None)):
             value = getattr(self, name)
             if not isinstance(value, right):
                 kind = require.kind(value)

@@ -21,6 +21,7 @@ from torch import nn
 
 from bdcourse import defenses, require
 from bdcourse.attacks import Attack
+from bdcourse.augment import Augmentation
 from bdcourse.bench.case import ANP_STEPS, FMP_IMAGES, NEEDS, RNP_ASCENT, Case, run_descent
 from bdcourse.bench.names import named
 from bdcourse.data import Images
@@ -42,8 +43,9 @@ from bdcourse.defenses import (
     masks_prune_oracle,
     mnp_apply_masks,
 )
+from bdcourse.examples import Examples
 from bdcourse.likelihoods import SOFTMAX
-from bdcourse.train import Augment
+from bdcourse.task import IMAGES
 
 KINDS = ("method", "control", "oracle", "ablation")
 BOTH = ("clean", "held")
@@ -76,7 +78,7 @@ class Plan:
             the attack; "ablation", which varies what is inside a method.
         needs: of "clean", "held" and "attack" what it uses. It sees nothing else of a
             case, and only an oracle may name "attack".
-        tasks: whose networks and examples it can take.
+        tasks: names of those that it is for; none named are all that its defense takes.
         shares: the attribute of a case whose work it takes, with others of its name;
             "" if it works alone. Cells that share are dealt to one process.
 
@@ -89,7 +91,7 @@ class Plan:
     settings: dict = field(default_factory=dict, repr=False)
     kind: str = "method"
     needs: tuple[str, ...] = ("clean",)
-    tasks: tuple[str, ...] = ("images",)
+    tasks: tuple[str, ...] = ()
     shares: str = ""
 
     def __post_init__(self) -> None:
@@ -121,8 +123,14 @@ class Plan:
         """The repaired model of a case, of which the defense sees what the plan needs.
 
         Raises:
-            ValueError: the case lacks something that the plan needs.
+            ValueError: the case lacks something that the plan needs, or is of another task.
         """
+        for images in (case.clean, case.held):
+            if images is not None and self.tasks and images.task.name not in self.tasks:
+                raise ValueError(
+                    f"the plan {self.name!r} is for {', '.join(self.tasks)}, not for "
+                    f"{images.task.many}; take another."
+                )
         return self.defense(case.only(self.needs, self.name))
 
     def images(self, case: Case) -> int:
@@ -148,10 +156,10 @@ def repair(
     plan: str | Plan,
     model: nn.Module,
     *,
-    clean: Images | None = None,
-    held: Images | None = None,
+    clean: Examples | None = None,
+    held: Examples | None = None,
     attack: Attack | None = None,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     seed: int = 0,
 ) -> Purified:
     """A repaired copy of a model, by any line of the tables: `repair("clp, u = 3", model)`.
@@ -162,7 +170,7 @@ def repair(
         clean, held: the defender's images, to repair with and to choose thresholds on.
             What a plan does not need it does not see.
         attack: for plans of kind "oracle"; hidden from all others.
-        augment: crops and flips that suit the images; default none.
+        augment: crops and flips that suit the images, see `Augment`; default none.
         seed: of everything random.
 
     Raises:
@@ -170,7 +178,8 @@ def repair(
     """
     if not isinstance(plan, Plan):
         plan = PLANS[named("plan", plan, PLANS)]
-    augment = Augment(0) if augment is None else augment
+    if augment is None:
+        augment = IMAGES.plain if clean is None else clean.task.plain
     return plan.run(Case(model, clean, held, augment, seed, attack))
 
 

@@ -56,7 +56,7 @@ def test_masks_are_one_per_channel_of_every_batchnorm(model):
 def test_no_mask_without_batchnorm():
     plain = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, affine=False))
     for model in (build("vit", classes=3, width=16), plain):
-        with pytest.raises(ValueError, match="no BatchNorm2d with a scale") as e:
+        with pytest.raises(ValueError, match="no BatchNorm with a scale") as e:
             M.masks_ones(model)
         assert "finetune" in message(e)
 

@@ -12,8 +12,8 @@ ROOMS = [
     "require files compat seeds augment models likelihoods task examples images checkpoint "
     "hooks triggers data signs surgery metrics activations train",
     "analysis",
-    "tasks",
     "attacks",
+    "tasks",
     "victims foreign",
     "defenses",
     "bench",
