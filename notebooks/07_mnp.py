@@ -277,7 +277,7 @@ show.lines(
 # %% [markdown]
 # There is no clear deviation here. In this layer the trigger's strongest channel is large, as the idea asks, but the title says
 # that it is not an unneeded one by rank; and in nats no channel of the layer is needed. The correlation jumps from layer to
-# layer in both networks. To calibrate a detector we trained ten more clean networks (`tools/studies.py detector`, 240 images): the mean rho of their late half lies between -0.10 and 0.20, with
+# layer in both networks. To calibrate a detector we trained ten clean networks (`tools/studies.py detector`, 240 images): the mean rho of their late half lies between -0.10 and 0.20, with
 # the twins up to 0.23, and that of six victims between -0.18 and 0.15. Clean networks differ among themselves as much.
 # Here, size and saliency alone do not point at the backdoor. The next part is what makes the method work.
 #

@@ -58,7 +58,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bdcourse import check, curvature, data, landscape, metrics, show, tables, victims, widgets  # fmt: skip
-from bdcourse.likelihoods import SOFTMAX
 from bdcourse.defenses import FipDescent, fip, fip_descend
 from bdcourse.train import Augment
 
@@ -372,7 +371,7 @@ g = [torch.Generator().manual_seed(1) for _ in range(2)]
 fisher = curvature.fisher_diagonal(victim.model, clean[:20])
 mine = fip_plain(victim.model, clean, fisher, 0.005, 0.05, generator=g[0], **how)
 theirs, start = copy.deepcopy(victim.model), list(victim.model.parameters())
-descent = FipDescent(SOFTMAX, g[1], 0.005, 0.05, old=start, diagonal=list(fisher.values()))  # fmt: skip
+descent = FipDescent(clean.task.likelihood, g[1], 0.005, 0.05, old=start, diagonal=list(fisher.values()))  # fmt: skip
 fip_descend(theirs, clean, descent, generator=g[1], **how)
 apart, way = (
     sum((p - q).square().sum() for p, q in zip(a, theirs.parameters(), strict=True))

@@ -195,7 +195,9 @@ def test_gray_images(tmp_path):
 @pytest.mark.parametrize("page", ["README.md", "book/measuring.md"])
 def test_the_ten_lines_do_what_the_page_says(page, tmp_path, monkeypatch, capsys):
     text = (ROOT / page).read_text()
-    (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "g," in c)
+    (code,) = (
+        c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "foreign" in c and "g," in c
+    )
     lines = [line for line in code.splitlines() if line]
     assert len(lines) == 9
     folder = tmp_path / "record" / "badnet_0_1"

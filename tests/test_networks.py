@@ -260,7 +260,7 @@ def test_clp_finds_a_shape_or_takes_one():
     for shape in (None, (1, 16, 16)):
         assert {p.bn: p.conv for p in pair_by_flow(gray, shape).pairs} == want
         assert set(defenses.clp(gray, shape=shape).log["scores"]) == {"bn1", "bn2"}
-    with pytest.raises(ValueError, match="does not accept images of shape") as e:
+    with pytest.raises(ValueError, match="does not accept inputs of shape") as e:
         defenses.clp(gray, shape=(3, 16, 16))
     message(e)
 

@@ -62,8 +62,7 @@ def defaults(*of: Callable) -> dict:
             raise ValueError(f"only functions have defaults, not {require.kind(f)}.")
     found = [p for f in of for p in inspect.signature(f).parameters.values()]
     plain = (int, float, str, tuple)
-    told = (p for p in found if p.name != "verbose")  # which decides nothing
-    return {p.name: p.default for p in told if isinstance(p.default, plain)}
+    return {p.name: p.default for p in found if isinstance(p.default, plain)}
 
 
 @dataclass(frozen=True, eq=False)

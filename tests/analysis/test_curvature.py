@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev
 
 from bdcourse.analysis import curvature as c
 from bdcourse.analysis import landscape as ls
-from bdcourse.likelihoods import Softmax
+from bdcourse.likelihoods import Likelihood, Softmax
 from bdcourse.models import MODELS
 from dense import conv_net, dense_fisher, dense_hessian, flat, flat_loss, mlp, network, tiny
 from helpers import frozen, gen, message, random_images, same_state
@@ -475,9 +475,11 @@ def test_pixels_and_pairs_of_tensors_are_the_same():
         ("no weights", lambda m, i, g: c.fisher_diagonal(m, i, weights=[])),
         (
             "`roots`",
-            lambda m, i, g: c.fisher_diagonal(
-                m, i, likelihood=SimpleNamespace(log_prob=len, sample=len)
-            ),
+            lambda m, i, g: c.fisher_diagonal(m, i, route="exact", likelihood=Likelihood()),
+        ),
+        (
+            "derive one of your own",
+            lambda m, i, g: c.fisher_diagonal(m, i, likelihood=SimpleNamespace(log_prob=len)),
         ),
         ("43 entries", lambda m, i, g: ls.hessian_product(m, i, torch.ones(3))),
         ("k must", lambda m, i, g: ls.hessian_top(m, i, 0, generator=g)),

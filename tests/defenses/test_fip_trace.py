@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from bdcourse.defenses import (
     fip,
 )
 from bdcourse.defenses._fip import along, trainable
-from bdcourse.likelihoods import SOFTMAX
+from bdcourse.likelihoods import SOFTMAX, Likelihood
 from fip_setup import (
     agree,
     drawn_score,
@@ -250,7 +249,7 @@ def test_pushes_are_logged_and_can_be_given(product):
     [
         ({"draw": "dice"}, "labels"),
         ({"draw": "gaussian", "fisher": "empirical"}, "true Fisher only"),
-        ({"draw": "gaussian", "likelihood": SimpleNamespace()}, "noise"),
+        ({"draw": "gaussian", "likelihood": Likelihood()}, "noise"),
         ({"lengths": {0: -1.0}}, "not negative"),
         ({"lengths": {0: float("nan")}}, "finite"),
         ({"lengths": {0: 1.0}, "eta_f": 0}, "eta_f not 0"),

@@ -381,7 +381,7 @@ def test_sizes_that_are_not_positive_are_refused(name):
         with pytest.raises(ValueError, match=f"^{name} must be above 0") as e:
             i_bau(network(), random_images(6), generator=gen(), **{name: number})
         assert message(e)
-    with pytest.raises(ValueError, match="iterations must be at least 0") as e:
+    with pytest.raises(ValueError, match="iterations must be a whole number of at least 0") as e:
         i_bau(network(), random_images(6), generator=gen(), iterations=-1)
     message(e)
 
