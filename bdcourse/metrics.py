@@ -172,11 +172,6 @@ def quality(model: nn.Module, examples: Examples, batch: int = 500) -> dict[str,
     return task.quality(task.answer(model, examples.x, batch, k), examples.y)
 
 
-def headline(model: nn.Module, examples: Examples) -> float:
-    """The first number of :func:`quality`: the accuracy, where answers are classes."""
-    return next(iter(quality(model, examples).values()))
-
-
 def evaluate(
     model: nn.Module,
     test: Examples,

@@ -255,9 +255,8 @@ def train_victim(
 ) -> Victim:
     """A victim (without attack: the benign twin), new or from `keep`.
 
-    Training that was stopped goes on after its last whole epoch, if the attack only
-    poisons data and `aware` is not asked for: beside the victim lies a checkpoint
-    (NAME.part) until it is there.
+    Training that was stopped goes on after its last whole epoch, whoever steers it:
+    beside the victim lies a checkpoint (NAME.part) until it is there.
 
     Args:
         attack: an attack, or the name of one that is crafted for `parts.train`; a
