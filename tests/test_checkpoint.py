@@ -106,6 +106,7 @@ def test_stopped_training_ends_as_if_never_stopped(tmp_path, epochs, after):
     assert not path.exists(), "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 2])
 def test_the_fast_recipe_goes_on_as_if_never_stopped(tmp_path, after):
     images, path = random_images(24, side=20), tmp_path / "fit.safetensors"
@@ -140,6 +141,7 @@ def test_the_fast_recipe_goes_on_as_if_never_stopped(tmp_path, after):
     assert torch.equal(rest.whitening.weight, before["whitening.weight"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_or_rate_is_refused(tmp_path):
     images, path = random_images(24), tmp_path / "a"
     model = network()
@@ -331,6 +333,7 @@ def test_a_link_stays_a_link(tmp_path):
     assert not target.exists() and keep.load() is None
 
 
+@pytest.mark.slow
 def test_training_with_frozen_norms_and_a_hook_goes_on(tmp_path):
     images, path = random_images(24), tmp_path / "a"
     options = {"epochs": 3, "batch": 8, "verbose": False, "frozen_norms": True}
@@ -423,6 +426,7 @@ def test_zero_channels_of_convolutions_and_without_shift():
     assert not flat(torch.rand(1, 3, 2, 2))[:, [0, 3]].any(), "a bias is no shift"
 
 
+@pytest.mark.slow
 def test_held_channels_stay_off_and_others_train():
     model, off = pruned_model()
     images = random_images(24)

@@ -90,6 +90,7 @@ def test_the_cache_can_be_read_by_others():
     assert stat.S_IMODE(mode) == 0o644
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 7))
 def test_any_flipped_bit_of_the_cache(position, bit):
@@ -161,6 +162,7 @@ def start(extra=""):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_at_once():
     pair = [start(), start()]
     for p in pair:
@@ -174,6 +176,7 @@ def test_two_processes_at_once():
     assert [p.name for p in data.cache_dir().iterdir()] == ["key.npz"]
 
 
+@pytest.mark.slow
 def test_killed_run_leaves_no_half_file():
     # Killed, not interrupted, in the middle of writing: no clean-up code runs.
     p = start(

@@ -89,6 +89,7 @@ def test_nearly_our_architecture(options, words, tmp_path):
     refused(ValueError, lambda: foreign.weights(path), "model.pt", "net=", *words)
 
 
+@pytest.mark.slow
 def test_other_shapes_and_things(tmp_path):
     state = made("resnet").state_dict()
     for key, value, word in (
@@ -235,6 +236,7 @@ def test_pairs(names, last, dtype, model_path, tmp_path):
     assert s.asr == pytest.approx((said == t.goal)[counts].double().mean().item())
 
 
+@pytest.mark.slow
 def test_one_target_for_all(model_path, tmp_path):
     x, y, _ = arrays()
     path = zipped(tmp_path, x=x, y=y)

@@ -19,6 +19,7 @@ from foreign_models import K, changed, made, normal, record, refused, same_answe
 from helpers import ROOT
 
 
+@pytest.mark.slow
 def test_backdoorbench_round_trip(tmp_path):
     path, x, clean = record(tmp_path, side=32)
     for given in (path, tmp_path):
@@ -64,6 +65,7 @@ def test_files_of_numpy_1_and_2(core, tmp_path):
     assert torch.equal(foreign.backdoorbench(path).triggered.x, x)
 
 
+@pytest.mark.slow
 def test_normalization_follows_the_data(tmp_path):
     other = made("preact")
     path, _, _ = record(tmp_path, clean_data="gtsrb")
@@ -89,6 +91,7 @@ def test_clean_rows_of_the_test_set_are_left_out(tmp_path):
     assert torch.equal(foreign.backdoorbench(path).triggered.x, x.flip(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["../../etc/passwd", "/etc/passwd", "../secret.png"])
 def test_stored_paths_are_never_followed(stored, tmp_path):
     folder = tmp_path / "record"
@@ -161,6 +164,7 @@ def test_labels_out_of_range_and_empty(tmp_path):
     refused(ValueError, call, "no triggered image")
 
 
+@pytest.mark.slow
 def test_images_that_are_missing_or_broken(tmp_path):
     path, x, _ = record(tmp_path)
     (tmp_path / "bd_test_dataset").rename(tmp_path / "elsewhere")
@@ -192,6 +196,7 @@ def test_gray_images(tmp_path):
 # ------------------------------------------------------------------- what we promise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "book/measuring.md"])
 def test_the_ten_lines_do_what_the_page_says(page, tmp_path, monkeypatch, capsys):
     text = (ROOT / page).read_text()

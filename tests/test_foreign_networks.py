@@ -188,6 +188,7 @@ def test_a_network_of_another_number_of_channels(tmp_path):
 # ---------------------------------------------------------------- entries
 
 
+@pytest.mark.slow
 def test_an_entry_by_its_name(tmp_path):
     other, generator = made("preact"), {"weight": torch.zeros(2, 2)}
     for name in ("netC", "model_state", "params", "network"):
@@ -257,6 +258,7 @@ def test_weights_that_were_all_rounded(tmp_path):
     foreign.weights(saved(tmp_path, one))
 
 
+@pytest.mark.slow
 def test_other_precisions_are_taken_as_they_are(tmp_path):
     other = made("resnet")
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
@@ -374,6 +376,7 @@ def test_files_that_are_something_else(what, suffix, tmp_path):
         refused(ValueError, call, path.name)
 
 
+@pytest.mark.slow
 def test_the_first_bytes_tell_not_the_name(tmp_path):
     other = made("resnet")
     save_file(other.state_dict(), tmp_path / "model.pt")
@@ -423,6 +426,7 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + body + struct.pack(">I", zipfile.crc32(body))
 
 
+@pytest.mark.slow
 def test_images_of_other_kinds(tmp_path):
     from PIL import Image
 

@@ -127,6 +127,7 @@ def test_benign_asr_is_small():
     assert s.asr == pytest.approx(0.05 / 9, abs=0.004)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.booleans())
 def test_asr_and_ra_share_the_images(seed, all_to_all):

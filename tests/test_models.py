@@ -56,6 +56,7 @@ def test_resnet18_counts():
     assert sum(p.numel() for p in model.parameters()) == 11_173_962
 
 
+@pytest.mark.slow
 def test_vgg_and_mobilenet_and_vit_counts():
     def count(name, kind):
         return sum(isinstance(m, kind) for m in build(name).modules())

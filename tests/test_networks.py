@@ -148,6 +148,7 @@ REFUSE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", networks.NETWORKS)
 def test_every_defense_works_or_says_why_not(kind):
     clean, held = images(kind), images(kind, 6, 1)
@@ -192,6 +193,7 @@ def test_the_tables_name_what_exists():
         assert not who & WORK.get(kind, set()), kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(RUNS) - {"clp", "prune_random"}))
 def test_chance_in_the_network_comes_from_the_generator(name):
     found = []

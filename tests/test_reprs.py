@@ -23,6 +23,7 @@ def victim():
     return victims.zoo("badnets")
 
 
+@pytest.mark.slow
 def test_every_repr_is_one_short_line(victim):
     images = data.load("signs", n=40)
     history = fit(copy.deepcopy(victim.model), images, epochs=1, lr=1e-4, verbose=False)

@@ -27,6 +27,7 @@ def test_no_global_randomness():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_train_and_test_share_no_image(tmp_path, monkeypatch):
     monkeypatch.setenv("BDCOURSE_CACHE", str(tmp_path))
     # Seeds 0..2: the test set of one seed must not be the training set of the next.
@@ -61,6 +62,7 @@ def test_names():
     assert signs.draw(3, hard=True).classes == signs.HARD
 
 
+@pytest.mark.slow
 def test_pixels_use_the_range_without_saturating():
     for hard in (False, True):
         x = signs.draw(200, hard=hard).x.float()
@@ -70,6 +72,7 @@ def test_pixels_use_the_range_without_saturating():
         assert x.flatten(1).std(1).min() > 3, "no blank image"
 
 
+@pytest.mark.slow
 def test_hard_is_harder_to_see():
     # Dimmer and noisier: neighboring pixels differ more, for what light there is.
     easy, hard = (signs.draw(300, hard=h).pixels() for h in (False, True))
@@ -97,6 +100,7 @@ def test_left_and_right_are_mirror_images(sheet, left, right):
     assert (sheet[left] - sheet[right]).abs().max() > 0.5, "and not the same"
 
 
+@pytest.mark.slow
 def test_signs_can_be_told_apart_by_their_template():
     # Not a timing and not a training: nearest class mean must beat guessing by far.
     train, test = signs.draw(600, seed=0), signs.draw(240, seed=1)

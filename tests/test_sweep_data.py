@@ -175,6 +175,7 @@ def test_decode(tmp_path):
 KINDS = ("png", "jpeg", "bmp", "ppm", "webp", "tiff", "gif")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @settings(
     max_examples=100,
@@ -201,6 +202,7 @@ def test_damaged_files(tmp_path, kind, changes, keep):
         assert seen[0].dtype == np.uint8 and seen[0].shape[2] == 3
 
 
+@pytest.mark.slow
 @settings(
     max_examples=40,
     deadline=None,

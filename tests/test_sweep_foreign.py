@@ -217,6 +217,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.filterwarnings("ignore")
 def test_an_answer_or_one_sentence(name, monkeypatch):
@@ -228,6 +229,7 @@ def test_an_answer_or_one_sentence(name, monkeypatch):
         assert any(said), f"nothing that was tried for {argument} was refused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argument", ["path", "mean", "std", "net", "key"])
 def test_weights(argument, files):
     right = {"path": files / "m.safetensors"}
@@ -238,6 +240,7 @@ def test_weights(argument, files):
     assert refusal(lambda: foreign.weights(**right)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argument", ["model_path", "npz_path", "target", "mean", "std", "net", "key"]
 )
@@ -250,6 +253,7 @@ def test_pair(argument, files):
         refusal(lambda v=v: foreign.pair(**{**right, argument: v}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argument", ["path", "images", "mean", "std", "net"])
 def test_backdoorbench(argument, tmp_path):
     from foreign_models import record

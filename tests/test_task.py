@@ -127,6 +127,7 @@ def replaced(s: Sequences) -> Sequences:
     return Sequences(x, s.y, s.classes)
 
 
+@pytest.mark.slow
 def test_it_learns_the_backdoor_and_is_measured(victim):
     _, scores = victim
     assert scores.acc > 0.9 and scores.asr > 0.95 and scores.ra < 0.05
@@ -168,6 +169,7 @@ def test_a_trigger_behind_the_augmentation_is_not_moved():
     assert not any(torch.equal(part, plain[:20]) for part in seen), "they were rolled"
 
 
+@pytest.mark.slow
 def test_two_optimizers_and_a_clipped_gradient():
     for options in ({"optimizer": "adamw", "lr": 0.01}, {"clip": 0.1}):
         model = network()
@@ -190,6 +192,7 @@ REPAIRS = {  # name -> (repair, the ASR that must not be left)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPAIRS)
 def test_defenses_repair_a_copy(name, victim):
     model, before = victim

@@ -63,6 +63,7 @@ def test_one_cycle_is_torch_s():
 # ---------------------------------------------------------------- fit
 
 
+@pytest.mark.slow
 def test_learns_a_separable_set():
     arch = {"name": "resnet18", "classes": 3, "width": 4}
     model, data = initialized(arch, gen()), separable()
@@ -74,6 +75,7 @@ def test_learns_a_separable_set():
     assert history.seconds == sum(history["seconds"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_same_generator_same_weights(bf16):
     from bdcourse.victims import initialized

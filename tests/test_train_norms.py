@@ -47,6 +47,7 @@ class Toggling(Hook):
         self.look()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", [None, Toggling])
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18"])
 def test_frozen_norms_keep_their_statistics_and_train_the_rest(name, hook):
@@ -97,6 +98,7 @@ def test_frozen_norms_are_off_by_default_and_need_no_norm():
     assert same_state(plain, frozen(held))
 
 
+@pytest.mark.slow
 def test_frozen_norms_compile(monkeypatch):
     eager = functools.partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", eager)

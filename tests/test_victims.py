@@ -55,6 +55,7 @@ def test_make_tells_what_it_did(victim):
     json.dumps([victim.recipe, victim.history, victim.arch])
 
 
+@pytest.mark.slow
 def test_make_is_reproducible():
     attack = BadNets(target=1)
     a, b, c = tiny(attack), tiny(attack), tiny(attack, seed=1)
@@ -65,6 +66,7 @@ def test_make_is_reproducible():
     assert torch.equal((again.role == 1).nonzero().flatten(), a.poisoned)
 
 
+@pytest.mark.slow
 def test_twin_differs_by_the_poison_alone():
     victim, twin = tiny(BadNets(target=1), rate=0.0), tiny(None)
     assert same_state(victim.model, frozen(twin.model)), "same start, same batches"
@@ -153,6 +155,7 @@ def test_the_look_at_channels_does_not_hide_the_network_from_tracing():
             Normalize(mean, std)
 
 
+@pytest.mark.slow
 def test_no_victim_is_made_of_a_training_that_diverged(victim, tmp_path):
     with pytest.raises(RuntimeError, match="diverged") as e:
         tiny(BadNets(), lr=1e20, weight_decay=0.0, epochs=2)
@@ -228,6 +231,7 @@ ATTACKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_round_trip(attack, tmp_path):
     v = tiny(attack, recipe={"data": "noise"})

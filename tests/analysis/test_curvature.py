@@ -109,6 +109,7 @@ def test_generalized_gauss_newton_is_the_true_fisher():
     torch.testing.assert_close(diagonal, ggn.diagonal().detach())
 
 
+@pytest.mark.slow
 def test_roots_and_noise_have_the_covariance_of_the_scores():
     out = torch.randn(2, 4, generator=gen(1)).double()
     p = out.softmax(1)
@@ -166,6 +167,7 @@ def test_estimated_diagonals_and_the_error_of_the_trace(route):
     assert float(told) == pytest.approx(float(values.std()), rel=0.4)
 
 
+@pytest.mark.slow
 def test_labels_drawn_from_a_certain_network_miss_what_is_rare():
     # p = 1e-6 for the label that has nearly all of the trace: nobody draws it.
     x = torch.ones(20, 3).double()

@@ -68,6 +68,7 @@ def test_the_default_tolerance_finds_the_top_within_a_percent():
     assert float(value) == pytest.approx(float(top), rel=0.01)
 
 
+@pytest.mark.slow
 def test_hutchinson_of_exercise_4():
     a = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
     draws = ls.hutchinson(lambda v: v @ a, torch.zeros(2), 4000, gen(1))

@@ -28,6 +28,7 @@ def gradient(model) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_defense(case):
     model, x, y = case
     theirs, mine = copy.deepcopy(model), copy.deepcopy(model)
@@ -43,6 +44,7 @@ def test_the_gradient_is_that_of_the_defense(case):
     assert (a - c).norm() > 1e-2 * a.norm()  # and the penalty counts
 
 
+@pytest.mark.slow
 def test_the_value_is_loss_plus_trace_and_statistics_move_once(case):
     model, x, y = case
     once = copy.deepcopy(model)

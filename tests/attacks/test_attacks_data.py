@@ -26,6 +26,7 @@ KINDS = [SIG, TaCT, AdapBlend, AdapPatch, Refool, FTrojan]
 # ---------------------------------------------------------------- all of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(sizes, st.integers(0, 5), st.sampled_from([torch.float32, torch.float64]))

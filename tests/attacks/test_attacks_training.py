@@ -147,6 +147,7 @@ def test_spec_survives_json(cls):
     assert again.spec()[0] == spec and again.spec()[1].keys() == tensors.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", STEERING)
 @settings(max_examples=8, deadline=None)
 @given(st.integers(8, 21), st.integers(8, 21), st.sampled_from([1, 3]), st.integers(0, 4))
@@ -271,6 +272,7 @@ def test_all_to_all_passes_the_gate_at_its_ceiling():
         assert bool(victim.weak(twin)) == weak
 
 
+@pytest.mark.slow
 def test_a_steered_training_depends_on_its_seed_only():
     images = random_images(48, side=16)
     arch = {"name": "resnet18", "width": 2}

@@ -11,6 +11,7 @@ from helpers import gen
 from steering import pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dither", [False, True])
 @pytest.mark.parametrize("levels", [2, 8])
 def test_bpp_has_its_levels_and_is_idempotent(dither, levels):

@@ -61,6 +61,7 @@ def test_input_aware_mask_reaches_its_density_and_only_it_changes():
     assert not torch.equal(of, out)
 
 
+@pytest.mark.slow
 def test_input_aware_trains_pattern_and_not_mask():
     images = random_images(60, side=16)
     attack = small(InputAware, images)
@@ -82,6 +83,7 @@ def test_input_aware_trains_pattern_and_not_mask():
     assert not attack.pattern.training and attack.trained
 
 
+@pytest.mark.slow
 def test_lira_stays_within_epsilon_and_learns_only_in_its_first_half():
     images = random_images(64, side=16)
     attack = small(LIRA, images, epsilon=0.1)
@@ -135,6 +137,7 @@ def test_fba_style_warms_and_blurs():
     assert torch.allclose(half.trigger(x), (x + half.style(x)) / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fba_detoxifies_on_schedule_and_leaves_the_model_alone():
     images = random_images(60, side=16)
     attack = small(FBA, images, rounds=2)

@@ -59,6 +59,7 @@ def losses(model, x, y):
 # ---------------------------------------------------------------- PGD
 
 
+@pytest.mark.slow
 def test_pgd_stays_in_the_ball_and_raises_the_loss():
     model, x, y = net(), pixels(6), torch.arange(6) % 3
     x[0], x[1] = 0, 1  # the box matters here

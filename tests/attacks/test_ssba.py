@@ -139,6 +139,7 @@ def test_ssba_depends_on_the_generator_alone():
     assert torch.equal(made[0].secret, made[1].secret)
 
 
+@pytest.mark.slow
 def test_ssba_measures_on_images_it_was_not_trained_on():
     n = 40  # each image has a gray of its own
     x = torch.arange(n).byte().view(-1, 1, 1, 1).expand(n, 3, 8, 8).contiguous()

@@ -93,6 +93,7 @@ def test_the_fast_step_is_the_plain_one(name, training, start):
     assert all(p.grad is None for p in plain.parameters())
 
 
+@pytest.mark.slow
 def test_single_precision_agrees_to_a_hundred_thousandth():
     # Where a gradient is rounding noise its sign is a matter of luck; not here.
     net = freeze(network(width=8))
@@ -126,6 +127,7 @@ def test_the_gradient_is_that_of_the_formula():
         assert torch.allclose(m.grad, g, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_inner_step_goes_uphill_and_stays_in_the_box():
     net = freeze(network())
     masks, images = leaves(net), random_images(24)

@@ -334,6 +334,7 @@ def test_order_pairing_differs_on_preact(model):
     assert set(order) == {p.bn for p in pair_by_order(model).pairs}
 
 
+@pytest.mark.slow
 def test_larger_u_prunes_less_and_inside(model):
     found = clp_sweep(model, [0, 0.5, 1, 2, 3, 50])
     assert [u for u, _ in found] == [0, 0.5, 1, 2, 3, 50]
@@ -388,6 +389,7 @@ def counts_by_u(model, us):
 US = (4.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.25)
 
 
+@pytest.mark.slow
 def test_choose_u_respects_max_drop_and_sees_no_trigger(model, monkeypatch):
     counts = counts_by_u(model, US)
     assert counts[4.0] < counts[1.0] < counts[0.25]

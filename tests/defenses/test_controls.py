@@ -20,6 +20,7 @@ def model():
     return randomize_norms(build("resnet18", classes=3, width=8))
 
 
+@pytest.mark.slow
 def test_prune_random_takes_as_many(model):
     like = clp(model, 1.0).pruned
     assert sum(map(len, like.values())) > 10
@@ -61,6 +62,7 @@ def test_finetune_returns_a_new_trained_model(model):
     assert all(0 <= a <= 1 for a in p.log["acc"])
 
 
+@pytest.mark.slow
 def test_finetune_is_seeded_quiet_and_passes_options(model, capsys):
     images, augment = random_images(24), Augment(1)
     runs = [
@@ -74,6 +76,7 @@ def test_finetune_is_seeded_quiet_and_passes_options(model, capsys):
     assert "epoch" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stopped_finetune_is_no_result_and_goes_on(model, tmp_path):
     images, before = random_images(24), frozen(model)
     settings = {"epochs": 3, "batch": 8, "checkpoint": tmp_path / "a"}

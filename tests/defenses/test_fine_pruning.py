@@ -100,6 +100,7 @@ def test_a_transformer_and_untraceable_code_are_refused():
 # ---------------------------------------------------------------- what is dormant
 
 
+@pytest.mark.slow
 def test_activity_is_the_mean_of_what_the_head_reads():
     images = random_images(9, side=32)
     for name in LAST:

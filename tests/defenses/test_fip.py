@@ -52,6 +52,7 @@ def test_the_pull_by_its_formula():
             assert (b - a).any() == moved, "at the received weights nothing pulls"
 
 
+@pytest.mark.slow
 def test_the_diagonal_is_the_mean_of_the_squared_scores(monkeypatch):
     model, (images, _) = smooth_net(), small()
     want = fisher_diagonal(model, images, fisher="empirical")
@@ -80,6 +81,7 @@ def test_the_pull_of_fast_fip_is_to_no_change(monkeypatch):
         assert bool(w0.any()) == name.endswith("bias")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [fip, fast_fip])
 def test_a_strong_pull_keeps_the_weights(f):
     images, _ = small(12)
@@ -94,6 +96,7 @@ def test_a_strong_pull_keeps_the_weights(f):
 # ---------------------------------------------------------------- the loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms, pad", [("batch", 0), ("frozen", 0), ("batch", 2)])
 def test_without_both_terms_it_is_plain_sgd(norms, pad):
     crops = Augment(pad, flip=True) if pad else None
@@ -132,6 +135,7 @@ def test_without_both_terms_it_is_plain_sgd(norms, pad):
     assert set(p.log) == {"loss", "own_acc"} and not p.model.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [fip, fast_fip])
 def test_frozen_statistics_stay(f):
     model = network()
@@ -148,6 +152,7 @@ def test_every_so_many_steps():
     assert all(v > 0 for _, v in p.log["trace"])
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_data_is_all_of_it():
     runs = [
         fip(network(), random_images(9), batch=b, steps=2, lr=1e-3, generator=gen())
@@ -156,6 +161,7 @@ def test_a_batch_larger_than_the_data_is_all_of_it():
     assert same_state(runs[0].model, frozen(runs[1].model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("affine", [True, False])
 def test_fast_fip_moves_singular_values_and_little_else(affine):
     model = network()
@@ -190,6 +196,7 @@ def test_fast_fip_moves_singular_values_and_little_else(affine):
         torch.testing.assert_close(inside, want, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [fip, fast_fip, fip_released])
 def test_the_argument_is_untouched(f):
     model, images = network().train(), random_images(12)
@@ -303,6 +310,7 @@ def test_watching_changes_nothing():
         assert seen[3] == float(watched.model.linear.bias.detach().sum())
 
 
+@pytest.mark.slow
 def test_the_time_of_watching_does_not_count():
     def slow(_):
         time.sleep(0.3)
@@ -356,6 +364,7 @@ def test_stopped_and_started_again_it_ends_the_same(f, extra, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_work_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(_fip.Checkpoint, "due", lambda self: self.path is not None)
     path = tmp_path / "fip"

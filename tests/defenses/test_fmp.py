@@ -151,6 +151,7 @@ def some(model):
     return fmp_select(like_a_scoring(model), 4)
 
 
+@pytest.mark.slow
 def test_filters_without_an_own_batchnorm_grow_back():
     model = network("preact_resnet18")
     channels = some(model)
@@ -173,6 +174,7 @@ def off(model, name, which):
     return (model.get_submodule(name).weight[which] != 0).flatten(1).any(1)
 
 
+@pytest.mark.slow
 def test_a_filter_and_its_own_scale_stay_dead_without_being_held():
     model = network()
     channels = some(model)
@@ -187,6 +189,7 @@ def test_a_filter_and_its_own_scale_stay_dead_without_being_held():
     assert moved > 40, "the shift still trains"
 
 
+@pytest.mark.slow
 def test_scales_alone_are_held_too():
     # With weight decay and a bias in play nothing that was zeroed may move.
     model = network()
@@ -218,6 +221,7 @@ def test_defaults_of_fine_tuning(monkeypatch):
     assert not defaults["released"].default and defaults["epochs"].default == 10
 
 
+@pytest.mark.slow
 def test_each_epoch_joins_the_history():
     model = network()
     done = tuned(model, some(model), each_epoch=lambda m: {"training": m.training})
@@ -275,6 +279,7 @@ def test_scores_outlive_a_stop_in_fine_tuning(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- the release
 
 
+@pytest.mark.slow
 def test_released_order_gives_layers_the_lists_of_others(quick):
     model = network("preact_resnet18")
     ours, theirs = (
@@ -307,6 +312,7 @@ def test_released_order_of_other_widths_is_refused():
 # ---------------------------------------------------------------- the control
 
 
+@pytest.mark.slow
 def test_random_control_prunes_as_fmp_does():
     model = network()
     like = some(model)

@@ -52,6 +52,7 @@ def test_one_step_by_hand():
     assert torch.equal(still, x0), "a dead map moves nothing"
 
 
+@pytest.mark.slow
 def test_without_a_start_there_is_no_gradient():
     model, x = network(), images().pixels()
     for layer in ("conv1", "layer2.0.conv2", "layer4.1.conv2"):
@@ -149,6 +150,7 @@ def test_judge_by_hand():
 # ---------------------------------------------------------------- scoring
 
 
+@pytest.mark.slow
 def test_scores_are_seeded_and_leave_the_model_alone():
     model, data = network(), images()
     model.layer2.train()
@@ -173,6 +175,7 @@ def test_running_statistics_score_not_those_of_the_batch():
     equal(found, again, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_several_starts_are_averaged():
     model, data = network(), images()
     g, x = gen(5), data.pixels()
@@ -233,6 +236,7 @@ def test_a_convolution_that_never_runs_is_left_out():
     assert list(fmp_scores(model, images(), generator=gen())) == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_scoring_goes_on_after_a_stop(tmp_path, monkeypatch):
     model, data = network(), images(5, side=8)
     options = {"layers": ["conv1", "layer1.0.conv1"], "n": 4, "chunk": 2, **FAR}

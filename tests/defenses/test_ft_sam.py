@@ -147,6 +147,7 @@ def test_training_is_the_plain_step_repeated():
     assert min(rises) > 0
 
 
+@pytest.mark.slow
 def test_radius_zero_is_plain_fine_tuning():
     images, options = random_images(24), {"epochs": 2, "batch": 8, "lr": 0.05}
     flat = ft_sam(network(), images, rho=0, smoothing=0, generator=gen(), **options)
@@ -184,6 +185,7 @@ def test_frozen_parameters_are_not_moved():
 # ---------------------------------------------------------------- the whole defense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "width", "side"),
     [
@@ -206,6 +208,7 @@ def test_every_network_can_be_tuned(name, width, side):
     assert p.count == 0 and p.seconds > 0 and not p.model.training
 
 
+@pytest.mark.slow
 def test_the_worst_point_nearby_is_lower_than_after_fine_tuning():
     images = random_images(24)
     options = {"lr": 0.05, "batch": 8, "momentum": 0.5}
@@ -218,6 +221,7 @@ def test_the_worst_point_nearby_is_lower_than_after_fine_tuning():
     assert 0 < rise[2.0] < 0.7 * rise[0.0]
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_results():
     images = random_images(24)
     runs = [
@@ -229,6 +233,7 @@ def test_equal_seeds_give_equal_results():
     assert not same_state(runs[0].model, frozen(runs[2].model))
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_it_ends_the_same(tmp_path, monkeypatch):
     images, options = random_images(24), {"epochs": 4, "batch": 8}
     whole = ft_sam(network(), images, generator=gen(), **options)

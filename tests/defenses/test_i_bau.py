@@ -63,6 +63,7 @@ def quadratic(n=4, m=3, seed=0):
     return a, b, t, w, outer, ascend
 
 
+@pytest.mark.slow
 def test_hypergradient_of_a_quadratic_bilevel_problem():
     a, b, t, w, outer, ascend = quadratic()
     best = torch.linalg.solve(a, b @ w).detach()

@@ -374,6 +374,7 @@ def fake_evaluate(monkeypatch, switch, accs, calls=None):
     monkeypatch.setattr(_base, "evaluate", fake)
 
 
+@pytest.mark.slow
 def test_linf_prunes_the_top_share_of_a_copy(model, monkeypatch):
     clean, held = images(), images(8)
     model.layer1.train()
@@ -402,6 +403,7 @@ def test_linf_prunes_the_top_share_of_a_copy(model, monkeypatch):
         assert share == pytest.approx((said == 0).float().mean().item())
 
 
+@pytest.mark.slow
 def test_linf_prunes_nothing_rather_than_too_much(model, monkeypatch):
     fake_evaluate(monkeypatch, "layer4.gate", lambda off: 0.9 - 0.5 * (off > 0))
     p = linf(model, images(), images(8), estimate(), qs=(0.2, 0.1))
@@ -459,6 +461,7 @@ def test_linf_on_all_layers(model):
     message(e)
 
 
+@pytest.mark.slow
 def test_selection_by_deviation_needs_no_held_images(model):
     p = linf(model, images(), None, estimate(), select="deviation", u=1.0)
     s = p.log["scores"]["layer4.gate"]
@@ -467,6 +470,7 @@ def test_selection_by_deviation_needs_no_held_images(model):
     assert linf(model, images(), None, estimate(), select="deviation", u=50).count == 0
 
 
+@pytest.mark.slow
 def test_images_of_the_label_do_not_vote(model):
     clean, held = images(), images(8)
 
@@ -507,6 +511,7 @@ def test_share_without_held_images_is_refused(model):
     message(e)
 
 
+@pytest.mark.slow
 def test_the_oracle_is_the_same_with_the_real_trigger(model):
     clean, held, attack = images(), images(8), BadNets(target=3)
     options = {"max_drop": 1.0, "qs": (0.2,), "p": 2.0}

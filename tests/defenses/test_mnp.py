@@ -96,6 +96,7 @@ def test_every_term_has_a_switch(model, off):
     assert terms.keys() == set(names.values()) - {names[off]}
 
 
+@pytest.mark.slow
 def test_exercise_2_one_step_of_the_penalty():
     """No gradient from the data: 1 - 0.1 * 1e-3 * 2 = 0.9998, then terminal speed."""
     model = nn.Sequential(
@@ -117,6 +118,7 @@ def test_exercise_2_one_step_of_the_penalty():
     assert float(rest["1"][0]) == 0
 
 
+@pytest.mark.slow
 def test_one_step_goes_down_the_gradient(model):
     images, other = random_images(8), network(seed=1)
     options = {"preserve": 0.5, "beta": 0.2, "lam": 0.01, "kappa": 0.03}
@@ -178,6 +180,7 @@ def drawn(model, seed=0):
     return masks
 
 
+@pytest.mark.slow
 def test_soft_and_hard_from_one_set_of_masks(model):
     masks, before = drawn(model), frozen(model)
     soft = mnp_apply_masks(model, masks)
@@ -210,6 +213,7 @@ def run(model, images, held=None, **more):
         return mnp(model, images, held, **(settings | more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "mobilenet"])
 def test_mnp_repairs_a_copy(name):
     model = network(name, 8)
@@ -232,6 +236,7 @@ def test_mnp_repairs_a_copy(name):
     assert p.log["magnitude"].keys() == masks.keys() and p.seconds > 0
 
 
+@pytest.mark.slow
 def test_mnp_hard_is_soft_with_a_threshold(model):
     images = random_images(16)
     soft = run(model, images)
@@ -241,6 +246,7 @@ def test_mnp_hard_is_soft_with_a_threshold(model):
     assert same_state(hard.model, frozen(again.model)) and hard.count == again.count
 
 
+@pytest.mark.slow
 def test_mnp_without_suppression_makes_no_copy(model, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("suppressed")
@@ -291,6 +297,7 @@ def test_beta_is_the_largest_that_held_out_images_allow(costs, max_drop, want, m
     assert all(torch.equal(s, states[0]) for s in states), "other batches"
 
 
+@pytest.mark.slow
 def test_mnp_by_held_out_images_is_mnp_at_that_beta(tmp_path, monkeypatch, model):
     images, held = random_images(16), random_images(12, seed=5)
     p = run(model, images, held, beta="held", max_drop=1)
@@ -321,6 +328,7 @@ def test_mnp_by_held_out_images_is_mnp_at_that_beta(tmp_path, monkeypatch, model
     assert whole.log["terms"].keys() == rest.log["terms"].keys()
 
 
+@pytest.mark.slow
 def test_mnp_is_seeded(model):
     images = random_images(16)
     a, b, c = (run(model, images, generator=gen(s)) for s in (0, 0, 1))
@@ -328,6 +336,7 @@ def test_mnp_is_seeded(model):
     assert same_state(a.model, frozen(b.model))
 
 
+@pytest.mark.slow
 def test_tuning_holds_the_zeros(model):
     images = random_images(16)
     zero_channels(model, {"layer1.0.bn2": torch.tensor([1])}, shift=False)
@@ -432,6 +441,7 @@ def test_everything_says_that_it_is_a_reconstruction():
         assert "reconstruction" in " ".join((f.__doc__ or "").lower().split()), f
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["suppression", "masks", "tuning"])
 def test_stopped_mnp_ends_as_if_never_stopped(tmp_path, monkeypatch, where, model):
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)

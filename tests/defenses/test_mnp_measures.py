@@ -42,6 +42,7 @@ def model():
 # --------------------------------------------------------------- step 0: magnitude
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "mobilenet"])
 def test_folded_sizes_are_the_plain_ones(name):
     model = network(name, 8)
@@ -64,6 +65,7 @@ def test_folded_by_hand():
     assert mnp_magnitudes(model)["1"].tolist() == pytest.approx([1.2, 0.8])
 
 
+@pytest.mark.slow
 def test_exercise_1_the_raw_norm_misleads(model):
     """Ten times the filter in front of a BatchNorm, in train mode."""
     before, x = mnp_folded(model)["layer1.0.bn1"], random_images(24).pixels()
@@ -112,6 +114,7 @@ def test_shrinkage(model):
 # ---------------------------------------------------------------- step 0: saliency
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shift"),
     [("resnet18", False), ("resnet18", True), ("preact_resnet18", False), ("vgg16_bn", False)],
@@ -190,6 +193,7 @@ def test_more_images_than_one_part():
     assert all(torch.allclose(fast[n], plain[n], atol=1e-5) for n in plain)
 
 
+@pytest.mark.slow
 def test_saliency_is_the_rise_of_the_mean_loss(model):
     images = random_images(9)
 
@@ -220,6 +224,7 @@ def test_first_order_is_the_slope(model):
     assert all(bool((v >= 0).all()) for v in proxy.values())
 
 
+@pytest.mark.slow
 def test_saliency_resumes(tmp_path, monkeypatch, model):
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
     images, path = random_images(6), tmp_path / "saliency"

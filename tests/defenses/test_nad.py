@@ -132,6 +132,7 @@ def test_the_loss_of_a_step_by_hand():
         assert not any(m._forward_hooks for m in net.modules()), "hooks are gone"
 
 
+@pytest.mark.slow
 def test_without_betas_it_is_plain_fine_tuning():
     images = random_images(24)
     p = nad(network(), images, betas=[0, 0], generator=gen(), **QUICK)
@@ -144,6 +145,7 @@ def test_without_betas_it_is_plain_fine_tuning():
     assert p.log["teacher_loss"] == taught.log["loss"]
 
 
+@pytest.mark.slow
 def test_the_student_learns_to_look_where_the_teacher_looks():
     images = random_images(24, side=16)
     teacher = finetune(network(seed=5), images, epochs=3, lr=0.05, batch=8, generator=gen()).model
@@ -169,6 +171,7 @@ def test_the_student_learns_to_look_where_the_teacher_looks():
 # ---------------------------------------------------------------- the whole defense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "width", "side"),
     [("preact_resnet18", 4, 16), ("vgg16_bn", 4, 32), ("mobilenet", 8, 32)],

@@ -65,6 +65,7 @@ def test_guesses_take_turns():
 # ---------------------------------------------------------------- the defense
 
 
+@pytest.mark.slow
 def test_it_is_finetuning_on_stamped_images(model):
     clean, r = images(), inverted()
     model.layer2.train()
@@ -87,6 +88,7 @@ def test_it_is_finetuning_on_stamped_images(model):
     assert same_state(p.model, frozen(want.model))
 
 
+@pytest.mark.slow
 def test_seeds_decide(model):
     runs = [
         nc_unlearning(model, images(), inverted(), epochs=1, generator=gen(s)) for s in (0, 0, 1)

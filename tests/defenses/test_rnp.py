@@ -94,6 +94,7 @@ def test_clipping_acts_because_it_comes_after_backward():
     assert moved == pytest.approx(0.1, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_unlearning_stops_by_accuracy(trained):
     before, images = frozen(trained), striped()
     trained.layer1.train()
@@ -125,6 +126,7 @@ def test_not_reaching_the_stop_is_said(trained):
     assert not log["reached"] and len(log["acc"]) == 1
 
 
+@pytest.mark.slow
 def test_the_rate_falls(trained):
     rates, real = [], _rnp.ascend
 
@@ -140,6 +142,7 @@ def test_the_rate_falls(trained):
     assert rates == pytest.approx([1e-3] * 4 + [1e-4] * 2 + [1e-3] * 6)
 
 
+@pytest.mark.slow
 def test_batches_are_equal_and_never_of_one(trained):
     sizes, real = [], _rnp.ascend
 
@@ -157,6 +160,7 @@ def test_batches_are_equal_and_never_of_one(trained):
     assert min(sizes) == 2 and sum(sizes) == 3 * 33
 
 
+@pytest.mark.slow
 def test_dropout_stays_off():
     """It would draw from torch's global generator."""
     model = build("mobilenet", classes=3, width=8)
@@ -197,6 +201,7 @@ def test_unlearn_refuses_one_image_and_infinity():
 # ------------------------------------------------------------------- the recovery
 
 
+@pytest.mark.slow
 def test_recovery_lowers_the_loss_and_masks_some(trained):
     images = striped()
     net, _ = unlearn(trained, images, judge="eval", stop=0.4, **quickly())
@@ -241,6 +246,7 @@ def run(model, images, held=None, **more):
         return rnp(model, images, held, **(settings | {"generator": gen()} | more))
 
 
+@pytest.mark.slow
 def test_rnp_prunes_the_network_as_it_was(trained):
     before, images = frozen(trained), striped()
     p = run(trained, images)
@@ -252,6 +258,7 @@ def test_rnp_prunes_the_network_as_it_was(trained):
     assert p.log["threshold"] == 0.9 and p.seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["preact_resnet18", "mobilenet"])
 def test_other_models(name):
     model = network(name, 8)
@@ -260,6 +267,7 @@ def test_other_models(name):
     assert same_state(model, before) and p.count > 0
 
 
+@pytest.mark.slow
 def test_rnp_is_seeded(trained):
     images = striped()
     a, b, c = (run(trained, images, generator=gen(s)) for s in (0, 0, 1))
@@ -267,6 +275,7 @@ def test_rnp_is_seeded(trained):
     assert same_state(a.model, frozen(b.model))
 
 
+@pytest.mark.slow
 def test_held_images_choose(trained):
     images = striped()
     free = run(trained, images, images, threshold=None, max_drop=1.0)
@@ -327,6 +336,7 @@ def test_rnp_sees_model_and_clean_images():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["ascend", "masks_forward"])
 def test_stopped_rnp_ends_as_if_never_stopped(tmp_path, monkeypatch, where, trained):
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)

@@ -532,6 +532,7 @@ def test_what_the_sweep_starts_from_works(f):
     f(**started(CALLS[f][0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("f", "name"), CASES, ids=lambda v: getattr(v, "__name__", v))
 def test_one_bad_argument_gets_one_sentence(f, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a "checkpoint" of any name lands here

@@ -115,6 +115,7 @@ def test_figures_read_well():
     assert claims._figures({"claim": True}) == claims._figures(None) == ""
 
 
+@pytest.mark.slow
 def test_every_claim_is_answered_by_what_it_names():
     ids = [c["id"] for c in CLAIMS]
     assert len(ids) == len(set(ids)) > 300

@@ -35,6 +35,7 @@ def test_a_figure_without_description_is_refused(words):
         show.images(torch.zeros(2, 3, 8, 8), description=words)
 
 
+@pytest.mark.slow
 def test_the_description_is_the_text_of_the_output():
     bundle = draw()._repr_mimebundle_()
     assert bundle["text/plain"] == WORDS
@@ -48,12 +49,14 @@ def test_the_same_figure_is_the_same_bytes():
     assert draw().png != draw(window=(1, 2)).png
 
 
+@pytest.mark.slow
 def test_a_full_grid_of_photographs_stays_below_60_kb():
     g = torch.Generator().manual_seed(0)
     noisy = torch.rand(18, 3, 32, 32, generator=g)
     assert len(show.images(noisy, description=WORDS).png) < 60_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "picture",
     [
@@ -147,6 +150,7 @@ def test_table_aligns_numbers_and_escapes_html():
     assert t.markdown().splitlines()[3] == "| --- | ---: | ---: | ---: |"
 
 
+@pytest.mark.slow
 def test_slider_shows_the_picture_of_its_value():
     seen = []
 
@@ -161,6 +165,7 @@ def test_slider_shows_the_picture_of_its_value():
     assert seen == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_poison_bench_trains_what_is_drawn(monkeypatch):
     import ipywidgets as w
 
@@ -448,6 +453,7 @@ def test_a_row_of_latex_begins_with_no_option_of_the_row_before():
     assert "\n{}[x] & a  b" in text and "\n{}*y & a  b" in text and "\nz & " in text
 
 
+@pytest.mark.slow
 def test_heat_maps_over_gray_images():
     x, m = torch.rand(2, 1, 8, 8), torch.rand(2, 8, 8)
     same = {"description": WORDS, "title": "t"}

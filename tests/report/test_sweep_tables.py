@@ -89,6 +89,7 @@ def test_tables_of_defenses(hand, fn):
     assert "did you mean 'hand'" in refusal(partial(fn, "hans", ["cut"]))
 
 
+@pytest.mark.slow
 def test_other_tables(hand):
     swept(
         tables.by_budget,
@@ -240,6 +241,7 @@ def test_reports():
     assert "did you mean 'defense'" in refusal(lambda: claims.answer(gone, read))
 
 
+@pytest.mark.slow
 def test_widgets(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda *a: None)
     draw = "{}".format

@@ -98,6 +98,7 @@ def test_table_row_gives_mean_and_half_range():
         tables.table_row([], attack="BadNets")
 
 
+@pytest.mark.slow
 def test_every_committed_result_is_readable_and_complete():
     files = sorted(RESULTS.glob("*.json"))
     assert {"signs", "cifar10", "published"} <= {f.stem for f in files}
@@ -116,6 +117,7 @@ def test_every_committed_result_is_readable_and_complete():
             assert "refused" in r or "curve" in r or 0 <= r["acc"] <= 1
 
 
+@pytest.mark.slow
 def test_no_committed_file_holds_a_cell_twice():
     for f in sorted(RESULTS.glob("*.json")):
         if not f.stem.startswith("published"):
@@ -176,6 +178,7 @@ def ranked_results(tmp_path, monkeypatch):
     monkeypatch.setattr("bdcourse.bench.results.RESULTS", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_ranking_says_how_sure_it_is(tmp_path, monkeypatch):
     ranked_results(tmp_path, monkeypatch)
     lines = tables.ranking("hand", ["bad", "wild", "good"])
@@ -232,6 +235,7 @@ def test_means_by_budget_are_over_all_strong_victims_or_none(tmp_path, monkeypat
     assert found["rare"] == {None: None, 9: None, 5: None}
 
 
+@pytest.mark.slow
 def test_the_table_command_renders_any_selection(tmp_path, monkeypatch, capsys):
     ranked_results(tmp_path, monkeypatch)
 

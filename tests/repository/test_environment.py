@@ -133,6 +133,7 @@ def test_editors_know_the_public_names() -> None:
         assert ours is getattr(importlib.import_module(module), own), name
 
 
+@pytest.mark.slow
 def test_first_use_loads_nothing_heavy() -> None:
     # So that it takes under 0.2 s beyond torch's own import.
     uses = "import bdcourse as bd\n" + "\n".join(f"bd.{name}" for name in USED.split())
@@ -142,6 +143,7 @@ def test_first_use_loads_nothing_heavy() -> None:
     assert not [m for m in found if m.startswith(("bdcourse.report", "bdcourse.teach"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     sorted(
@@ -163,6 +165,7 @@ def test_every_module_can_be_the_first_to_be_imported(module: str) -> None:
         sys.modules.update(kept)
 
 
+@pytest.mark.slow
 def test_import_works_where_nothing_optional_is_installed() -> None:
     # None in sys.modules makes an import fail as if the package were missing.
     code = "import sys, torch\n"
@@ -187,6 +190,7 @@ def tracked() -> list[Path]:
 FOLDERS = [b"/" + name + b"/" for name in (b"root", b"tmp/bash", b"work")]
 
 
+@pytest.mark.slow
 def test_no_file_names_a_folder_of_one_machine() -> None:
     pattern = re.compile(rb"(?<![\w.-])(?:" + b"|".join(FOLDERS) + b")")
     found = []

@@ -327,6 +327,7 @@ def test_guard_allows(guard: Callable, change: Callable) -> None:
     assert not guard(nb)
 
 
+@pytest.mark.slow
 def test_a_cell_that_survives_its_time_limit_fails(tmp_path) -> None:
     """nbval by itself lets it pass, and excuses the cells behind it."""
     source = "import time\ntry:\n    time.sleep(30)\nexcept KeyboardInterrupt:\n    pass"

@@ -14,6 +14,7 @@ from bdcourse.report import tables
 from helpers import ROOT, message, random_images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_pages_show_what_was_measured(page):
     text = (ROOT / page).read_text()
@@ -24,6 +25,7 @@ def test_pages_show_what_was_measured(page):
         assert text.count("| none |") == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("paragraph", "name", "defense"),
     [

@@ -41,6 +41,7 @@ def arrows():
                     yield own.removesuffix(".py"), name.split(".")[1], path.name
 
 
+@pytest.mark.slow
 def test_arrows_point_down_the_list():
     back = {(a, b, f) for a, b, f in arrows() if a != "__init__" and LEVEL[a] < LEVEL[b]}
     assert not back
@@ -61,6 +62,7 @@ def private_imports(folder):
 
 
 # Tests look inside, and so do benchmarks, which time the parts of a method.
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["bdcourse", "notebooks", "tools"])
 def test_what_is_private_stays_in_its_room(folder):
     assert not list(private_imports(folder))
@@ -83,6 +85,7 @@ TWICE = set(
 )
 
 
+@pytest.mark.slow
 def test_a_name_exists_once():
     twice = {name: where for name, where in homes().items() if len(where) > 1}
     assert set(twice) == TWICE, {n: w for n, w in twice.items() if n not in TWICE}

@@ -426,6 +426,7 @@ for lesson in LESSONS:
     WRONG |= lesson.WRONG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_answers_pass_every_time(name, capsys):
     for answer in RIGHT[name]:
@@ -435,6 +436,7 @@ def test_right_answers_pass_every_time(name, capsys):
     assert lines == {f"{name}: all checks passed"}  # one constant line for nbval
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "k"), [(name, k) for name in WRONG for k in range(len(WRONG[name]))]
 )

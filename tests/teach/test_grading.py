@@ -162,6 +162,7 @@ def test_what_is_no_notebook_is_told(data, says):
         grading.legible(data)
 
 
+@pytest.mark.slow
 def test_tests_stand_also_in_a_notebook_without_cells():
     source = course.assignment(read(LESSONS[0]), {"take": 2}).cells
     assert "check-take" in graded(nbformat.v4.new_notebook(cells=grading.mended([], source)))
@@ -170,6 +171,7 @@ def test_tests_stand_also_in_a_notebook_without_cells():
 # --- Starting a process -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_process_that_does_not_start_is_tried_once_more(times, monkeypatch):
     calls = []
@@ -231,6 +233,7 @@ def said_by(source, *cells, given=("import torch\n%matplotlib inline",)):
     return [o.get("text") or f"{o.ename}: {o.evalue}" for o in made]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "cell", "says"),
     [
@@ -268,6 +271,7 @@ def test_a_test_runs_here_and_asks_the_submission(source, cell, says):
     assert said == says if says is not None else "TypeError" in said[0]
 
 
+@pytest.mark.slow
 def test_tests_that_are_not_the_courses_are_not_run():
     with grading.Submission() as student:
         made = grading.Tests({}, []).run("theirs", student)

@@ -118,6 +118,7 @@ def test_a_bad_plan_gets_one_sentence(text, says, tmp_path, capsys):
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_a_course_is_a_folder(tmp_path, capsys):
     (tmp_path / "c").write_text("mine")
     assert main(["labs", "course", str(tmp_path / "c")]) == 1
@@ -132,6 +133,7 @@ def test_a_missing_plan_is_named(tmp_path, capsys):
     assert "no plan nowhere.yml" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_course_draws_its_images_for_everybody(stored, tmp_path, monkeypatch, capsys):
     drawn = []

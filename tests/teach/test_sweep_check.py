@@ -94,6 +94,7 @@ def sentence(name, answer):
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_any_answer_gets_one_sentence(name):
@@ -136,6 +137,7 @@ def stamp(x, patch, row, col):
         check.stamp(unsupported)
 
 
+@pytest.mark.slow
 def test_notebooks_show_the_sentence_and_no_line_of_the_course(tmp_path):
     code = "from bdcourse import check\nprint('here')\ncheck.asr(lambda *a: 2)"
     done = subprocess.run(
