@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ class Recipe:
     lr: float = 0.1
     weight_decay: float = 5e-4
     rate: float | None = None
-    stamp: str = "before"
+    stamp: Literal["before", "after"] = "before"
     pad: int = 4
     flip: bool | str = True
     bf16: bool | None = None
