@@ -309,7 +309,7 @@ def train_victim(
         model, g = None, torch.Generator().manual_seed(5000 + seed)
         if cls.needs_model:
             model = train_victim(parts, None, recipe, seed, data, keep).model
-        if cls is LabelConsistent:
+        if model is not None and cls is LabelConsistent:  # it needs one
             model = robust(model, parts.train, g, recipe)
         return cls.craft(parts.train, g, model=model, **options)
 
@@ -408,7 +408,7 @@ def _sides(name: str, cls: type[Attack], given: dict) -> tuple[dict, dict]:
     return sides["craft"], sides["recipe"]
 
 
-def attack_class(name: str) -> type[Attack]:
+def attack_class(name: object) -> type[Attack]:
     """An attack by name, upper or lower case."""
     return ATTACKS[named("attack", name, ATTACKS)]
 
