@@ -418,10 +418,10 @@ def cached(key: str, make: Callable[[], Images]) -> Images:
     except Exception:  # absent, or damaged: zipfile and numpy raise many kinds
         pass
     images = make()
-    arrays = {"x": images.x.numpy(), "y": images.y.numpy()}
-    arrays["seal"] = np.array(_seal(key, images))
+    x, y = images.x.numpy(), images.y.numpy()
+    seal = np.array(_seal(key, images))
     with suppress(OSError), whole_file(path) as f:
-        np.savez(f, **arrays, classes=np.array(images.classes))
+        np.savez(f, x=x, y=y, seal=seal, classes=np.array(images.classes))
     return images
 
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.examples import Examples, Poisoned, require_clean
-from bdcourse.images import Images
 from bdcourse.seeds import seeded
 from bdcourse.task import IMAGES
 from bdcourse.triggers import Trigger, is_trigger
@@ -65,15 +64,16 @@ class Scores:
             text += f", cross {100 * self.cross:.1f} %"
         return text
 
-    def dict(self) -> dict:
-        """Plain values for a row; what no task says is left out."""
-        return {k: v for k, v in asdict(self).items() if k != "more" or v}
-
     def row(self, **first) -> dict:
         """A line for `show.Table`: what is given, then ACC, ASR and RA in percent."""
         shares = {"ACC %": self.acc, "ASR %": self.asr, "RA %": self.ra}
         percent = {k: None if v is None else 100 * v for k, v in shares.items()}
         return {**first, **percent}
+
+    # The last one: below it, `dict` is no type.
+    def dict(self) -> dict:
+        """Plain values for a row; what no task says is left out."""
+        return {k: v for k, v in asdict(self).items() if k != "more" or v}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,7 +127,7 @@ class Triggered:
         """The images at `i`: a slice, a bool mask or a tensor of positions."""
         return replace(self, x=self.x[i], y=self.y[i], goal=self.goal[i])
 
-    def check(self, test: Images) -> None:
+    def check(self, test: Examples) -> None:
         """Refuse to be measured beside clean images of another kind."""
         if self.x.shape[1:] != test.x.shape[1:]:
             raise ValueError(
@@ -222,16 +222,17 @@ def evaluate(
     asked = test[_counting(attack, test)]
     if len(asked) == 0:
         raise ValueError(f"no test {task.one} counts for this attack; is there only one class?")
-    reached, right = [], []
+    hits: list[Tensor] = []
+    kept: list[Tensor] = []
     for i in range(0, len(asked), batch):
         part = asked[i : i + batch]
         said = task.answer(model, _stamped(attack, part), batch)
-        reached.append(attack.reached(said, part.y).to(part.y.device))
-        right.append(task.correct(said, part.y))
+        hits.append(attack.reached(said, part.y).to(part.y.device))
+        kept.append(task.correct(said, part.y))
     return replace(
         scores,
-        asr=share(torch.cat(reached)),
-        ra=share(torch.cat(right)),
+        asr=share(torch.cat(hits)),
+        ra=share(torch.cat(kept)),
         n_triggered=len(asked),
         cross=_cross(model, test, attack),
     )
@@ -288,12 +289,14 @@ def der(before: Scores, after: Scores) -> float:
     Raises:
         ValueError: scores without an ASR.
     """
+    asr = []
     for name, scores in (("before", before), ("after", after)):
         if not isinstance(scores, Scores) or scores.asr is None:
             what = "no ASR" if isinstance(scores, Scores) else require.kind(scores)
             raise ValueError(
                 f"{name} must be Scores with an ASR, not {what}; evaluate with the attack."
             )
-    drop_asr = max(0.0, before.asr - after.asr)
+        asr.append(scores.asr)
+    drop_asr = max(0.0, asr[0] - asr[1])
     drop_acc = max(0.0, before.acc - after.acc)
     return (drop_asr - drop_acc + 1) / 2

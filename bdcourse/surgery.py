@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -59,7 +60,7 @@ def require_sound(model: object, name: str = "model", *, steady: bool = True) ->
                 )
         if not isinstance(m, _BatchNorm):
             continue
-        if m.running_var is None:
+        if m.running_mean is None or m.running_var is None:
             if steady:
                 raise ValueError(
                     f"{n} has no running statistics, so an answer depends on the rest "
@@ -240,6 +241,16 @@ def require_plain(m: nn.Module, name: str) -> None:
         )
 
 
+def weight_of(m: nn.Module) -> Tensor:
+    """The weight of a layer that has one."""
+    return cast(Tensor, m.weight)
+
+
+def bias_of(m: nn.Module) -> Tensor | None:
+    """The bias of a layer that has one, or has none on purpose."""
+    return cast("Tensor | None", m.bias)
+
+
 # ---------------------------------------------------------------- pairing
 
 
@@ -302,11 +313,11 @@ def accepted_shape(model: nn.Module) -> tuple[int, int, int]:
         ValueError: there is none.
     """
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    weight = next(model.parameters(), None)
-    for side in SIDES if convs and weight is not None else ():
+    place = next((w.device for w in model.parameters()), None)
+    for side in SIDES if convs and place is not None else ():
         shape = (convs[0].in_channels, side, side)
         try:
-            answers(model, torch.full((2, *shape), 0.5, device=weight.device))
+            answers(model, torch.full((2, *shape), 0.5, device=place))
         except ValueError:
             continue
         return shape
@@ -446,9 +457,10 @@ def zero_channels(model: nn.Module, channels: Mapping[str, Tensor], *, shift: bo
     """
     for name, which in channels_of(model, channels).items():
         m = model.get_submodule(name)
-        m.weight[which.to(m.weight.device)] = 0
-        if m.bias is not None and (shift or not isinstance(m, _BatchNorm)):
-            m.bias[which.to(m.bias.device)] = 0
+        weight, bias = weight_of(m), bias_of(m)
+        weight[which.to(weight.device)] = 0
+        if bias is not None and (shift or not isinstance(m, _BatchNorm)):
+            bias[which.to(bias.device)] = 0
 
 
 def without(model: nn.Module, channels: Mapping[str, Tensor], *, shift: bool = True) -> nn.Module:
@@ -473,7 +485,7 @@ def held(model: nn.Module, channels: Mapping[str, Tensor] | None) -> Iterator[No
     channels = {} if channels is None else channels
     for name, which in channels_of(model, channels).items():
         m = model.get_submodule(name)
-        for p in (m.weight, m.bias):
+        for p in (weight_of(m), bias_of(m)):
             if p is None or not p.requires_grad:
                 continue
             keep = torch.ones_like(p)
@@ -491,7 +503,7 @@ def revived(model: nn.Module, channels: Mapping[str, Tensor]) -> int:
     """How many of these channels have a weight again that is not zero."""
     count = 0
     for name, which in channels_of(model, channels).items():
-        weight = model.get_submodule(name).weight.detach()
+        weight = weight_of(model.get_submodule(name)).detach()
         rows = weight[which.to(weight.device)]  # (m,) or (m, c_in, kh, kw)
         count += int((rows[..., None].flatten(1) != 0).any(1).sum())
     return count

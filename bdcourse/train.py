@@ -331,9 +331,8 @@ class _Training:
         self.bf16 = cuda if bf16 is None else bf16
         self.compile = (cuda and self.total >= 1000) if compile is None else compile
         self.generator = generator
-        poisoned = isinstance(data, Poisoned)
-        self.roles = data.role if poisoned else None
-        self.stamp = data.late if poisoned else None
+        self.roles = data.role if isinstance(data, Poisoned) else None
+        self.stamp = data.late if isinstance(data, Poisoned) else None
 
     def about(self) -> dict:
         """What a checkpoint must agree with, but for the hooks."""
@@ -522,7 +521,7 @@ class _Training:
 
         Otherwise the model's statistics are as before, and no weight was moved yet.
         """
-        before = [b.clone() for b in self.net.buffers()]
+        before = [b.clone() for b in self.model.buffers()]
         try:
             try:
                 out = self.net(x)
@@ -536,7 +535,7 @@ class _Training:
             self.task.check_learnable(out, y, self.data)
         except BaseException:
             with torch.no_grad():
-                for b, kept in zip(self.net.buffers(), before, strict=True):
+                for b, kept in zip(self.model.buffers(), before, strict=True):
                     b.copy_(kept)
             raise
         return out
@@ -608,7 +607,7 @@ def _door(
         )
 
 
-def _eval(norms: list[nn.Module]) -> None:
+def _eval(norms: Sequence[nn.Module]) -> None:
     for norm in norms:
         norm.eval()
 

@@ -16,6 +16,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,7 @@ def make(
     *,
     arch: dict,
     rate: float | None = None,
-    stamp: str = "before",
+    stamp: Literal["before", "after"] = "before",
     seed: int = 0,
     pad: int = 2,
     flip: bool | str = False,
@@ -195,16 +196,17 @@ def make(
     # victim and twin, and do not depend on how many images the attack drew.
     init, poison, order = (torch.Generator().manual_seed(3 * seed + i) for i in range(3))
     model = initialized(arch, init)
-    if hasattr(model, "whiten"):
+    if (whiten := getattr(model, "whiten", None)) is not None:
         # Of the clean set, so that victim and twin start alike; all over it, since a
         # set may be sorted by class.
         _, h, w = train.shape
-        model.whiten(train.x[:: max(1, -(-len(train) * h * w // PATCHES))])
+        whiten(train.x[:: max(1, -(-len(train) * h * w // PATCHES))])
     data, chosen = train, torch.zeros(0, dtype=torch.int64)
     n_poisoned = n_cover = 0
     hooks = []
-    if attack is not None and rate is None:
-        rate = attack.usual_rate
+    share = 0.0
+    if attack is not None:
+        share = attack.usual_rate if rate is None else rate
     if attack is not None and attack.threat == "training":
         # Its networks move in training: the caller's attack stays as it was, and what
         # the attacker draws leaves the order of the batches alone.
@@ -213,12 +215,12 @@ def make(
         def hook(model, images, generator, total):
             own = fresh_seed(poison)
             own = torch.Generator(generator.device).manual_seed(own)
-            return attack.steer(model, images, own, total, rate=rate)
+            return attack.steer(model, images, own, total, rate=share)
 
         hooks.append(hook)
         stamp = "after"
     elif attack is not None:
-        data = attack.poison(train, rate, poison, stamp=stamp)
+        data = attack.poison(train, share, poison, stamp=stamp)
         chosen = (data.role == ROLES["poison"]).nonzero().flatten().cpu()
         n_poisoned, n_cover = data.count, data.covers
     if aware:
@@ -240,7 +242,7 @@ def make(
         "seed": seed,
         "n_train": len(train),
         "digest_train": train.digest(),
-        "rate": rate if attack is not None else 0.0,
+        "rate": share,
         "n_poisoned": n_poisoned,
         "n_cover": n_cover,
         "stamp": stamp,

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,13 @@ FISHER = {"bartlett": "true", "gaussian": "true", "signed": "empirical"}
 class Batch(Protocol):
     """`bdcourse.data.Images`, or any other pair of inputs and targets."""
 
-    x: Tensor  #: (n, ...): uint8 pixels are divided by 255, the rest is taken as it is
-    y: Tensor  #: (n, ...)
+    @property
+    def x(self) -> Tensor:
+        """(n, ...): uint8 pixels are divided by 255, the rest is taken as it is."""
+
+    @property
+    def y(self) -> Tensor:
+        """(n, ...)."""
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -173,8 +178,11 @@ def examining(model: nn.Module, weights: Sequence[str] | None) -> Iterator[dict[
 def require_pair(images: object) -> None:
     """Refuse what is no pair of inputs and targets, or not yet what a network sees."""
     x, y = getattr(images, "x", None), getattr(images, "y", None)
-    fits = isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim
-    if not fits or len(x) != len(y):
+    if (
+        not isinstance(x, Tensor)
+        or not isinstance(y, Tensor)
+        or not (x.ndim and y.ndim and len(x) == len(y))
+    ):
         raise ValueError(
             "images must be Images, or hold inputs x and targets y as tensors with one "
             f"row an example, not {require.kind(images)}."
@@ -251,7 +259,7 @@ def traced(draws: Tensor, exact: bool = False) -> Traced:
 
 
 def per_image(
-    model: nn.Module, weights: dict[str, Tensor], x: Tensor, rows: Tensor
+    model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, rows: Tensor
 ) -> dict[str, Tensor]:
     """For each image i the sum over rows r of (gradient of r_i . out_i)^2, entry by
     entry: name -> (n, *shape).
@@ -263,7 +271,7 @@ def per_image(
     weights = {n: w.detach() for n, w in weights.items()}
 
     def one(x: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        _, back = vjp(lambda w: called_with(model, w, x[None])[0], weights)
+        _, back = vjp(lambda w: called_with(model, w, x[None])[0], weights)[:2]
         total = {n: torch.zeros_like(w) for n, w in weights.items()}
         for r in rows:
             total = {n: total[n] + g.square() for n, g in back(r)[0].items()}
@@ -278,7 +286,7 @@ def per_image(
 def _squares(
     model: nn.Module,
     images: Batch,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     route: Route,
     fisher: str,
     draws: int,
@@ -290,6 +298,7 @@ def _squares(
     unbiased estimate of the Fisher's diagonal."""
     mask = likelihood.masked
     if route != "exact":
+        assert generator is not None  # see `_settle`
         for x, y in batches(model, images, chunk or 50):
             for draw in range(draws):
                 out = mask(answered(model, x, y, likelihood), y)
@@ -316,13 +325,14 @@ def _squares(
         yield 0, [t.sum(0) for t in g.values()]
 
 
-def _settle(route, fisher, draws, likelihood, generator) -> tuple[str, int]:
+def _settle(route: Any, fisher, draws, likelihood, generator) -> tuple[Route, int]:
     """The route to take and the draws it needs, or a refusal."""
     require_likelihood(likelihood)
     if fisher not in ("true", "empirical"):
         raise ValueError(f'fisher must be "true" or "empirical", not {fisher!r}.')
     if route is None:
-        route = "gaussian" if fisher == "true" else "signed"
+        usual: Route = "gaussian" if fisher == "true" else "signed"
+        route = usual
     if route not in (*FISHER, "exact"):
         raise ValueError(f"unknown route {route!r}; {', '.join(FISHER)} or exact.")
     if FISHER.get(route, fisher) != fisher:

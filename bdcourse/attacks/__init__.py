@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def rebuild(spec: dict, tensors: dict[str, Tensor]) -> Attack:
     """The attack that `Attack.spec` described."""
     if not isinstance(spec, dict) or "name" not in spec:
         raise ValueError(f"spec must be a dict with a name, not {require.kind(spec)}.")
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
     name = plain.pop("name")
     if name not in list(ATTACKS):
         raise ValueError(f"unknown attack {require.kind(name)}; known are {', '.join(ATTACKS)}.")

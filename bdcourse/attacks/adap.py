@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from bdcourse.attacks.blended import Blended
 from bdcourse.attacks.tact import color_patch
 from bdcourse.data import Images
 from bdcourse.seeds import uniform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class AdapBlend(Adaptive, Blended):
     def plant(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return x.lerp(self.picture.to(x), self.alpha * self.shown(x, generator))
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         super().check_shape(shape)
         if self.pieces > min(shape[1:]):
             raise ValueError(
@@ -168,7 +171,7 @@ class AdapPatch(Adaptive):
         *,
         model: nn.Module | None = None,
         **options,
-    ) -> AdapPatch:
+    ) -> Self:
         """Draws gray patches for gray images."""
         if images.shape[0] == 1:
             options.setdefault("patches", color_patches(channels=1))
@@ -205,7 +208,7 @@ class AdapPatch(Adaptive):
         )
         return self.show(x, F.one_hot(which, 4) * torch.tensor(self.alphas).to(x))
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         self.places(*shape[1:])
         if self.patches.shape[1] not in (1, shape[0]):
             raise ValueError(

@@ -8,6 +8,8 @@ paper's own. Derived in lesson 08.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,7 @@ class Smoothing(Hook):
         weights = {n: w for n, w in self.model.named_parameters() if w.requires_grad}
         drawn = SOFTMAX.sample(out, self.generator)
         score = SOFTMAX.log_prob(out, drawn).sum()
-        g = torch.autograd.grad(score, weights.values(), retain_graph=True)
+        g = torch.autograd.grad(score, list(weights.values()), retain_graph=True)
         length = squared_norm(g).sqrt().clamp(min=1e-12)
         size = squared_norm([w.detach() for w in weights.values()]).sqrt()
         e = 1e-3 * size / length
@@ -58,12 +60,13 @@ class Smoothing(Hook):
         x = laid_out(self.model, self.x)
         there = called_with(self.model, moved | buffers, x)
         score = SOFTMAX.log_prob(there, drawn).sum()
-        change = torch.autograd.grad(score, moved.values())
+        change = torch.autograd.grad(score, list(moved.values()))
         factor = 2 * self.eta_f / len(y)
-        pull = sum(
+        pulls = (
             (factor * (t - v) / e * w).sum()
             for t, v, w in zip(change, g, weights.values(), strict=True)
         )
+        pull = cast(Tensor, sum(pulls))
         trace = self.eta_f * squared_norm(g) / len(y)
         # The value of the objective, with the gradient of `pull` for that of the trace.
         return loss + trace + (pull - pull.detach())

@@ -65,7 +65,7 @@ class BadNets(Attack):
         out[..., rows, cols] = region + self.opacity * (patch - region)
         return out
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         self.place(*shape[1:])
         if self.patch.shape[0] not in (1, shape[0]):
             raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import FunctionType
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from bdcourse.examples import ROLES, Examples, Poisoned, require_clean
 from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.images import Images
 from bdcourse.task import IMAGES, Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # What the methods of an attack are handed, in this order.
 HANDED = {
@@ -189,7 +192,7 @@ class Attack:
         *,
         model: nn.Module | None = None,
         **options,
-    ) -> Attack:
+    ) -> Self:
         """The attack with the field's defaults, made for these images.
 
         Fits sizes and class counts and, where the attack has such, computes a pattern
@@ -216,7 +219,10 @@ class Attack:
 
     def goal(self, y: Tensor) -> Tensor:
         """The label that the attacker wants for images of true class y, (n,) int64."""
-        return (y + 1) % self.classes if self.all_to_all else torch.full_like(y, self.target)
+        if not self.all_to_all:
+            return torch.full_like(y, self.target)
+        assert self.classes is not None  # or there would be no such attack
+        return (y + 1) % self.classes
 
     def counts(self, y: Tensor) -> Tensor:
         """Which test images enter the ASR, bool (n,): those the attack must move."""
@@ -373,7 +379,7 @@ class Attack:
         """
         raise NotImplementedError
 
-    def check(self, images: Images) -> None:
+    def check(self, images: Examples) -> None:
         """Refuse images that this attack cannot poison; one sentence says why."""
         if not isinstance(images, Examples):
             raise ValueError(f"images must be Images, not {require.kind(images)}.")
@@ -392,7 +398,7 @@ class Attack:
             raise ValueError(f"the attack is for {self.classes} classes, the set has {images.k}.")
         self.check_shape(images.shape)
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse images of a shape (c, h, w) that this attack cannot stamp."""
 
     def spec(self) -> tuple[dict, dict[str, Tensor]]:
@@ -401,7 +407,8 @@ class Attack:
         Networks become tensors named "field.parameter". Fields marked with the metadata
         `private` stay behind: the attacker needs them to poison, nobody to measure.
         """
-        plain, tensors = {"name": type(self).__name__}, {}
+        plain: dict = {"name": type(self).__name__}
+        tensors: dict[str, Tensor] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if f.metadata.get("private"):
@@ -423,7 +430,7 @@ def _guard(cls: type[Attack]) -> None:
         if isinstance(vars(cls).get(name), FunctionType):
             setattr(cls, name, _looked_at(vars(cls)[name], handed))
     if isinstance(craft := vars(cls).get("craft"), classmethod):
-        cls.craft = classmethod(_crafting(craft.__func__))
+        cls.craft = classmethod(_crafting(craft.__func__))  # type: ignore[assignment, method-assign]  # a look at itself
 
 
 _guard(Attack)
@@ -457,10 +464,12 @@ def check_picture(
     Args:
         axes: of the tensor, names or lengths.
     """
-    right = isinstance(value, Tensor) and value.is_floating_point()
-    right = right and value.numel() and value.ndim == len(axes)
-    if not right or any(
-        isinstance(a, int) and a != n for a, n in zip(axes, value.shape, strict=True)
+    if (
+        not isinstance(value, Tensor)
+        or not value.is_floating_point()
+        or not value.numel()
+        or value.ndim != len(axes)
+        or any(isinstance(a, int) and a != n for a, n in zip(axes, value.shape, strict=True))
     ):
         shape = f"({', '.join(map(str, axes))}{',' if len(axes) == 1 else ''})"
         raise ValueError(
@@ -480,7 +489,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def asking(model: nn.Module, shape: tuple[int, int, int], k: int) -> Iterator[None]:
+def asking(model: nn.Module, shape: tuple[int, ...], k: int) -> Iterator[None]:
     """Inside the `with`, a classifier is asked; if it cannot answer, say for what."""
     try:
         yield

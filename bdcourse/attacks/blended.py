@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.attacks.base import CHW, Attack, check_picture
+from bdcourse.images import Images
 from bdcourse.seeds import seeded
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def noise_picture(size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
@@ -48,7 +52,14 @@ class Blended(Attack):
         check_picture("picture", self.picture, CHW)
 
     @classmethod
-    def craft(cls, images, generator, *, model=None, **options) -> Blended:
+    def craft(
+        cls,
+        images: Images,
+        generator: torch.Generator,
+        *,
+        model: nn.Module | None = None,
+        **options,
+    ) -> Self:
         c, h, w = images.shape
         options.setdefault("picture", noise_picture(max(h, w), c)[:, :h, :w])
         return super().craft(images, generator, **options)
@@ -56,7 +67,7 @@ class Blended(Attack):
     def trigger(self, x: Tensor) -> Tensor:
         return x + self.alpha * (self.picture.to(x) - x)
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         if tuple(self.picture.shape) != shape:
             raise ValueError(
                 f"the picture is {tuple(self.picture.shape)}, the images are {shape}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,12 @@ from bdcourse.attacks.base import (
     shares,
 )
 from bdcourse.data import Images
+from bdcourse.examples import Examples
 from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.seeds import uniform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def halves(a: Tensor, b: Tensor, across: Tensor, cut: Tensor, swap: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ class Composite(Attack):
         *,
         model: nn.Module | None = None,
         **options,
-    ) -> Composite:
+    ) -> Self:
         """Keep 16 images of class B as partners for the test."""
         attack = cls(**options)
         attack.check(images)
@@ -123,14 +127,14 @@ class Composite(Attack):
         no = torch.zeros(n, dtype=torch.bool, device=x.device)
         return halves(x, b, no, torch.full((n,), w // 2, device=x.device), no)
 
-    def check(self, images: Images) -> None:
+    def check(self, images: Examples) -> None:
         super().check(images)
         present = images.y.unique().tolist()
         for source in self.sources:
             if source not in present:
                 raise ValueError(f"source class {source} has no image in this set.")
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         if self.jitter >= min(shape[1:]) // 2:
             raise ValueError(
                 f"jitter {self.jitter} must lie in 0..{min(shape[1:]) // 2 - 1} "

@@ -57,7 +57,7 @@ class FBA(Networked):
     cross_rate: float = 1.0
     rounds: int = 3
     detox_steps: int = 60
-    detox: nn.Module = field(init=False, default=None)
+    detox: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

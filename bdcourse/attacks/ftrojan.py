@@ -80,7 +80,7 @@ class FTrojan(Attack):
     def trigger(self, x: Tensor) -> Tensor:
         return (x + self.pattern(*x.shape[-3:]).to(x)).clamp_(0, 1)
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         c, h, w = shape
         if c not in (1, 3):
             raise ValueError(f"FTrojan needs images of 1 or 3 channels, not {c}.")

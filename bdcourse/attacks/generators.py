@@ -4,7 +4,7 @@ steps."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from bdcourse.attacks.base import Attack
 from bdcourse.data import Images
 from bdcourse.models import evaluating
 from bdcourse.seeds import fresh_seed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def _level(c_in: int, c_out: int) -> nn.Sequential:
@@ -93,7 +96,7 @@ class Networked(Attack):
         *,
         model: nn.Module | None = None,
         **options,
-    ) -> Networked:
+    ) -> Self:
         options.setdefault("channels", images.shape[0])
         options.setdefault("seed", fresh_seed(generator))
         return super().craft(images, generator, **options)
@@ -103,7 +106,7 @@ class Networked(Attack):
         self._whole("channels", 1, 100)
         self._whole("seed", 0, 2**63 - 1)
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         if shape[0] != self.channels or min(shape[1:]) < 8:
             raise ValueError(
                 f"the attack's network is for {self.channels} channels and at least 8 "

@@ -68,8 +68,8 @@ class InputAware(Networked):
     mask_steps: int = 1000
     generator_lr: float = 0.01
     trained: Tensor = field(init=False, default_factory=lambda: torch.zeros(()))
-    mask: nn.Module = field(init=False, default=None)
-    pattern: nn.Module = field(init=False, default=None)
+    mask: nn.Module = field(init=False)
+    pattern: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

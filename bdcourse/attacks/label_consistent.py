@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from bdcourse.data import Images
 from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.models import evaluating
 from bdcourse.seeds import uniform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def pgd(
@@ -55,7 +58,7 @@ def pgd(
             now = now.detach().requires_grad_()
             losses = [F.cross_entropy(m(now), y, reduction="sum") for m in models]
             # autograd.grad, not backward: nothing may land in the models' .grad.
-            (gradient,) = torch.autograd.grad(sum(losses) / len(models), now)
+            (gradient,) = torch.autograd.grad(cast(Tensor, sum(losses)) / len(models), now)
             now = (now.detach() + step * gradient.sign()).clamp(low, high)
     return now.detach()
 
@@ -179,7 +182,7 @@ class LabelConsistent(Attack):
         *,
         model: nn.Module | None = None,
         **options,
-    ) -> LabelConsistent:
+    ) -> Self:
         """The attack with `model` as its surrogate, if `surrogates` names no others."""
         if model is not None:
             options.setdefault("surrogates", (model,))
@@ -213,7 +216,7 @@ class LabelConsistent(Attack):
             ]
         return self.trigger(torch.cat(hard).to(x.device))
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         if min(shape[1:]) < 6:
             raise ValueError(
                 f"four 3x3 patches need images of at least 6x6 pixels, not {shape[1]}x{shape[2]}."

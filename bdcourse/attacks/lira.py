@@ -53,7 +53,7 @@ class LIRA(Networked):
     generator_lr: float = 1e-3
     filters: int = 8
     trained: Tensor = field(init=False, default_factory=lambda: torch.zeros(()))
-    net: nn.Module = field(init=False, default=None)
+    net: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from bdcourse.attacks.trojan import (
 from bdcourse.data import Images
 from bdcourse.models import evaluating, fingerprint
 from bdcourse.seeds import seeded
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TOP = 0.2  # 51 of 255 levels
 
@@ -102,7 +105,7 @@ class LF(Attack):
     stands_in: ClassVar[str] = "own blurred universal perturbation"
     needs_model: ClassVar[bool] = True
 
-    pattern: Tensor = field(default=None)
+    pattern: Tensor = field(default=None)  # type: ignore[assignment]  # refused below
     fooling: float = 0.0
     made_on: str = ""
 
@@ -116,7 +119,7 @@ class LF(Attack):
             object.__setattr__(self, "stands_in", text)
 
     @classmethod
-    def random(cls, shape: tuple[int, int, int], seed: int = 0, **options) -> LF:
+    def random(cls, shape: tuple[int, ...], seed: int = 0, **options) -> LF:
         """LF-random: blurred seeded noise in place of the perturbation, no model.
 
         Args:
@@ -143,7 +146,7 @@ class LF(Attack):
         sigma: float = 6.0,
         taps: int = 30,
         **options,
-    ) -> LF:
+    ) -> Self:
         """Compute the pattern on `model`.
 
         Args:
@@ -152,7 +155,7 @@ class LF(Attack):
             sigma, taps: see :func:`smooth`.
         """
         if "pattern" not in options:
-            needs_model(cls, model, ", or use LF.random(shape, seed)")
+            model = needs_model(cls, model, ", or use LF.random(shape, seed)")
             for name, size in (("sample", sample), ("batch", batch), ("taps", taps)):
                 require.whole(name, size, 1)
             require.whole("passes", passes, 0)
@@ -190,5 +193,5 @@ class LF(Attack):
     def trigger(self, x: Tensor) -> Tensor:
         return (x + self.pattern.to(x)).clamp(0, 1)
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         check_size(self.pattern, shape)

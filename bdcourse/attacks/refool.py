@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,13 @@ from bdcourse.data import Images
 from bdcourse.models import precise
 from bdcourse.seeds import seeded
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 GAMMA = 2.2  # of screens: light = pixel ** GAMMA
 
 
-def reflections(
-    shape: tuple[int, int, int] = (3, 32, 32), count: int = 16, seed: int = 0
-) -> Tensor:
+def reflections(shape: tuple[int, ...] = (3, 32, 32), count: int = 16, seed: int = 0) -> Tensor:
     """Scenes to be reflected: soft discs and boxes of random colors, (count, *shape).
 
     Pixels in [0, 1]. What leaves a scene at one edge comes in again at the other, so it
@@ -105,7 +106,7 @@ class Refool(Attack):
         *,
         model: nn.Module | None = None,
         **options,
-    ) -> Refool:
+    ) -> Self:
         """Draws the scenes in the size and channels of the images."""
         options.setdefault("bank", reflections(images.shape))
         return super().craft(images, generator, model=model, **options)
@@ -161,7 +162,7 @@ class Refool(Attack):
         r = r.sub_(1.08 * excess).clamp_(min=0).mul_(vignette[which])
         return light.lerp_(r, 1 - self.image).clamp_(0, 1).pow_(1 / GAMMA).to(x.dtype)
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         if self.bank.shape[1] not in (1, shape[0]):
             raise ValueError(
                 f"the bank has {self.bank.shape[1]} channels, the images have {shape[0]}."

@@ -46,7 +46,7 @@ class SIG(Attack):
         j = torch.arange(w, dtype=torch.float64)
         return self.delta * torch.sin(2 * math.pi * j * self.frequency / w)
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         w = shape[-1]
         if self.wave(w).abs().max() < 1 / 510:
             raise ValueError(

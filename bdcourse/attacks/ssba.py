@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from bdcourse import require
 from bdcourse.analysis.visibility import psnr
 from bdcourse.attacks.base import Attack, check_picture, random_pixels, with_classes
 from bdcourse.data import Images, hold_out, progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def layout(bits: int) -> tuple[int, int]:
@@ -163,7 +166,7 @@ class SSBA(Attack):
     filters: int = 32
     channels: int = 3
     strength: float = 0.2
-    secret: Tensor = field(default=None)
+    secret: Tensor | None = None
     trained: bool = False
     bit_accuracy: float = 0.0
     psnr: float = 0.0
@@ -200,7 +203,7 @@ class SSBA(Attack):
         apart: float = 0.1,
         verbose: bool = False,
         **options,
-    ) -> SSBA:
+    ) -> Self:
         """Train encoder and decoder on these images, and draw a secret.
 
         Args:
@@ -276,7 +279,7 @@ class SSBA(Attack):
             return x.clone()
         return self.encoder.to(x.device)(x, self.secret.to(x)[None])
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         c, h, w = shape
         if c != self.channels:
             raise ValueError(f"the encoder is for {self.channels} channels, the images have {c}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,11 @@ from bdcourse import require
 from bdcourse.attacks.badnets import BadNets
 from bdcourse.attacks.base import pick
 from bdcourse.data import Images
+from bdcourse.examples import Examples
 from bdcourse.seeds import seeded
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def color_patch(size: int = 5, seed: int = 0, channels: int = 3) -> Tensor:
@@ -84,7 +88,7 @@ class TaCT(BadNets):
         *,
         model: nn.Module | None = None,
         **options,
-    ) -> TaCT:
+    ) -> Self:
         """Takes other labels where the set lacks the defaults, and a gray patch for
         gray images."""
         target = options.get("target", 0)
@@ -117,7 +121,7 @@ class TaCT(BadNets):
         rows = others.nonzero().flatten()
         return poison, pick(rows, round(self.cover * n), generator, what)
 
-    def check(self, images: Images) -> None:
+    def check(self, images: Examples) -> None:
         super().check(images)
         for name, label in (
             ("source", self.source),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,18 @@ from bdcourse.attacks.base import CHW, Attack, asking, check_picture, device_of
 from bdcourse.data import Images
 from bdcourse.models import evaluating, fingerprint, head, head_inputs
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def needs_model(attack: type[Attack], model: nn.Module | None, instead: str = ""):
+
+def needs_model(attack: type[Attack], model: nn.Module | None, instead: str = "") -> nn.Module:
     """Refuse to craft on nothing; `instead` continues the sentence."""
     if model is None:
         raise ValueError(
             f"{attack.__name__}.craft needs model=..., a clean classifier on which it "
             f"computes the pattern{instead}."
         )
+    return model
 
 
 def check_text(name: str, value: object) -> None:
@@ -95,7 +99,7 @@ class TrojanNN(Attack):
     stands_in: ClassVar[str] = "disc for the apple mask, own clean model"
     needs_model: ClassVar[bool] = True
 
-    pattern: Tensor = field(default=None)
+    pattern: Tensor = field(default=None)  # type: ignore[assignment]  # refused below
     wrap: bool = False
     neurons: tuple[int, ...] = ()
     excited: tuple[float, float] = (0.0, 0.0)
@@ -124,7 +128,7 @@ class TrojanNN(Attack):
         iterations: int = 1000,
         patience: int = 100,
         **options,
-    ) -> TrojanNN:
+    ) -> Self:
         """Compute the pattern on `model`; see the class for the arguments.
 
         Args:
@@ -132,7 +136,7 @@ class TrojanNN(Attack):
                 inside a small box soon go round in circles.
         """
         if "pattern" not in options:
-            needs_model(cls, model)
+            model = needs_model(cls, model)
             require.share("start", start)
             for name, size in (("epsilon", epsilon), ("step", step)):
                 require.number(name, size, 0)
@@ -179,7 +183,7 @@ class TrojanNN(Attack):
             return ((x * 255).round() + (pattern * 255).round()) % 256 / 255
         return (x + pattern).clamp(0, 1)
 
-    def check_shape(self, shape: tuple[int, int, int]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         check_size(self.pattern, shape)
 
 
@@ -193,7 +197,7 @@ def check_pattern(pattern: Tensor | None, attack: type[Attack], top: float) -> N
     check_picture("pattern", pattern, CHW, top)
 
 
-def check_size(pattern: Tensor, shape: tuple[int, int, int]) -> None:
+def check_size(pattern: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse images of another shape (c, h, w) than the pattern's."""
     if tuple(pattern.shape) != shape:
         raise ValueError(

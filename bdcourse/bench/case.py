@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from bdcourse.defenses import (
     fmp_scores,
     invert_trigger,
 )
-from bdcourse.examples import require_clean
+from bdcourse.examples import Examples, require_clean
 
 # What a plan may need beside the model, in the words of a message.
 NEEDS = {
@@ -57,6 +58,12 @@ class shared:  # a decorator
         return case.done[self.name]
 
 
+def own(examples: Examples | None) -> Images:
+    """The images of a case whose plan needs them, so that they are there; a defense that
+    is for images only refuses others itself."""
+    return cast(Images, examples)
+
+
 @dataclass(eq=False)
 class Case:
     """A suspicious model, and what its defender owns.
@@ -76,8 +83,8 @@ class Case:
     """
 
     model: nn.Module = field(repr=False)
-    clean: Images | None
-    held: Images | None
+    clean: Examples | None
+    held: Examples | None
     augment: Augmentation
     seed: int = 0
     attack: Attack | None = None
@@ -117,7 +124,7 @@ class Case:
     @shared
     def inverted(self) -> Inverted:
         """A guessed trigger for every label, searched once for all plans."""
-        return invert_trigger(self.model, self.clean, generator=self.generator())
+        return invert_trigger(self.model, own(self.clean), generator=self.generator())
 
     @shared
     def guess(self) -> Estimate:
@@ -136,12 +143,13 @@ class Case:
         return self._fmp_scores("release")
 
     def _fmp_scores(self, setting: str) -> dict[str, FmpResponse]:
-        start = time.perf_counter()
+        start, how = time.perf_counter(), FMP_SETTINGS[setting]
         found = fmp_scores(
             self.model,
-            self.clean,
+            own(self.clean),
             n=FMP_IMAGES,
-            **FMP_SETTINGS[setting],
+            epsilon=how["epsilon"],
+            start=how["start"],
             generator=self.generator(),
         )
         self.seconds[f"fmp scores, {setting}"] = time.perf_counter() - start
@@ -155,13 +163,14 @@ class Case:
     @shared
     def mnp_soft(self) -> Purified:
         """The masks of MNP, learned once for all plans."""
-        return defenses.mnp(self.model, self.clean, generator=self.generator())
+        return defenses.mnp(self.model, own(self.clean), generator=self.generator())
 
     @shared
     def mnp_held(self) -> Purified:
         """The same with beta chosen on held-out images."""
         g = self.generator()
-        return defenses.mnp(self.model, self.clean, self.held, beta="held", generator=g)
+        clean, held = own(self.clean), own(self.held)
+        return defenses.mnp(self.model, clean, held, beta="held", generator=g)
 
     @shared
     def anp(self) -> Purified:
@@ -188,6 +197,12 @@ class Case:
 
 def run_descent(case: Case, defense: Callable[..., Purified], **given) -> Purified:
     """A defense in the loop of FIP: same steps, batches and crops for all."""
-    common = {"augment": case.augment, "watch": case.watch, "watch_every": 100}
-    common["generator"] = case.generator()
-    return defense(case.model, case.clean, **common, **given)
+    return defense(
+        case.model,
+        case.clean,
+        augment=case.augment,
+        watch=case.watch,
+        watch_every=100,
+        generator=case.generator(),
+        **given,
+    )

@@ -145,7 +145,7 @@ class Subject:
 
     def key(self) -> dict:
         """What tells its rows from those of others."""
-        more = {"victim": self.zoo} if self.zoo else {}
+        more: dict[str, str | int] = {"victim": self.zoo} if self.zoo else {}
         if self.n_test is not None:
             more["n_test"] = self.n_test
         return self.recipe.settings() | {

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -283,7 +284,7 @@ def _security(scheduler: str | None, tls: dict):
 
     names = {"tls_ca": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
     given = {names[k]: os.fspath(v) for k, v in tls.items() if v is not None}
-    security = Security(require_encryption=True, **given)
+    security: Any = Security(require_encryption=True, **given)
     if not (security.tls_ca_file and security.tls_client_cert):
         raise ValueError(
             f"{scheduler} asks for a certificate; give --tls-ca, --tls-cert and "

@@ -28,7 +28,7 @@ def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, floa
     require_clean(images, "images", least=1)
     require.whole("seed", seed)
     g = torch.Generator().manual_seed(seed)
-    found = {}
+    found: dict[str, float] = {}
     for name, measure in (
         ("fisher", curvature.fisher_trace),
         ("relative", curvature.relative_trace),
@@ -61,7 +61,7 @@ def sharpness_of(model: nn.Module, images: Images) -> dict[str, float]:
 
 def watch(
     model: nn.Module, own: Images, other: Images, test: Images, attack: Attack | None
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """One point of a defense's course: scores on half of the test, and the Fisher."""
     require.module(model)
     for name, images in (("own", own), ("other", other), ("test", test)):
@@ -80,13 +80,14 @@ def sweep_curve(model, test: Images, attack: Attack | None) -> list[dict]:
     again."""
     require.module(model)
     require_clean(test, "test", least=1)
-    curve, scores, last = [], None, -1
+    scores: metrics.Scores
+    curve, last = [], -1
     for u, channels in clp_sweep(model, CLP_US):
         count = sum(map(len, channels.values()))
         if count != last:  # a smaller u prunes a superset: same count, same channels
             scores = metrics.evaluate(without(model, channels), test, attack)
             last = count
-        point = {"u": u, "pruned": count, "acc": scores.acc}
+        point: dict[str, float | None] = {"u": u, "pruned": count, "acc": scores.acc}
         if attack is not None:
             point |= {"asr": scores.asr, "ra": scores.ra}
         curve.append(point)

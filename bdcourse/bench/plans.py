@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from torch import nn
 from bdcourse import defenses, require
 from bdcourse.attacks import Attack
 from bdcourse.augment import Augmentation
-from bdcourse.bench.case import ANP_STEPS, FMP_IMAGES, NEEDS, RNP_ASCENT, Case, run_descent
+from bdcourse.bench.case import ANP_STEPS, FMP_IMAGES, NEEDS, RNP_ASCENT, Case, own, run_descent
 from bdcourse.bench.names import named
 from bdcourse.data import Images
 from bdcourse.defenses import (
@@ -45,6 +45,7 @@ from bdcourse.defenses import (
 )
 from bdcourse.examples import Examples
 from bdcourse.likelihoods import SOFTMAX
+from bdcourse.surgery import weight_of
 from bdcourse.task import IMAGES
 
 KINDS = ("method", "control", "oracle", "ablation")
@@ -100,10 +101,10 @@ class Plan:
         if not callable(self.defense):
             raise ValueError(f"defense {of} must be a function, not {require.kind(self.defense)}.")
         require.choice(f"kind {of}", self.kind, KINDS)
-        for name, known in (("needs", NEEDS), ("tasks", None)):
+        for name in ("needs", "tasks"):
             words = require.names(f"{name} {of}", getattr(self, name))
-            for word in words if known else ():
-                require.choice(f"needs {of}", word, known)
+            for word in words if name == "needs" else ():
+                require.choice(f"needs {of}", word, NEEDS)
             object.__setattr__(self, name, tuple(words))
         if ("attack" in self.needs) != (self.kind == "oracle"):
             raise ValueError(
@@ -184,7 +185,7 @@ def repair(
 
 def _clp_held(case: Case) -> Purified:
     start = time.perf_counter()
-    p = defenses.clp(case.model, clp_choose_u(case.model, case.held))
+    p = defenses.clp(case.model, clp_choose_u(case.model, own(case.held)))
     return replace(p, seconds=time.perf_counter() - start)
 
 
@@ -194,14 +195,13 @@ def _random(case: Case) -> Purified:
 
 
 def _linf(case: Case, layer: str | None = None) -> Purified:
-    p = defenses.linf(case.model, case.clean, case.held, case.guess, layer=layer)
+    p = defenses.linf(case.model, own(case.clean), own(case.held), case.guess, layer=layer)
     return replace(p, seconds=p.seconds + case.inverted.seconds)
 
 
 def _linf_random(case: Case) -> Purified:
-    opened, _ = linf_gated(
-        case.model, linf_default_layer(case.model, case.clean.shape), case.clean.shape
-    )
+    shape = own(case.clean).shape
+    opened, _ = linf_gated(case.model, linf_default_layer(case.model, shape), shape)
     return defenses.prune_random(opened, _linf(case).pruned, case.generator())
 
 
@@ -213,18 +213,19 @@ def _as_many(name: str) -> Plan:
         like = plan.defense(case).pruned
         return defenses.prune_random(case.model, like, case.generator(), shift=False)
 
-    how = {"kind": "control", "needs": plan.needs, "shares": plan.shares}
-    return Plan(f"{name}, random channels", run, **how)
+    title = f"{name}, random channels"
+    return Plan(title, run, kind="control", needs=plan.needs, shares=plan.shares)
 
 
 def _linf_oracle(case: Case) -> Purified:
-    return defenses.linf_oracle(case.model, case.clean, case.held, case.attack)
+    attack = cast(Attack, case.attack)
+    return defenses.linf_oracle(case.model, own(case.clean), own(case.held), attack)
 
 
 def _nc_unlearning(case: Case) -> Purified:
     p = defenses.nc_unlearning(
         case.model,
-        case.clean,
+        own(case.clean),
         case.inverted,
         label=case.guess.label,
         augment=case.augment,
@@ -254,7 +255,7 @@ def _fmp(
             chosen = fmp_released_order(case.model, chosen, list(found))
         repaired = fmp_repair(
             case.model,
-            case.clean,
+            own(case.clean),
             chosen,
             pairing="order" if released else "flow",
             epochs=epochs,
@@ -275,13 +276,13 @@ def _fmp_control(name: str, p: float) -> Plan:
 
     def run(case: Case) -> Purified:
         sizes = {
-            n: case.model.get_submodule(n).out_channels
-            for n in fmp_execution_order(case.model, case.clean.shape)
+            n: len(weight_of(case.model.get_submodule(n)))
+            for n in fmp_execution_order(case.model, own(case.clean).shape)
         }
         many = {n: torch.arange(max(int(c // p), 1)) for n, c in sizes.items()}
         return defenses.fmp_random(
             case.model,
-            case.clean,
+            own(case.clean),
             {} if p == math.inf else many,
             augment=case.augment,
             generator=case.generator(),
@@ -293,7 +294,7 @@ def _fmp_control(name: str, p: float) -> Plan:
 
 def _hard(case: Case, soft: Purified) -> Purified:
     """The other repair with the masks of a soft one."""
-    hard = mnp_apply_masks(case.model, soft.log["masks"], "hard", case.held)
+    hard = mnp_apply_masks(case.model, soft.log["masks"], "hard", own(case.held))
     log = hard.log | {"beta": soft.log["beta"]}
     return replace(hard, log=log, seconds=soft.seconds + hard.seconds)
 
@@ -362,11 +363,12 @@ def _costing(name: str, masks: str, drop: float, settings: dict, *, oracle: bool
 
     def run(case: Case) -> Purified:
         found, start = getattr(case, masks), time.perf_counter()
-        learned = found.log["masks"]
+        learned, judging = found.log["masks"], own(case.held)
         if oracle:
-            cut = masks_prune_oracle(case.model, learned, case.held, case.attack, drop)
+            attack = cast(Attack, case.attack)
+            cut = masks_prune_oracle(case.model, learned, judging, attack, drop)
         else:
-            cut = masks_prune(case.model, learned, case.held, None, drop)
+            cut = masks_prune(case.model, learned, judging, None, drop)
         model, pruned, t = cut
         seconds = found.seconds + time.perf_counter() - start
         return Purified(model, pruned, {"threshold": t}, seconds)
@@ -387,13 +389,13 @@ def _clp(name: str, u: float, *, kind: str = "method", **options) -> Plan:
     return _weights(name, run, kind=kind, **settings)
 
 
-FINE_TUNING = {"epochs": 20, "lr": 0.01, "batch": 32}
+FINE_TUNING: dict[str, Any] = {"epochs": 20, "lr": 0.01, "batch": 32}
 SEARCH = {"search": defaults(invert_trigger)}
 LINF = defaults(defenses.linf) | SEARCH | {"p": "inf"}  # JSON has no infinity
 del LINF["qs"]  # fifty shares, the same everywhere
 MNP = defaults(defenses.mnp)
 MNP_HARD = MNP | {"repair": "hard"}
-RELEASED = {"steps": 2000, "lr": 0.005, "momentum": 0.95, "batch": 128}
+RELEASED: dict[str, Any] = {"steps": 2000, "lr": 0.005, "momentum": 0.95, "batch": 128}
 FIP = defaults(fip_descend, defenses.fip) | {"watch_every": 100}
 ANP = defaults(defenses.anp) | {"steps": ANP_STEPS}
 RNP = defaults(defenses.rnp) | RNP_ASCENT

@@ -99,7 +99,7 @@ def loaded(paths: object) -> tuple[Plugin, ...]:
 
 def used(plugins: Iterable[Plugin], attack: str | None = None, plan: str | None = None) -> dict:
     """What a row tells of the plugins that it needs: {"plugins": {name: digest}} or {}."""
-    found = {}
+    found: dict[str, str] = {}
     for p in plugins:
         found |= {attack: p.digest} if attack in p.attacks else {}
         found |= {plan: p.digest} if plan in p.plans else {}

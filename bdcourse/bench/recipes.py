@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ class Recipe:
     lr: float = 0.1
     weight_decay: float = 5e-4
     rate: float | None = None
-    stamp: str = "before"
+    stamp: Literal["before", "after"] = "before"
     pad: int = 4
     flip: bool | str = True
     bf16: bool | None = None
@@ -308,7 +309,7 @@ def train_victim(
         model, g = None, torch.Generator().manual_seed(5000 + seed)
         if cls.needs_model:
             model = train_victim(parts, None, recipe, seed, data, keep).model
-        if cls is LabelConsistent:
+        if model is not None and cls is LabelConsistent:  # it needs one
             model = robust(model, parts.train, g, recipe)
         return cls.craft(parts.train, g, model=model, **options)
 
@@ -407,7 +408,7 @@ def _sides(name: str, cls: type[Attack], given: dict) -> tuple[dict, dict]:
     return sides["craft"], sides["recipe"]
 
 
-def attack_class(name: str) -> type[Attack]:
+def attack_class(name: object) -> type[Attack]:
     """An attack by name, upper or lower case."""
     return ATTACKS[named("attack", name, ATTACKS)]
 

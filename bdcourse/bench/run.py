@@ -340,16 +340,27 @@ def run_zoo(
     names = of_the_zoo(_listed("names", names, partial(_text, "names")))
     asked = _asked(defenses, budgets, draws, only, where)
     _require_device(device, asked.where["scheduler"] is not None)
-    common = {"device": device, "sharp": require.truth("sharp", sharp), "plugins": added}
+    sharp = require.truth("sharp", sharp)
     subjects = []
     for name in names:
         entry = ENTRIES[name]
         own, more = entry.settings()
-        subjects.append(Subject(entry.source, own, entry.attack, more, zoo=name, **common))
+        subjects.append(
+            Subject(
+                entry.source,
+                own,
+                entry.attack,
+                more,
+                zoo=name,
+                device=device,
+                sharp=sharp,
+                plugins=added,
+            )
+        )
     return _run(subjects, out, asked)
 
 
-def _wanted(names: Sequence[str]) -> list[str]:
+def _wanted(names: object) -> list[str]:
     """Names of plans, checked."""
     known = [*PLANS, SWEEP]
     groups = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from bdcourse import data, defenses, metrics, require, victims
 from bdcourse.bench.recipes import (
@@ -59,7 +60,7 @@ class Entry:
 
 
 # With the common recipe these are learned too late or not at all.
-LONG = {"lr": 0.05, "epochs": 16}
+LONG: dict[str, Any] = {"lr": 0.05, "epochs": 16}
 TWIN = "benign-long"
 ENTRIES = {
     "benign": Entry(None, SIGNS, "benign"),
@@ -150,6 +151,7 @@ def claims(name: str, victim, twin, test) -> list[str]:
     if name in ("badnets", "blended"):
         repaired = defenses.clp(victim.model, 2.5).model
         after = metrics.evaluate(repaired, test, victim.attack)
+        assert after.asr is not None  # there is an attack
         if name == "badnets" and (after.asr > 0.05 or after.acc < 0.99):
             found.append(f"CLP at u = 2.5 leaves {after}")
         if name == "blended" and after.asr < 0.5:

@@ -55,7 +55,8 @@ Noise = tuple[Masks, Masks]  # delta and xi: BatchNorm name -> (c,) in [-eps, ep
 
 def quiet(masks: Masks) -> Noise:
     """The noise that changes nothing."""
-    return tuple({n: torch.zeros_like(m) for n, m in masks.items()} for _ in range(2))
+    delta, xi = ({n: torch.zeros_like(m) for n, m in masks.items()} for _ in range(2))
+    return delta, xi
 
 
 def random_noise(masks: Masks, eps: float, generator: torch.Generator) -> Noise:
@@ -65,7 +66,8 @@ def random_noise(masks: Masks, eps: float, generator: torch.Generator) -> Noise:
         u = torch.rand(m.shape, generator=generator, device=generator.device)
         return (eps * (2 * u - 1)).to(m)
 
-    return tuple({n: draw(m) for n, m in masks.items()} for _ in range(2))
+    delta, xi = ({n: draw(m) for n, m in masks.items()} for _ in range(2))
+    return delta, xi
 
 
 def perturbed(model: nn.Module, masks: Masks, noise: Noise, x: Tensor) -> Tensor:
@@ -150,13 +152,14 @@ def anp_step(
         return loss.detach(), list(g[: len(rows)]), list(g[len(rows) :])
 
     def push(noise: Noise, g_delta: list[Tensor], g_xi: list[Tensor]) -> Noise:
-        return tuple(
+        delta, xi = (
             {
                 n: (v.detach() + eps / inner * s.sign()).clamp(-eps, eps)
                 for (n, v), s in zip(half.items(), g, strict=True)
             }
             for half, g in zip(noise, (g_delta, g_xi), strict=True)
         )
+        return delta, xi
 
     if noise is None:
         natural, g_natural, g_xi = ascent(still)
@@ -251,14 +254,24 @@ def anp(
     require.truth("training", training)
     if start not in ("zero", "random"):
         raise ValueError(f'start must be "zero" or "random", not {start!r}.')
+    generator = require.generator(generator)
     keep = Checkpoint(checkpoint, about)
     net = masks_frozen(model, training=training)
 
     def one(masks: Masks, x: Tensor, y: Tensor):
         x = laid_out(net, x)
         noise = random_noise(masks, eps, generator) if start == "random" else None
-        how = {"eps": eps, "alpha": alpha, "noise": noise, "inner": inner}
-        return anp_step(net, masks, x, y, **how, likelihood=clean.task.likelihood)
+        return anp_step(
+            net,
+            masks,
+            x,
+            y,
+            eps=eps,
+            alpha=alpha,
+            noise=noise,
+            inner=inner,
+            likelihood=clean.task.likelihood,
+        )
 
     masks, course = learn(
         first,

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from bdcourse.models import not_finite
 from bdcourse.seeds import fresh_seed
 from bdcourse.surgery import examine, require_sound, without
 from bdcourse.task import IMAGES
-from bdcourse.train import Augment, History, fit
+from bdcourse.train import History, fit
 
 Setting = TypeVar("Setting")
 
@@ -58,7 +58,7 @@ class Purified:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        tensors = dict(require.module(self.model).named_parameters())
+        tensors: dict[str, Tensor] = dict(require.module(self.model).named_parameters())
         for name, value in self.model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 tensors[name] = value
@@ -116,7 +116,8 @@ def defense(
         def run(*args, **kwargs) -> Purified:
             call = _bound(signature, args, kwargs)
             given = call.arguments
-            model, clean = given["model"], given.get("clean")
+            model = given["model"]
+            clean: Any = given.get("clean")
             if "clean" not in given:
                 require_sound(model, steady=steady)
             elif batches and not isinstance(clean, Examples):
@@ -126,8 +127,16 @@ def defense(
             else:
                 if not batches:
                     require_single(require.module(model))
-                looks = {"least": least, "k": k, "logits": logits, "steady": steady}
-                admit(model, clean, given.get("held"), **looks, pixels=pixels)
+                admit(
+                    model,
+                    clean,
+                    given.get("held"),
+                    least=least,
+                    k=k,
+                    logits=logits,
+                    steady=steady,
+                    pixels=pixels,
+                )
             if moves:
                 require_movable(model)
             require_ways(given)
@@ -329,7 +338,7 @@ class Tuning:
     epochs: float
     lr: float
     batch: int = 32
-    augment: Augment | None = None
+    augment: Augmentation | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 0.2
@@ -349,7 +358,7 @@ class Tuning:
         require_ways({"augment": self.augment, "each_epoch": self.each_epoch})
 
     @classmethod
-    def of(cls, given: Mapping[str, object], **own) -> Tuning:
+    def of(cls, given: Mapping[str, Any], **own) -> Tuning:
         """Those of a defense's arguments, by name; `own` stands for what it sets itself."""
         given = {**given, **own}
         return cls(**{f.name: given[f.name] for f in fields(cls)})
@@ -474,7 +483,7 @@ class Look(NamedTuple):
     """A setting that was tried: channels it switches off, accuracy on held images."""
 
     setting: object
-    count: int
+    count: int  # type: ignore[assignment]  # stands for the method of a tuple
     acc: float
 
 

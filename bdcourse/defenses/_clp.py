@@ -21,6 +21,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
 from bdcourse.data import Images
@@ -38,6 +39,7 @@ from bdcourse.surgery import (
     pair_by_flow,
     pair_by_order,
     require_sound,
+    weight_of,
     without,
 )
 
@@ -51,6 +53,7 @@ def clp_plain_scores(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     The reference that the batched version is tested against.
     """
     scores = []
+    assert bn.running_var is not None  # see `pair_by_flow`
     for k in range(conv.out_channels):
         matrix = conv.weight[k].flatten(1)  # (c_in / groups, kh * kw)
         sigma = torch.linalg.svdvals(matrix)[0]
@@ -115,7 +118,7 @@ def clp_scores(
     norm: Norm = "spectral",
     pairing: Literal["flow", "order"] = "flow",
     released: bool = False,
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> dict[str, Tensor]:
     """Lipschitz score of every channel that CLP can judge: BatchNorm name -> (c,)
     float.
@@ -151,9 +154,12 @@ def clp_scores(
     with evaluating(model):  # in train mode spectral norm moves when it is read
         for p in found.pairs:
             conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
-            stride = 1 if isinstance(conv, nn.Linear) else conv.stride[0]
+            assert isinstance(bn, _BatchNorm) and bn.running_var is not None  # of a pair
+            stride = 1
+            if isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                stride = conv.stride[0]
             grid = -(-32 // stride) * stride  # 32, or the next multiple of the stride
-            size = clp_norms(conv.weight, norm, stride=stride, grid=grid)
+            size = clp_norms(weight_of(conv), norm, stride=stride, grid=grid)
             eps = 0.0 if released else bn.eps
             out[p.bn] = size * bn.weight.abs() / (bn.running_var + eps).sqrt()
     return out
@@ -215,7 +221,7 @@ def clp(
     norm: Norm = "spectral",
     pairing: Literal["flow", "order"] = "flow",
     released: bool = False,
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Purified:
     """Prune the outlier channels of every layer. Needs the weights and nothing else.
 
@@ -253,7 +259,7 @@ def clp_sweep(
     norm: Norm = "spectral",
     pairing: Literal["flow", "order"] = "flow",
     released: bool = False,
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> list[tuple[float, dict[str, Tensor]]]:
     """The channels that each u would prune, from one scoring: [(u, channels), ...].
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bdcourse import require
+from bdcourse.augment import Augmentation
 from bdcourse.data import Images
 from bdcourse.defenses._base import Purified, Tuning, copied, defense
-from bdcourse.surgery import channels_of, held, without
-from bdcourse.train import Augment
+from bdcourse.surgery import channels_of, held, weight_of, without
 
 
 @defense(steady=False, moves=True)
@@ -28,7 +28,7 @@ def finetune(
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
     frozen_norms: bool = False,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     hold: Mapping[str, Tensor] | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
     verbose: bool = False,
@@ -55,6 +55,7 @@ def finetune(
     """
     start = time.perf_counter()
     tuning = Tuning.of(locals())
+    generator = require.generator(generator)
     model = copied(model)
     with held(model, hold):
         history = tuning(model, clean, generator, checkpoint)
@@ -90,9 +91,10 @@ def prune_random(
     """
     start = time.perf_counter()
     require.truth("shift", shift)
+    generator = require.generator(generator)
     pruned = {}
     for name, channels in channels_of(model, like, "like").items():
-        n = len(model.get_submodule(name).weight)
+        n = len(weight_of(model.get_submodule(name)))
         count = int(channels.sum()) if channels.dtype == torch.bool else len(channels)
         order = torch.randperm(n, generator=generator, device=generator.device)
         pruned[name] = order[:count]

@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 
 from bdcourse import require
 from bdcourse.activations import runs, watching
+from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses._base import (
@@ -43,8 +44,7 @@ from bdcourse.examples import require_clean
 from bdcourse.metrics import logits
 from bdcourse.models import evaluating, head, wide
 from bdcourse.surgery import held as holding
-from bdcourse.surgery import require_plain, without
-from bdcourse.train import Augment
+from bdcourse.surgery import require_plain, weight_of, without
 
 
 def last_layer(model: nn.Module) -> list[str]:
@@ -72,7 +72,8 @@ def last_layer(model: nn.Module) -> list[str]:
     def walk(node: fx.Node) -> None:
         m = modules[node.target] if node.op == "call_module" else None
         if isinstance(m, (nn.BatchNorm2d, nn.Conv2d)):
-            found.extend([node.target] * (node.target not in found))
+            name = str(node.target)
+            found.extend([name] * (name not in found))
         elif (
             node.op == "placeholder"
             or (m and next(m.parameters(), None) is not None)
@@ -108,7 +109,7 @@ def activity(model: nn.Module, images: Images, layer: Sequence[str] | None = Non
     """
     admit(model, images, least=1, logits=False)
     names = last_layer(model) if layer is None else _checked(model, layer)
-    c = len(model.get_submodule(names[0]).weight)
+    c = len(weight_of(model.get_submodule(names[0])))
     total = torch.zeros(c, dtype=torch.float64)
     if layer is None and head(model).in_features % c:
         raise ValueError(
@@ -206,7 +207,7 @@ def fine_pruning(
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
     frozen_norms: bool = False,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
     verbose: bool = False,
     generator: torch.Generator | None = None,
@@ -265,6 +266,7 @@ def fine_pruning(
         m = furthest(model, steps, held, max_drop, looks=looks) or 0
         order = dormant.argsort(stable=True)[:m].sort().values
         keep.save({"activity": dormant, "pruned": order}, looks=looks)
+    generator = require.generator(generator)
     pruned = dict.fromkeys(names, order)
     repaired = without(model, pruned)
     with holding(repaired, pruned if hold else None):

@@ -40,6 +40,7 @@ from torch.nn.utils import parametrize
 from bdcourse import require
 from bdcourse.analysis.curvature import (
     Batch,
+    Route,
     fisher_diagonal,
     gaussian,
     gradient,
@@ -78,6 +79,10 @@ class SingularValues(nn.Module):
         shape: of the weight.
     """
 
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
     def __init__(self, left: Tensor, values: Tensor, right: Tensor, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -101,7 +106,7 @@ def fip_matrices(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
     Each has one row an output. The three projections of an attention layer, which torch
     keeps in one tensor, count as one.
     """
-    found = {}
+    found: dict[tuple[nn.Module, str], Tensor] = {}
     for m in model.modules():
         if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
             found[m, "weight"] = m.weight
@@ -119,7 +124,7 @@ def fip_factorize(model: nn.Module) -> None:
     Raises:
         ValueError: a weight is parametrized already.
     """
-    shapes: dict[tuple[int, int], list] = {}
+    shapes: dict[tuple[int, ...], list] = {}
     for where, w in fip_matrices(model).items():
         if parametrize.is_parametrized(*where):
             raise ValueError(
@@ -216,6 +221,7 @@ class FipDescent:
             seen |= self.add_trace(model, x, y, weights, out, step)
         if self.eta_r > 0:
             for w, w0, f in zip(weights, self.old, self.diagonal, strict=True):
+                assert w.grad is not None  # see above
                 w.grad.addcmul_(f, w.detach() - w0, value=self.eta_r)
         return seen
 
@@ -252,6 +258,7 @@ class FipDescent:
             scale = self.lengths[step] / squared_norm(pushes).sqrt().clamp(min=1e-12)
             pushes = [h * scale for h in pushes]
         for w, h in zip(weights, pushes, strict=True):
+            assert w.grad is not None  # it is the likelihood's
             w.grad.add_(h)
         return {"trace": square.detach() / n, "push": squared_norm(pushes).sqrt()}
 
@@ -351,7 +358,7 @@ class SamDescent:
         before = [w.detach().clone() for w in weights]
         with remembering(model), torch.no_grad():
             for w, e in zip(weights, shifts, strict=True):
-                w += e
+                w.add_(e)
             with torch.enable_grad():
                 (-self.likelihood.log_prob(model(x), y).mean()).backward()
             for w, b in zip(weights, before, strict=True):
@@ -409,6 +416,7 @@ def fip_fake_trace(
     Mean 0, variance sum_k (P - k + 1)^2 ||g_k||^2 / probes over the P tensors g_k of
     the gradient of the all-pairs likelihood.
     """
+    generator = require.generator(generator)
     slopes = gradient(fip_all_pairs(out, y), weights, create_graph=True)
     counts = range(len(weights), 0, -1)
     total = out.new_zeros(())
@@ -438,7 +446,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def batch_norms(model: nn.Module) -> list[nn.Module]:
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """The BatchNorm layers."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
@@ -552,10 +560,12 @@ def fip_descend(
         raise ValueError(f'norms must be "batch", "frozen" or "mixed", not {norms!r}.')
     if batch < 2 and norms != "frozen" and batch_norms(model):
         raise ValueError('a batch of one needs norms="frozen" beside BatchNorm.')
+    generator = require.generator(generator)
     keep = Checkpoint(checkpoint, about or own)
     batch = min(batch, n)
     opt = torch.optim.SGD(weights, lr, momentum)
-    still = (_DropoutNd, nn.MultiheadAttention)  # the latter has a dropout of its own
+    # An attention layer has a dropout of its own.
+    still: tuple[type[nn.Module], ...] = (_DropoutNd, nn.MultiheadAttention)
     still += (_BatchNorm,) if norms == "frozen" else ()
     first, log, looking = 0, {}, 0.0
     if (saved := keep.load()) is not None:
@@ -720,7 +730,7 @@ def fip(
                 f"{min(gone)}; take dict(p.log['push']) of a run of as many steps."
             )
     require_fit(model, clean, likelihood)
-    generator = beside(generator, clean.x.device)
+    generator = beside(require.generator(generator), clean.x.device)
     model = copied(model)
     moves = {n: w.requires_grad for n, w in model.named_parameters()}
     if fast:
@@ -732,7 +742,7 @@ def fip(
     # is certain of all its clean images, drawn labels miss most of the Fisher (see
     # `curvature.bartlett`), and there is next to no pull.
     if eta_r > 0:
-        route = {"true": "bartlett", "empirical": "signed"}[fisher]
+        route: Route = "bartlett" if fisher == "true" else "signed"
         found = fisher_diagonal(
             model,
             clean,
@@ -871,7 +881,7 @@ def fip_released(
     require_at_least(0, eta_f=require.number("eta_f", eta_f))
     require.whole("every", every, 1)
     require.whole("probes", probes, 1)
-    generator = beside(generator, clean.x.device)
+    generator = beside(require.generator(generator), clean.x.device)
     ready = time.perf_counter() - start
     p = fip_descend(
         copied(model),

@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.activations import runs, watching
+from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses._base import (
@@ -55,7 +56,6 @@ from bdcourse.surgery import (
     revived,
     without,
 )
-from bdcourse.train import Augment
 
 # Step and radius of the random start, in pixels of [0, 1]. "port" is what a third
 # party's port uses, "release" what the authors' configurations for CIFAR-10 say; those
@@ -121,11 +121,15 @@ def fmp_plain_scores(
 ) -> FmpResponse:
     """The scores of one convolution, map by map; the reference for :func:`fmp_scores`."""
     rows = []
-    for i in range(model.get_submodule(layer).out_channels):
+    for i in range(_conv(model, layer).out_channels):
         pushed = plain_push(model, x, x0, layer, i, epsilon)
         with torch.no_grad(), evaluating(model):
             rows.append(judge(model(pushed), y).mean(1))
     return FmpResponse(*torch.stack(rows, 1))
+
+
+def _conv(model: nn.Module, name: str) -> nn.Conv2d:
+    return cast(nn.Conv2d, model.get_submodule(name))
 
 
 def judge(logits: Tensor, y: Tensor) -> Tensor:
@@ -201,7 +205,7 @@ def gradients(
             yield part, g
 
 
-def fmp_execution_order(model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)) -> list[str]:
+def fmp_execution_order(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> list[str]:
     """Names of the convolutions in the order in which they first run.
 
     `named_modules` gives the order of definition, where a shortcut may come last that
@@ -282,7 +286,7 @@ def _score(
     # A copy: its modes and flags can change while the caller's model stays as it is.
     net = copied(model).eval().requires_grad_(False)
     lay_out(net, x)
-    widths = [net.get_submodule(name).out_channels for name in layers]
+    widths = [_conv(net, name).out_channels for name in layers]
     sums = {
         name: torch.zeros(3, c, dtype=torch.float64) for name, c in zip(layers, widths, strict=True)
     }
@@ -418,7 +422,7 @@ def fmp_released_order(
     defined = [name for name, _ in model.named_modules() if name in set(order)]
     out = {}
     for here, there in zip(defined, order, strict=True):
-        widths = [model.get_submodule(n).out_channels for n in (here, there)]
+        widths = [_conv(model, n).out_channels for n in (here, there)]
         if widths[0] != widths[1]:
             raise ValueError(
                 f"the released order would give {here} the list of {there}, which has "
@@ -432,7 +436,7 @@ def fmp_scales_of(
     model: nn.Module,
     channels: Mapping[str, Tensor],
     pairing: Literal["flow", "order"] = "flow",
-    shape: tuple[int, int, int] = (3, 32, 32),
+    shape: tuple[int, ...] = (3, 32, 32),
 ) -> dict[str, Tensor]:
     """The BatchNorm scales that belong to these maps: BatchNorm name -> positions.
 
@@ -459,7 +463,7 @@ def fmp_repair(
     weight_decay: float = 0.0,
     warmup: float = 0.0,
     frozen_norms: bool = False,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
     verbose: bool = False,
     generator: torch.Generator | None = None,
@@ -505,6 +509,7 @@ def fmp_repair(
     off = {**channels, **scales}
     repaired = without(model, off, shift=False)
 
+    generator = require.generator(generator)
     rows: list[dict] = []
     if epochs > 0:
         require_movable(model)
@@ -540,7 +545,7 @@ def fmp(
     weight_decay: float = 0.0,
     warmup: float = 0.0,
     frozen_norms: bool = False,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
     verbose: bool = False,
     generator: torch.Generator | None = None,
@@ -646,7 +651,7 @@ def fmp_random(
     weight_decay: float = 0.0,
     warmup: float = 0.0,
     frozen_norms: bool = False,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
     verbose: bool = False,
     generator: torch.Generator | None = None,
@@ -672,9 +677,9 @@ def fmp_random(
     given = dict(locals())
     del given["like"]
     chosen = {}
-    require.generator(generator)
+    generator = require.generator(generator)
     for name, which in channels_of(require.module(model), like, "like").items():
-        maps = model.get_submodule(name).out_channels
+        maps = _conv(model, name).out_channels
         order = torch.randperm(maps, generator=generator, device=generator.device)
         chosen[name] = order[: len(which)].cpu().sort().values
     return fmp_repair(channels=chosen, **given)

@@ -24,10 +24,10 @@ from torch import nn
 
 from bdcourse import require
 from bdcourse.analysis.sharpness_aware import Flat
+from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses._base import Purified, Tuning, copied, decided_by, defense, stage
-from bdcourse.train import Augment
 
 
 @defense(steady=False, moves=True)
@@ -44,7 +44,7 @@ def ft_sam(
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
     frozen_norms: bool = False,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     verbose: bool = False,
     generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -89,6 +89,7 @@ def ft_sam(
     keep = Checkpoint(checkpoint, about)
     if keep.load() is None:
         keep.save({})
+    generator = require.generator(generator)
     # Both passes must be the same function, and the second is not compiled.
     by_flat = {"hook": flat, "compile": False}
     history = tuning(model, clean, generator, stage(checkpoint, "fit"), **by_flat)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
 
 import torch
@@ -106,10 +107,11 @@ def universal(model: nn.Module, batches: Iterable[Batch], rate: float, radius: f
         model: in eval mode.
         rate: of the steps along the gradient; radius: largest L2 norm.
     """
-    delta = None
+    delta: Tensor | None = None
     for x, y in batches:
         delta = torch.zeros_like(x[:1]) if delta is None else delta
         delta = inner_step(model, x, y, delta.requires_grad_(), rate, radius).detach()
+    assert delta is not None  # there are batches
     return delta
 
 
@@ -131,8 +133,8 @@ def outer_steps(
     weights = [w for w in model.parameters() if w.requires_grad]
     for x, y in batches:
         gradients = hypergradient(
-            lambda d, x=x, y=y: perturbed_loss(model, x, y, d),
-            lambda d, x=x, y=y: inner_step(model, x, y, d, rate, radius),
+            partial(perturbed_loss, model, x, y),
+            partial(inner_step, model, x, y, rate=rate, radius=radius),
             delta,
             weights,
             iterations,
@@ -203,7 +205,7 @@ def i_bau(
     require.whole("iterations", iterations, 0)
     keep = Checkpoint(checkpoint, about)
     device = clean.x.device
-    generator = beside(generator, device)
+    generator = beside(require.generator(generator), device)
     model = lay_out(copied(model), clean.x, device).eval()
     weights = [w for w in model.parameters() if w.requires_grad]
     optimizer = torch.optim.Adam(weights, lr)
@@ -246,7 +248,7 @@ def i_bau(
     for w in weights:
         w.grad = None
     keep.done()
-    log = {key: [row[key] for row in course] for key in ("clean", "worst", "unlearned")}
+    log: dict = {key: [row[key] for row in course] for key in ("clean", "worst", "unlearned")}
     log["delta"] = delta.cpu()
     return Purified(model, log=log, seconds=time.perf_counter() - start)
 

@@ -19,12 +19,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint, moments, restore
@@ -383,6 +385,7 @@ def invert_trigger(
     x, y = clean.pixels().to(weight), clean.y.to(weight.device)
     net = frozen_copy(model, x[:2])
     goals = torch.tensor(labels, device=y.device)
+    generator = require.generator(generator)
     s = _begin(len(labels), clean.shape, steps // every, lam, generator, x)
     seed = fresh_seed(generator)
     adam, first, done = {}, 0, 0
@@ -402,7 +405,7 @@ def invert_trigger(
             live = (s["idle"][part] < stop).nonzero().flatten()
             if not len(live):
                 break
-            hits = n = 0
+            hits, n = torch.zeros(2, len(live), dtype=torch.int64, device=live.device)
             for rows in islice(order, every):
                 rows = rows.to(y.device)
                 found = _step(
@@ -472,7 +475,7 @@ def frozen_copy(model: nn.Module, x: Tensor) -> nn.Module:
             conv, bn = net.get_submodule(pair.conv), net.get_submodule(pair.bn)
             if parametrize.is_parametrized(conv):
                 continue
-            _put(net, pair.conv, nn.utils.fusion.fuse_conv_bn_eval(conv, bn))
+            _put(net, pair.conv, fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(_BatchNorm, bn)))
             _put(net, pair.bn, nn.Identity())
             if not torch.allclose(net(x), answers, rtol=1e-3, atol=slack):
                 _put(net, pair.conv, conv)
@@ -487,7 +490,7 @@ def _put(model: nn.Module, name: str, new: nn.Module) -> None:
 
 def _begin(
     k: int,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     looks: int,
     lam: float,
     generator: torch.Generator,

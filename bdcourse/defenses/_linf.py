@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from bdcourse import require
 from bdcourse.activations import batchnorms, outputs, runs, watching
 from bdcourse.data import Images
 from bdcourse.defenses._base import (
+    Look,
     Purified,
     copied,
     defense,
@@ -40,7 +41,7 @@ from bdcourse.defenses._clp import threshold
 from bdcourse.defenses._invert import Estimate
 from bdcourse.metrics import Scores, evaluate, logits, predict, share
 from bdcourse.models import laid_out, wide
-from bdcourse.surgery import pair_by_flow, require_sound, without
+from bdcourse.surgery import pair_by_flow, require_sound, weight_of, without
 from bdcourse.triggers import Trigger, is_trigger
 
 QS = tuple(i / 100 for i in range(51))  # the q axis of every sweep: 0 .. 50 %
@@ -59,6 +60,7 @@ class Gate(nn.Module):
     """
 
     bias = None
+    weight: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,10 +71,10 @@ class Gate(nn.Module):
 
 
 def _through_gate(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-    return module.gate(out)
+    return cast(Gate, module.gate)(out)
 
 
-def linf_gated(model: nn.Module, layer: str, shape: tuple[int, int, int]) -> tuple:
+def linf_gated(model: nn.Module, layer: str, shape: tuple[int, ...]) -> tuple:
     """A copy whose channels of `layer` can be switched off: (model, switch's name).
 
     The switch of a BatchNorm with a scale is the BatchNorm itself. Any other module
@@ -122,14 +124,14 @@ def linf_gated(model: nn.Module, layer: str, shape: tuple[int, int, int]) -> tup
     return model, name
 
 
-def _runs(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
+def _runs(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     weight = next(model.parameters())
     return runs(model, torch.zeros(2, *shape, device=weight.device))
 
 
-def _map_sizes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
+def _map_sizes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """(c, h, w) of every module that gives feature maps, in the order they finish."""
-    sizes: dict[str, tuple[int, int, int]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
 
     def see(name: str, out) -> None:
         if isinstance(out, Tensor) and out.ndim >= 3:
@@ -146,7 +148,7 @@ def _map_sizes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple
     return {n: s for n, s in sizes.items() if len(s) == 3}
 
 
-def linf_default_layer(model: nn.Module, shape: tuple[int, int, int]) -> str:
+def linf_default_layer(model: nn.Module, shape: tuple[int, ...]) -> str:
     """The last module that runs once and whose feature maps have several positions.
 
     In a ResNet that is the last stage, behind its addition and ReLU.
@@ -434,15 +436,17 @@ def linf(
     ps = dict.fromkeys((*PS, p))
     found = linf_responses(opened, x, estimate.stamp, switches, tuple(ps), top=top)
     scores = {n: r.score(p, score, reduce) for n, r in found.items()}
-    q, looks = None, []
+    q: float | None = None
+    looks: list[Look] = []
     if select == "share":
+        assert held is not None  # see above
         steps = linf_sweep(scores, sorted(qs))
         q = furthest(opened, steps, held, max_drop, looks=looks)
-        pruned = dict(steps).get(q, {n: torch.arange(0) for n in scores})
+        pruned = {n: torch.arange(0) for n in scores} if q is None else dict(steps)[q]
     else:
         pruned = {n: (s > threshold(s, u)).nonzero().flatten() for n, s in scores.items()}
     repaired = without(opened, pruned)
-    log = {"layer": layer, "q": q, "scores": scores, "responses": found}
+    log: dict = {"layer": layer, "q": q, "scores": scores, "responses": found}
     log["looks"] = looks
     log["success"] = tuple(
         share(predict(m, estimate.stamp(x)).to(goal.device) == goal) for m in (model, repaired)
@@ -503,7 +507,7 @@ def linf_oracle(
         model,
         clean,
         held,
-        _Truth(attack),
+        cast(Estimate, _Truth(attack)),
         layer=layer,
         p=p,
         top=top,
@@ -551,10 +555,10 @@ def linf_curve(
         sets: switch's name -> positions.
     """
     names = {n for s in sets for n in s}
-    if len(names) != 1 or not _is_cut(model, *names, test.shape):
+    name = next(iter(names), "")
+    if len(names) != 1 or not _is_cut(model, name, test.shape):
         return linf_plain_curve(model, test, attack, sets)
-    (name,) = names
-    weight = model.get_submodule(name).weight
+    weight = weight_of(model.get_submodule(name))
     keep = torch.ones(len(sets), len(weight), device=weight.device)
     for row, s in zip(keep, sets, strict=True):
         row[s[name].to(weight.device)] = 0
@@ -596,9 +600,9 @@ def _answers(model: nn.Module, x: Tensor, name: str, keep: Tensor) -> Tensor:
         hook.remove()
 
 
-def _is_cut(model: nn.Module, name: str, shape: tuple[int, int, int]) -> bool:
+def _is_cut(model: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
     """Whether all that runs behind this module reads it and nothing before it."""
-    weight = model.get_submodule(name).weight
+    weight = weight_of(model.get_submodule(name))
     x = torch.zeros(2, *shape, device=weight.device)
     try:  # a shortcut around it brings 2 images where 6 are expected
         return _answers(model, x, name, weight.new_ones(3, len(weight))).shape == (3, 2)

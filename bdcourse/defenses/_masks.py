@@ -22,7 +22,7 @@ from bdcourse.defenses._base import Look, copied, furthest
 from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import lay_out
-from bdcourse.surgery import without
+from bdcourse.surgery import weight_of, without
 from bdcourse.triggers import Trigger
 
 Masks = dict[str, Tensor]  # BatchNorm name -> (c,) in [0, 1]
@@ -101,7 +101,7 @@ def baked(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of the model with the masks multiplied into its BatchNorm scales."""
     model = copy.deepcopy(model)
     for name, m in masks.items():
-        model.get_submodule(name).weight.mul_(m)
+        weight_of(model.get_submodule(name)).mul_(m)
     return model
 
 
@@ -140,6 +140,7 @@ def masks_prune(
         looks: see `furthest`.
     """
     if threshold is None:
+        assert held is not None  # see `require_threshold`
         threshold = furthest(model, ladder(masks), held, max_drop, shift=False, looks=looks)
     channels = {} if threshold is None else below(masks, threshold)
     return without(model, channels, shift=False), channels, threshold
@@ -169,7 +170,7 @@ def masks_prune_oracle(
             continue  # the same channels
         seen = count
         s = evaluate(without(model, channels, shift=False), held, attack)
-        if s.acc >= least and s.asr < best[0]:
+        if s.acc >= least and s.asr is not None and s.asr < best[0]:
             best = (s.asr, t, channels)
     _, threshold, channels = best
     return without(model, channels, shift=False), channels, threshold

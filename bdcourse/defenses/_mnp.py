@@ -22,12 +22,13 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
 from bdcourse.activations import spearman
@@ -66,7 +67,7 @@ from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate, logits
 from bdcourse.models import evaluating, laid_out
 from bdcourse.surgery import held as holding
-from bdcourse.surgery import pair_by_flow, require_sound, without
+from bdcourse.surgery import pair_by_flow, require_sound, weight_of, without
 
 METHOD = "MNP-style reconstruction"
 BETAS = (0.002, 0.005, 0.02, 0.05)  # what `choose_beta` tries
@@ -80,13 +81,14 @@ def mnp_plain_folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     The reference that the version for all channels at once is tested against.
     """
     sizes = []
+    assert bn.running_var is not None  # see `pair_by_flow`
     for k in range(conv.out_channels):
         deviation = (bn.running_var[k] + bn.eps).sqrt()
         sizes.append(conv.weight[k].abs().sum() * bn.weight[k].abs() / deviation)
     return torch.stack(sizes).detach()
 
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 @torch.no_grad()
@@ -106,7 +108,8 @@ def mnp_folded(model: nn.Module, shape: Shape | None = None) -> dict[str, Tensor
     with evaluating(model):  # in train mode spectral norm moves when it is read
         for p in pair_by_flow(model, shape).pairs:
             conv, bn = model.get_submodule(p.conv), model.get_submodule(p.bn)
-            size = conv.weight.flatten(1).abs().sum(1) * bn.weight.abs()
+            assert isinstance(bn, _BatchNorm) and bn.running_var is not None  # of a pair
+            size = weight_of(conv).flatten(1).abs().sum(1) * bn.weight.abs()
             out[p.bn] = size / (bn.running_var + bn.eps).sqrt()
     return out
 
@@ -250,7 +253,7 @@ def _removals(
     last = {node: max((at[u] for u in node.users), default=-1) for node in nodes}
     x = laid_out(net, part.pixels())
     before = F.cross_entropy(net(x), part.y, reduction="none")
-    images = set()  # the nodes whose values have a row for each image
+    images: set[fx.Node] = set()  # the nodes whose values have a row for each image
 
     def value(node: fx.Node, values: dict):
         get = values.__getitem__
@@ -502,20 +505,27 @@ def objective(
         magnitude: a; `masks_ones` makes it a uniform penalty.
         shrunk: r, see `shrinkage`; needed if kappa is not 0.
     """
-    terms, total = {}, x.new_zeros(())
+    terms: dict[str, Tensor] = {}
+    total = x.new_zeros(())
     if preserve:
         terms["preserving"] = F.cross_entropy(masks_forward(model, masks, x), y)
         total = total + preserve * terms["preserving"]
     if beta:
+        assert suppressed is not None  # see `_require_weights`
         terms["suppressed"] = F.cross_entropy(masks_forward(suppressed, masks, x), y)
         total = total + beta * terms["suppressed"]
     if lam:
-        terms["penalty"] = sum((magnitude[n] * m).sum() for n, m in masks.items())
+        terms["penalty"] = _total((magnitude[n] * m).sum() for n, m in masks.items())
         total = total + lam * terms["penalty"]
     if kappa:
-        terms["protection"] = sum((shrunk[n] * (1 - m)).sum() for n, m in masks.items())
+        assert shrunk is not None  # see `mnp_learn_masks`
+        terms["protection"] = _total((shrunk[n] * (1 - m)).sum() for n, m in masks.items())
         total = total + kappa * terms["protection"]
     return total, terms
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return cast(Tensor, sum(terms))
 
 
 @filled
@@ -564,14 +574,29 @@ def mnp_learn_masks(
     require_ways({"generator": generator, "checkpoint": checkpoint})
     weights = {"preserve": preserve, "beta": beta, "lam": lam, "kappa": kappa}
     _require_weights(suppressed is not None, penalty, **weights)
-    nets = masks_frozen(model), None if suppressed is None else masks_frozen(suppressed)
+    generator = require.generator(generator)
+    net = masks_frozen(model)
+    other = None if suppressed is None else masks_frozen(suppressed)
     by_size = penalty == "magnitude"
     magnitude = mnp_magnitudes(model, clean.shape) if by_size else masks_ones(model)
-    shrunk = shrinkage(model, suppressed, clean.shape) if kappa else None
+    shrunk = None
+    if kappa and suppressed is not None:
+        shrunk = shrinkage(model, suppressed, clean.shape)
 
     def one(masks: Masks, x: Tensor, y: Tensor):
-        x = laid_out(nets[0], x)
-        total, terms = objective(*nets, masks, x, y, magnitude=magnitude, shrunk=shrunk, **weights)
+        total, terms = objective(
+            net,
+            other,
+            masks,
+            laid_out(net, x),
+            y,
+            magnitude=magnitude,
+            shrunk=shrunk,
+            preserve=preserve,
+            beta=beta,
+            lam=lam,
+            kappa=kappa,
+        )
         return terms, gradient_of(total, list(masks.values()))
 
     return learn(
@@ -627,7 +652,7 @@ def choose_beta(
         raise ValueError("betas holds no value to try.")
     admit(model, clean, require_clean(held, "held", 1))
     require.share("max_drop", max_drop)
-    require.generator(generator)
+    generator = require.generator(generator)
     least = evaluate(model, held).acc - max_drop - 1e-9  # the rounding of a quotient
     start = generator.get_state()
     for beta in sorted(betas, reverse=True):
@@ -706,7 +731,7 @@ def mnp_apply_masks(
         repaired, pruned, t = baked(model, masks), below(masks, 0), 0.0
     else:
         repaired, pruned, t = masks_prune(model, masks, held, threshold, max_drop, looks)
-    log = {"method": METHOD, "repair": repair, "masks": masks, "threshold": t}
+    log: dict = {"method": METHOD, "repair": repair, "masks": masks, "threshold": t}
     log["looks"] = looks
     return Purified(repaired, pruned, log, time.perf_counter() - began)
 
@@ -769,11 +794,10 @@ def mnp(
     began = time.perf_counter()
     masks_ones(model)  # refuses a model without BatchNorms before anything is learned
     _require_repair(repair, held, threshold, max_drop)
-    by_held = beta == "held"
-    if by_held and held is None:
+    if beta == "held" and held is None:
         raise ValueError('beta="held" needs held-out clean images to choose by.')
     weights = {"preserve": preserve, "lam": lam, "kappa": kappa}
-    _require_weights(True, penalty, beta=1.0 if by_held else beta, **weights)
+    _require_weights(True, penalty, beta=1.0 if beta == "held" else beta, **weights)
     require.whole("steps", steps, 1)
     require_positive(mask_lr=mask_lr)
     require.share("max_drop", max_drop)
@@ -793,9 +817,10 @@ def mnp(
             generator=generator,
             checkpoint=files[0],
         )
-    learning = {"penalty": penalty, "steps": steps, "lr": mask_lr, "batch": batch}
+    learning: dict[str, Any] = {"penalty": penalty, "steps": steps, "lr": mask_lr, "batch": batch}
     learning |= {"generator": generator, "checkpoint": files[1], **weights}
-    if by_held:
+    if beta == "held":
+        assert suppressed is not None and held is not None  # see above
         beta, masks, terms = choose_beta(
             model, suppressed, clean, held, max_drop=max_drop, **learning
         )
@@ -808,7 +833,7 @@ def mnp(
     if tune:
         tuning = Tuning(epochs=tune, lr=0.01)
         with holding(repaired, p.pruned):  # the stages before are kept for the next call
-            history = tuning(repaired, clean, generator, files[2])
+            history = tuning(repaired, clean, require.generator(generator), files[2])
         log["tuning"] = {"loss": history["loss"], "acc": history["acc"]}
     for path in (*files[:2], *(stage(files[1], f"{b:g}") for b in BETAS)):
         Checkpoint(path, {}).done()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.activations import outputs, runs, watching
+from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.data import Images
 from bdcourse.defenses._base import (
@@ -43,7 +44,7 @@ from bdcourse.metrics import logits
 from bdcourse.models import laid_out
 from bdcourse.seeds import fresh_seed
 from bdcourse.surgery import examine
-from bdcourse.train import Augment, History
+from bdcourse.train import History
 
 
 def attention(maps: Tensor, p: float = 2) -> Tensor:
@@ -71,7 +72,7 @@ def stages(model: nn.Module, images: Images) -> list[str]:
     """
     once = runs(model, images.x[:2])
     modules = {n: m for n, m in model.named_modules() if n and once[n] == 1}
-    sizes: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
 
     def see(name: str, out: Tensor) -> None:
         maps = isinstance(out, Tensor) and out.ndim == 4 and out.shape[1:] != images.shape
@@ -183,7 +184,7 @@ def nad(
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
     frozen_norms: bool = False,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     verbose: bool = False,
     generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -262,6 +263,7 @@ def nad(
                 f"{', '.join(layers)}."
             )
     weights = dict(zip(layers, betas, strict=True))
+    generator = require.generator(generator)
     seeds = [fresh_seed(generator) for _ in range(2)]
     keep, file = Checkpoint(checkpoint, about), stage(checkpoint, "fit")
     rng = [torch.Generator().manual_seed(s) for s in seeds]
@@ -280,6 +282,6 @@ def nad(
     student = copied(model)
     history = distil(student, teacher, clean, weights, p, tuning, rng[1], file)
     keep.done()
-    log = {"loss": history["loss"], "acc": history["acc"], "teacher_loss": course}
+    log: dict = {"loss": history["loss"], "acc": history["acc"], "teacher_loss": course}
     log["distances"] = {n: history[f"distance {n}"] for n in layers}
     return Purified(student, log=log, seconds=time.perf_counter() - start)

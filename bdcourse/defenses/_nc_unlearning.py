@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from bdcourse import require
+from bdcourse.augment import Augmentation
 from bdcourse.data import Images, quantize
 from bdcourse.defenses._base import Purified, Tuning, copied, defense
 from bdcourse.defenses._invert import Estimate, Inverted, detect, require_inverted
-from bdcourse.train import Augment
 
 
 def stamped(clean: Images, guesses: Sequence[Estimate], rows: Tensor) -> Images:
@@ -54,7 +54,7 @@ def nc_unlearning(
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
     frozen_norms: bool = False,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     each_epoch: Callable[[nn.Module], dict] | None = None,
     verbose: bool = False,
     generator: torch.Generator | None = None,
@@ -101,11 +101,12 @@ def nc_unlearning(
     used = flagged if label is None else (label,)
     guesses = [inverted.trigger(t) for t in used]
     model = copied(model)
-    log = {"flagged": flagged, "index": index, "unlearned": used}
+    log: dict = {"flagged": flagged, "index": index, "unlearned": used}
     if not used:
         log["note"] = "no label is flagged, so the model was left as it is"
         return Purified(model, log=log, seconds=time.perf_counter() - start)
 
+    generator = require.generator(generator)
     count = max(1, round(share * len(clean)))
     rows = torch.randperm(len(clean), generator=generator, device=generator.device)
     mix = stamped(clean, guesses, rows[:count])

@@ -138,6 +138,7 @@ def unlearn(
     require_ways({"generator": generator, "checkpoint": checkpoint})
     if judge not in ("pass", "eval"):
         raise ValueError(f'judge must be "pass" or "eval", not {judge!r}.')
+    generator = require.generator(generator)
     keep = Checkpoint(checkpoint, about)
     net = copied(model).requires_grad_(True)
     lay_out(net, clean.x)
@@ -222,6 +223,7 @@ def recover(
     require.share("momentum", momentum)
     require.truth("training", training)
     require_ways({"generator": generator, "checkpoint": checkpoint})
+    generator = require.generator(generator)
     net = masks_frozen(unlearned, training=training)
 
     def one(masks: Masks, x: Tensor, y: Tensor):

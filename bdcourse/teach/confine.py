@@ -309,8 +309,8 @@ def _program(machine: str, pid: int) -> list[tuple[int, int, int, int]]:
     # Also the numbers of x32, which begin at 1 << 30.
     lines += [(ABOVE, 0, 1, LAST), (RETURN, 0, 0, UNKNOWN)]
     for numbers in REFUSED.values():
-        if numbers[column] is not None:
-            lines += [(EQUAL, 0, 1, numbers[column]), refuse]
+        if (number := numbers[column]) is not None:
+            lines += [(EQUAL, 0, 1, number), refuse]
     lines += [
         (EQUAL, 0, 1, CLONE3[column]),
         (RETURN, 0, 0, UNKNOWN),

@@ -227,7 +227,8 @@ def _few(cells: list) -> list:
 
 def _known(metadata: object) -> dict:
     """What grading and its pages look at; the rest could say anything to a browser."""
-    metadata, kept = metadata if isinstance(metadata, dict) else {}, {}
+    metadata = metadata if isinstance(metadata, dict) else {}
+    kept: dict = {}
     tags = metadata.get("tags")
     if isinstance(tags, list) and all(isinstance(t, str) for t in tags):
         kept["tags"] = [t for t in tags if re.fullmatch(r"[\w-]{1,64}", t, re.A)]
@@ -513,7 +514,8 @@ def mended(cells: list[NotebookNode], source: list[NotebookNode]) -> list[Notebo
     ours = {_grade_id(c): c for c in source if _grade_id(c)}
     answers = {n for n, c in ours.items() if c.metadata["nbgrader"]["solution"]}
     idle = {c.source.strip() for c in source if SKIP in c.metadata.get("tags", [])}
-    kept, place = [], {}
+    kept: list[NotebookNode] = []
+    place: dict[str, int] = {}
     for cell in cells:
         if _grade_id(cell) in ours.keys() - answers:
             continue  # ours comes back below

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from bdcourse.teach.submission import Submission
 
@@ -121,7 +122,7 @@ def targets() -> Iterator[dict[str, object]]:
         )
         stack.callback(other.wait)
         stack.callback(other.kill)
-        sockets = {
+        sockets: dict[str, tuple[int, int, Any]] = {
             "tcp": (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
             "udp": (socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
             "unix": (socket.AF_UNIX, socket.SOCK_STREAM, f"{there}/socket"),
@@ -129,7 +130,7 @@ def targets() -> Iterator[dict[str, object]]:
         if sys.platform.startswith("linux"):
             name = f"\0bdcourse-{os.getpid()}"
             sockets["name"] = (socket.AF_UNIX, socket.SOCK_STREAM, name)
-        about: dict[str, object] = {"there": there, "pid": other.pid, "name": ""}
+        about: dict[str, Any] = {"there": there, "pid": other.pid, "name": ""}
         for what, (family, kind, address) in sockets.items():
             s = stack.enter_context(socket.socket(family, kind))
             s.bind(address)
@@ -160,7 +161,7 @@ def broken() -> dict[str, list[str]]:
     try:
         with targets() as about, Submission(patience=60) as student:
             student.run(TRY)
-            attempt = student.find("attempt")
+            attempt: Any = student.find("attempt")
             return {
                 promise: [line for line in lines.strip().splitlines() if not attempt(line, **about)]
                 for promise, lines in PROMISES.items()

@@ -137,7 +137,8 @@ def seen(cell: NotebookNode) -> NotebookNode | None:
 
     if cell.cell_type != "code" or not set(SEEN) & set(cell.metadata.get("tags", [])):
         return None
-    parts, attached = [], {}
+    parts: list[str] = []
+    attached: dict[str, dict[str, str]] = {}
     for output in cell.outputs:
         data = output.get("data", {})
         if "image/png" in data:

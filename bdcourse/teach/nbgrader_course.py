@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from bdcourse.teach import check
 from bdcourse.teach.labs import NOTEBOOKS, SKIP, SOLUTION, chosen, exercise, seen, split
@@ -105,7 +105,7 @@ def exercises(lesson: NotebookNode) -> dict[str, int]:
         if mark := re.search(r"importance (\d)", cell.source):
             said = int(mark[1])
         if "exercise" in cell.metadata.get("tags", []):
-            found[exercise(cell.source)] = said
+            found[cast(str, exercise(cell.source))] = said
     return found
 
 
@@ -129,7 +129,7 @@ def assignment(lesson: NotebookNode, points: Mapping[str, int]) -> NotebookNode:
     for cell in map(copy.deepcopy, lesson.cells):
         shown, tags = seen(cell), cell.metadata.get("tags", [])
         if "exercise" in tags:
-            name = exercise(cell.source)
+            name = cast(str, exercise(cell.source))
             asked = name if name in points else None
             if asked:
                 _mark(cell, name, solution=True)
@@ -186,10 +186,10 @@ def plan(path: Path | None, lessons: Path = NOTEBOOKS) -> tuple[str, list[Lab]]:
     """
     import nbformat
 
-    said = {"course": "backdoors", "labs": [{"lesson": p.stem} for p in chosen([])]}
+    said: dict[str, Any] = {"course": "backdoors", "labs": [{"lesson": p.stem} for p in chosen([])]}
     if path is not None:
         said = _read(path)
-    labs = []
+    labs: list[Lab] = []
     for entry in said["labs"]:
         where = f"{path}: lab {entry.get('lesson', '')!r}"
         if wrong := set(entry) - {"lesson", "exercises", "points", "deadline"}:

@@ -25,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +138,7 @@ class Submission:
             ready, _ = self.wire.receive(time.monotonic() + startup)
             self.lacking = ready["ready"]
         except (Hangup, LookupError) as e:
-            said = log.read_text(errors="replace").strip().splitlines() or [e]
+            said = log.read_text(errors="replace").strip().splitlines() or [str(e)]
             self.close()
             raise NotStarted(f"the process of a submission did not start ({said[-1]})") from None
 
@@ -166,7 +167,8 @@ class Submission:
 
     def begin(self) -> None:
         """Forget what the calls before this test have printed and computed."""
-        self.printed, self.fresh, self.known = "", True, {}
+        self.printed, self.fresh = "", True
+        self.known: dict[int, nn.Module] = {}
 
     # --- What it is told ---------------------------------------------------------
 
@@ -181,7 +183,7 @@ class Submission:
             Gone: the process ended, or took too long.
         """
         said, _ = self._ask({"do": "run", "source": source})
-        reply = {k: self._kept(said.get(k)) for k in ("printed", "complained")}
+        reply: dict[str, Any] = {k: self._kept(said.get(k)) for k in ("printed", "complained")}
         if "error" in said:
             name, text, lines = _list(said["error"], 3)
             lines = [self._kept(line) for line in _list(lines)[:200]]
@@ -248,7 +250,7 @@ class Submission:
         return self._value(reader, said)
 
     def _ask(
-        self, asked: dict, packer: Packer | None = None, functions: list[Callable] = ()
+        self, asked: dict, packer: Packer | None = None, functions: Sequence[Callable] = ()
     ) -> tuple[dict, list[bytes]]:
         errors: list[Exception] = []
         heard = 0
@@ -305,7 +307,7 @@ class Submission:
 
     # --- What it says ------------------------------------------------------------
 
-    def _value(self, reader: Unpacker, said: dict) -> object:
+    def _value(self, reader: Unpacker, said: dict) -> Any:
         try:
             return reader.unpack(said["value"])
         except (Hangup, KeyError) as e:
@@ -460,7 +462,8 @@ def _environment(scratch: str) -> dict[str, str]:
 def _left(folder: str, pid: int) -> tuple[float, int]:
     """Bytes and files below a folder, up to a bound, and of a process's files that have
     no name any more."""
-    size, count, hidden = 0.0, 0, []
+    size, count = 0.0, 0
+    hidden: list[OSError] = []
     for at, folders, files in os.walk(folder, onerror=hidden.append):
         count += len(folders) + len(files)
         for name in files:

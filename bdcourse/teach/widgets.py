@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,10 +21,10 @@ from bdcourse.victims import Victim
 def _stops(name: str, values: object) -> list:
     """What can be chosen: a list of at least one value, each fit to be a key."""
     plain = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Tensor))
-    values = list(values) if plain else []
-    if not values or not all(getattr(v, "__hash__", None) for v in values):
+    stops = list(cast(Iterable, values)) if plain else []
+    if not stops or not all(getattr(v, "__hash__", None) for v in stops):
         raise ValueError(f"{name} must be a list of numbers or names, and not empty.")
-    return values
+    return stops
 
 
 def _require_draw(draw: object) -> None:
@@ -145,7 +146,7 @@ def trial(parts: Splits, patch: Tensor, opacity: float, rate: float, **training)
     _require_training(training)
     if not isinstance(patch, Tensor) or patch.ndim != 3 or not patch.numel():
         raise ValueError(f"patch must be pixels of shape (1, k, k), not {require.kind(patch)}.")
-    options = {
+    options: dict[str, Any] = {
         "arch": {"name": "resnet18", "width": 8},
         "epochs": 6,
         "batch": 32,

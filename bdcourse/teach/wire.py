@@ -17,7 +17,8 @@ import re
 import select
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -173,12 +174,14 @@ class Unpacker:
         known: dict[int, nn.Module] | None = None,
     ) -> None:
         self.known = {} if known is None else known
-        self.blobs, self.trusted = blobs, trusted
+        self.blobs = cast("list[bytes | None]", blobs)  # each is given away once
+        self.trusted = trusted
         self.function, self.differentiable = function, differentiable
-        self.shared: dict[int, object] = {}  # modules and generators, once each
-        self.left, self.names = MANY, set()
+        self.shared: dict[int, Any] = {}  # modules and generators, once each
+        self.left = MANY
+        self.names: set[str] = set()
 
-    def unpack(self, said: object, depth: int = 0) -> object:
+    def unpack(self, said: object, depth: int = 0) -> Any:
         try:
             return self._unpack(said, depth)
         except Hangup:
@@ -330,7 +333,7 @@ class Wire:
         os.set_blocking(read, False)
         os.set_blocking(write, False)
 
-    def send(self, said: dict, blobs: list[bytes] = (), until: float = 0) -> None:
+    def send(self, said: dict, blobs: Sequence[bytes] = (), until: float = 0) -> None:
         """Say something.
 
         Raises:

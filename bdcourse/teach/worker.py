@@ -13,6 +13,7 @@ import contextlib
 import inspect
 import io
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from IPython.core.interactiveshell import InteractiveShell
@@ -43,13 +44,15 @@ class Worker:
         settings = Config()
         settings.HistoryManager.enabled = False
         settings.InteractiveShell.colors = "nocolor"
-        self.wire, self.shell = wire, InteractiveShell.instance(config=settings)
+        self.wire = wire
+        self.shell = cast(Any, InteractiveShell.instance(config=settings))
         self.shell.displayhook.write_output_prompt = lambda: None
         self.shell._showtraceback = self._keep_traceback
-        self.names, self.traceback = self.shell.user_ns, []
+        self.names = self.shell.user_ns
+        self.traceback: list[str] = []
         self.printed, self.complained = _Short(), _Short()
         self.graphs: list[tuple[Tensor, list[Tensor]]] = []
-        self.shared: dict[int, object] = {}
+        self.shared: dict[int, Any] = {}
         self.known: dict[int, torch.nn.Module] = {}
         self.do = {"run": self.run, "find": self.find, "call": self.call, "gradient": self.gradient}
 
@@ -108,7 +111,8 @@ class Worker:
             self.graphs.append((t, leaves))
             return len(self.graphs) - 1
 
-        packer, reply = Packer(graphs=graph), {}
+        packer = Packer(graphs=graph)
+        reply: dict[str, Any] = {}
         with self._listening():
             try:
                 out = self.names[asked["name"]](*args, **kwargs)
@@ -177,6 +181,9 @@ class _Short(io.StringIO):
 
 class _Told(Exception):
     """An error of the other end."""
+
+    text: str
+    number: int
 
     def __str__(self) -> str:
         return self.text

@@ -150,6 +150,7 @@ def switch_off(fn: Callable[[nn.BatchNorm2d, Tensor], object]) -> None:
     """switch_off(bn, channels): make these channels output exactly zero, in place."""
     name, g = "switch_off", fresh()
     bn = nn.BatchNorm2d(8)
+    assert bn.running_mean is not None and bn.running_var is not None  # it keeps them
     with torch.no_grad():
         for t in (bn.weight, bn.bias, bn.running_mean):
             t.copy_(torch.randn(8, generator=g) + 2)

@@ -99,13 +99,14 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
     name, g = "one_pass_trace", fresh()
     n, k, times = 3, 4, 400
     x = torch.rand(n, 1, 3, 4, generator=g)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, k)).eval()
+    linear = nn.Linear(12, k)
+    model = nn.Sequential(nn.Flatten(), linear).eval()
     with torch.no_grad():
-        model[1].weight.copy_(0.3 * torch.randn(k, 12, generator=g))
+        linear.weight.copy_(0.3 * torch.randn(k, 12, generator=g))
         uneven = torch.tensor([0.5, 0.25, 0.15, 0.1])[torch.randperm(k, generator=g)]
         # Opinions that all images share: labels of the batch would tell if they, too,
         # were shared, or drawn evenly.
-        model[1].bias.copy_(uneven.log() - model[1].weight @ x.flatten(1).mean(0))
+        linear.bias.copy_(uneven.log() - linear.weight @ x.flatten(1).mean(0))
         logits = model(x).double()
     p = logits.softmax(1)
     one = torch.cat([x.flatten(1).double(), torch.ones(n, 1, dtype=torch.float64)], 1)

@@ -179,7 +179,7 @@ def mask_loss(
     sizes = [2 * torch.rand(n, generator=g) for n in (3, 6, 8)]
     beta, lam = 0.02 + 0.5 * float(torch.rand((), generator=g)), 0.3
 
-    def j(penalty: Tensor, a: float = 1, b: float = beta) -> Tensor:
+    def j(penalty: Tensor | int, a: float = 1, b: float = beta) -> Tensor:
         return (a * kept + b * gone + lam * penalty).detach().double()
 
     rows = [(a * m).detach() for a, m in zip(sizes, masks, strict=True)]
@@ -223,7 +223,7 @@ def mask_loss(
     )
     out.backward()
     need(
-        all(close(m.grad, p) for m, p in zip(masks, pull, strict=True)),
+        all(m.grad is not None and close(m.grad, p) for m, p in zip(masks, pull, strict=True)),
         name,
         "gives the masks a gradient other than lam times size.",
         3,

@@ -125,7 +125,8 @@ def top_eigenvalue(fn: Callable[[Product, Tensor, int], float]) -> None:
         return math.isclose(value, want, rel_tol=1e-3)
 
     for sign in (1.0, -1.0):
-        n, calls = 8, []
+        n = 8
+        calls: list[Tensor] = []
         rest = 200 * torch.rand(n - 1, generator=g) - 100
         top = sign * (300 + 200 * float(torch.rand((), generator=g)))
         a = _symmetric(torch.cat([torch.tensor([top]), rest]), g).float()
