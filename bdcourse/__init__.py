@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which look nothing up
     from bdcourse.teach import check as check
     from bdcourse.teach import labs as labs
     from bdcourse.teach import widgets as widgets
+    from bdcourse.teach.quiz import quiz as quiz
     from bdcourse.train import Augment as Augment
     from bdcourse.train import fit as fit
 
@@ -59,6 +60,7 @@ _PUBLIC = {
     "check": "teach.check",
     "widgets": "teach.widgets",
     "labs": "teach.labs",
+    "quiz": "teach.quiz:quiz",
     "show": "report.show",
     "tables": "report.tables",
     "claims": "report.claims",

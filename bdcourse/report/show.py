@@ -60,7 +60,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
-DPI = 100  # 7.2 inches are 720 pixels
+DPI, SHOWN = 200, 100  # pixels an inch: drawn for fine screens, shown at half the size
 
 
 class Picture:
@@ -88,6 +88,7 @@ class Picture:
             )
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        self.width = round(figure.get_figwidth() * SHOWN)  # pixels of a page
         self.png = _fewer_colors(buffer.getvalue())
 
     def save(self, path: str | Path) -> None:
@@ -96,9 +97,13 @@ class Picture:
             raise ValueError(f"path must be a path, not {require.kind(path)}.")
         Path(path).write_bytes(self.png)
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
         png = base64.b64encode(self.png).decode()
-        return {"image/png": png, "text/plain": self.description}
+        return {"image/png": png, "text/plain": self.description}, {
+            "image/png": {"width": self.width}
+        }
 
     def __repr__(self) -> str:
         return self.description

@@ -319,8 +319,8 @@ def described_pictures(nb: NotebookNode) -> list[str]:
         elif text in seen:
             found.append(f"cell {i}: the same description as in cell {seen[text]}")
         seen.setdefault(text, i)
-        if len(png) > 60_000:
-            found.append(f"cell {i}: a picture of {len(png) / 1e3:.0f} kB, limit 60 kB")
+        if len(png) > 120_000:
+            found.append(f"cell {i}: a picture of {len(png) / 1e3:.0f} kB, limit 120 kB")
     return found
 
 

@@ -105,34 +105,48 @@ def line_of(error: BaseException) -> int | None:
     return line
 
 
-def claim(sentence: str, value: float, low: float, high: float) -> None:
-    """Print `sentence` if `value` lies in its band, else raise with the measured value.
+def claim(sentence: str, value: float, low: float, high: float, unit: str = "") -> None:
+    """Print `sentence` and the measured value if that lies in its band, else raise.
 
     A trained network's numbers differ a little from machine to machine, so lessons
-    state bands. Band and value share one unit; the sentence is what the reader may rely
-    on.
+    state bands. The sentence is what the reader may rely on; nbval compares it and
+    leaves out what stands behind "Measured" (see conftest.py).
+
+    Args:
+        value, low, high: in one unit.
+        unit: written behind the value; with "%" all three are shares, 0.5 is 50%.
     """
     try:
-        holds = bool(low <= value <= high)
+        holds, value = bool(low <= value <= high), float(value)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"a claim needs one number, not {kind(value)}.") from None
     if not holds:
+        band = f"{_written(low, unit)} to {_written(high, unit)}"
         raise CheckFailed(
-            f"{sentence} Not here: measured {value:.4g}, expected {low:g} to {high:g}."
+            f"{sentence} Not here: measured {_written(value, unit)}, expected {band}."
         )
-    print(sentence)
+    print(f"\u2713 {sentence} Measured: {_written(value, unit)}.")
 
 
-def reveal(guess: float, truth: float, unit: str = "") -> None:
-    """Show how far a prediction was from the measured value.
+def _written(value: float, unit: str) -> str:
+    if unit == "%":
+        return f"{round(100 * value, 1):g}%"
+    return f"{value:.3g} {unit}".strip()
+
+
+def reveal(guess: float | None, truth: float, unit: str = "") -> None:
+    """Show how far a prediction was from the measured value, once there is one.
 
     Raises:
         ValueError: the guess or the truth is no number.
     """
-    finite_number("the guess", guess)
     finite_number("the truth", truth)
+    if guess is None:
+        print("Your guess first: put a number in the place of None and run this again.")
+        return
+    finite_number("the guess", guess)
     gap = abs(guess - truth)
-    unit = f" {unit}" if unit else ""
+    unit = unit if unit in ("", "%") else f" {unit}"
     comment = "spot on" if gap < 0.5 else f"{gap:g}{unit} apart"
     print(f"you said {guess:g}{unit}, it is {truth:g}{unit}: {comment}")
 
@@ -178,8 +192,9 @@ def number(name: str, out) -> float:
     return float(out)
 
 
-def passed(name: str) -> None:
-    print(f"{name}: all checks passed")
+def passed(name: str, measured: str = "all checks passed") -> None:
+    """Say in one constant line what an answer was seen to do."""
+    print(f"\u2713 {name}: {measured}")
 
 
 def fresh() -> torch.Generator:

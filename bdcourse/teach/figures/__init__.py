@@ -1,0 +1,1 @@
+"""The figures of each lesson, description beside drawing; one function a figure."""
