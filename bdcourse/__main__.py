@@ -190,6 +190,16 @@ def _labs_options(n: Parser) -> None:
     s = _command(what, "student", "Write the lessons without answers, or update such copies.", LABS)
     s.add_argument("--only", nargs="+", default=(), help="lessons, 05 is enough (default: all)")
     s.add_argument("--out", default="student", help="folder (default: student)")
+    p = _command(what, "progress", "Say which exercises of your copies pass their check.")
+    r = _command(
+        what,
+        "reset",
+        "Begin one exercise anew; what you wrote goes to a file beside.",
+        "  python -m bdcourse labs reset take",
+    )
+    r.add_argument("name", help="of the exercise")
+    for own in (p, r):
+        own.add_argument("--out", default="student", help="folder (default: student)")
     links = _command(
         what,
         "links",
@@ -281,8 +291,17 @@ def _labs(a: dict) -> int:
         failed = [line for lines in found.values() for line in lines]
         print(*(f"\nnot refused: {line}" for line in failed), sep="", end="")
         return int(bool(failed))
-    from bdcourse.teach.labs import links, student
+    from bdcourse.teach.labs import links, reset, student
+    from bdcourse.teach.progress import text
 
+    if a["what"] == "progress":
+        print(text(Path(a["out"])))
+        return 0
+    if a["what"] == "reset":
+        kept = reset(a["name"], a["out"])
+        print(f"{a['name']} begins anew; what was in its cell is now in {kept}.")
+        print("If the lesson is open, reload it: File, Reload Notebook from Disk.")
+        return 0
     if a["what"] == "links":
         print(links(a["repository"], a["branch"]))
         return 0

@@ -77,10 +77,18 @@ victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"
 # $W_k \in \mathbb{R}^{c_{\text{in}} \times 3 \times 3}$. CLP reads it as a matrix $M_k$ with $c_{\text{in}}$ rows and $9$
 # columns and takes its largest singular value, $\sigma_k = \sigma_{\max}(M_k)$. Return all $\sigma_k$ of a layer.
 #
-# > **Hint 1.** `torch.linalg.matrix_norm(m, ord=2)` is $\sigma_{\max}$ and works on a stack of matrices.
-# >
-# > **Hint 2.** `weight.flatten(2)` keeps output and input channels apart and joins the positions. Flattening everything
-# > would give the Frobenius norm.
+# <details><summary>Hint 1</summary>
+#
+# `torch.linalg.matrix_norm(m, ord=2)` is $\sigma_{\max}$ and works on a stack of matrices.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `weight.flatten(2)` keeps output and input channels apart and joins the positions. Flattening everything
+# would give the Frobenius norm.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -144,11 +152,23 @@ show.scatter(
 #
 # $$s_k = \sigma_k \, \frac{|\gamma_k|}{\sqrt{v_k + \varepsilon}} .$$
 #
-# > **Hint 1.** One line; all arguments but `eps` have shape (c,).
-# >
-# > **Hint 2.** Absolute value of gamma, root of the variance.
-# >
-# > **Hint 3.** `eps` is added below the root.
+# <details><summary>Hint 1</summary>
+#
+# One line; all arguments but `eps` have shape (c,).
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Absolute value of gamma, root of the variance.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `eps` is added below the root.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -170,9 +190,17 @@ print(score(torch.tensor([2.0]), torch.tensor([0.5]), torch.tensor([0.25]), 0.0)
 #
 # $$s_k > \mathrm{mean}(s) + u \cdot \mathrm{std}(s), \qquad u = 3 \text{ by default.}$$
 #
-# > **Hint 1.** Return a bool mask; strictly above.
-# >
-# > **Hint 2.** `Tensor.std()` divides by $n - 1$, as the authors' code does. One-sided: insensitive channels are no threat.
+# <details><summary>Hint 1</summary>
+#
+# Return a bool mask; strictly above.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `Tensor.std()` divides by $n - 1$, as the authors' code does. One-sided: insensitive channels are no threat.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -192,11 +220,23 @@ check.outliers(outliers)
 # *Difficulty 3, importance 4, 10 minutes.* The outlier is part of the mean and of the deviation that it is compared with. Take
 # $n$ channels of which one scores 1 and the others 0. That is the most extreme a layer can be. What is the z-score of the one?
 #
-# > **Hint 1.** Mean $1/n$; now the deviation with $n - 1$ below the root.
-# >
-# > **Hint 2.** The squared deviations sum to $(1 - 1/n)^2 + (n-1)/n^2 = (n-1)/n$.
-# >
-# > **Hint 3.** $\mathrm{std} = 1/\sqrt{n}$, so $z = (1 - 1/n)\sqrt{n}$.
+# <details><summary>Hint 1</summary>
+#
+# Mean $1/n$; now the deviation with $n - 1$ below the root.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The squared deviations sum to $(1 - 1/n)^2 + (n-1)/n^2 = (n-1)/n$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# $\mathrm{std} = 1/\sqrt{n}$, so $z = (1 - 1/n)\sqrt{n}$.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -237,10 +277,18 @@ for extreme in (6, 7):
 #
 # *Difficulty 2, importance 4, 6 minutes.* Make the chosen channels of a BatchNorm output exactly zero, in place.
 #
-# > **Hint 1.** Parameters may be changed under `torch.no_grad()`.
-# >
-# > **Hint 2.** The output is $\gamma \hat{x} + \beta$. With $\gamma = 0$ alone the constant $\beta$ remains; with the filter set
-# > to zero, $\beta - \gamma \mu / \sqrt{v}$ does.
+# <details><summary>Hint 1</summary>
+#
+# Parameters may be changed under `torch.no_grad()`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The output is $\gamma \hat{x} + \beta$. With $\gamma = 0$ alone the constant $\beta$ remains; with the filter set
+# to zero, $\beta - \gamma \mu / \sqrt{v}$ does.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]

@@ -80,11 +80,23 @@ trojan, hidden, twin = (victims.zoo(n) for n in ("trojan", "ssba", "benign-w8"))
 # *Difficulty 1, importance 4, 6 minutes.* Move each pixel value by exactly `start` $= a$, up or down with equal probability, and keep the result an
 # image in $[0, 1]$. All maps will share this start.
 #
-# > **Hint 1.** The length of the move is fixed; only its sign is drawn.
-# >
-# > **Hint 2.** `torch.randint(2, x.shape, generator=generator)` gives zeros and ones, one for each value of each image.
-# >
-# > **Hint 3.** `clamp(0, 1)` comes last.
+# <details><summary>Hint 1</summary>
+#
+# The length of the move is fixed; only its sign is drawn.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `torch.randint(2, x.shape, generator=generator)` gives zeros and ones, one for each value of each image.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `clamp(0, 1)` comes last.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -104,9 +116,17 @@ check.random_start(random_start)
 #
 # *Difficulty 1, importance 5, 5 minutes.* $J_i$, from the layer's outputs at $x'$ and at $x$. Autograd must be able to pass through it.
 #
-# > **Hint 1.** Outputs are (images, maps, height, width): map $i$ is `[:, i]`.
-# >
-# > **Hint 2.** `square().mean()`, a tensor, not a Python number.
+# <details><summary>Hint 1</summary>
+#
+# Outputs are (images, maps, height, width): map $i$ is `[:, i]`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `square().mean()`, a tensor, not a Python number.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -125,9 +145,17 @@ check.departure(departure)
 #
 # *Difficulty 1, importance 5, 4 minutes.* One step up, of $\varepsilon$ in every value. Where the gradient is exactly zero nothing moves.
 #
-# > **Hint 1.** Up: plus. Only the `sign()` of the gradient counts, so a mean or a sum in $J$ is all the same.
-# >
-# > **Hint 2.** The result is an image again.
+# <details><summary>Hint 1</summary>
+#
+# Up: plus. Only the `sign()` of the gradient counts, so a mean or a sum in $J$ is all the same.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The result is an image again.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -188,11 +216,23 @@ check.claim("With the start more than 80 % move.", share, 0.8, 1)
 #
 # *Difficulty 3, importance 4, 12 minutes.* Return all $v_i$ stacked, (maps, images, maps, height, width).
 #
-# > **Hint 1.** The derivative of a mean of squares: $2/m$ times the difference; `f0[:, 0].numel()` is $m$.
-# >
-# > **Hint 2.** Row $i$ is zero but for map $i$: multiply by a unit matrix, `torch.eye(c)`, over the two axes of maps.
-# >
-# > **Hint 3.** `torch.eye(c)[:, None, :, None, None]` has the shape (c, 1, c, 1, 1).
+# <details><summary>Hint 1</summary>
+#
+# The derivative of a mean of squares: $2/m$ times the difference; `f0[:, 0].numel()` is $m$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Row $i$ is zero but for map $i$: multiply by a unit matrix, `torch.eye(c)`, over the two axes of maps.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `torch.eye(c)[:, None, :, None, None]` has the shape (c, 1, c, 1, 1).
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -232,9 +272,17 @@ check.claim("Loop and batch agree in over 99.9 % of all values.", same, 0.999, 1
 # *Difficulty 2, importance 4, 7 minutes.* With $n$ images, an accuracy is a multiple of $1/n$ and many maps tie. The released code breaks ties by
 # position. Return beside the accuracy the mean cross-entropy, which hardly ever ties.
 #
-# > **Hint 1.** Two tensors of shape (maps,). Classes are the last axis; `y` fits against `logits.argmax(2)`.
-# >
-# > **Hint 2.** `torch.nn.functional.cross_entropy(row, y)` is the mean over the images of one map.
+# <details><summary>Hint 1</summary>
+#
+# Two tensors of shape (maps,). Classes are the last axis; `y` fits against `logits.argmax(2)`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `torch.nn.functional.cross_entropy(row, y)` is the mean over the images of one map.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -256,11 +304,23 @@ check.harm(harm)
 # *Difficulty 2, importance 5, 8 minutes.* Of a layer with $N$ maps prune the $\lfloor N / p \rfloor$ with the lowest accuracy; of equal accuracies, the higher
 # cross-entropy goes first. In narrow networks that can be none at all, so take at least `least`.
 #
-# > **Hint 1.** `m = max(least, int(N // p))` positions.
-# >
-# > **Hint 2.** Sort twice: first by loss, descending; then by accuracy with `stable=True`, which keeps the first order among equals.
-# >
-# > **Hint 3.** `order = loss.argsort(descending=True)`, then `order = order[acc[order].argsort(stable=True)]`.
+# <details><summary>Hint 1</summary>
+#
+# `m = max(least, int(N // p))` positions.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Sort twice: first by loss, descending; then by accuracy with `stable=True`, which keeps the first order among equals.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `order = loss.argsort(descending=True)`, then `order = order[acc[order].argsort(stable=True)]`.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]

@@ -89,11 +89,23 @@ victim, twin, lf = (victims.zoo(n) for n in ("badnets", "benign", "lf"))
 #
 # *Difficulty 1, importance 5, 5 minutes.* Return $a_k$ for each output channel (not yet divided).
 #
-# > **Hint 1.** $\lVert W_k \rVert_1$: flatten everything but the first axis, sum the absolute values.
-# >
-# > **Hint 2.** Multiply by $|\gamma_k|$, divide by the deviation.
-# >
-# > **Hint 3.** The deviation is the root of `var + eps`.
+# <details><summary>Hint 1</summary>
+#
+# $\lVert W_k \rVert_1$: flatten everything but the first axis, sum the absolute values.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Multiply by $|\gamma_k|$, divide by the deviation.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The deviation is the root of `var + eps`.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -146,11 +158,23 @@ check.claim("So does the folded norm.", abs(size10 / size - 1).item(), 0, 0.01)
 # *Difficulty 2, importance 5, 8 minutes.* `losses()` gives one loss for each image. Return by how much each changes when the
 # scale of channel $k$ is zero, and leave the BatchNorm as you found it.
 #
-# > **Hint 1.** Losses without the channel minus losses with it; a vector, not its mean.
-# >
-# > **Hint 2.** Keep `bn.weight[k].item()`, write zero, measure, write it back; under `torch.no_grad()`.
-# >
-# > **Hint 3.** Leave `bn.bias` alone.
+# <details><summary>Hint 1</summary>
+#
+# Losses without the channel minus losses with it; a vector, not its mean.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Keep `bn.weight[k].item()`, write zero, measure, write it back; under `torch.no_grad()`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Leave `bn.bias` alone.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -292,11 +316,23 @@ show.lines(
 # *Difficulty 2, importance 5, 6 minutes.* One step of gradient *ascent* on $\ell(w) - \frac{\delta}{2}\lVert w \rVert^2$ with
 # rate $\eta$; `g` is $\partial\ell/\partial w$.
 #
-# > **Hint 1.** The ascent direction is the derivative of the whole expression.
-# >
-# > **Hint 2.** Where the loss is flat, the weights must shrink.
-# >
-# > **Hint 3.** $w + \eta\,(g - \delta w)$.
+# <details><summary>Hint 1</summary>
+#
+# The ascent direction is the derivative of the whole expression.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Where the loss is flat, the weights must shrink.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# $w + \eta\,(g - \delta w)$.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -392,11 +428,23 @@ show.bars(
 # *Difficulty 2, importance 5, 6 minutes.* Put the three terms together. `kept` is $S(\theta, m)$ and `gone` is $S(\tilde\theta,
 # m)$; `masks` and `sizes` are lists with a vector for each layer.
 #
-# > **Hint 1.** All three terms are added.
-# >
-# > **Hint 2.** `(a * m).sum()` for each layer, then the sum over layers; no mean.
-# >
-# > **Hint 3.** Keep tensors: `.item()` or `.detach()` would cut the gradient.
+# <details><summary>Hint 1</summary>
+#
+# All three terms are added.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `(a * m).sum()` for each layer, then the sum over layers; no mean.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Keep tensors: `.item()` or `.detach()` would cut the gradient.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -418,11 +466,23 @@ check.mask_loss(mask_loss)
 # \leftarrow \mu v + g,\; m \leftarrow \mathrm{clamp}(m - \eta v)$. What is a mask with $a = 2$ after the first step, if the
 # clean gradient is zero, $\eta = 0.1$ and $\lambda = 10^{-3}$?
 #
-# > **Hint 1.** Return both tensors, `m` and `v`.
-# >
-# > **Hint 2.** The rate multiplies the new speed; the speed itself is $\mu v + g$.
-# >
-# > **Hint 3.** `.clamp(0, 1)`. By hand: $1 - 0.1 \cdot 10^{-3} \cdot 2 = 0.9998$.
+# <details><summary>Hint 1</summary>
+#
+# Return both tensors, `m` and `v`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The rate multiplies the new speed; the speed itself is $\mu v + g$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `.clamp(0, 1)`. By hand: $1 - 0.1 \cdot 10^{-3} \cdot 2 = 0.9998$.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]

@@ -84,11 +84,23 @@ victim, twin = victims.zoo("badnets-hard"), victims.zoo("benign-hard")
 # *Difficulty 2, importance 5, 10 minutes.* For logits $W x + b$ the score at label $y$ is $(e_y - p) \otimes (x, 1)$. Return its
 # squared length for each image.
 #
-# > **Hint 1.** The squared length of an outer product is the product of the squared lengths.
-# >
-# > **Hint 2.** $\lVert (x, 1) \rVert^2 = \lVert x \rVert^2 + 1$.
-# >
-# > **Hint 3.** $\lVert e_y - p \rVert^2 = 1 - 2 p_y + \lVert p \rVert^2$.
+# <details><summary>Hint 1</summary>
+#
+# The squared length of an outer product is the product of the squared lengths.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $\lVert (x, 1) \rVert^2 = \lVert x \rVert^2 + 1$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# $\lVert e_y - p \rVert^2 = 1 - 2 p_y + \lVert p \rVert^2$.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -141,11 +153,23 @@ check.claim("If they do not, it is above 7.", wrong, 7, 8)
 #
 # *Difficulty 3, importance 5, 10 minutes.* Return the estimate for one batch of pixels.
 #
-# > **Hint 1.** `torch.multinomial(p, 1, generator=generator)` draws a label for each row of `p`.
-# >
-# > **Hint 2.** Sum the log-likelihoods, do not average: an average would be $1/n$ of $g$.
-# >
-# > **Hint 3.** `torch.autograd.grad(total, weights)`, then the squares of all entries, over `len(x)`.
+# <details><summary>Hint 1</summary>
+#
+# `torch.multinomial(p, 1, generator=generator)` draws a label for each row of `p`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Sum the log-likelihoods, do not average: an average would be $1/n$ of $g$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `torch.autograd.grad(total, weights)`, then the squares of all entries, over `len(x)`.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -282,11 +306,23 @@ show.lines(
 #
 # *Difficulty 2, importance 4, 10 minutes.* `gradient(w)` gives $g$ for a list of tensors. Return $Hg$ as such a list.
 #
-# > **Hint 1.** Two calls: at `w`, and at the moved weights. Build a new list; `w` must stay as it is.
-# >
-# > **Hint 2.** $\lVert g \rVert$ runs over all tensors together: the root of the sum of all squares.
-# >
-# > **Hint 3.** `(there - here) * norm / r` for each tensor.
+# <details><summary>Hint 1</summary>
+#
+# Two calls: at `w`, and at the moved weights. Build a new list; `w` must stay as it is.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $\lVert g \rVert$ runs over all tensors together: the root of the sum of all squares.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `(there - here) * norm / r` for each tensor.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -309,11 +345,23 @@ check.product(product)
 # *Difficulty 2, importance 5, 8 minutes.* For one weight tensor: `ce` is its gradient of the cross-entropy, `hg` its part of
 # $H g$ for a batch of $n$ images, `f` its $\bar F$, `w` and `w0` its value now and as received.
 #
-# > **Hint 1.** The estimate of the trace is $\lVert g \rVert^2 / n$; its gradient has a factor 2.
-# >
-# > **Hint 2.** The derivative of $\frac{1}{2} f (w - w_0)^2$ is $f (w - w_0)$.
-# >
-# > **Hint 3.** Three terms: `ce`, `2 * eta_f / n * hg`, and `eta_r` times hint 2.
+# <details><summary>Hint 1</summary>
+#
+# The estimate of the trace is $\lVert g \rVert^2 / n$; its gradient has a factor 2.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The derivative of $\frac{1}{2} f (w - w_0)^2$ is $f (w - w_0)$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Three terms: `ce`, `2 * eta_f / n * hg`, and `eta_r` times hint 2.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -561,11 +609,23 @@ print("Frozen:", frozen["refused"].split(":")[0])
 # *Difficulty 2, importance 3, 8 minutes.* `dw` is $\partial \ell / \partial W$. Return $\partial \ell / \partial \delta$ (no
 # relu is active).
 #
-# > **Hint 1.** $W = \sum_r (\bar\sigma_r + \delta_r)\, u_r v_r^\top$, so $\partial W / \partial \delta_r = u_r v_r^\top$.
-# >
-# > **Hint 2.** $\partial \ell / \partial \delta_r = u_r^\top (\partial \ell / \partial W)\, v_r$.
-# >
-# > **Hint 3.** Columns of `u`, but rows of `vh`: `torch.einsum("or,oi,ri->r", u, dw, vh)`.
+# <details><summary>Hint 1</summary>
+#
+# $W = \sum_r (\bar\sigma_r + \delta_r)\, u_r v_r^\top$, so $\partial W / \partial \delta_r = u_r v_r^\top$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $\partial \ell / \partial \delta_r = u_r^\top (\partial \ell / \partial W)\, v_r$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Columns of `u`, but rows of `vh`: `torch.einsum("or,oi,ri->r", u, dw, vh)`.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]

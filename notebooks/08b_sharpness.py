@@ -70,11 +70,23 @@ victim, twin = victims.zoo("badnets-hard"), victims.zoo("benign-hard")
 # *Difficulty 2, importance 5, 8 minutes.* `product` maps each row $v$ of a tensor $(n, p)$ to $A v$. Return $v^\top A v$ for
 # `draws` random sign vectors.
 #
-# > **Hint 1.** `2.0 * torch.randint(2, (draws, p), generator=generator) - 1` is one sign vector a row (2.0 makes floats).
-# >
-# > **Hint 2.** All rows fit into one call of `product`.
-# >
-# > **Hint 3.** `(v * product(v)).sum(1)`.
+# <details><summary>Hint 1</summary>
+#
+# `2.0 * torch.randint(2, (draws, p), generator=generator) - 1` is one sign vector a row (2.0 makes floats).
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# All rows fit into one call of `product`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `(v * product(v)).sum(1)`.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -114,11 +126,23 @@ check.claim("Normal numbers: it is 30.", normal.var().item(), 27, 33)
 #
 # *Difficulty 2, importance 4, 8 minutes.* Return the eigenvalue of largest absolute value, **with its sign**.
 #
-# > **Hint 1.** Divide $v$ by its length before every product: 60 products with an eigenvalue of 300 are more than a float holds.
-# >
-# > **Hint 2.** The next $v$ is $A v$.
-# >
-# > **Hint 3.** At the end, for a unit vector: $v^\top A v$. The length $\lVert A v \rVert$ would lose the sign.
+# <details><summary>Hint 1</summary>
+#
+# Divide $v$ by its length before every product: 60 products with an eigenvalue of 300 are more than a float holds.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The next $v$ is $A v$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# At the end, for a unit vector: $v^\top A v$. The length $\lVert A v \rVert$ would lose the sign.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -241,11 +265,23 @@ check.claim("Fine-tuning leaves over 95 % of all four.", min(v for (_, _, d), v 
 # *Difficulty 2, importance 3, 6 minutes.* `w` is a weight, one filter a row of the first axis, `d` random numbers of its shape.
 # Return `d` with the lengths of `w`'s filters.
 #
-# > **Hint 1.** `t.flatten(1).norm(dim=1)` is the length of each filter, for two axes or four.
-# >
-# > **Hint 2.** Divide by the length that `d` has, multiply by the one of `w`.
-# >
-# > **Hint 3.** `.view(-1, *[1] * (w.dim() - 1))` brings the lengths into a shape that can be multiplied.
+# <details><summary>Hint 1</summary>
+#
+# `t.flatten(1).norm(dim=1)` is the length of each filter, for two axes or four.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Divide by the length that `d` has, multiply by the one of `w`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `.view(-1, *[1] * (w.dim() - 1))` brings the lengths into a shape that can be multiplied.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -329,11 +365,23 @@ for name, trace, low, high in (
 #
 # *Difficulty 2, importance 3, 6 minutes.* `lengths` holds $\lVert g_1 \rVert, \dots, \lVert g_P \rVert$. Return the variance.
 #
-# > **Hint 1.** The first of $P$ tensors counts $P$ times, the last once.
-# >
-# > **Hint 2.** For a standard normal $v$, $g^\top v$ has variance $\lVert g \rVert^2$; a factor $c$ before it gives $c^2$.
-# >
-# > **Hint 3.** The mean of $m$ independent terms has a variance $m$ times smaller.
+# <details><summary>Hint 1</summary>
+#
+# The first of $P$ tensors counts $P$ times, the last once.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# For a standard normal $v$, $g^\top v$ has variance $\lVert g \rVert^2$; a factor $c$ before it gives $c^2$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The mean of $m$ independent terms has a variance $m$ times smaller.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]

@@ -115,11 +115,23 @@ render.figure(**PHOTOS, kind="grid", defenses=LINES, title=f"ASR left, %: {len(w
 #
 # *Difficulty 1, importance 4, 4 minutes.* All arguments are shares in 0..1.
 #
-# > **Hint 1.** Perfect and free is 1, idle is 0.5. What must stand outside the bracket?
-# >
-# > **Hint 2.** Both differences are before minus after; the second one is subtracted.
-# >
-# > **Hint 3.** `max(0, ...)` twice: a repair is not paid for accuracy that rose.
+# <details><summary>Hint 1</summary>
+#
+# Perfect and free is 1, idle is 0.5. What must stand outside the bracket?
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Both differences are before minus after; the second one is subtracted.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `max(0, ...)` twice: a repair is not paid for accuracy that rose.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -175,11 +187,23 @@ print(", ".join(beaten))
 #
 # *Difficulty 2, importance 5, 7 minutes.* `scores` holds one number a victim, shape $(v,)$. Return the means of `n` samples of $v$ victims each, drawn with replacement.
 #
-# > **Hint 1.** `torch.randint(v, (n, v), generator=generator)` draws all positions at once.
-# >
-# > **Hint 2.** A sample has as many victims as there are, some of them twice.
-# >
-# > **Hint 3.** `scores[at].mean(1)`.
+# <details><summary>Hint 1</summary>
+#
+# `torch.randint(v, (n, v), generator=generator)` draws all positions at once.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# A sample has as many victims as there are, some of them twice.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `scores[at].mean(1)`.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -270,9 +294,17 @@ show.points(
 #
 # *Difficulty 1, importance 5, 5 minutes.* Return the position of the lowest `asr` among the points with `acc` of at least `least`; one at least has it.
 #
-# > **Hint 1.** Exactly `least` is enough.
-# >
-# > **Hint 2.** Put infinity where accuracy is too low; then `argmin` counts in the whole list.
+# <details><summary>Hint 1</summary>
+#
+# Exactly `least` is enough.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Put infinity where accuracy is too low; then `argmin` counts in the whole list.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -335,11 +367,23 @@ check.claim("Picking by the tested victim itself: 6 to 14 points more.", 100 * g
 #
 # *Difficulty 3, importance 3, 8 minutes.* Which points does no other beat? High `acc` and low `asr` are good.
 #
-# > **Hint 1.** `acc[:, None] >= acc` compares all pairs: entry $(j, i)$ says whether $j$ is at least as accurate as $i$. The answer is a bool tensor.
-# >
-# > **Hint 2.** $j$ beats $i$: at least as good in both, **and** better in one of them.
-# >
-# > **Hint 3.** So equal points do not beat each other, and no point beats itself. `~beats.any(0)`.
+# <details><summary>Hint 1</summary>
+#
+# `acc[:, None] >= acc` compares all pairs: entry $(j, i)$ says whether $j$ is at least as accurate as $i$. The answer is a bool tensor.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $j$ beats $i$: at least as good in both, **and** better in one of them.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# So equal points do not beat each other, and no point beats itself. `~beats.any(0)`.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]

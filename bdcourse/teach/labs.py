@@ -27,6 +27,10 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 SOLUTION = re.compile(rf"^( *){BEGIN}\n.*?^ *{END}$", re.M | re.S)
 SEEN = ("figure", "check", "claim", "predict")
+LOOKING = """\
+# Only looking? Take the # away: the course's answers then step in for what you have not
+# written yet, and "Run All" reaches the end.
+# check.stand_in()"""
 SKIP = "skip-execution"  # nbgrader leaves such cells out; editors run them
 
 
@@ -41,16 +45,19 @@ def copy(lesson: NotebookNode) -> NotebookNode:
     """
     import nbformat
 
-    cells, asked = [], None
+    cells, asked, answer = [], None, ""
     for cell in lesson.cells:
-        tags, made, rest = cell.metadata.get("tags", []), _made(cell), None
+        tags, made, more = cell.metadata.get("tags", []), _made(cell), []
         if "exercise" in tags:
-            asked = exercise(cell.source)
+            asked, answer = exercise(cell.source), without_marks(cell.source)
         elif "check" in tags and asked:
-            rest, asked = _tested(made, asked), None
-        elif cell.cell_type == "code" and "setup" not in tags:
+            more = [_tested(made, asked), _solution(cell, answer)]
+            asked = None
+        elif "setup" in tags:
+            more = [_looking(cell)]
+        elif cell.cell_type == "code":
             _tag(made, SKIP)
-        cells += [c for c in (made, rest, seen(cell)) if c]
+        cells += [c for c in (made, *more, seen(cell)) if c]
     metadata = {k: v for k, v in lesson.metadata.items() if k != "bdcourse"}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
@@ -70,6 +77,32 @@ def stub(source: str) -> str:
     name = exercise(source)
     sentence = f'raise NotImplementedError("{name} is not written yet.")'
     return SOLUTION.sub(lambda m: f"{m[1]}{sentence}  # your answer goes here", source)
+
+
+def without_marks(source: str) -> str:
+    """An exercise with its answer, and without the lines around that."""
+    lines = source.splitlines()
+    return "\n".join(line for line in lines if line.strip() not in (BEGIN, END))
+
+
+def _solution(check: NotebookNode, answer: str) -> NotebookNode:
+    """One answer, folded behind a check: text, so that running all cells earns nothing."""
+    from nbformat import v4
+
+    text = (
+        f"<details><summary>Show one solution</summary>\n\n```python\n{answer}\n```\n\n</details>"
+    )
+    new = v4.new_markdown_cell(text, id=f"{check.id}-one")
+    new.metadata["bdcourse"] = {"key": new.id, "made": _digest(text)}
+    return new
+
+
+def _looking(setup: NotebookNode) -> NotebookNode:
+    from nbformat import v4
+
+    new = v4.new_code_cell(LOOKING, id=f"{setup.id}-looking", metadata={"tags": [SKIP]})
+    new.metadata["bdcourse"] = {"key": new.id, "made": _digest(LOOKING)}
+    return new
 
 
 def _made(cell: NotebookNode) -> NotebookNode:
@@ -320,7 +353,47 @@ def student(
                 said += f"; the old file is {target.stem}.before.ipynb"
         print(f"{target}: {said}", flush=True)
         write_whole(target, (nbformat.writes(fresh) + "\n").encode())
+    from bdcourse.teach import progress  # which reads lessons by functions of this module
+
+    progress.begin(out)
     return failed
+
+
+def reset(name: str, out: str | os.PathLike = "student") -> Path:
+    """Put the stub of one exercise back into its copy; the answer goes to a file beside.
+
+    Args:
+        name: of the exercise.
+        out: folder of the copies.
+
+    Returns:
+        the file that now holds what was in the cell.
+
+    Raises:
+        ValueError: no lesson has such an exercise.
+        FileNotFoundError: there is no copy with it.
+    """
+    import nbformat
+
+    from bdcourse.teach.lessons import lessons
+
+    of = {e.name: (lesson.stem, e) for lesson in lessons() for e in lesson.exercises}
+    if name not in of:
+        raise ValueError(f"there is no exercise {name!r}; there are {', '.join(sorted(of))}.")
+    stem, own = of[name]
+    path = Path(out) / f"{stem}.ipynb"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; `python -m bdcourse labs student` makes it.")
+    nb = nbformat.read(path, as_version=4)
+    cells = [c for c in nb.cells if _key(c) == f"exercise:{name}"]
+    if not cells:
+        raise FileNotFoundError(f"{path} has no cell of {name} any more; `labs student` adds it.")
+    kept = path.with_name(f"{name}.before.py")
+    write_whole(kept, (cells[0].source + "\n").encode())
+    cells[0].source, cells[0].outputs = own.stub, []
+    cells[0].execution_count = None
+    write_whole(path, (nbformat.writes(nb) + "\n").encode())
+    return kept
 
 
 def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:

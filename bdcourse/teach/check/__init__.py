@@ -7,7 +7,7 @@ lesson; notebooks call them from here, `check.asr(...)`.
 """
 
 from bdcourse.teach.check.clp import largest_z, outliers, score, sigma, switch_off
-from bdcourse.teach.check.core import CheckFailed, claim, reveal
+from bdcourse.teach.check.core import CheckFailed, claim, reveal, stand_in
 from bdcourse.teach.check.fip import (
     change_gradient,
     fip_gradient,
@@ -90,6 +90,7 @@ __all__ = [
     "score_length",
     "sigma",
     "stamp",
+    "stand_in",
     "stripes",
     "switch_off",
     "tac",
