@@ -7,7 +7,8 @@ tree, with links, citations and equations already resolved) and the images.
 
 All pages lie in one folder and link to each other by relative names, so the folder can
 be zipped and opened without a server. A node type without a method below fails the
-build: nothing is dropped in silence. Needs the standard library and pygments.
+build: nothing is dropped in silence. Needs the standard library, pygments and
+latex2mathml.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
@@ -128,7 +130,32 @@ class Page:
     def on_root(self, node: Node) -> str:
         return self.inside(node)
 
-    on_span = on_div = on_glossary = on_root
+    on_glossary = on_root
+
+    def on_span(self, node: Node) -> str:
+        """A stretch of HTML; mystmd leaves mathematics within HTML as LaTeX."""
+        if "math-inline" in node.get("class", ""):
+            return self.latex(node, "inline")
+        return self.inside(node)
+
+    def on_div(self, node: Node) -> str:
+        if "math-display" in node.get("class", ""):
+            return f'<div class="math">{scrolling(self.latex(node, "block"), "Equation")}</div>'
+        return self.inside(node)
+
+    def latex(self, node: Node, display: str) -> str:
+        text = "".join(child.get("value", "") for child in node.get("children") or [])
+        try:
+            return repaired(convert(text, display=display))
+        except Exception as e:  # of that library, which has no base class for its errors
+            self.problems.append(f"equation was not understood: {text!r} ({e})")
+            return ""
+
+    def on_details(self, node: Node) -> str:
+        return self.wrap("details", node)
+
+    def on_summary(self, node: Node) -> str:
+        return self.wrap("summary", node)
 
     def on_text(self, node: Node) -> str:
         return escape(PERCENT.sub("\u00a0%", node["value"]))
