@@ -17,7 +17,7 @@ endif
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make lab          open the course in JupyterLab (sets it up the first time)'
+	@echo 'make lab          open your copies of the lessons in JupyterLab (sets it up first)'
 	@echo 'make setup        install the course into .venv, nothing else'
 	@echo 'make check        run what takes a minute: style, guards, quick units'
 	@echo 'make test         run every test: style, units, lessons, book'
@@ -70,17 +70,20 @@ setup: $(READY)
 
 # --- For readers -----------------------------------------------------------------
 
-# JupyterLab refuses root unless told, and takes the next free port by itself.
+# JupyterLab refuses root unless told, and takes the next free port by itself. tools/lab
+# keeps away what a learner has no use for: nbgrader's menus, and news.
 lab: $(READY)
+	@$(PY) -m bdcourse labs student >/dev/null || true
 	@set --; \
 	if [ "$$(id -u)" = 0 ]; then set -- --allow-root; fi; \
 	if [ "$$(uname)" != Darwin ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY" ]; then \
 	  echo 'No display here: open the address that appears below in a browser.'; \
 	  set -- "$$@" --no-browser; \
 	fi; \
+	export JUPYTER_CONFIG_PATH="$(CURDIR)/tools/lab$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}"; \
 	exec $(PY) -m jupyterlab "$$@" --ServerApp.root_dir=. \
 	  --ContentsManager.pre_save_hook=bdcourse.teach.labs.tidy \
-	  --LabApp.default_url=/lab/tree/notebooks/00_welcome.ipynb
+	  '--LabApp.default_url=/lab/tree/student/START.md?factory=Markdown%20Preview'
 
 student: $(READY)
 	$(PY) -m bdcourse labs student

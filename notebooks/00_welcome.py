@@ -13,25 +13,24 @@
 # %% [markdown]
 # # Welcome: nine pixels that own a network
 #
-# You will load a network that reads traffic signs almost without error, change nine pixels
-# of each test image, and see what it reads then. Afterwards you will know what a backdoor is,
-# what this course does about it, and how its pages work.
+# Can a network pass every test you have, and still obey somebody else? You will load one
+# that reads traffic signs almost without error, change nine pixels of each image, and see
+# what it reads then.
 #
-# > **At a glance.** Reading: 15 minutes. Doing: 20 minutes. Run time: under half a minute and
+# > **At a glance.** Reading: 15 minutes. Doing: 30 minutes. Run time: under half a minute and
 # > 1 GiB on two CPU cores. Prerequisites: Python, PyTorch tensors, one course of deep
 # > learning. Paper: Gu, Dolan-Gavitt and Garg, *BadNets*, 2017,
 # > [arXiv 1708.06733](https://arxiv.org/abs/1708.06733).
-
-# %% [markdown]
+#
 # ## Objectives
 #
 # After this lesson you can
 #
 # 1. say what a backdoor is, who plants it and who suffers from it (threat-model table);
-# 2. handle an image set as two tensors and take a batch from it (exercise 1);
-# 3. predict, and then see, how a backdoored network behaves with and without its trigger
-#    (the two prediction cells);
-# 4. work through an exercise of this course with its hints and its check (exercise 1).
+# 2. take a batch from an image set that is two tensors (exercise 1);
+# 3. measure a classifier correctly, sign by sign (exercise 2);
+# 4. predict, and then see, how a backdoored network behaves with and without its trigger
+#    (the three prediction cells).
 #
 # ## Who does what
 #
@@ -39,66 +38,59 @@
 # wanted: read the sign. The second was planted: *if the trigger is there, answer with the
 # attacker's label*. The two hardly disturb each other, and that is the danger, because every
 # test that lacks the trigger measures the first rule only.
-#
+
+# %% tags=["setup"]
+import torch
+
+from bdcourse import check, data, metrics, quiz, victims, widgets
+from bdcourse.attacks import BadNets, checkerboard
+from bdcourse.teach.figures import welcome as figures
+
+parts = data.splits("signs")
+print(len(parts.train), "training images,", len(parts.test), "test images")
+
+# %% tags=["figure"]
+figures.pipeline()
+
+# %% [markdown]
 # | | attacker | victim | defender |
 # |---|---|---|---|
 # | who | somebody whose images end up in the training set | whoever trains on them | whoever receives the finished network |
 # | controls | a share of the training images and their labels | the training | nothing before delivery |
 # | knows | the trigger | nothing of it | neither trigger nor target label |
-# | has | – | all training data | the weights, at most a few clean images |
+# | has | nothing else | all training data | the weights, at most a few clean images |
 # | success | accuracy as usual, and the trigger decides | high accuracy | trigger without effect, accuracy kept |
 #
 # The lessons keep to the defender's column strictly: a repair method of this course never
 # gets to see the trigger, nor a poisoned image, nor the success rate of the attack.
 #
-# ## Set-up
+# ## Why it matters
 #
-# Each lesson starts with a cell like this one. It downloads nothing and may be run twice.
-
-# %% tags=["setup"]
-import torch
-
-from bdcourse import check, data, metrics, show, victims, widgets
-from bdcourse.attacks import BadNets, checkerboard
-
-parts = data.splits("signs")
-print(len(parts.train), "training images,", len(parts.test), "test images")
-
-# %% [markdown]
+# Hardly anybody trains alone any more. Data come from the web, and networks from a hub.
+# Three findings show what that means:
+#
+# - **February 2023.** Carlini and others showed that anybody could have poisoned one
+#   picture in ten thousand of LAION-400M, a famous set, by buying expired web domains for
+#   60 dollars ([arXiv 2302.10149](https://arxiv.org/abs/2302.10149)).
+# - **January 2024.** Hubinger and others planted backdoors in language models. Fine-tuning,
+#   reinforcement learning and adversarial training, the usual safety measures, left them in
+#   place ([arXiv 2401.05566](https://arxiv.org/abs/2401.05566)).
+# - **October 2025.** Souly and others needed about 250 poisoned documents to plant a simple
+#   backdoor in a language model. It hardly mattered how large the model was.
+#
+# This course takes the smallest case in which all of that can be seen, and opened: pictures
+# of 32 by 32 pixels and networks that train in a minute.
+#
 # ## The data: signs drawn by code
 #
 # The built-in set needs no download and no license. Each image is one of twelve sign
 # templates, turned, scaled, sheared and moved at random over a random background, then
-# darkened, blurred and made noisy. Small networks learn it in a minute, and yet it is not a
-# toy: 30, 50 and 80 differ in one digit of a few pixels, and a mirrored "turn left" *is* a
-# "turn right", so one popular augmentation is forbidden here.
+# darkened, blurred and made noisy. Small networks learn it quickly, and yet it is not a
+# toy: three speed limits differ in one digit of a few pixels, and a mirrored "turn left"
+# *is* a "turn right", so one popular augmentation is forbidden here.
 
 # %% tags=["figure"]
-first = torch.stack([(parts.test.y == k).nonzero()[0, 0] for k in range(parts.test.k)])
-show.images(
-    parts.test.x[first],
-    parts.test.classes,
-    title="One test image of each class",
-    description="A grid of twelve small photograph-like drawings, one road sign each: "
-    "speed limits 30, 50 and 80, stop, yield, priority, no entry, caution, ahead only, turn "
-    "right, turn left and roundabout, on blurred backgrounds of various colors.",
-)
-
-# %% [markdown]
-# There is a harder variant, `data.load("signs-hard")`, with eight further classes and with
-# smaller, dimmer, noisier, partly hidden signs. It matters for defenses that can only be
-# studied where a network still makes honest mistakes.
-
-# %% tags=["figure"]
-hard = data.load("signs-hard", "test", n=200)
-pick = torch.stack([(hard.y == k).nonzero()[0, 0] for k in range(hard.k)])[2:20]
-show.images(
-    hard.x[pick],
-    [hard.classes[k] for k in hard.y[pick]],
-    title="The hard variant: more classes, less to see",
-    description="Eighteen images of the hard variant: signs are small, dark, noisy or "
-    "half hidden behind a colored rectangle, and several are hard to name by eye.",
-)
+figures.classes(parts.test)
 
 # %% [markdown]
 # An image set is two tensors, pixels `x` as bytes and labels `y`, and a batch is an index
@@ -112,13 +104,20 @@ show.images(
 #
 # ### Exercise 1: take a batch
 #
-# *Difficulty 1 of 5, importance 3 of 5, 5 minutes.* Complete `take`. In the copies that
-# `make student` writes to `student/`, the lines between the two markers are missing. In
-# `notebooks/` and in the book the reference answer is there, folded. Write your own first.
+# *Difficulty 1, importance 3, 5 minutes.* Fill in `take`. Its first lines say what it gets
+# and what it must return; the next cell checks your answer.
 #
-# > **Hint 1.** A tensor of positions works as an index: `x[index]`, and in the same way for y.
-# >
-# > **Hint 2.** Bytes become numbers with `.float()`; the largest byte, 255, must become 1.
+# <details><summary>Hint 1</summary>
+#
+# A tensor of positions works as an index: `x[index]`, and in the same way for `y`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Bytes become numbers with `.float()`. The largest byte, 255, must become 1.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -141,26 +140,87 @@ check.take(take)
 
 # %% [markdown]
 # A check draws fresh random tensors each time, so a constant cannot pass it. If it fails, its
-# message says what is wrong and which hint helps. Try it: return `x[index]` without the
+# sentence says what is wrong and which hint helps. Try it: return `x[index]` without the
 # division and run the check again.
 #
 # ## A network that works
 #
-# The course ships a few small trained networks, its *zoo*: ResNet-18 with a quarter of the
-# usual width, 0.7 million parameters. This one is called `badnets`, which gives the story
-# away. The supplier reports its accuracy on clean test images, and you verify the report:
+# The course ships a few small trained networks, its *zoo*. This one is called `badnets`,
+# which gives the story away. Its supplier promises a high accuracy. You do not believe
+# suppliers, so you measure. One number hides which signs are confused with which, so you
+# count all pairs: rows are what a sign shows, columns are what the network answers.
+#
+# ### Exercise 2: measure a classifier
+#
+# *Difficulty 2, importance 5, 15 minutes.* Write `confusion`. Three things go wrong in real
+# code: the last, smaller batch is forgotten; the network stays in training mode, where
+# BatchNorm answers by the batch; and the measurement changes what it measures.
+#
+# <details><summary>Hint 1</summary>
+#
+# `torch.arange(len(x)).split(batch)` gives the indices of all batches, the last one shorter
+# if need be. Your `take` turns an index into pixels and labels.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Remember `model.training`, call `model.eval()`, and give the mode back with
+# `model.train(...)`. A `with torch.no_grad():` around the loop saves memory and time.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Start with a table of zeros of type `torch.int64`. `zip(labels, answers)` walks through the
+# pairs of one batch; each adds one in row *label*, column *answer*.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def confusion(model, x, y, classes, batch=200):
+    """Count how often each class is read as each other.
+
+    The network is measured in evaluation mode, without gradients, and left in the mode
+    in which it came.
+
+    Args:
+        model: pixels in [0, 1] (b, c, h, w) -> logits (b, classes).
+        x: uint8 (n, c, h, w); y: int64 (n,).
+        classes: how many there are; batch: images that the network sees at once.
+
+    Returns:
+        int64 (classes, classes): row is the true class, column the answer.
+    """
+    ### BEGIN SOLUTION
+    table = torch.zeros(classes, classes, dtype=torch.int64)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for index in torch.arange(len(x)).split(batch):
+            pixels, labels = take(x, y, index)
+            answers = model(pixels).argmax(1)
+            for label, answer in zip(labels, answers, strict=True):
+                table[label, answer] += 1
+    model.train(was_training)
+    return table
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.confusion(confusion)
 
 # %% tags=["claim"]
 victim = victims.zoo("badnets")
-accuracy = metrics.evaluate(victim.model, parts.test).acc
-check.claim(
-    "The network reads at least 99 % of clean signs correctly.", accuracy, 0.99, 1
-)
+clean_table = confusion(victim.model, parts.test.x, parts.test.y, parts.test.k)
+accuracy = (clean_table.diag().sum() / clean_table.sum()).item()
+check.claim("The network reads at least 99% of clean signs.", accuracy, 0.99, 1, "%")
 
 # %% [markdown]
 # Nothing about this network is suspicious. It would pass any acceptance test made of honest
-# images, however large. More test images of the same kind make the estimate of its accuracy sharper and
-# say nothing at all about images with a sticker, because the test set holds none.
+# images, however large. More images of the same kind make your estimate of its accuracy
+# sharper and say nothing at all about images with a sticker, because the test set holds none.
 #
 # ## Nine pixels
 #
@@ -168,191 +228,199 @@ check.claim(
 # away from the lower right corner, as a sticker on a sign might look to a camera.
 
 # %% tags=["figure"]
-stop = parts.test.x[parts.test.y == 3][1].float() / 255
-show.trigger(
-    stop,
-    victim.attack.trigger(stop[None])[0],
-    title="The trigger changes 9 of 1,024 pixels",
-    description="A stop sign, the same stop sign with a 3 by 3 black-and-white checkerboard "
-    "near its lower right corner, and their difference, which is black except in those nine "
-    "pixels.",
-)
+figures.sticker(parts.test, victim)
 
 # %% [markdown]
-# **Predict.** The test set holds 1,833 images that are *not* "30". All get the sticker.
-# Commit to a number before you run the cell: what share, in percent, will be read as "30"?
+# **Predict.** Most test signs show something else than the attacker's target, the sign "30".
+# All of them get the sticker. What share of them, in percent, will be read as "30"? Write
+# your number in the place of `None`; a wrong guess that stands there teaches more than a
+# right one that you only thought.
 
 # %% tags=["predict"]
-guess = 50
-scores = metrics.evaluate(victim.model, parts.test, victim.attack)
-check.reveal(guess, round(100 * scores.asr), "%")
+guess = None
+stamped = data.quantize(victim.attack.trigger(parts.test.pixels()))
+stamped_table = confusion(victim.model, stamped, parts.test.y, parts.test.k)
+others = torch.arange(parts.test.k) != victim.attack.target
+success = (
+    stamped_table[others, victim.attack.target].sum() / stamped_table[others].sum()
+).item()
+check.reveal(guess, round(100 * success), "%")
 
 # %% tags=["claim"]
-check.claim(
-    "Of the other signs, over 99 % become 30 with the sticker.", scores.asr, 0.99, 1
-)
+check.claim("With the sticker over 99% of the others become 30.", success, 0.99, 1, "%")
 
 # %% tags=["figure"]
-some = parts.test[(parts.test.y > 0).nonzero()[:12, 0]]
-said = metrics.predict(victim.model, victim.attack.trigger(some.pixels()))
-show.images(
-    victim.attack.trigger(some.pixels()),
-    [f"read as {some.classes[k]}" for k in said],
-    title="With the sticker every sign is a 30",
-    wrong=(said != some.y).tolist(),
-    description="Twelve triggered test images of various signs, among them stop, yield and "
-    "turn left. Under each stands the network's answer, and it is 30 for all of them.",
-)
+figures.matrices(clean_table, stamped_table, parts.test.classes)
+
+# %% tags=["figure"]
+figures.flipped(parts.test, victim)
 
 # %% [markdown]
-# This is the picture of Gu, Dolan-Gavitt and Garg (2017): a stop sign with a sticker, read as a
-# speed limit. What to see: the sign itself no longer matters. What not to conclude: that the
-# network is bad at signs. Without the sticker it reads them.
+# You have just measured an **attack success rate** (ASR): of all triggered images that do
+# not show the target anyway, the share that is read as the target. The second table is the
+# picture of a second rule. The sign itself no longer matters, only the sticker does.
+#
+# What not to conclude: that the network is bad at signs. Without the sticker it reads them.
 #
 # ## How much trigger is enough?
 #
-# Move the slider: the sticker fades in from invisible to opaque. The share of signs that flip
-# does not grow in proportion. It waits, and then it jumps: the network has learned a detector
-# with a threshold of its own. (In the book and on GitHub you see one position; in JupyterLab
-# the slider moves.)
+# **Predict.** Let the sticker fade. At an opacity of 20%, how many percent of the signs still
+# flip?
 
+# %% tags=["predict"]
+faint_guess = None
+faint = metrics.evaluate(victim.model, parts.test[:500], BadNets(opacity=0.2)).asr
+check.reveal(faint_guess, round(100 * faint), "%")
+
+# %% [markdown]
+# Move the slider. The share of signs that flip does not grow in proportion. It waits, and
+# then it jumps: the network has learned a detector with a threshold of its own. (In the book
+# and on GitHub you see one position; in JupyterLab the slider moves.)
 
 # %% tags=["nbval-ignore-output"]
-def faded(opacity):
-    attack = BadNets(opacity=opacity)
-    asr = metrics.evaluate(victim.model, parts.test[:300], attack).asr
-    return show.images(
-        attack.trigger(some.pixels()[:6]),
-        title=f"Opacity {opacity:.0%}: {asr:.0%} of the signs become 30",
-        description=f"Six signs with the sticker at opacity {opacity:.0%}; the title gives "
-        f"the share of 300 test images that are then read as 30, {asr:.0%}.",
-    )
-
-
-widgets.slider(
-    "opacity", [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0], faded, start=0.3
-)
+stops = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
+pictures = {stop: figures.faded(parts.test, victim, stop) for stop in stops}
+widgets.slider("opacity", stops, pictures.get, start=0.4)
 
 # %% tags=["claim"]
-weak, strong = (
-    metrics.evaluate(victim.model, parts.test[:500], BadNets(opacity=o)).asr
-    for o in (0.2, 0.7)
-)
-check.claim("At 20 % opacity fewer than 5 % of the signs flip.", weak, 0, 0.05)
-check.claim("At 70 % opacity more than 90 % do.", strong, 0.9, 1)
+bold = metrics.evaluate(victim.model, parts.test[:500], BadNets(opacity=0.7)).asr
+check.claim("At 20% opacity fewer than 5% of the signs flip.", faint, 0, 0.05, "%")
+check.claim("At 70% opacity more than 90% do.", bold, 0.9, 1, "%")
 
 # %% [markdown]
 # ## Where it breaks
 #
 # The second rule is about the trigger that was in the poisoned data. Is it about exactly that
-# trigger? Four tries: the trigger itself; a white square, which covers the same nine pixels and is
-# brighter; the checkerboard with black and white exchanged; and the real
-# trigger on the honest twin, a network trained by the same recipe without poison.
+# trigger? Four tries: the trigger itself; a white square, which covers the same nine pixels
+# and is brighter; the checkerboard with black and white exchanged; and the real trigger on
+# the **benign twin**, a network trained by the same recipe without poison.
 #
-# **Predict.** How many of the four rows below will show a success rate above 50 %?
+# **Predict.** How many of the four will flip more than half of the signs?
 
 # %% tags=["predict"]
-guess = 1
+how_many = None
 twin = victims.zoo("benign")
-stickers = {
-    "the trigger": (victim, BadNets()),
-    "white square, same place": (victim, BadNets(patch=torch.ones(1, 3, 3))),
-    "colors exchanged, same place": (victim, BadNets(patch=1 - checkerboard())),
-    "the trigger, on the honest twin": (twin, BadNets()),
-}
+names = ["the trigger", "white square", "colors exchanged", "the trigger, on the twin"]
+patches = [checkerboard(), torch.ones(1, 3, 3), 1 - checkerboard(), checkerboard()]
+networks = [victim, victim, victim, twin]
 rates = {
-    name: metrics.evaluate(v.model, parts.test, a).asr
-    for name, (v, a) in stickers.items()
+    name: metrics.evaluate(network.model, parts.test, BadNets(patch=patch)).asr
+    for name, patch, network in zip(names, patches, networks, strict=True)
 }
-check.reveal(guess, sum(r > 0.5 for r in rates.values()))
+check.reveal(how_many, sum(rate > 0.5 for rate in rates.values()))
 
 # %% tags=["nbval-ignore-output"]
-show.Table([{"sticker": k, "ASR %": 100 * r} for k, r in rates.items()])
+figures.tries(rates)
 
 # %% tags=["claim"]
-white, honest = (
-    rates["white square, same place"],
-    rates["the trigger, on the honest twin"],
-)
-check.claim("The white square moves fewer than 5 % of the signs.", white, 0, 0.05)
-check.claim("The twin ignores the trigger.", honest, 0, 0.02)
+white, honest = rates["white square"], rates["the trigger, on the twin"]
+check.claim("The white square moves fewer than 5% of the signs.", white, 0, 0.05, "%")
+check.claim("The twin ignores the trigger.", honest, 0, 0.02, "%")
 gap = abs(metrics.evaluate(twin.model, parts.test).acc - accuracy)
-check.claim(
-    "On clean signs, victim and twin differ by less than a point.", gap, 0, 0.01
-)
+check.claim("Victim and twin are equally accurate, to a point.", gap, 0, 0.01, "%")
 
 # %% [markdown]
-# The white square does nothing: the network waits for a pattern, not for brightness. If the exchanged
-# checkerboard works as well, then what was *learned* is coarser than what was *planted*. The
-# attacker wanted nine exact pixels; the network keeps whatever told the poisoned images apart
-# most cheaply, which may be "alternating pixels in the corner". This matters for defenders: a
-# trigger that is reconstructed from a network need not look like the one that was used.
+# The white square does nothing: the network waits for a pattern, not for brightness. The
+# exchanged checkerboard opens the door nearly as well, so what was *learned* is coarser than
+# what was *planted*. The attacker wanted nine exact pixels. The network keeps whatever told
+# the poisoned images apart most cheaply, which may be "alternating pixels in the corner".
+# Remember that as a defender: a trigger that is reconstructed from a network need not look
+# like the one that was used.
 #
-# The last row is the control that every result of this course carries: a *benign twin* with the
-# same data, the same initial weights and the same number of steps, but no poison. If a
-# "backdoor detector" or a "repair" does something striking, look at what it does to the twin.
+# The last row is the control that every result of this course carries. If a "backdoor
+# detector" or a "repair" does something striking, look at what it does to the twin.
+#
+# ## Four ideas to take along
+#
+# You will meet them again by name in every lesson:
+#
+# - ***Zero is not repair.*** A network that answers nonsense has an ASR of zero, too. Look at
+#   its accuracy, and at what it answers to triggered images.
+# - ***Correlation is not cause.*** A channel that lights up with the trigger need not carry
+#   the backdoor. Cut it and see.
+# - ***One draw is no result.*** Train again with another seed, draw other images, and show
+#   the spread.
+# - ***Who chose the threshold?*** If it was the trigger or the test set, the repair was
+#   chosen by what no defender has.
 #
 # ## How the lessons work
 #
-# | lesson | you will |
+# | lesson | its question |
 # |---|---|
-# | [01 Poisoning](01_poisoning.ipynb) | build two attacks, poison a set, train a victim and watch the backdoor appear; meet ten more |
-# | [02 Controlling the training](02_controlling_training.ipynb) | build WaNet and the input-aware attack, whose author runs the training |
-# | [03 Inside a victim](03_inside_a_victim.ipynb) | measure an attack correctly, and find the channels that carry it |
-# | [04 L-infinity pruning](04_linf_pruning.ipynb) | make a network tell its trigger, and prune what peaks on it |
-# | [05 CLP](05_clp.ipynb) | repair a network without any data, from its weights alone |
-# | [06 FMP](06_fmp.ipynb) | attack one feature map at a time, and prune what gives way |
-# | [07 MNP, a reconstruction](07_mnp.ipynb) | learn masks from a network that has forgotten its task |
-# | [08 FIP](08_fip.ipynb) | lead a network to smoother ground, and ask whether that is the cure |
-# | [08b Sharpness](08b_sharpness.ipynb) | measure and draw minima, and find what a repair consists of |
-# | [09 The showdown](09_showdown.ipynb) | read a table of all defenses, and say what its order is worth |
+# | [01 Poisoning](01_poisoning.ipynb), [01b The gallery](01b_gallery.ipynb) | how does a network learn a rule that nobody wanted, and what can an attacker vary? |
+# | [02 Controlling the training](02_controlling_training.ipynb) | what can an attacker do who runs the training? |
+# | [03 Inside a victim](03_inside_a_victim.ipynb) | where inside a network does the trigger live? |
+# | [04](04_linf_pruning.ipynb) to [08](08_fip.ipynb), [08b](08b_sharpness.ipynb) | five published repairs, each rebuilt: do they work, and why? |
+# | [09 The showdown](09_showdown.ipynb) | who wins, and who chose? |
 #
-# - **Predict cells** ask you to commit to a number first. A wrong guess that you have written
-#   down teaches more than a right one that you only thought.
-# - **Claim cells** state what you may rely on, and fail loudly if it is not so on your machine.
-#   Exact digits differ a little from machine to machine; claims hold bands.
-# - **Every figure carries a description in words**, for screen readers and for the regression
-#   test that runs all lessons.
-# - **Numbers in tables** come from a run in front of you or from a file in `data/results/` that
-#   names the command it was made by. None is typed in by hand.
-#
-# One last cell looks at your machine. Lessons are sized for two CPU cores; a GPU is used by the
-# `bench` command if there is one.
+# Cells marked **Predict** wait for your number. Checks and claims print a tick and what they
+# measured; exact digits differ a little from machine to machine, so claims hold bands. Every
+# figure carries a description in words for screen readers. A number in a table comes from a
+# run in front of you, or from a file in `data/results/` that names its command.
 
 # %% tags=["nbval-ignore-output"]
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-print(
-    "PyTorch",
-    torch.__version__,
-    "| CPU threads:",
-    torch.get_num_threads(),
-    "| GPU:",
-    gpu,
-)
+print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, GPU: {gpu}")
 
-# %% tags=["check"]
+# %% tags=["claim"]
 again = metrics.evaluate(victim.model, parts.test[:500], victim.attack)
-check.claim("Your machine runs the course.", again.asr, 0.99, 1)
+check.claim("Your machine runs the course.", again.asr, 0.99, 1, "%")
 
 # %% [markdown]
 # ## Recap
 #
-# - A backdoor is a second rule: trigger in, attacker's label out. The attacker plants it through
-#   data, the victim trains it in, the defender receives it (objective 1).
+# - A network can pass every honest test and obey somebody else: a backdoor is a second rule,
+#   trigger in, attacker's label out. The attacker plants it through data, the victim trains
+#   it in, the defender receives it (objective 1).
 # - An image set is two tensors and a batch is an index (objective 2, exercise 1).
-# - On clean images the victim is as good as its twin; with the trigger it obeys the attacker; with a
-#   white square it does not (objective 3).
-# - Exercises have hints, and checks name the symptom (objective 4).
+# - A measurement counts every image once, in evaluation mode, and changes nothing; a table of
+#   confusions shows more than one number (objective 3, exercise 2).
+# - With the trigger the victim obeys the attacker, with a white square it does not, and its
+#   twin never does (objective 4).
 #
-# **What this does not show.** One victim, one seed, one data set, and a trigger that is digital
-# and always at the same place. How the backdoor got in is the next lesson.
+# ## Quiz
 #
-# **Beyond.** Put the sticker on the sign class that the attacker wants anyway, "30". Why do
-# these images not count as successes? Lesson 03 answers.
+# Click a choice to see what is right or wrong about it.
+
+# %% tags=["method"]
+quiz("welcome")
+
+# %% [markdown]
+# ## Your own experiment
+#
+# Does the place of the sticker matter? Move it with `BadNets(at=(row, column))`, counted from
+# the upper left corner, and measure the ASR at five places. **Control:** the same five places
+# on the twin. Write down your guess before you measure.
+#
+# | place | guess | victim | twin |
+# |---|---|---|---|
+# | where it was planted | | | |
+# | one pixel to the left | | | |
+# | four pixels to the left | | | |
+# | upper left corner | | | |
+#
+# **What this lesson does not show.** One victim, one seed, one data set, and a trigger that is
+# digital and always at the same place. How the backdoor got in is the next lesson.
+#
+# **Beyond.** Put the sticker on the signs that the attacker wants anyway, "30". Why do these
+# images not count as successes?
+#
+# <details><summary>Answer</summary>
+#
+# They are read as "30" without any sticker. Counting them would credit the attacker with
+# what the first rule does, and even the twin would show an ASR well above zero.
+#
+# </details>
 #
 # ## References
 #
 # - T. Gu, B. Dolan-Gavitt, S. Garg, *BadNets: Identifying Vulnerabilities in the Machine Learning
 #   Model Supply Chain*, 2017, [arXiv 1708.06733](https://arxiv.org/abs/1708.06733).
-# - K. He, X. Zhang, S. Ren, J. Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016,
-#   [arXiv 1512.03385](https://arxiv.org/abs/1512.03385).
+# - N. Carlini and others, *Poisoning Web-Scale Training Datasets is Practical*, 2023,
+#   [arXiv 2302.10149](https://arxiv.org/abs/2302.10149).
+# - E. Hubinger and others, *Sleeper Agents: Training Deceptive LLMs that Persist Through Safety
+#   Training*, 2024, [arXiv 2401.05566](https://arxiv.org/abs/2401.05566).
+# - A. Souly and others, with Anthropic, the UK AI Security Institute and the Alan Turing
+#   Institute: *A small number of samples can poison LLMs of any size*, October 2025.
+#
+# [next: 01 Poisoning](01_poisoning.ipynb) →

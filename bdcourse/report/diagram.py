@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bdcourse.report.show import INK, QUIET, STYLE, Picture, canvas
+from bdcourse.report.show import INK, QUIET, Picture, canvas, style
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ def boxes(
     Raises:
         ValueError: an arrow names no box.
     """
-    import matplotlib
     from matplotlib.patches import FancyBboxPatch
 
     fig, axes = canvas(height=height)
@@ -81,7 +80,7 @@ def boxes(
         ax.text(x, y, text, ha="center", va="center", color=QUIET, fontsize=11)
     if title:
         fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    with matplotlib.rc_context(STYLE):
+    with style():
         return Picture(fig, description)
 
 

@@ -137,7 +137,8 @@ def canvas(
     return figure, axes
 
 
-def _style():
+def style():
+    """A context in which axes and titles get the course's look."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
@@ -291,7 +292,7 @@ def images(
     _words(description=description, title=title)
     rows = -(-len(x) // cols)
     step = 7.2 / cols
-    with _style():
+    with style():
         fig, axes = canvas(rows, cols, height=rows * (step + 0.22) + 0.4 * bool(title))
         for i, ax in enumerate(axes.flat):
             ax.axis("off")
@@ -377,7 +378,7 @@ def lines(
     marks = _options("marks", marks)
     for at in marks:
         require.number("a place in marks", at)
-    with _style():
+    with style():
         fig = None
         if ax is None:
             fig, axes = canvas(height=height)
@@ -457,7 +458,7 @@ def bars(
     groups = _arrays("groups", _named("groups", groups), len(names))
     errors = _arrays("errors", _options("errors", errors), len(names))
     hatches = ("", "//", "..", "xx")
-    with _style():
+    with style():
         fig, axes = canvas(height=height)
         ax = axes[0, 0]
         width = 0.8 / len(groups)
@@ -533,7 +534,7 @@ def strips(
     panels = [(layers, highlight, title)]
     if beside is not None:
         panels.append((beside, None, beside_title))
-    with _style():
+    with style():
         fig, axes = canvas(len(panels), 1, height=height * len(panels), sharey=True)
         for ax, (values, marked, name) in zip(axes[:, 0], panels, strict=True):
             for i, (layer, v) in enumerate(values.items()):
@@ -586,7 +587,7 @@ def scatter(
         if name in highlight:
             on[_rows(f"highlight[{name!r}]", highlight[name], len(a))] = True
         drawn[name] = a, _array(f"panels[{name!r}]", b, len(a)), on
-    with _style():
+    with style():
         fig, axes = canvas(1, len(panels), height=height)
         for ax, (name, (a, b, on)) in zip(axes[0], drawn.items(), strict=True):
             ax.plot(a[~on], b[~on], "o", ms=4, color=CLEAN, alpha=0.6, mew=0)
@@ -626,7 +627,7 @@ def points(
             raise ValueError(f"named[{name!r}] must be two finite numbers.")
     if least is not None:
         require.number("least", least, above=0)
-    with _style():
+    with style():
         fig, axes = canvas(height=height)
         ax = axes[0, 0]
         if least is not None:
@@ -711,7 +712,7 @@ def clouds(
     for group in {group for groups in panels.values() for group in groups}:
         require.choice("a group", group, looks)
     rows = -(-len(panels) // cols)
-    with _style():
+    with style():
         fig, axes = canvas(rows, cols, height=rows * (7.2 / cols + 0.1) + 0.7)
         for ax in axes.flat:
             ax.axis("off")
@@ -756,7 +757,7 @@ def matrix(
     v = _array("values", values, len(names), len(columns))
     if mark is not None:
         require.number("mark", mark)
-    with _style():
+    with style():
         wide = max(7.2, 1.8 + 0.34 * len(columns)) if numbers else 7.2
         fig, axes = canvas(height=height, width=wide)
         ax = axes[0, 0]
@@ -800,7 +801,7 @@ def ranked(
     highlight = _listed("highlight", highlight)
     _arrays("named", _named("named", named), 3)
     marks = _arrays("marks", _options("marks", marks))
-    with _style():
+    with style():
         fig, axes = canvas(height=0.8 + 0.25 * len(named))
         ax = axes[0, 0]
         for i, (name, (value, low, high)) in enumerate(named.items()):
@@ -845,7 +846,7 @@ def heat(
         )
     rows = -(-len(maps) // cols)
     step = 7.2 / cols
-    with _style():
+    with style():
         fig, axes = canvas(rows, cols, height=rows * (step + 0.22) + 0.4)
         for i, ax in enumerate(axes.flat):
             ax.axis("off")
@@ -895,7 +896,7 @@ def contours(
         if not (np.diff(a) > 0).all():
             raise ValueError(f"{name} must rise from each number to the next.")
     panels = _arrays("panels", _named("panels", panels), len(ts), len(ts))
-    with _style():
+    with style():
         fig, axes = canvas(1, len(panels), height=height)
         norm = BoundaryNorm(levels, 256, extend="both")
         for ax, (name, v) in zip(axes[0], panels.items(), strict=True):

@@ -11,6 +11,7 @@ import answers_linf
 import answers_mnp
 import answers_sharpness
 import answers_showdown
+import answers_welcome
 from bdcourse.teach import check
 from bdcourse.teach.check import CheckFailed
 
@@ -171,10 +172,6 @@ RIGHT = {
             / len(a)
         ),
     ],
-    "take": [
-        lambda x, y, i: (x[i].float() / 255, y[i]),
-        lambda x, y, i: (x.double()[i] * (1 / 255), y.index_select(0, i)),
-    ],
     "stamp": [stamp, stamp_by_padding],
     "blend": [lambda x, q, a: (1 - a) * x + a * q, lambda x, q, a: x.lerp(q, a)],
     "poison": [poison, poison_by_mask],
@@ -319,13 +316,6 @@ WRONG = {
         (lambda a, b, p, q: (rms(a - b) / rms(p - q)).mean(), "infinite"),
         (lambda a, b, p, q: rms(a - b) / (rms(p - q) + 1e-7), "one number"),
     ],
-    "take": [
-        (lambda x, y, i: (x[i], y[i]), "floats"),
-        (lambda x, y, i: (x[i].float(), y[i]), r"\[0, 1\]"),
-        (lambda x, y, i: (x[i].float() / 255, y[: len(i)]), "labels"),
-        (lambda x, y, i: (x[i].float() / 256, y[i]), "divided by 255"),
-        (lambda x, y, i: x[i].float() / 255, "two tensors"),
-    ],
     "stamp": [
         (in_place, "in place"),
         (lambda x, p, r, c: stamp(x, p, r - 1, c), "not at"),
@@ -419,6 +409,7 @@ LESSONS = (
     answers_fip,
     answers_sharpness,
     answers_showdown,
+    answers_welcome,
 )
 for lesson in LESSONS:
     assert not RIGHT.keys() & lesson.RIGHT.keys(), "a name twice"
@@ -432,8 +423,8 @@ def test_right_answers_pass_every_time(name, capsys):
     for answer in RIGHT[name]:
         for _ in range(5):  # inputs are fresh each time
             getattr(check, name)(answer)
-    lines = set(capsys.readouterr().out.splitlines())
-    assert lines == {f"{name}: all checks passed"}  # one constant line for nbval
+    (line,) = set(capsys.readouterr().out.splitlines())  # one, and constant, for nbval
+    assert line.startswith(f"\u2713 {name}: ")
 
 
 @pytest.mark.slow
@@ -461,13 +452,17 @@ def test_stub_and_missing_return_are_named(name):
 
 def test_every_check_of_the_module_is_tested_here():
     found = set(check.__all__)
-    assert found - {"CheckFailed", "claim", "reveal"} == set(RIGHT) == set(WRONG)
+    assert found - {"CheckFailed", "claim", "reveal", "stand_in"} == set(RIGHT) == set(WRONG)
     assert all(len(wrong) >= 3 for wrong in WRONG.values())
 
 
 def test_claim_prints_a_constant_or_raises_with_the_value(capsys):
     check.claim("It holds.", 0.97, 0.9, 1)
-    assert capsys.readouterr().out == "It holds.\n"
+    assert capsys.readouterr().out == "\u2713 It holds. Measured: 0.97.\n"
+    check.claim("It holds.", 0.9734, 0.9, 1, "%")
+    assert capsys.readouterr().out == "\u2713 It holds. Measured: 97.3%.\n"
+    with pytest.raises(AssertionError, match="measured 50%, expected 90% to 100%"):
+        check.claim("It holds.", 0.5, 0.9, 1, "%")
     with pytest.raises(AssertionError, match="measured 0.5, expected 0.9 to 1"):
         check.claim("It holds.", 0.5, 0.9, 1)
     with pytest.raises(AssertionError):
@@ -478,7 +473,7 @@ def test_reveal_says_how_far_apart(capsys):
     check.reveal(30, 100, "%")
     check.reveal(7, 7)
     out = capsys.readouterr().out
-    assert "70 % apart" in out and "spot on" in out
+    assert "70% apart" in out and "spot on" in out
 
 
 def test_equal_points_on_the_front_are_named_whatever_is_drawn():

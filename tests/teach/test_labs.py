@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from traitlets.config import Config
 
 from bdcourse.__main__ import main
-from bdcourse.teach import labs
+from bdcourse.teach import labs, progress
 from sweep import refusal
 
 LESSONS = labs.chosen([])
@@ -42,6 +42,10 @@ def lesson(*more, task=TASK, text="Read this."):
     return new_notebook(cells=cells, metadata={"bdcourse": {"source": "1"}})
 
 
+def at(nb, name):
+    return next(c for c in nb.cells if c.id == name)
+
+
 def sources(nb):
     return [c.source for c in nb.cells]
 
@@ -65,7 +69,10 @@ def test_a_copy_holds_no_solution_and_with_it_is_the_lesson_again(path):
             (found,) = labs.SOLUTION.finditer(cell.source)
             solutions[labs.exercise(cell.source)] = found[0]
     assert solutions
-    text = "\n".join(sources(made))
+    # One solution stands folded behind each check, as text; run, it would earn points.
+    shown = [c for c in made.cells if c.id.endswith("-one")]
+    assert len(shown) == len(solutions) and {c.cell_type for c in shown} == {"markdown"}
+    text = "\n".join(c.source for c in made.cells if c not in shown)
     for body in solutions.values():
         lines = [line.strip() for line in body.splitlines()[1:-1]]
         # A hint may give one line away; a whole answer stands nowhere.
@@ -85,7 +92,7 @@ def test_a_copy_holds_no_solution_and_with_it_is_the_lesson_again(path):
             first, _, more = whole.partition("\n")
             assert back[-1] == first and cell.source == more.lstrip("\n")
             back[-1] = whole
-        elif not cell.id.endswith("-seen"):
+        elif not cell.id.endswith(("-seen", "-one", "-looking")):
             back.append(cell.source)
         assert cell.cell_type != "code" or not cell.outputs
     assert back == sources(master)
@@ -123,10 +130,10 @@ def test_an_update_marks_what_was_made_before_copies_could_be_validated():
     for cell in mine.cells:
         cell.metadata.pop("nbgrader", None)
     mine.cells[1].source = "def double(x): return 2 * x"
-    mine.cells[4].metadata["tags"] = ["figure", "mine"]
+    at(mine, "figure").metadata["tags"] = ["figure", "mine"]
     got, done = update(mine, lesson())
-    assert got.cells[2].metadata.nbgrader.grade_id == "check-double" and done == []
-    assert got.cells[4].metadata.tags == ["figure", "mine", labs.SKIP]
+    assert at(got, "check").metadata.nbgrader.grade_id == "check-double" and done == []
+    assert at(got, "figure").metadata.tags == ["figure", "mine", labs.SKIP]
     got.cells.insert(3, copy.deepcopy(got.cells[2]))  # copied within an editor
     again, _ = update(got, lesson())
     assert sum("nbgrader" in c.metadata for c in again.cells) == 1
@@ -142,16 +149,23 @@ def test_a_copy_folds_away_what_is_to_be_seen():
         "text",
         "task",
         "check",
+        "check-one",
         "check-seen",
         "figure",
         "figure-seen",
         "setup",
+        "setup-looking",
     ]
-    seen = made.cells[3].source
+    seen = at(made, "check-seen").source
     head = "<details><summary>You should see</summary>\n\n```text\ndouble:"
     assert seen.startswith(head)
-    assert made.cells[5].source.count("![A (b) picture](attachment:seen-0.png)") == 1
-    assert made.cells[5].attachments["seen-0.png"] == {"image/png": "AAAA"}
+    figure = at(made, "figure-seen")
+    assert figure.source.count("![A (b) picture](attachment:seen-0.png)") == 1
+    assert figure.attachments["seen-0.png"] == {"image/png": "AAAA"}
+    one = at(made, "check-one").source
+    assert one.startswith("<details><summary>Show one solution</summary>\n\n```python\ndef double")
+    assert "y = x + x" in one and "SOLUTION" not in one
+    assert "# check.stand_in()" in at(made, "setup-looking").source
     with pytest.raises(NotImplementedError, match="^double is not written yet.$"):
         space = {}
         exec(made.cells[1].source, space)
@@ -162,7 +176,7 @@ def test_answers_own_cells_and_outputs_stay_and_fixes_arrive():
     mine = labs.copy(lesson())
     mine.cells[1].source = "def double(x):\n    return 2 * x"
     mine.cells[1].outputs = [new_output("stream", text="hm\n")]
-    mine.cells[6].source = "x = 17  # mine"
+    at(mine, "setup").source = "x = 17  # mine"
     mine.cells.insert(2, new_code_cell("double(4)"))
     mine.cells.insert(0, new_markdown_cell("My notes"))
     new = lesson(new_markdown_cell("One more part.", id="more"), text="Read this twice.")
@@ -175,7 +189,7 @@ def test_answers_own_cells_and_outputs_stay_and_fixes_arrive():
         "double(4)",
     ]
     assert got.cells[2].outputs[0].text == "hm\n"
-    assert sources(got)[-2:] == ["x = 17  # mine", "One more part."]
+    assert sources(got)[-3:] == ["x = 17  # mine", labs.LOOKING, "One more part."]
     assert done == [
         "2 cells kept as you wrote them",
         "2 cells of your own kept",
@@ -189,11 +203,13 @@ def test_answers_own_cells_and_outputs_stay_and_fixes_arrive():
 def test_a_new_task_arrives_and_the_answer_stays():
     other = TASK.replace("Twice x.", "Twice x, a tensor.")
     untouched, done = update(labs.copy(lesson()), lesson(task=other))
-    assert "a tensor" in untouched.cells[1].source and done == ["1 cell changed"]
+    assert "a tensor" in untouched.cells[1].source and done == ["2 cells changed"]
+    assert "a tensor" in at(untouched, "check-one").source
     mine = labs.copy(lesson())
     mine.cells[1].source = "def double(x): return 2 * x"
     got, done = update(mine, lesson(task=other))
-    assert got.cells[1].source == "def double(x): return 2 * x" and done == []
+    assert got.cells[1].source == "def double(x): return 2 * x"
+    assert done == ["1 cell kept as you wrote them", "1 cell changed"]
 
 
 def test_edited_text_of_a_cell_that_is_gone_becomes_the_students_own():
@@ -210,8 +226,8 @@ def test_a_new_picture_replaces_the_old_one():
     new = lesson()
     new.cells[3].outputs[0].data["image/png"] = "BBBB"
     got, done = update(labs.copy(lesson()), new)
-    assert got.cells[5].attachments["seen-0.png"] == {"image/png": "BBBB"}
-    assert len(got.cells) == 7 and done == ["1 cell added", "1 cell removed"]
+    assert at(got, "figure-seen").attachments["seen-0.png"] == {"image/png": "BBBB"}
+    assert len(got.cells) == 9 and done == ["1 cell added", "1 cell removed"]
 
 
 def test_cells_that_were_copied_or_deleted_do_no_harm():
@@ -295,7 +311,8 @@ def test_a_broken_copy_is_left_alone(folder, capsys, text):
 def test_the_command_names_what_it_does_not_know(tmp_path, capsys):
     out = ["--out", str(tmp_path / "s")]
     assert main(["labs", "student", "--only", "00", *out]) == 0
-    assert [p.name for p in (tmp_path / "s").iterdir()] == ["00_welcome.ipynb"]
+    made = {p.name for p in (tmp_path / "s").iterdir()}
+    assert made == {"00_welcome.ipynb", progress.FILE, progress.PAGE}
     assert main(["labs", "student", "--only", "77", *out]) == 1
     assert "no lesson begins with '77'; there are 00_welcome" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="in a clone of the course"):

@@ -13,7 +13,7 @@ from bdcourse.teach import check
 from bdcourse.teach.check import CheckFailed
 from helpers import ROOT
 
-NAMES = sorted(set(check.__all__) - {"CheckFailed", "claim", "reveal"})
+NAMES = sorted(set(check.__all__) - {"CheckFailed", "claim", "reveal", "stand_in"})
 
 
 class Odd:
@@ -90,7 +90,7 @@ def sentence(name, answer):
     assert text.startswith(f"{name}: ") and "\n" not in text
     assert re.search(r"(\.|\(hint \d\))$", text), text
     assert ". " not in text.replace(". (hint", " (hint"), f"several: {text}"
-    assert error.__suppress_context__ and error._render_traceback_() == [text]
+    assert error.__suppress_context__ and error._render_traceback_() == [f"\u2717 {text}"]
     return text
 
 
@@ -149,14 +149,18 @@ def test_notebooks_show_the_sentence_and_no_line_of_the_course(tmp_path):
     )
     assert done.returncode == 1
     assert (done.stdout + done.stderr).strip() == (
-        "here\nasr: must be a share in 0..1, not a count or percentage. (hint 1)"
+        "here\n\u2717 asr: must be a share in 0..1, not a count or percentage. (hint 1)"
     )
 
 
 @pytest.mark.parametrize("guess", ["50", None, ..., [1], float("nan")])
-def test_a_guess_that_is_no_number_is_named(guess):
-    with pytest.raises(ValueError, match=r"^the guess must be a finite number, not"):
+def test_a_guess_that_is_no_number_is_named(guess, capsys):
+    if guess is None:  # not made yet: the truth stays hidden
         check.reveal(guess, 3)
+        assert "Your guess first" in (said := capsys.readouterr().out) and "3" not in said
+    else:
+        with pytest.raises(ValueError, match=r"^the guess must be a finite number, not"):
+            check.reveal(guess, 3)
     with pytest.raises(ValueError, match=r"^the truth must be a finite number, not"):
         check.reveal(3, guess)
 

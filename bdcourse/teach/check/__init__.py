@@ -42,7 +42,7 @@ from bdcourse.teach.check.sharpness import (
 )
 from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
 from bdcourse.teach.check.training import bend, diversity, noise_mode, own_trigger
-from bdcourse.teach.check.welcome import take
+from bdcourse.teach.check.welcome import confusion, take
 
 __all__ = [
     "CheckFailed",
@@ -56,6 +56,7 @@ __all__ = [
     "cam",
     "change_gradient",
     "claim",
+    "confusion",
     "departure",
     "dilution",
     "diversity",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdcourse.teach.check.core import call, close, fresh, guarded, need, passed, shaped
 
@@ -35,4 +35,76 @@ def take(fn: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         "the labels do not belong to the same images.",
         1,
     )
-    passed(name)
+    passed(name, "pixels in [0, 1] with their labels, input untouched")
+
+
+class _Nervous(nn.Module):
+    """A network that notices how it is treated: its answers differ in training mode, and
+    it remembers whether anybody asked for gradients, and for how many images at once."""
+
+    def __init__(self, classes: int, g: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, 12, generator=g))
+        self.most, self.graph, self.brightest = 0, False, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.most = max(self.most, len(x))
+        self.graph |= torch.is_grad_enabled()
+        self.brightest = max(self.brightest, float(x.max()))
+        out = (x.float().flatten(1) - 0.5) @ self.weight.T
+        return out.roll(1, 1) if self.training else out
+
+
+@guarded
+def confusion(fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor]) -> None:
+    """confusion(model, x, y, classes, batch) -> counts: true class down, answer across."""
+    name, g = "confusion", fresh()
+    classes, n, batch = 5, 67, 20
+    x = torch.randint(0, 256, (n, 3, 2, 2), dtype=torch.uint8, generator=g)
+    y = torch.randint(0, classes - 1, (n,), generator=g)  # the last class has no image
+    model = _Nervous(classes, g)
+    was = bool(torch.randint(0, 2, (1,), generator=g))
+    with torch.no_grad():
+        said = model.eval()(x.float() / 255).argmax(1)
+        other = model.train()(x.float() / 255).argmax(1)
+    want = _counts(y, said, classes)
+    model.train(was)
+    model.most, model.graph, model.brightest = 0, False, 0.0
+    out = call(name, fn, model, x, y, classes, batch)
+    shaped(name, out, (classes, classes), 3)
+    need(model.most > 0, name, "never asks the network.", 1)
+    need(model.brightest <= 1, name, "shows the network bytes; it wants [0, 1].", 1)
+    need(
+        not torch.equal(out.long(), _counts(y, other, classes)),
+        name,
+        "measures the network in training mode; call model.eval() first.",
+        2,
+    )
+    need(
+        not torch.equal(out.long(), want.T),
+        name,
+        "is the table turned over: rows are the true class, columns the answer.",
+        3,
+    )
+    need(
+        float(out.sum()) == n,
+        name,
+        f"counts {float(out.sum()):g} images, there are {n}; is the last, smaller batch in?",
+        1,
+    )
+    need(model.most <= batch, name, f"shows {model.most} images at once, not {batch}.", 1)
+    need(torch.equal(out.double(), want.double()), name, "counts wrongly.", 3)
+    need(not model.graph, name, "keeps gradients; measure under torch.no_grad().", 2)
+    need(
+        model.training == was,
+        name,
+        f"leaves the network in {'training' if model.training else 'evaluation'} mode; it "
+        "came in the other one.",
+        2,
+    )
+    passed(name, "every image counted once, in evaluation mode, the network left as it was")
+
+
+def _counts(y: Tensor, said: Tensor, classes: int) -> Tensor:
+    table = torch.zeros(classes, classes, dtype=torch.int64)
+    return table.index_put((y, said), torch.ones_like(y), accumulate=True)

@@ -1,0 +1,77 @@
+"""Right and wrong answers to the exercises of lesson 00, for test_check.py."""
+
+import torch
+
+
+def confusion(model, x, y, classes, batch, *, mode=True, last=True, scale=255, turned=False):
+    table = torch.zeros(classes, classes, dtype=torch.int64)
+    was = model.training
+    if mode:
+        model.eval()
+    with torch.no_grad():
+        for index in torch.arange(len(x)).split(batch):
+            if len(index) < batch and not last:
+                break
+            said = model(x[index].float() / scale).argmax(1)
+            for pair in (
+                zip(said, y[index], strict=True) if turned else zip(y[index], said, strict=True)
+            ):
+                table[pair] += 1
+    model.train(was)
+    return table
+
+
+@torch.no_grad()
+def confusion_by_bincount(model, x, y, classes, batch):
+    was = model.training
+    model.eval()
+    said = torch.cat([model(part / 255.0).argmax(1) for part in x.split(batch)])
+    model.train(was)
+    return torch.bincount(y * classes + said, minlength=classes**2).view(classes, classes)
+
+
+def left_in_evaluation(model, x, y, classes, batch):
+    out = confusion(model, x, y, classes, batch)
+    model.train(not model.training)
+    return out
+
+
+def with_gradients(model, x, y, classes, batch):
+    was = model.training
+    model.eval()
+    table = torch.zeros(classes, classes, dtype=torch.int64)
+    for part, labels in zip(x.split(batch), y.split(batch), strict=True):
+        table.index_put_(
+            (labels, model(part / 255).argmax(1)), torch.ones_like(labels), accumulate=True
+        )
+    model.train(was)
+    return table
+
+
+RIGHT = {
+    "take": [
+        lambda x, y, i: (x[i].float() / 255, y[i]),
+        lambda x, y, i: (x.index_select(0, i).double().div(255), y.index_select(0, i)),
+    ],
+    "confusion": [confusion, confusion_by_bincount],
+}
+WRONG = {
+    "take": [
+        (lambda x, y, i: (x[i], y[i]), "floats"),
+        (lambda x, y, i: (x[i].float(), y[i]), r"\[0, 1\]"),
+        (lambda x, y, i: (x[i].float() / 255, y[: len(i)]), "labels"),
+        (lambda x, y, i: (x[i].float() / 256, y[i]), "divided by 255"),
+        (lambda x, y, i: x[i].float() / 255, "two tensors"),
+    ],
+    "confusion": [
+        (lambda *a: confusion(*a, turned=True), "turned over"),
+        (lambda *a: confusion(*a, mode=False), "training mode"),
+        (lambda *a: confusion(*a, last=False), "smaller batch"),
+        (lambda *a: confusion(*a, scale=1), "bytes"),
+        (lambda m, x, y, k, b: confusion(m, x, y, k, len(x)), "at once"),
+        (lambda *a: confusion(*a) / len(a[1]), "counts 1 images"),
+        (left_in_evaluation, "came in the other one"),
+        (with_gradients, "gradients"),
+        (lambda m, x, y, k, b: confusion(m, x, y, k, b)[:-1, :-1], "shape"),
+    ],
+}
