@@ -70,8 +70,8 @@ setup: $(READY)
 
 # --- For readers -----------------------------------------------------------------
 
-# JupyterLab refuses root unless told, and takes the next free port by itself. tools/lab
-# keeps away what a learner has no use for: nbgrader's menus, and news.
+# JupyterLab refuses root unless told, and takes the next free port by itself. By the
+# settings in tools/lab it shows pages as pages, and neither news nor nbgrader's menus.
 lab: $(READY)
 	@$(PY) -m bdcourse labs student >/dev/null || true
 	@set --; \
@@ -80,10 +80,10 @@ lab: $(READY)
 	  echo 'No display here: open the address that appears below in a browser.'; \
 	  set -- "$$@" --no-browser; \
 	fi; \
-	export JUPYTER_CONFIG_PATH="$(CURDIR)/tools/lab$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}"; \
 	exec $(PY) -m jupyterlab "$$@" --ServerApp.root_dir=. \
 	  --ContentsManager.pre_save_hook=bdcourse.teach.labs.tidy \
-	  '--LabApp.default_url=/lab/tree/student/START.md?factory=Markdown%20Preview'
+	  --LabApp.app_settings_dir="$(CURDIR)/tools/lab" \
+	  --LabApp.default_url=/lab/tree/student/START.md
 
 student: $(READY)
 	$(PY) -m bdcourse labs student

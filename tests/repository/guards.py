@@ -237,7 +237,8 @@ def cell_count(nb: NotebookNode) -> list[str]:
 
 
 def word_count(nb: NotebookNode) -> list[str]:
-    n = sum(bool(re.search(r"\w", w)) for t in prose(nb) for w in t.split())
+    texts = [re.sub(r"</?\w+>", " ", t) for t in prose(nb)]
+    n = sum(bool(re.search(r"\w", w)) for t in texts for w in t.split())
     return [] if 1500 <= n <= 3000 else [f"{n} words of Markdown, not 1,500 to 3,000"]
 
 
@@ -341,10 +342,107 @@ def closing(nb: NotebookNode) -> list[str]:
     ]
 
 
+# --- How it treats its reader ----------------------------------------------------
+
+
+def folded_hints(nb: NotebookNode) -> list[str]:
+    """One to four hints an exercise, each folded, numbered from 1."""
+    found = []
+    for i, _ in tagged(nb, "exercise"):
+        above = [c.source for c in nb.cells[:i] if c.cell_type == "markdown"]
+        text = above[-1] if above else ""
+        numbers = re.findall(r"<details><summary>Hint (\d+)</summary>", text)
+        if not 1 <= len(numbers) <= 4 or numbers != [str(n + 1) for n in range(len(numbers))]:
+            found.append(f"exercise {i}: folded hints {numbers}, not 1 to 4 in order")
+    return found + [
+        f"cell {i}: an open hint" for i, c in enumerate(nb.cells) if "**Hint" in c.source
+    ]
+
+
+def few_claims(nb: NotebookNode) -> list[str]:
+    n = sum(c.source.count("check.claim(") for _, c in code_cells(nb))
+    return [] if 1 <= n <= 10 else [f"{n} claims, not 1 to 10: the others are tests"]
+
+
+def waiting_predictions(nb: NotebookNode) -> list[str]:
+    """A reader commits first: at least three predictions, and no number in them yet."""
+    cells = tagged(nb, "predict")
+    found = [] if len(cells) >= 3 else [f"{len(cells)} predictions, not three or more"]
+    for i, cell in cells:
+        if not re.match(r"\w+ = None\n", cell.source):
+            found.append(f"cell {i}: a prediction that does not begin with 'name = None'")
+    return found
+
+
+def quizzed(nb: NotebookNode) -> list[str]:
+    asked = [c for _, c in code_cells(nb) if re.match(r"quiz\(", c.source)]
+    return [] if len(asked) == 1 else [f"{len(asked)} quizzes, not one"]
+
+
+def whole_method(nb: NotebookNode) -> list[str]:
+    """One exercise is a whole method: ten lines of answer or more."""
+    answers = [c.source.partition(BEGIN)[2].partition(END)[0] for _, c in tagged(nb, "exercise")]
+    longest = max((length(a) for a in answers), default=0)
+    return [] if longest >= 10 else [f"the longest answer has {longest} lines, not 10"]
+
+
+def plain_code(nb: NotebookNode) -> list[str]:
+    found = []
+    for i, cell in code_cells(nb):
+        if "# fmt:" in cell.source:
+            found.append(f"cell {i} has a formatter's pragma")
+        if re.search(r"^\s*assert\b", cell.source, re.M):
+            found.append(f"cell {i} asserts; a claim says what it measured")
+        if (wide := max(map(len, cell.source.splitlines()), default=0)) > 88:
+            found.append(f"cell {i} has a line of {wide} columns, not 88")
+    return found
+
+
+def one_name_one_thing(nb: NotebookNode) -> list[str]:
+    """A name that two cells bind means another thing when a cell is run again."""
+    bound: dict[str, int] = {}
+    found = []
+    for i, cell in code_cells(nb):
+        for name in assigned(cell.source) - {"guess"}:  # made anew in each prediction
+            if name in bound:
+                found.append(f"cells {bound[name]} and {i} both bind {name}")
+            bound[name] = i
+    return found
+
+
+OWN_NAMES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def assigned(source: str) -> set[str]:
+    """The names that a cell binds, functions among them; not those inside functions."""
+    names = set()
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif not isinstance(node, OWN_NAMES):
+            waiting += ast.iter_child_nodes(node)
+    return names - {"_"}
+
+
+def linked(nb: NotebookNode) -> list[str]:
+    """The last line leads on."""
+    last = nb.cells[-1].source.splitlines()[-1] if nb.cells and nb.cells[-1].source else ""
+    return [] if re.search(r"\]\(\w+\.ipynb\)", last) else ["the last line links no lesson"]
+
+
+READER: tuple[Callable[[NotebookNode], list[str]], ...] = (
+    *(folded_hints, few_claims, waiting_predictions, quizzed, whole_method),
+    *(plain_code, one_name_one_thing, linked),
+)
 GUARDS: tuple[Callable[[NotebookNode], list[str]], ...] = (
     *(run_in_order, no_errors, no_stderr, nothing_local, under_a_megabyte),
     *(few_ignored, plain_switches, clean_metadata),
     *(one_title, box, objectives, threat_model, setup_first, cell_count, word_count),
     *(short_cells, exercises, solved, checked, prediction, widget),
     *(described_pictures, headings_in_order, closing),
+    *READER,
 )

@@ -36,7 +36,11 @@ PROMISED = (
 )
 
 # The tour has no attacker of its own and may leave all exercises to the lessons.
-RELAXED = {"00_welcome": {"exercises", "threat_model"}}
+RELAXED = {"00_welcome": {"threat_model"}} | {
+    # To be written anew.
+    name: {guard.__name__ for guard in guards.READER}
+    for name in ("05_clp", "06_fmp", "07_mnp", "08_fip", "08b_sharpness", "09_showdown")
+}
 
 # --- The lessons -----------------------------------------------------------------
 
@@ -104,10 +108,25 @@ TOP = """# Poison
 |---|---|
 | attacker | data |
 
+<details><summary>Hint 1</summary>
+
+Halve it.
+
+</details>
+
 """
 EXERCISE = f'''def half(x):
     """Return half of x."""
     {guards.BEGIN}
+    a = 1
+    b = 2
+    c = 3
+    d = 4
+    e = 5
+    f = 6
+    g = 7
+    h = 8
+    i = 9
     return x / 2
     {guards.END}'''
 
@@ -133,15 +152,17 @@ def lesson() -> NotebookNode:
     cells = [
         new_markdown_cell(TOP + "word " * 1500),
         code("import torch", "setup"),
-        code("guess = 50", "predict"),
+        code("guess = None\nreveal()", "predict"),
         code(EXERCISE, "exercise", "hide-input"),
         code("check.half(half)", "check", outputs=(stream("half: right\n"),)),
         code("widgets.slider()", guards.IGNORED, outputs=(stream("12 ms"),)),
-        code("claim()", "claim", outputs=(stream("The trigger is gone.\n"),)),
+        code("check.claim()", "claim", outputs=(stream("The trigger is gone.\n"),)),
         code("show()", "figure", outputs=(picture("A sign with a patch. " * 3),)),
     ]
     cells += [new_markdown_cell("More words.") for _ in range(16)]
     cells.append(new_markdown_cell("## Recap\n\nDone.\n\n## References\n\nA paper."))
+    cells += [code(f"{n} = None\nreveal()", "predict") for n in ("guess", "second")]
+    cells += [code('quiz("poison")'), new_markdown_cell("[next](01_poisoning.ipynb) \u2192")]
     for n, cell in enumerate((c for c in cells if c.cell_type == "code"), 1):
         cell.execution_count = n
     metadata = {"kernelspec": tool.KERNEL, "language_info": {"name": "python"}}
@@ -249,7 +270,7 @@ BREAKS = {
         source(1, "x = 1\n" * 12),
     ],
     "cell_count": [
-        lambda nb: nb.cells.pop(),
+        lambda nb: nb.cells.__delitem__(slice(10, 20)),
         insert(20, *[new_markdown_cell("Words.") for _ in range(26)]),
     ],
     "word_count": [
@@ -273,19 +294,42 @@ BREAKS = {
         insert(4, answers[0]),
         insert(20, answers[0]),
     ],
-    "prediction": [retag(2, "method")],
+    "prediction": [lambda nb: [c.metadata.pop("tags", None) for c in nb.cells]],
     "widget": [source(5, "log()")],
     "described_pictures": [
         output(6, picture("<Figure size 720x300 with 1 Axes and some more words>")),
         output(6, picture("Figure 1")),
         output(6, picture("")),
         output(6, a_picture),
-        output(6, picture("A quite large picture of a sign with a patch.", 60_001)),
+        output(6, picture("A quite large picture of a sign with a patch.", 120_001)),
     ],
     "headings_in_order": [
         source(10, "#### Too deep"),
         source(0, "# Poison", "### Poison"),
     ],
+    "folded_hints": [
+        source(0, "Hint 1", "Hint 2"),
+        source(0, "<details><summary>Hint 1", "<summary>Hint 1"),
+        source(10, "> **Hint 1.** Halve it."),
+    ],
+    "few_claims": [source(6, "check.claim()\n" * 11), source(6, "show()")],
+    "waiting_predictions": [
+        source(2, "guess = None", "guess = 50"),
+        retag(25, "method"),
+    ],
+    "quizzed": [source(27, "x = 1"), insert(20, code('quiz("again")'))],
+    "whole_method": [source(3, "    i = 9\n", "")],
+    "plain_code": [
+        source(6, "check.claim()  # fmt: skip"),
+        source(6, "check.claim()\nassert True"),
+        source(6, "check.claim()  " + "#" * 80),
+    ],
+    "one_name_one_thing": [
+        insert(8, code("x = 1"), code("for x in y: pass")),
+        insert(8, code("half = 3")),
+        insert(8, code("a, b = 1, 2"), code("if c:\n    b += 1")),
+    ],
+    "linked": [lambda nb: nb.cells.pop()],
     "closing": [
         source(24, "## Recap", "## Last words"),
         source(24, "## References", "## Sources"),
@@ -319,6 +363,7 @@ def test_guard_notices(guard: Callable, change: Callable) -> None:
         (guards.nothing_local, output(5, stream("saved in /home/me/data.npz"))),
         (guards.headings_in_order, source(10, "```\n#### a comment\n```")),
         (guards.short_cells, source(3, "x = 1\n\n" * 30)),
+        (guards.one_name_one_thing, insert(8, code("[x for x in y]"), code("x = {k for k in y}"))),
     ],
 )
 def test_guard_allows(guard: Callable, change: Callable) -> None:
