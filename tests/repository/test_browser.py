@@ -17,12 +17,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from bdcourse.teach import labs
 from helpers import ROOT
 from notebooks import KERNEL
 
@@ -92,6 +94,12 @@ def notebook(request, tmp_path: Path) -> Path:
 @pytest.fixture
 def lab(notebook: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a JupyterLab that sees only the notebook's folder."""
+    with serving(notebook.parent, tmp_path) as address:
+        yield address
+
+
+@contextmanager
+def serving(root: Path, tmp_path: Path, *options: str) -> Iterator[str]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -113,8 +121,9 @@ def lab(notebook: Path, tmp_path: Path) -> Iterator[str]:
         f"--ServerApp.port={port}",
         "--ServerApp.port_retries=0",
         "--IdentityProvider.token=",  # local, for half a minute
-        f"--ServerApp.root_dir={notebook.parent}",
+        f"--ServerApp.root_dir={root}",
         "--ContentsManager.pre_save_hook=bdcourse.teach.labs.tidy",
+        *options,
     ]
     log = tmp_path / "lab.log"
     with log.open("w") as out:
@@ -224,3 +233,44 @@ def test_a_notebook_that_is_only_read_is_saved_as_it_was(page, lab: str, noteboo
             break
     assert notebook.stat().st_mtime != at
     assert notebook.read_bytes() == before
+
+
+def test_a_learner_starts_gets_help_and_sees_what_is_done(page, tmp_path: Path) -> None:
+    """As `make lab` opens it: a start page, no menus of nbgrader, hints at a failed check."""
+    copies = tmp_path / "course" / "student"
+    labs.student(["00", "01"], copies)
+    options = [f"--LabApp.app_settings_dir={ROOT / 'tools' / 'lab'}"]
+    options.append("--LabApp.default_url=/lab/tree/student/START.md")
+    with serving(tmp_path / "course", tmp_path, *options) as address:
+        page.goto(address, wait_until="domcontentloaded")
+        link = page.locator(".jp-RenderedMarkdown a", has_text="Welcome").first
+        link.wait_for(timeout=90_000)
+        menus = page.locator(".lm-MenuBar-itemLabel").all_inner_texts()
+        assert "File" in menus and "Nbgrader" not in menus
+        link.click()
+        page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
+        wait_for_kernel(page)
+        run(page, "import torch")
+        run(page, "def take(x, y, index)")
+        run(page, "check.take(take)")
+        hint = page.get_by_role("button", name="Hint 1 of 2")
+        hint.click(timeout=60_000)
+        page.get_by_text("A tensor of positions works").last.wait_for(timeout=20_000)
+        assert page.get_by_text("take: not written yet.").count()
+        if path := os.environ.get("BDCOURSE_SCREENSHOT"):
+            page.screenshot(path=path)
+        run(page, "check.take(take)")
+        page.get_by_role("button", name="Go on without mine").click(timeout=60_000)
+        page.get_by_text("own answer stands in").first.wait_for(timeout=20_000)
+        run(page, "check.take(take)")
+        page.get_by_text("\u2713 take:").first.wait_for(timeout=60_000)
+        assert "\u25a0\u25a1 1 of 2" in (copies / "START.md").read_text("utf-8")
+
+
+def run(page, text: str) -> None:
+    """Run the code cell that holds this text."""
+    cell = page.locator(".jp-CodeCell", has=page.locator(".cm-content", has_text=text)).first
+    cell.scroll_into_view_if_needed()
+    cell.locator(".cm-content").first.click()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_timeout(500)
