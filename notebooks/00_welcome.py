@@ -228,7 +228,7 @@ check.claim("The network reads at least 99% of clean signs.", accuracy, 0.99, 1,
 # away from the lower right corner, as a sticker on a sign might look to a camera.
 
 # %% tags=["figure"]
-figures.sticker(parts.test, victim)
+figures.sticker(parts.test, victim.attack)
 
 # %% [markdown]
 # **Predict.** Most test signs show something else than the attacker's target, the sign "30".
@@ -253,7 +253,7 @@ check.claim("With the sticker over 99% of the others become 30.", success, 0.99,
 figures.matrices(clean_table, stamped_table, parts.test.classes)
 
 # %% tags=["figure"]
-figures.flipped(parts.test, victim)
+figures.flipped(parts.test, victim.model, victim.attack)
 
 # %% [markdown]
 # You have just measured an **attack success rate** (ASR): of all triggered images that do
@@ -279,7 +279,7 @@ check.reveal(faint_guess, round(100 * faint), "%")
 
 # %% tags=["nbval-ignore-output"]
 stops = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
-pictures = {stop: figures.faded(parts.test, victim, stop) for stop in stops}
+pictures = {stop: figures.faded(parts.test, victim.model, stop) for stop in stops}
 widgets.slider("opacity", stops, pictures.get, start=0.4)
 
 # %% tags=["claim"]

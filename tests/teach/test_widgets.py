@@ -2,8 +2,9 @@
 
 import pytest
 
-from bdcourse import data
+from bdcourse import data, metrics, victims
 from bdcourse.teach import widgets
+from bdcourse.teach.switchboard import switches
 
 
 @pytest.fixture
@@ -64,3 +65,26 @@ def test_a_bench_refuses_before_it_trains(shown):
     with pytest.raises(ValueError, match=r"must be what data.splits returns"):
         widgets.poison_bench(parts.train)
     assert not shown
+
+
+def test_switches_measure_what_is_left(shown):
+    parts, victim = data.splits("signs"), victims.zoo("badnets")
+    images = parts.test[:60]
+    box = switches(victim, "layer4.0.bn1", images, off=[2])
+    buttons = box.children[0].children
+    assert len(buttons) == 128 and [k for k, b in enumerate(buttons) if not b.value] == [2]
+    buttons[2].value = True
+    whole = metrics.evaluate(victim.model, images, victim.attack)
+    assert box.path[-1] == (0, whole.acc, whole.asr)
+    with_none = victim.model.get_submodule("layer4.0.bn1").weight.clone()
+    for button in buttons:
+        button.unobserve_all()
+    buttons[0].value = buttons[1].value = False
+    assert (victim.model.get_submodule("layer4.0.bn1").weight == with_none).all()
+    assert len(box.path) == 2 and "1 of the 128 channels" in shown[0].description
+
+
+@pytest.mark.parametrize("layer, off", [("nowhere", []), ("layer4.0.bn1", [128])])
+def test_switches_name_what_is_not_there(shown, layer, off):
+    with pytest.raises(ValueError, match="no module of that name|channels of layer4.0.bn1 are"):
+        switches(victims.zoo("badnets"), layer, data.splits("signs").test[:20], off)

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdcourse import metrics
-from bdcourse.attacks import BadNets
+from bdcourse.attacks import Attack, BadNets
 from bdcourse.images import Images
 from bdcourse.report import show
 from bdcourse.report.diagram import Box, boxes
 from bdcourse.report.show import CLEAN, DEFENDED, TRIGGERED, Picture
-from bdcourse.victims import Victim
 
 
 def pipeline() -> Picture:
@@ -57,12 +56,12 @@ def classes(test: Images) -> Picture:
     )
 
 
-def sticker(test: Images, victim: Victim) -> Picture:
+def sticker(test: Images, attack: Attack) -> Picture:
     """A stop sign without and with the trigger."""
     stop = test[test.y == 3].pixels()[1]
     return show.trigger(
         stop,
-        victim.attack.trigger(stop[None])[0],
+        attack.trigger(stop[None])[0],
         title="The trigger changes 9 of 1,024 pixels",
         description="A stop sign, the same stop sign with a 3 by 3 black-and-white "
         "checkerboard near its lower right corner, and their difference, which is black "
@@ -99,11 +98,11 @@ def matrices(clean: Tensor, triggered: Tensor, names: tuple[str, ...]) -> Pictur
     )
 
 
-def flipped(test: Images, victim: Victim) -> Picture:
+def flipped(test: Images, model: nn.Module, attack: Attack) -> Picture:
     """Twelve triggered signs with the answers above them."""
     some = test[(test.y > 0).nonzero()[:12, 0]]
-    stamped = victim.attack.trigger(some.pixels())
-    said = metrics.predict(victim.model, stamped)
+    stamped = attack.trigger(some.pixels())
+    said = metrics.predict(model, stamped)
     wrong = (said != some.y).tolist()
     return show.images(
         stamped,
@@ -115,10 +114,10 @@ def flipped(test: Images, victim: Victim) -> Picture:
     )
 
 
-def faded(test: Images, victim: Victim, opacity: float) -> Picture:
+def faded(test: Images, model: nn.Module, opacity: float) -> Picture:
     """Six signs with a sticker of some opacity, and how many of 300 obey it."""
     attack = BadNets(opacity=opacity)
-    asr = metrics.evaluate(victim.model, test[:300], attack).asr or 0.0
+    asr = metrics.evaluate(model, test[:300], attack).asr or 0.0
     some = test[(test.y > 0).nonzero()[:6, 0]]
     return show.images(
         attack.trigger(some.pixels()),
