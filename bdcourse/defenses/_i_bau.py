@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdcourse import require
+from bdcourse.augment import Augment, Augmentation
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.data import Images
 from bdcourse.defenses._base import (
@@ -47,7 +48,6 @@ from bdcourse.defenses._base import (
     require_positive,
 )
 from bdcourse.models import laid_out, lay_out
-from bdcourse.train import Augment
 
 
 def hypergradient(
@@ -158,7 +158,7 @@ def i_bau(
     solve_rate: float = 0.01,
     lr: float = 1e-3,
     batch: int = 32,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     generator: torch.Generator | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Purified:
@@ -215,13 +215,12 @@ def i_bau(
         tensors, notes = saved
         unpack(tensors, model, optimizer, generator)
         delta, course = tensors["delta"].to(device), notes["course"]
-    augment = augment or Augment(pad=0)
-    crops = augment.prepare(clean.x)
+    flow = (augment or Augment(pad=0)).stream(clean.x, clean.y, generator, seed=0)
 
     def draw(rows: Iterable[Tensor]) -> Iterator[Batch]:
         for r in rows:
-            x = augment(crops, r, clean.shape[0], generator)
-            yield laid_out(model, x.float() / 255), clean.y[r]
+            x, y = flow.take(r, epoch=len(course))
+            yield laid_out(model, clean.task.inputs(x)), y
 
     # The fast kernels of attention have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):

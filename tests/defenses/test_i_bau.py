@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bdcourse.augment import Augment, Augmentation
 from bdcourse.defenses import _i_bau, finetune, i_bau
 from bdcourse.defenses._i_bau import (
     hypergradient,
@@ -19,7 +20,6 @@ from bdcourse.defenses._i_bau import (
     universal,
 )
 from bdcourse.models import build
-from bdcourse.train import Augment
 from helpers import frozen, gen, message, random_images, randomize_norms, same_state
 
 QUICK = {"rounds": 2, "passes": 1, "steps": 3, "batch": 8, "iterations": 2}
@@ -333,6 +333,22 @@ def test_equal_seeds_give_equal_results():
     assert torch.equal(runs[0].log.pop("delta"), runs[1].log.pop("delta"))
     assert runs[0].log == runs[1].log
     assert not same_state(runs[0].model, frozen(runs[2].model))
+
+
+def test_an_augmentation_of_ones_own_is_asked():
+    class Darker(Augmentation):
+        seen = 0
+
+        def batch(self, x, y, generator):
+            self.seen += len(x)
+            return x // 2, y
+
+    own, images = Darker(), random_images(24)
+    darker = i_bau(network(), images, augment=own, generator=gen(0), **QUICK)
+    plain = i_bau(network(), images, generator=gen(0), **QUICK)
+    assert own.seen > 0
+    one, other = (r.model.state_dict().values() for r in (darker, plain))
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.slow
