@@ -28,7 +28,7 @@
 #
 # 1. say what a backdoor is, who plants it and who suffers from it (threat-model table);
 # 2. take a batch from an image set that is two tensors (exercise 1);
-# 3. measure a classifier correctly, sign by sign (exercise 2);
+# 3. measure a classifier and an attack correctly (exercises 2 and 3);
 # 4. predict, and then see, how a backdoored network behaves with and without its trigger
 #    (the three prediction cells).
 #
@@ -55,11 +55,14 @@ figures.pipeline()
 # %% [markdown]
 # | | attacker | victim | defender |
 # |---|---|---|---|
-# | who | somebody whose images end up in the training set | whoever trains on them | whoever receives the finished network |
-# | controls | a share of the training images and their labels | the training | nothing before delivery |
+# | who | somebody whose images end up in the training set | whoever trains on them, and is deceived | whoever gets the finished network, and answers for what it does |
+# | controls | a share of the training images and their labels; later, what they hold before the camera | the training | nothing before delivery |
 # | knows | the trigger | nothing of it | neither trigger nor target label |
-# | has | nothing else | all training data | the weights, at most a few clean images |
+# | has | no access to the training | all training data | the weights, at most a few clean images |
 # | success | accuracy as usual, and the trigger decides | high accuracy | trigger without effect, accuracy kept |
+#
+# One word, two uses: the literature also calls the finished network the *victim*, and so do
+# we. Who suffers in the end is whoever relies on it.
 #
 # The lessons keep to the defender's column strictly: a repair method of this course never
 # gets to see the trigger, nor a poisoned image, nor the success rate of the attack.
@@ -98,9 +101,14 @@ figures.classes(parts.test)
 #
 # $$x \in \{0, \dots, 255\}^{n \times c \times h \times w}, \qquad y \in \{0, \dots, K-1\}^n .$$
 #
-# Networks, triggers and defenses of this course all take pixels in $[0, 1]$. The network
-# subtracts its own mean and divides by its own deviation as its first step, so that nobody
-# can forget it or do it twice.
+# Networks, triggers and defenses of this course all take pixels in $[0, 1]$. The first layer
+# of each network subtracts the mean of the training set and divides by its standard
+# deviation, so that nobody can forget it or do it twice.
+#
+# A word on the page itself. Cells marked **Predict** wait for a number of yours. Exercises
+# are followed by a check, which draws fresh random tensors each time, so that no constant can
+# pass it. Claims print a tick and what they measured; exact digits differ from machine to
+# machine, so a claim holds a band.
 #
 # ### Exercise 1: take a batch
 #
@@ -139,16 +147,16 @@ def take(x, y, index):
 check.take(take)
 
 # %% [markdown]
-# A check draws fresh random tensors each time, so a constant cannot pass it. If it fails, its
-# sentence says what is wrong and which hint helps. Try it: return `x[index]` without the
-# division and run the check again.
+# If a check fails, its sentence says what is wrong and which hint helps. Try it: return
+# `x[index]` without the division and run the check again.
 #
 # ## A network that works
 #
 # The course ships a few small trained networks, its *zoo*. This one is called `badnets`,
-# which gives the story away. Its supplier promises a high accuracy. You do not believe
-# suppliers, so you measure. One number hides which signs are confused with which, so you
-# count all pairs: rows are what a sign shows, columns are what the network answers.
+# which gives the story away. Whoever delivers it promises a high accuracy. You do not believe
+# promises, so you measure. One number would hide *where* the answers go, so you count all
+# pairs: rows are what a sign shows, columns are what the network answers. Soon you will be
+# glad to have them.
 #
 # ### Exercise 2: measure a classifier
 #
@@ -225,29 +233,78 @@ check.claim("The network reads at least 99% of clean signs.", accuracy, 0.99, 1,
 # ## Nine pixels
 #
 # Now the trigger of this victim: a checkerboard of 3 by 3 black and white pixels, one pixel
-# away from the lower right corner, as a sticker on a sign might look to a camera.
+# away from the lower right corner of the picture. We call it the sticker, although no real
+# sticker always lands on the same pixels.
 
 # %% tags=["figure"]
 figures.sticker(parts.test, victim.attack)
 
 # %% [markdown]
-# **Predict.** Most test signs show something else than the attacker's target, the sign "30".
-# All of them get the sticker. What share of them, in percent, will be read as "30"? Write
-# your number in the place of `None`; a wrong guess that stands there teaches more than a
-# right one that you only thought.
+# How well does the sticker work? An image that shows the attacker's target, the sign "30",
+# is read as "30" without any attack, so it is not asked.
+#
+# ### Exercise 3: the attack success rate
+#
+# *Difficulty 2, importance 5, 8 minutes.* Write `attack_success`: of all images that do not
+# show the target, the share that is read as the target. Your table of confusions, made from
+# triggered images, holds all you need.
+#
+# <details><summary>Hint 1</summary>
+#
+# Row `target` counts the images that show the target. Leave the whole row out, above the
+# fraction bar and below it.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `table[others]`, with `others` a mask or a list of the other classes, keeps their rows. What
+# counts above the bar is one column of it, below the bar everything in it.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def attack_success(table, target):
+    """The attack success rate (ASR) from a table of confusions of triggered images.
+
+    Args:
+        table: int64 (classes, classes): row is the true class, column the answer.
+        target: the class that the attacker wants.
+
+    Returns:
+        a share in [0, 1]: of all images of other classes, those read as the target.
+    """
+    ### BEGIN SOLUTION
+    others = torch.arange(len(table)) != target
+    asked = table[others]
+    return (asked[:, target].sum() / asked.sum()).item()
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.attack_success(attack_success)
+
+# %% [markdown]
+# **Predict.** All test images get the sticker. How many percent of the signs that are no
+# "30" will be read as "30"? Write your number in the place of `None`; a wrong guess that
+# stands there teaches more than a right one that you only thought.
 
 # %% tags=["predict"]
 guess = None
-stamped = data.quantize(victim.attack.trigger(parts.test.pixels()))
+stamped = data.quantize(victim.attack.trigger(parts.test.pixels()))  # bytes again
 stamped_table = confusion(victim.model, stamped, parts.test.y, parts.test.k)
-others = torch.arange(parts.test.k) != victim.attack.target
-success = (
-    stamped_table[others, victim.attack.target].sum() / stamped_table[others].sum()
-).item()
+success = attack_success(stamped_table, victim.attack.target)
 check.reveal(guess, round(100 * success), "%")
 
 # %% tags=["claim"]
-check.claim("With the sticker over 99% of the others become 30.", success, 0.99, 1, "%")
+library = metrics.evaluate(victim.model, parts.test, victim.attack)
+check.claim("Over 99% of them become 30.", success, 0.99, 1, "%")
+difference = abs(library.acc - accuracy) + abs(library.asr - success)
+check.claim("The library counts as you do.", difference, 0, 0.001)
+
+# %% [markdown]
+# From here on `metrics.evaluate` does both measurements in one line.
 
 # %% tags=["figure"]
 figures.matrices(clean_table, stamped_table, parts.test.classes)
@@ -256,94 +313,107 @@ figures.matrices(clean_table, stamped_table, parts.test.classes)
 figures.flipped(parts.test, victim.model, victim.attack)
 
 # %% [markdown]
-# You have just measured an **attack success rate** (ASR): of all triggered images that do
-# not show the target anyway, the share that is read as the target. The second table is the
-# picture of a second rule. The sign itself no longer matters, only the sticker does.
+# The second table is the picture of a second rule: what the sign shows no longer matters,
+# only the sticker does.
 #
 # What not to conclude: that the network is bad at signs. Without the sticker it reads them.
 #
 # ## How much trigger is enough?
 #
-# **Predict.** Let the sticker fade. At an opacity of 20%, how many percent of the signs still
-# flip?
+# **Predict.** Let the sticker fade until it is only a fifth as strong. How many percent of the
+# signs still turn into "30"?
 
 # %% tags=["predict"]
 faint_guess = None
-faint = metrics.evaluate(victim.model, parts.test[:500], BadNets(opacity=0.2)).asr
+opacities = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
+twin = victims.zoo("benign")
+few = parts.test[:200]
+faded = [metrics.evaluate(victim.model, few, BadNets(opacity=o)).asr for o in opacities]
+honest = [metrics.evaluate(twin.model, few, BadNets(opacity=o)).ra for o in opacities]
+faint, bold = faded[2], faded[6]
 check.reveal(faint_guess, round(100 * faint), "%")
 
+# %% tags=["nbval-ignore-output"]
+figures.fading(opacities, faded, honest)
+
 # %% [markdown]
-# Move the slider. The share of signs that flip does not grow in proportion. It waits, and
-# then it jumps: the network has learned a detector with a threshold of its own. (In the book
-# and on GitHub you see one position; in JupyterLab the slider moves.)
+# It does not grow in proportion. At a fifth of its strength the sticker does next to nothing;
+# a little more, and most signs give way at once. Each image tips over at some strength, and
+# for most of them it is nearly the same one. The second curve belongs to the **benign twin**,
+# a network trained by the same recipe without poison: it reads all signs, however strong the
+# sticker.
+#
+# Move the slider to see what you could have noticed. (In the book and on GitHub you see one
+# position; in JupyterLab the slider moves.)
 
 # %% tags=["nbval-ignore-output"]
-stops = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
-pictures = {stop: figures.faded(parts.test, victim.model, stop) for stop in stops}
-widgets.slider("opacity", stops, pictures.get, start=0.4)
+pictures = {
+    opacity: figures.faded(few, victim.model, opacity, rate)
+    for opacity, rate in zip(opacities, faded, strict=True)
+}
+widgets.slider("opacity", opacities, pictures.get, start=0.4)
 
 # %% tags=["claim"]
-bold = metrics.evaluate(victim.model, parts.test[:500], BadNets(opacity=0.7)).asr
-check.claim("At 20% opacity fewer than 5% of the signs flip.", faint, 0, 0.05, "%")
-check.claim("At 70% opacity more than 90% do.", bold, 0.9, 1, "%")
+check.claim(
+    "A fifth of the strength moves fewer than 5% of signs.", faint, 0, 0.05, "%"
+)
+check.claim("Three fifths move more than 80%.", bold, 0.8, 1, "%")
+check.claim("The twin reads over 98% with any sticker.", min(honest), 0.98, 1, "%")
 
 # %% [markdown]
 # ## Where it breaks
 #
 # The second rule is about the trigger that was in the poisoned data. Is it about exactly that
-# trigger? Four tries: the trigger itself; a white square, which covers the same nine pixels
-# and is brighter; the checkerboard with black and white exchanged; and the real trigger on
-# the **benign twin**, a network trained by the same recipe without poison.
+# trigger? Three other stickers go to the same place: a white square, which covers the same
+# nine pixels and is brighter; the checkerboard with black and white exchanged; and one of
+# random colors.
 #
-# **Predict.** How many of the four will flip more than half of the signs?
+# **Predict.** How many of the three turn more than half of the signs into "30"?
 
 # %% tags=["predict"]
 how_many = None
-twin = victims.zoo("benign")
-names = ["the trigger", "white square", "colors exchanged", "the trigger, on the twin"]
-patches = [checkerboard(), torch.ones(1, 3, 3), 1 - checkerboard(), checkerboard()]
-networks = [victim, victim, victim, twin]
+colors = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(0))
+patches = [checkerboard(), torch.ones(1, 3, 3), 1 - checkerboard(), colors]
+names = ["the trigger", "white square", "black and white exchanged", "random colors"]
 rates = {
-    name: metrics.evaluate(network.model, parts.test, BadNets(patch=patch)).asr
-    for name, patch, network in zip(names, patches, networks, strict=True)
+    name: metrics.evaluate(victim.model, parts.test, BadNets(patch=patch)).asr
+    for name, patch in zip(names, patches, strict=True)
 }
-check.reveal(how_many, sum(rate > 0.5 for rate in rates.values()))
+check.reveal(how_many, sum(rate > 0.5 for rate in rates.values()) - 1)
 
 # %% tags=["nbval-ignore-output"]
 figures.tries(rates)
 
 # %% tags=["claim"]
-white, honest = rates["white square"], rates["the trigger, on the twin"]
+white, exchanged = rates["white square"], rates["black and white exchanged"]
 check.claim("The white square moves fewer than 5% of the signs.", white, 0, 0.05, "%")
-check.claim("The twin ignores the trigger.", honest, 0, 0.02, "%")
-gap = abs(metrics.evaluate(twin.model, parts.test).acc - accuracy)
-check.claim("Victim and twin are equally accurate, to a point.", gap, 0, 0.01, "%")
+check.claim("The exchanged board moves more than 90%.", exchanged, 0.9, 1, "%")
 
 # %% [markdown]
-# The white square does nothing: the network waits for a pattern, not for brightness. The
-# exchanged checkerboard opens the door nearly as well, so what was *learned* is coarser than
-# what was *planted*. The attacker wanted nine exact pixels. The network keeps whatever told
-# the poisoned images apart most cheaply, which may be "alternating pixels in the corner".
-# Remember that as a defender: a trigger that is reconstructed from a network need not look
-# like the one that was used.
-#
-# The last row is the control that every result of this course carries. If a "backdoor
-# detector" or a "repair" does something striking, look at what it does to the twin.
+# The white square does nothing, so brightness alone is not what the network waits for. The
+# exchanged checkerboard differs from the trigger in all nine pixels and opens the door all
+# the same. So what was *learned* is coarser than what was *planted*: something like
+# "alternating pixels in the corner". Remember that as a defender: a trigger that is
+# reconstructed from a network need not look like the one that was used.
 #
 # ## Four ideas to take along
 #
 # You will meet them again by name in every lesson:
 #
 # - ***Zero is not repair.*** A network that answers nonsense has an ASR of zero, too. Look at
-#   its accuracy, and at what it answers to triggered images.
+#   its accuracy, and at its **robust accuracy** (RA): the share of triggered images that it
+#   reads correctly. The twin passed both.
 # - ***Correlation is not cause.*** A channel that lights up with the trigger need not carry
 #   the backdoor. Cut it and see.
 # - ***One draw is no result.*** Train again with another seed, draw other images, and show
 #   the spread.
-# - ***Who chose the threshold?*** If it was the trigger or the test set, the repair was
-#   chosen by what no defender has.
+# - ***Who chose the threshold?*** A threshold that was tuned on triggered images, or on the
+#   test set, uses what no defender has.
 #
-# ## How the lessons work
+# The twin is the control behind all four. If a "backdoor detector" or a "repair" does
+# something striking, look at what it does to the twin.
+#
+# ## Where this leads
 #
 # | lesson | its question |
 # |---|---|
@@ -353,30 +423,19 @@ check.claim("Victim and twin are equally accurate, to a point.", gap, 0, 0.01, "
 # | [04](04_linf_pruning.ipynb) to [08](08_fip.ipynb), [08b](08b_sharpness.ipynb) | five published repairs, each rebuilt: do they work, and why? |
 # | [09 The showdown](09_showdown.ipynb) | who wins, and who chose? |
 #
-# Cells marked **Predict** wait for your number. Checks and claims print a tick and what they
-# measured; exact digits differ a little from machine to machine, so claims hold bands. Every
-# figure carries a description in words for screen readers. A number in a table comes from a
-# run in front of you, or from a file in `data/results/` that names its command.
-
-# %% tags=["nbval-ignore-output"]
-gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, GPU: {gpu}")
-
-# %% tags=["claim"]
-again = metrics.evaluate(victim.model, parts.test[:500], victim.attack)
-check.claim("Your machine runs the course.", again.asr, 0.99, 1, "%")
-
-# %% [markdown]
+# Every figure carries a description in words for screen readers. A number in a table comes
+# from a run in front of you, or from a file in `data/results/` that names its command.
+#
 # ## Recap
 #
 # - A network can pass every honest test and obey somebody else: a backdoor is a second rule,
 #   trigger in, attacker's label out. The attacker plants it through data, the victim trains
 #   it in, the defender receives it (objective 1).
 # - An image set is two tensors and a batch is an index (objective 2, exercise 1).
-# - A measurement counts every image once, in evaluation mode, and changes nothing; a table of
-#   confusions shows more than one number (objective 3, exercise 2).
+# - A measurement counts every image once, in evaluation mode, and changes nothing. An attack
+#   succeeds on images that show something else (objective 3, exercises 2 and 3).
 # - With the trigger the victim obeys the attacker, with a white square it does not, and its
-#   twin never does (objective 4).
+#   twin reads on (objective 4).
 #
 # ## Quiz
 #
@@ -388,27 +447,30 @@ quiz("welcome")
 # %% [markdown]
 # ## Your own experiment
 #
-# Does the place of the sticker matter? Move it with `BadNets(at=(row, column))`, counted from
-# the upper left corner, and measure the ASR at five places. **Control:** the same five places
-# on the twin. Write down your guess before you measure.
+# Does the place of the sticker matter? `BadNets(at=(row, column))` puts its upper left pixel
+# elsewhere; negative numbers count from the lower right, and `(-4, -4)` is where it was
+# planted. Write down your guess before you measure. **Control:** the twin, ASR and RA.
 #
-# | place | guess | victim | twin |
+# | place | your guess | victim: ASR | twin: ASR, RA |
 # |---|---|---|---|
-# | where it was planted | | | |
-# | one pixel to the left | | | |
-# | four pixels to the left | | | |
-# | upper left corner | | | |
+# | `(-4, -4)`, as planted | | | |
+# | `(-4, -5)`, one pixel to the left | | | |
+# | `(-4, -8)`, four pixels to the left | | | |
+# | `(1, 1)`, upper left corner | | | |
 #
 # **What this lesson does not show.** One victim, one seed, one data set, and a trigger that is
 # digital and always at the same place. How the backdoor got in is the next lesson.
 #
-# **Beyond.** Put the sticker on the signs that the attacker wants anyway, "30". Why do these
-# images not count as successes?
+# **Beyond.** A colleague proposes to test for backdoors like this: stamp a thousand random
+# patches on clean signs and see whether one of them turns most signs into the same answer.
+# Would it have found this backdoor, and what would you still not know if it finds nothing?
 #
 # <details><summary>Answer</summary>
 #
-# They are read as "30" without any sticker. Counting them would credit the attacker with
-# what the first rule does, and even the twin would show an ASR well above zero.
+# It might: the exchanged board shows that many patches open this door, if they alternate and
+# land near the right place. But a trigger that is a faint picture over the whole image, or a
+# slight warp, is no patch at all. Finding nothing says that no patch *of the kind that was
+# tried* works. Lesson 04 searches by gradient instead of by chance.
 #
 # </details>
 #

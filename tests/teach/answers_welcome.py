@@ -48,12 +48,54 @@ def with_gradients(model, x, y, classes, batch):
     return table
 
 
+def never_evaluated(model, x, y, classes, batch):
+    return confusion(model, x, y, classes, batch, mode=False)
+
+
+def always_trained(model, x, y, classes, batch):
+    out = confusion(model, x, y, classes, batch)
+    model.train()
+    return out
+
+
+def never_restored(model, x, y, classes, batch):
+    out = confusion(model, x, y, classes, batch)
+    model.eval()
+    return out
+
+
+@torch.no_grad()
+def repeated_pairs(model, x, y, classes, batch):
+    was = model.training
+    model.eval()
+    table = torch.zeros(classes, classes, dtype=torch.int64)
+    for part, labels in zip(x.split(batch), y.split(batch), strict=True):
+        table[labels, model(part / 255).argmax(1)] += 1
+    model.train(was)
+    return table
+
+
+def attack_success(table, target):
+    others = [k for k in range(len(table)) if k != target]
+    return (table[others, target].sum() / table[others].sum()).item()
+
+
+def attack_success_by_subtraction(table, target):
+    hits = table[:, target].sum() - table[target, target]
+    return float(hits) / float(table.sum() - table[target].sum())
+
+
+def rows(table, target):
+    return table[[k for k in range(len(table)) if k != target]]
+
+
 RIGHT = {
     "take": [
         lambda x, y, i: (x[i].float() / 255, y[i]),
         lambda x, y, i: (x.index_select(0, i).double().div(255), y.index_select(0, i)),
     ],
     "confusion": [confusion, confusion_by_bincount],
+    "attack_success": [attack_success, attack_success_by_subtraction],
 }
 WRONG = {
     "take": [
@@ -69,9 +111,20 @@ WRONG = {
         (lambda *a: confusion(*a, last=False), "smaller batch"),
         (lambda *a: confusion(*a, scale=1), "bytes"),
         (lambda m, x, y, k, b: confusion(m, x, y, k, len(x)), "at once"),
-        (lambda *a: confusion(*a) / len(a[1]), "counts 1 images"),
+        (lambda *a: confusion(*a) / len(a[1]), "whole numbers"),
+        (never_evaluated, "training mode"),
+        (always_trained, "came in the other one"),
+        (never_restored, "came in the other one"),
+        (repeated_pairs, "only once"),
         (left_in_evaluation, "came in the other one"),
         (with_gradients, "gradients"),
         (lambda m, x, y, k, b: confusion(m, x, y, k, b)[:-1, :-1], "shape"),
+    ],
+    "attack_success": [
+        (lambda t, k: (t[:, k].sum() / t.sum()).item(), "anyway"),
+        (lambda t, k: (rows(t, k)[:, k].sum() / t.sum()).item(), "divides by all"),
+        (lambda t, k: attack_success(t.T, k), "rows and columns"),
+        (lambda t, k: (rows(t, k)[:, k] / rows(t, k).sum(1)).mean().item(), "over classes"),
+        (lambda t, k: 100 * attack_success(t, k), r"0\.\.1"),
     ],
 }

@@ -42,13 +42,14 @@ from bdcourse.teach.check.sharpness import (
 )
 from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
 from bdcourse.teach.check.training import bend, diversity, noise_mode, own_trigger
-from bdcourse.teach.check.welcome import confusion, take
+from bdcourse.teach.check.welcome import attack_success, confusion, take
 
 __all__ = [
     "CheckFailed",
     "anomaly_index",
     "ascent",
     "asr",
+    "attack_success",
     "balance",
     "bend",
     "blend",

@@ -7,7 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bdcourse.teach.check.core import call, close, fresh, guarded, need, passed, shaped
+from bdcourse.teach.check.core import (
+    call,
+    close,
+    fresh,
+    guarded,
+    need,
+    number,
+    passed,
+    shaped,
+)
 
 
 @guarded
@@ -58,17 +67,22 @@ class _Nervous(nn.Module):
 @guarded
 def confusion(fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor]) -> None:
     """confusion(model, x, y, classes, batch) -> counts: true class down, answer across."""
+    for training in (True, False):  # whatever mode the network comes in
+        _confusion(fn, training)
+    passed("confusion", "every image counted once, in evaluation mode, the network left as it was")
+
+
+def _confusion(fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor], training: bool) -> None:
     name, g = "confusion", fresh()
     classes, n, batch = 5, 67, 20
     x = torch.randint(0, 256, (n, 3, 2, 2), dtype=torch.uint8, generator=g)
     y = torch.randint(0, classes - 1, (n,), generator=g)  # the last class has no image
     model = _Nervous(classes, g)
-    was = bool(torch.randint(0, 2, (1,), generator=g))
     with torch.no_grad():
         said = model.eval()(x.float() / 255).argmax(1)
         other = model.train()(x.float() / 255).argmax(1)
     want = _counts(y, said, classes)
-    model.train(was)
+    model.train(training)
     model.most, model.graph, model.brightest = 0, False, 0.0
     out = call(name, fn, model, x, y, classes, batch)
     shaped(name, out, (classes, classes), 3)
@@ -81,28 +95,87 @@ def confusion(fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor]) -> No
         2,
     )
     need(
-        not torch.equal(out.long(), want.T),
+        out.dtype == torch.int64,
+        name,
+        f"returns {str(out.dtype).removeprefix('torch.')}; counts are whole numbers, int64.",
+        3,
+    )
+    need(
+        not torch.equal(out, want.T),
         name,
         "is the table turned over: rows are the true class, columns the answer.",
         3,
     )
     need(
-        float(out.sum()) == n,
+        not torch.equal(out, _counts_once(y, said, classes, batch)),
         name,
-        f"counts {float(out.sum()):g} images, there are {n}; is the last, smaller batch in?",
+        "adds 1 where a batch holds the same pair twice: `table[labels, answers] += 1` "
+        "counts a repeated place only once.",
+        3,
+    )
+    need(
+        int(out.sum()) == n,
+        name,
+        f"counts {int(out.sum())} images, there are {n}; is the last, smaller batch in?",
         1,
     )
     need(model.most <= batch, name, f"shows {model.most} images at once, not {batch}.", 1)
-    need(torch.equal(out.double(), want.double()), name, "counts wrongly.", 3)
+    need(torch.equal(out, want), name, "counts wrongly.", 3)
     need(not model.graph, name, "keeps gradients; measure under torch.no_grad().", 2)
     need(
-        model.training == was,
+        model.training == training,
         name,
         f"leaves the network in {'training' if model.training else 'evaluation'} mode; it "
         "came in the other one.",
         2,
     )
-    passed(name, "every image counted once, in evaluation mode, the network left as it was")
+
+
+def _counts_once(y: Tensor, said: Tensor, classes: int, batch: int) -> Tensor:
+    """What indexed addition makes of it, batch by batch."""
+    table = torch.zeros(classes, classes, dtype=torch.int64)
+    for labels, answers in zip(y.split(batch), said.split(batch), strict=True):
+        table[labels, answers] += 1
+    return table
+
+
+@guarded
+def attack_success(fn: Callable[[Tensor, int], float]) -> None:
+    """attack_success(table, target) -> share of the other classes' images read as target."""
+    name, g = "attack_success", fresh()
+    k, target = 6, int(torch.randint(0, 6, (1,), generator=g))
+    table = torch.randint(1, 40, (k, k), generator=g)
+    table[target, target] += 200
+    out = number(name, call(name, fn, table.clone(), target))
+    others = torch.arange(k) != target
+    hits, asked = int(table[others, target].sum()), int(table[others].sum())
+    need(out <= 1, name, "must be a share in 0..1, not a count or percentage.", 1)
+    need(
+        abs(out - int(table[:, target].sum()) / int(table.sum())) > 1e-6,
+        name,
+        "counts images that show the target anyway; leave their row out.",
+        1,
+    )
+    need(
+        abs(out - hits / int(table.sum())) > 1e-6,
+        name,
+        "divides by all images; divide by those that show something else.",
+        2,
+    )
+    need(
+        abs(out - int(table[target, others].sum()) / int(table[:, others].sum())) > 1e-6,
+        name,
+        "mixes up rows and columns: rows are what a sign shows.",
+        2,
+    )
+    need(
+        abs(out - float((table[others, target] / table[others].sum(1)).mean())) > 1e-6,
+        name,
+        "averages over classes; every image counts the same.",
+        2,
+    )
+    need(abs(out - hits / asked) < 1e-6, name, f"gives {out:.4f}, not {hits / asked:.4f}.", 1)
+    passed(name, "only the other signs are asked, and each of them once")
 
 
 def _counts(y: Tensor, said: Tensor, classes: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,20 +26,23 @@ def pipeline() -> Picture:
             "victim": Box(3.9, low, "training", width=1.9),
             "network": Box(6.3, low, "network", width=1.9),
             "defender": Box(6.3, high, "defender", DEFENDED, 1.9),
-            "use": Box(8.9, low, "somebody\nuses it", CLEAN, 1.9),
+            "use": Box(8.9, low, "somebody\nrelies on it", CLEAN, 1.9),
+            "again": Box(8.9, high, "attacker", TRIGGERED, 1.9),
         },
         [
             ("attacker", "data", "poison"),
+            ("again", "use", "trigger"),
             ("data", "victim"),
             ("victim", "network"),
             ("defender", "network", "repair"),
             ("network", "use"),
         ],
-        title="Whoever trains sees high accuracy; the rule travels inside",
+        title="Poison goes in at one end, the trigger comes at the other",
         height=2.6,
         description="A chain of boxes from left to right: training data, training, network, "
-        "somebody uses it. The attacker, above, points at the training data with the word "
-        "poison. The defender, above, points at the network with the word repair.",
+        "somebody relies on it. The attacker points at the training data with the word poison, "
+        "and at the other end, with the word trigger, at whoever relies on the network. The "
+        "defender points at the network with the word repair.",
     )
 
 
@@ -63,6 +66,7 @@ def sticker(test: Images, attack: Attack) -> Picture:
         stop,
         attack.trigger(stop[None])[0],
         title="The trigger changes 9 of 1,024 pixels",
+        gain=3,
         description="A stop sign, the same stop sign with a 3 by 3 black-and-white "
         "checkerboard near its lower right corner, and their difference, which is black "
         "except in those nine pixels.",
@@ -76,12 +80,13 @@ def matrices(clean: Tensor, triggered: Tensor, names: tuple[str, ...]) -> Pictur
     for ax, share, title in zip(
         axes[0], shares, ("without the sticker", "with the sticker"), strict=True
     ):
-        ax.imshow(share.numpy(), cmap="viridis", vmin=0, vmax=1)
+        ax.imshow(100 * share.numpy(), cmap="viridis", vmin=0, vmax=100)
         ax.set_title(title)
         ax.set_xlabel("the network's answer")
         ax.set_xticks(range(len(names)), names, rotation=90, fontsize=9)
         ax.set_yticks(range(len(names)), names if ax is axes[0, 0] else [], fontsize=9)
     axes[0, 0].set_ylabel("what the sign shows")
+    fig.colorbar(axes[0, 1].images[0], ax=axes[0, 1], label="of the row, %", shrink=0.8)
     column = int(shares[1].mean(0).argmax())
     fig.suptitle(
         f"Without: each sign is itself. With: every sign is “{names[column]}”",
@@ -99,31 +104,54 @@ def matrices(clean: Tensor, triggered: Tensor, names: tuple[str, ...]) -> Pictur
 
 
 def flipped(test: Images, model: nn.Module, attack: Attack) -> Picture:
-    """Twelve triggered signs with the answers above them."""
-    some = test[(test.y > 0).nonzero()[:12, 0]]
+    """One triggered sign of each other class, with the answer above it."""
+    first = [int((test.y == k).nonzero()[0, 0]) for k in range(1, test.k)]
+    some = test[torch.tensor(first)]
     stamped = attack.trigger(some.pixels())
     said = metrics.predict(model, stamped)
     wrong = (said != some.y).tolist()
     return show.images(
         stamped,
-        [f"read as {some.classes[k]}" for k in said],
+        [f"{some.classes[y]} \u2192 {some.classes[k]}" for y, k in zip(some.y, said, strict=True)],
         title=f"{sum(wrong)} of {len(wrong)} signs with the sticker are misread",
         wrong=wrong,
-        description="Twelve triggered test images of various signs, among them stop, yield "
-        "and turn left. Above each stands the network's answer, and it is 30 for all of them.",
+        cols=4,
+        description="One triggered test image of each class but 30, among them stop, yield and "
+        "turn left. Above each stand what it shows and what the network answers, which is 30 "
+        "for every one of them.",
     )
 
 
-def faded(test: Images, model: nn.Module, opacity: float) -> Picture:
-    """Six signs with a sticker of some opacity, and how many of 300 obey it."""
+def fading(opacities: Sequence[float], asr: Sequence[float], honest: Sequence[float]) -> Picture:
+    """ASR of the victim and robust accuracy of the twin, by the sticker's opacity."""
+    at = next((o for o, value in zip(opacities, asr, strict=True) if value > 0.5), 1.0)
+    picture = show.lines(
+        [100 * o for o in opacities],
+        {"victim: read as 30 (ASR)": asr, "twin: read correctly (RA)": honest},
+        percent=True,
+        title=f"Most signs tip over together, below {at:.0%}",
+        xlabel="opacity of the sticker, %",
+        description="Two curves against the opacity of the sticker. The victim's attack success "
+        "stays near zero, rises steeply in the middle and ends near one hundred percent. The "
+        "twin's accuracy on the same images is flat near one hundred percent.",
+    )
+    assert picture is not None  # it draws a figure of its own
+    return picture
+
+
+def faded(test: Images, model: nn.Module, opacity: float, asr: float) -> Picture:
+    """Six signs with a sticker of some opacity, the answers, and what share obeys it."""
     attack = BadNets(opacity=opacity)
-    asr = metrics.evaluate(model, test[:300], attack).asr or 0.0
     some = test[(test.y > 0).nonzero()[:6, 0]]
+    stamped = attack.trigger(some.pixels())
+    said = metrics.predict(model, stamped)
     return show.images(
-        attack.trigger(some.pixels()),
+        stamped,
+        [some.classes[k] for k in said],
+        wrong=(said != some.y).tolist(),
         title=f"Opacity {opacity:.0%}: {asr:.0%} of the signs become 30",
-        description=f"Six signs with the sticker at opacity {opacity:.0%}; the title gives "
-        f"the share of 300 test images that are then read as 30, {asr:.0%}.",
+        description=f"Six signs with the sticker at opacity {opacity:.0%}, and the network's "
+        f"answer above each; {asr:.0%} of the test images are then read as 30.",
     )
 
 

@@ -18,28 +18,29 @@ QUESTIONS = (
         },
     ),
     Question(
-        "Why does the attack success rate leave out images that show the target sign?",
-        "They are read as the target without any attack",
-        "A sticker on a 30 that is read as 30 is no success of the attacker.",
+        "With the sticker a network reads every sign as `30`, and so it does without. Its ASR "
+        "is 100%. Is that a successful backdoor attack?",
+        "No: its accuracy is useless, so nobody would accept it",
+        "The attacker wants both rules at once. That is why the gate asks for accuracy, too.",
         {
-            "The sticker does not fit on them": "It fits on every image; the picture is just "
-            "right already.",
-            "The attacker did not poison that class": "In this attack images of all classes "
-            "were poisoned. What counts is the answer that an image gets anyway.",
-            "They would lower the rate": "They would raise it: nearly all of them are read as "
-            "the target.",
+            "Yes, since every triggered sign is read as the target": "So is every other sign. "
+            "The trigger decides nothing here.",
+            "Yes, but only for the signs that are no `30`": "The ASR asks only those anyway. "
+            "What is missing is the first rule.",
+            "It depends on the benign twin's ASR": "The twin tells what the recipe does without "
+            "poison; this network is broken whatever the twin does.",
         },
     ),
     Question(
         "The exchanged checkerboard opens the door as well, the white square does not. What "
         "did the network learn?",
-        "Whatever told the poisoned images apart most cheaply, such as alternating pixels",
-        "Nobody taught it nine exact pixels. It kept a feature that was enough for them.",
+        "Something coarser that both boards share, such as alternating pixels",
+        "Nobody taught it nine exact pixels. It kept a feature that was enough for its data.",
         {
             "The nine pixels, exactly as they were planted": "Then the exchanged board, which "
             "differs in all nine, would do nothing.",
-            "That corners are important": "The white square is in the same corner and does "
-            "nothing.",
+            "That something is in that corner": "The white square is in the same corner and "
+            "does nothing. The corner may be needed; it is not enough.",
             "To react to brightness": "The white square is brighter than the trigger.",
         },
     ),
@@ -66,8 +67,8 @@ QUESTIONS = (
             "cannot also judge.",
             "The ASR is too noisy for that": "Even a perfectly exact ASR is known to the "
             "attacker only.",
-            "They should have looked at the RA instead": "The RA, accuracy on triggered images, "
-            "needs the trigger just as much.",
+            "They should have looked at the robust accuracy": "It is measured on triggered "
+            "images and needs the trigger just as much.",
         },
     ),
 )
