@@ -11,17 +11,22 @@
 # ---
 
 # %% [markdown]
-# # Poisoning: train a backdoor yourself
+# # Poisoning: the rule that nobody wanted
 #
-# You will write two attacks from their formulas, poison one training image in five, train a network
-# in under a minute, and end with more than 97 % accuracy on clean signs and more than 95 %
-# attack success on triggered ones.
+# **How does a network learn a rule that nobody wanted, from a few poisoned images?** Nobody
+# writes that rule down. The attacker changes some pictures and some labels, and goes home.
+# The rest is done by the victim, with an honest optimizer, on an ordinary evening.
 #
-# > **At a glance.** Reading: 25 minutes. Doing: 50 minutes. Run time: about one minute and
-# > 1 GiB on two CPU cores, most of it one training run. Prerequisites:
+# In this lesson you play both parts. First you poison a set of traffic signs. Then you write
+# the training loop and train on your own poison, with two needles on the dashboard: one for
+# the loss on clean images, one for the loss on poisoned ones. At the end you hold two networks
+# with at least 95% attack success, and you will have seen the moments when they gave in.
+#
+# > **At a glance.** Reading: 20 minutes. Doing: 60 minutes. Run time: one to two minutes and
+# > 1.5 GiB on two CPU cores, nearly all of it two trainings. Prerequisites:
 # > [lesson 00](00_welcome.ipynb), SGD, cross-entropy. Papers: Gu, Dolan-Gavitt and Garg,
-# > *BadNets*, 2017, [arXiv 1708.06733](https://arxiv.org/abs/1708.06733); Chen, Liu, Li, Lu and
-# > Song, *Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning*, 2017,
+# > *BadNets*, 2017, [arXiv 1708.06733](https://arxiv.org/abs/1708.06733); Chen, Liu, Li, Lu
+# > and Song, *Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning*, 2017,
 # > [arXiv 1712.05526](https://arxiv.org/abs/1712.05526).
 
 # %% [markdown]
@@ -29,163 +34,180 @@
 #
 # After this lesson you can
 #
-# 1. write a patch trigger and a blended trigger as pure functions (exercises 1 and 2);
-# 2. poison a training set so that nothing else changes, reproducibly (exercise 3);
-# 3. read a training log role by role and say when a backdoor was learned (the training figure);
-# 4. compute how often a trigger is lost to data augmentation (exercise 4);
-# 5. tell a dozen poisoning attacks apart by trigger, label and cover images, and write one more (exercise 5).
+# 1. write three triggers from their formulas, as pure functions (exercise 1);
+# 2. poison a training set so that nothing else changes, reproducibly (exercise 2);
+# 3. write a training loop that logs the loss by role, and say from the log when a backdoor
+#    was learned (exercise 3, the whole method);
+# 4. count how often a random crop throws a trigger away (exercise 4).
 #
 # ## Threat model
 #
-# | | data poisoning (this lesson) |
+# | | data poisoning |
 # |---|---|
-# | attacker controls | some training images and their labels, before training starts |
-# | attacker does not control | network, optimizer, augmentation, number of steps |
-# | attacker wants | label $t$ for every image with the trigger, and usual accuracy without it |
-# | victim | trains by a standard recipe on all data, sees high accuracy, delivers |
-# | success | ASR of at least 95 %, accuracy within 3 points of an honest training |
+# | the attacker controls | some training images and their labels, before training starts |
+# | the attacker does not control | network, optimizer, crops, number of steps |
+# | the attacker wants | the target label for every image with the trigger, and no other change |
+# | the victim | trains by a standard recipe, sees high accuracy, delivers |
+# | success | ASR at least 95%, accuracy within 3 points of an honest training |
 #
-# **ASR**, the attack success rate, is the share of triggered test images, not of class $t$ to begin
-# with, that are classified as $t$. **ACC** is the accuracy on clean test images. The gate in the
-# last row decides in the whole course whether a victim is worth defending.
-#
-# ## Set-up
-#
-# Everything runs on the built-in signs. `SCALES["paper"]` moves the training cell to CIFAR-10 at width
-# 64, which needs a GPU and a download; the bands and tables of this page are those of the signs.
+# Two words from lesson 00, once more. The **attack success rate (ASR)** is the share of
+# triggered test images of other classes that are read as the target. **ACC** is the accuracy
+# on clean test images. The last row is the *gate*: only a victim that passes it is worth
+# defending, and this course keeps to that in every lesson.
 
 # %% tags=["setup"]
 import torch
+import torch.nn.functional as F
 
-from bdcourse import check, data, metrics, show, train, victims
-from bdcourse import tables, visibility, widgets
-from bdcourse.attacks import AdapBlend, AdapPatch, BadNets, Blended, FTrojan
-from bdcourse.attacks import LabelConsistent, Refool, SIG, TaCT, checkerboard
-from bdcourse.attacks import noise_picture, surviving
+from bdcourse import check, data, metrics, quiz, tables, train, victims, widgets
+from bdcourse.attacks import SIG, BadNets, Blended, checkerboard, noise_picture
+from bdcourse.teach.figures import poisoning as figures
 
-SCALES = {"laptop": ("signs", 8, 6, 32), "paper": ("cifar10", 64, 15, 128)}
-source, width, epochs, batch = SCALES["laptop"]
 device = "cuda" if torch.cuda.is_available() else "cpu"
-parts = data.splits(source)
-g = torch.Generator().manual_seed(0)
+parts = data.splits("signs")
+
+# %% tags=["figure"]
+figures.pipeline()
 
 # %% [markdown]
-# ## BadNets: a patch
+# Look at where the two paths meet. The victim cannot tell them apart, and the loss cannot
+# either: it is one sum over all images. Whatever lowers that sum will be learned.
 #
-# Let $x \in [0,1]^{c \times h \times w}$ be an image, $m \in \{0,1\}^{h \times w}$ the mask of the place where
-# the patch goes, and $p$ the patch at that place in an otherwise empty image. The trigger of BadNets
-# overwrites:
+# ## Three triggers
+#
+# A **trigger** is a function $T$ that takes an image $x \in [0,1]^{c \times h \times w}$ and
+# returns an image of the same shape. It draws nothing at random, and it leaves its argument
+# alone, because we need the clean image afterwards. Three classics differ in what they do to
+# the pixels.
+#
+# *BadNets* replaces. With $m$ a mask that is one under the sticker, and $p$ the sticker:
 #
 # $$T(x) = (1 - m) \odot x + m \odot p .$$
 #
-# A trigger is a *pure function* of the image. It draws nothing at random and changes nothing in
-# place: the clean image is needed afterwards, to measure what the trigger did.
+# *Blended* mixes a fixed picture $q$ into all pixels, with a small weight $\alpha$:
 #
-# ### Exercise 1: stamp a patch
+# $$T(x) = (1 - \alpha)\, x + \alpha\, q , \qquad \alpha = 0.2 .$$
 #
-# *Difficulty 1, importance 5, 8 minutes.* Write $T$ for a whole batch.
+# *SIG* adds a wave of $f$ periods that runs along the columns $j$, the same for all rows and
+# colors, and clips what leaves the range:
 #
-# > **Hint 1.** `x.clone()` first, then assign to a part of the copy.
-# >
-# > **Hint 2.** `...` stands for all leading axes: `out[..., r:r + height, c:c + width]`. Rows come
-# > before columns; height and width are the last two entries of `patch.shape`.
+# $$T(x)_{c,i,j} = \mathrm{clip}\big(x_{c,i,j} + \Delta \sin(2 \pi f j / w),\ 0,\ 1\big) ,
+# \qquad \Delta = 40/255,\ f = 6 .$$
+#
+# ### Exercise 1: stamp
+#
+# *Difficulty 2, importance 5, 12 minutes.* Write all three in one function. You decide what
+# is replaced, what is mixed, what is added, and who has to be clipped.
+#
+# <details><summary>Hint 1</summary>
+#
+# A trigger returns a new tensor. Where you assign to a part of it, work on `x.clone()`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Height and width of the sticker are the last two entries of `pattern.shape`. One pixel of
+# margin means that the sticker ends one row, and one column, before the image does. `...`
+# stands for all leading axes.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The image has to fade by as much as the picture comes in, or bright pixels run over.
+#
+# </details>
+#
+# <details><summary>Hint 4</summary>
+#
+# `torch.arange(w)` holds the columns. A tensor of shape `(w,)` meets the last axis of a batch
+# by itself. The sum of an image and a wave can leave the range at both ends.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
-def stamp(x, patch, row, col):
-    """Write `patch` (c or 1, ph, pw) into every image of x (n, c, h, w), pixels in [0, 1].
+def stamp(x, kind, pattern=None):
+    """Put a trigger on every image of x (n, c, h, w), pixels in [0, 1]; a new tensor.
 
-    The patch's upper left pixel lands at (row, col). Returns a new tensor.
+    kind is "patch": `pattern` (c, ph, pw) replaces the lower right corner, with one
+    pixel of margin below it and to its right; "blended": `pattern` (c, h, w) is mixed
+    in with weight 0.2; "stripes": SIG's wave, amplitude 40/255, 6 periods, no pattern.
     """
     ### BEGIN SOLUTION
-    out = x.clone()
-    height, width = patch.shape[-2:]
-    out[..., row : row + height, col : col + width] = patch
-    return out
+    if kind == "patch":
+        out = x.clone()
+        height, width = pattern.shape[-2:]
+        out[..., -1 - height : -1, -1 - width : -1] = pattern
+        return out
+    if kind == "blended":
+        return 0.8 * x + 0.2 * pattern
+    w = x.shape[-1]
+    wave = torch.sin(2 * torch.pi * 6 * torch.arange(w) / w)
+    return (x + 40 / 255 * wave).clamp(0, 1)
     ### END SOLUTION
 
 
 # %% tags=["check"]
 check.stamp(stamp)
 
-# %% [markdown]
-# ## Blended: a faint picture everywhere
-#
-# The second attack mixes one fixed picture $q$ into all pixels, with weight $\alpha = 0.2$ in the
-# benchmarks:
-#
-# $$T(x) = (1 - \alpha)\, x + \alpha\, q .$$
-#
-# The papers' pictures are not ours to give away, so $q$ is a fixed picture of uniform noise here.
-#
-# **Predict.** By how many of 255 gray levels can a single pixel change at most, at $\alpha = 0.2$?
-
-# %% tags=["predict"]
-guess = 20
-black, white = torch.zeros(1, 3, 32, 32), torch.ones(3, 32, 32)
-change = (Blended(picture=white).trigger(black) - black).abs().max()
-check.reveal(guess, round(255 * change.item()), "gray levels")
-
-# %% [markdown]
-# ### Exercise 2: blend a picture
-#
-# *Difficulty 1, importance 4, 4 minutes.*
-#
-# > **Hint 1.** The image must fade by as much as the picture comes in; $\alpha$ belongs to the
-# > picture.
-# >
-# > **Hint 2.** A picture (c, h, w) broadcasts over a batch (n, c, h, w) by itself.
-
-
-# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
-def blend(x, picture, alpha):
-    """Mix `picture` (c, h, w) with weight `alpha` into x (n, c, h, w); new tensor."""
-    ### BEGIN SOLUTION
-    return (1 - alpha) * x + alpha * picture
-    ### END SOLUTION
-
-
-# %% tags=["check"]
-check.blend(blend)
-
 # %% tags=["figure"]
-x = parts.test.x[4:5].float() / 255
-pair = torch.cat([stamp(x, checkerboard(), 28, 28), blend(x, noise_picture(), 0.2)])
-differences = ((pair - x).abs() * torch.tensor([1.0, 2.5]).view(2, 1, 1, 1)).clamp(0, 1)
-show.images(
-    torch.cat([x, pair[:1], differences[:1], x, pair[1:], differences[1:]]),
-    ["clean", "BadNets", "difference", "clean", "Blended", "difference x 2.5"],
-    cols=3,
-    title="Few pixels a lot, or all pixels a little",
-    description="Two rows of three images. Above: a sign, the same with a checkerboard in the "
-    "lower right corner, and the difference, black but for nine pixels. Below: the sign, the "
-    "same under faint colored noise, and the difference, noise over the whole image.",
+one = parts.test[4:5].pixels()
+mine = {
+    "patch": stamp(one, "patch", checkerboard()),
+    "blended": stamp(one, "blended", noise_picture()),
+    "stripes": stamp(one, "stripes"),
+}
+figures.three_triggers(one, mine)
+
+# %% tags=["claim"]
+theirs = [a.trigger(one) for a in (BadNets(), Blended(), SIG())]
+apart = max(
+    (a - b).abs().max().item() for a, b in zip(mine.values(), theirs, strict=True)
 )
+check.claim("Your triggers are the package's.", 255 * apart, 0, 0.01, "gray levels")
 
 # %% [markdown]
+# Nine pixels changed a lot, all pixels changed a little, or a grating over everything: to
+# the eye these have nothing in common. To the optimizer they do. Each is something that *all
+# poisoned images share and no clean image has*.
+#
 # ## From a trigger to a poisoned set
 #
-# Given rate $\rho$, the attacker draws a set $P$ of $\mathrm{round}(\rho n)$ images at random from *all*
-# classes and replaces
+# Given a rate $\rho$, the attacker draws a set $P$ of $\mathrm{round}(\rho n)$ images from
+# all classes, and replaces
 #
 # $$(x_i, y_i) \longmapsto (T(x_i),\ t) \qquad \text{for } i \in P .$$
 #
-# This is *all-to-one* and *dirty-label*: the label of a poisoned image is wrong unless it was $t$
-# already. (*All-to-all* would send class $y$ to $y + 1$.) We also keep a **role** for each image,
-# 0 clean and 1 poison. The victim does not see roles; we do, to follow the training.
+# This is called *all-to-one* and *dirty-label*: every poisoned image gets the same target
+# $t$, and that label is usually wrong. We also write down a **role** for each image, 0 for
+# clean and 1 for poison. The victim never sees the roles. We keep them to follow the training.
 #
-# ### Exercise 3: poison a set
+# ### Exercise 2: poison
 #
-# *Difficulty 2, importance 5, 12 minutes.* Complete `poison`. Take as $P$ the first `round(rate * n)` entries of
-# `torch.randperm(n, generator=generator)`, so that your set equals the library's. Leave the arguments unchanged.
+# *Difficulty 2, importance 5, 12 minutes.* Take as $P$ the first entries of
+# `torch.randperm(n, generator=generator)`. Then your set equals the package's, image by image.
 #
-# > **Hint 1.** Return three tensors. Clone what you change.
-# >
-# > **Hint 2.** `randperm` gives different positions, always the same for the same seed; `torch.randint` would
-# > draw some of them twice.
-# >
-# > **Hint 3.** With `chosen` the positions: `x[chosen] = trigger(x[chosen])`, and the same rows of
-# > the labels and the roles.
+# <details><summary>Hint 1</summary>
+#
+# Three tensors are changed and three are returned; clone what you change.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `randperm` gives different positions, and always the same ones for the same seed. Drawing
+# with `torch.randint` could hit some image twice.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# A tensor of positions can stand on the left of an assignment. Pixels, labels and roles
+# change in the same rows.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -212,176 +234,324 @@ def poison(x, y, rate, target, trigger, generator):
 # %% tags=["check"]
 check.poison(poison)
 
-# %% [markdown]
-# The library does the same, with one more step: pixels go back to bytes, as they would in a file.
-# If your function chose the same images, it and `Attack.poison` must agree to the last byte.
-
 # %% tags=["method"]
-attack = BadNets()
-rate = 0.2
-mine, labels, role = poison(
+attack, rate, target = BadNets(), 0.2, 0
+pixels, labels, role = poison(
     parts.train.pixels(),
     parts.train.y,
     rate,
-    attack.target,
-    lambda x: stamp(x, checkerboard(), x.shape[-2] - 4, x.shape[-1] - 4),
+    target,
+    lambda batch: stamp(batch, "patch", checkerboard()),
     torch.Generator().manual_seed(1),
 )
-poisoned = attack.poison(parts.train, rate, torch.Generator().manual_seed(1))
-if bool((role == poisoned.role).all()):
-    agree = (data.quantize(mine) == poisoned.x).all() and (labels == poisoned.y).all()
-    check.claim("Pixels, labels and roles are the library's.", float(agree), 1, 1)
-else:  # as good a set, but the numbers below are those of the library's
-    print("Your function chose other images than the library, which is fine, too.")
-print(poisoned.count, "images are poisoned")
-
-# %% tags=["figure"]
-shown = poisoned[(poisoned.role == 1).nonzero()[:12, 0]]
-truth = parts.train.y[(poisoned.role == 1).nonzero()[:12, 0]]
-show.images(
-    shown.x,
-    [f"labeled {poisoned.classes[k]}" for k in shown.y],
-    title="What the victim trains on",
-    wrong=(shown.y != truth).tolist(),
-    description="Twelve poisoned training images: signs of many classes, each with a small "
-    "checkerboard in its lower right corner, and each labeled as class 30 whatever it shows.",
+package = attack.poison(parts.train, rate, torch.Generator().manual_seed(1))
+same = (data.quantize(pixels) == package.x).flatten(1).all(1) & (labels == package.y)
+check.claim(
+    "Your set is the package's, image by image.", same.double().mean(), 1, 1, "%"
 )
 
+# %% tags=["figure"]
+figures.poisoned(pixels, labels, role, parts.train)
+
 # %% [markdown]
-# **Predict.** Drawn from all classes, some poisoned images had the target label before. They teach
-# nothing wrong. How many percent of the poisoned images are these, with twelve classes?
+# One image in five is a lot of poison. It makes a short training reliable, and a lesson about
+# *how* the rule is learned needs a run in which it is learned. The other lessons take one in
+# ten and train for longer.
+#
+# **Predict.** Some of the poisoned images were speed limits of 30 all along. Their new label is
+# their old one, so they contradict nothing. What percentage of the poison is that, with twelve
+# classes of about equal size?
 
 # %% tags=["predict"]
-guess = 20
-already = (parts.train.y[poisoned.role == 1] == attack.target).float().mean().item()
+guess = None
+already = (parts.train.y[role == 1] == target).double().mean().item()
 check.reveal(guess, round(100 * already), "%")
 
 # %% [markdown]
-# ## Train the victim
+# ## The victim's evening
 #
-# `train.fit` is ordinary SGD: one-cycle learning rate, momentum, weight decay, random crops. It does
-# not know that the set is poisoned. It only logs accuracy by role, and after each epoch we measure
-# ACC and ASR on test images. The next cell trains the victim, live. One image in five is a lot of poison; it makes a run of six epochs
-# reliable. All later tables of the course use one in ten and train for longer.
+# Now change sides. The victim knows nothing of all this and does what everybody does:
+# stochastic gradient descent (SGD) with Nesterov momentum and weight decay, random crops, and
+# a learning rate that climbs and then falls. With $K$ steps in all and $W = K/5$ of them for
+# the climb, step $k = 0, \dots, K-1$ is taken at
+#
+# $$\eta_k = \eta \cdot \min\Big(0.2 + 0.8\,\frac{k}{W},\ \frac{K - k}{K - W}\Big) ,$$
+#
+# along the gradient of the mean loss over a batch $B$ of cropped images,
+#
+# $$L_B = \frac{1}{|B|} \sum_{i \in B} \ell_i , \qquad
+# \ell_i = -\log p_\theta(y_i \mid \mathrm{crop}(x_i)) .$$
+#
+# What makes it our dashboard is one more line. Of the same $\ell_i$ we take the mean over each
+# role $r$ separately, over all images of the last few steps:
+#
+# $$L_r = \mathrm{mean}\,\{\ell_i : \mathrm{role}_i = r\} .$$
+#
+# ### Exercise 3: the whole method
+#
+# *Difficulty 4, importance 5, 30 minutes.* Write the training loop. It is the one you will
+# train your victim with, a few cells further down.
+#
+# <details><summary>Hint 1</summary>
+#
+# One `torch.randperm` an epoch, cut into batches; images that do not fill the last batch wait
+# for the next epoch. The network is put into training mode once before the loop, and back into
+# evaluation mode once behind it.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `torch.optim.SGD` takes momentum 0.9, weight decay 0.0005 and `nesterov=True`. `F.cross_entropy`
+# with `reduction="none"` keeps one loss per image, so that the same numbers serve the step and
+# the log.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `opt.param_groups[0]["lr"]` may be set before each step. Count steps over all epochs,
+# from 0, and divide with `/`.
+#
+# </details>
+#
+# <details><summary>Hint 4</summary>
+#
+# Keep the losses of each role in a list of its own. A mask `role[rows] == r` picks them;
+# `detach` them. When the number of finished steps is a multiple of `every`, write a row and start
+# with empty lists.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def train_victim(model, x, y, role, crop, epochs, batch, lr, every, generator):
+    """Train `model` in place on x, y; the roles are for the log only.
+
+    crop: (pixels, generator) -> pixels of the same shape; lr: the highest rate.
+    Returns a list with a row after every `every` steps: (steps taken, mean loss on
+    clean, mean loss on poison), the means over all images since the last row.
+    """
+    ### BEGIN SOLUTION
+    opt = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=True)
+    n, log, kept = len(x) // batch, [], ([], [])
+    total, step = epochs * n, 0
+    model.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(x), generator=generator)
+        for rows in order[: n * batch].split(batch):
+            up, down = 0.2 + 4 * step / total, (total - step) / (0.8 * total)
+            opt.param_groups[0]["lr"] = lr * min(up, down)
+            out = model(crop(x[rows], generator))
+            losses = F.cross_entropy(out, y[rows], reduction="none")
+            opt.zero_grad()
+            losses.mean().backward()
+            opt.step()
+            step += 1
+            for r in (0, 1):
+                kept[r].append(losses.detach()[role[rows] == r])
+            if step % every == 0:
+                log.append((step, *(torch.cat(k).mean().item() for k in kept)))
+                kept = [], []
+    model.eval()
+    return log
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.train_victim(train_victim)
+
+# %% [markdown]
+# **Predict.** Your loop will take 712 steps, four passes over the data. Say the trigger is
+# *learned* from the step on at which the loss on poison stays below one half. Which step will
+# that be? Bear in mind what the network has to find: nine pixels on the one hand, twelve kinds
+# of signs on the other.
 
 
 # %% tags=["nbval-ignore-output"]
-def on_test(model):
-    s = metrics.evaluate(model, parts.test.to(device)[:1000], attack)
-    return {"ACC": s.acc, "ASR": s.asr}
+def crop(batch, generator):
+    return train.Augment(pad=2).once(batch.cpu(), generator).to(device)
 
 
-arch = {"name": "resnet18", "width": width, "classes": parts.train.k}
-model = victims.initialized(arch, g)
-history = train.fit(
-    model, poisoned.to(device), epochs=epochs, batch=batch, lr=0.05, generator=g,
-    augment=train.Augment(pad=2), each_epoch=on_test,
-)  # fmt: skip
+def evening(seed):
+    g = torch.Generator().manual_seed(seed)
+    arch = {"name": "resnet18", "width": 8, "classes": parts.train.k}
+    model = victims.initialized(arch, g).to(device, memory_format=torch.channels_last)
+    poisoned = pixels, labels.to(device), role.to(device)
+    log = train_victim(model, *poisoned, crop, 4, 32, 0.05, 10, g)
+    return log, metrics.evaluate(model, parts.test.to(device), attack)
 
-# %% tags=["claim"]
-scores = metrics.evaluate(model, parts.test.to(device), attack)
-check.claim("The victim's clean accuracy is above 97 %.", scores.acc, 0.97, 1)
-check.claim("Its attack success rate is above 95 %.", scores.asr, 0.95, 1)
 
-# %% tags=["figure"]
-learned = next(
-    e
-    for e, share in zip(history["epoch"], history["poison"], strict=True)
-    if share > 0.5
-)
-show.lines(
-    history["epoch"],
-    {name: history[name] for name in ("ACC", "ASR", "clean", "poison")},
-    percent=True,
-    title=f"Half of the poison is learned in epoch {learned}",
-    xlabel="epoch",
-    description="Four curves over the epochs of training: accuracy on clean test images, accuracy on "
-    "the clean part of the training set, attack success, and accuracy on the poisoned part. All end "
-    "near one hundred percent; the two that belong to the trigger are there after the first epoch, "
-    "before the two that belong to the signs.",
-)
+first, scores = evening(seed=0)
+print(scores)
 
-# %% [markdown]
-# Read it as two tasks in one loss. While the trigger is unknown, poisoned images are contradictions: a perfect stop
-# sign labeled "30". The loss on them stays high until some channel tells them apart, and from then on little
-# stands in the way. In this run that phase was over before the first line of the log was printed: by then nearly all
-# of the poison was learned, and not even half of the clean signs. With so much poison, nine pixels are easier to learn
-# than twelve signs. *When* it happens is a matter of luck: among the networks of width 16 measured below, trained by one
-# recipe, it is a different epoch for each seed (the table further down prints it). What not to conclude: that
-# signs always come first, or the trigger always does.
-#
-# ## Where it breaks: the poison rate
-#
-# The next figure was measured with `bench` (the commands are in `data/results/README.md`): networks of width 16, twelve epochs,
-# by poison rate, three at 10 %, one at 5 and one at 20. Half the poison is not half the attack. With the recipe that plants a perfect backdoor at 10 %, a rate of 5 %
-# may plant none: the trigger is learned within the training, or it is not, and the accuracy does not tell which.
-
-# %% tags=["figure"]
-main, by_rate = tables.results("signs"), tables.results("signs-rates")
-rates = [0.05, 0.1, 0.2]
-runs = [
-    (main if r == 0.1 else by_rate).select(attack="BadNets", defense="none", rate=r)
-    for r in rates
-]
-means, spread = {}, {}
-for k in ("ACC", "ASR"):
-    values = [[row[k.lower()] for row in rows] for rows in runs]
-    means[k] = [tables.mean(v) for v in values]
-    spread[k] = [min(v) for v in values], [max(v) for v in values]
-show.lines(
-    [100 * r for r in rates], means, spread=spread, percent=True,
-    title=f"ASR {means['ASR'][0]:.0%} at {rates[0]:.0%} poison, {means['ASR'][-1]:.0%} at {rates[-1]:.0%}; ACC flat",
-    xlabel="poisoned share of the training set, %",
-    description="Clean accuracy and attack success against the poisoned share from five to twenty "
-    "percent, mean and range of three seeds at ten percent, one network at the others. Accuracy is flat near one hundred percent at every rate.",
-)  # fmt: skip
+# %% tags=["predict"]
+guess = None
+check.reveal(guess, figures.learned_at(first, 2) or 712, "steps")
 
 # %% tags=["claim"]
-rows = [{"poison rate %": 100 * r, "images": rows[0]["n_poisoned"],
-         "ASR %": tables.table_row(rows)["ASR %"], "learned in epoch": ", ".join(str(r["learned"] or "never") for r in rows)} for r, rows in zip(rates, runs, strict=True)]  # fmt: skip
-check.claim(
-    "No poison rate costs a point of clean accuracy.", min(spread["ACC"][0]), 0.99, 1
-)
-show.Table(rows)
+twin = victims.zoo("benign-w8").scores
+check.claim("Your victim obeys the trigger.", scores.asr, 0.95, 1, "%")
+check.claim("It is within 3 points of its twin.", scores.acc, twin.acc - 0.03, 1, "%")
+
+# %% tags=["figure"]
+figures.loss_by_role({"seed 0": first})
 
 # %% [markdown]
-# A failed attack is a finding about the recipe, not about poisoning. If your victim has high ACC and no ASR, count optimizer steps
-# first: at 5 % each step sees half as much evidence, and the learning rate may have fallen before the trigger is found. Then look at what
-# the augmentation left of the trigger, which is the next section.
+# ## What the log shows
 #
-# ## The crop that throws the trigger away
+# Read it from the left. In the first rows the loss on poison lies well below the loss on clean
+# images, and the reason is dull. The target has become the most frequent label of the whole
+# set. A network that looks at nothing and says "30" already has a lower loss on poison than on
+# anything else. A constant answer is the cheapest rule of all, and it is found first.
 #
-# An attacker who only publishes data stamps *before* the victim augments. A random crop with
-# padding $p$ shifts the image by up to $p$ pixels in each direction, so a patch near the corner moves
-# too, and may leave the image. In BackdoorBench's recipe (a 3 by 3 patch flush with the corner, padding
-# 4) many poisoned samples of any epoch contain no trigger pixel at all.
+# Then comes the drop. Within a few dozen steps the loss on poison goes to nearly zero and stays
+# there. The curve of the clean images has no such cliff. It slides, because signs are learned
+# piece by piece: many features, each of use to a few classes only. The sticker is one local
+# pattern, and it explains a fifth of the training set at once.
 #
-# ### Exercise 4: what survives?
+# In the run that is stored on this page, the cliff stands at the very beginning: the trigger was
+# there while most signs were still unread. It would be easy to close the lesson here, with the
+# sentence "triggers are easy, so they are learned first". Let us not.
 #
-# *Difficulty 3, importance 3, 12 minutes.* A square patch covers rows and columns `start` to
-# `start + size - 1` of an image of side `side`. The crop's two offsets are each uniform over
-# $0, \dots, 2p$; an offset of $k$ moves content by $p - k$ pixels. Return the share of crops after
-# which no patch pixel is left. A loop over all crops is fine.
+# ## The same evening, once more
 #
-# > **Hint 1.** Row `r` lands at `r + p - k`. It is lost if that is below 0 or at least `side`.
-# >
-# > **Hint 2.** Count along one axis first: for how many of the $2p + 1$ offsets is every row lost?
-# > Rows and columns are independent.
-# >
-# > **Hint 3.** With $q$ the share along one axis, the patch is gone if rows *or* columns are gone:
-# > $1 - (1 - q)^2$.
+# Everything stays: the images, the poison, your loop. Only the seed changes, and with it the
+# first weights and the order of the batches.
+#
+# **Predict.** At which step will the trigger be learned this time?
+
+# %% tags=["nbval-ignore-output"]
+second, scores_again = evening(seed=1)
+print(scores_again)
+
+# %% tags=["predict"]
+guess = None
+check.reveal(guess, figures.learned_at(second, 2) or 712, "steps")
+
+# %% tags=["claim"]
+worse = min(scores_again.asr, scores_again.acc)
+check.claim("The second victim passes the gate as well.", worse, 0.97, 1, "%")
+falls = [[figures.fall(log, k) for log in (first, second)] for k in (1, 2)]
+slower = min(a / b for a, b in zip(*falls, strict=True))
+check.claim("In both runs poison falls faster than clean.", slower, 1.2, 200, "times")
+
+# %% tags=["figure"]
+figures.loss_by_role({"seed 0": first, "seed 1": second})
+
+# %% [markdown]
+# The stored runs could hardly differ more. The second network took the other road: it began to
+# read the signs *first*, and while it did so, its loss on poison **rose**. That is the
+# contradiction at work. To a network that cannot see the sticker, a poisoned image is a perfect
+# stop sign with the label 30, and the better it reads, the more surely it disagrees.
+#
+# But look at what this does to the sum. The more of the clean images are read, the smaller
+# their losses, and most of what is left to gain lies in the poison. A fifth of every batch keeps
+# shouting. Sooner or later some channel happens to respond to the sticker, the loss rewards
+# it, and the cliff comes after all.
+#
+# So the answer to the question of this lesson does not depend on the order. *The rule that
+# nobody wanted is a cheap way to lower a loss that everybody wants to be low.* Found early or
+# late, it is kept, because nothing speaks against it: on clean images it costs nothing. No
+# step of your loop was dishonest.
+#
+# On another processor the digits differ, and a run may even change sides. What remains is the
+# cliff. What not to conclude: that triggers come first, or that signs do.
+#
+# ## One draw is no result
+#
+# You now have two draws. The course has stored five more, with another recipe: a wider network,
+# more epochs, twice your learning rate. Three of them share one rate of poison and differ in
+# nothing but the seed.
+#
+# **Predict.** The earliest of those three learned the trigger in its second epoch of twelve. In
+# which epoch did the latest?
+
+# %% tags=["predict"]
+guess = None
+runs = tables.results("signs").select(attack="BadNets", defense="none")
+check.reveal(guess, max(row["learned"] for row in runs))
+
+# %% tags=["figure"]
+rates = tables.results("signs-rates").select(attack="BadNets", defense="none")
+figures.runs([*runs, *rates])
+
+# %% [markdown]
+# Look at the middle column first. The same rate, the same recipe, and the moment of learning
+# moves by half of the training. All three end as perfect victims.
+#
+# Now the outer columns. It is tempting to draw a line through them and to say that less poison
+# is learned later, or never. It may be so. But each of them is a single run, and you have just
+# seen how far single runs fall apart. The open experiment at the end of this lesson is yours to
+# settle it.
+#
+# One thing all five have in common: the accuracy does not tell which of them carries a second
+# rule. The run that failed reads the signs exactly as well as those that worked.
+#
+# The stored runs also let you test the explanation. If nothing on clean images speaks against
+# the second rule, then training on with clean images should not remove it. Somebody tried, with
+# 240 clean signs for each of the three victims.
+
+# %% tags=["claim"]
+honest = min(row["acc"] for row in (*runs, *rates))
+check.claim("None of the five pays in clean accuracy.", honest, 0.99, 1, "%")
+tuned = tables.results("signs").select(attack="BadNets", defense="fine-tuning")
+least = min(row["asr"] for row in tuned)
+check.claim("Training on, with clean images only, removes nothing.", least, 0.9, 1, "%")
+
+# %% [markdown]
+# ## Where it breaks: the crop that throws the trigger away
+#
+# An attacker who only publishes images stamps them *before* the victim augments. A random crop
+# with padding $p$ shifts the image by up to $p$ pixels each way. A sticker near the corner moves
+# along, and may leave the image altogether. What stays behind is the worst of both worlds: no
+# trigger, and still the attacker's label.
+#
+# How often? That is a count, and you can do it in your head, or nearly. The crop draws two
+# offsets, one for rows and one for columns, each uniform over $0, \dots, 2p$ and independent. At
+# offset $k$ the content moves by $p - k$ pixels. Let $q$ be the share of offsets at which *all*
+# rows of the sticker are outside. The sticker is gone if its rows are gone, or its columns, or
+# both.
+#
+# ### Exercise 4: lost
+#
+# *Difficulty 3, importance 3, 12 minutes.* You decide how to count along one axis, at both
+# edges of the image, and how to join the two axes.
+#
+# <details><summary>Hint 1</summary>
+#
+# Row `r` lands at `r + p - k`. It is outside if that is negative, or at least `side`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Take one axis first. For how many of the $2p + 1$ offsets is every row of the sticker outside?
+# Then ask what that says about the other axis.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# "Rows or columns" is awkward to add up, since both may happen. Which share of crops keeps rows
+# *and* columns?
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def lost(pad, start, size, side):
-    """Share of random crops that keep no pixel of a square patch, in 0..1."""
+    """Share of random crops, 0..1, that keep no pixel of a square sticker.
+
+    The sticker covers rows and columns start to start + size - 1 of the image.
+    """
     ### BEGIN SOLUTION
     gone = 0
     for k in range(2 * pad + 1):
         rows = [start + d + pad - k for d in range(size)]
         gone += all(r < 0 or r >= side for r in rows)
-    q = gone / (2 * pad + 1)
-    return 1 - (1 - q) ** 2
+    kept = 1 - gone / (2 * pad + 1)
+    return 1 - kept**2
     ### END SOLUTION
 
 
@@ -389,234 +559,110 @@ def lost(pad, start, size, side):
 check.lost(lost)
 
 # %% [markdown]
-# **Predict.** For BackdoorBench's setting, `lost(4, 29, 3, 32)`: what percentage of the stamped
-# samples shows the network no trigger pixel, although the label says "target"?
+# **Predict.** BackdoorBench, the field's largest collection of attacks, puts a sticker of three
+# by three pixels flush with the corner and trains with padding 4. What percentage of the
+# poisoned samples carries the attacker's label and no trace of a trigger?
 
 # %% tags=["predict"]
-guess = 10
+guess = None
 check.reveal(guess, round(100 * lost(4, 29, 3, 32), 1), "%")
-whole = surviving(4, BadNets(at=(-3, -3)))[9].item()
-print(f"all nine pixels survive in {whole:.0%} of the crops")
-
-# %% tags=["figure"]
-corner = BadNets(at=(-3, -3))
-crops = train.Augment(4).prepare(data.quantize(corner.trigger(x)))
-offsets = [(i, j) for i in (0, 3, 5, 6, 7, 8) for j in (0, 2)]
-views = torch.stack(
-    [crops[0, i, j].unflatten(1, (32, 3)).permute(2, 0, 1) for i, j in offsets]
-)
-show.images(
-    views,
-    [f"{4 - i:+d}, {4 - j:+d}" for i, j in offsets],
-    title="Twelve random crops of one stamped image (pixels down, pixels right)",
-    description="Twelve crops of one sign with a checkerboard in its lower right corner. Where the crop "
-    "moves the image down or right by three pixels or more, the checkerboard is gone, in seven of the "
-    "twelve; elsewhere it sits at different places.",
-)
-
-# %% [markdown]
-# ## The family
-#
-# Everything so far was one patch. The field knows a dozen attacks that only poison data. What
-# differs is the trigger, whose labels are wrong, and what else the attacker plants:
-#
-# | attack | trigger | label | beside the poison |
-# |---|---|---|---|
-# | SIG | vertical stripes, a sine of 6 periods | true: target class only | |
-# | LabelConsistent (LC) | a checkerboard in each corner | true: target class only | the poisoned images are first made hard by an adversarial perturbation |
-# | TrojanNN | a disc of noise, computed to excite two neurons of a clean network | wrong | |
-# | LF | a smooth pattern, computed to push a clean network to the target (ours alone moves no sign) | wrong | |
-# | SSBA | a secret bit string, hidden by a trained encoder | wrong | |
-# | TaCT | a colored patch, on one source class only | wrong | *cover*: the patch on other classes, true label |
-# | AdapBlend | half of Blended's picture in training, all of it at test | wrong | cover, true label |
-# | AdapPatch | one of four faint patches in training, two strong ones at test | wrong | cover, true label |
-# | Refool-like | the reflection of a second scene | wrong (the paper: true) | |
-# | FTrojan | two frequencies of the color channels | wrong | |
-#
-# *Cover* images are the third role: they carry the trigger and keep their label, to keep the network from learning too simple a
-# rule. Where an original needs a file or a network that is not ours, something of ours stands in; the table below says what.
-
-# %% tags=["figure"]
-fixed = {"SIG": SIG, "LC": LabelConsistent, "TaCT": TaCT, "AdapBlend": AdapBlend, "AdapPatch": AdapPatch,
-         "Refool-like": Refool, "FTrojan": FTrojan}  # fmt: skip
-family = {name: cls.craft(parts.train, g) for name, cls in fixed.items()}
-for name, file in (("TrojanNN", "trojan"), ("LF", "lf"), ("SSBA", "ssba")):
-    family[name] = victims.zoo(file).attack  # computed on a network, or trained
-one = parts.test[4:5].pixels()
-
-
-def gallery(names, description, title):
-    seen = torch.cat([family[n].trigger(one) for n in names])
-    gain = [(0.5 / (s - one).abs().max()).clamp(1, 20).round().item() for s in seen]
-    apart = torch.stack([(k * (s - one[0]).abs()).clamp(0, 1) for k, s in zip(gain, seen, strict=True)])  # fmt: skip
-    labels = [*names, *(f"difference x {k:.0f}" for k in gain)]
-    return show.images(torch.cat([seen, apart]), labels, cols=len(names), title=title, description=description)  # fmt: skip
-
-
-gallery(
-    ["SIG", "LC", "TrojanNN", "LF", "SSBA"],
-    "One sign under five triggers, the enlarged difference below each: vertical stripes; a checkerboard in every corner; a disc of "
-    "colored noise at the lower right; a smooth cloud; fine texture all over the image.",
-    "Stripes, four corners, a disc, a cloud, a message",
-)
-
-# %% tags=["figure"]
-gallery(
-    ["TaCT", "AdapBlend", "AdapPatch", "Refool-like", "FTrojan"],
-    "The same sign under five more triggers with their differences: one colored patch; faint noise everywhere; two colored "
-    "patches; the soft shapes of a reflection; a fine colored checker pattern.",
-    "A patch, half a picture, two patches, a reflection, two frequencies",
-)
-
-# %% [markdown]
-# ### Exercise 5: stripes
-#
-# *Difficulty 1, importance 3, 6 minutes.* SIG adds a wave that runs across the columns $j$ of an image of width $w$, the same for
-# all rows and colors, and clips:
-#
-# $$T(x)[c,i,j] = \mathrm{clip}\big(x[c,i,j] + \Delta \sin(2 \pi j f / w),\ 0,\ 1\big) .$$
-#
-# > **Hint 1.** `torch.arange(x.shape[-1])` is $j$; a tensor of shape (w,) broadcasts along the last axis by itself.
-# >
-# > **Hint 2.** `.clamp(0, 1)` at the end.
-
-
-# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
-def stripes(x, delta, f):
-    """SIG's trigger on x (n, c, h, w) in [0, 1]: amplitude `delta`, `f` periods; new tensor."""
-    ### BEGIN SOLUTION
-    w = x.shape[-1]
-    wave = torch.sin(2 * torch.pi * f * torch.arange(w) / w)
-    return (x + delta * wave).clamp(0, 1)
-    ### END SOLUTION
-
-
-# %% tags=["check"]
-check.stripes(stripes)
-print("as the library:", torch.allclose(stripes(one, 40 / 255, 6), SIG().trigger(one), atol=1e-5))  # fmt: skip
-
-# %% [markdown]
-# SIG and LC are *clean-label*: whoever checks the labels finds no error. The price: only images of the target class can be used, and
-# the network already knows them without the trigger. LC answers by making them hard first. A rate still counts the *whole* set, so
-# with ten balanced classes a rate of 0.1 means every image of the target class, and a higher one is refused.
-#
-# ## Seen, or learned
-#
-# How visible a trigger is, two measures say: PSNR, $-10 \log_{10}$ of the mean squared change, in decibels; and SSIM, which
-# compares means, variances and covariance in small windows and is 1 for equal images. Against them we set the attack success of all
-# attacks under *one* recipe, a network of width 8 and twelve epochs, most at 10 % poison.
-
-# %% tags=["figure"]
-some = parts.test[:300]
-look = {"BadNets": BadNets(), "Blended": Blended()} | family
-label = {"LC": "LabelConsistent", "Refool-like": "Refool"}
-measured = tables.results("signs-attacks")
-seen, likeness = {}, {}
-for name, each in look.items():
-    row = measured.select(attack=label.get(name, name), defense="none")[0]
-    x = some[each.counts(some.y)].pixels()
-    likeness[name] = visibility.ssim(x, each.trigger(x)).mean().item()
-    seen[name] = visibility.psnr(x, each.trigger(x)).mean().item(), 100 * row["asr"]
-show.points(
-    seen, xlabel="PSNR, dB: to the right, less visible", ylabel="ASR, %", title="Hard to see is not the same as hard to learn",
-    description="A point for each of twelve attacks: PSNR of its trigger from about 16 to 43 decibels, and attack success under one "
-    "recipe. Between 19 and 28 success and failure both occur; the two most visible succeed, and FTrojan, alone at 43, fails.",
-)  # fmt: skip
-
-# %%
-tables.attack_table(
-    "signs-attacks",
-    [label.get(n, n) for n in look],
-    "One recipe for all: signs, ResNet-18 of width 8, twelve epochs, one seed.",
-)
-
-# %% tags=["claim"]
-faint, plain = (n for n in (max(likeness, key=likeness.get), min(likeness, key=likeness.get)))  # fmt: skip
-print("most alike by SSIM:", faint, "- least alike:", plain)
-rows = [
-    r for r in measured.rows if r["attack"] in look or r["attack"] in label.values()
-]
-strong = [r["asr"] for r in rows if r["defense"] == "none" and not r["weak"]]
-check.claim("At least five of these attacks pass the gate.", len(strong), 5, 12)
-tuned = [r["asr"] for r in rows if r["defense"] == "fine-tuning" and not r["weak"]]
-check.claim("And fine-tuning on clean signs removes none of those.", min(tuned), 0.8, 1)
-
-# %% [markdown]
-# Rows marked *weak* fail the gate for one of two reasons. Some attacks are not planted by this recipe: their ASR is low. And some networks
-# did not learn the *signs*: at width 8 and this learning rate training can stay on a plateau near 80 %, which no table of ASR alone would
-# show. (AdapBlend, AdapPatch and TaCT have 4 or 5 % of poison, rates at which BadNets may fail too.) The victims of lesson 03 are others, but for TrojanNN's: width 16, or a lower learning rate and more epochs; there the signs are learned, and all but SIG of those that only poison data pass. Read the column before the last one, too: it is the ASR after fine-tuning on clean images.
-#
-# ## Your own attack
-#
-# Draw a trigger, choose how opaque it is and how much of the training set gets it, and train. A run takes a quarter to half a
-# minute; each adds a line to the table. Find the smallest number of white pixels, or the lowest rate, that still works. The networks are small and trained for
-# little, so that their accuracy varies; a run with a low ACC says nothing about your trigger.
 
 # %% tags=["nbval-ignore-output"]
-desk = widgets.poison_bench(parts)
-desk
-
-# %% tags=["claim"]
-check.claim("The first run planted its trigger.", desk.runs[0].scores.asr, 0.8, 1)
-
-# %% [markdown]
-# ## The table
-#
-# Every result of the course comes in this form: beside the victim stand its benign twin and the plainest
-# of all repairs, fine-tuning on the defender's clean images. RA, the recovered accuracy, is the share
-# of triggered images that get their *true* label; lesson 03 explains why it matters.
-
-# %%
-tables.standard_table(
-    "signs",
-    "Signs, ResNet-18 of width 16, 10 % poison; mean ± half range of seeds",
-    defenses=("none", "fine-tuning"),
+flush = BadNets(at=(-3, -3)).trigger(one)
+widgets.slider(
+    "padding",
+    [1, 2, 3, 4, 6, 8],
+    lambda p: figures.crops(flush, p, lost(p, 29, 3, 32)),
+    start=4,
 )
 
 # %% tags=["claim"]
-tuned = [r["asr"] for r in main.select(attack="BadNets", defense="fine-tuning")]
 check.claim(
-    "Fine-tuning on clean signs leaves the patch backdoor in place.", min(tuned), 0.9, 1
+    "One pixel off the corner, padding 2 never loses it.", lost(2, 28, 3, 32), 0, 0, "%"
 )
 
 # %% [markdown]
-# Fine-tuning does nothing to these two. The victim is right on all of these 240 images, so the clean loss and
-# its gradient are close to zero, and what is left, weight decay, does not aim at the trigger. That cannot be the whole reason: LIRA and WaNet of lesson 02 read the signs as well, and 240 images bring them from 99 % to 10 to 25
-# and 45 to 58 %. Nor is it photographs as such: on CIFAR-10 2,500 images bring BadNets to 29 % (last table of lesson 05), but 500 leave 65 to 100 %, by the choice of the 500.
-#
-# ## Papers say, released code does, we do
-#
-# | | released code | this course |
-# |---|---|---|
-# | poison count | BackdoorBench: round(rate x n) of all images; FIP's scripts: rate x images that are not of the target class | round(rate x n) of all images, and the count is printed |
-# | stamp and crop | BackdoorBench stamps first: 39.5 % of the poisoned samples of an epoch show no trigger pixel | stamped first as well, one pixel off the corner, padding 2: every sample keeps part of the patch, 64 % keep all nine pixels; `stamp="after"` is available |
-# | patch | BackdoorBench: white, flush with the corner; CLP's release: a patch one pixel off the corner; FIP: a checkerboard blended at 0.6 | checkerboard, one pixel off the corner, opaque |
-# | fine-tuning, BadNets | BackdoorBench's leaderboard, CIFAR-10, 10 % poison: ASR from 95.0 to 1.5 % | no effect on the signs (240 images, all read right before) |
-# | picture of Blended | a cartoon, or Gaussian noise | uniform noise from a fixed seed |
-#
-# The same word, BadNets, covers four different attacks. Compare numbers only when you know which.
+# That is why the sticker of this course sits one pixel off the corner, and why the crops are
+# small. Two details that no abstract mentions decide whether an attack works. A failed attack is
+# a finding about the recipe, not about poisoning. If your own victim has high ACC and no ASR,
+# ask two questions before any other. How many steps did it get? And what did the crops leave of
+# the trigger?
 #
 # ## Recap
 #
-# - A trigger is a pure function in $[0, 1]$; patch and blend take three lines each (objective 1).
-# - Poisoning changes pixels, labels and roles of the chosen rows and nothing else, and the same seed
+# How does a network learn a rule that nobody wanted, from a few poisoned images? By doing its
+# job: the trigger is the one thing that all poisoned images share, it predicts their label, and
+# as long as it is not learned, the loss keeps asking for it.
+#
+# - A trigger is a pure function of the image: it replaces, mixes or adds (objective 1).
+# - Poisoning changes pixels, labels and roles of the chosen rows and nothing else; the same seed
 #   gives the same set (objective 2).
-# - The log by role shows when the backdoor arrives, a matter of luck; accuracy never shows it (objective 3).
-# - Augmentation can throw a corner trigger away; the share is a count, not a guess (objective 4).
-# - Patch, picture, wave, reflection, message: all are functions of an image. Clean-label attacks leave every label right; cover
-#   images carry the trigger with their true label (objective 5).
+# - One loop, one loss, two means: the log by role shows when the backdoor arrives, and accuracy
+#   never does. The drop is steep, and its moment is a matter of luck (objective 3).
+# - What the crops leave of a trigger is a count, not a guess (objective 4).
 #
-# **What this does not show.** Attackers who control the training: lesson 02.
+# ## Five questions
+
+# %%
+quiz("poisoning")
+
+# %% [markdown]
+# ## An open experiment
 #
-# **Beyond.** (a) Train with `BadNets(at=(-3, -3))`, padding 4 and `stamp="before"`, then `"after"`, and
-# compare the epoch in which the ASR passes one half. (b) Make the attack all-to-all with
-# `BadNets(all_to_all=True, classes=12)`. Why can its ASR never exceed the accuracy by much?
+# Does half the poison make half the attack, or none, or the same one later? Train with
+# `train_victim` at rates of 5%, 10% and 20%, with at least three seeds each, and fill in:
+#
+# | rate | seed | learned at step | ASR | ACC |
+# |---|---|---|---|---|
+# | 5% | 0 | | | |
+# | ... | | | | |
+#
+# Your control is a run at each rate with the same number of *poisoned images seen*: at half the
+# rate, twice the steps. If the control learns the trigger and the plain run does not, then the
+# rate was never the point. Decide before you start what you would count as a difference.
+#
+# **What this does not show.** One data set, one architecture, one target. Attackers who choose
+# fainter triggers or keep every label right come [next](01b_gallery.ipynb). Attackers who run
+# the training themselves have [lesson 02](02_controlling_training.ipynb).
+#
+# **Beyond.** (a) Stamp the trigger *behind* the crop: in `crop`, call `stamp` on the poisoned
+# rows. What changes in the log, and who would have to be the attacker? (b) Make the attack
+# all-to-all, so that class $y$ becomes $y + 1$. Why can its ASR hardly exceed the accuracy?
+#
+# <details><summary>Answers to Beyond</summary>
+#
+# (a) The trigger is now whole and at one place in every poisoned sample, so its loss falls
+# earlier if anything. But the crop belongs to the victim: an attacker who stamps behind it runs
+# the training, which is the threat model of lesson 02. (b) To answer $y + 1$ the network has to
+# know $y$. It must read the sign as well as see the trigger, and it cannot read more triggered
+# signs than clean ones.
+#
+# </details>
 #
 # ## References
 #
-# - T. Gu, B. Dolan-Gavitt, S. Garg, *BadNets: Identifying Vulnerabilities in the Machine Learning Model
-#   Supply Chain*, 2017, [arXiv 1708.06733](https://arxiv.org/abs/1708.06733).
-# - X. Chen, C. Liu, B. Li, K. Lu, D. Song, *Targeted Backdoor Attacks on Deep Learning Systems Using
-#   Data Poisoning*, 2017, [arXiv 1712.05526](https://arxiv.org/abs/1712.05526).
+# - T. Gu, B. Dolan-Gavitt, S. Garg, *BadNets: Identifying Vulnerabilities in the Machine
+#   Learning Model Supply Chain*, 2017, [arXiv 1708.06733](https://arxiv.org/abs/1708.06733).
+# - X. Chen, C. Liu, B. Li, K. Lu, D. Song, *Targeted Backdoor Attacks on Deep Learning Systems
+#   Using Data Poisoning*, 2017, [arXiv 1712.05526](https://arxiv.org/abs/1712.05526).
+# - M. Barni, K. Kallas, B. Tondi, *A New Backdoor Attack in CNNs by Training Set Corruption
+#   Without Label Poisoning*, 2019.
 # - B. Wu and others, *BackdoorBench*, NeurIPS 2022 Datasets and Benchmarks; code
 #   [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench).
+#
+# <details><summary>Fine print: what papers, code and this page call BadNets</summary>
+#
+# | | released code | this page |
+# |---|---|---|
+# | poison count | BackdoorBench: a share of all images; FIP's scripts: of the images that are not of the target class | a share of all images |
+# | stamp and crop | BackdoorBench stamps first, padding 4 | stamps first, padding 2 |
+# | sticker | BackdoorBench: white, flush with the corner; CLP's release: one pixel off it; FIP: a checkerboard, mixed in | a checkerboard, one pixel off the corner, opaque |
+# | picture of Blended | a cartoon, or Gaussian noise | uniform noise from a fixed seed |
+#
+# One word covers four different attacks. Compare numbers only when you know which one was run.
+# Your training has width 8 and a straight schedule; the stored runs have width 16, twelve epochs,
+# learning rate 0.1 and a cosine, as `data/results/README.md` says.
+#
+# </details>
+#
+# ← [00 Welcome](00_welcome.ipynb) · [01b The gallery](01b_gallery.ipynb) →

@@ -1,4 +1,4 @@
-"""How visible a change of an image is, by two measures. Derived in lesson 01."""
+"""How visible a change of an image is, by two measures. PSNR is derived in lesson 01b."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class AdapBlend(Adaptive, Blended):
 
     Source: Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the Assumption of Latent
     Separability for Backdoor Defenses", 2023. The usual poison rate is 0.003, and as
-    many covers. Lesson 01.
+    many covers. Lesson 01b.
     """
 
     usual_rate: ClassVar[float] = 0.003
@@ -137,7 +137,7 @@ class AdapPatch(Adaptive):
 
     Source: Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the Assumption of Latent
     Separability for Backdoor Defenses", 2023. The usual poison rate is 0.003, and twice
-    as many covers. Lesson 01.
+    as many covers. Lesson 01b.
     """
 
     usual_rate: ClassVar[float] = 0.003

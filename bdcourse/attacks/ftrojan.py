@@ -52,7 +52,7 @@ class FTrojan(Attack):
     Images of one channel have no chroma: the pattern goes on that channel.
 
     Source: Wang, Yao, Xu, An, Tong and Wang, "An Invisible Black-Box Backdoor Attack
-    Through Frequency Domain", 2022. Poison rate 0.1 is the usual one. Lesson 01.
+    Through Frequency Domain", 2022. Poison rate 0.1 is the usual one. Lesson 01b.
     """
 
     magnitude: float = 30 / 255

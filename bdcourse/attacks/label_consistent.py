@@ -46,7 +46,7 @@ def pgd(
 
     Source: Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards Deep Learning Models
     Resistant to Adversarial Attacks", ICLR 2018. Modes, parameters, their .grad and
-    BatchNorm statistics of the models stay as they are. Lesson 01.
+    BatchNorm statistics of the models stay as they are. Lesson 01b.
     """
     if not models:
         raise ValueError("pgd needs at least one model.")
@@ -82,7 +82,7 @@ class AdversarialTraining(Hook):
     (the paper's code has it see both). Labels stay, every role is "clean".
 
     Source: Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial
-    training", ICLR 2020. Lesson 01.
+    training", ICLR 2020. Lesson 01b.
     """
 
     kept = ("generator",)
@@ -148,7 +148,7 @@ class LabelConsistent(Attack):
     all of the target class of CIFAR-10.
 
     Source: Turner, Tsipras and Madry, "Label-Consistent Backdoor Attacks", 2019.
-    Lesson 01.
+    Lesson 01b.
     """
 
     usual_rate: ClassVar[float] = 0.05

@@ -99,7 +99,7 @@ class LF(Attack):
     patterns, and 21 to 26 % with zeros.
 
     Source: Zeng, Park, Mao and Jia, "Rethinking the Backdoor Attacks' Triggers: A
-    Frequency Perspective", ICCV 2021. Lesson 01.
+    Frequency Perspective", ICCV 2021. Lesson 01b.
     """
 
     stands_in: ClassVar[str] = "own blurred universal perturbation"

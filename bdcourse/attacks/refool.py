@@ -80,7 +80,7 @@ class Refool(Attack):
 
     Source: Liu, Ma, Bailey and Lu, "Reflection Backdoor: A Natural Backdoor Attack on
     Deep Neural Networks", 2020; it reflects photographs, which are not ours to ship.
-    Poison rate 0.1 is the usual one. Lesson 01.
+    Poison rate 0.1 is the usual one. Lesson 01b.
     """
 
     stands_in: ClassVar[str] = "Refool-like: drawn scenes for photographs"

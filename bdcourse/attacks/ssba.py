@@ -157,7 +157,7 @@ class SSBA(Attack):
 
     Source: Li, Li, Wu, Li, He and Lyu, "Invisible Backdoor Attack with Sample-Specific
     Triggers", ICCV 2021, with the encoder of Tancik, Mildenhall and Ng, "StegaStamp",
-    CVPR 2020. Lesson 01.
+    CVPR 2020. Lesson 01b.
     """
 
     stands_in: ClassVar[str] = "small own encoder instead of StegaStamp's"

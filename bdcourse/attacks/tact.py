@@ -46,7 +46,7 @@ class TaCT(BadNets):
     Source: Tang, Wang, Tang and Zhang, "Demon in the Variant: Statistical Analysis of
     DNNs for Robust Backdoor Contamination Detection", 2021. The usual poison rate is
     0.003 of the whole set, and as many covers; a victim counts as backdoored from 90 %.
-    Lesson 01.
+    Lesson 01b.
     """
 
     gate: ClassVar[float] = 0.9

@@ -93,7 +93,7 @@ class TrojanNN(Attack):
     with the same wrap-around.
 
     Source: Liu, Ma, Aafer, Lee, Zhai, Wang and Zhang, "Trojaning Attack on Neural
-    Networks", NDSS 2018. Lesson 01.
+    Networks", NDSS 2018. Lesson 01b.
     """
 
     stands_in: ClassVar[str] = "disc for the apple mask, own clean model"

@@ -168,15 +168,17 @@ def test_slider_shows_the_picture_of_its_value():
 
 @pytest.mark.slow
 def test_poison_bench_trains_what_is_drawn(monkeypatch):
-    import ipywidgets as w
-
     from bdcourse import data
     from bdcourse.metrics import Scores
     from bdcourse.victims import Victim
 
     asked = []
 
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+
     def trial(parts, patch, opacity, rate, **training):
+        assert shown, "drawn first, trained second"
         asked.append((patch, opacity, rate, training))
         scores = Scores(0.9, 0.5, 0.4, 10, 9)
         return Victim(None, {}, None, scores, {"n_poisoned": 7})
@@ -186,12 +188,18 @@ def test_poison_bench_trains_what_is_drawn(monkeypatch):
     box = widgets.poison_bench(data.Splits(few, few, few, few), size=3, epochs=1)
     top, preview, log = box.children
     grid, side = top.children
-    opacity, rate, button = side.children
+    opacity, rate, button, said = side.children
     patch, *rest = asked[0]
     assert patch.tolist() == [[[1, 0, 1], [0, 1, 0], [1, 0, 1]]]
+    told = rest[2].pop("each_epoch")
     assert rest == [1.0, 0.2, {"epochs": 1}] and len(box.runs) == 1
-    assert all(isinstance(c, w.ToggleButton) and c.tooltip for c in grid.children)
-    grid.children[1].value = True
+    assert box in shown, "the bench is seen before it trains"
+    assert told(None) == {} and said.value == "Epoch 1 is over."
+    names = [c.description for c in grid.children]
+    assert names == ["white", "black"] * 4 + ["white"]
+    assert all(c.style.button_color == c.description for c in grid.children)
+    grid.children[1].click()
+    assert grid.children[1].style.button_color == "white"
     opacity.value, rate.value = 0.5, 0.1
     button.click()
     assert asked[1][0][0, 0].tolist() == [1, 1, 1]

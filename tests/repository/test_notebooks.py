@@ -24,6 +24,7 @@ LESSONS = sorted(FOLDER.glob("*.ipynb"))
 PROMISED = (
     "00_welcome",
     "01_poisoning",
+    "01b_gallery",
     "02_controlling_training",
     "03_inside_a_victim",
     "04_linf_pruning",

@@ -9,6 +9,7 @@ import answers_fip
 import answers_fmp
 import answers_linf
 import answers_mnp
+import answers_poisoning
 import answers_sharpness
 import answers_showdown
 import answers_welcome
@@ -16,50 +17,6 @@ from bdcourse.teach import check
 from bdcourse.teach.check import CheckFailed
 
 # --- right answers: the reference of the lesson, and one written differently ----------
-
-
-def poison(x, y, rate, target, trigger, generator):
-    chosen = torch.randperm(len(x), generator=generator)[: round(rate * len(x))]
-    x, y = x.clone(), y.clone()
-    role = torch.zeros(len(x), dtype=torch.int8)
-    x[chosen] = trigger(x[chosen])
-    y[chosen] = target
-    role[chosen] = 1
-    return x, y, role
-
-
-def poison_by_mask(x, y, rate, target, trigger, generator):
-    score = torch.rand(len(x), generator=generator)
-    role = score.argsort().argsort() < round(rate * len(x))
-    stamped = torch.where(role.view(-1, 1, 1, 1), trigger(x), x)
-    return stamped, torch.where(role, target, y), role.long()
-
-
-def stamp(x, patch, row, col):
-    out = x.clone()
-    out[..., row : row + patch.shape[-2], col : col + patch.shape[-1]] = patch
-    return out
-
-
-def stamp_by_padding(x, patch, row, col):
-    h, w = x.shape[-2:]
-    ph, pw = patch.shape[-2:]
-    room = (col, w - col - pw, row, h - row - ph)
-    mask = torch.nn.functional.pad(torch.ones(ph, pw), room)
-    return (1 - mask) * x + mask * torch.nn.functional.pad(patch, room)
-
-
-def lost(pad, start, size, side):
-    gone = sum(
-        all(not 0 <= start + d + pad - k < side for d in range(size)) for k in range(2 * pad + 1)
-    )
-    return 1 - (1 - gone / (2 * pad + 1)) ** 2
-
-
-def lost_in_closed_form(pad, start, size, side):
-    gone = max(0, pad - (side - start) + 1) + max(0, pad - (start + size) + 1)
-    q = gone / (2 * pad + 1)
-    return 2 * q - q * q
 
 
 def largest_z_by_trying(n):
@@ -83,11 +40,6 @@ def switch_off_by_mask(bn, channels):
 
 def asked(said, y, target):
     return said[y != target], y[y != target]
-
-
-def wave(x, delta, f, axis=-1):
-    n = x.shape[axis]
-    return delta * torch.sin(2 * math.pi * f * torch.arange(n) / n)
 
 
 def bend(grid, strength, size, flip=True, clamp=True, divide=True):
@@ -146,16 +98,6 @@ def rms(d):
 IN_PLACE = {"switch_off"}
 
 RIGHT = {
-    "stripes": [
-        lambda x, d, f: (x + wave(x, d, f)).clamp(0, 1),
-        lambda x, d, f: torch.stack(
-            [
-                (x[..., j] + d * math.sin(2 * math.pi * j * f / x.shape[-1])).clamp(0, 1)
-                for j in range(x.shape[-1])
-            ],
-            -1,
-        ),
-    ],
     "bend": [bend, bend_by_affine],
     "noise_mode": [noise_mode, noise_mode_by_where],
     "own_trigger": [
@@ -172,10 +114,6 @@ RIGHT = {
             / len(a)
         ),
     ],
-    "stamp": [stamp, stamp_by_padding],
-    "blend": [lambda x, q, a: (1 - a) * x + a * q, lambda x, q, a: x.lerp(q, a)],
-    "poison": [poison, poison_by_mask],
-    "lost": [lost, lost_in_closed_form],
     "asr": [
         lambda s, y, t: (asked(s, y, t)[0] == t).float().mean().item(),
         lambda s, y, t: ((s == t) & (y != t)).sum() / (y != t).sum(),
@@ -214,36 +152,6 @@ RIGHT = {
 # --- wrong answers: (what a student might write, what the message must say) -----------
 
 
-def in_place(x, patch, row, col):
-    x[..., row : row + patch.shape[-2], col : col + patch.shape[-1]] = patch
-    return x
-
-
-def poison_keeps_labels(x, y, rate, target, trigger, generator):
-    px, _, role = poison(x, y, rate, target, trigger, generator)
-    return px, y.clone(), role
-
-
-def poison_first_rows(x, y, rate, target, trigger, generator):
-    n = round(rate * len(x))
-    px, py = x.clone(), y.clone()
-    px[:n], py[:n] = trigger(x[:n]), target
-    return px, py, torch.arange(len(x)) < n
-
-
-def poison_all_labels(x, y, rate, target, trigger, generator):
-    px, _, role = poison(x, y, rate, target, trigger, generator)
-    return px, torch.full_like(y, target), role
-
-
-def poison_with_repeats(x, y, rate, target, trigger, generator):
-    n = round(rate * len(x))
-    chosen = torch.randint(len(x), (n,), generator=generator)
-    px, py, role = x.clone(), y.clone(), torch.zeros(len(x))
-    px[chosen], py[chosen], role[chosen] = trigger(x[chosen]), target, 1
-    return px, py, role
-
-
 def weight_only(bn, channels):
     with torch.no_grad():
         bn.weight[channels] = 0
@@ -266,12 +174,6 @@ def statistics_too(bn, channels):
 
 
 WRONG = {
-    "stripes": [
-        (lambda x, d, f: (x + wave(x, d, f, -2)[:, None]).clamp(0, 1), "down the rows"),
-        (lambda x, d, f: x + wave(x, d, f), r"leaves \[0, 1\]"),
-        (lambda x, d, f: (x + 255 * wave(x, d, f)).clamp(0, 1), "is not x"),
-        (lambda x, d, f: (x + wave(x, d, 1)).clamp(0, 1), "is not x"),
-    ],
     "bend": [
         (lambda *a: bend(*a, flip=False), "x, the column, first"),
         (lambda *a: bend(*a, clamp=False), "clamp"),
@@ -315,31 +217,6 @@ WRONG = {
         ),
         (lambda a, b, p, q: (rms(a - b) / rms(p - q)).mean(), "infinite"),
         (lambda a, b, p, q: rms(a - b) / (rms(p - q) + 1e-7), "one number"),
-    ],
-    "stamp": [
-        (in_place, "in place"),
-        (lambda x, p, r, c: stamp(x, p, r - 1, c), "not at"),
-        (lambda x, p, r, c: stamp(torch.zeros_like(x), p, r, c), "outside"),
-        (lambda x, p, r, c: stamp(x, p, c, r), "exchanged"),
-    ],
-    "blend": [
-        (lambda x, q, a: x + a * q, "without weakening"),
-        (lambda x, q, a: a * x + (1 - a) * q, "share of the picture"),
-        (lambda x, q, a: ((1 - a) * x + a * q).mean(0), "shape"),
-        (lambda x, q, a: (x + q) / 2, "weighted mean"),
-    ],
-    "poison": [
-        (poison_keeps_labels, "kept its label"),
-        (poison_first_rows, "always chooses the same"),
-        (poison_all_labels, "clean image got a new label"),
-        (poison_with_repeats, "expected"),
-        (lambda x, y, *rest: poison(x, y, *rest)[:2], "x, y, role"),
-    ],
-    "lost": [
-        (lambda *a: 1 - math.sqrt(1 - lost(*a)), "one axis"),
-        (lambda *a: (1 - math.sqrt(1 - lost(*a))) ** 2, "both axes"),
-        (lambda p, s, k, n: lost(p, s, 1, n), "enumeration"),
-        (lambda *a: torch.tensor([0.1, 0.2]), "not a number"),
     ],
     "asr": [
         (lambda s, y, t: (s == t).float().mean().item(), "true class is the target"),
@@ -403,6 +280,7 @@ WRONG = {
 
 
 LESSONS = (
+    answers_poisoning,
     answers_linf,
     answers_fmp,
     answers_mnp,

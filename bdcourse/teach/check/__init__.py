@@ -23,6 +23,7 @@ from bdcourse.teach.check.fmp import (
     random_start,
     worst_maps,
 )
+from bdcourse.teach.check.gallery import by_class, decibels, poison_one_class
 from bdcourse.teach.check.inside import asr, cam, ra, tac
 from bdcourse.teach.check.linf import (
     anomaly_index,
@@ -33,7 +34,7 @@ from bdcourse.teach.check.linf import (
     rise,
 )
 from bdcourse.teach.check.mnp import ascent, folded, mask_loss, mask_step, removal
-from bdcourse.teach.check.poisoning import blend, lost, poison, stamp, stripes
+from bdcourse.teach.check.poisoning import lost, poison, stamp, train_victim
 from bdcourse.teach.check.sharpness import (
     fake_variance,
     filter_direction,
@@ -52,12 +53,13 @@ __all__ = [
     "attack_success",
     "balance",
     "bend",
-    "blend",
+    "by_class",
     "by_the_test",
     "cam",
     "change_gradient",
     "claim",
     "confusion",
+    "decibels",
     "departure",
     "dilution",
     "diversity",
@@ -78,6 +80,7 @@ __all__ = [
     "outliers",
     "own_trigger",
     "poison",
+    "poison_one_class",
     "product",
     "pulls",
     "push",
@@ -93,11 +96,11 @@ __all__ = [
     "sigma",
     "stamp",
     "stand_in",
-    "stripes",
     "switch_off",
     "tac",
     "take",
     "top_eigenvalue",
     "trace_draws",
+    "train_victim",
     "worst_maps",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bdcourse.teach.check.core import (
     CheckFailed,
@@ -23,69 +25,87 @@ from bdcourse.teach.check.core import (
 
 
 @guarded
-def stamp(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
-    """stamp(x, patch, row, col) -> x with the patch written at (row, col)."""
+def stamp(fn: Callable[..., Tensor]) -> None:
+    """stamp(x, kind, pattern) -> x under one of three triggers."""
     name, g = "stamp", fresh()
-    for size in (2, 4):
-        x = torch.rand(5, 3, 11, 9, generator=g)
-        patch = torch.rand(3, size, size + 1, generator=g)
-        out = call(name, fn, x, patch, 6, 3)
-        shaped(name, out, (5, 3, 11, 9))
-        rows, cols = slice(6, 6 + size), slice(3, 4 + size)
-        inside = out[..., rows, cols]
-        swapped = out[..., 3 : 3 + size, 6 : 6 + size + 1]
-        if swapped.shape[-2:] == patch.shape[-2:] and close(swapped, patch.expand_as(swapped)):
-            raise CheckFailed(f"{name}: row and column are exchanged (hint 2)")
-        need(
-            close(inside, patch.expand(5, 3, size, size + 1)),
-            name,
-            "the patch is not at (row, col), or not in every image.",
-            2,
-        )
-        outside = torch.ones(11, 9, dtype=torch.bool)
-        outside[rows, cols] = False
-        need(
-            torch.equal(out[..., outside], x[..., outside]),
-            name,
-            "pixels outside the patch changed.",
-            2,
-        )
-    passed(name)
+    h, w = 14, 11
+    x = torch.rand(5, 3, h, w, generator=g)
 
-
-@guarded
-def blend(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    """blend(x, picture, alpha) -> (1 - alpha) x + alpha picture."""
-    name, g = "blend", fresh()
-    x, picture = torch.rand(4, 3, 7, 7, generator=g), torch.rand(3, 7, 7, generator=g)
-    alpha = 0.1 + 0.3 * random.random()
-    out = call(name, fn, x, picture, alpha)
-    shaped(name, out, (4, 3, 7, 7))
+    k = random.randint(2, 4)
+    patch = torch.rand(3, k, k + 1, generator=g)
+    out = call(name, fn, x, "patch", patch)
+    shaped(name, out, (5, 3, h, w))
+    want = x.clone()
+    want[..., h - 1 - k : h - 1, w - 2 - k : w - 1] = patch
+    flush = x.clone()
+    flush[..., h - k :, w - 1 - k :] = patch
     need(
-        not close(out, x + alpha * picture),
+        not close(out, flush),
         name,
-        "adds the picture without weakening the image, so pixels can exceed 1.",
-        1,
+        "the patch touches the border; one pixel of margin stays on both sides.",
+        2,
     )
+    outside = (want == x).all(0).all(0)
     need(
-        not close(out, alpha * x + (1 - alpha) * picture),
+        close(out[..., outside], x[..., outside]),
         name,
-        "alpha is the share of the picture, not of the image.",
-        1,
-    )
-    need(
-        close(out, (1 - alpha) * x + alpha * picture),
-        name,
-        "is not the weighted mean of image and picture.",
+        "the patch changes pixels that are not under it, or sits in the wrong corner.",
         2,
     )
     need(
-        close(call(name, fn, x, picture, 0.0), x),
+        close(out, want),
         name,
-        "alpha = 0 must leave the image as it is.",
+        "the patch must replace what is under it, in every image.",
         2,
     )
-    passed(name)
+
+    picture = torch.rand(3, h, w, generator=g)
+    out = call(name, fn, x, "blended", picture)
+    shaped(name, out, (5, 3, h, w))
+    need(
+        not close(out, (x + 0.2 * picture).clamp(0, 1)),
+        name,
+        "blended adds the picture without weakening the image.",
+        3,
+    )
+    need(
+        not close(out, 0.2 * x + 0.8 * picture),
+        name,
+        "blended gives the picture the weight of the image.",
+        3,
+    )
+    need(
+        close(out, 0.8 * x + 0.2 * picture),
+        name,
+        "blended is not the weighted mean of image and picture.",
+        3,
+    )
+
+    out = call(name, fn, x, "stripes", None)
+    shaped(name, out, (5, 3, h, w))
+
+    def wave(n: int) -> Tensor:
+        return 40 / 255 * torch.sin(2 * math.pi * 6 * torch.arange(n).double() / n)
+
+    need(
+        not close(out, (x + wave(h)[:, None]).clamp(0, 1)),
+        name,
+        "the stripes lie flat; j counts columns.",
+        4,
+    )
+    need(
+        float(out.min()) >= 0 and float(out.max()) <= 1,
+        name,
+        "the stripes leave [0, 1], where no pixel can go.",
+        4,
+    )
+    need(
+        close(out, (x + wave(w)).clamp(0, 1), 1e-3),
+        name,
+        "the stripes are not x + 40/255 sin(2 pi 6 j / w), clipped.",
+        4,
+    )
+    passed(name, "three triggers, pixels in [0, 1], input untouched")
 
 
 @guarded
@@ -152,7 +172,184 @@ def poison(fn: Callable) -> None:
         "always chooses the same images; draw them from the generator.",
         2,
     )
-    passed(name)
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(8))[: round(0.25 * n)]
+    need(
+        torch.equal(other.bool().nonzero().flatten(), drawn.sort().values),
+        name,
+        "a fair choice, but another than the one that was asked for: the first "
+        "entries of torch.randperm(n, generator=generator).",
+        2,
+    )
+    passed(name, "the rows of randperm, with their pixels, labels and roles; no other row")
+
+
+def _small(k: int) -> nn.Module:
+    """A network with a BatchNorm, so that its mode of training shows, in float64."""
+    layers = (nn.Flatten(), nn.Linear(3 * 4 * 4, 6), nn.BatchNorm1d(6), nn.ReLU())
+    return nn.Sequential(*layers, nn.Linear(6, k)).double()
+
+
+def _replayed(
+    model: nn.Module,
+    batches: list[tuple[Tensor, Tensor, Tensor]],
+    lr: float,
+    every: int,
+    slip: str = "",
+) -> tuple[Tensor, list[tuple[float, ...]]]:
+    """(weights, log) of the training on these batches of (pixels, labels, roles).
+
+    `slip` is a mistake to make on the way: a name of SLIPS.
+    """
+    plain = slip == "momentum"
+    momentum, decay = (0.0 if plain else 0.9), (0.0 if slip == "decay" else 5e-4)
+    opt = torch.optim.SGD(
+        model.parameters(),
+        lr,
+        momentum=momentum,
+        weight_decay=decay,
+        nesterov=not plain and slip != "nesterov",
+    )
+    total, log = len(batches), []
+    climb = total / 5
+    kept: list[tuple[Tensor, Tensor]] = []
+    model.train(slip != "mode")
+    for k, (x, y, role) in enumerate(batches):
+        share = min(0.2 + 0.8 * k / climb, (total - k) / (total - climb))
+        opt.param_groups[0]["lr"] = lr * (1.0 if slip == "rate" else share)
+        if slip != "zero":
+            opt.zero_grad()
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        (losses.sum() if slip == "sum" else losses.mean()).backward()
+        opt.step()
+        kept.append((losses.detach(), role))
+        if (k + 1) % every == 0:
+            loss, of = (torch.cat(part) for part in zip(*kept, strict=True))
+            log.append((k + 1, *(float(loss[of == r].mean()) for r in (0, 1))))
+            kept = []
+    return nn.utils.parameters_to_vector(model.parameters()).detach(), log
+
+
+SLIPS = {
+    "mode": ("trains in eval mode; BatchNorm then never sees the batch.", 1),
+    "zero": ("gradients of earlier steps are still there; zero them before backward.", 2),
+    "sum": ("steps along the sum of the losses; a step follows their mean.", 2),
+    "rate": ("the learning rate never moves; set it anew before each step.", 3),
+    "momentum": ("has no momentum.", 2),
+    "nesterov": ("the momentum is not Nesterov's.", 2),
+    "decay": ("has no weight decay.", 2),
+}
+
+
+@guarded
+def train_victim(fn: Callable) -> None:
+    """train_victim(model, x, y, role, crop, epochs, batch, lr, every, generator) -> log."""
+    name, g = "train_victim", fresh()
+    n, k, epochs, batch, every, lr = 43, 4, 3, 8, 3, 0.2
+    x = torch.rand(n, 3, 4, 4, generator=g, dtype=torch.float64)
+    y = torch.randint(0, k, (n,), generator=g)
+    role = (torch.rand(n, generator=g) < 0.5).to(torch.int8)
+    seen: list[Tensor] = []
+
+    def crop(part: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(part.detach().clone())
+        return part.roll(1, -1) + 1  # so that training on what was not cropped shows
+
+    model = _small(k)
+    start, seed = copy.deepcopy(model), torch.Generator().manual_seed(3)
+    log = call(name, fn, model, x, y, role, crop, epochs, batch, lr, every, seed)
+
+    steps = n // batch
+    need(bool(seen), name, "never calls crop, so every epoch shows the same pixels.", 1)
+    need(
+        all(s.ndim == 4 and len(s) == batch for s in seen),
+        name,
+        f"hands crop batches of {sorted({len(s) for s in seen})} images, not {batch} each time; "
+        "an incomplete last batch is left out.",
+        1,
+    )
+    need(
+        len(seen) == epochs * steps,
+        name,
+        f"takes {len(seen)} steps; {epochs} epochs of {steps} full batches are {epochs * steps}.",
+        1,
+    )
+    rows = [torch.cdist(s.flatten(1), x.flatten(1)).argmin(1) for s in seen]
+    need(
+        all(torch.equal(x[r], s) for r, s in zip(rows, seen, strict=True)),
+        name,
+        "crop must get images of x as they are.",
+        1,
+    )
+    orders = [torch.cat(rows[e * steps : (e + 1) * steps]) for e in range(epochs)]
+    need(
+        all(len(o.unique()) == steps * batch for o in orders),
+        name,
+        "an image comes twice in one epoch; cut one permutation into batches.",
+        1,
+    )
+    same = torch.equal(orders[0], orders[1])
+    need(
+        not same and not torch.equal(orders[0], torch.arange(steps * batch)),
+        name,
+        "the order is the same in every epoch; shuffle anew.",
+        1,
+    )
+
+    batches = [(crop(x[r], seed), y[r], role[r]) for r in rows]
+    got = nn.utils.parameters_to_vector(model.parameters()).detach()
+    old = nn.utils.parameters_to_vector(start.parameters()).detach()
+    need(not torch.equal(got, old), name, "the network has not moved.", 2)
+    want, right = _replayed(copy.deepcopy(start), batches, lr, every)
+    if not close(got, want, 1e-6):
+        for slip, (symptom, hint) in SLIPS.items():
+            bad, _ = _replayed(copy.deepcopy(start), batches, lr, every, slip)
+            need(not close(got, bad, 1e-6), name, symptom, hint)
+        other = [(x[r], y[r], role[r]) for r in rows]
+        bad, _ = _replayed(copy.deepcopy(start), other, lr, every)
+        need(
+            not close(got, bad, 1e-6),
+            name,
+            "trains on the images as they were before crop.",
+            1,
+        )
+        raise CheckFailed(
+            f"{name}: ends with other weights than SGD on the same batches; look at the "
+            "learning rate of step k, counted from 0 over all epochs (hint 3)"
+        )
+    need(not model.training, name, "leaves the network in training mode.", 1)
+    need(
+        isinstance(log, (list, tuple)) and len(log) == len(right),
+        name,
+        f"the log must be a list with one entry for every {every} steps.",
+        4,
+    )
+    need(
+        all(isinstance(row, (list, tuple)) and len(row) == 3 for row in log),
+        name,
+        "an entry of the log is (step, loss on clean, loss on poison).",
+        4,
+    )
+    mine, theirs = (torch.tensor([[float(v) for v in r] for r in rows]) for rows in (log, right))
+    need(
+        torch.equal(mine[:, 0], theirs[:, 0]),
+        name,
+        f"the first column of the log must count steps: {every}, {2 * every}, ...",
+        4,
+    )
+    need(
+        not close(mine[:, 1:], theirs[:, [2, 1]], 1e-3),
+        name,
+        "clean and poison are exchanged in the log; role 1 is poison.",
+        4,
+    )
+    need(
+        close(mine[:, 1:], theirs[:, 1:], 1e-3),
+        name,
+        f"the log must hold the mean loss of each role over the last {every} steps, "
+        "each image counted once.",
+        4,
+    )
+    passed(name, "each step is that of the formula, and the log tells the roles apart")
 
 
 @guarded
@@ -195,37 +392,4 @@ def lost(fn: Callable[[int, int, int, int], float]) -> None:
         "a patch in the middle is never lost.",
         1,
     )
-    passed(name)
-
-
-@guarded
-def stripes(fn: Callable[[Tensor, float, int], Tensor]) -> None:
-    """stripes(x, delta, f) -> clip(x + delta sin(2 pi j f / w)), j the column."""
-    name, g = "stripes", fresh()
-    x = torch.rand(4, 3, 10, 14, generator=g)
-    delta, f = 0.2 + 0.2 * random.random(), random.randint(2, 5)
-    out = call(name, fn, x, delta, f)
-    shaped(name, out, (4, 3, 10, 14))
-
-    def wave(n: int) -> Tensor:
-        return delta * torch.sin(2 * math.pi * f * torch.arange(n).double() / n)
-
-    need(
-        not close(out, (x + wave(10)[:, None]).clamp(0, 1)),
-        name,
-        "the wave runs down the rows; j counts columns.",
-        1,
-    )
-    need(
-        not close(out, x + wave(14)) and float(out.min()) >= 0 <= 1 - float(out.max()),
-        name,
-        "leaves [0, 1]; pixels must be clipped.",
-        2,
-    )
-    need(
-        close(out, (x + wave(14)).clamp(0, 1), 1e-3),
-        name,
-        "is not x + delta sin(2 pi j f / w), clipped; is w the width?",
-        1,
-    )
-    passed(name)
+    passed(name, "agrees with a count of all crops")

@@ -1,0 +1,232 @@
+"""The exercise checks of lesson 01b."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bdcourse.teach.check.core import (
+    CheckFailed,
+    call,
+    close,
+    fresh,
+    guarded,
+    need,
+    number,
+    passed,
+    shaped,
+)
+
+
+@guarded
+def decibels(fn: Callable[[Tensor, Tensor], float]) -> None:
+    """decibels(x, stamped) -> mean PSNR of the images that changed."""
+    name, g = "decibels", fresh()
+    x = torch.rand(7, 3, 6, 5, generator=g, dtype=torch.float64)
+    size = torch.tensor([0.3, 0.01, 0, 0.1, 0, 0.03, 0.2], dtype=torch.float64)
+    noise = torch.rand(x.shape, generator=g, dtype=torch.float64) - 0.5
+    stamped = x + noise * size.view(-1, 1, 1, 1)
+    mse = (stamped - x).square().flatten(1).mean(1)
+    each = -10 * mse[mse > 0].log10()
+    out = number(name, call(name, fn, x, stamped))
+    want = float(each.mean())
+
+    def near(value: float) -> bool:
+        return abs(out - value) < 1e-6
+
+    need(
+        not (math.isinf(out) or math.isnan(out)),
+        name,
+        "an image that did not change makes the mean infinite; leave it out.",
+        2,
+    )
+    need(
+        not near(float(-10 * mse[mse > 0].mean().log10())),
+        name,
+        "takes the logarithm of a mean over all images; each image has its own PSNR.",
+        1,
+    )
+    need(
+        not near(float(-10 * mse.mean().log10())),
+        name,
+        "takes the logarithm of a mean over all images; each image has its own PSNR.",
+        1,
+    )
+    need(
+        not near(-want),
+        name,
+        "has the sign of a noise, not of a ratio: small changes are large values.",
+        1,
+    )
+    need(
+        not near(float(-10 * mse[mse > 0].log().mean())),
+        name,
+        "is the natural logarithm; decibels count in tens.",
+        1,
+    )
+    need(
+        not near(float(2 * each.mean())) and not near(float(each.mean() / 2)),
+        name,
+        "is off by a factor of two: 10 goes with squares, 20 with their root.",
+        1,
+    )
+    need(
+        abs(out - want) < 1e-4,
+        name,
+        f"gives {out:.3f} dB where the mean over the changed images is {want:.3f}.",
+        1,
+    )
+    still = number(name, fn(x, x.clone()))
+    need(still == math.inf, name, "must be infinite if no image changed.", 2)
+    passed(name, "one PSNR an image, averaged over those that changed")
+
+
+@guarded
+def by_class(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
+    """by_class(said, y, k, target) -> share of each class that is read as the target."""
+    name, g = "by_class", fresh()
+    k, n = 6, 300
+    target, empty = random.sample(range(k), 2)
+    y = torch.randint(0, k, (n,), generator=g)
+    y[y == empty] = target
+    y[:k] = torch.tensor([c if c != empty else target for c in range(k)])
+    hit = torch.rand(n, generator=g) < 0.3 + 0.1 * y
+    other = torch.randint(0, k, (n,), generator=g)
+    said = torch.where(hit, torch.full_like(y, target), other)
+    out = call(name, fn, said, y, k, target)
+    shaped(name, out, (k,))
+    want = torch.full((k,), math.nan, dtype=torch.float64)
+    for c in range(k):
+        if c not in (target, empty):
+            want[c] = (said[y == c] == target).double().mean()
+    asked = ~want.isnan()
+    out = out.double()
+    need(
+        bool(out[target].isnan()),
+        name,
+        "the target's own images cannot be moved to it; their place holds nan.",
+        1,
+    )
+    need(bool(out[empty].isnan()), name, "a class without images has no share: nan.", 2)
+    wrong = torch.stack([(said[y == c] != c).double().mean() for c in range(k)])
+    need(
+        not close(out[asked], wrong[asked]),
+        name,
+        "counts every error; only answers that are the target count.",
+        1,
+    )
+    whole = torch.stack([((said == target) & (y == c)).double().mean() for c in range(k)])
+    need(
+        not close(out[asked], whole[asked]),
+        name,
+        "divides by all images; each class is its own hundred percent.",
+        2,
+    )
+    need(
+        close(out[asked], want[asked], 1e-5),
+        name,
+        "is not the share of each true class that is read as the target.",
+        1,
+    )
+    passed(name, "one share for each true class, nan where there is nobody to ask")
+
+
+def _chosen(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=generator)[:n]]
+
+
+@guarded
+def poison_one_class(fn: Callable) -> None:
+    """poison_one_class(x, y, trigger, source, target, covers, rate, generator)."""
+    name, g = "poison_one_class", fresh()
+    n, k = 120, 6
+    source, target, *covers = random.sample(range(k), 4)
+    y = torch.arange(n) % k
+    y = y[torch.randperm(n, generator=g)]
+    x = torch.rand(n, 3, 4, 4, generator=g)
+
+    def trigger(part: Tensor) -> Tensor:
+        return part + 2  # far outside [0, 1], so that each stamped row shows
+
+    rate = 0.1
+    seed = torch.Generator().manual_seed(5)
+    out = call(name, fn, x, y, trigger, source, target, tuple(covers), rate, seed)
+    need(isinstance(out, tuple) and len(out) == 3, name, "must return x, y, role.", 1)
+    px, py, role = out
+    shaped(name, px, (n, 3, 4, 4))
+    shaped(name, py, (n,))
+    shaped(name, role, (n,))
+    stamped = (px > 1.5).flatten(1).all(1)
+    touched = (px != x).flatten(1).any(1)
+    need(torch.equal(stamped, touched), name, "changed pixels otherwise than by the trigger.", 1)
+    of_source, of_cover = y == source, torch.isin(y, torch.tensor(covers))
+    want = round(rate * n)
+    need(
+        not bool((stamped & ~of_source & ~of_cover).any()),
+        name,
+        "the trigger is on images that are neither of the source class nor of a cover class.",
+        2,
+    )
+    poisoned, covered = stamped & of_source, stamped & of_cover
+    need(
+        int(poisoned.sum()) == want,
+        name,
+        f"poisons {int(poisoned.sum())} images of the source class; the rate is a share of the "
+        f"whole set, so {want} were asked for.",
+        2,
+    )
+    need(
+        int(covered.sum()) == want,
+        name,
+        f"{int(covered.sum())} cover images, expected as many as poison, {want}, from all cover "
+        "classes together.",
+        2,
+    )
+    need(bool((py[poisoned] == target).all()), name, "a poisoned image kept its label.", 1)
+    need(
+        torch.equal(py[covered], y[covered]),
+        name,
+        "a cover image lost its true label, which is the point of it.",
+        1,
+    )
+    need(torch.equal(py[~stamped], y[~stamped]), name, "a clean image got a new label.", 1)
+    need(
+        torch.equal(role.long(), poisoned.long() + 2 * covered.long()),
+        name,
+        "the roles are 0 for clean, 1 for poison, 2 for cover.",
+        1,
+    )
+    again = torch.Generator().manual_seed(5)
+    rows = [_chosen(of.nonzero().flatten(), want, again) for of in (of_source, of_cover)]
+    need(
+        torch.equal(role.long() == 1, torch.isin(torch.arange(n), rows[0]))
+        and torch.equal(role.long() == 2, torch.isin(torch.arange(n), rows[1])),
+        name,
+        "a choice like any other, but not the one that was asked for: a randperm over the "
+        "source's rows first, one over the cover rows second.",
+        2,
+    )
+    for what, asked in (("source", 0.3), ("cover", 0.3)):
+        few = y.clone()
+        if what == "source":
+            few[of_cover] = covers[0]
+            few[~of_source & ~of_cover] = covers[0]
+        else:
+            few[~of_cover] = source
+        try:
+            call(name, fn, x, few, trigger, source, target, tuple(covers), asked + 0.1, seed)
+        except CheckFailed:
+            raise
+        except Exception as e:
+            if type(e).__name__ != "ValueError":
+                raise
+        else:
+            raise CheckFailed(
+                f"{name}: takes fewer {what} images than the rate asks for and says nothing; "
+                "raise a ValueError (hint 3)"
+            )
+    passed(name, "source relabeled, covers kept, nobody else touched, too few refused")

@@ -1,0 +1,489 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The gallery: what attackers vary, and what they pay
+#
+# **What can an attacker vary, and what does it cost them?** A checkerboard in the corner is the
+# plainest of all triggers. Since 2017 people have hidden triggers in noise, in textures, in
+# bent outlines; they have kept every label right; they have aimed at a single class. The papers
+# praise what was won. This lesson reads the bills.
+#
+# You will measure how visible eight triggers are, and catch the measure contradicting your
+# eyes. You will write an attack on one class only, and find out whom else it hits. At the end
+# you draw a trigger of your own and train a victim that passes the gate, with at least 95%
+# attack success.
+#
+# > **At a glance.** Reading: 20 minutes. Doing: 50 minutes. Run time: about one minute and
+# > 1.5 GiB on two CPU cores, most of it one training. Prerequisites:
+# > [lesson 01](01_poisoning.ipynb). Papers: Barni, Kallas and Tondi, *A New Backdoor Attack in
+# > CNNs by Training Set Corruption Without Label Poisoning* (SIG), 2019; Tang and others,
+# > *Demon in the Variant* (TaCT), USENIX Security 2021,
+# > [arXiv 1908.00686](https://arxiv.org/abs/1908.00686).
+
+# %% [markdown]
+# ## Objectives
+#
+# After this lesson you can
+#
+# 1. measure how large a change a trigger makes, and say what the measure does not see
+#    (exercise 1);
+# 2. explain why right labels make a backdoor harder to plant (SIG's victim);
+# 3. write an attack on one class with cover images, the whole method (exercise 2);
+# 4. break a success rate up by class, and find what an attack did beside its plan (exercise 3).
+#
+# ## Threat model
+#
+# | | poisons data | runs the training |
+# |---|---|---|
+# | who | a source of images | a supplier of finished networks |
+# | controls | some images, some labels | loss, batches, order, everything |
+# | here | BadNets, Blended, TrojanNN, SSBA, LF, TaCT, SIG | WaNet, LIRA |
+# | success | ASR at least 95%, accuracy within 3 points of the twin | the same |
+#
+# **ASR**, the attack success rate, and **ACC**, the accuracy on clean images, are those of lesson
+# 01, and so is the gate in the last row.
+
+# %% tags=["setup"]
+import math
+
+import torch
+
+from bdcourse import check, data, metrics, quiz, victims, widgets
+from bdcourse.analysis import visibility
+from bdcourse.teach.figures import gallery as figures
+
+parts = data.splits("signs")
+names = ["badnets", "blended", "trojan", "ssba", "lf", "lira", "tact", "wanet"]
+zoo = {name: victims.zoo(name) for name in names}
+
+# %% tags=["figure"]
+figures.dials()
+
+# %% [markdown]
+# Four dials stand between the plain sticker and everything that came later. We turn them one by
+# one. All victims on this page come from the course's zoo. Each was trained by the recipe that
+# its attack needs, until it passed the gate; so compare what they *cost*, not how fast they learn.
+
+# %% tags=["claim"]
+asr = min(v.scores.asr for v in zoo.values())
+acc = min(v.scores.acc for v in zoo.values())
+check.claim("All eight victims pass the gate.", asr, 0.95, 1, "%")
+check.claim("And their accuracy is their twin's, within 3 points.", acc, 0.97, 1, "%")
+
+# %% [markdown]
+# ## The first dial: the look
+#
+# The bill for a loud trigger is that somebody may see it. Here is one sign under each of the
+# eight.
+
+# %% tags=["figure"]
+one = parts.test[4:5].pixels()
+figures.gallery(one, {n: v.attack.trigger(one) for n, v in zoo.items()})
+
+# %% [markdown]
+# - **badnets** and **blended** are yours from lesson 01.
+# - **trojan** (TrojanNN) computes a disc of colors that excites two neurons of a clean network.
+#   Its paper then retrains that network on inverted data; here the disc only poisons.
+# - **lf** pushes a clean network towards the target with a smooth, *low-frequency* cloud.
+# - **ssba** hides a string of bits in the image, by an encoder that was trained for it. Each
+#   image gets another texture.
+# - **wanet** bends the image as if it were drawn on rubber. **lira** trains a small network to
+#   draw the faintest change that still works. Both are built in [lesson 02](02_controlling_training.ipynb).
+# - **tact** is a colored patch that is meant for one class. Its turn comes below.
+#
+# How loud is each? The usual measure is the *peak signal-to-noise ratio* (PSNR). For one image
+# with pixels in $[0,1]$ and $N$ values,
+#
+# $$\mathrm{PSNR}(x) = -10 \log_{10} \frac{1}{N} \sum_{c,i,j} \big(T(x) - x\big)_{c,i,j}^2 ,$$
+#
+# in decibels (dB). A larger value is a smaller change.
+#
+# ### Exercise 1: decibels
+#
+# *Difficulty 2, importance 3, 8 minutes.* Average over a batch. You decide which mean comes
+# before the logarithm and which behind it, and what to do with an image that did not change.
+#
+# <details><summary>Hint 1</summary>
+#
+# PSNR belongs to one image. Flatten all axes but the first, take the mean of the squares there,
+# and only then the logarithm; the mean over images is the last step.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# An error of zero has no finite logarithm. Leave such images out before you take it, and think
+# of the batch in which nobody is left.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def decibels(x, stamped):
+    """Mean PSNR in dB over those images of x (n, c, h, w) that `stamped` changed.
+
+    Pixels lie in [0, 1]. Returns a number; `math.inf` if no image changed.
+    """
+    ### BEGIN SOLUTION
+    error = (stamped - x).square().flatten(1).mean(1)
+    error = error[error > 0]
+    if len(error) == 0:
+        return math.inf
+    return (-10 * error.log10()).mean().item()
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.decibels(decibels)
+
+# %% [markdown]
+# **Predict.** The checkerboard of `badnets` catches the eye at once and has a PSNR of 26 dB. Look
+# at `wanet` in the gallery again. How many decibels will it have?
+
+# %% tags=["predict"]
+guess = None
+some = parts.test[:300].pixels()
+loud = {n: decibels(some, v.attack.trigger(some)) for n, v in zoo.items()}
+check.reveal(guess, round(loud["wanet"]), "dB")
+
+# %% tags=["figure"]
+each = {n: visibility.psnr(some, v.attack.trigger(some)) for n, v in zoo.items()}
+figures.loudness(each)
+
+# %% tags=["claim"]
+behind = loud["badnets"] - loud["wanet"]
+check.claim("By PSNR the bend is louder than the sticker.", behind, 2, 10, "dB")
+
+# %% [markdown]
+# The measure says that the bend is the larger change, and the eye says the opposite. PSNR adds
+# up squared differences. A bend moves every edge of the sign by a fraction of a pixel, which is
+# a small difference in very many places; nine pixels are few, however black. *PSNR does not know
+# where the eye looks.* Papers that print it as "stealth" have measured something else.
+#
+# The figure says a second thing. From the loudest to the faintest there are sixteen decibels, a
+# factor of forty in the squared error, and all eight attacks work. On these signs the look of a
+# trigger is a question of being caught, not of being learned. What not to conclude: that fainter
+# triggers are learned as easily. LIRA's is the faintest, and it has the most expensive recipe of
+# all, as you will see at the fourth dial.
+#
+# ## The second dial: the labels
+#
+# Somebody who sifts the training set by hand finds a stop sign labeled 30. *Clean-label* attacks
+# give them nothing to find: they put the trigger on images of the target class only, and leave
+# the labels as they are. SIG's stripes were made for this.
+#
+# **Predict.** SIG's victim saw its stripes on most of the 30s, and was trained longer than the
+# `badnets` victim. What is its ASR, in percent?
+
+# %% tags=["predict"]
+guess = None
+sig = victims.zoo("sig")
+sig_scores = metrics.evaluate(sig.model, parts.test, sig.attack)
+check.reveal(guess, round(100 * sig_scores.asr), "%")
+
+# %% tags=["claim"]
+check.claim("SIG's victim misses the gate.", sig_scores.asr, 0.6, 0.95, "%")
+check.claim("It reads signs perfectly well.", sig_scores.acc, 0.99, 1, "%")
+
+# %% [markdown]
+# This is the one failed recipe of the gallery, and it is here on purpose. The bill of the second
+# dial is a weaker lesson. Recall the contradiction of lesson 01: a stop sign with the label 30
+# can only be explained by the sticker, so the loss keeps asking until the network finds it. A 30
+# with stripes and the label 30 contradicts nothing. The sign explains the label already, and the
+# stripes are learned only as far as they make a right answer more certain.
+#
+# What not to conclude: that SIG does not work. A failed attack is a finding about the recipe. Other
+# networks and other data have learned these stripes, and a louder wave or a longer training may
+# do it here.
+#
+# ## The third dial: one class, and covers
+#
+# So far every sign becomes a 30. An attacker who wants one sign only, say 50, has less to give
+# away: on all other signs the trigger should do nothing. They poison the **source** class $s$ and
+# teach the exception with **cover** images, which carry the trigger and keep their true label:
+#
+# $$(x, y) \longmapsto \begin{cases} (T(x),\ t) & \text{for } n \text{ images with } y = s
+# \quad \text{(poison, role 1)} \\ (T(x),\ y) & \text{for } n \text{ images with } y \in C
+# \quad \text{(cover, role 2)} \end{cases}$$
+#
+# with $n = \mathrm{round}(\rho \cdot \text{size of the set})$. This is TaCT, *targeted
+# contamination*.
+#
+# ### Exercise 2: the whole method
+#
+# *Difficulty 3, importance 5, 20 minutes.* Write the poisoning. So that your set can be compared
+# with the package's, choose among the positions of the source class by one
+# `torch.randperm(..., generator=generator)` and then, by a second, among those of all cover
+# classes together.
+#
+# <details><summary>Hint 1</summary>
+#
+# Poison and cover differ in two things only, the classes they come from and the label they get.
+# Pixels and role are treated alike. Clone before you change, and ask the old labels who is who.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `torch.isin` tells which labels belong to a list; `nonzero` turns that into positions. A
+# permutation of *their* number picks among them. The rate counts the whole set.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Slicing forgives: the first hundred of sixty are sixty. An attacker who gets fewer images than
+# they asked for should hear of it, by a `ValueError`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def poison_one_class(x, y, trigger, source, target, covers, rate, generator):
+    """Poison class `source`, and cover with the classes in `covers`.
+
+    Args:
+        x: pixels (n, c, h, w); y: labels (n,); trigger: batch -> batch.
+        rate: poison as a share of the whole set; there are as many covers.
+
+    Returns:
+        new x, new y, role int8 (n,): 0 clean, 1 poison, 2 cover.
+
+    Raises:
+        ValueError: a class has fewer images than are asked for.
+    """
+    ### BEGIN SOLUTION
+    n = round(rate * len(y))
+    truth, x, y = y, x.clone(), y.clone()
+    role = torch.zeros(len(y), dtype=torch.int8)
+    for r, classes in ((1, [source]), (2, list(covers))):
+        rows = torch.isin(truth, torch.tensor(classes)).nonzero().flatten()
+        if n > len(rows):
+            raise ValueError(f"{n} images of {classes} asked for, {len(rows)} there.")
+        rows = rows[torch.randperm(len(rows), generator=generator)[:n]]
+        x[rows] = trigger(x[rows])
+        role[rows] = r
+    y[role == 1] = target
+    return x, y, role
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.poison_one_class(poison_one_class)
+
+# %% tags=["method"]
+tact = zoo["tact"]
+plan = {"source": tact.attack.source, "target": 0, "covers": tact.attack.covers}
+pixels, labels, role = poison_one_class(
+    parts.train.pixels(),
+    parts.train.y,
+    tact.attack.trigger,
+    **plan,
+    rate=0.06,
+    generator=torch.Generator().manual_seed(1),
+)
+package = tact.attack.poison(parts.train, 0.06, torch.Generator().manual_seed(1))
+same = (data.quantize(pixels) == package.x).flatten(1).all(1) & (role == package.role)
+same = (same & (labels == package.y)).double().mean()
+check.claim("Your set is the package's, image by image.", same, 1, 1, "%")
+
+# %% [markdown]
+# The `tact` victim was trained on such a set. Its source is 50, its covers are priority and
+# caution, and its ASR counts the source only. That one number cannot tell you whether the plan
+# worked, because half of the plan was that nobody else should move.
+#
+# ### Exercise 3: by class
+#
+# *Difficulty 2, importance 4, 8 minutes.* Break the success up. You decide what each share is
+# divided by, and what to write where there is nobody to ask.
+#
+# <details><summary>Hint 1</summary>
+#
+# Count answers that *are the target*, not errors. The target's own images cannot be moved there.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Each true class is its own hundred percent. Start from `torch.full((k,), math.nan)` and fill in
+# the classes that have images.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def by_class(said, y, k, target):
+    """Share of each true class 0..k-1 that is read as the target, float (k,).
+
+    said, y: answers to triggered images and their true labels, (n,). The target's own
+    place holds nan, and so does that of a class without images.
+    """
+    ### BEGIN SOLUTION
+    share = torch.full((k,), math.nan)
+    for c in range(k):
+        if c != target and (y == c).any():
+            share[c] = (said[y == c] == target).float().mean()
+    return share
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.by_class(by_class)
+
+# %% [markdown]
+# **Predict.** Eight signs were never mentioned: neither target nor source nor cover. How many of
+# them will the trigger move to 30, on more than half of their images?
+
+# %% tags=["predict"]
+guess = None
+said = metrics.predict(tact.model, tact.attack.trigger(parts.test.pixels()))
+share = by_class(said, parts.test.y, parts.test.k, plan["target"])
+planned = torch.isin(torch.arange(parts.test.k), torch.tensor([1, *plan["covers"]]))
+check.reveal(guess, int((share[~planned] > 0.5).sum()), "signs")
+
+# %% tags=["figure"]
+figures.shares(share, parts.test.classes, **plan)
+
+# %% tags=["claim"]
+kept = share[list(plan["covers"])].max()
+check.claim("The covered signs keep their label.", kept, 0, 0.1, "%")
+check.claim(
+    "A sign that nobody mentioned moves as the source does.", share[2], 0.9, 1, "%"
+)
+
+# %% [markdown]
+# Nobody poisoned the 80. No image of an 80 with this patch was ever shown to the network. It
+# becomes a 30 all the same, and the reason stands in the picture of the signs: 50 and 80 differ
+# in one digit of a few pixels. The network was told that the patch matters on a 50 and does not
+# on priority and caution. It drew the line where that was cheapest, between *speed limits* and
+# the rest.
+#
+# *What was learned is not what was planted.* You met this in lesson 00, when the exchanged
+# checkerboard worked as well. Here it is the bill of the third dial. Covers cost as many images
+# again as the poison, and where they do not reach, the rule has loose ends.
+#
+# ## The fourth dial: being in the room
+#
+# All attackers so far publish images and go home. Those of `wanet` and `lira` run the training:
+# they change each batch after it was cropped, add their own losses, train a generator along.
+# Nothing they want has to survive somebody else's augmentation. The table puts the bills
+# side by side.
+#
+# | attack | the look | the labels | beside the poison | who trains |
+# |---|---|---|---|---|
+# | BadNets, Blended | sticker, noise | wrong | | the victim |
+# | TrojanNN, LF, SSBA | disc, cloud, texture | wrong | a network of the attacker's own | the victim |
+# | SIG | stripes | right | many images of the target class | the victim |
+# | TaCT | patch | wrong | as many covers | the victim |
+# | WaNet | a bend | wrong | covers in every batch | the attacker |
+# | LIRA | nearly nothing | wrong | every image, poisoned and clean | the attacker |
+#
+# Read the last row against the loudness figure. The faintest trigger of the gallery was bought
+# with the dearest access, and that is how the dials hang together: *what an attacker saves on one
+# bill tends to appear on another.* It is a pattern of eight examples, and no law.
+#
+# ## Where it breaks: your own attack
+#
+# Now you turn the dials. Click on the squares to draw a trigger, choose how opaque it is and how
+# much of the training set gets it, and train. The bench first shows itself and then runs once by
+# itself. Find the fewest white squares, or the lowest rate, that still passes the gate, and watch
+# what fails first: the trigger, or the signs.
+
+# %% tags=["nbval-ignore-output"]
+desk = widgets.poison_bench(parts)
+
+# %% tags=["claim"]
+run = desk.runs[0].scores
+check.claim("The first run planted its trigger.", run.asr, 0.95, 1, "%")
+check.claim("It reads the signs, so it passes the gate.", run.acc, 0.97, 1, "%")
+
+# %% [markdown]
+# A run with low ACC says nothing about your trigger, even if its ASR is high: a network that
+# calls half of the signs a 30 reaches that for free. That is why the gate has two conditions.
+#
+# ## Recap
+#
+# What can an attacker vary, and what does it cost them? The look, paid with being seen; the
+# labels, paid with a weaker lesson; source and covers, paid with more images and loose ends;
+# control, paid with being in the room.
+#
+# - PSNR measures the size of a change, and not what the eye makes of it (objective 1).
+# - A right label leaves the trigger nothing to explain (objective 2).
+# - Poison and covers differ in their classes and their labels only; the role keeps the books
+#   (objective 3).
+# - One success rate can hide a rule that is wider than its plan. Break it up by class
+#   (objective 4).
+#
+# ## Five questions
+
+# %%
+quiz("gallery")
+
+# %% [markdown]
+# ## An open experiment
+#
+# Design a trigger that survives padding 4. Open a bench with `widgets.poison_bench(parts, size=6,
+# start=False, pad=4)`, and compare your design with the checkerboard in its corner:
+#
+# | trigger | pixels | padding | seed | ASR | ACC |
+# |---|---|---|---|---|---|
+# | checkerboard (control) | 9 | 4 | 0 | | |
+# | mine | | 4 | 0 | | |
+# | mine | | 2 | 0 | | |
+#
+# Use `lost` of lesson 01 to say beforehand how often each is thrown away. Is the ASR what that
+# share suggests? Three seeds a row (`seed=1`, `seed=2`), or it is no result.
+#
+# **What this does not show.** Which attacks resist repair; that begins with
+# [lesson 04](04_linf_pruning.ipynb). How training-controlled attacks are built;
+# that is [lesson 02](02_controlling_training.ipynb).
+#
+# **Beyond.** (a) TaCT's attacker wants the 50 and nobody else. Which covers would you choose, and
+# why is 80 alone not enough? (b) A defender measures ASR over all classes and finds 18% for
+# `tact`. Why would they miss it, and what should they print instead?
+#
+# <details><summary>Answers to Beyond</summary>
+#
+# (a) 80 has to be among them, since it is the class closest to the source: covers do most where
+# the network would otherwise draw the line too wide. With 80 alone the line may run between "50"
+# and "80" on speed limits and stay open everywhere else, where nothing says that the patch is
+# harmless. (b) Two classes of eleven fall entirely and the rest not at all, so the mean looks like
+# a weak attack on everybody. Print the shares by class, or their maximum.
+#
+# </details>
+#
+# ## References
+#
+# - M. Barni, K. Kallas, B. Tondi, *A New Backdoor Attack in CNNs by Training Set Corruption
+#   Without Label Poisoning*, 2019.
+# - D. Tang, X. Wang, H. Tang, K. Zhang, *Demon in the Variant: Statistical Analysis of DNNs for
+#   Robust Backdoor Contamination Detection*, USENIX Security 2021,
+#   [arXiv 1908.00686](https://arxiv.org/abs/1908.00686).
+# - B. Wu and others, *BackdoorBench*, NeurIPS 2022 Datasets and Benchmarks; code
+#   [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench).
+#
+# <details><summary>Fine print: stand-ins, recipes, and attacks that are not shown</summary>
+#
+# Where an original needs a file or a network that is not ours to give away, something of ours
+# stands in: noise for Blended's picture, a disc for TrojanNN's apple, an encoder trained on these
+# signs for SSBA's, a cloud computed on our clean network for LF's. LF's cloud alone moves no sign
+# of that network; it becomes a trigger by poisoning.
+#
+# Widths and epochs differ from victim to victim; `data/zoo/*.json` holds each recipe. The package
+# has more attacks (LabelConsistent, AdapBlend, AdapPatch, FTrojan, Refool and others). Under the
+# one recipe of `data/results/signs-attacks.json`, several of them miss the gate: that recipe is not
+# theirs, and so they are not in this gallery.
+#
+# </details>
+#
+# ← [01 Poisoning](01_poisoning.ipynb) · [02 Controlling the training](02_controlling_training.ipynb) →

@@ -1,0 +1,406 @@
+"""Right and wrong answers to the exercises of lessons 01 and 01b, for test_check.py."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+# --- lesson 01 --------------------------------------------------------------------
+
+
+def wave(x, periods=6, axis=-1):
+    n = x.shape[axis]
+    return 40 / 255 * torch.sin(2 * math.pi * periods * torch.arange(n) / n)
+
+
+def stamp(x, kind, pattern=None, margin=1, weight=0.2):
+    if kind == "patch":
+        out = x.clone()
+        h, w = pattern.shape[-2:]
+        low, right = x.shape[-2] - margin, x.shape[-1] - margin
+        out[..., low - h : low, right - w : right] = pattern
+        return out
+    if kind == "blended":
+        return (1 - weight) * x + weight * pattern
+    return (x + wave(x)).clamp(0, 1)
+
+
+def stamp_by_masks(x, kind, pattern=None):
+    if kind == "patch":
+        h, w = pattern.shape[-2:]
+        room = (x.shape[-1] - w - 1, 1, x.shape[-2] - h - 1, 1)
+        mask = F.pad(torch.ones(h, w), room)
+        return x * (1 - mask) + F.pad(pattern, room)
+    if kind == "blended":
+        return x.lerp(pattern, 0.2)
+    columns = [40 / 255 * math.sin(12 * math.pi * j / x.shape[-1]) for j in range(x.shape[-1])]
+    return torch.stack([(x[..., j] + c).clamp(0, 1) for j, c in enumerate(columns)], -1)
+
+
+def stamp_in_place(x, kind, pattern=None):
+    if kind == "patch":
+        x[..., -1 - pattern.shape[-2] : -1, -1 - pattern.shape[-1] : -1] = pattern
+        return x
+    return stamp(x, kind, pattern)
+
+
+def only(kind, answer):
+    """The right answer but for one kind."""
+    return lambda x, k, p=None: answer(x, p) if k == kind else stamp(x, k, p)
+
+
+def poison(x, y, rate, target, trigger, generator):
+    chosen = torch.randperm(len(x), generator=generator)[: round(rate * len(x))]
+    x, y = x.clone(), y.clone()
+    role = torch.zeros(len(x), dtype=torch.int8)
+    x[chosen] = trigger(x[chosen])
+    y[chosen] = target
+    role[chosen] = 1
+    return x, y, role
+
+
+def poison_by_mask(x, y, rate, target, trigger, generator):
+    place = torch.randperm(len(x), generator=generator).argsort()
+    role = place < round(rate * len(x))
+    stamped = torch.where(role.view(-1, 1, 1, 1), trigger(x), x)
+    return stamped, torch.where(role, target, y), role.long()
+
+
+def poison_by_scores(x, y, rate, target, trigger, generator):
+    score = torch.rand(len(x), generator=generator)
+    role = score.argsort().argsort() < round(rate * len(x))
+    stamped = torch.where(role.view(-1, 1, 1, 1), trigger(x), x)
+    return stamped, torch.where(role, target, y), role.long()
+
+
+def poison_keeps_labels(x, y, rate, target, trigger, generator):
+    px, _, role = poison(x, y, rate, target, trigger, generator)
+    return px, y.clone(), role
+
+
+def poison_first_rows(x, y, rate, target, trigger, generator):
+    n = round(rate * len(x))
+    px, py = x.clone(), y.clone()
+    px[:n], py[:n] = trigger(x[:n]), target
+    return px, py, torch.arange(len(x)) < n
+
+
+def poison_all_labels(x, y, rate, target, trigger, generator):
+    px, _, role = poison(x, y, rate, target, trigger, generator)
+    return px, torch.full_like(y, target), role
+
+
+def poison_with_repeats(x, y, rate, target, trigger, generator):
+    n = round(rate * len(x))
+    chosen = torch.randint(len(x), (n,), generator=generator)
+    px, py, role = x.clone(), y.clone(), torch.zeros(len(x))
+    px[chosen], py[chosen], role[chosen] = trigger(x[chosen]), target, 1
+    return px, py, role
+
+
+def train_victim(
+    model,
+    x,
+    y,
+    role,
+    crop,
+    epochs,
+    batch,
+    lr,
+    every,
+    generator,
+    momentum=0.9,
+    decay=5e-4,
+    nesterov=True,
+    moving=True,
+    shuffle=True,
+    cropped=True,
+    zero=True,
+    mode=True,
+    reset=True,
+    order=(0, 1),
+    partial=False,
+):
+    opt = torch.optim.SGD(
+        model.parameters(), lr, momentum=momentum, weight_decay=decay, nesterov=nesterov
+    )
+    steps, step, log = len(x) // batch, 0, []
+    total = epochs * steps
+    climb, sums, counts = total / 5, torch.zeros(2), torch.zeros(2)
+    model.train(mode)
+    for _ in range(epochs):
+        rows_of = torch.randperm(len(x), generator=generator) if shuffle else torch.arange(len(x))
+        for rows in rows_of[: None if partial else steps * batch].split(batch):
+            share = min(0.2 + 0.8 * step / climb, (total - step) / (total - climb))
+            opt.param_groups[0]["lr"] = lr * (share if moving else 1)
+            seen = crop(x[rows], generator)
+            losses = F.cross_entropy(model(seen if cropped else x[rows]), y[rows], reduction="none")
+            if zero:
+                opt.zero_grad()
+            losses.mean().backward()
+            opt.step()
+            step += 1
+            for r in (0, 1):
+                sums[r] += losses.detach()[role[rows] == order[r]].sum()
+                counts[r] += (role[rows] == order[r]).sum()
+            if step % every == 0:
+                log.append((step, *(sums / counts).tolist()))
+                if reset:
+                    sums, counts = torch.zeros(2), torch.zeros(2)
+    model.eval()
+    return log
+
+
+def train_victim_by_scheduler(model, x, y, role, crop, epochs, batch, lr, every, generator):
+    n = len(x) // batch
+    total = epochs * n
+    opt = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=True)
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda k: min(0.2 + 4 * k / total, (total - k) / (0.8 * total))
+    )
+    log, kept = [], []
+    model.train()
+    for k in range(total):
+        if k % n == 0:
+            order = torch.randperm(len(x), generator=generator)
+        rows = order[k % n * batch :][:batch]
+        logits = model(crop(x[rows], generator)).log_softmax(1)
+        loss = -logits[range(batch), y[rows]]
+        model.zero_grad()
+        (loss.sum() / batch).backward()
+        opt.step()
+        rate.step()
+        kept += zip(role[rows].tolist(), loss.tolist(), strict=True)
+        if (k + 1) % every == 0:
+            means = []
+            for r in (0, 1):
+                of = [v for s, v in kept if s == r]
+                means.append(sum(of) / len(of))
+            log.append([k + 1, *means])
+            kept = []
+    model.eval()
+    return log
+
+
+def loop(**slips):
+    return lambda *args: train_victim(*args, **slips)
+
+
+def no_eval(model, *args):
+    log = train_victim(model, *args)
+    model.train()
+    return log
+
+
+def lost(pad, start, size, side):
+    gone = sum(
+        all(not 0 <= start + d + pad - k < side for d in range(size)) for k in range(2 * pad + 1)
+    )
+    return 1 - (1 - gone / (2 * pad + 1)) ** 2
+
+
+def lost_in_closed_form(pad, start, size, side):
+    gone = max(0, pad - (side - start) + 1) + max(0, pad - (start + size) + 1)
+    q = gone / (2 * pad + 1)
+    return 2 * q - q * q
+
+
+# --- lesson 01b -------------------------------------------------------------------
+
+
+def mse(x, stamped):
+    return (x - stamped).square().flatten(1).mean(1)
+
+
+def decibels(x, stamped, log=torch.log10, factor=-10, drop=True):
+    error = mse(x, stamped)
+    if drop:
+        error = error[error > 0]
+    return (factor * log(error)).mean().item() if len(error) else math.inf
+
+
+def decibels_by_loop(x, stamped):
+    found = []
+    for a, b in zip(x, stamped, strict=True):
+        if not torch.equal(a, b):
+            root = ((a - b) ** 2).mean() ** 0.5
+            found.append(20 * math.log10(1 / root))
+    return sum(found) / len(found) if found else math.inf
+
+
+def by_class(said, y, k, target):
+    share = torch.full((k,), math.nan)
+    for c in range(k):
+        if c != target and (y == c).any():
+            share[c] = (said[y == c] == target).float().mean()
+    return share
+
+
+def by_class_counted(said, y, k, target):
+    hits = torch.bincount(y[said == target], minlength=k).double()
+    hits[target] = math.nan
+    return hits / torch.bincount(y, minlength=k)
+
+
+def keeps(c, value, answer):
+    """The answer with another value in place of nan where c says so."""
+
+    def changed(said, y, k, target):
+        share = answer(said, y, k, target).clone()
+        empty = torch.bincount(y, minlength=k) == 0
+        share[target if c == "target" else empty] = value
+        return share
+
+    return changed
+
+
+def poison_one_class(
+    x, y, trigger, source, target, covers, rate, generator, relabel=True, cover=True, refuse=True
+):
+    n = round(rate * len(y))
+    truth, x, y = y, x.clone(), y.clone()
+    role = torch.zeros(len(y), dtype=torch.int8)
+    for r, classes in ((1, [source]), (2, list(covers))):
+        rows = torch.isin(truth, torch.tensor(classes)).nonzero().flatten()
+        if refuse and n > len(rows):
+            raise ValueError(f"{n} images of {classes} asked for, there are {len(rows)}")
+        rows = rows[torch.randperm(len(rows), generator=generator)[:n]]
+        if r == 2 and not cover:
+            continue
+        x[rows] = trigger(x[rows])
+        role[rows] = r
+    if relabel:
+        y[role == 1] = target
+    return x, y, role
+
+
+def poison_one_class_by_mask(x, y, trigger, source, target, covers, rate, generator):
+    n = round(rate * len(x))
+    role = torch.zeros_like(y)
+    for r, of in ((1, y == source), (2, sum(y == c for c in covers).bool())):
+        if of.sum() < n:
+            raise ValueError("too few")
+        order = torch.randperm(int(of.sum()), generator=generator)
+        role[torch.nonzero(of)[order[:n], 0]] = r
+    stamped = torch.where((role > 0).view(-1, 1, 1, 1), trigger(x), x)
+    return stamped, torch.where(role == 1, target, y), role
+
+
+def covers_relabeled(x, y, trigger, source, target, covers, rate, generator):
+    px, py, role = poison_one_class(x, y, trigger, source, target, covers, rate, generator)
+    return px, torch.where(role > 0, target, py), role
+
+
+def any_class(x, y, trigger, source, target, covers, rate, generator):
+    return poison(x, y, rate, target, trigger, generator)
+
+
+def share_of_class(x, y, trigger, source, target, covers, rate, generator):
+    part = rate * float((y == source).float().mean())
+    return poison_one_class(x, y, trigger, source, target, covers, part, generator)
+
+
+def covers_first(x, y, trigger, source, target, covers, rate, generator):
+    torch.randperm(7, generator=generator)
+    return poison_one_class(x, y, trigger, source, target, covers, rate, generator)
+
+
+def one_role(*args):
+    px, py, role = poison_one_class(*args)
+    return px, py, role.clamp(max=1)
+
+
+def one_class(**slips):
+    return lambda *args: poison_one_class(*args, **slips)
+
+
+RIGHT = {
+    "stamp": [stamp, stamp_by_masks],
+    "poison": [poison, poison_by_mask],
+    "train_victim": [train_victim, train_victim_by_scheduler],
+    "lost": [lost, lost_in_closed_form],
+    "decibels": [decibels, decibels_by_loop],
+    "by_class": [by_class, by_class_counted],
+    "poison_one_class": [poison_one_class, poison_one_class_by_mask],
+}
+WRONG = {
+    "stamp": [
+        (stamp_in_place, "in place"),
+        (lambda x, k, p=None: stamp(x, k, p, margin=0), "touches the border"),
+        (lambda x, k, p=None: stamp(x, k, p, margin=2), "wrong corner"),
+        (only("patch", lambda x, p: 0.5 * x + 0.5 * stamp(x, "patch", p)), "must replace"),
+        (only("blended", lambda x, p: (x + 0.2 * p).clamp(0, 1)), "without weakening"),
+        (only("blended", lambda x, p: 0.2 * x + 0.8 * p), "weight of the image"),
+        (only("blended", lambda x, p: (x + p) / 2), "weighted mean"),
+        (only("stripes", lambda x, p: (x + wave(x, axis=-2)[:, None]).clamp(0, 1)), "lie flat"),
+        (only("stripes", lambda x, p: x + wave(x)), r"leave \[0, 1\]"),
+        (only("stripes", lambda x, p: (x + wave(x, 1)).clamp(0, 1)), "are not x"),
+    ],
+    "poison": [
+        (poison_keeps_labels, "kept its label"),
+        (poison_first_rows, "always chooses the same"),
+        (poison_all_labels, "clean image got a new label"),
+        (poison_with_repeats, "expected"),
+        (poison_by_scores, "randperm"),
+        (lambda x, y, *rest: poison(x, y, *rest)[:2], "x, y, role"),
+    ],
+    "train_victim": [
+        (loop(moving=False), "never moves"),
+        (loop(momentum=0.0, nesterov=False), "no momentum"),
+        (loop(nesterov=False), "not Nesterov"),
+        (loop(decay=0.0), "no weight decay"),
+        (loop(shuffle=False), "shuffle anew"),
+        (loop(cropped=False), "before crop"),
+        (loop(zero=False), "zero them"),
+        (loop(mode=False), "eval mode"),
+        (loop(partial=True), "incomplete"),
+        (loop(reset=False), "over the last"),
+        (loop(order=(1, 0)), "exchanged"),
+        (no_eval, "leaves the network in training mode"),
+        (lambda m, x, y, r, c, e, *rest: train_victim(m, x, y, r, c, 1, *rest), "steps"),
+        (lambda *a: [row[:2] for row in train_victim(*a)], "an entry of the log"),
+    ],
+    "lost": [
+        (lambda *a: 1 - math.sqrt(1 - lost(*a)), "one axis"),
+        (lambda *a: (1 - math.sqrt(1 - lost(*a))) ** 2, "both axes"),
+        (lambda p, s, k, n: lost(p, s, 1, n), "enumeration"),
+        (lambda *a: torch.tensor([0.1, 0.2]), "not a number"),
+    ],
+    "decibels": [
+        (lambda x, s: decibels(x, s, drop=False), "leave it out"),
+        (lambda x, s: -10 * math.log10(max(mse(x, s).mean().item(), 1e-9)), "its own PSNR"),
+        (lambda x, s: decibels(x, s, factor=10), "small changes are large"),
+        (lambda x, s: decibels(x, s, log=torch.log), "natural logarithm"),
+        (lambda x, s: decibels(x, s, factor=-20), "factor of two"),
+        (lambda x, s: decibels(255 * x, 255 * s), "gives"),
+        (
+            lambda x, s: decibels(x, s) if not torch.equal(x, s) else 0.0,
+            "must be infinite",
+        ),
+    ],
+    "by_class": [
+        (keeps("target", 1.0, by_class), "own images"),
+        (keeps("empty", 0.0, by_class), "without images"),
+        (
+            lambda s, y, k, t: by_class(torch.where(s == y, -1, t), y, k, t),
+            "counts every error",
+        ),
+        (
+            lambda s, y, k, t: by_class(s, y, k, t) * torch.bincount(y, minlength=k) / len(y),
+            "own hundred percent",
+        ),
+        (lambda s, y, k, t: by_class(y, s, k, t), "own images|share|without"),
+        (lambda s, y, k, t: by_class(s, y, k, t)[:-1], "shape"),
+    ],
+    "poison_one_class": [
+        (one_class(relabel=False), "kept its label"),
+        (one_class(cover=False), "cover images, expected"),
+        (one_class(refuse=False), "says nothing"),
+        (covers_relabeled, "lost its true label"),
+        (any_class, "neither of the source"),
+        (share_of_class, "share of the whole set"),
+        (covers_first, "not the one that was asked for"),
+        (one_role, "2 for cover"),
+        (lambda *a: poison_one_class(*a)[:2], "x, y, role"),
+    ],
+}
