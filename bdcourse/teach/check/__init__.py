@@ -23,7 +23,7 @@ from bdcourse.teach.check.fmp import (
     random_start,
     worst_maps,
 )
-from bdcourse.teach.check.inside import asr, cam, ra, tac
+from bdcourse.teach.check.inside import asr, cam, cut_curve, tac, three_rates
 from bdcourse.teach.check.linf import (
     anomaly_index,
     dilution,
@@ -56,6 +56,7 @@ __all__ = [
     "cam",
     "change_gradient",
     "claim",
+    "cut_curve",
     "departure",
     "dilution",
     "diversity",
@@ -80,7 +81,6 @@ __all__ = [
     "pulls",
     "push",
     "put_on",
-    "ra",
     "random_start",
     "removal",
     "resampled_means",
@@ -94,6 +94,7 @@ __all__ = [
     "switch_off",
     "tac",
     "take",
+    "three_rates",
     "top_eigenvalue",
     "trace_draws",
     "worst_maps",
