@@ -11,78 +11,90 @@
 # ---
 
 # %% [markdown]
-# # Inside a victim: measure it, then open it
+# # Inside a victim: where does the trigger live?
 #
-# You will compute the three numbers that every table of this field rests on, catch three ways in which
-# they go wrong in print, and then open a victim: switching off at most ten of its 1,200 channels, if they are the right
-# ones, brings the attack success from 100 % to below 10 %.
+# A backdoored network has over a thousand channels. Somewhere among them is the second rule.
+# Where inside the network does the trigger live, and how would you know? You will learn to
+# measure an attack so that nobody can fool you, listen to every channel, and then pick up the
+# scalpel: only a cut can tell a cause from a bystander.
 #
-# > **At a glance.** Reading: 30 minutes. Doing: 55 minutes. Run time: about one minute and 1 GiB on
-# > two CPU cores. Prerequisites: [lesson 02](02_controlling_training.ipynb), convolution and BatchNorm. Papers:
-# > Zheng, Tang, Li and Liu, ECCV 2022, [arXiv 2208.03111](https://arxiv.org/abs/2208.03111), for TAC;
-# > Selvaraju and others, *Grad-CAM*, ICCV 2017, [arXiv 1610.02391](https://arxiv.org/abs/1610.02391).
-
-# %% [markdown]
+# > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: under a minute and 1 GiB
+# > on two CPU cores. Prerequisites: [lesson 01](01_poisoning.ipynb), convolution and
+# > BatchNorm. Papers: Zheng, Tang, Li and Liu, ECCV 2022,
+# > [arXiv 2208.03111](https://arxiv.org/abs/2208.03111); Selvaraju and others, *Grad-CAM*,
+# > ICCV 2017, [arXiv 1610.02391](https://arxiv.org/abs/1610.02391).
+#
 # ## Objectives
 #
 # After this lesson you can
 #
-# 1. compute ACC, ASR and RA of an attack on the right images (exercises 1 and 2);
-# 2. recognize three ways of reporting them that flatter a defense (section "Three ways to get it wrong");
-# 3. measure how strongly each channel reacts to a trigger, and test whether that is cause or mere
-#    company (exercise 3);
-# 4. compute a Grad-CAM map and say what it can and cannot show (exercise 4);
-# 5. say where in a network different kinds of attack live, against a benign twin (section "Where does each kind of attack live?").
+# 1. measure an attack with three numbers on the right images (exercises 1 and 2);
+# 2. recognize three ways of reporting them that flatter a defense (section "Three ways");
+# 3. measure how strongly each channel reacts to a trigger (exercise 3);
+# 4. test by a cut, with a control, whether a channel is a cause (exercise 4);
+# 5. draw a Grad-CAM map and say what it cannot show (exercise 5).
 #
 # ## Threat model
 #
 # | | this lesson |
 # |---|---|
-# | who | an analyst, or an examiner; *not* a defender |
+# | who | an analyst, *not* a defender |
 # | has | the victim, its benign twin, clean test images, **and the trigger** |
-# | wants | to know how well an attack or a repair works, and where in the network the attack lives |
+# | wants | to know where in the network the attack lives |
 # | may not | pass anything learned here to a defense |
 #
-# Whatever uses the trigger is an *oracle*. Oracles are fine for understanding; a repair tuned with one
-# is not a repair, and in this course its name always says "oracle".
-#
-# ## Set-up
+# Whatever uses the trigger is an *oracle*. Oracles are fine for understanding. A repair that
+# is tuned by one is no repair, because no defender could have done it.
 
 # %% tags=["setup"]
+import copy
 import torch
 
-from bdcourse import activations, check, data, defenses, metrics
-from bdcourse import show, surgery, tables, victims, widgets
+from bdcourse import activations, check, data, metrics, quiz, show, surgery
+from bdcourse import tables, victims, widgets
+from bdcourse.teach.figures import inside as figures
 
-g = torch.Generator().manual_seed(0)
-parts = data.splits("signs")
-test = parts.test
-victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"))
-attack, target = victim.attack, victim.attack.target
-print(len(test), "test images, target class", test.classes[target])
+test = data.splits("signs").test
+zoo = {name: victims.zoo(name) for name in ("badnets", "blended", "benign")}
+badnets, blended, twin = zoo.values()
+target = badnets.attack.target
+print(len(test), "test images; the attacker wants", test.classes[target])
 
 # %% [markdown]
 # ## Three numbers
 #
-# Let $f$ be the network, $T$ the trigger, $t$ the target, and let $A = \{i : y_i \neq t\}$ be the test images
-# that the attack must *move*. Then
+# Let $f$ be the network, $T$ the trigger and $t$ the target label. Only images that are *not*
+# of class $t$ can be moved there, so let $A = \{i : y_i \neq t\}$. Then
 #
 # $$\mathrm{ACC} = \frac1n \sum_i [f(x_i) = y_i], \qquad
 # \mathrm{ASR} = \frac1{|A|} \sum_{i \in A} [f(T(x_i)) = t], \qquad
 # \mathrm{RA} = \frac1{|A|} \sum_{i \in A} [f(T(x_i)) = y_i].$$
 #
-# ASR and RA look at the same images and exclude each other, so $\mathrm{ASR} + \mathrm{RA} \le 1$. What
-# is missing to one are triggered images that get some third label.
+# They are called accuracy, attack success rate and robust accuracy. The last two look at the
+# same images. An image cannot be both moved and right, so they never add up to more than one;
+# what is missing to one are images that get some third label.
 #
 # ### Exercise 1: attack success rate
 #
-# *Difficulty 2, importance 5, 8 minutes.*
+# *Difficulty 1, importance 5, 5 minutes.* Decide which images count, and what counts as a hit.
 #
-# > **Hint 1.** The mean of a bool tensor: `.float().mean().item()`.
-# >
-# > **Hint 2.** Choose the rows with `y != target` first, then count among them only.
-# >
-# > **Hint 3.** Success is the target label, not any wrong label.
+# <details><summary>Hint 1</summary>
+#
+# The mean of a bool tensor needs numbers: `.float().mean().item()`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Choose the rows with `y != target` first, then count among them only.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# A wrong answer is no success of the attacker. The label that they wanted is.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -102,153 +114,207 @@ def asr(said, y, target):
 check.asr(asr)
 
 # %% [markdown]
-# ### Exercise 2: recovered accuracy
+# ### Exercise 2: all three
 #
-# *Difficulty 1, importance 5, 4 minutes.*
+# *Difficulty 2, importance 5, 10 minutes.* Ask the network, and use your `asr`. Each rate has
+# its own images and its own idea of right.
 #
-# > **Hint 1.** It is not `1 - asr(...)`.
-# >
-# > **Hint 2.** Same rows as before; now compare with the true label.
+# <details><summary>Hint 1</summary>
+#
+# `metrics.predict(model, x)` gives labels in evaluation mode, batch by batch, and leaves the
+# network as it was. Return a tensor of three shares in the order of the formula.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# ACC counts every clean image. ASR and RA share the triggered images whose label is not
+# the target.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# RA compares with the true label. It is not what ASR leaves over.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
-def ra(said, y, target):
-    """Recovered accuracy, a share in 0..1; arguments as in `asr`."""
+def three_rates(model, x, triggered, y, target):
+    """ACC, ASR and RA of a network, shares in 0..1, as a tensor (3,).
+
+    Args:
+        x, triggered: pixels (n, c, h, w) without and with the trigger.
+        y: true labels (n,).
+    """
     ### BEGIN SOLUTION
+    clean, said = (metrics.predict(model, p) for p in (x, triggered))
     asked = y != target
-    return (said[asked] == y[asked]).float().mean().item()
+    acc = (clean == y).float().mean().item()
+    ra = (said[asked] == y[asked]).float().mean().item()
+    return torch.tensor([acc, asr(said, y, target), ra])
     ### END SOLUTION
 
 
 # %% tags=["check"]
-check.ra(ra)
+check.three_rates(three_rates)
 
-# %% [markdown]
-# `metrics.evaluate` computes all three for every model, attack and defense of the course. Your functions
-# must give the same numbers. (`attack.counts` generalizes $A$: for an all-to-all attack every image counts.)
 
 # %% tags=["method"]
-said = metrics.predict(victim.model, attack.trigger(test.pixels()))
-scores = metrics.evaluate(victim.model, test, attack)
-print("same ASR:", abs(asr(said, test.y, target) - scores.asr) < 1e-6)
-print("same RA: ", abs(ra(said, test.y, target) - scores.ra) < 1e-6)
-print("images that count:", scores.n_triggered, "of", len(test))
+def asked_of(name, n):
+    """The first n test images for `three_rates`: x, triggered, y, target."""
+    some = test[:n]
+    x, attack = some.pixels(), zoo[name].attack
+    return x, attack.trigger(x), some.y, attack.target
+
+
+before = {
+    name: three_rates(zoo[name].model, *asked_of(name, 500))
+    for name in ("badnets", "blended")
+}
+same = metrics.evaluate(badnets.model, test[:500], badnets.attack)
+print("badnets agrees:", abs(before["badnets"][1].item() - same.asr) < 1e-6)
 
 # %% tags=["claim"]
-check.claim(
-    "The victim obeys the trigger on at least 99 % of them.", scores.asr, 0.99, 1
-)
+weakest = min(rates[1].item() for rates in before.values())
+check.claim("Both victims obey their trigger.", weakest, 0.97, 1, "%")
 
 # %% [markdown]
 # ## Three ways to get it wrong
 #
-# **First: images of the target class count as successes.** They are classified as $t$ because they *are* $t$.
-# Several released evaluation scripts divide by all test images.
+# **First: the wrong images.** A picture that shows the target sign is read as the target, and
+# no attacker had to lift a finger. Several released evaluation scripts count it as a success.
 #
-# **Predict.** The benign twin has no backdoor at all. If the target class counts, what "ASR", in percent, does
-# this honest network get? There are twelve classes of equal size.
+# **Predict.** Take the benign twin, which never saw poison. Put the trigger on the test
+# images of all twelve classes, equally many of each, and divide by *all* of them. What "ASR",
+# in percent, does this honest network get?
 
 # %% tags=["predict"]
-guess = 0
-said_twin = metrics.predict(twin.model, attack.trigger(test.pixels()))
-wrong_asr = (said_twin == target).float().mean().item()
-check.reveal(guess, round(100 * wrong_asr), "%")
-check.claim(
-    "Counted rightly, the twin's ASR is below 1 %.",
-    asr(said_twin, test.y, target),
-    0,
-    0.01,
-)
-
-# %% [markdown]
-# With ten classes the floor is 10 %, and a perfect repair still "leaves" that much. Read tables with this in
-# mind: an ASR of 10 % may be no success at all, or a modest one.
-#
-# **Second: no RA.** A repair can lower the ASR by breaking the network. Let us break it on purpose and switch
-# off a growing share of random channels, three times over. A broken network tends to give one answer to everything, so
-# its ASR can be near 0 or near 100 % by luck.
-
-# %% tags=["figure", "nbval-ignore-output"]
-width = {n: len(c) for n, c in activations.tac(victim.model, test[:1], attack).items()}
-shares, broken = [0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4], []
-for share in shares:
-    like = {name: torch.arange(round(share * n)) for name, n in width.items()}
-    repaired = [defenses.prune_random(victim.model, like, g).model for _ in range(3)]
-    draws = [metrics.evaluate(m, test[:300], attack) for m in repaired]
-    broken.append(
-        {k: [getattr(s, k.lower()) for s in draws] for k in ("ACC", "ASR", "RA")}
-    )
-show.lines(
-    [100 * s for s in shares], {k: [tables.mean(b[k]) for b in broken] for k in ("ACC", "ASR", "RA")},
-    spread={k: tuple([f(b[k]) for b in broken] for f in (min, max)) for k in ("ACC", "ASR", "RA")},
-    percent=True, title="Destruction is not repair: RA tells them apart",
-    xlabel="random channels switched off, % of each layer",
-    description="Clean accuracy, attack success and recovered accuracy, mean and range of three draws, against "
-    "the share of random channels switched off. As accuracy collapses, attack success falls or wanders, "
-    "while recovered accuracy stays low.",
-)  # fmt: skip
+guess = None
+_, stamped, labels, _ = asked_of("badnets", 600)
+said_twin = metrics.predict(twin.model, stamped)
+honest = (said_twin == target).float().mean().item()
+check.reveal(guess, round(100 * honest), "%")
 
 # %% tags=["claim"]
-check.claim(
-    "In these draws, destruction recovers less than half of the labels on average.",
-    max(tables.mean(b["RA"]) for b in broken),
-    0,
-    0.5,
-)
+rightly = asr(said_twin, labels, target)
+check.claim("Counted rightly, the twin's ASR is near zero.", rightly, 0, 0.01, "%")
 
 # %% [markdown]
-# **Third: the threshold is chosen by looking at the test ASR.** Every pruning method has a knob. BackdoorBench's
-# tables pick that of two methods by lowest ASR on the test set, among the settings that keep accuracy within ten
-# points. A defender, who has no trigger, cannot. An example is CLP, the subject of lesson 05: it gives each channel a
-# score for its sensitivity, read off the weights, and switches off those more than $u$ standard deviations above their
-# layer's mean; a smaller $u$ switches off more. Here is one measured curve, read three times: at the authors'
-# default, by a rule that looks at held-out *clean* accuracy, and by oracle.
-
-# %%
-found, rows = tables.results("signs"), []
-for run in (
-    r for r in found.rows if r["defense"] == "clp sweep" and r["attack"] != "none"
-):
-    points, who = (
-        {p["u"]: p for p in run["curve"]},
-        {k: run[k] for k in ("attack", "seed")},
-    )
-    held = found.select(**who, defense="clp, u on held-out images")[0]["u"]
-    kept = [p for p in run["curve"] if p["acc"] > points[6.0]["acc"] - 0.1]
-    oracle = min(kept, key=lambda p: p["asr"])["u"]
-    for how, u in (("default", 3.0), ("held-out clean", held), ("oracle", oracle)):
-        percent = {f"{k.upper()} %": 100 * points[u][k] for k in ("acc", "asr", "ra")}
-        rows.append({**who, "u chosen by": how, "u": f"{u:g}", **percent})
-show.Table(rows, caption="The same pruning curves, read three times")
-
-# %% [markdown]
-# Blended, seed 2, at the default shows what only RA sees: ACC 99.3 and ASR 18.9 look like a repair, RA is 25.2. Mind also what "within ten points" allows: 90.1 % counts as kept if it was 100 % before. The oracle rows are what such a table would print. They are not wrong as numbers; they answer another
-# question, namely what the method could do if somebody who knows the trigger held its hand.
+# So the wrong denominator has a floor, one over the number of classes. A perfect repair cannot
+# get below it, and a reader of the table cannot tell it from a mediocre one.
 #
-# A fourth number joins ASR and ACC into one, the defense effectiveness rating
+# **Second: no RA.** There is an easy way to lower the ASR of any network: break it. Let us do
+# that on purpose and switch off random channels in every layer, four networks for each share.
+
+
+# %% tags=["method"]
+def wrecked(share, g):
+    """A copy of the victim without this share of each layer's channels."""
+    off = {}
+    for name in activations.batchnorms(badnets.model):
+        n = badnets.model.get_submodule(name).num_features
+        off[name] = torch.randperm(n, generator=g)[: round(share * n)]
+    return surgery.without(badnets.model, off)
+
+
+dice, shares = torch.Generator().manual_seed(0), (0.1, 0.2, 0.3, 0.4)
+few = asked_of("badnets", 150)
+wrecks = [[three_rates(wrecked(s, dice), *few) for _ in range(4)] for s in shares]
+wrecks = torch.stack([torch.stack(row) for row in wrecks])
+
+# %% tags=["figure"]
+figures.wreckage(shares, wrecks)
+
+# %% tags=["claim"]
+best = wrecks[..., 2].max().item()
+check.claim("No wreck gives half of the labels back.", best, 0, 0.5, "%")
+
+# %% [markdown]
+# Follow the vermillion squares. A broken network tends to give one answer to everything, so
+# its ASR lands high or low by luck. Whoever reports only ASR may call a low one a success.
+# *Zero is not repair:* look at the triangles, and at accuracy.
+#
+# **Third: who chose the threshold?** Every pruning method has a knob, and somebody must turn
+# it. [Lesson 05](05_clp.ipynb) meets CLP, channel Lipschitzness pruning, whose knob $u$ says
+# how far a channel may stand out before it goes. Here is one network, pruned along its knob
+# and read three times: at the authors' default, by accuracy on held-out *clean* images, and
+# by whoever peeks at the test ASR and accepts ten points of accuracy in return.
+
+# %% tags=["figure"]
+results = tables.results("signs")
+who = {"attack": "Blended", "seed": 1}
+(sweep,) = results.select(defense="clp sweep", **who)
+(held,) = results.select(defense="clp, u on held-out images", **who)
+points = {p["u"]: p for p in sweep["curve"]}
+kept = [p for p in points.values() if p["acc"] > points[6.0]["acc"] - 0.1]
+peeked = min(kept, key=lambda p: p["asr"])["u"]
+chosen = {
+    "the default": 3.0,
+    "held-out clean images": held["u"],
+    "the test ASR": peeked,
+}
+rows = [
+    {"u chosen by": how, "u": f"{u:g}"}
+    | {f"{k.upper()} %": 100 * points[u][k] for k in ("acc", "asr", "ra")}
+    for how, u in chosen.items()
+]
+show.Table(rows, caption="One victim of Blended, one method, three stories")
+
+# %% [markdown]
+# The last line would look splendid in a paper that prints ACC and ASR. The defender could
+# never have found it, and its RA says that most triggered signs are still misread. It is no
+# lie: it answers what the method could do if somebody who knows the trigger held its hand.
+#
+# Some tables melt the parts into one, the defense effectiveness rating
 #
 # $$\mathrm{DER} = \tfrac12\big(\max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{ACC}) + 1\big),$$
 #
-# with $\Delta$ the drop caused by the defense. Doing nothing scores one half, which reads like something. Two defenses with the same
-# DER can be very different: one that halves the ASR for free, and one that removes the attack and half of the accuracy with it. Print
-# the parts beside the sum.
+# where $\Delta$ is what the defense took away. It is handy for sorting, and two traps are built
+# in. Doing nothing already scores one half. And RA does not occur in it, so a wreck can score
+# well. Print the parts beside it.
 #
-# ## Trigger-activated change
+# ## A map of the network
 #
-# Now open the network. Let $F_k(x)$ be the feature map of channel $k$ behind its BatchNorm, before the ReLU. Its
-# **trigger-activated change** is the mean distance that the trigger moves it,
+# With honest numbers in hand, open the victim. It is a ResNet-18 at a quarter of the usual
+# width. Learn its street names once; all later lessons point at channels with them.
+
+# %% tags=["figure"]
+figures.network_map(badnets.model)
+
+# %% [markdown]
+# A name such as `layer2.0.bn1` reads from the outside in: second layer, first block, first
+# BatchNorm. Figures abbreviate it to `2.0.bn1`, and the shortcut's BatchNorm to `2.0.sc.1`.
+# The very first one, behind the first convolution, is plainly `bn1`.
 #
-# $$\mathrm{TAC}_k = \frac1n \sum_i \big\lVert F_k(x_i) - F_k(T(x_i)) \big\rVert_2 ,$$
+# ## Listen
+#
+# Show the network an image without and with its trigger, and listen at each channel for the
+# difference. Let $F_k(x)$ be the feature map of channel $k$ behind its BatchNorm, before the
+# ReLU. Its **trigger-activated change** (TAC) is
+#
+# $$\mathrm{TAC}_k = \frac1n \sum_i \big\lVert F_k(T(x_i)) - F_k(x_i) \big\rVert_2 ,$$
 #
 # where the norm runs over the positions of the map.
 #
-# ### Exercise 3: TAC
+# ### Exercise 3: trigger-activated change
 #
-# *Difficulty 2, importance 4, 8 minutes.*
+# *Difficulty 2, importance 4, 8 minutes.* Mind the order: what is summed inside the norm, and
+# what is averaged outside?
 #
-# > **Hint 1.** Flatten the two spatial axes; the norm runs over them, image by image and channel by channel.
-# >
-# > **Hint 2.** Norm first, mean over images last. The other order lets opposite changes cancel.
+# <details><summary>Hint 1</summary>
+#
+# Flatten the two spatial axes. The norm runs over them, image by image, channel by channel.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Average over images last. A channel that goes up on one image and down on the next has
+# changed twice, not never.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -263,155 +329,290 @@ def tac(clean, triggered):
 check.tac(tac)
 
 # %% [markdown]
-# `activations.tac` does this for all layers, a batch at a time. Layers differ in size, so we plot the *z-score*
-# of each channel in its layer: how many standard deviations it lies above its layer's mean.
+# Before we look at single channels, listen at whole stages. How much of what a stage says
+# does the trigger change?
+#
+# $$r_\ell = \frac{\sum_i \lVert F^\ell(T(x_i)) - F^\ell(x_i) \rVert_2}{\sum_i \lVert F^\ell(x_i) \rVert_2}$$
+#
+# This is a ratio and no share: at one, the trigger changes as much as was there to begin with,
+# and nothing forbids more. We ask the victim, and the twin under the same trigger.
 
 # %% tags=["method"]
-sample = test[:300]
-layer = "layer4.0.bn2"
-maps = [activations.outputs(victim.model, x, [layer])[layer]
-        for x in (sample.pixels(), attack.trigger(sample.pixels()))]  # fmt: skip
-change = activations.tac(victim.model, sample, attack)
-print("same TAC:", torch.allclose(tac(*maps), change[layer], rtol=1e-3))
+stages = ["bn1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1))]
 
 
-def z(values):
-    return {name: (v - v.mean()) / v.std() for name, v in values.items()}
-
-
-def above(values):
-    return sum(int((s > 3).sum()) for s in z(values).values())
-
-
-marked = {name: (s > 3).nonzero().flatten() for name, s in z(change).items()}
-change_twin = activations.tac(twin.model, sample, attack)
-
-# %% tags=["figure"]
-show.strips(
-    z(change),
-    highlight=marked,
-    highlighted="more than 3 deviations",
-    beside=z(change_twin),
-    beside_title=f"Benign twin, same trigger: {above(change_twin)} of 1,200 channels beyond 3",
-    title=f"BadNets victim: {above(change)} of 1,200 channels beyond 3 deviations",
-    ylabel="TAC, z-score in the layer",
-    description="Two panels of dots, one column for each of twenty layers, one dot for each channel, at "
-    "the z-score of its reaction to the trigger. Above the victim, with the channels beyond three "
-    "drawn as squares; below its benign twin, where some channels stand apart as well.",
-)
-
-# %% [markdown]
-# What to see: in both networks some channels react more than others, since a checkerboard is a visible thing. The twin has even more beyond 3, eleven against three: a count of outliers tells no victim. And mind the
-# scale: a z-score compares a channel with its own layer only. Among $n$ channels none can exceed $(n-1)/\sqrt{n}$, which is 3.75
-# for 16 channels and 11.2 for 128, and a layer in which *all* channels react shows nothing here. What not to conclude: that
-# the marked channels cause the wrong label. They might only look on.
-#
-# ## Cause or company?
-#
-# Intervene. Switch off the $k$ channels with the highest z-scores and measure again, next to $k$ random channels of
-# the same layers. This is oracle pruning: it knows the trigger.
-
-
-# %% tags=["method"]
-def top(values, k):
-    """The k channels with the highest z-scores of all layers: layer -> positions."""
-    flat = sorted(
-        ((s.item(), name, i) for name, v in z(values).items() for i, s in enumerate(v))
+def ratio(model, x, triggered):
+    """Change over size at each stage, (stages,)."""
+    a, b = (activations.outputs(model, p, stages) for p in (x, triggered))
+    far = [(b[s] - a[s]).flatten(1).norm(dim=1).sum() for s in stages]
+    return torch.stack(far) / torch.stack(
+        [a[s].flatten(1).norm(dim=1).sum() for s in stages]
     )
-    chosen = {}
-    for _, name, i in flat[len(flat) - k :]:
-        chosen.setdefault(name, []).append(i)
-    return {name: torch.tensor(i) for name, i in chosen.items()}
 
 
-counts = [0, 2, 5, 10, 20, 40, 60]
-curves = {}
-for name, v in (("BadNets", victim), ("Blended", blended)):
-    scored = activations.tac(v.model, sample, v.attack)
-    for k in counts:
-        oracle = surgery.without(v.model, top(scored, k))
-        random = defenses.prune_random(v.model, top(scored, k), g).model
-        curves[name, k] = [
-            metrics.evaluate(m, test[:400], v.attack) for m in (oracle, random)
-        ]
+ratios = {}
+for name in ("badnets", "blended"):
+    views = asked_of(name, 120)[:2]
+    both = [ratio(m, *views) for m in (zoo[name].model, twin.model)]
+    ratios[name] = torch.stack(both)
 
 # %% tags=["figure"]
-few = next((k for k in counts if curves["BadNets", k][0].asr < 0.1), "no")
-show.lines(
-    counts,
-    {
-        "BadNets": [curves["BadNets", k][0].asr for k in counts],
-        "BadNets, random": [curves["BadNets", k][1].asr for k in counts],
-        "Blended": [curves["Blended", k][0].asr for k in counts],
-        "ACC, BadNets": [curves["BadNets", k][0].acc for k in counts],
-    },
-    percent=True,
-    ylabel="%",
-    title=f"{few} channels off by TAC end the attack, 60 random ones do not",
-    xlabel="channels switched off, of 1,200",
-    description="Attack success against the number of channels switched off. With the highest reacting "
-    "channels removed, the BadNets curve falls steeply; with as many random channels of the same "
-    "layers it stays high. Also shown are the Blended victim and the accuracy of the BadNets victim.",
-)
+figures.carried(stages, ratios)
 
 # %% tags=["claim"]
-best = min(curves["BadNets", k][0].asr for k in counts if k <= 10)
-check.claim(
-    "Oracle pruning of at most 10 channels brings the ASR below 10 %.", best, 0, 0.1
-)
-kept = min(curves["BadNets", k][1].asr for k in counts)
-check.claim("As many random channels leave it above 80 %.", kept, 0.8, 1)
+louder = min((r[0, -1] / r[1, -1]).item() for r in ratios.values())
+check.claim("At the exit the victim is the louder one.", louder, 2, 10_000, "times")
 
 # %% [markdown]
-# Look back at the figure of TAC: the channels that stand apart most lie in the *first* layers. They are the detector of the
-# checkerboard, and without it nothing behind them ever hears of the trigger. That the deep layers react as well is its consequence.
-# Blended has no such bottleneck: with 60 off, 19 % remain. (The accuracy drawn is the BadNets victim's.)
+# The twin hears a patch at the entrance and has forgotten it at the exit. The victim repeats it
+# louder from block to block. So the trigger lives in the last layer, where it is loudest.
 #
-# The slider goes through the same numbers. Watch RA, not only ASR: where the trigger is really gone, the true labels come back.
+# Does it? That is a story about correlation, and it makes a prediction that we can test. If the
+# backdoor lives in the last layer, then taking out the channels that shout loudest there
+# should silence it. The last BatchNorm, `layer4.1.bn2`, has 128 channels.
+#
+# **Predict.** Switch off *half* of them, those with the largest TAC. What ASR, in percent,
+# is left to `badnets`?
 
+# %% tags=["predict"]
+guess = None
+last = "layer4.1.bn2"
+views = [activations.outputs(badnets.model, p, [last])[last] for p in few[:2]]
+loudest = tac(*views).argsort(descending=True)[:64]
+halved = surgery.without(badnets.model, {last: loudest})
+after_half = three_rates(halved, *few)
+check.reveal(guess, round(100 * after_half[1].item()), "%")
+
+# %% tags=["claim"]
+left = after_half[1].item()
+check.claim("With the loud half of the last layer off, ASR is", left, 0.97, 1, "%")
+
+# %% [markdown]
+# Nothing happened. These channels are loud because the decision has already been made, far in
+# front of them, and they pass it on, each as well as its neighbor. *Correlation is not cause.*
+# Listening can suggest where to cut. Only the cut can tell.
+#
+# ## Which channels? Make the cut
+#
+# An honest cut needs four things. Rank by TAC, in one layer. Switch the first $k$ off, the
+# bias too: a channel with weight zero and a bias left still sends a constant through the ReLU.
+# Measure all three rates for each $k$. And beside every cut, cut as many channels at random,
+# several times, because *one draw is no result*.
+#
+# ### Exercise 4: the whole method
+#
+# *Difficulty 4, importance 5, 25 minutes.* Write `cut_curve`. Your `tac` ranks, your
+# `three_rates` measures, the copy and the control are up to you.
+#
+# <details><summary>Hint 1</summary>
+#
+# `activations.outputs(model, x, [layer])[layer]` gives the maps of a layer; you need them
+# twice. `argsort(descending=True)` turns TAC into an order of channels.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Write an inner function that takes channels and returns rates. It cuts a fresh
+# `copy.deepcopy(model)`, finds the layer with `get_submodule`, and writes into weight and bias
+# under `torch.no_grad()`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The inner function serves the ranked cut and the random ones alike. A draw is the first $k$
+# of a `torch.randperm` that gets your generator; each draw needs its own permutation.
+#
+# </details>
+#
+# <details><summary>Hint 4</summary>
+#
+# Collect rows in lists and stack them at the end: one row for each $k$, and for each $k$ as
+# many rows as there are draws.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def cut_curve(model, layer, x, triggered, y, target, counts, draws, generator):
+    """Rates along the number of channels cut, by TAC and at random.
+
+    The model itself stays as it is.
+
+    Args:
+        layer: name of a BatchNorm; x, triggered, y, target: as in `three_rates`.
+        counts: how many channels to switch off, a list; draws: random sets for each.
+        generator: torch.Generator of the random sets.
+
+    Returns:
+        ranked (counts, 3) and chance (counts, draws, 3): ACC, ASR, RA.
+    """
+    ### BEGIN SOLUTION
+    maps = [activations.outputs(model, p, [layer])[layer] for p in (x, triggered)]
+    order = tac(*maps).argsort(descending=True)
+
+    def after(channels):
+        cut = copy.deepcopy(model)
+        bn = cut.get_submodule(layer)
+        with torch.no_grad():
+            bn.weight[channels] = 0
+            bn.bias[channels] = 0
+        return three_rates(cut, x, triggered, y, target)
+
+    def draw(k):
+        return torch.randperm(len(order), generator=generator)[:k]
+
+    ranked = torch.stack([after(order[:k]) for k in counts])
+    chance = [torch.stack([after(draw(k)) for _ in range(draws)]) for k in counts]
+    return ranked, torch.stack(chance)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.cut_curve(cut_curve)
+
+# %% [markdown]
+# Where to cut? At the other end this time: `bn1`, the first BatchNorm of all, sixteen channels
+# that see little more than the bare pixels.
+#
+# **Predict.** How many of the sixteen must go, loudest first, before the ASR of `badnets` falls
+# below 10%?
+
+# %% tags=["predict"]
+guess = None
+counts, scissors = [0, 1, 2, 3, 4, 6, 8], torch.Generator().manual_seed(0)
+curves = {
+    name: cut_curve(zoo[name].model, "bn1", *asked_of(name, 120), counts, 4, scissors)
+    for name in ("badnets", "blended")
+}
+gone = curves["badnets"][0][:, 1] < 0.1
+needed = next((k for k, g in zip(counts, gone, strict=True) if g), 16)
+check.reveal(guess, needed, "channels")
+
+# %% tags=["figure"]
+figures.cut_curves(counts, curves)
+
+# %% tags=["claim"]
+ranked, chance = curves["badnets"]
+two = counts.index(2)
+acc, _, ra = ranked[two].tolist()
+check.claim("With two channels off, the true labels are back.", ra, 0.95, 1, "%")
+check.claim("Accuracy is where it was.", acc, 0.97, 1, "%")
+lowest = chance[two, :, 1].min().item()
+check.claim("Two random ones leave the attack alone.", lowest, 0.85, 1, "%")
+
+# %% [markdown]
+# Two channels of more than a thousand, and the attack is over: true labels come back, accuracy
+# stays, and as many random channels change nothing. See it sign by sign. (The slider moves in
+# JupyterLab; elsewhere you see one position.)
 
 # %% tags=["nbval-ignore-output"]
-def pruned(k):
-    oracle, random = curves["BadNets", k]
-    return show.bars(
-        [f"top {k} by TAC (oracle)", f"{k} random"],
-        {
-            n: [getattr(s, n.lower()) for s in (oracle, random)]
-            for n in ("ACC", "ASR", "RA")
-        },
-        percent=True,
-        title=f"{k} channels off: ASR {oracle.asr:.0%}, RA {oracle.ra:.0%}",
-        description=f"Bars of accuracy, attack success and recovered accuracy with {k} channels "
-        "switched off, chosen by their reaction to the trigger or at random.",
-    )
-
-
-widgets.slider("channels switched off", counts, pruned, start=20)
-
-# %% tags=["claim"]
-check.claim("No pruning by TAC up to 20 channels costs 5 points of accuracy.",
-            min(curves["BadNets", k][0].acc for k in counts if k <= 20), scores.acc - 0.05, 1)  # fmt: skip
+stem = [activations.outputs(badnets.model, p, ["bn1"])["bn1"] for p in few[:2]]
+stem_order = tac(*stem).argsort(descending=True)
+six = test[(test.y != target).nonzero()[:6, 0]]
+reread = figures.reread(badnets, six, stem_order, "bn1")
+widgets.slider("channels off", [0, 1, 2, 3, 4], reread, start=2)
 
 # %% [markdown]
-# ## Where does it look?
+# ## And the other victim?
 #
-# Grad-CAM asks where a layer finds evidence for one label. With $F_k$ the maps of the layer again and $s_c$ the logit of
-# label $c$,
+# Look at the right panel of the curves again. The same method, in the same layer, on `blended`:
+# accuracy collapses first, and RA never gets off the floor. What is left is a wreck that still
+# obeys. Perhaps `blended` lives in another layer. So cut every layer in turn, a quarter of its
+# channels each time, loudest first.
+#
+# **Predict.** In how many of the twenty layers does this cut disarm `blended`, with ASR below
+# 10% and accuracy above 90%?
+
+# %% tags=["predict"]
+guess = None
+layers, sweeps = activations.batchnorms(badnets.model), {}
+for name in ("badnets", "blended"):
+    rates, victim = [], zoo[name]
+    change = activations.tac(victim.model, test[:80], victim.attack)
+    for layer, c in change.items():
+        quarter = c.argsort(descending=True)[: len(c) // 4]
+        cut = surgery.without(victim.model, {layer: quarter})
+        rates.append(three_rates(cut, *asked_of(name, 80)))
+    sweeps[name] = torch.stack(rates)
+disarmed = {
+    name: int(((r[:, 1] < 0.1) & (r[:, 0] > 0.9)).sum()) for name, r in sweeps.items()
+}
+check.reveal(guess, disarmed["blended"], "layers")
+
+# %% tags=["figure"]
+figures.every_layer(layers, sweeps)
+
+# %% tags=["claim"]
+check.claim("Layers where a cut disarms blended:", disarmed["blended"], 0, 0)
+
+# %% [markdown]
+# So the two victims give two answers. `badnets` has a narrow door, and it stands at the
+# entrance: behind the first block no cut of a quarter matters any more. `blended` has none, at
+# least none that a cut through one layer would find.
+#
+# ## Why
+#
+# Compare the TAC of the sixteen first channels with the twin's. Victim and twin started from
+# the same random weights, so channel for channel they are siblings.
+
+# %% tags=["figure"]
+siblings = {}
+for name in ("badnets", "blended"):
+    some, attack = test[:120], zoo[name].attack
+    siblings[name] = tuple(
+        activations.tac(m, some, attack, ["bn1"])["bn1"]
+        for m in (zoo[name].model, twin.model)
+    )
+figures.stem_tac(siblings, "bn1")
+
+# %% [markdown]
+# On the left two channels tower over their siblings. In the twin the same two are ordinary, so
+# it was poison that made them: training turned two filters into detectors of a small, sharp
+# checkerboard that signs hardly contain. Everything behind them hears of the patch through
+# these two, or not at all. That is a door. Once inside, the news spreads to so many channels
+# that no later layer has one.
+#
+# The blended picture covers the whole sign in faint strokes of every kind. All filters respond to
+# it a little, the same filters that read the sign. There is nothing to cut that the first rule
+# does not need.
+#
+# Keep one thing apart. A cut shows that these channels are *needed*. It does not show that
+# they *are* the backdoor: what turns their signal into the attacker's label lies behind
+# them, untouched and waiting.
+#
+# ## Where in the picture?
+#
+# One tool is left, and it asks about the image, not the channels: where does a layer find
+# evidence for a label? Let $F_k$ now be the output maps of a whole layer, *after* its last
+# ReLU (TAC stood before it), and $s_c$ the logit of label $c$. Grad-CAM is
 #
 # $$\alpha_k = \frac1{hw} \sum_{u,v} \frac{\partial s_c}{\partial F_k[u,v]}, \qquad
 # \mathrm{CAM} = \mathrm{ReLU}\Big(\sum_k \alpha_k F_k\Big).$$
 #
-# `activations.grad_cam` then scales each map to a maximum of one and enlarges it to the image.
+# ### Exercise 5: Grad-CAM
 #
-# ### Exercise 4: Grad-CAM
+# *Difficulty 3, importance 3, 10 minutes.* Two sums run over different things. Keep them apart.
 #
-# *Difficulty 3, importance 3, 10 minutes.*
+# <details><summary>Hint 1</summary>
 #
-# > **Hint 1.** A weight per image and channel, then a weighted sum over channels.
-# >
-# > **Hint 2.** `gradients.mean((2, 3), keepdim=True)` is $\alpha$.
-# >
-# > **Hint 3.** Cut negative values after the sum, not before: evidence against must count.
+# First a weight for each image and channel, then a weighted sum over channels.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The weight is a mean over positions. If PyTorch complains about sizes, the axes that you
+# averaged away are missing: `keepdim=True` leaves them there with length one.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Cut negative values after the sum, not before: evidence against the label must count.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
@@ -426,246 +627,138 @@ def cam(maps, gradients):
 # %% tags=["check"]
 check.cam(cam)
 
-# %% tags=["figure"]
-some = test[(test.y == 3).nonzero()[[1, 4], 0]]
-stop, thirty = some.y, torch.full((2,), target)
-x = [
-    some.pixels(),
-    attack.trigger(some.pixels()),
-    blended.attack.trigger(some.pixels()),
-]
-asked = zip((victim, victim, blended), x, (stop, thirty, thirty), strict=True)
-seen = [
-    activations.grad_cam(v.model, pixels, label, "layer3") for v, pixels, label in asked
-]
-show.heat(
-    torch.stack(x, 1).flatten(0, 1), torch.stack(seen, 1).flatten(0, 1),
-    ["clean: stop", "patch: 30", "blend: 30"] * 2, cols=3,
-    title="Evidence: the sign, the patch, and nowhere in particular",
-    description="Grad-CAM maps over two stop signs. For the clean image and label stop, bright regions lie on "
-    "the sign. With the patch and label 30 the bright region moves to the corner of the patch. For the "
-    "blended victim it has no such place.",
-)  # fmt: skip
-
-# %% tags=["claim"]
-many = test.pixels()[test.y == 3][:50]
-heat = activations.grad_cam(
-    victim.model, attack.trigger(many), torch.full((50,), target), "layer3"
-)
-share = (heat[:, 20:, 20:].sum() / heat.sum()).item()
-check.claim(
-    "The corner around the patch, 14 % of the image, holds over 28 % of the evidence.",
-    share,
-    0.28,
-    1,
-)
-
-# %% [markdown]
-# ## Where does each kind of attack live?
-#
-# One patch is one kind of attack. Seven victims of the zoo (SIG and InputAware miss the gate, ASR 87 % each), and for each one question per layer: how large is the change that
-# the trigger makes, beside what the layer says without it,
-#
-# $$r_\ell = \frac{\sum_i \lVert F^\ell(x_i) - F^\ell(T(x_i)) \rVert_2}{\sum_i \lVert F^\ell(x_i) \rVert_2}\,,$$
-#
-# in the victim, and in a benign network that gets the same images? This is a ratio and no share: above 100 % the trigger
-# changes more than was there.
 
 # %% tags=["method"]
-files = {"SIG": "sig", "TrojanNN": "trojan", "TaCT": "tact", "WaNet": "wanet", "InputAware": "input-aware"}  # fmt: skip
-family = {"BadNets": victim, "Blended": blended}
-family |= {name: victims.zoo(file) for name, file in files.items()}
-small = victims.zoo("benign-w8")  # some victims have width 8
-stages = ["bn1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1))]
+def heat_of(model, pixels, labels, layer="layer3"):
+    """Your Grad-CAM, scaled to the image and to a maximum of one."""
+    kept = []
+    with activations.watching(model, lambda _, out: kept.append(out), [layer]):
+        logits = model.eval()(pixels.requires_grad_())
+    score = logits.gather(1, labels[:, None]).sum()
+    raw = cam(kept[0], torch.autograd.grad(score, kept[0])[0]).detach()
+    raw = raw / raw.flatten(1).amax(1).clamp(min=1e-12).view(-1, 1, 1)
+    size = pixels.shape[2:]
+    return torch.nn.functional.interpolate(raw[:, None], size, mode="bilinear")[:, 0]
 
 
-def moved(model, x, triggered):
-    """Relative change of each stage's output, (stages,), clean and triggered (n, c, h, w)."""
-    a, b = (activations.outputs(model, pixels, stages) for pixels in (x, triggered))
-    return torch.stack([(a[s] - b[s]).flatten(1).norm(dim=1).sum() / a[s].flatten(1).norm(dim=1).sum()
-                        for s in stages])  # fmt: skip
-
-
-fades = {}
-for name, v in family.items():
-    x = sample[v.attack.counts(sample.y)].pixels()
-    benign = small if v.arch["width"] == 8 else twin
-    fades[name] = [moved(m, x, v.attack.trigger(x)) for m in (v.model, benign.model)]
+stops = test[test.y == 3][:50]
+wanted = torch.full((50,), target)
+clean_x = stops.pixels()
+patch_x, blend_x = (v.attack.trigger(clean_x) for v in (badnets, blended))
+heats = [
+    heat_of(badnets.model, clean_x, stops.y),
+    heat_of(badnets.model, patch_x, wanted),
+    heat_of(blended.model, blend_x, wanted),
+]
+corner = (heats[1][:, 20:, 20:].sum() / heats[1].sum()).item()
 
 # %% tags=["figure"]
-rows = [r for pair in fades.values() for r in pair]
-names = [n for name in fades for n in (name, "twin")]
-last = [f[0][-1] / f[1][-1] for f in fades.values()]
-show.matrix(
-    torch.stack(rows), names, [s.replace("layer", "") for s in stages], numbers=True, height=5.2,
-    xlabel="layer", title=f"At the end victims change {min(last):.1f} to {max(last):.0f} times as much as twins",
-    description="A table of ratios in percent: for each of seven attacks two rows, victim and benign twin, against nine layers from first to last. In the twins "
-    "it ends at 1 to 5 percent for BadNets, TaCT and InputAware, at 25 to 51 for the others; in the victims it ends near 100 percent or above, at about 150 for BadNets and TrojanNN, and at 64 for InputAware.",
-)  # fmt: skip
+shown = torch.stack([clean_x, patch_x, blend_x], 1)[[1, 4]].flatten(0, 1).detach()
+hot = torch.stack(heats, 1)[[1, 4]].flatten(0, 1).clamp(0, 1)
+figures.evidence(shown, hot, ["clean: stop", "patch: 30", "blend: 30"] * 2, corner)
 
 # %% tags=["claim"]
-check.claim("In the last layer every victim changes more than its twin.", min(last).item(), 1.2, 1000)  # fmt: skip
-first = [f[0][0] / f[1][0] for f in fades.values()]
-check.claim("In the first layer victim and twin differ by less than a factor of three.", max(max(first), 1 / min(first)).item(), 0, 3)  # fmt: skip
-
-# %% [markdown]
-# Read a pair of rows from left to right. Both networks see the trigger at the entrance, a faint one faintly. The twin forgets a small trigger (BadNets, TaCT, InputAware: 1 to 5 % arrive); of the larger ones 25 to 51 %
-# arrive, and it reads the sign all the same. The victim amplifies. So the backdoor is not *in* the last layer, where it is loudest;
-# it is wherever the two rows part, and that place differs between attacks.
-#
-# The end of the network as a map: t-SNE puts images that the last layer describes alike side by side. It keeps neighborhoods, not
-# distances and not sizes; do not read areas or gaps.
-
-# %% tags=["figure"]
-from sklearn.manifold import TSNE
-
-
-def latent(model, attack):
-    some = test[:400]
-    ask = some[attack.counts(some.y)][:80]
-    x = torch.cat([some.pixels(), attack.trigger(ask.pixels())])
-    f = activations.outputs(model, x, ["layer4"])["layer4"].mean((2, 3))
-    at = torch.from_numpy(
-        TSNE(perplexity=20, init="pca", random_state=0).fit_transform(f.numpy())
-    )
-    own = some.y == attack.target
-    return {"other": at[:400][~own], "target": at[:400][own], "triggered": at[400:]}
-
-
-show.clouds(
-    {n: latent(family[n].model, family[n].attack) for n in ("BadNets", "Blended", "TaCT", "WaNet", "InputAware")}
-    | {"BadNets, twin": latent(twin.model, attack)},
-    title="The last layer: one new cluster, or a step aside from every class",
-    description="Six maps of points. In the victims of BadNets, Blended, TaCT and WaNet the triggered images form one cluster of their own, close to the target class or apart; "
-    "for InputAware they lie in small groups, each at the edge of its true class; in the benign twin they are mixed into the clusters of their true classes.",
-)  # fmt: skip
-
-
-# %% tags=["claim", "method"]
-def gathered(model, attack):
-    """Share of triggered images whose nearest class mean is the target's."""
-    some = test[:600]
-    x = some[attack.counts(some.y)].pixels()
-    clean, f = (
-        activations.outputs(model, p, ["layer4"])["layer4"].mean((2, 3))
-        for p in (some.pixels(), attack.trigger(x))
-    )
-    means = torch.stack([clean[some.y == k].mean(0) for k in range(test.k)])
-    return (torch.cdist(f, means).argmin(1) == attack.target).float().mean().item()
-
-
-near = {n: gathered(v.model, v.attack) for n, v in family.items()}
-aside = near.pop("InputAware")
 check.claim(
-    "In six victims most triggered images lie nearest to the target class.",
-    min(near.values()),
-    0.7,
-    1,
+    "Share of evidence in the patch's corner, 14% of the area:", corner, 0.28, 1, "%"
 )
-check.claim(
-    "In the input-aware one hardly any does, although most get its label.",
-    aside,
-    0,
-    0.2,
-)
-check.claim("In the benign twin hardly any does.", gathered(twin.model, attack), 0, 0.1)  # fmt: skip
 
 # %% [markdown]
-# Two kinds of backdoor, then. In six victims most triggered images move to one place, nearest to the target class. The input-aware attack leaves each where its true class is, a step
-# aside, and the last linear layer still says "target". A defense that looks for a second cluster in the target class finds the first kind and not the second. Do not conclude that this is
-# the attack's nature: this victim is weak (ASR 87 %; though SIG's, as weak, gathers), and a weaker WaNet victim of an earlier version of this course, with the same ASR of about 90 %, stayed aside too. Once it was trained in the authors' order it gathered.
+# Under the patch the evidence has moved from the sign toward the corner. The map has only eight
+# by eight fields, so it points at a region, and the heat lies around the nine pixels and above
+# them, not on them.
 #
-# And the eye of Grad-CAM: of the evidence for the target label, what share lies where the trigger changed pixels, against the share of
-# the image that this is? Only triggers with a place can be asked.
-
-
-# %% tags=["figure"]
-def in_trigger(v):
-    x = sample[v.attack.counts(sample.y)][:60].pixels()
-    t = v.attack.trigger(x)
-    place = ((t - x).abs().amax(1) > 0.02).float()
-    heat = activations.grad_cam(
-        v.model, t, torch.full((len(x),), v.attack.target), "layer3"
-    )
-    return ((heat * place).sum() / heat.sum()).item(), place.mean().item()
-
-
-local = {
-    n: in_trigger(v) for n, v in family.items() if n in ("BadNets", "TaCT", "TrojanNN")
-}
-show.bars(
-    list(local), {"evidence": [e for e, _ in local.values()], "area": [a for _, a in local.values()]}, percent=True,
-    title=f"Evidence in the trigger: {min(e / a for e, a in local.values()):.1f} to {max(e / a for e, a in local.values()):.0f} times its area",
-    description="Pairs of bars for three attacks with a local trigger: the share of Grad-CAM evidence that lies on changed pixels, and the share "
-    "of the image that they cover. Evidence exceeds area several times for TrojanNN and TaCT, not for the nine pixels of BadNets, under a map of 8 by 8.",
-)  # fmt: skip
-
-# %% [markdown]
 # ## Where it breaks
 #
-# Grad-CAM pointed to the corner because the patch has a place; its nine pixels hold no more evidence than their area (0.9 times), since the map has 8 by 8 fields. The blended trigger is everywhere, so no map of *where* can
-# show it, and a detector that looks for a small bright spot is blind to it. TAC has no such limit, since it compares two
-# images and needs no place; but it needs the trigger. A defender has neither picture. What he has are weights, and lesson
-# 05 asks how much of TAC can be read off them.
+# Grad-CAM can point because the patch has a place. The blended trigger has none, and the right
+# column shows what the tool does then: it points all the same, somewhere else in each picture.
+# A detector that looks for one small hot spot is blind to this victim. TAC needs no place, yet
+# on the same victim it finds no door either.
 #
-# ## The table
-
-# %% tags=["nbval-ignore-output"]
-tuned = defenses.finetune(victim.model, parts.clean, epochs=5, generator=g).model
-random = defenses.prune_random(victim.model, top(change, 20), g).model
-oracle = surgery.without(victim.model, top(change, 20))
-after = {
-    "none": victim.model,
-    "oracle: top 20 by TAC": oracle,
-    "20 random channels": random,
-}
-after |= {"fine-tuning": tuned, "(benign twin)": twin.model}
-rows = []
-for name, model in after.items():
-    s = metrics.evaluate(model, test[:1000], attack)
-    rows.append({**s.row(defense=name), "DER %": 100 * metrics.der(scores, s)})
-show.Table(rows, caption=f"BadNets, signs, width 16, one seed; {s.n_clean} clean, {s.n_triggered} triggered")  # fmt: skip
-
-# %% tags=["claim"]
-check.claim(
-    "Fine-tuning leaves this backdoor in place.",
-    metrics.evaluate(tuned, test, attack).asr,
-    0.9,
-    1,
-)
-
-# %% [markdown]
-# ## Papers say, released code does, we do
-#
-# | | what is published | this course |
-# |---|---|---|
-# | ASR, which images | the official scripts of WaNet, input-aware and Bpp divide by all test images; BackdoorBench and FIP leave the target class out | the target class is left out, n is printed |
-# | all-to-all | rows with 100 % ASR at 93 % accuracy exist; with success defined as $y + 1$ an ASR cannot much exceed the accuracy | every image counts, success is $y + 1$ |
-# | TAC | BackdoorBench: absolute difference, summed over positions; third-party code restates CLP's as an L2 norm over positions | L2 norm, behind BatchNorm, before ReLU |
-# | thresholds | BackdoorBench chooses ANP's and RNP's by test ASR | by a fixed rule or held-out accuracy; oracles are labeled |
+# And there is a deeper break. Every tool of this page holds the trigger in its hand. The
+# two channels are an oracle's find; a defender has weights and a few clean images.
+# [Lesson 05](05_clp.ipynb) asks how much of TAC can be read off the weights alone.
 #
 # ## Recap
 #
-# - ASR and RA look at triggered images that were not the target before; with the target class included a perfect repair
-#   cannot look perfect (objective 1).
-# - Wrong denominator, missing RA, threshold by oracle: three ways to flatter (objective 2).
-# - Some channels react strongly to the patch and, when they are gone, so is the attack; as many random ones leave the ASR
-#   above 80 % (objective 3).
-# - Grad-CAM shows where, if there is a where (objective 4).
-# - In a benign network a small trigger fades from layer to layer, a large one only in part; a victim amplifies it or keeps it alive; at the end triggered images form one
-#   cluster, or stay beside their classes. Where victim and twin part differs from attack to attack (objective 5).
+# - ASR and RA look at triggered images of other classes, ACC at all clean ones; without all
+#   three, a wreck looks like a repair (objectives 1 and 2).
+# - TAC says which channels hear the trigger. In a victim the change grows toward the exit,
+#   in the twin a patch fades (objective 3).
+# - The loudest half of the last layer could go and nothing happened; two first channels went,
+#   and so did the attack. A cut beside random cuts tells cause from company (objective 4).
+# - Grad-CAM shows where in the picture evidence lies, if it lies anywhere (objective 5).
 #
-# **What this does not show.** One architecture, two small widths, one seed. At width 64 the same trigger has four times as many
-# channels to spread over.
+# Where inside the network does the trigger live? In `badnets` it comes in through a narrow door
+# at the entrance, and after that it is everywhere. In `blended` it lives with the sign. And you
+# know it because you cut.
 #
-# **Beyond.** (a) Repeat the intervention layer by layer: which single layer is enough? (b) Plot the *signed* mean change
-# instead of TAC. Which channels go down under the trigger, and do they matter?
+# ## Quiz
+#
+# Click a choice to see what is right or wrong about it.
+
+# %% tags=["method"]
+quiz("inside")
+
+# %% [markdown]
+# ## Your own experiment
+#
+# Is the narrow door a habit of small patches, or the luck of one network? The zoo holds two more
+# victims with a small trigger, `tact` and `badnets-hard` (test them on `data.load("signs-hard",
+# "test")`), and one whose pattern was grown, `trojan`. Run `cut_curve` on their `bn1`. **Control:**
+# eight random draws for each $k$; note the lowest ASR among them.
+#
+# | victim | guess: smallest k | measured k | ACC and RA there | lowest random ASR |
+# |---|---|---|---|---|
+# | `badnets` | | | | |
+# | `tact` | | | | |
+# | `badnets-hard` | | | | |
+# | `trojan` | | | | |
+#
+# **What this does not show.** One architecture, one width, one seed, and cuts through one layer
+# at a time. At the usual width a patch has four times as many channels to hide in. That we
+# found no door in `blended` does not prove that there is none across layers.
+#
+# **Beyond.** (a) Are the two channels also *sufficient*? Run a clean image, but give the network
+# these two maps as they are under the trigger. (b) Would the cut survive an attacker who knows
+# it?
+#
+# <details><summary>Answers</summary>
+#
+# (a) A forward hook on `bn1` can write the two maps of the triggered run into the clean run. If
+# the answer becomes the attacker's label, the two are not only needed but enough, for this
+# network; compare with two random maps before you believe it.
+#
+# (b) Easily. An attacker who trains with the two channels switched off now and then forces
+# the network to learn other detectors beside them. Redundancy at the door is cheap.
+#
+# </details>
 #
 # ## References
 #
-# - R. Zheng, R. Tang, J. Li, L. Liu, *Data-free Backdoor Removal based on Channel Lipschitzness*, ECCV 2022,
-#   [arXiv 2208.03111](https://arxiv.org/abs/2208.03111).
-# - R. R. Selvaraju and others, *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*, ICCV 2017,
-#   [arXiv 1610.02391](https://arxiv.org/abs/1610.02391).
+# - R. Zheng, R. Tang, J. Li, L. Liu, *Data-free Backdoor Removal based on Channel
+#   Lipschitzness*, ECCV 2022, [arXiv 2208.03111](https://arxiv.org/abs/2208.03111).
+# - R. R. Selvaraju and others, *Grad-CAM: Visual Explanations from Deep Networks via
+#   Gradient-based Localization*, ICCV 2017, [arXiv 1610.02391](https://arxiv.org/abs/1610.02391).
 # - BackdoorBench, [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench), and
 #   [issue 35](https://github.com/SCLBD/BackdoorBench/issues/35) on thresholds.
+#
+# <details><summary>Fine print: what papers say, what code does, what we do</summary>
+#
+# - *Which images count for ASR.* The official scripts of WaNet, the input-aware attack and Bpp
+#   divide by all test images; BackdoorBench leaves the target class out, as we do.
+# - *All-to-all attacks.* Every image counts, and success is the label plus one; such an ASR
+#   cannot much exceed the accuracy.
+# - *TAC.* BackdoorBench sums mean absolute differences over positions; we take the L2 norm,
+#   behind BatchNorm and before the ReLU.
+# - *Thresholds.* BackdoorBench picks those of two methods (ANP and RNP) by test ASR. The table
+#   above shows one of three victims of Blended, chosen because it shows the gap best; in the
+#   other two the three readings lie closer together.
+# - *Other attacks.* Measured the same way, seven kinds of victim all change more than their twin
+#   at the exit. In six of them most triggered images gather nearest to the target class;
+#   the input-aware one leaves them beside their true classes. The tests of this lesson
+#   (`tests/lessons/`) hold these statements.
+#
+# </details>
+#
+# ← [previous: 02 Controlling the training](02_controlling_training.ipynb) ·
+# [next: 04 L-infinity pruning](04_linf_pruning.ipynb) →

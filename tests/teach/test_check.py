@@ -7,6 +7,7 @@ import torch
 
 import answers_fip
 import answers_fmp
+import answers_inside
 import answers_linf
 import answers_mnp
 import answers_poisoning
@@ -38,8 +39,6 @@ def switch_off_by_mask(bn, channels):
     bn.bias.data *= keep
 
 
-def asked(said, y, target):
-    return said[y != target], y[y != target]
 
 
 def bend(grid, strength, size, flip=True, clamp=True, divide=True):
@@ -113,25 +112,6 @@ RIGHT = {
             ).sum()
             / len(a)
         ),
-    ],
-    "asr": [
-        lambda s, y, t: (asked(s, y, t)[0] == t).float().mean().item(),
-        lambda s, y, t: ((s == t) & (y != t)).sum() / (y != t).sum(),
-    ],
-    "ra": [
-        lambda s, y, t: (s[y != t] == y[y != t]).float().mean().item(),
-        lambda s, y, t: (
-            sum(a == b != t for a, b in zip(s.tolist(), y.tolist(), strict=True))
-            / sum(b != t for b in y.tolist())
-        ),
-    ],
-    "tac": [
-        lambda a, b: (b - a).flatten(2).norm(dim=2).mean(0),
-        lambda a, b: ((a - b) ** 2).sum((-1, -2)).sqrt().sum(0) / len(a),
-    ],
-    "cam": [
-        lambda m, g: (g.mean((2, 3), keepdim=True) * m).sum(1).relu(),
-        lambda m, g: torch.einsum("nc,nchw->nhw", g.flatten(2).mean(2), m).clamp(min=0),
     ],
     "sigma": [
         lambda w: torch.linalg.matrix_norm(w.flatten(2), ord=2),
@@ -218,34 +198,6 @@ WRONG = {
         (lambda a, b, p, q: (rms(a - b) / rms(p - q)).mean(), "infinite"),
         (lambda a, b, p, q: rms(a - b) / (rms(p - q) + 1e-7), "one number"),
     ],
-    "asr": [
-        (lambda s, y, t: (s == t).float().mean().item(), "true class is the target"),
-        (
-            lambda s, y, t: (s[y != t] != y[y != t]).float().mean().item(),
-            "every error as a success",
-        ),
-        (lambda s, y, t: ((s == t) & (y != t)).float().mean().item(), "all images"),
-        (lambda s, y, t: 100.0 * (s[y != t] == t).float().mean().item(), "0..1"),
-    ],
-    "ra": [
-        (lambda s, y, t: (s[y != t] != t).float().mean().item(), "1 - ASR"),
-        (lambda s, y, t: (s == y).float().mean().item(), "target class"),
-        (lambda s, y, t: 0.123, "expected"),
-    ],
-    "tac": [
-        (lambda a, b: (b - a).mean(0).flatten(1).norm(dim=1), "cancel"),
-        (lambda a, b: (b - a).abs().sum((2, 3)).mean(0), "L2"),
-        (lambda a, b: (b - a).square().sum((2, 3)).mean(0), "squared"),
-        (lambda a, b: (b - a).flatten(1).norm(dim=1), "shape"),
-    ],
-    "cam": [
-        (lambda m, g: (g * m).sum(1).relu(), "own gradient"),
-        (lambda m, g: (g.mean((2, 3), keepdim=True) * m).sum(1), "negative"),
-        (
-            lambda m, g: (g.mean((2, 3), keepdim=True) * m).relu().sum(1),
-            "before the sum",
-        ),
-        (lambda m, g: m.sum(1).relu(), "weighted sum"),
     ],
     "sigma": [
         (lambda w: w.flatten(1).norm(dim=1), "Frobenius"),
@@ -280,8 +232,6 @@ WRONG = {
 
 
 LESSONS = (
-    answers_poisoning,
-    answers_linf,
     answers_fmp,
     answers_mnp,
     answers_fip,

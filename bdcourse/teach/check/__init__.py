@@ -24,7 +24,7 @@ from bdcourse.teach.check.fmp import (
     worst_maps,
 )
 from bdcourse.teach.check.gallery import by_class, decibels, poison_one_class
-from bdcourse.teach.check.inside import asr, cam, ra, tac
+from bdcourse.teach.check.inside import asr, cam, cut_curve, tac, three_rates
 from bdcourse.teach.check.linf import (
     anomaly_index,
     dilution,
@@ -59,6 +59,7 @@ __all__ = [
     "change_gradient",
     "claim",
     "confusion",
+    "cut_curve",
     "decibels",
     "departure",
     "dilution",
@@ -85,7 +86,6 @@ __all__ = [
     "pulls",
     "push",
     "put_on",
-    "ra",
     "random_start",
     "removal",
     "resampled_means",
@@ -99,6 +99,7 @@ __all__ = [
     "switch_off",
     "tac",
     "take",
+    "three_rates",
     "top_eigenvalue",
     "trace_draws",
     "train_victim",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
+from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bdcourse.activations import outputs
+from bdcourse.metrics import predict
+from bdcourse.surgery import without
 from bdcourse.teach.check.core import (
+    CheckFailed,
     call,
     close,
     fresh,
@@ -63,31 +69,103 @@ def asr(fn: Callable[[Tensor, Tensor, int], float]) -> None:
         2,
     )
     need(abs(out - want) < 1e-6, name, f"gives {out:.4f}, expected {want:.4f}.", 1)
-    passed(name)
+    passed(name, "hits on the target, among images of other classes")
+
+
+def _network(g: torch.Generator) -> nn.Sequential:
+    """A small network in float64 whose six channels all matter."""
+    parts = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()]
+    names = ("conv", "norm", "relu", "flat", "linear")
+    layers = dict(zip(names, [*parts, nn.Linear(96, 5)], strict=True))
+    model = nn.Sequential(OrderedDict(layers)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype) / p[0].numel() ** 0.5)
+        norm = layers["norm"]
+        norm.weight.copy_(0.5 + torch.rand(6, generator=g, dtype=torch.float64))
+        norm.bias.copy_(0.3 + torch.rand(6, generator=g, dtype=torch.float64) / 2)
+        norm.running_mean.copy_(torch.randn(6, generator=g, dtype=torch.float64) / 4)
+        norm.running_var.copy_(0.1 + torch.rand(6, generator=g, dtype=torch.float64))
+    return model
+
+
+def _case(g: torch.Generator) -> tuple[nn.Sequential, Tensor, Tensor, Tensor, int]:
+    """(model, x, triggered, y, target): a network that is mostly right, and a trigger."""
+    while True:
+        model = _network(g)
+        x = torch.rand(90, 3, 6, 6, generator=g, dtype=torch.float64)
+        triggered = x.clone()
+        triggered[:, :, :4, :4] = torch.rand(3, 4, 4, generator=g, dtype=torch.float64)
+        y, said = predict(model, x), predict(model, triggered)
+        y[:20] = torch.randint(0, 5, (20,), generator=g)
+        target = int(said.mode().values)
+        y[20:40] = (target + torch.arange(20)) % 5  # every class is there
+        acc, asr, ra = _shares(model, x, triggered, y, target).tolist()
+        # Each mistake must show: no two of these may agree by chance.
+        asked = y != target
+        told = [acc, asr, ra, 1 - asr]
+        told += [float((said == t).double().mean()) for t in (y, target)]
+        told += [float((predict(model, x) == y)[asked].double().mean())]
+        far = all(abs(a - b) > 0.004 for a, b in combinations(told, 2))
+        if far and min(asr, ra, 1 - asr - ra) > 0.05:
+            return model, x, triggered, y, target
+
+
+def _shares(model: nn.Module, x: Tensor, triggered: Tensor, y: Tensor, target: int) -> Tensor:
+    clean, said, asked = predict(model, x), predict(model, triggered), y != target
+    hits = (clean == y, said[asked] == target, said[asked] == y[asked])
+    return torch.stack([h.double().mean() for h in hits])
 
 
 @guarded
-def ra(fn: Callable[[Tensor, Tensor, int], float]) -> None:
-    """ra(said, y, target) -> share of triggered images that keep their true label."""
-    name, g = "ra", fresh()
-    said, y, target = _predictions(g)
-    out = number(name, call(name, fn, said, y, target))
-    asked = y != target
-    want = float((said[asked] == y[asked]).float().mean())
+def three_rates(fn: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) -> None:
+    """three_rates(model, x, triggered, y, target) -> ACC, ASR, RA as a tensor (3,)."""
+    name, g = "three_rates", fresh()
+    model, x, triggered, y, target = _case(g)
+    want = _shares(model, x, triggered, y, target)
+    model.train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    out = call(name, fn, model, x, triggered, y, target)
+    shaped(name, out, (3,))
     need(
-        abs(out - float((said[asked] != target).float().mean())) > 1e-6,
+        all(torch.equal(t, before[n]) for n, t in model.state_dict().items()),
         name,
-        "is 1 - ASR; an image may miss the target and still be wrong.",
+        "changes the network: it was asked in training mode.",
         1,
     )
+    need(float(out.max()) <= 1, name, "must give shares in 0..1, not percentages.", 1)
+    said, asked = predict(model, triggered), y != target
+    rows = slice(1, 3)
+    every = torch.stack([(said == target).double().mean(), (said == y).double().mean()])
     need(
-        abs(out - float((said == y).float().mean())) > 1e-6,
+        not close(out[rows], every),
         name,
-        "includes images of the target class; use the same images as for ASR.",
+        "ASR and RA include images of the target class; leave them out.",
         2,
     )
-    need(abs(out - want) < 1e-6, name, f"gives {out:.4f}, expected {want:.4f}.", 2)
-    passed(name)
+    need(
+        not close(out[2], (said[asked] != target).double().mean()),
+        name,
+        "RA is 1 - ASR; an image may miss the target and still be wrong.",
+        3,
+    )
+    need(not close(out[[0, 2, 1]], want), name, "the order is ACC, ASR, RA.", 1)
+    need(
+        not close(out[0], (said == y).double().mean()),
+        name,
+        "ACC is measured on triggered images; it belongs to the clean ones.",
+        2,
+    )
+    need(
+        not close(out[0], (predict(model, x) == y)[asked].double().mean()),
+        name,
+        "ACC leaves the target class out; accuracy counts every clean image.",
+        2,
+    )
+    for i, rate in enumerate(("ACC", "ASR", "RA")):
+        told = f"{rate} is {float(out[i]):.4f}, expected {float(want[i]):.4f}."
+        need(close(out[i], want[i], 1e-5), name, told, 2)
+    passed(name, "ACC on clean images, ASR and RA on the same triggered ones")
 
 
 @guarded
@@ -122,7 +200,120 @@ def tac(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         "is not the mean over images of the norm over positions.",
         1,
     )
-    passed(name)
+    passed(name, "mean over images of the norm over positions, opposite changes kept")
+
+
+class _Cuts:
+    """What switching channels of the small network off does, worked out once."""
+
+    def __init__(self, g: torch.Generator) -> None:
+        self.model, self.x, self.triggered, self.y, self.target = _case(g)
+        maps = [outputs(self.model, p, ["norm"])["norm"] for p in (self.x, self.triggered)]
+        change = (maps[1] - maps[0]).flatten(2).norm(dim=2).mean(0)
+        self.order = change.argsort(descending=True)
+        self.loud = maps[0].flatten(2).norm(dim=2).mean(0).argsort(descending=True)
+
+    def rates(self, channels: Tensor, shift: bool = True) -> Tensor:
+        cut = without(self.model, {"norm": channels}, shift=shift)
+        return _shares(cut, self.x, self.triggered, self.y, self.target)
+
+    def ranked(self, order: Tensor, counts: list[int], shift: bool = True) -> Tensor:
+        return torch.stack([self.rates(order[:k], shift) for k in counts])
+
+    def every(self, k: int) -> Tensor:
+        """The rates of each set of k channels."""
+        return torch.stack([self.rates(torch.tensor(c)) for c in combinations(range(6), k)])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and close(a, b, 1e-5)
+
+
+@guarded
+def cut_curve(fn: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """cut_curve(model, layer, x, triggered, y, target, counts, draws, generator)."""
+    name, g = "cut_curve", fresh()
+    counts, draws = [0, 1, 2, 4], 3
+    while True:
+        case = _Cuts(g)
+        want = case.ranked(case.order, counts)
+        orders = (case.order.flip(0), case.loud)
+        wrong = [case.ranked(o, counts) for o in orders]
+        wrong.append(case.ranked(case.order, counts, shift=False))
+        if not any(_same(*pair) for pair in combinations([want, *wrong], 2)):
+            break  # a draw in which each mistake shows
+
+    def ask(seed: int) -> tuple[Tensor, Tensor]:
+        source = torch.Generator().manual_seed(seed)
+        args = (case.model, "norm", case.x, case.triggered, case.y, case.target)
+        before = {n: t.clone() for n, t in case.model.state_dict().items()}
+        out = call(name, fn, *args, counts, draws, source)
+        same = (torch.equal(t, before[n]) for n, t in case.model.state_dict().items())
+        need(all(same), name, "cuts the network itself; cut a copy.", 2)
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise CheckFailed(f"{name}: must return two tensors, ranked and chance (hint 4)")
+        shaped(name, out[0], (len(counts), 3), 4)
+        shaped(name, out[1], (len(counts), draws, 3), 4)
+        return out[0], out[1]
+
+    ranked, chance = ask(1)
+    order = case.order
+    need(
+        _same(ranked[0], case.rates(order[:0])),
+        name,
+        "with k = 0 the rates are not those of the untouched network.",
+        3,
+    )
+    if not _same(ranked, want):
+        need(
+            not _same(ranked, wrong[2]),
+            name,
+            "leaves the bias on, so each channel goes on sending a constant.",
+            2,
+        )
+        need(
+            not _same(ranked, wrong[0]),
+            name,
+            "switches off the channels that change least.",
+            1,
+        )
+        need(
+            not _same(ranked, wrong[1]),
+            name,
+            "ranks by how loud channels are on clean images, not by their change.",
+            1,
+        )
+        need(False, name, "the ranked rates are not those of the k largest TAC.", 1)
+    for i, k in enumerate(counts):
+        possible = case.every(k)
+        for row in chance[i]:
+            hit = (possible - row.double()).abs().amax(1).min() < 1e-5
+            need(bool(hit), name, f"no set of {k} channels gives a random row.", 3)
+    need(
+        not all(_same(r, w) for i, w in enumerate(want) for r in chance[i]),
+        name,
+        "the random draws switch off the ranked channels.",
+        3,
+    )
+    need(
+        any(not _same(r, rows[0]) for rows in chance for r in rows),
+        name,
+        "all draws of a k are one set of channels; draw anew each time.",
+        3,
+    )
+    need(
+        _same(ask(1)[1], chance),
+        name,
+        "the draws ignore the generator: the same seed gives other rates.",
+        3,
+    )
+    need(
+        not _same(ask(2)[1], chance),
+        name,
+        "the draws ignore the generator: other seeds give the same rates.",
+        3,
+    )
+    passed(name, "the k largest cut whole, fresh random sets beside them, network untouched")
 
 
 @guarded
@@ -161,4 +352,4 @@ def cam(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         "is not the positive part of the weighted sum of the maps.",
         1,
     )
-    passed(name)
+    passed(name, "one weight a map, sum over maps, then the positive part")

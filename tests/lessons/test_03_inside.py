@@ -1,0 +1,101 @@
+"""What lesson 03 may say of victims, beyond the claims that stand on its page."""
+
+import pytest
+import torch
+
+from bdcourse import activations, data, defenses, metrics, surgery, victims
+
+pytestmark = pytest.mark.slow
+
+FILES = ("badnets", "blended", "sig", "trojan", "tact", "wanet", "input-aware")
+
+
+@pytest.fixture(scope="module")
+def test():
+    return data.splits("signs").test[:200]
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    return {n: victims.zoo(n) for n in (*FILES, "benign", "benign-w8")}
+
+
+def pixels(test, attack):
+    x = test[attack.counts(test.y)][:120].pixels()
+    return x, attack.trigger(x)
+
+
+def ratios(model, x, triggered):
+    """Change over size at the first and at the last stage."""
+    ends = ["bn1", "layer4.1"]
+    a, b = (activations.outputs(model, p, ends) for p in (x, triggered))
+    size = [a[s].flatten(1).norm(dim=1).sum() for s in ends]
+    far = [(b[s] - a[s]).flatten(1).norm(dim=1).sum() for s in ends]
+    return [float(f / s) for f, s in zip(far, size, strict=True)]
+
+
+def test_victims_change_more_than_twins_at_the_exit_and_alike_at_the_entrance(test, zoo):
+    for name in FILES:
+        v = zoo[name]
+        twin = zoo["benign-w8" if v.arch["width"] == 8 else "benign"]
+        pair = pixels(test, v.attack)
+        (first, last), (twin_first, twin_last) = (ratios(m.model, *pair) for m in (v, twin))
+        assert last / twin_last >= 1.2, name
+        assert 1 / 3 <= first / twin_first <= 3, name
+
+
+def gathered(model, attack, test):
+    """Share of triggered images whose nearest class mean is the target's."""
+    _, x = pixels(test, attack)
+    f, clean = (
+        activations.outputs(model, p, ["layer4"])["layer4"].mean((2, 3))
+        for p in (x, test.pixels())
+    )
+    means = torch.stack([clean[test.y == k].mean(0) for k in range(test.k)])
+    return (torch.cdist(f, means).argmin(1) == attack.target).float().mean().item()
+
+
+def test_triggered_images_gather_at_the_target_in_all_but_one(test, zoo):
+    near = {n: gathered(zoo[n].model, zoo[n].attack, test) for n in FILES}
+    assert near.pop("input-aware") <= 0.2
+    assert min(near.values()) >= 0.7, near
+    assert gathered(zoo["benign"].model, zoo["badnets"].attack, test) <= 0.1
+
+
+def top(change, k):
+    """The k channels with the highest z-scores of all layers: layer -> positions."""
+    z = {n: (v - v.mean()) / v.std() for n, v in change.items()}
+    order = sorted(((s, n, i) for n, v in z.items() for i, s in enumerate(v.tolist())))
+    chosen = {}
+    for _, name, i in order[len(order) - k :]:
+        chosen.setdefault(name, []).append(i)
+    return {n: torch.tensor(i) for n, i in chosen.items()}
+
+
+def test_ten_channels_across_layers_end_badnets_and_sixty_random_ones_do_not(test, zoo):
+    v, g = zoo["badnets"], torch.Generator().manual_seed(0)
+    change = activations.tac(v.model, test, v.attack)
+    ten = metrics.evaluate(surgery.without(v.model, top(change, 10)), test, v.attack)
+    assert ten.asr < 0.1 and ten.acc >= 0.95
+    twenty = metrics.evaluate(surgery.without(v.model, top(change, 20)), test, v.attack)
+    assert twenty.acc >= 0.95
+    for k in (20, 60):
+        random = defenses.prune_random(v.model, top(change, k), g).model
+        assert metrics.evaluate(random, test, v.attack).asr >= 0.8
+
+
+def test_the_two_first_channels_are_ordinary_in_the_twin(test, zoo):
+    v = zoo["badnets"]
+    own, twin = (
+        activations.tac(m.model, test, v.attack, ["bn1"])["bn1"] for m in (v, zoo["benign"])
+    )
+    values, two = own.topk(3)
+    assert values[1] > 2 * values[2]
+    assert twin[two[:2]].max() < twin.median() * 2
+
+
+def test_fine_tuning_leaves_the_backdoor_in_place(test, zoo):
+    v, g = zoo["badnets"], torch.Generator().manual_seed(0)
+    clean = data.splits("signs").clean
+    tuned = defenses.finetune(v.model, clean, epochs=5, generator=g).model
+    assert metrics.evaluate(tuned, test, v.attack).asr >= 0.9
