@@ -25,12 +25,11 @@ from bdcourse.teach.check.fmp import (
 )
 from bdcourse.teach.check.inside import asr, cam, ra, tac
 from bdcourse.teach.check.linf import (
-    anomaly_index,
     dilution,
+    find_triggers,
     last_share,
-    map_norms,
-    put_on,
     rise,
+    steer,
 )
 from bdcourse.teach.check.mnp import ascent, folded, mask_loss, mask_step, removal
 from bdcourse.teach.check.poisoning import blend, lost, poison, stamp, stripes
@@ -46,7 +45,6 @@ from bdcourse.teach.check.welcome import take
 
 __all__ = [
     "CheckFailed",
-    "anomaly_index",
     "ascent",
     "asr",
     "balance",
@@ -61,6 +59,7 @@ __all__ = [
     "diversity",
     "fake_variance",
     "filter_direction",
+    "find_triggers",
     "fip_gradient",
     "folded",
     "front",
@@ -68,7 +67,6 @@ __all__ = [
     "largest_z",
     "last_share",
     "lost",
-    "map_norms",
     "mask_loss",
     "mask_step",
     "noise_mode",
@@ -79,7 +77,6 @@ __all__ = [
     "product",
     "pulls",
     "push",
-    "put_on",
     "ra",
     "random_start",
     "removal",
@@ -90,6 +87,7 @@ __all__ = [
     "score_length",
     "sigma",
     "stamp",
+    "steer",
     "stripes",
     "switch_off",
     "tac",
