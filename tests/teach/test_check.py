@@ -39,8 +39,6 @@ def switch_off_by_mask(bn, channels):
     bn.bias.data *= keep
 
 
-
-
 def bend(grid, strength, size, flip=True, clamp=True, divide=True):
     up = torch.nn.functional.interpolate(
         grid[None], (size, size), mode="bicubic", align_corners=True
@@ -197,7 +195,6 @@ WRONG = {
         ),
         (lambda a, b, p, q: (rms(a - b) / rms(p - q)).mean(), "infinite"),
         (lambda a, b, p, q: rms(a - b) / (rms(p - q) + 1e-7), "one number"),
-    ],
     ],
     "sigma": [
         (lambda w: w.flatten(1).norm(dim=1), "Frobenius"),

@@ -26,12 +26,11 @@ from bdcourse.teach.check.fmp import (
 from bdcourse.teach.check.gallery import by_class, decibels, poison_one_class
 from bdcourse.teach.check.inside import asr, cam, cut_curve, tac, three_rates
 from bdcourse.teach.check.linf import (
-    anomaly_index,
     dilution,
+    find_triggers,
     last_share,
-    map_norms,
-    put_on,
     rise,
+    steer,
 )
 from bdcourse.teach.check.mnp import ascent, folded, mask_loss, mask_step, removal
 from bdcourse.teach.check.poisoning import lost, poison, stamp, train_victim
@@ -47,7 +46,6 @@ from bdcourse.teach.check.welcome import attack_success, confusion, take
 
 __all__ = [
     "CheckFailed",
-    "anomaly_index",
     "ascent",
     "asr",
     "attack_success",
@@ -66,6 +64,7 @@ __all__ = [
     "diversity",
     "fake_variance",
     "filter_direction",
+    "find_triggers",
     "fip_gradient",
     "folded",
     "front",
@@ -73,7 +72,6 @@ __all__ = [
     "largest_z",
     "last_share",
     "lost",
-    "map_norms",
     "mask_loss",
     "mask_step",
     "noise_mode",
@@ -85,7 +83,6 @@ __all__ = [
     "product",
     "pulls",
     "push",
-    "put_on",
     "random_start",
     "removal",
     "resampled_means",
@@ -96,6 +93,7 @@ __all__ = [
     "sigma",
     "stamp",
     "stand_in",
+    "steer",
     "switch_off",
     "tac",
     "take",

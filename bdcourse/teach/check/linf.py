@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdcourse.teach.check.core import (
     call,
@@ -19,37 +19,6 @@ from bdcourse.teach.check.core import (
     passed,
     shaped,
 )
-
-
-@guarded
-def map_norms(fn: Callable[[Tensor, float], Tensor]) -> None:
-    """map_norms(maps, p) -> the norm of every channel's map, (n, c)."""
-    name, g = "map_norms", fresh()
-    for h, w in ((3, 5), (4, 4)):
-        maps = torch.randn(2, 6, h, w, generator=g)
-        for p in (1.0, 2.0, math.inf):
-            out = call(name, fn, maps, p)
-            shaped(name, out, (2, 6), hint=2)
-            flat = maps.double().flatten(2).abs()
-            rows = maps.double().abs().sum(3).amax(2)
-            need(
-                p != math.inf or not close(out, rows),
-                name,
-                "at p = infinity it gives the largest row sum: a matrix norm.",
-                2,
-            )
-            if p == math.inf:
-                want = flat.amax(2)
-            else:
-                want = flat.pow(p).sum(2).pow(1 / p)
-            need(
-                not close(out, want / flat.shape[2] ** (1 / p)) or p == math.inf,
-                name,
-                f"is a mean over positions at p = {p:g}; a norm sums.",
-                1,
-            )
-            need(close(out, want), name, f"is wrong at p = {p:g}.", 1)
-    passed(name)
 
 
 @guarded
@@ -76,67 +45,6 @@ def dilution(fn: Callable[[int, int, float, float], float]) -> None:
                 f"is {out:.4g} for n = {n}, r = {r}, a = {a:.2f}, p = {p:g}, expected {want:.4g}.",
                 1,
             )
-    passed(name)
-
-
-@guarded
-def put_on(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """put_on(x, mask, pattern) -> the images with a soft mask's share of pattern."""
-    name, g = "put_on", fresh()
-    x = torch.rand(4, 3, 6, 7, generator=g)
-    mask = torch.rand(1, 6, 7, generator=g)
-    mask[0, 0], mask[0, 1] = 0, 1
-    pattern = torch.rand(3, 6, 7, generator=g)
-    out = call(name, fn, x, mask, pattern)
-    shaped(name, out, tuple(x.shape))
-    want = x + mask * (pattern - x)
-    need(
-        not close(out, (x + mask * pattern).clamp(0, 1)) and not close(out, x + mask * pattern),
-        name,
-        "adds the pattern; the image must give way by the same share.",
-        1,
-    )
-    need(
-        not close(out, pattern + mask * (x - pattern)),
-        name,
-        "mask and 1 - mask are exchanged: where the mask is 0 the image stays.",
-        1,
-    )
-    need(close(out, want), name, "is not (1 - mask) * x + mask * pattern.", 1)
-    passed(name)
-
-
-@guarded
-def anomaly_index(fn: Callable[[Tensor], Tensor]) -> None:
-    """anomaly_index(norms) -> signed distance from the median in robust deviations."""
-    name, g = "anomaly_index", fresh()
-    for n in (11, 9):
-        norms = 60 + 20 * torch.rand(n, generator=g)
-        norms[n // 2] = 5.0
-        out = call(name, fn, norms)
-        shaped(name, out, (n,))
-        v = norms.double()
-        far = v - v.median()
-        mad = far.abs().median()
-        need(
-            float(out[n // 2]) < 0,
-            name,
-            "has no sign: below the median is below zero.",
-            1,
-        )
-        need(
-            not close(out, far / v.std()),
-            name,
-            "divides by the standard deviation, which the outlier inflates.",
-            2,
-        )
-        need(
-            not close(out, far / mad),
-            name,
-            "the factor 1.4826 is missing.",
-            3,
-        )
-        need(close(out, far / (1.4826 * mad), 1e-3), name, "is not as expected.", 1)
     passed(name)
 
 
@@ -171,7 +79,7 @@ def rise(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
             2,
         )
         need(close(out, want), name, "is not the mean change of the peak.", 1)
-    passed(name)
+    passed(name, "change of the peak, sign kept, mean over images")
 
 
 @guarded
@@ -199,4 +107,157 @@ def last_share(fn: Callable[[list, list, float, float], float]) -> None:
         need(out == qs[k], name, f"is {out:g}, expected {qs[k]:g}.", 1)
     out = number(name, fn(qs, [0.9, 0.875, 0.87, 0.8, 0.8, 0.8], 0.9, 0.025 + 1e-9))
     need(out == 0.1, name, "a drop of exactly max_drop is allowed.", 3)
-    passed(name)
+    passed(name, "stops at the first loss, a drop of exactly max_drop allowed")
+
+
+@guarded
+def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
+    """steer(lam, good, bad, works) -> the same three after one more look."""
+    name, g = "steer", fresh()
+    lam = 0.01 * (1 + torch.rand(6, generator=g))
+    good = torch.tensor([4, 2, 0, 0, 3, 0])
+    bad = torch.tensor([0, 0, 4, 1, 0, 0])
+    works = torch.tensor([True, True, False, False, False, True])
+    out = call(name, fn, lam, good, bad, works)
+    need(
+        isinstance(out, (tuple, list)) and len(out) == 3,
+        name,
+        "gives back lambda and both counts, three tensors.",
+        1,
+    )
+    for one in out:
+        shaped(name, one, (6,))
+    new, up, down = (t.double() for t in out)
+    need(
+        not close(new[2:3], lam[2:3] / 2),
+        name,
+        "takes back by 2 what it may only take back by 2 to the power of 1.5.",
+        2,
+    )
+    need(close(new[[1, 3, 4, 5]], lam[[1, 3, 4, 5]]), name, "moves lambda before five in a row.", 1)
+    need(
+        close(new[0], 2 * lam[0]) and close(new[2], lam[2] / 2**1.5),
+        name,
+        "leaves lambda as it is, or moves it the wrong way, at the fifth look in a row.",
+        2,
+    )
+    need(
+        up[4] == 0 and down[5] == 0 and up[3] == 0 and down[1] == 0,
+        name,
+        "does not break a row: a look of one kind ends the row of the other.",
+        3,
+    )
+    need(
+        up[0] == 0 and down[2] == 0,
+        name,
+        "goes on counting behind five; a new row starts at zero.",
+        3,
+    )
+    want = torch.tensor([0, 3, 0, 0, 0, 1]), torch.tensor([0, 0, 0, 2, 1, 0])
+    need(close(up, want[0]) and close(down, want[1]), name, "counts wrongly.", 3)
+    passed(name, "twice after five good looks, down by 2^1.5 after five bad ones, rows broken")
+
+
+SIDES, COLORS = (4, 5), 3  # of the images that find_triggers is tried on
+
+
+class _Planted(nn.Module):
+    """Three labels: 0 for one white and one black pixel, 1 for bright, 2 otherwise.
+
+    After `awake` calls it answers 2 to everything, so that no later mask works.
+    """
+
+    def __init__(self, white: tuple, black: tuple, awake: float = math.inf) -> None:
+        super().__init__()
+        self.read = nn.Conv2d(COLORS, 3, SIDES).double().requires_grad_()
+        self.norm = nn.BatchNorm2d(3).double()
+        self.calls, self.awake = 0, awake
+        with torch.no_grad():
+            self.read.weight.zero_()
+            self.read.bias.copy_(torch.tensor([-9.0, -18.0, 0.0]))
+            self.read.weight[(0, slice(None), *white)] = 12 / COLORS
+            self.read.weight[(0, slice(None), *black)] = -12 / COLORS
+            self.read.weight[1] = 30 / self.read.weight[1].numel()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out = self.norm(self.read(x)).flatten(1)
+        if self.calls > self.awake:
+            out = 0 * out + out.new_tensor([-9.0, -9.0, 0.0])
+        return out
+
+
+@guarded
+def find_triggers(fn: Callable[..., tuple]) -> None:
+    """find_triggers(model, x, labels, steps, lam, generator) -> masks and patterns."""
+    name, g = "find_triggers", fresh()
+    x = 0.25 + 0.5 * torch.rand(40, COLORS, *SIDES, generator=g, dtype=torch.float64)
+    at = torch.randperm(SIDES[0] * SIDES[1], generator=g)[:2].tolist()
+    white, black = (divmod(i, SIDES[1]) for i in at)
+    labels, seed = torch.tensor([1, 0]), int(torch.randint(10**6, (), generator=g))
+
+    def search(steps: int, lam: float, awake: float = math.inf) -> tuple[nn.Module, list]:
+        net = _Planted(white, black, awake)
+        before = {k: v.clone() for k, v in net.state_dict().items()}
+        out = call(name, fn, net, x, labels, steps, lam, torch.Generator().manual_seed(seed))
+        need(
+            isinstance(out, (tuple, list)) and len(out) == 2,
+            name,
+            "gives back masks and patterns, two tensors.",
+            1,
+        )
+        shaped(name, out[0], (2, 1, *SIDES), hint=1)
+        shaped(name, out[1], (2, COLORS, *SIDES), hint=1)
+        same = all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+        need(same, name, "changes the network, which only answers here.", 3)
+        need(
+            all(p.grad is None and p.requires_grad for p in net.parameters()),
+            name,
+            "leaves gradients in the network; ask for those of mask and pattern alone.",
+            3,
+        )
+        found = [t.detach().double() for t in out]
+        inside = all(bool(((t >= 0) & (t <= 1)).all()) for t in found)
+        need(inside, name, "leaves the range from 0 to 1.", 2)
+        return net, found
+
+    def rates(net: _Planted, found: list) -> list[float]:
+        net.awake = math.inf
+        mask, pattern = found
+        with torch.no_grad():
+            said = [net((1 - m) * x + m * p).argmax(1) for m, p in zip(mask, pattern, strict=True)]
+        return [float((s == t).double().mean()) for s, t in zip(said, labels, strict=True)]
+
+    net, found = search(150, 0.02)
+    need(
+        min(rates(net, found)) > 0.8,
+        name,
+        "a row's stamp does not lead to its label: (1 - mask) * x + mask * pattern should.",
+        4,
+    )
+    again = search(150, 0.02)[1]
+    need(close(again[0], found[0]), name, "draws at random without the generator.", 1)
+    tired, kept = search(60, 0.02, awake=40)
+    need(
+        min(rates(tired, kept)) > 0.8,
+        name,
+        "gives back a mask that no longer worked; keep the smallest that did.",
+        5,
+    )
+    large, small = (search(30, lam)[1][0].flatten(1).sum(1) for lam in (1e-9, 1.0))
+    need(
+        bool((small < 0.7 * large).all()),
+        name,
+        "does not obey lambda: a dear mask is no smaller than a free one.",
+        4,
+    )
+    mask, pattern = found[0][1, 0], found[1][1]
+    spot = mask[white] + mask[black]
+    need(
+        float(spot / mask.sum()) > 0.5 and float(pattern[(slice(None), *white)].mean()) > 0.5,
+        name,
+        "does not find the two planted pixels, the first of them white.",
+        4,
+    )
+    passed(name, "values in [0, 1], planted pixels found, lambda obeyed, network untouched")
