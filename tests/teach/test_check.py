@@ -229,6 +229,9 @@ WRONG = {
 
 
 LESSONS = (
+    answers_poisoning,
+    answers_inside,
+    answers_linf,
     answers_fmp,
     answers_mnp,
     answers_fip,
