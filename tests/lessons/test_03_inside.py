@@ -48,8 +48,7 @@ def gathered(model, attack, test):
     """Share of triggered images whose nearest class mean is the target's."""
     _, x = pixels(test, attack)
     f, clean = (
-        activations.outputs(model, p, ["layer4"])["layer4"].mean((2, 3))
-        for p in (x, test.pixels())
+        activations.outputs(model, p, ["layer4"])["layer4"].mean((2, 3)) for p in (x, test.pixels())
     )
     means = torch.stack([clean[test.y == k].mean(0) for k in range(test.k)])
     return (torch.cdist(f, means).argmin(1) == attack.target).float().mean().item()
