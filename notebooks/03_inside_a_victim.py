@@ -170,10 +170,10 @@ def asked_of(name, n):
 
 
 before = {
-    name: three_rates(zoo[name].model, *asked_of(name, 500))
+    name: three_rates(zoo[name].model, *asked_of(name, 240))
     for name in ("badnets", "blended")
 }
-same = metrics.evaluate(badnets.model, test[:500], badnets.attack)
+same = metrics.evaluate(badnets.model, test[:240], badnets.attack)
 print("badnets agrees:", abs(before["badnets"][1].item() - same.asr) < 1e-6)
 
 # %% tags=["claim"]
@@ -220,7 +220,7 @@ def wrecked(share, g):
 
 
 dice, shares = torch.Generator().manual_seed(0), (0.1, 0.2, 0.3, 0.4)
-few = asked_of("badnets", 150)
+few = asked_of("badnets", 100)
 wrecks = [[three_rates(wrecked(s, dice), *few) for _ in range(4)] for s in shares]
 wrecks = torch.stack([torch.stack(row) for row in wrecks])
 
@@ -352,7 +352,7 @@ def ratio(model, x, triggered):
 
 ratios = {}
 for name in ("badnets", "blended"):
-    views = asked_of(name, 120)[:2]
+    views = asked_of(name, 80)[:2]
     both = [ratio(m, *views) for m in (zoo[name].model, twin.model)]
     ratios[name] = torch.stack(both)
 
@@ -481,9 +481,9 @@ check.cut_curve(cut_curve)
 
 # %% tags=["predict"]
 guess = None
-counts, scissors = [0, 1, 2, 3, 4, 6, 8], torch.Generator().manual_seed(0)
+counts, scissors = [0, 1, 2, 4, 8], torch.Generator().manual_seed(0)
 curves = {
-    name: cut_curve(zoo[name].model, "bn1", *asked_of(name, 120), counts, 4, scissors)
+    name: cut_curve(zoo[name].model, "bn1", *asked_of(name, 100), counts, 4, scissors)
     for name in ("badnets", "blended")
 }
 gone = curves["badnets"][0][:, 1] < 0.1
@@ -530,11 +530,11 @@ guess = None
 layers, sweeps = activations.batchnorms(badnets.model), {}
 for name in ("badnets", "blended"):
     rates, victim = [], zoo[name]
-    change = activations.tac(victim.model, test[:80], victim.attack)
+    change = activations.tac(victim.model, test[:60], victim.attack)
     for layer, c in change.items():
         quarter = c.argsort(descending=True)[: len(c) // 4]
         cut = surgery.without(victim.model, {layer: quarter})
-        rates.append(three_rates(cut, *asked_of(name, 80)))
+        rates.append(three_rates(cut, *asked_of(name, 60)))
     sweeps[name] = torch.stack(rates)
 disarmed = {
     name: int(((r[:, 1] < 0.1) & (r[:, 0] > 0.9)).sum()) for name, r in sweeps.items()
@@ -560,7 +560,7 @@ check.claim("Layers where a cut disarms blended:", disarmed["blended"], 0, 0)
 # %% tags=["figure"]
 siblings = {}
 for name in ("badnets", "blended"):
-    some, attack = test[:120], zoo[name].attack
+    some, attack = test[:80], zoo[name].attack
     siblings[name] = tuple(
         activations.tac(m, some, attack, ["bn1"])["bn1"]
         for m in (zoo[name].model, twin.model)
