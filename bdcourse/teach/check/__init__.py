@@ -41,7 +41,7 @@ from bdcourse.teach.check.sharpness import (
     trace_draws,
 )
 from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
-from bdcourse.teach.check.training import bend, diversity, noise_mode, own_trigger
+from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
 from bdcourse.teach.check.welcome import take
 
 __all__ = [
@@ -58,13 +58,13 @@ __all__ = [
     "claim",
     "departure",
     "dilution",
-    "diversity",
     "fake_variance",
     "filter_direction",
     "fip_gradient",
     "folded",
     "front",
     "harm",
+    "hijack",
     "largest_z",
     "last_share",
     "lost",
@@ -72,9 +72,9 @@ __all__ = [
     "mask_loss",
     "mask_step",
     "noise_mode",
+    "noisy_warp",
     "one_pass_trace",
     "outliers",
-    "own_trigger",
     "poison",
     "product",
     "pulls",
