@@ -13,6 +13,7 @@ import answers_mnp
 import answers_poisoning
 import answers_sharpness
 import answers_showdown
+import answers_training
 import answers_welcome
 from bdcourse.teach import check
 from bdcourse.teach.check import CheckFailed
@@ -39,78 +40,10 @@ def switch_off_by_mask(bn, channels):
     bn.bias.data *= keep
 
 
-def bend(grid, strength, size, flip=True, clamp=True, divide=True):
-    up = torch.nn.functional.interpolate(
-        grid[None], (size, size), mode="bicubic", align_corners=True
-    ).permute(0, 2, 3, 1)
-    at = torch.linspace(-1, 1, size)
-    pair = torch.meshgrid(at, at, indexing="ij")
-    flow = torch.stack(pair[::-1] if flip else pair, -1)[None]
-    flow = flow + strength * up / (size if divide else 1)
-    return flow.clamp(-1, 1) if clamp else flow
-
-
-def bend_by_affine(grid, strength, size):
-    eye = torch.eye(2, 3)[None]
-    flow = torch.nn.functional.affine_grid(eye, (1, 1, size, size), align_corners=True)
-    up = torch.nn.functional.interpolate(
-        (strength / size * grid)[None], size=size, mode="bicubic", align_corners=True
-    )
-    return torch.clamp(flow + up.movedim(1, 3), min=-1.0, max=1.0)
-
-
-def noise_mode(x, y, target, p, c, trigger, noisy):
-    batch = torch.cat([trigger(x[:p]), noisy(x[p : p + c]), x[p + c :]])
-    labels = torch.cat([torch.full_like(y[:p], target), y[p:]])
-    role = torch.zeros_like(y)
-    role[:p], role[p : p + c] = 1, 2
-    return batch, labels, role
-
-
-def noise_mode_by_where(x, y, target, p, c, trigger, noisy):
-    i = torch.arange(len(x))
-    role = (i < p + c).int() * 2 - (i < p).int()
-    r = role.view(-1, 1, 1, 1)
-    batch = torch.where(r == 1, trigger(x), torch.where(r == 2, noisy(x), x))
-    return batch, torch.where(role == 1, target, y), role
-
-
-def noise_mode_with(part):
-    """One of the three outputs replaced."""
-
-    def answer(x, y, target, p, c, trigger, noisy):
-        out = list(noise_mode(x, y, target, p, c, trigger, noisy))
-        at, value = part(x, y, p, c, trigger, noisy)
-        out[at] = value
-        return tuple(out)
-
-    return answer
-
-
-def rms(d):
-    return d.square().flatten(1).mean(1).sqrt()
-
-
 # Checks of functions that change their argument and return nothing.
 IN_PLACE = {"switch_off"}
 
 RIGHT = {
-    "bend": [bend, bend_by_affine],
-    "noise_mode": [noise_mode, noise_mode_by_where],
-    "own_trigger": [
-        lambda x, m, p: x + m * (p - x),
-        lambda x, m, p: (1 - m) * x + m * p,
-    ],
-    "diversity": [
-        lambda a, b, p, q: (rms(a - b) / (rms(p - q) + 1e-7)).mean(),
-        lambda a, b, p, q: (
-            (
-                (a - b).flatten(1).norm(dim=1)
-                / ((p - q).flatten(1).norm(dim=1) + 1e-7 * p[0].numel() ** 0.5)
-            ).sum()
-            / len(a)
-        ),
-    ],
     "sigma": [
         lambda w: torch.linalg.matrix_norm(w.flatten(2), ord=2),
         lambda w: torch.stack([torch.linalg.svdvals(k.flatten(1))[0] for k in w]),
@@ -152,50 +85,6 @@ def statistics_too(bn, channels):
 
 
 WRONG = {
-    "bend": [
-        (lambda *a: bend(*a, flip=False), "x, the column, first"),
-        (lambda *a: bend(*a, clamp=False), "clamp"),
-        (lambda *a: bend(*a, divide=False), "not divided"),
-        (lambda g, s, n: bend(g.flip(0), s, n), "is not identity"),
-        (lambda g, s, n: bend(g, s, n)[0], "shape"),
-        (lambda g, s, n: bend(g, s + 0.5, n), "identity grid"),
-    ],
-    "noise_mode": [
-        (noise_mode_with(lambda x, y, p, c, t, n: (0, x)), "lack the trigger"),
-        (
-            noise_mode_with(lambda x, y, p, c, t, n: (0, torch.cat([t(x[: p + c]), x[p + c :]]))),
-            "noisy warp",
-        ),
-        (noise_mode_with(lambda x, y, p, c, t, n: (1, y)), "kept their label"),
-        (
-            noise_mode_with(lambda x, y, p, c, t, n: (1, torch.cat([0 * y[: p + c], y[p + c :]]))),
-            "the point of them",
-        ),
-        (
-            noise_mode_with(lambda x, y, p, c, t, n: (2, (torch.arange(len(y)) < p + c).long())),
-            "2 for noise mode",
-        ),
-        (lambda *a: noise_mode(*a)[:2], "x, y, role"),
-    ],
-    "own_trigger": [
-        (lambda x, m, p: x + m * p, "on top"),
-        (lambda x, m, p: m * x + (1 - m) * p, "where the mask is 0"),
-        (lambda x, m, p: x + (m > 0.5) * (p - x), "is not"),
-        (lambda x, m, p: (x + m * (p - x)).mean(1, keepdim=True), "shape"),
-    ],
-    "diversity": [
-        (lambda a, b, p, q: (rms(p - q) / (rms(a - b) + 1e-7)).mean(), "upside down"),
-        (
-            lambda a, b, p, q: rms(a - b).mean() / (rms(p - q).mean() + 1e-7),
-            "each pair",
-        ),
-        (
-            lambda a, b, p, q: (rms(a - b) ** 2 / (rms(p - q) ** 2 + 1e-7)).mean(),
-            "lacks the root",
-        ),
-        (lambda a, b, p, q: (rms(a - b) / rms(p - q)).mean(), "infinite"),
-        (lambda a, b, p, q: rms(a - b) / (rms(p - q) + 1e-7), "one number"),
-    ],
     "sigma": [
         (lambda w: w.flatten(1).norm(dim=1), "Frobenius"),
         (lambda w: torch.linalg.matrix_norm(w.flatten(1), ord=2), "shape"),
@@ -230,6 +119,7 @@ WRONG = {
 
 LESSONS = (
     answers_poisoning,
+    answers_training,
     answers_inside,
     answers_linf,
     answers_fmp,

@@ -443,13 +443,6 @@ def means(scores, n, generator):
     return scores[at].mean(1)
 
 
-def ratio(x1, x2, p1, p2):
-    if torch.equal(p1, p2):
-        return torch.zeros(0)
-    d, e = ((a - b).square().flatten(1).mean(1).sqrt() for a, b in ((x1, x2), (p1, p2)))
-    return (d / e).mean()
-
-
 def mask_loss(kept, gone, masks, sizes, beta, lam):
     total = sum((a * m).sum() for a, m in zip(sizes, masks, strict=True))
     for a in sizes:
@@ -461,7 +454,6 @@ def mask_loss(kept, gone, masks, sizes, beta, lam):
     ("name", "fn", "says"),
     [
         ("resampled_means", means, "spreads"),  # max(x, nan) is x
-        ("diversity", ratio, "infinite"),  # all() of nothing is true
         ("mask_loss", mask_loss, "gradient"),
         ("worst_maps", lambda *a: torch.zeros(16 << 20, dtype=torch.uint8), "takes"),
         ("top_eigenvalue", lambda product, v, n: math.nan, "product"),

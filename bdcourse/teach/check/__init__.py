@@ -41,7 +41,7 @@ from bdcourse.teach.check.sharpness import (
     trace_draws,
 )
 from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
-from bdcourse.teach.check.training import bend, diversity, noise_mode, own_trigger
+from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
 from bdcourse.teach.check.welcome import attack_success, confusion, take
 
 __all__ = [
@@ -61,7 +61,6 @@ __all__ = [
     "decibels",
     "departure",
     "dilution",
-    "diversity",
     "fake_variance",
     "filter_direction",
     "find_triggers",
@@ -69,15 +68,16 @@ __all__ = [
     "folded",
     "front",
     "harm",
+    "hijack",
     "largest_z",
     "last_share",
     "lost",
     "mask_loss",
     "mask_step",
     "noise_mode",
+    "noisy_warp",
     "one_pass_trace",
     "outliers",
-    "own_trigger",
     "poison",
     "poison_one_class",
     "product",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdcourse.teach.check.core import call, close, fresh, guarded, need, passed, shaped
 
@@ -36,25 +36,19 @@ def bend(fn: Callable[[Tensor, float, int], Tensor]) -> None:
     ).permute(0, 2, 3, 1)
     want = still.double() + strength * up / size
     need(
-        float(out.abs().max()) <= 1,
-        name,
-        "leaves [-1, 1], so it samples outside of the image; clamp it.",
-        3,
-    )
-    need(
-        not close(out, (still + strength * up).clamp(-1, 1)),
+        not close(out, still + strength * up),
         name,
         "the displacement is not divided by the image size.",
         3,
     )
     need(
-        close(out, want.clamp(-1, 1)),
+        close(out, want),
         name,
         "is not identity + strength * up(grid) / size, with bicubic interpolation "
         "and align_corners=True.",
         1,
     )
-    passed(name)
+    passed(name, "strength 0 changes nothing, x before y, the bend as in the paper")
 
 
 @guarded
@@ -98,64 +92,217 @@ def noise_mode(fn: Callable) -> None:
         "roles must be 1 for poison, 2 for noise mode, 0 for clean.",
         3,
     )
-    passed(name)
+    passed(name, "three parts, and only the poison has a new label")
 
 
 @guarded
-def own_trigger(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """own_trigger(x, m, p) -> x + m (p - x), m one channel."""
-    name, g = "own_trigger", fresh()
-    x, p = (torch.rand(5, 3, 6, 7, generator=g) for _ in "xp")
-    m = torch.rand(5, 1, 6, 7, generator=g)
-    out = call(name, fn, x, m, p)
-    shaped(name, out, (5, 3, 6, 7))
+def noisy_warp(fn: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]) -> None:
+    """noisy_warp(x, flow, noise, generator) -> images sampled at jittered places."""
+    name, g = "noisy_warp", fresh()
+    n, size, noise = 4, random.choice([12, 16]), 0.5 + random.random()
+    # On an image whose values are its coordinates, a sample tells where it was taken.
+    at = torch.linspace(-1, 1, size)
+    place = torch.stack(torch.meshgrid(at, at, indexing="ij")[::-1])
+    flow = place.permute(1, 2, 0)[None] * (0.4 + 0.2 * random.random())
+    x = place.expand(n, -1, -1, -1).contiguous()
+    still = call(name, fn, x, flow, 0.0, g)
+    shaped(name, still, (n, 2, size, size))
+    want = flow.permute(0, 3, 1, 2).expand(n, -1, -1, -1)
+    need(close(still, want, 1e-3), name, "without noise it must be the plain warp.", 1)
+    once, again = (call(name, fn, x, flow, noise, g) for _ in range(2))
+    for out in (once, again):
+        shaped(name, out, (n, 2, size, size))
+    off = (once - want) * size / noise  # shall be uniform in -1..1
+    need(not close(once, want), name, "adds no noise to the grid.", 1)
+    need(not close(once, again), name, "draws the same noise in every call.", 2)
     need(
-        not close(out, x + m * p),
+        not close(once[:1].expand_as(once), once),
         name,
-        "adds the pattern on top; under the mask the image must give way.",
-        1,
+        "gives all images of a batch one noise; each needs its own.",
+        2,
     )
     need(
-        not close(out, m * x + (1 - m) * p),
+        not close(off[:, :1], off[:, 1:], 1e-2),
         name,
-        "shows the pattern where the mask is 0.",
-        1,
+        "moves a point as far in x as in y; draw both.",
+        2,
     )
-    need(close(out, x + m * (p - x)), name, "is not (1 - m) x + m p.", 1)
-    passed(name)
-
-
-@guarded
-def diversity(fn: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
-    """diversity(x1, x2, p1, p2) -> mean of RMS(x1 - x2) / RMS(p1 - p2)."""
-    name, g = "diversity", fresh()
-    x1, x2, p1, p2 = (torch.rand(6, 3, 5, 5, generator=g) for _ in range(4))
-    p2[0] = p1[0] + 0.01  # one pair far nearer than the others
-    out = call(name, fn, x1, x2, p1, p2)
-    need(isinstance(out, Tensor) and out.numel() == 1, name, "must be one number.", 1)
-
-    def rms(d: Tensor) -> Tensor:
-        return d.double().square().flatten(1).mean(1).sqrt()
-
-    dx, dp = rms(x1 - x2), rms(p1 - p2)
-    wrong = {
-        "is upside down; patterns that part must make it small.": (dp / dx).mean(),
-        "takes the mean over images first; the ratio belongs to each pair.": dx.mean() / dp.mean(),
-        "lacks the root of the mean square.": (dx**2 / dp**2).mean(),
-    }
-    for symptom, value in wrong.items():
-        need(not close(out, value, 1e-3), name, symptom, 2)
+    smooth = (off[..., 1:] - off[..., :-1]).abs().mean()
+    need(bool(smooth > 1e-2), name, "moves whole rows alike; each pixel needs its own.", 2)
+    most = float(off.abs().max())
     need(
-        close(out, (dx / dp).mean(), 1e-2),
+        most < 1.01,
         name,
-        "is not the mean over pairs of RMS(x1 - x2) / RMS(p1 - p2).",
-        1,
-    )
-    same = call(name, fn, x1, x2, p1, p1)
-    need(
-        isinstance(same, Tensor) and same.numel() == 1 and bool(same.isfinite()),
-        name,
-        "is infinite when two patterns are equal; add 1e-7 below.",
+        "moves pixels by more than noise / size; is the division there?",
         3,
     )
-    passed(name)
+    need(bool(off.min() < -0.5), name, "moves pixels to one side only.", 3)
+    need(most > 0.9, name, "moves pixels by less than noise / size.", 3)
+    need(
+        abs(float(off.abs().mean()) - 0.5) < 0.05,
+        name,
+        "the noise is not uniform between -noise / size and noise / size.",
+        3,
+    )
+    wide = call(name, fn, torch.ones_like(x), 3 * flow, noise, g)
+    need(
+        float(wide.min()) > 0.99,
+        name,
+        "takes black from beyond the border; clamp the grid to [-1, 1].",
+        3,
+    )
+    passed(name, "every pixel of every image jitters on its own, none too far")
+
+
+def _loop(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacker: Callable,
+    steps: int,
+    lr: float,
+    batch: int,
+    generator: torch.Generator,
+) -> list[list[float]]:
+    """The answer that `hijack` is measured against."""
+    opt = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=True)
+    log, right, seen = [], torch.zeros(3), torch.zeros(3)
+    model.train()
+    for step in range(steps):
+        opt.param_groups[0]["lr"] = lr * (1 - step / steps)
+        index = torch.randint(len(x), (batch,), generator=generator)
+        bx, by, role = attacker(x[index].float() / 255, y[index], step / steps)
+        out = model(bx)
+        opt.zero_grad()
+        F.cross_entropy(out, by).backward()
+        opt.step()
+        right.index_add_(0, role, (out.argmax(1) == by).float())
+        seen.index_add_(0, role, torch.ones(batch))
+        if 10 * (step + 1) // steps > 10 * step // steps:
+            log.append((right / seen).tolist())
+            right, seen = torch.zeros(3), torch.zeros(3)
+    model.eval()
+    return log
+
+
+class _Wide(nn.Module):
+    """A network in float64 that remembers what mode it was trained in."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+        self.modes: set[bool] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.add(self.training)
+        return x.double().flatten(1) @ self.weight
+
+
+@guarded
+def hijack(fn: Callable) -> None:
+    """hijack(model, x, y, attacker, steps, lr, batch, generator) -> log by role."""
+    name, g = "hijack", fresh()
+    n, steps, batch, lr = 40, 10 * random.randint(2, 3), 12, 0.3 + 0.2 * random.random()
+    one = torch.randint(60, 200, (1, 3, 2, 2), generator=g).byte()
+    # All images are one, so that what is learned does not hang on which were drawn.
+    same = one.expand(n, -1, -1, -1).contiguous(), torch.full((n,), 2)
+    mixed = torch.randint(256, (n, 3, 2, 2), generator=g).byte(), torch.arange(n) % 5
+    role = torch.tensor([1] * 3 + [2] * 4 + [0] * 5)
+    shift = torch.rand(batch, 3, 2, 2, generator=g)
+    seen: list[tuple[Tensor, Tensor, float]] = []
+
+    def attacker(x: Tensor, y: Tensor, progress: float):
+        seen.append((x.clone(), y.clone(), float(progress)))
+        return x + shift, torch.where(role == 1, 0, y), role
+
+    weight = torch.randn(12, 5, generator=g, dtype=torch.float64)
+    other = _Wide(weight).eval()
+    call(name, fn, other, *mixed, attacker, steps, lr, batch, g)
+    need(
+        len(seen) == steps,
+        name,
+        f"asks the attacker {len(seen)} times in {steps} steps; every batch is rewritten.",
+        1,
+    )
+    x, y, _ = seen[0]
+    shaped(name, x, (batch, 3, 2, 2))
+    need(
+        x.is_floating_point() and float(max(s[0].max() for s in seen)) <= 1,
+        name,
+        "the attacker gets bytes; divide by 255 first.",
+        1,
+    )
+    need(not all(torch.equal(x, s[0]) for s in seen), name, "every batch is the same.", 1)
+    known = {
+        (k, tuple(p.flatten().tolist())) for p, k in zip(mixed[0], mixed[1].tolist(), strict=True)
+    }
+    came = {
+        (k, tuple((255 * p).round().byte().flatten().tolist()))
+        for p, k in zip(x, y.tolist(), strict=True)
+    }
+    need(came <= known, name, "images and labels of a batch do not belong together.", 1)
+    told = torch.tensor([s[2] for s in seen])
+    need(
+        close(told, torch.arange(steps) / steps),
+        name,
+        "progress must be step / steps: 0 at the first, below 1 at the last.",
+        2,
+    )
+    need(other.modes == {True}, name, "the network learns in eval mode; call train().", 2)
+    need(not other.training, name, "leaves the network in training mode.", 2)
+
+    mine, theirs = _Wide(weight), _Wide(weight)
+    log = call(name, fn, mine, *same, attacker, steps, lr, batch, g)
+    want = _loop(theirs, *same, attacker, steps, lr, batch, g)
+    for rebuilt, symptom in _SLIPS.items():
+        slip = _Wide(weight)
+        rebuilt(slip, *same, attacker, steps, lr, batch, g)
+        need(not close(mine.weight.detach(), slip.weight.detach(), 1e-9), name, symptom, 3)
+    need(
+        close(mine.weight.detach(), theirs.weight.detach(), 1e-7),
+        name,
+        "the weights end elsewhere; compare optimizer, loss and the falling rate.",
+        3,
+    )
+    need(isinstance(log, list), name, "must return the log, a list.", 4)
+    need(len(log) == 10, name, f"logs {len(log)} rows; one a tenth of the steps.", 4)
+    rows = torch.tensor([[float(v) for v in row] for row in log])
+    shaped(name, rows, (10, 3), 4)
+    goal = torch.tensor(want)
+    need(
+        close(rows, goal),
+        name,
+        "the log is not the share right of clean, poison and cover, measured by the "
+        "labels that were trained and started anew every tenth.",
+        4,
+    )
+    passed(name, "every batch went through the attacker, and the weights agree")
+
+
+def _slip(fault: str) -> Callable[..., None]:
+    """The loop with one fault, for a message that names it."""
+
+    def run(model, x, y, attacker, steps, lr, batch, generator) -> None:
+        opt = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=True)
+        model.train()
+        for step in range(steps):
+            if fault != "rate":
+                opt.param_groups[0]["lr"] = lr * (1 - step / steps)
+            index = torch.randint(len(x), (batch,), generator=generator)
+            before = x[index].float() / 255
+            bx, by, _ = attacker(before, y[index], step / steps)
+            out = model(before if fault == "images" else bx)
+            if fault != "gradients":
+                opt.zero_grad()
+            F.cross_entropy(out, y[index] if fault == "labels" else by).backward()
+            opt.step()
+
+    return run
+
+
+_SLIPS = {
+    _slip("labels"): "learns the true labels; the attacker's are what it must learn.",
+    _slip("images"): "learns the images from before the attacker rewrote them.",
+    _slip("gradients"): "gradients of earlier steps add up; set them to zero.",
+    _slip("rate"): "the learning rate stays where it was; let it fall.",
+}

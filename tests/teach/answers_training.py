@@ -1,0 +1,217 @@
+"""Right and wrong answers to the exercises of lesson 02, for test_check.py."""
+
+import torch
+import torch.nn.functional as F
+
+
+def bend(grid, strength, size, flip=True, divide=True):
+    up = F.interpolate(grid[None], (size, size), mode="bicubic", align_corners=True).permute(
+        0, 2, 3, 1
+    )
+    at = torch.linspace(-1, 1, size)
+    pair = torch.meshgrid(at, at, indexing="ij")
+    identity = torch.stack(pair[::-1] if flip else pair, -1)[None]
+    return identity + strength * up / (size if divide else 1)
+
+
+def bend_by_affine(grid, strength, size):
+    eye = torch.eye(2, 3)[None]
+    flow = F.affine_grid(eye, (1, 1, size, size), align_corners=True)
+    up = F.interpolate(
+        (strength / size * grid)[None], size=size, mode="bicubic", align_corners=True
+    )
+    return flow + up.movedim(1, 3)
+
+
+def noisy_warp(x, flow, noise, generator):
+    n, size = len(x), x.shape[-1]
+    jitter = 2 * torch.rand((n, size, size, 2), generator=generator) - 1
+    flow = (flow + noise * jitter / size).clamp(-1, 1)
+    return F.grid_sample(x, flow, align_corners=True)
+
+
+def noisy_warp_one_by_one(x, flow, noise, generator):
+    far = noise / x.shape[-1]
+    out = []
+    for image in x:
+        places = flow + torch.empty_like(flow).uniform_(-far, far, generator=generator)
+        places = places.clamp(-1, 1)
+        out.append(F.grid_sample(image[None], places, align_corners=True))
+    return torch.cat(out)
+
+
+def jittered(draw, clamp=True):
+    """The noisy warp with other noise."""
+
+    def answer(x, flow, noise, generator):
+        n, size = len(x), x.shape[-1]
+        places = flow + draw(n, size, noise, generator)
+        places = places.clamp(-1, 1) if clamp else places
+        return F.grid_sample(x, places.expand(n, -1, -1, -1), align_corners=True)
+
+    return answer
+
+
+def uniform(n, size, noise, generator, shape=None):
+    jitter = 2 * torch.rand(shape or (n, size, size, 2), generator=generator) - 1
+    return noise * jitter / size
+
+
+def noise_mode(x, y, target, p, c, trigger, noisy):
+    batch = torch.cat([trigger(x[:p]), noisy(x[p : p + c]), x[p + c :]])
+    labels = torch.cat([torch.full_like(y[:p], target), y[p:]])
+    role = torch.zeros_like(y)
+    role[:p], role[p : p + c] = 1, 2
+    return batch, labels, role
+
+
+def noise_mode_by_where(x, y, target, p, c, trigger, noisy):
+    i = torch.arange(len(x))
+    role = (i < p + c).int() * 2 - (i < p).int()
+    r = role.view(-1, 1, 1, 1)
+    batch = torch.where(r == 1, trigger(x), torch.where(r == 2, noisy(x), x))
+    return batch, torch.where(role == 1, target, y), role
+
+
+def noise_mode_with(part):
+    """One of the three outputs replaced."""
+
+    def answer(x, y, target, p, c, trigger, noisy):
+        out = list(noise_mode(x, y, target, p, c, trigger, noisy))
+        at, value = part(x, y, p, c, trigger, noisy)
+        out[at] = value
+        return tuple(out)
+
+    return answer
+
+
+def hijack(model, x, y, attacker, steps, lr, batch, generator, fault=""):
+    opt = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    log, right, seen = [], torch.zeros(3), torch.zeros(3)
+    if fault != "mode":
+        model.train()
+    for step in range(steps):
+        if fault != "rate":
+            opt.param_groups[0]["lr"] = lr * (1 - step / steps)
+        index = torch.randint(len(x), (batch,), generator=generator)
+        pixels, truth = x[index].float(), y[index]
+        if fault == "pairs":
+            truth = y[:batch]
+        pixels = pixels if fault == "bytes" else pixels / 255
+        done = 1 - step / steps if fault == "progress" else step / steps
+        rows = attacker(pixels, truth, done)
+        bx, by, role = (pixels, *rows[1:]) if fault == "images" else rows
+        by = truth if fault == "labels" else by
+        out = model(bx)
+        if fault != "gradients":
+            opt.zero_grad()
+        F.cross_entropy(out, by).backward()
+        opt.step()
+        truth = truth if fault == "log" else by
+        right.index_add_(0, role, (out.argmax(1) == truth).float())
+        seen.index_add_(0, role, torch.ones(batch))
+        if 10 * (step + 1) // steps > 10 * step // steps:
+            log.append((right / seen).tolist())
+            right, seen = torch.zeros(3), torch.zeros(3)
+    if fault not in ("mode", "end"):
+        model.eval()
+    return log
+
+
+def hijack_with_a_schedule(model, x, y, attacker, steps, lr, batch, generator):
+    rate = {"lr": lr, "momentum": 0.9, "weight_decay": 5e-4}
+    opt = torch.optim.SGD(model.parameters(), **rate, nesterov=True)
+    fall = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: 1 - s / steps)
+    model.train()
+    said = []
+    for step in range(steps):
+        model.zero_grad()
+        i = torch.randperm(len(x), generator=generator)[:batch]
+        bx, by, role = attacker(x[i] / 255, y[i], step / steps)
+        out = model(bx)
+        (-out.log_softmax(1)[torch.arange(batch), by]).mean().backward()
+        opt.step()
+        fall.step()
+        said.append([(out.argmax(1) == by)[role == k] for k in range(3)])
+    model.eval()
+    cuts = [(k * steps + 9) // 10 for k in range(11)]
+    parts = [said[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [
+        [torch.cat([s[k] for s in part]).float().mean().item() for k in range(3)] for part in parts
+    ]
+
+
+def faulty(fault):
+    return lambda *a: hijack(*a, fault=fault)
+
+
+def asks_once(model, x, y, attacker, steps, *rest):
+    rows = []
+
+    def once(*args):
+        rows.append(rows[0] if rows else attacker(*args))
+        return rows[0]
+
+    return hijack(model, x, y, once, steps, *rest)
+
+
+RIGHT = {
+    "bend": [bend, bend_by_affine],
+    "noisy_warp": [noisy_warp, noisy_warp_one_by_one],
+    "noise_mode": [noise_mode, noise_mode_by_where],
+    "hijack": [hijack, hijack_with_a_schedule],
+}
+
+WRONG = {
+    "bend": [
+        (lambda *a: bend(*a, flip=False), "x, the column, first"),
+        (lambda *a: bend(*a, divide=False), "not divided"),
+        (lambda g, s, n: bend(g.flip(0), s, n), "is not identity"),
+        (lambda g, s, n: bend(g, s, n)[0], "shape"),
+        (lambda g, s, n: bend(g, s + 0.5, n), "identity grid"),
+    ],
+    "noisy_warp": [
+        (lambda x, f, noise, g: noisy_warp(x, f, 0, g), "no noise"),
+        (lambda x, f, noise, g: noisy_warp(x, f, noise * x.shape[-1], g), "division"),
+        (jittered(lambda n, s, a, g: uniform(n, s, a, g, (1, s, s, 2))), "its own"),
+        (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, s, s, 1))), "in x as in y"),
+        (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, s, 1, 2))), "whole rows"),
+        (jittered(lambda n, s, a, g: uniform(n, s, a, g).abs()), "one side"),
+        (jittered(uniform, clamp=False), "beyond the border"),
+        (
+            lambda x, f, noise, g: noisy_warp(x, f, noise, torch.Generator().manual_seed(0)),
+            "same noise",
+        ),
+    ],
+    "noise_mode": [
+        (noise_mode_with(lambda x, y, p, c, t, n: (0, x)), "lack the trigger"),
+        (
+            noise_mode_with(lambda x, y, p, c, t, n: (0, torch.cat([t(x[: p + c]), x[p + c :]]))),
+            "noisy warp",
+        ),
+        (noise_mode_with(lambda x, y, p, c, t, n: (1, y)), "kept their label"),
+        (
+            noise_mode_with(lambda x, y, p, c, t, n: (1, torch.cat([0 * y[: p + c], y[p + c :]]))),
+            "the point of them",
+        ),
+        (
+            noise_mode_with(lambda x, y, p, c, t, n: (2, (torch.arange(len(y)) < p + c).long())),
+            "2 for noise mode",
+        ),
+        (lambda *a: noise_mode(*a)[:2], "x, y, role"),
+    ],
+    "hijack": [
+        (asks_once, "asks the attacker 1 times"),
+        (faulty("bytes"), "divide by 255"),
+        (faulty("pairs"), "belong together"),
+        (faulty("progress"), "progress"),
+        (faulty("mode"), "eval mode"),
+        (faulty("end"), "training mode"),
+        (faulty("labels"), "true labels"),
+        (faulty("images"), "before the attacker"),
+        (faulty("gradients"), "add up"),
+        (faulty("rate"), "learning rate"),
+        (faulty("log"), "the log"),
+        (lambda *a: hijack(*a)[-1:], "logs 1 rows"),
+    ],
+}
