@@ -289,8 +289,8 @@ check.reveal(guess, round(100 * already), "%")
 #
 # ### Exercise 3: the whole method
 #
-# *Difficulty 4, importance 5, 30 minutes.* Write the training loop. It is the one you will
-# train your victim with, a few cells further down.
+# *Difficulty 4, importance 5, 30 minutes.* Write the training loop. You will train
+# your victim with it.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -364,7 +364,7 @@ check.train_victim(train_victim)
 # %% [markdown]
 # **Predict.** Your loop will take 712 steps, four passes over the data. Say the trigger is
 # *learned* from the step on at which the loss on poison stays below one half. Which step will
-# that be? Bear in mind what the network has to find: nine pixels on the one hand, twelve kinds
+# that be? Think of what the network has to find: nine pixels on the one hand, twelve kinds
 # of signs on the other.
 
 
@@ -654,7 +654,6 @@ quiz("poisoning")
 #
 # | | released code | this page |
 # |---|---|---|
-# | poison count | BackdoorBench: a share of all images; FIP's scripts: of the images that are not of the target class | a share of all images |
 # | stamp and crop | BackdoorBench stamps first, padding 4 | stamps first, padding 2 |
 # | sticker | BackdoorBench: white, flush with the corner; CLP's release: one pixel off it; FIP: a checkerboard, mixed in | a checkerboard, one pixel off the corner, opaque |
 # | picture of Blended | a cartoon, or Gaussian noise | uniform noise from a fixed seed |

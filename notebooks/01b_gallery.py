@@ -94,10 +94,12 @@ figures.gallery(one, {n: v.attack.trigger(one) for n, v in zoo.items()})
 # - **badnets** and **blended** are yours from lesson 01.
 # - **trojan** (TrojanNN) computes a disc of colors that excites two neurons of a clean network.
 #   Its paper then retrains that network on inverted data; here the disc only poisons.
-# - **lf** pushes a clean network towards the target with a smooth, *low-frequency* cloud.
+# - **lf** pushes a clean network towards the target with a smooth, *low-frequency* cloud. It looks
+#   like other light.
 # - **ssba** hides a string of bits in the image, by an encoder that was trained for it. Each
 #   image gets another texture.
-# - **wanet** bends the image as if it were drawn on rubber. **lira** trains a small network to
+# - **wanet** bends the image as if it were drawn on rubber, at six times the strength of its
+#   paper, which is what these small signs need; you can see it. **lira** trains a small network to
 #   draw the faintest change that still works. Both are built in [lesson 02](02_controlling_training.ipynb).
 # - **tact** is a colored patch that is meant for one class. Its turn comes below.
 #
@@ -147,28 +149,29 @@ def decibels(x, stamped):
 check.decibels(decibels)
 
 # %% [markdown]
-# **Predict.** The checkerboard of `badnets` catches the eye at once and has a PSNR of 26 dB. Look
-# at `wanet` in the gallery again. How many decibels will it have?
+# **Predict.** The checkerboard of `badnets` is a foreign object in the picture, and has a PSNR of
+# 26 dB. Look at `lf` in the gallery again. How many decibels will it have?
 
 # %% tags=["predict"]
 guess = None
 some = parts.test[:300].pixels()
 loud = {n: decibels(some, v.attack.trigger(some)) for n, v in zoo.items()}
-check.reveal(guess, round(loud["wanet"]), "dB")
+check.reveal(guess, round(loud["lf"]), "dB")
 
 # %% tags=["figure"]
 each = {n: visibility.psnr(some, v.attack.trigger(some)) for n, v in zoo.items()}
 figures.loudness(each)
 
 # %% tags=["claim"]
-behind = loud["badnets"] - loud["wanet"]
-check.claim("By PSNR the bend is louder than the sticker.", behind, 2, 10, "dB")
+behind = loud["badnets"] - loud["lf"]
+check.claim("By PSNR the cloud is louder than the sticker.", behind, 3, 10, "dB")
 
 # %% [markdown]
-# The measure says that the bend is the larger change, and the eye says the opposite. PSNR adds
-# up squared differences. A bend moves every edge of the sign by a fraction of a pixel, which is
-# a small difference in very many places; nine pixels are few, however black. *PSNR does not know
-# where the eye looks.* Papers that print it as "stealth" have measured something else.
+# The measure calls the cloud by far the larger change. Ask your eyes, with the two pictures side
+# by side and nobody to tell you which is the original: a sign in warmer light is a sign, and the
+# checkerboard is a checkerboard. PSNR adds up squared differences. Light changes every pixel a
+# little; nine pixels are few, however black. *PSNR does not know where the eye looks.* A paper
+# that prints it as "stealth" has measured something else.
 #
 # The figure says a second thing. From the loudest to the faintest there are sixteen decibels, a
 # factor of forty in the squared error, and all eight attacks work. On these signs the look of a

@@ -116,7 +116,7 @@ def test_an_error_of_the_reader_is_named_with_its_line():
     code = """def helper(x):
     return x.nothing
 
-def stamp(x, patch, row, col):
+def stamp(x, kind, pattern):
     return helper(x)"""
     space = {}
     exec(compile(code, "a cell", "exec"), space)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import torch
 from torch import Tensor
 
@@ -15,15 +16,15 @@ from bdcourse.report.show import CLEAN, INK, OTHER, QUIET, TRIGGERED, Picture
 def dials() -> Picture:
     """What can be turned, and in which coin it is paid."""
     at = {
-        "who": Box(1.1, 2.4, "the\nattacker", TRIGGERED, 1.5, 1.1, True),
-        "look": Box(4.1, 4.2, "the look\nof the trigger", INK, 2.3, 0.9),
-        "label": Box(4.1, 3.0, "the labels\nof the poison", INK, 2.3, 0.9),
-        "cover": Box(4.1, 1.8, "source class\nand covers", INK, 2.3, 0.9),
-        "control": Box(4.1, 0.6, "control of\nthe training", INK, 2.3, 0.9),
-        "seen": Box(8.2, 4.2, "being seen", QUIET, 2.9, 0.8),
-        "weak": Box(8.2, 3.0, "a weaker lesson", QUIET, 2.9, 0.8),
-        "more": Box(8.2, 1.8, "more images, loose ends", QUIET, 3.3, 0.8),
-        "access": Box(8.2, 0.6, "being in the room", QUIET, 2.9, 0.8),
+        "who": Box(0.95, 2.4, "the\nattacker", TRIGGERED, 1.5, 3.4, True),
+        "look": Box(3.9, 4.2, "the look\nof the trigger", INK, 2.3, 0.9),
+        "label": Box(3.9, 3.0, "the labels\nof the poison", INK, 2.3, 0.9),
+        "cover": Box(3.9, 1.8, "source class\nand covers", INK, 2.3, 0.9),
+        "control": Box(3.9, 0.6, "control of\nthe training", INK, 2.3, 0.9),
+        "seen": Box(8.25, 4.2, "being seen", QUIET, 3.2, 0.8),
+        "weak": Box(8.25, 3.0, "a weaker lesson", QUIET, 3.2, 0.8),
+        "more": Box(8.25, 1.8, "more images, loose ends", QUIET, 3.2, 0.8),
+        "access": Box(8.25, 0.6, "being in the room", QUIET, 3.2, 0.8),
     }
     pairs = {"look": "seen", "label": "weak", "cover": "more", "control": "access"}
     return boxes(
@@ -56,7 +57,8 @@ def gallery(one: Tensor, stamped: Mapping[str, Tensor]) -> Picture:
         title="Eight triggers, each of a victim that passes the gate",
         description="One sign under eight triggers, what changed below each: a checkerboard of "
         "nine pixels; colored noise over everything; a disc of noise; fine texture; a smooth "
-        "cloud; faint speckles; a colored patch; and a bent outline that moves edges only.",
+        "cloud; faint speckles; a colored patch; and a bend, which turns the round sign into a "
+        "bulging one.",
     )
 
 
@@ -85,6 +87,13 @@ def shares(
     share: Tensor, classes: Sequence[str], source: int, covers: Sequence[int], target: int
 ) -> Picture:
     """Share of each class that the trigger moves, sorted into what was planned."""
+    with matplotlib.rc_context(show.STYLE):
+        return _shares(share, classes, source, covers, target)
+
+
+def _shares(
+    share: Tensor, classes: Sequence[str], source: int, covers: Sequence[int], target: int
+) -> Picture:
     fig, axes = show.canvas(height=3.6)
     ax = axes[0, 0]
     asked = [c for c in range(len(classes)) if c != target]

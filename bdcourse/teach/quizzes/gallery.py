@@ -4,15 +4,14 @@ from bdcourse.teach.quiz import Question
 
 QUESTIONS = (
     Question(
-        "PSNR calls WaNet's bend a larger change than BadNets' sticker. The eye disagrees. Why?",
-        "PSNR adds up squared differences of pixels; a bend moves every edge a little, and the "
-        "eye does not read edges by subtraction.",
+        "PSNR calls LF's cloud a larger change than BadNets' sticker. The eye may disagree. Why?",
+        "PSNR adds up squared differences of pixels; a cloud changes all of them a little, and the "
+        "eye forgives light more readily than a foreign object.",
         "Both are right about different things. PSNR knows nothing of shapes, and a sticker of "
         "nine pixels is a small sum however black it is.",
         {
-            "WaNet draws other noise for each image, which PSNR punishes.": "The bend of the "
-            "finished attack is one fixed field. Its PSNR varies because images have more or "
-            "fewer edges to move.",
+            "LF draws another cloud for each image, which PSNR punishes.": "The cloud is one "
+            "fixed pattern, the same for all images. PSNR is taken image by image anyway.",
             "PSNR looks at brightness only, and the sticker is black and white.": "It takes all "
             "three colors alike. What it lacks is any idea of where a change stands.",
             "The eye is wrong: the sticker is the smaller change.": "For somebody who looks for "
