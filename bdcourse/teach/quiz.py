@@ -69,7 +69,7 @@ def _marked(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
-def names() -> list[str]:
+def topics() -> list[str]:
     """The lessons that have a quiz."""
     from bdcourse.teach import quizzes
 
@@ -82,6 +82,6 @@ def quiz(name: str) -> Quiz:
     Raises:
         ValueError: there is none of this name.
     """
-    if name not in names():
-        raise ValueError(f"there is no quiz {name!r}; there are {', '.join(names())}.")
+    if name not in topics():
+        raise ValueError(f"there is no quiz {name!r}; there are {', '.join(topics())}.")
     return Quiz(importlib.import_module(f"bdcourse.teach.quizzes.{name}").QUESTIONS)

@@ -9,7 +9,7 @@ from bdcourse.teach import quiz as module
 from bdcourse.teach.quiz import Question, Quiz
 
 
-@pytest.mark.parametrize("name", module.names())
+@pytest.mark.parametrize("name", module.topics())
 def test_questions_are_fair(name):
     questions = bd.quiz(name).questions
     assert len(questions) == 5
