@@ -161,7 +161,7 @@ def three_rates(model, x, triggered, y, target):
 check.three_rates(three_rates)
 
 
-# %% tags=["method"]
+# %% tags=["claim", "method"]
 def asked_of(name, n):
     """The first n test images for `three_rates`: x, triggered, y, target."""
     some = test[:n]
@@ -175,8 +175,6 @@ before = {
 }
 same = metrics.evaluate(badnets.model, test[:240], badnets.attack)
 print("badnets agrees:", abs(before["badnets"][1].item() - same.asr) < 1e-6)
-
-# %% tags=["claim"]
 weakest = min(rates[1].item() for rates in before.values())
 check.claim("Both victims obey their trigger.", weakest, 0.97, 1, "%")
 
@@ -224,16 +222,15 @@ few = asked_of("badnets", 100)
 wrecks = [[three_rates(wrecked(s, dice), *few) for _ in range(4)] for s in shares]
 wrecks = torch.stack([torch.stack(row) for row in wrecks])
 
-# %% tags=["figure"]
-figures.wreckage(shares, wrecks)
-
-# %% tags=["claim"]
+# %% tags=["claim", "figure"]
 best = wrecks[..., 2].max().item()
 check.claim("No wreck gives half of the labels back.", best, 0, 0.5, "%")
+figures.wreckage(shares, wrecks)
 
 # %% [markdown]
-# Follow the vermillion squares. A broken network tends to give one answer to everything, so
-# its ASR lands high or low by luck. Whoever reports only ASR may call a low one a success.
+# Follow the vermillion squares. Halfway to ruin they land high or low by luck, and beyond it
+# they lie on the floor: a broken network obeys nobody. Whoever reports only ASR may call that
+# a success.
 # *Zero is not repair:* look at the triangles, and at accuracy.
 #
 # **Third: who chose the threshold?** Every pruning method has a knob, and somebody must turn
@@ -356,16 +353,15 @@ for name in ("badnets", "blended"):
     both = [ratio(m, *views) for m in (zoo[name].model, twin.model)]
     ratios[name] = torch.stack(both)
 
-# %% tags=["figure"]
-figures.carried(stages, ratios)
-
-# %% tags=["claim"]
+# %% tags=["claim", "figure"]
 louder = min((r[0, -1] / r[1, -1]).item() for r in ratios.values())
 check.claim("At the exit the victim is the louder one.", louder, 2, 10_000, "times")
+figures.carried(stages, ratios)
 
 # %% [markdown]
 # The twin hears a patch at the entrance and has forgotten it at the exit. The victim repeats it
-# louder from block to block. So the trigger lives in the last layer, where it is loudest.
+# louder from block to block. (Of a blended picture the twin keeps a part to the end, and reads
+# the sign all the same.) So the trigger lives in the last layer, where it is loudest.
 #
 # Does it? That is a story about correlation, and it makes a prediction that we can test. If the
 # backdoor lives in the last layer, then taking out the channels that shout loudest there
@@ -385,7 +381,7 @@ check.reveal(guess, round(100 * after_half[1].item()), "%")
 
 # %% tags=["claim"]
 left = after_half[1].item()
-check.claim("With the loud half of the last layer off, ASR is", left, 0.97, 1, "%")
+check.claim("The loud half is gone, and the attack is untouched.", left, 0.97, 1, "%")
 
 # %% [markdown]
 # Nothing happened. These channels are loud because the decision has already been made, far in
@@ -490,10 +486,7 @@ gone = curves["badnets"][0][:, 1] < 0.1
 needed = next((k for k, g in zip(counts, gone, strict=True) if g), 16)
 check.reveal(guess, needed, "channels")
 
-# %% tags=["figure"]
-figures.cut_curves(counts, curves)
-
-# %% tags=["claim"]
+# %% tags=["claim", "figure"]
 ranked, chance = curves["badnets"]
 two = counts.index(2)
 acc, _, ra = ranked[two].tolist()
@@ -501,6 +494,7 @@ check.claim("With two channels off, the true labels are back.", ra, 0.95, 1, "%"
 check.claim("Accuracy is where it was.", acc, 0.97, 1, "%")
 lowest = chance[two, :, 1].min().item()
 check.claim("Two random ones leave the attack alone.", lowest, 0.85, 1, "%")
+figures.cut_curves(counts, curves)
 
 # %% [markdown]
 # Two channels of more than a thousand, and the attack is over: true labels come back, accuracy
@@ -541,11 +535,9 @@ disarmed = {
 }
 check.reveal(guess, disarmed["blended"], "layers")
 
-# %% tags=["figure"]
+# %% tags=["claim", "figure"]
+check.claim("No cut disarms blended.", disarmed["blended"], 0, 0, "layers")
 figures.every_layer(layers, sweeps)
-
-# %% tags=["claim"]
-check.claim("Layers where a cut disarms blended:", disarmed["blended"], 0, 0)
 
 # %% [markdown]
 # So the two victims give two answers. `badnets` has a narrow door, and it stands at the
@@ -652,15 +644,13 @@ heats = [
 ]
 corner = (heats[1][:, 20:, 20:].sum() / heats[1].sum()).item()
 
-# %% tags=["figure"]
+# %% tags=["claim", "figure"]
 shown = torch.stack([clean_x, patch_x, blend_x], 1)[[1, 4]].flatten(0, 1).detach()
 hot = torch.stack(heats, 1)[[1, 4]].flatten(0, 1).clamp(0, 1)
-figures.evidence(shown, hot, ["clean: stop", "patch: 30", "blend: 30"] * 2, corner)
-
-# %% tags=["claim"]
 check.claim(
-    "Share of evidence in the patch's corner, 14% of the area:", corner, 0.28, 1, "%"
+    "The patch's corner, 14% of the area, draws the evidence.", corner, 0.28, 1, "%"
 )
+figures.evidence(shown, hot, ["clean: stop", "patch: 30", "blend: 30"] * 2, corner)
 
 # %% [markdown]
 # Under the patch the evidence has moved from the sign toward the corner. The map has only eight

@@ -94,8 +94,8 @@ def wreckage(shares: Sequence[float], draws: Tensor) -> Picture:
         return Picture(
             fig,
             "Points over the share of channels switched off, one for each broken network "
-            "and rate. Accuracy falls as more channels go. Attack success stays near the "
-            "top at first, then jumps to almost any height. RA never rises above "
+            "and rate. Accuracy falls as more channels go. Attack success is high at first, "
+            "then scattered between floor and top, then on the floor. RA never rises above "
             f"{100 * worst:.0f} percent.",
         )
 
@@ -146,7 +146,10 @@ def stem_tac(changes: Mapping[str, tuple[Tensor, Tensor]], layer: str) -> Pictur
         axes[0, 0].set_ylabel("TAC")
         axes[0, 0].set_ylim(bottom=0)
         axes[0, 1].legend(loc="upper right")
-        title = f"Two channels shout, {float(first[1] / first[2]):.1f} times the third or more"
+        many = float(first[1] / first[2])
+        title = (
+            f"In {next(iter(changes))} two channels shout, {many:.1f} times as loud as the third"
+        )
         fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(
             fig,
@@ -178,10 +181,10 @@ def cut_curves(counts: Sequence[int], curves: Mapping[str, tuple[Tensor, Tensor]
             ax.set_xlabel("channels of bn1 off, of 16")
             ax.set_title(name, fontsize=11, fontweight="normal")
         axes[0, 0].set_ylabel("%")
-        axes[0, 0].legend(ncols=4, loc="upper left", bbox_to_anchor=(0, -0.2))
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside lower left")
         few = {n: _few(counts, c[0]) for n, c in curves.items()}
-        said = [f"{n}: {k} channels" if k else f"{n}: no cut" for n, k in few.items()]
-        title = "What ends the attack and keeps accuracy: " + ", ".join(said)
+        said = [f"{n} falls to a cut of {k or 'no size'}" for n, k in few.items()]
+        title = ", ".join(said)
         fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(
             fig,
