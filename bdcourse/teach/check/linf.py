@@ -159,12 +159,14 @@ def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
 
 
 SIDES, COLORS = (4, 5), 3  # of the images that find_triggers is tried on
+ROUND = 80  # steps of a search in which the network falls asleep before the end
 
 
 class _Planted(nn.Module):
     """Three labels: 0 for one white and one black pixel, 1 for bright, 2 otherwise.
 
-    After `awake` calls it answers 2 to everything, so that no later mask works.
+    After `awake` of ROUND calls it answers 2 to everything, so that no later mask works;
+    then it wakes up, for those who search one label after the other.
     """
 
     def __init__(self, white: tuple, black: tuple, awake: float = math.inf) -> None:
@@ -183,7 +185,7 @@ class _Planted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         out = self.norm(self.read(x)).flatten(1)
-        if self.calls > self.awake:
+        if (self.calls - 1) % ROUND >= self.awake:
             out = 0 * out + out.new_tensor([-9.0, -9.0, 0.0])
         return out
 
@@ -236,9 +238,9 @@ def find_triggers(fn: Callable[..., tuple]) -> None:
         "a row's stamp does not lead to its label: (1 - mask) * x + mask * pattern should.",
         4,
     )
-    again = search(150, 0.02)[1]
-    need(close(again[0], found[0]), name, "draws at random without the generator.", 1)
-    tired, kept = search(60, 0.02, awake=40)
+    again = [search(10, 0.02)[1][0] for _ in range(2)]
+    need(close(*again), name, "draws at random without the generator.", 1)
+    tired, kept = search(ROUND, 0.02, awake=60)
     need(
         min(rates(tired, kept)) > 0.8,
         name,

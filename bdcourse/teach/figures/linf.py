@@ -208,21 +208,21 @@ def breaks(by_guess: Mapping[str, dict], by_truth: Mapping[str, dict]) -> Pictur
     fig, axes = show.canvas(len(by_guess), 2, height=2.9 * len(by_guess), sharey=True)
     for row, name in zip(axes, by_guess, strict=True):
         for ax, path, how in zip(
-            row, (by_guess[name], by_truth[name]), ("the guess", "the real trigger"), strict=True
+            row, (by_guess[name], by_truth[name]), ("guess", "truth"), strict=True
         ):
             series = {
                 "ACC": [s.acc for s in path["real"]],
                 "ASR": [s.asr for s in path["real"]],
                 "RA": [s.ra for s in path["real"]],
             }
-            if how == "the guess":
+            if how == "guess":
                 series["guess"] = path["guess"]
             show.lines(
                 path["off"],
                 series,
                 percent=True,
                 marks={path["off"][path["chosen"]]: "chosen"},
-                title=f"{name}, cut by {how}",
+                title=f"{name}, by the {how}",
                 xlabel="channels switched off",
                 description="",
                 ax=ax,
