@@ -74,18 +74,18 @@ def asr(fn: Callable[[Tensor, Tensor, int], float]) -> None:
 
 def _network(g: torch.Generator) -> nn.Sequential:
     """A small network in float64 whose six channels all matter."""
-    parts = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()]
+    norm = nn.BatchNorm2d(6)
+    parts = [nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Flatten()]
     names = ("conv", "norm", "relu", "flat", "linear")
     layers = dict(zip(names, [*parts, nn.Linear(96, 5)], strict=True))
     model = nn.Sequential(OrderedDict(layers)).double()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype) / p[0].numel() ** 0.5)
-        norm = layers["norm"]
         norm.weight.copy_(0.5 + torch.rand(6, generator=g, dtype=torch.float64))
         norm.bias.copy_(0.3 + torch.rand(6, generator=g, dtype=torch.float64) / 2)
-        norm.running_mean.copy_(torch.randn(6, generator=g, dtype=torch.float64) / 4)
-        norm.running_var.copy_(0.1 + torch.rand(6, generator=g, dtype=torch.float64))
+        norm.running_mean = torch.randn(6, generator=g, dtype=torch.float64) / 4
+        norm.running_var = 0.1 + torch.rand(6, generator=g, dtype=torch.float64)
     return model
 
 

@@ -176,9 +176,10 @@ class _Planted(nn.Module):
         self.calls, self.awake = 0, awake
         with torch.no_grad():
             self.read.weight.zero_()
-            self.read.bias.copy_(torch.tensor([-9.0, -18.0, 0.0]))
-            self.read.weight[(0, slice(None), *white)] = 12 / COLORS
-            self.read.weight[(0, slice(None), *black)] = -12 / COLORS
+            if self.read.bias is not None:  # it is there, as a type checker cannot know
+                self.read.bias.copy_(torch.tensor([-9.0, -18.0, 0.0]))
+            for (row, column), value in ((white, 12), (black, -12)):
+                self.read.weight[0, :, row, column] = value / COLORS
             self.read.weight[1] = 30 / self.read.weight[1].numel()
         self.eval()
 
@@ -199,7 +200,7 @@ def find_triggers(fn: Callable[..., tuple]) -> None:
     white, black = (divmod(i, SIDES[1]) for i in at)
     labels, seed = torch.tensor([1, 0]), int(torch.randint(10**6, (), generator=g))
 
-    def search(steps: int, lam: float, awake: float = math.inf) -> tuple[nn.Module, list]:
+    def search(steps: int, lam: float, awake: float = math.inf) -> tuple[_Planted, list]:
         net = _Planted(white, black, awake)
         before = {k: v.clone() for k, v in net.state_dict().items()}
         out = call(name, fn, net, x, labels, steps, lam, torch.Generator().manual_seed(seed))
@@ -257,7 +258,7 @@ def find_triggers(fn: Callable[..., tuple]) -> None:
     mask, pattern = found[0][1, 0], found[1][1]
     spot = mask[white] + mask[black]
     need(
-        float(spot / mask.sum()) > 0.5 and float(pattern[(slice(None), *white)].mean()) > 0.5,
+        float(spot / mask.sum()) > 0.5 and float(pattern[:, white[0], white[1]].mean()) > 0.5,
         name,
         "does not find the two planted pixels, the first of them white.",
         4,

@@ -10,10 +10,12 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from bdcourse import activations, metrics, surgery
+from bdcourse.attacks import BadNets
 from bdcourse.images import Images
 from bdcourse.report import show
 from bdcourse.report.diagram import Box, boxes
 from bdcourse.report.show import CLEAN, DEFENDED, INK, QUIET, TRIGGERED, Picture
+from bdcourse.surgery import weight_of
 from bdcourse.victims import Victim
 
 # ACC, ASR and RA, in this order everywhere: (name, color, marker).
@@ -27,7 +29,7 @@ def _short(name: str) -> str:
 
 def network_map(model: nn.Module) -> Picture:
     """ResNet-18 with the names that its layers have, and one block opened."""
-    width = {n: model.get_submodule(n).num_features for n in activations.batchnorms(model)}
+    width = {n: len(weight_of(model.get_submodule(n))) for n in activations.batchnorms(model)}
     total = sum(width.values())
     top, low = 4.05, 1.0
     row = {"image": 0.75, "conv1\nbn1": 2.2}
@@ -237,11 +239,15 @@ def every_layer(layers: Sequence[str], sweeps: Mapping[str, Tensor]) -> Picture:
 def reread(victim: Victim, some: Images, order: Tensor, layer: str) -> Callable[[int], Picture]:
     """What the network says of triggered signs with k channels off: k -> picture."""
 
+    attack = victim.attack
+    if not isinstance(attack, BadNets):
+        raise ValueError("these signs are for the victim with the checkerboard.")
+
     def after(k: int) -> Picture:
         cut = surgery.without(victim.model, {layer: order[:k]})
-        x = victim.attack.trigger(some.pixels())
+        x = attack.trigger(some.pixels())
         said = metrics.predict(cut, x)
-        fooled = said == victim.attack.target
+        fooled = said == torch.tensor(attack.target)
         return show.images(
             x,
             [f"{some.classes[s]}" for s in said],

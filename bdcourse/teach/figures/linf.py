@@ -164,8 +164,8 @@ def cuts(
             off,
             {
                 "ACC": [s.acc for s in scores],
-                "ASR": [s.asr for s in scores],
-                "RA": [s.ra for s in scores],
+                "ASR": [s.asr or 0.0 for s in scores],
+                "RA": [s.ra or 0.0 for s in scores],
                 "guess": list(guess),
             },
             percent=True,
