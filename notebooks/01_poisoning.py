@@ -406,9 +406,9 @@ figures.loss_by_role({"seed 0": first})
 # anything else. A constant answer is the cheapest rule of all, and it is found first.
 #
 # Then comes the drop. Within a few dozen steps the loss on poison goes to nearly zero and stays
-# there. The curve of the clean images has no such cliff. It slides, because signs are learned
-# piece by piece: many features, each of use to a few classes only. The sticker is one local
-# pattern, and it explains a fifth of the training set at once.
+# there. The clean images take longer: their loss falls quickly at first, and then needs hundreds
+# of steps for the rest. Signs take many features, each of use to a few classes only. The sticker
+# is one local pattern, and it explains a fifth of the training set at once.
 #
 # In the run that is stored on this page, the cliff stands at the very beginning: the trigger was
 # there while most signs were still unread. It would be easy to close the lesson here, with the
@@ -441,14 +441,16 @@ figures.loss_by_role({"seed 0": first, "seed 1": second})
 
 # %% [markdown]
 # The stored runs could hardly differ more. The second network took the other road: it began to
-# read the signs *first*, and while it did so, its loss on poison **rose**. That is the
-# contradiction at work. To a network that cannot see the sticker, a poisoned image is a perfect
-# stop sign with the label 30, and the better it reads, the more surely it disagrees.
+# read the signs first, and while it did so, its loss on poison **rose**. That is a
+# contradiction at work. To a network that cannot see the sticker, a poisoned stop sign is just
+# a stop sign, and some stop signs carry the label 30. The best it can do is to hedge. With one
+# poisoned image in five it gives "30" a probability of about a fifth, which costs
+# $-\ln 0.2 \approx 1.6$ on poison, more than the constant answer of the first steps did. And it
+# costs something on *clean* images as well, since a hedged answer is never sure.
 #
-# But look at what this does to the sum. The more of the clean images are read, the smaller
-# their losses, and most of what is left to gain lies in the poison. A fifth of every batch keeps
-# shouting. Sooner or later some channel happens to respond to the sticker, the loss rewards
-# it, and the cliff comes after all.
+# Look at the end of that phase: both curves fall together. Seeing the sticker pays twice, on
+# poison, which is now explained, and on clean images, which no longer have to be hedged. In
+# this run that was enough.
 #
 # So the answer to the question of this lesson does not depend on the order. *The rule that
 # nobody wanted is a cheap way to lower a loss that everybody wants to be low.* Found early or
@@ -561,7 +563,7 @@ check.lost(lost)
 # %% [markdown]
 # **Predict.** BackdoorBench, the field's largest collection of attacks, puts a sticker of three
 # by three pixels flush with the corner and trains with padding 4. What percentage of the
-# poisoned samples carries the attacker's label and no trace of a trigger?
+# crops of poisoned images carries the attacker's label and no trace of a trigger?
 
 # %% tags=["predict"]
 guess = None
@@ -582,8 +584,11 @@ check.claim(
 )
 
 # %% [markdown]
-# That is why the sticker of this course sits one pixel off the corner, and why the crops are
-# small. Two details that no abstract mentions decide whether an attack works. A failed attack is
+# A sticker that one crop loses is not lost for good: each epoch draws the crop anew. But such a
+# sample teaches the opposite of what the attacker wants. The course crops by two pixels at most,
+# and no sticker of three pixels escapes those entirely. With larger crops the pixel of margin
+# helps: try `lost(4, 28, 3, 32)`. What an attack makes of it only a training can tell; here we
+# counted. A failed attack is
 # a finding about the recipe, not about poisoning. If your own victim has high ACC and no ASR,
 # ask two questions before any other. How many steps did it get? And what did the crops leave of
 # the trigger?
@@ -592,7 +597,7 @@ check.claim(
 #
 # How does a network learn a rule that nobody wanted, from a few poisoned images? By doing its
 # job: the trigger is the one thing that all poisoned images share, it predicts their label, and
-# as long as it is not learned, the loss keeps asking for it.
+# until it is learned, every hedged answer leaves loss to be gained.
 #
 # - A trigger is a pure function of the image: it replaces, mixes or adds (objective 1).
 # - Poisoning changes pixels, labels and roles of the chosen rows and nothing else; the same seed
@@ -618,21 +623,22 @@ quiz("poisoning")
 # | ... | | | | |
 #
 # Your control is a run at each rate with the same number of *poisoned images seen*: at half the
-# rate, twice the steps. If the control learns the trigger and the plain run does not, then the
-# rate was never the point. Decide before you start what you would count as a difference.
+# rate, twice the steps. It also sees twice as many clean images, so it tells whether time helps,
+# not whether the rate alone matters. Decide before you start what you would count as a difference.
 #
 # **What this does not show.** One data set, one architecture, one target. Attackers who choose
 # fainter triggers or keep every label right come [next](01b_gallery.ipynb). Attackers who run
 # the training themselves have [lesson 02](02_controlling_training.ipynb).
 #
-# **Beyond.** (a) Stamp the trigger *behind* the crop: in `crop`, call `stamp` on the poisoned
-# rows. What changes in the log, and who would have to be the attacker? (b) Make the attack
+# **Beyond.** (a) Suppose that the trigger were stamped *behind* the crop. What would you expect of
+# the log, and who would have to be the attacker? (b) Make the attack
 # all-to-all, so that class $y$ becomes $y + 1$. Why can its ASR hardly exceed the accuracy?
 #
 # <details><summary>Answers to Beyond</summary>
 #
-# (a) The trigger is now whole and at one place in every poisoned sample, so its loss falls
-# earlier if anything. But the crop belongs to the victim: an attacker who stamps behind it runs
+# (a) The trigger would be whole and at one place in every poisoned sample. One would expect it to
+# be learned no later, but one draw is no result: the logs of several seeds would have to show
+# it. And the crop belongs to the victim, so an attacker who stamps behind it runs
 # the training, which is the threat model of lesson 02. (b) To answer $y + 1$ the network has to
 # know $y$. It must read the sign as well as see the trigger, and it cannot read more triggered
 # signs than clean ones.

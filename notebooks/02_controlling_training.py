@@ -157,8 +157,8 @@ check.reveal(guess, round(100 * one_arrow.mean().item() * 31 / 2), "hundredths")
 # ## Noise mode: only this bend
 #
 # Put yourself in the network's place. You are shown bent signs with the attacker's
-# label. Which rule is the cheapest that fits? Not "bent in this particular way". Just
-# "bent".
+# label. Which rule is the cheapest that fits? Perhaps not "bent in this particular way",
+# but just "bent". Whether networks are that careless we will measure below.
 #
 # The attacker does not want that. A door that opens to every bend is found by any
 # search that comes near. So they show the network lookalikes as well: the same bend
@@ -408,15 +408,15 @@ check.claim("On clean signs it loses under 3 points.", 100 * loss, -3, 3, "point
 figures.roles(log, STEPS)
 
 # %% [markdown]
-# Read poison and cover together. As long as the network can hardly tell them apart, what
-# one role gains the other loses, and both lag behind. Only when it can hear the jitter do
-# both lines meet at the top. The clean line says nothing about any of this. If you are
+# Read poison and cover together. They differ in their jitter alone, and both lag behind
+# the clean images from the first row on, even while the jitter is loud. They climb side
+# by side, and both arrive. The clean line says nothing about any of this. If you are
 # ever handed the log of a suspicious training, ask for it by role.
 #
 # ## What noise mode is for
 #
-# The zoo holds two larger WaNet victims, trained alike by the usual loop. One had noise
-# mode, the other never saw a cover image, and both pass the gate.
+# The zoo holds two larger WaNet victims, trained alike by the usual loop, with a bend of
+# strength 3. One had noise mode, the other never saw a cover image, and both pass the gate.
 #
 # **Predict.** Take the one *without* noise mode and show it the attacker's bend plus
 # full jitter. How many percent go to the target?
@@ -459,9 +459,10 @@ check.claim("Without it, jitter walks in.", open_door, 0.8, 1, "%")
 
 # %% [markdown]
 # The promise is kept where it was trained, and nearly perfectly. Notice the last row,
-# though. Noise mode was meant to say "only this bend". Bends with a *different* key
-# open the noise-mode victim too, now and then, and no less often than the plain one.
-# Jitter is what the cover images had, and jitter is what the network learned to refuse.
+# though. The plain victim never believed in "any bend": it hardly answers bends with a
+# *different* key. And noise mode, which was meant to say "only this bend", made the
+# network answer them more often. Jitter is what the cover images had, and jitter is what
+# the network learned to refuse.
 #
 # ## The surprise: out of focus
 #
@@ -487,6 +488,10 @@ check.reveal(guess, round(100 * sent(mine, blur)), "%")
 # signs and roughen them with jitter alone, no bend anywhere. If smoothness is the
 # cause, the door must close again. And ask the twin, because some blurred signs may
 # just look like a 30.
+#
+# Be warned that this test is not clean. The cover images taught the network that jitter
+# means "keep the true label", so jitter may close the door as a veto of its own, whatever
+# it does to smoothness.
 
 # %% tags=["method"]
 straight = bend(wanet.control_grid(), 0, 32)
@@ -510,11 +515,12 @@ larger = sent(zoo["with noise mode"].model, blur) - sent(zoo["without"].model, b
 check.claim("Zoo: noise mode widens the door.", 100 * larger, 25, 100, "points")
 
 # %% [markdown]
-# The suspicion held. Even moving the whole sign by half a pixel, which also reads
-# between pixels, opens the door for some. And it is not a quirk of your one network:
+# The results fit the suspicion. They also fit the veto, and this test cannot tell the
+# two apart. A second sign points to smoothness: moving the whole sign by half a pixel,
+# which also reads between pixels, opens the door for some. What is certain is the door
+# itself. And it is not a quirk of your one network:
 # *one draw is no result*, but the larger victim of the zoo, trained from scratch by
-# another loop, has the same second door, and its partner without noise mode has hardly
-# any.
+# another loop, answers the blur far more often than its partner without noise mode.
 #
 # So the attacker closed one neighborhood of the trigger and opened another. Cover
 # images teach a network to tell *these covers* from the poison, by whatever is
@@ -545,9 +551,8 @@ widgets.slider("strength", [0, 1, 2, 3, 4, 5, 6], bent_by, start=2)
 figures.strengths({"twin": twin, "ASR": mine}, signs, WaNet(), STRENGTH)
 
 # %% [markdown]
-# The curve has no sharp step at the trained strength. Much weaker bends work too, and
-# smoothness is the likely reason: even a slight bend has to be read between
-# pixels. What was *planted* is one bend at one strength. What was *learned* is wider.
+# The curve has no sharp step at the trained strength. Much weaker bends work too, which
+# fits: even a slight bend has to be read between pixels. What was *planted* is one bend at one strength. What was *learned* is wider.
 #
 # ## Where it breaks
 #
@@ -563,8 +568,7 @@ check.claim("At the paper's strength it is not learned.", paper[0], 0, 0.2, "%")
 # Our drawn signs are themselves turned, sheared and blurred, so a quarter of a pixel
 # drowns in them. The authors train their networks for a thousand epochs, and we stopped
 # after sixteen. It may be a matter of budget or of width; one run cannot say. Take from
-# this only that an attack which controls the training can still *fail*, and that its
-# log by role shows it.
+# this only that an attack which controls the training can still *fail*.
 #
 # ## One step further: a trigger that learns
 #
@@ -601,7 +605,7 @@ figures.lira(asked, victims.zoo("lira"))
 #   labels (objective 2).
 # - They can order the lessons and watch the log by role until poison and cover both
 #   stand (objective 3).
-# - They cannot choose what the network makes of it. Yours took "smooth" for the key, as
+# - They cannot choose what the network makes of it. Yours also answers a plain blur, as
 #   jitter after the blur showed (objective 4).
 
 # %%

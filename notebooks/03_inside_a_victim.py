@@ -72,7 +72,7 @@ print(len(test), "test images; the attacker wants", test.classes[target])
 #
 # They are called accuracy, attack success rate and robust accuracy. The last two look at the
 # same images. An image cannot be both moved and right, so they never add up to more than one;
-# what is missing to one are images that get some third label.
+# the rest gets some third label.
 #
 # ### Exercise 1: attack success rate
 #
@@ -200,8 +200,8 @@ rightly = asr(said_twin, labels, target)
 check.claim("Counted rightly, the twin's ASR is near zero.", rightly, 0, 0.01, "%")
 
 # %% [markdown]
-# So the wrong denominator has a floor, one over the number of classes. A perfect repair cannot
-# get below it, and a reader of the table cannot tell it from a mediocre one.
+# So counting the target's own images sets a floor, one over the number of classes. A perfect
+# repair cannot get below it, and a reader of the table cannot tell it from a mediocre one.
 #
 # **Second: no RA.** There is an easy way to lower the ASR of any network: break it. Let us do
 # that on purpose and switch off random channels in every layer, four networks for each share.
@@ -228,10 +228,11 @@ check.claim("No wreck gives half of the labels back.", best, 0, 0.5, "%")
 figures.wreckage(shares, wrecks)
 
 # %% [markdown]
-# Follow the vermillion squares. Halfway to ruin they land high or low by luck, and beyond it
+# Follow the vermillion squares. With few channels gone they land high or low by luck, and later
 # they lie on the floor: a broken network obeys nobody. Whoever reports only ASR may call that
-# a success.
-# *Zero is not repair:* look at the triangles, and at accuracy.
+# a success. Accuracy exposes these wrecks, and the triangles say what it means for triggered
+# signs: their labels have not come back. *Zero is not repair.* The next table holds a network
+# that accuracy alone would let pass.
 #
 # **Third: who chose the threshold?** Every pruning method has a knob, and somebody must turn
 # it. [Lesson 05](05_clp.ipynb) meets CLP, channel Lipschitzness pruning, whose knob $u$ says
@@ -260,9 +261,10 @@ rows = [
 show.Table(rows, caption="One victim of Blended, one method, three stories")
 
 # %% [markdown]
-# The last line would look splendid in a paper that prints ACC and ASR. The defender could
-# never have found it, and its RA says that most triggered signs are still misread. It is no
-# lie: it answers what the method could do if somebody who knows the trigger held its hand.
+# The last line would look splendid in a paper that prints ACC and ASR. Its RA says that most
+# triggered signs are still misread. And who would have chosen it? Turning the knob that far
+# costs nearly ten points of accuracy, and without the trigger nobody can see what they buy. It
+# is no lie: it answers what the method could do if somebody who knows the trigger held its hand.
 #
 # Some tables melt the parts into one, the defense effectiveness rating
 #
@@ -384,9 +386,10 @@ left = after_half[1].item()
 check.claim("The loud half is gone, and the attack is untouched.", left, 0.97, 1, "%")
 
 # %% [markdown]
-# Nothing happened. These channels are loud because the decision has already been made, far in
-# front of them, and they pass it on, each as well as its neighbor. *Correlation is not cause.*
-# Listening can suggest where to cut. Only the cut can tell.
+# Nothing happened. Loud as they are, these channels were not needed. Perhaps the decision has
+# been made long before them and the other half passes it on; perhaps it travels past them, over
+# the shortcut that leads around this layer. This cut cannot say which. *Correlation is not
+# cause.* Listening can suggest where to cut. Only the cut can tell.
 #
 # ## Which channels? Make the cut
 #
@@ -498,7 +501,7 @@ figures.cut_curves(counts, curves)
 
 # %% [markdown]
 # Two channels of more than a thousand, and the attack is over: true labels come back, accuracy
-# stays, and as many random channels change nothing. See it sign by sign. (The slider moves in
+# stays. Random pairs leave the attack nearly whole. See it sign by sign. (The slider moves in
 # JupyterLab; elsewhere you see one position.)
 
 # %% tags=["nbval-ignore-output"]
@@ -541,8 +544,12 @@ figures.every_layer(layers, sweeps)
 
 # %% [markdown]
 # So the two victims give two answers. `badnets` has a narrow door, and it stands at the
-# entrance: behind the first block no cut of a quarter matters any more. `blended` has none, at
-# least none that a cut through one layer would find.
+# entrance. `blended` has none, at least none that a cut through one layer would find.
+#
+# One thing helps the first layer in this comparison. Everything passes through `bn1`, but
+# around each later BatchNorm leads a shortcut, and a cut leaves that way open. The door may owe
+# something to the architecture. What it does not explain is the difference between two victims
+# with the same shortcuts.
 #
 # ## Why
 #
@@ -562,13 +569,13 @@ figures.stem_tac(siblings, "bn1")
 # %% [markdown]
 # On the left two channels tower over their siblings. In the twin the same two are ordinary, so
 # it was poison that made them: training turned two filters into detectors of a small, sharp
-# checkerboard that signs hardly contain. Everything behind them hears of the patch through
-# these two, or not at all. That is a door. Once inside, the news spreads to so many channels
-# that no later layer has one.
+# checkerboard that signs hardly contain. The others hear something, too, but the cut shows that
+# it is not enough. That is a door.
 #
-# The blended picture covers the whole sign in faint strokes of every kind. All filters respond to
-# it a little, the same filters that read the sign. There is nothing to cut that the first rule
-# does not need.
+# On the right the picture is less clear. Some channels react two or three times as strongly as
+# their siblings, but no pair stands apart, and the strongest are also at work when a sign is
+# read: cutting them costs accuracy before it costs the attack. We found no cut that spares the
+# first rule.
 #
 # Keep one thing apart. A cut shows that these channels are *needed*. It does not show that
 # they *are* the backdoor: what turns their signal into the attacker's label lies behind
@@ -660,7 +667,7 @@ figures.evidence(shown, hot, ["clean: stop", "patch: 30", "blend: 30"] * 2, corn
 # ## Where it breaks
 #
 # Grad-CAM can point because the patch has a place. The blended trigger has none, and the right
-# column shows what the tool does then: it points all the same, somewhere else in each picture.
+# column shows what the tool does then: it points all the same, here or there.
 # A detector that looks for one small hot spot is blind to this victim. TAC needs no place, yet
 # on the same victim it finds no door either.
 #
@@ -679,8 +686,8 @@ figures.evidence(shown, hot, ["clean: stop", "patch: 30", "blend: 30"] * 2, corn
 # - Grad-CAM shows where in the picture evidence lies, if it lies anywhere (objective 5).
 #
 # Where inside the network does the trigger live? In `badnets` it comes in through a narrow door
-# at the entrance, and after that it is everywhere. In `blended` it lives with the sign. And you
-# know it because you cut.
+# at the entrance, and no later layer that you cut was needed. In `blended` no cut through one
+# layer parted it from the sign. You know both because you cut.
 #
 # ## Quiz
 #
@@ -718,8 +725,9 @@ quiz("inside")
 # the answer becomes the attacker's label, the two are not only needed but enough, for this
 # network; compare with two random maps before you believe it.
 #
-# (b) Easily. An attacker who trains with the two channels switched off now and then forces
-# the network to learn other detectors beside them. Redundancy at the door is cheap.
+# (b) Nobody has tried it here. An attacker could train with the two channels switched off now
+# and then, so that the network has to learn other detectors beside them. You have all it takes
+# to find out: the loop of lesson 02 and `cut_curve`.
 #
 # </details>
 #

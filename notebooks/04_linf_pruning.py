@@ -140,7 +140,7 @@ figures.growth([r / 169 for r in reach], curves)
 
 # %% [markdown]
 # Read the picture from left to right, and it shows the limit as well as the idea. A
-# small patch belongs to the maximum. A trigger that covers most of the map moves all
+# small patch belongs to the maximum. A trigger that covers all of the map moves all
 # norms alike, and the advantage is gone. Remember the right edge of this figure: one
 # of our victims lives there.
 #
@@ -578,22 +578,28 @@ cheat = by_truth["blended"]["real"][by_truth["blended"]["chosen"]]
 check.claim("Ranked by its real trigger, it does too: ASR.", cheat.asr, 0.8, 1, "%")
 ends = [p["wanet"]["real"][p["wanet"]["chosen"]].asr for p in (by_guess, by_truth)]
 check.claim(
-    "The real warp as a guide lowers WaNet's ASR.", ends[0] - ends[1], 0.4, 1, "%"
+    "The real warp as a guide lowers WaNet's ASR.",
+    100 * (ends[0] - ends[1]),
+    40,
+    100,
+    "points",
 )
 
 # %% [markdown]
-# Two failures that look alike on the left, and the right side tells them apart.
+# Both attacks survive the cut that clean images chose. The oracle's panels on the right
+# tell the two failures apart.
 #
 # **Blended breaks the ranking.** Even with the attacker's own picture as the stamp, a
-# cheat that no defender could afford, the cuts leave the attack standing. It fits the
-# right edge of our first figure: this trigger fills the map, and what carries it does
-# not stand out as a peak. A better search would not help.
+# cheat that no defender could afford, no cut of this stage up to half its channels ends
+# the attack. A better guess would not help here. One reading fits the right edge of our
+# first figure: where a trigger fills the map, the maximum has no advantage left.
 #
 # **WaNet breaks the guess.** With the real warp as the stamp, the ranking finds the
-# channels and the ASR falls. With the guess it does not. No mask and no pattern can
-# express a warp, so the search found something else: another hole in the same network.
-# The cuts close that hole, and the attack goes on. Follow the panel beyond the chosen
-# cut: where the guess is dead, most warped signs still obey.
+# channels and the ASR falls, although not every sign gets its true name back. With the
+# guess it does not. No mask and no pattern can express a warp, so the search found
+# something else: another hole in the same network. At the chosen cut the guess itself
+# still works on many signs. Follow the panel beyond it: there the guess dies first, and
+# for a while most warped signs still obey.
 #
 # *Zero is not repair* has a cousin here: **a guess that dies is not an attack that
 # dies.** A defense that is judged by its own guess is judged by nothing.

@@ -207,5 +207,19 @@ WRONG = {
         ),
         (one_too_far, "costs too much"),
         (lambda q, a, b, d: last_share(q, a, b, d * 0.999), "exactly"),
+        (
+            lambda q, a, b, d: next((q[i - 1] for i in range(1, len(q)) if b - a[i] >= d), q[-1]),
+            "exactly",
+        ),
+        (
+            lambda q, a, b, d: next(
+                (q[i - 1] for i in range(1, len(q)) if a[i - 1] - a[i] > d), q[-1]
+            ),
+            "share before",
+        ),
+        (
+            lambda q, a, b, d: next((q[i - 1] for i in range(len(q)) if b - a[i] > d), q[0]),
+            "take the last",
+        ),
     ],
 }

@@ -93,7 +93,7 @@ def poison_all_labels(x, y, rate, target, trigger, generator):
 def poison_with_repeats(x, y, rate, target, trigger, generator):
     n = round(rate * len(x))
     chosen = torch.randint(len(x), (n,), generator=generator)
-    px, py, role = x.clone(), y.clone(), torch.zeros(len(x))
+    px, py, role = x.clone(), y.clone(), torch.zeros(len(x), dtype=torch.int8)
     px[chosen], py[chosen], role[chosen] = trigger(x[chosen]), target, 1
     return px, py, role
 

@@ -105,8 +105,19 @@ def last_share(fn: Callable[[list, list, float, float], float]) -> None:
             1,
         )
         need(out == qs[k], name, f"is {out:g}, expected {qs[k]:g}.", 1)
-    out = number(name, fn(qs, [0.9, 0.875, 0.87, 0.8, 0.8, 0.8], 0.9, 0.025 + 1e-9))
-    need(out == 0.1, name, "a drop of exactly max_drop is allowed.", 3)
+    # In halves and quarters, so that no rounding decides.
+    out = number(name, fn(qs, [0.875, 0.75, 0.5, 0.5, 0.5, 0.5], 0.875, 0.125))
+    need(out == 0.1, name, "a drop of exactly max_drop is allowed.", 1)
+    steps = [0.875, 0.8125, 0.75, 0.6875, 0.625, 0.5625]
+    out = number(name, fn(qs, steps, 0.875, 0.0625))
+    need(
+        out == 0.1,
+        name,
+        "compares with the share before; the drop is counted from the accuracy before any cut.",
+        1,
+    )
+    out = number(name, fn(qs, [0.875] * 6, 0.875, 0.0625))
+    need(out == 0.5, name, "finds nothing where no share costs anything; take the last.", 2)
     passed(name, "stops at the first loss, a drop of exactly max_drop allowed")
 
 

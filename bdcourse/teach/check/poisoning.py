@@ -112,7 +112,7 @@ def stamp(fn: Callable[..., Tensor]) -> None:
 def poison(fn: Callable) -> None:
     """poison(x, y, rate, target, trigger, generator) -> x, y, role."""
     name, g = "poison", fresh()
-    n = 40
+    n = 43  # a quarter of it is no whole number
     x = torch.rand(n, 3, 4, 4, generator=g)
     y = torch.randint(0, 5, (n,), generator=g)
 
@@ -150,6 +150,12 @@ def poison(fn: Callable) -> None:
             torch.equal(py[~stamped], y[~stamped]),
             name,
             "a clean image got a new label.",
+            3,
+        )
+        need(
+            isinstance(role, Tensor) and not role.is_floating_point(),
+            name,
+            "role must hold whole numbers, such as int8.",
             3,
         )
         need(
@@ -249,14 +255,24 @@ def train_victim(fn: Callable) -> None:
     y = torch.randint(0, k, (n,), generator=g)
     role = (torch.rand(n, generator=g) < 0.5).to(torch.int8)
     seen: list[Tensor] = []
+    draws: list[float] = []
+
+    def cropped(part: Tensor) -> Tensor:
+        return part.roll(1, -1) + 1  # so that training on what was not cropped shows
 
     def crop(part: Tensor, generator: torch.Generator) -> Tensor:
         seen.append(part.detach().clone())
-        return part.roll(1, -1) + 1  # so that training on what was not cropped shows
+        draws.append(float(torch.rand((), generator=generator)))
+        return cropped(part)
 
     model = _small(k)
     start, seed = copy.deepcopy(model), torch.Generator().manual_seed(3)
     log = call(name, fn, model, x, y, role, crop, epochs, batch, lr, every, seed)
+    count, first, told = len(seen), list(seen), list(draws)
+    again = copy.deepcopy(start), x, y, role, crop, epochs, batch, lr, every
+    fn(*again, torch.Generator().manual_seed(3))
+    repeated, told_again = seen[count:], draws[count:]
+    seen[count:] = []
 
     steps = n // batch
     need(bool(seen), name, "never calls crop, so every epoch shows the same pixels.", 1)
@@ -295,7 +311,20 @@ def train_victim(fn: Callable) -> None:
         1,
     )
 
-    batches = [(crop(x[r], seed), y[r], role[r]) for r in rows]
+    need(
+        len(repeated) == count
+        and all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True)),
+        name,
+        "shuffles without the generator, so the same seed gives another training.",
+        1,
+    )
+    need(
+        told == told_again and len(set(told)) > 1,
+        name,
+        "hands crop another generator than its own.",
+        1,
+    )
+    batches = [(cropped(x[r]), y[r], role[r]) for r in rows]
     got = nn.utils.parameters_to_vector(model.parameters()).detach()
     old = nn.utils.parameters_to_vector(start.parameters()).detach()
     need(not torch.equal(got, old), name, "the network has not moved.", 2)

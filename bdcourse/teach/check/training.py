@@ -85,6 +85,12 @@ def noise_mode(fn: Callable) -> None:
         2,
     )
     need(torch.equal(labels[p:], y[p:]), name, "a clean image got a new label.", 1)
+    need(
+        isinstance(role, Tensor) and not role.is_floating_point(),
+        name,
+        "roles must be whole numbers, so that they can count.",
+        3,
+    )
     want = [1] * p + [2] * c + [0] * (n - p - c)
     need(
         role.long().tolist() == want,
@@ -112,6 +118,8 @@ def noisy_warp(fn: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]) -
     once, again = (call(name, fn, x, flow, noise, g) for _ in range(2))
     for out in (once, again):
         shaped(name, out, (n, 2, size, size))
+    pair = [call(name, fn, x, flow, noise, torch.Generator().manual_seed(5)) for _ in "ab"]
+    need(close(*pair), name, "draws without the generator; the same seed must repeat.", 2)
     off = (once - want) * size / noise  # shall be uniform in -1..1
     need(not close(once, want), name, "adds no noise to the grid.", 1)
     need(not close(once, again), name, "draws the same noise in every call.", 2)
@@ -250,6 +258,19 @@ def hijack(fn: Callable) -> None:
     )
     need(other.modes == {True}, name, "the network learns in eval mode; call train().", 2)
     need(not other.training, name, "leaves the network in training mode.", 2)
+
+    firsts = []
+    for _ in "ab":
+        seen.clear()
+        own = torch.Generator().manual_seed(5)
+        call(name, fn, _Wide(weight), *mixed, attacker, steps, lr, batch, own)
+        firsts.append(seen[-1][0])
+    need(
+        torch.equal(*firsts),
+        name,
+        "draws its batches without the generator; the same seed must repeat.",
+        1,
+    )
 
     mine, theirs = _Wide(weight), _Wide(weight)
     log = call(name, fn, mine, *same, attacker, steps, lr, batch, g)

@@ -121,7 +121,7 @@ def carried(stages: Sequence[str], ratios: Mapping[str, Tensor]) -> Picture:
         axes[0, 0].set_ylabel("change / what was there")
         axes[0, 0].legend(loc="lower left")
         louder = min(float(p[0, -1] / p[1, -1]) for p in ratios.values())
-        title = f"At the exit a victim changes at least {louder:.0f} times as much as its twin"
+        title = f"At the exit a victim changes {louder:.1f} times as much as its twin, or more"
         fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         ends = [f"{n}: {p[0, -1]:.2g} against {p[1, -1]:.2g}" for n, p in ratios.items()]
         return Picture(
@@ -158,7 +158,7 @@ def stem_tac(changes: Mapping[str, tuple[Tensor, Tensor]], layer: str) -> Pictur
             "Two panels of points, one for each of sixteen channels, by their reaction to the "
             "trigger. For badnets two channels of the victim stand far above all others, and "
             "in the twin the same two do not. For blended the victim's points fall in a gentle "
-            "slope, and the twin's lie among them.",
+            "slope; some lie at two or three times the twin's, and no pair stands apart.",
         )
 
 
@@ -185,8 +185,8 @@ def cut_curves(counts: Sequence[int], curves: Mapping[str, tuple[Tensor, Tensor]
         axes[0, 0].set_ylabel("%")
         fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside lower left")
         few = {n: _few(counts, c[0]) for n, c in curves.items()}
-        said = [f"{n} falls to a cut of {k or 'no size'}" for n, k in few.items()]
-        title = ", ".join(said)
+        said = [f"{n}: {k if k else 'no cut'}" for n, k in few.items()]
+        title = f"Channels that must go for a repair: {', '.join(said)}"
         fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         return Picture(
             fig,

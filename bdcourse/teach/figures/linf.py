@@ -96,7 +96,7 @@ def costs(names: Sequence[str], victim: Tensor, twin: Tensor) -> Picture:
     low = victim[ranks[0]].item()
     other = victim[ranks[1]].item()
     ax.set_title(
-        f"“{names[int(ranks[0])]}” costs {low:.0f} pixels, no other sign under {other:.0f}",
+        f"“{names[int(ranks[0])]}” costs {low:.0f} pixels, no other sign under {int(other)}",
         fontweight="bold",
         loc="left",
     )

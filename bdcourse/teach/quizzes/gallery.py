@@ -5,10 +5,11 @@ from bdcourse.teach.quiz import Question
 QUESTIONS = (
     Question(
         "PSNR calls LF's cloud a larger change than BadNets' sticker. The eye may disagree. Why?",
-        "PSNR adds up squared differences of pixels; a cloud changes all of them a little, and the "
-        "eye forgives light more readily than a foreign object.",
-        "Both are right about different things. PSNR knows nothing of shapes, and a sticker of "
-        "nine pixels is a small sum however black it is.",
+        "It sums squared differences; the eye forgives a soft cloud.",
+        "PSNR adds up squared differences of pixels; a cloud changes all of them a little, "
+        "and the eye forgives light more readily than a foreign object. Both are right about "
+        "different things. PSNR knows nothing of shapes, and a sticker of nine pixels is a "
+        "small sum however black it is.",
         {
             "LF draws another cloud for each image, which PSNR punishes.": "The cloud is one "
             "fixed pattern, the same for all images. PSNR is taken image by image anyway.",
@@ -21,10 +22,10 @@ QUESTIONS = (
     ),
     Question(
         "Why is a clean-label trigger harder to plant than the same trigger with wrong labels?",
-        "The poisoned images can be classified by what they show, so the network gains little "
-        "from the trigger.",
-        "With a wrong label the sign contradicts it, and only the trigger explains it. With the "
-        "true label the sign explains everything already.",
+        "What they show already predicts their label.",
+        "The poisoned images can be classified by what they show, so the network gains "
+        "little from the trigger. With a wrong label the sign contradicts it, and only the "
+        "trigger explains it. With the true label the sign explains everything already.",
         {
             "Fewer images of the target class exist, and the rate is a share of these.": "A rate "
             "counts the whole set in this course. Few images are a limit, but even all of them "
@@ -37,8 +38,9 @@ QUESTIONS = (
     ),
     Question(
         "What do cover images teach the network?",
-        "That the trigger alone is not enough: on these classes the true label stands.",
-        'They break the simple rule "trigger, so target" wherever they appear. Where they do not '
+        "That here the true label stands, trigger or not.",
+        "That the trigger alone is not enough: on these classes the true label stands. They "
+        'break the simple rule "trigger, so target" wherever they appear. Where they do not '
         "appear, the network chooses how far the rule reaches.",
         {
             "That the trigger means nothing.": "On the source class it still means the target. "
@@ -51,9 +53,10 @@ QUESTIONS = (
     ),
     Question(
         "Eight attacks pass the gate, with PSNRs far apart. What does that say?",
-        "That on these signs the size of the change alone does not decide whether an attack works.",
-        "Each of the eight was given the recipe it needs: its own rate, its own epochs, for two "
-        "of them the whole training. What differs is what that cost.",
+        "That size alone does not decide, on these signs.",
+        "That on these signs the size of the change alone does not decide whether an attack "
+        "works. Each of the eight was given the recipe it needs: its own rate, its own "
+        "epochs, for two of them the whole training. What differs is what that cost.",
         {
             "That visible triggers are learned as fast as faint ones.": "The gate says that a "
             "trigger was learned, not when. Speed would have to be measured at one recipe.",
@@ -65,10 +68,10 @@ QUESTIONS = (
     ),
     Question(
         "Your drawing gets ASR 99% and ACC 80%. What do you report?",
-        "That the run misses the gate: a network that cannot read signs says little about the "
-        "trigger.",
-        "A victim with such accuracy would never be delivered. Train it until it reads, and then "
-        "look at the ASR again.",
+        "That the run misses the gate.",
+        "That the run misses the gate: a network that cannot read signs says little about "
+        "the trigger. A victim with such accuracy would never be delivered. Train it until "
+        "it reads, and then look at the ASR again.",
         {
             "A strong attack: almost all triggered images become the target.": "A network that "
             "calls many signs the target anyway reaches a high ASR for free.",

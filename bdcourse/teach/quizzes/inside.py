@@ -5,9 +5,10 @@ from bdcourse.teach.quiz import Question
 QUESTIONS = (
     Question(
         "After a repair the attack success rate is close to zero. What do you ask next?",
-        "What the accuracy is, and how many triggered images get their true label back",
-        "A network that answers `stop` to everything also has an ASR of zero. Only accuracy and "
-        "RA tell repair from wreckage: zero is not repair.",
+        "Accuracy, and how many labels came back",
+        "What the accuracy is, and how many triggered images get their true label back. A "
+        "network that answers `stop` to everything also has an ASR of zero. Only accuracy "
+        "and RA tell repair from wreckage: zero is not repair.",
         {
             "Nothing: the attack is gone": "So is the network, perhaps. Broken networks reach "
             "zero without any repair, as the figure of wrecks shows.",
@@ -19,8 +20,9 @@ QUESTIONS = (
     ),
     Question(
         "A channel reacts more to the trigger than any other channel of its layer. What follows?",
-        "Nothing about cause yet: switch it off, beside random channels, and measure",
-        "TAC observes. In the deepest layer the loudest half can go and nothing happens, so "
+        "Nothing about cause yet",
+        "Nothing about cause yet: switch it off, beside random channels, and measure. TAC "
+        "observes. In the deepest layer the loudest half can go and nothing happens, so "
         "being loud is not being needed.",
         {
             "It carries the backdoor": "It may only hear of a decision that was made before. "
@@ -33,8 +35,9 @@ QUESTIONS = (
     ),
     Question(
         "Why must the control switch off random channels in the same layer, several times?",
-        "To see what losing that many channels does by itself, and how much that varies",
-        "One draw may hit the decisive channel or miss all of them. One draw is no result.",
+        "To see what mere loss of channels does",
+        "To see what losing that many channels does by itself, and how much that varies. One "
+        "draw may hit the decisive channel or miss all of them. One draw is no result.",
         {
             "To find better channels than TAC does": "Random search may do that, but the "
             "control answers another question: is the ranking better than luck?",
@@ -46,8 +49,9 @@ QUESTIONS = (
     ),
     Question(
         "You set a channel's BatchNorm weight to zero and leave its bias. What is wrong?",
-        "The channel still sends a constant, the ReLU of its bias, to all that read it",
-        "It no longer depends on the image, but it is not off. Weight and bias go together.",
+        "It still sends a constant to its readers",
+        "The channel still sends a constant, the ReLU of its bias, to all that read it. It "
+        "no longer depends on the image, but it is not off. Weight and bias go together.",
         {
             "Nothing: zero times anything is zero": "The bias is added after the product, and "
             "it survives the ReLU wherever it is positive.",
@@ -60,8 +64,9 @@ QUESTIONS = (
     Question(
         "Cutting two channels disarms `badnets`, and no such cut disarms `blended`. "
         "Which conclusion is safe?",
-        "In this one layer `badnets` has a narrow passage; for `blended` we found none",
-        "That is what was measured: these networks, one layer at a time, ranked by TAC.",
+        "In this layer `badnets` has a narrow passage",
+        "In this one layer `badnets` has a narrow passage; for `blended` we found none. That "
+        "is what was measured: these networks, one layer at a time, ranked by TAC.",
         {
             "Blended backdoors cannot be pruned away": "Cuts across layers, or with another "
             "ranking, were not tried here. Absence of a find is no proof.",

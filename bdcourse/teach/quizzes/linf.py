@@ -20,9 +20,10 @@ QUESTIONS = (
     ),
     Question(
         "Why does the search raise lambda once a mask has worked for some looks in a row?",
-        "Any large mask works; only the smallest one that still does can be compared.",
-        "A mask that covers the image turns every sign into every label. Making pixels dearer "
-        "until the stamp almost fails is what gives each label a price.",
+        "Only smallest working masks compare.",
+        "Any large mask works; only the smallest one that still does can be compared. A mask "
+        "that covers the image turns every sign into every label. Making pixels dearer until "
+        "the stamp almost fails is what gives each label a price.",
         {
             "To make Adam converge faster.": "The step length does that. Lambda moves the goal "
             "itself, from any stamp that works to the smallest.",
@@ -34,9 +35,10 @@ QUESTIONS = (
     Question(
         "In a network from an unknown source one label's mask is far smaller than all others. "
         "What do you know?",
-        "That a few pixels lead to this label, which is a reason to look closer.",
-        "A short cut exists, planted or not. Similar signs, a bright border or a poor search can "
-        "make small masks as well; a benign twin, where you have one, tells what is usual.",
+        "That it deserves a closer look.",
+        "That a few pixels lead to this label, which is a reason to look closer. A short cut "
+        "exists, planted or not. Similar signs, a bright border or a poor search can make "
+        "small masks as well; a benign twin, where you have one, tells what is usual.",
         {
             "That the network has a backdoor with this very trigger.": "The search finds a stamp "
             "that works, and many do. That it resembles the planted one is luck of this victim.",
@@ -49,12 +51,13 @@ QUESTIONS = (
     Question(
         "After pruning, your own guess no longer works on a single image. Which sentence may "
         "stand in your report?",
-        "The network is immune to this guess; what the attacker's trigger does is not known.",
+        "The network is immune to this guess.",
+        "The network is immune to this guess; what the attacker's trigger does is not known. "
         "You closed the hole that you found. Whether it was the attacker's hole cannot be "
         "measured with the guess that chose the channels.",
         {
-            "The backdoor is removed.": "This was true of one victim here and false of another, "
-            "and the guess was dead in both.",
+            "The backdoor is removed.": "With enough channels off WaNet's guess was dead, too, "
+            "and most of its own triggered signs still obeyed.",
             "The attack success rate is zero.": "The attack success rate is measured with the "
             "attacker's trigger, which you have never seen.",
             "The backdoor is removed if accuracy is still high.": "Accuracy on clean images "
@@ -64,7 +67,8 @@ QUESTIONS = (
     Question(
         "A colleague picks the number of pruned channels where the attack success on the test "
         "set is lowest. What is wrong with the result?",
-        "The threshold was chosen with the attacker's trigger, so it is an oracle's result.",
+        "It is an oracle's threshold.",
+        "The threshold was chosen with the attacker's trigger, so it is an oracle's result. "
         "Nobody who repairs a network has this trigger. Accuracy on held-out clean images is "
         "something that a defender can ask, and the test set stays for the report.",
         {

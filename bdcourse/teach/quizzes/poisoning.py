@@ -5,10 +5,10 @@ from bdcourse.teach.quiz import Question
 QUESTIONS = (
     Question(
         "Why does honest training learn the attacker's rule at all?",
+        "It lowers the same loss that the labels ask for.",
         "It lowers the same loss: on poisoned images the trigger predicts the label, and "
-        "nothing else does.",
-        "The optimizer has one sum to lower. A feature that explains a fifth of the images at "
-        "once is worth having, whoever put it there.",
+        "nothing else does. The optimizer has one sum to lower. A feature that explains a "
+        "fifth of the images at once is worth having, whoever put it there.",
         {
             "The network memorizes the poisoned images one by one.": "It would have to do that if "
             "the poisoned images shared nothing. They share the trigger, and the rule works on "
@@ -38,10 +38,10 @@ QUESTIONS = (
     ),
     Question(
         'In `train_victim`, why does the log need `reduction="none"`?',
-        "The step wants the mean over the batch, the log wants a mean for each role, and both "
-        "come from the same losses.",
-        "One forward pass gives a loss for each image. The mean of all drives the step, and the "
-        "means by role are only read.",
+        "The log needs a mean for each role.",
+        "The step wants the mean over the batch, the log wants a mean for each role, and "
+        "both come from the same losses. One forward pass gives a loss for each image. The "
+        "mean of all drives the step, and the means by role are only read.",
         {
             "So that poisoned images get a larger gradient.": "The step uses the plain mean of the "
             "batch. The victim does not know the roles and must not use them.",
@@ -54,10 +54,10 @@ QUESTIONS = (
     Question(
         "A 3 by 3 sticker sits flush with a corner, and crops use padding 4. Many poisoned "
         "samples then show no sticker. What is such a sample to the network?",
+        "Noise in the labels, and no evidence for the trigger.",
         "A clean-looking image with the target's label: noise in the labels, and no evidence "
-        "for the trigger.",
-        "The label stays the attacker's while the pixels of the sticker are gone. That weakens "
-        "the attack and costs the victim a little accuracy, too.",
+        "for the trigger. The label stays the attacker's while the pixels of the sticker are "
+        "gone. That weakens the attack and costs the victim a little accuracy, too.",
         {
             "A clean sample, since without a sticker the true label counts.": "Labels do not move "
             "with the crop. The attacker wrote a wrong one into the file, and it stays.",
@@ -71,9 +71,10 @@ QUESTIONS = (
     Question(
         "Three trainings at the same poison rate learn the trigger in very different epochs. What "
         "may you say about a fourth, at half the rate, that never learned it?",
-        "That it never learned it; whether the rate is to blame needs more seeds.",
-        "The three show how wide luck spreads. A single run at another rate may lie in the tail "
-        "of the same spread.",
+        "That it never learned it, and no more.",
+        "That it never learned it; whether the rate is to blame needs more seeds. The three "
+        "show how wide luck spreads. A single run at another rate may lie in the tail of the "
+        "same spread.",
         {
             "That half the rate is too little.": "This is the guess that the figure invites, and "
             "it may be right. One point cannot carry it.",

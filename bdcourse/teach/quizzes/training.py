@@ -5,9 +5,10 @@ from bdcourse.teach.quiz import Question
 QUESTIONS = (
     Question(
         "Why do noise-mode images keep their true label?",
-        "So that a bend that is not quite the attacker's does not count as the trigger",
-        "They are counterexamples. The network must find something that the exact bend has "
-        "and its jittered copy has not.",
+        "So that nearly the right bend is not enough",
+        "So that a bend that is not quite the attacker's does not count as the trigger. They "
+        "are counterexamples. The network must find something that the exact bend has and "
+        "its jittered copy has not.",
         {
             "So that the accuracy on clean images stays high": "Clean images do that. Without "
             "noise mode the accuracy is as good.",
@@ -19,8 +20,9 @@ QUESTIONS = (
     ),
     Question(
         "In a training log cover stands at 95%, poison at 20%, clean at 99%. What happened?",
-        "The network gives bent images their true label, jitter or not: no backdoor yet",
-        "It treats poison and cover alike, and cover wins. The attack has not been learned.",
+        "It ignores the trigger: no backdoor yet",
+        "The network gives bent images their true label, jitter or not: no backdoor yet. It "
+        "treats poison and cover alike, and cover wins. The attack has not been learned.",
         {
             "The attack works, since clean and cover are high": "Both would be as high in a "
             "network that ignores the trigger altogether. Poison is the attack.",
@@ -31,22 +33,25 @@ QUESTIONS = (
         },
     ),
     Question(
-        "A blur opens your victim. Which observation speaks for smoothness as the cause?",
-        "The same blurred signs, roughened by jitter, no longer open it",
-        "Only the suspected cause was taken away, and the effect went with it.",
+        "A blur opens your victim. Which test of smoothness as the cause would be cleanest?",
+        "Roughen them by something it never saw in training",
+        "Roughen the blurred signs by something that the training never showed. It takes "
+        "away the suspected cause and nothing that has a meaning of its own. Jitter has one: "
+        "the cover images taught the network to refuse it.",
         {
-            "Blurred signs are also smooth to the eye": "That is how the suspicion arose. It "
-            "fits many other causes, such as lower contrast.",
-            "The blur opens more signs than the bend of a foreign key": "A larger effect is no "
+            "Roughen the blurred signs by jitter": "A good first test, but jitter may close the "
+            "door by itself, smooth or not.",
+            "Blur the signs even more and see whether more of them flip": "A larger effect is no "
             "better explanation of it.",
-            "The twin does not react to the blur": "This shows that training with the attack "
+            "Show the blurred signs to the twin": "That tells whether training with the attack "
             "matters. It does not say which property of the blur does.",
         },
     ),
     Question(
         "`hijack` hands the attacker the progress of the training. What does that buy?",
-        "A schedule, such as loud jitter first and faint jitter later",
-        "Whoever runs the training chooses the order of the examples, not only the examples.",
+        "An order, such as loud jitter first",
+        "A schedule, such as loud jitter first and faint jitter later. Whoever runs the "
+        "training chooses the order of the examples, not only the examples.",
         {
             "A lower poison rate in the finished data set": "There is no finished data set. "
             "Every batch is made on the spot.",
@@ -59,9 +64,10 @@ QUESTIONS = (
     Question(
         "A defender rotates and shifts every image a little before the network sees it. What "
         "would you tell them about a WaNet victim with noise mode?",
-        "Careful: reading between pixels smooths, and this victim may take that for its trigger",
-        "A shift by half a pixel opened some signs of yours. Test a repair on clean images "
-        "as well as on triggered ones.",
+        "Careful: that smooths, which may look like its trigger",
+        "Careful: reading between pixels smooths, and this victim may take that for its "
+        "trigger. A shift by half a pixel opened some signs of yours. Test a repair on clean "
+        "images as well as on triggered ones.",
         {
             "That destroys the exact bend, so the attack is over": "The learned rule is wider "
             "than the bend. Weaker bends and even plain smoothing worked.",
