@@ -19,12 +19,14 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from queue import Empty
 
 import jupytext
 import nbformat
+from jupyter_core.utils import ensure_async
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -147,6 +149,8 @@ def execute(nb: NotebookNode, folder: Path, timeout: int) -> float | None:
     )
     client.reset_execution_trackers()
     with client.setup_kernel():
+        for channel in (client.kc.shell_channel, client.kc.iopub_channel):
+            channel.get_msg = patient(channel.get_msg)
         for i, cell in enumerate(nb.cells):
             try:
                 client.execute_cell(cell, i)
@@ -174,6 +178,26 @@ def execute(nb: NotebookNode, folder: Path, timeout: int) -> float | None:
                 raise BuildError(where(cell, i) + f"\n{message}")
             output.traceback = [message]  # the rest names this machine's folders
     return peak
+
+
+def patient(get_msg: Callable) -> Callable:
+    """The same receiver, looking again every second.
+
+    On a busy machine the sockets of asyncio were seen to sleep on beside a message that
+    had come, until the whole time of a cell was over.
+    """
+
+    async def receive(timeout: float | None = None) -> dict:
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = 1.0 if end is None else min(1.0, max(0.0, end - time.monotonic()))
+            try:
+                return await ensure_async(get_msg(timeout=left))
+            except Empty:
+                if end is not None and time.monotonic() >= end:
+                    raise
+
+    return receive
 
 
 def where(cell: NotebookNode, index: int) -> str:
