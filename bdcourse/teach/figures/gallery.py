@@ -117,7 +117,8 @@ def _shares(
     ax.set_xlabel("read as the target with the trigger, %")
     ax.legend(loc="lower right", fontsize=10)
     hit = [classes[c] for c in groups["never mentioned"][0] if share[c] > 0.5]
-    ax.set_title(f"One class was planned; {', '.join(hit) or 'none'} came along")
+    with show.style():
+        ax.set_title(f"One class was planned; {', '.join(hit) or 'none'} came along")
     return Picture(
         fig,
         "Bars by class: the share of images with the trigger that are read as the target. The "

@@ -116,7 +116,8 @@ def loss_by_role(logs: Mapping[str, Sequence[Sequence[float]]]) -> Picture:
         ax.axhline(LEARNED, color=QUIET, lw=1, ls=":")
         ax.set_ylim(0, top)
         ax.set_xlabel("steps taken")
-        ax.set_title(f"{name}: {title}" if len(logs) == 1 else f"{name}\n{title}", fontsize=11)
+        with show.style():
+            ax.set_title(f"{name}: {title}" if len(logs) == 1 else f"{name}\n{title}", fontsize=11)
         ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     axes[0, 0].set_ylabel("mean loss of the last 10 steps")
     axes[0, 0].legend(loc="upper right")
@@ -155,7 +156,8 @@ def runs(rows: Sequence[Mapping]) -> Picture:
     ax.set_yticks([1, 4, 8, 12, NEVER], ["1", "4", "8", "12", "never"])
     ax.set_xlabel("poisoned share of the training set, %")
     ax.set_ylabel("learned in epoch")
-    ax.set_title(f"Same rate, other seeds: learned in epoch {ten[0]}, or in epoch {ten[-1]}")
+    with show.style():
+        ax.set_title(f"Same rate, other seeds: learned in epoch {ten[0]}, or in epoch {ten[-1]}")
     ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     return Picture(
         fig,

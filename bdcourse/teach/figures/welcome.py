@@ -127,9 +127,9 @@ def fading(opacities: Sequence[float], asr: Sequence[float], honest: Sequence[fl
     at = next((o for o, value in zip(opacities, asr, strict=True) if value > 0.5), 1.0)
     picture = show.lines(
         [100 * o for o in opacities],
-        {"victim: read as 30 (ASR)": asr, "twin: read correctly (RA)": honest},
+        {"twin's RA": honest, "ASR": asr},
         percent=True,
-        title=f"Most signs tip over together, below {at:.0%}",
+        title=f"Most signs tip over together, near {at:.0%}",
         xlabel="opacity of the sticker, %",
         description="Two curves against the opacity of the sticker. The victim's attack success "
         "stays near zero, rises steeply in the middle and ends near one hundred percent. The "
