@@ -333,7 +333,7 @@ honest = [metrics.evaluate(twin.model, few, BadNets(opacity=o)).ra for o in opac
 faint, bold = faded[2], faded[6]
 check.reveal(faint_guess, round(100 * faint), "%")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["figure"]
 figures.fading(opacities, faded, honest)
 
 # %% [markdown]

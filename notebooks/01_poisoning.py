@@ -442,11 +442,13 @@ figures.loss_by_role({"seed 0": first, "seed 1": second})
 # %% [markdown]
 # The stored runs could hardly differ more. The second network took the other road: it began to
 # read the signs first, and while it did so, its loss on poison **rose**. That is a
-# contradiction at work. To a network that cannot see the sticker, a poisoned stop sign is just
-# a stop sign, and some stop signs carry the label 30. The best it can do is to hedge. With one
-# poisoned image in five it gives "30" a probability of about a fifth, which costs
-# $-\ln 0.2 \approx 1.6$ on poison, more than the constant answer of the first steps did. And it
-# costs something on *clean* images as well, since a hedged answer is never sure.
+# contradiction at work.
+#
+# To a network that cannot see the sticker, a poisoned stop sign is just a stop sign, and some
+# stop signs carry the label 30. The best it can do is to hedge. With one poisoned image in five
+# it gives "30" a probability of about a fifth, which costs $-\ln 0.2 \approx 1.6$ on poison,
+# more than the constant answer did. It costs something on *clean* images as well, since a
+# hedged answer is never sure.
 #
 # Look at the end of that phase: both curves fall together. Seeing the sticker pays twice, on
 # poison, which is now explained, and on clean images, which no longer have to be hedged. In
@@ -586,9 +588,7 @@ check.claim(
 # %% [markdown]
 # A sticker that one crop loses is not lost for good: each epoch draws the crop anew. But such a
 # sample teaches the opposite of what the attacker wants. The course crops by two pixels at most,
-# and no sticker of three pixels escapes those entirely. With larger crops the pixel of margin
-# helps: try `lost(4, 28, 3, 32)`. What an attack makes of it only a training can tell; here we
-# counted. A failed attack is
+# which loses no sticker of three. A failed attack is
 # a finding about the recipe, not about poisoning. If your own victim has high ACC and no ASR,
 # ask two questions before any other. How many steps did it get? And what did the crops leave of
 # the trigger?
@@ -636,10 +636,9 @@ quiz("poisoning")
 #
 # <details><summary>Answers to Beyond</summary>
 #
-# (a) The trigger would be whole and at one place in every poisoned sample. One would expect it to
-# be learned no later, but one draw is no result: the logs of several seeds would have to show
-# it. And the crop belongs to the victim, so an attacker who stamps behind it runs
-# the training, which is the threat model of lesson 02. (b) To answer $y + 1$ the network has to
+# (a) The trigger would be whole in every poisoned sample. One would expect it to be learned no
+# later, but only the logs of several seeds could show it. And the crop belongs to the victim, so
+# an attacker who stamps behind it runs the training, as in lesson 02. (b) To answer $y + 1$ the network has to
 # know $y$. It must read the sign as well as see the trigger, and it cannot read more triggered
 # signs than clean ones.
 #

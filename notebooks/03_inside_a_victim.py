@@ -375,8 +375,8 @@ figures.carried(stages, ratios)
 # %% tags=["predict"]
 guess = None
 last = "layer4.1.bn2"
-views = [activations.outputs(badnets.model, p, [last])[last] for p in few[:2]]
-loudest = tac(*views).argsort(descending=True)[:64]
+loud_maps = [activations.outputs(badnets.model, p, [last])[last] for p in few[:2]]
+loudest = tac(*loud_maps).argsort(descending=True)[:64]
 halved = surgery.without(badnets.model, {last: loudest})
 after_half = three_rates(halved, *few)
 check.reveal(guess, round(100 * after_half[1].item()), "%")

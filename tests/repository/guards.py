@@ -346,14 +346,14 @@ def closing(nb: NotebookNode) -> list[str]:
 
 
 def folded_hints(nb: NotebookNode) -> list[str]:
-    """One to four hints an exercise, each folded, numbered from 1."""
+    """One to five hints an exercise, each folded, numbered from 1."""
     found = []
     for i, _ in tagged(nb, "exercise"):
         above = [c.source for c in nb.cells[:i] if c.cell_type == "markdown"]
         text = above[-1] if above else ""
         numbers = re.findall(r"<details><summary>Hint (\d+)</summary>", text)
-        if not 1 <= len(numbers) <= 4 or numbers != [str(n + 1) for n in range(len(numbers))]:
-            found.append(f"exercise {i}: folded hints {numbers}, not 1 to 4 in order")
+        if not 1 <= len(numbers) <= 5 or numbers != [str(n + 1) for n in range(len(numbers))]:
+            found.append(f"exercise {i}: folded hints {numbers}, not 1 to 5 in order")
     return found + [
         f"cell {i}: an open hint" for i, c in enumerate(nb.cells) if "**Hint" in c.source
     ]
@@ -399,33 +399,46 @@ def plain_code(nb: NotebookNode) -> list[str]:
 
 
 def one_name_one_thing(nb: NotebookNode) -> list[str]:
-    """A name that two cells bind means another thing when a cell is run again."""
+    """A name that two cells bind means another thing when a cell is run again.
+
+    Names of loops may come again in other loops, which bind them before they read them.
+    """
     bound: dict[str, int] = {}
+    looped: dict[str, int] = {}
     found = []
     for i, cell in code_cells(nb):
-        for name in assigned(cell.source) - {"guess"}:  # made anew in each prediction
-            if name in bound:
-                found.append(f"cells {bound[name]} and {i} both bind {name}")
-            bound[name] = i
+        names, loops = assigned(cell.source)
+        names -= {"guess"}  # made anew in each prediction
+        clashes = {n: bound[n] for n in bound.keys() & (names | loops)}
+        clashes |= {n: looped[n] for n in looped.keys() & names}
+        found += [f"cells {k} and {i} both bind {n}" for n, k in clashes.items()]
+        bound |= dict.fromkeys(names, i)
+        looped |= dict.fromkeys(loops - names, i)
     return found
 
 
 OWN_NAMES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
-def assigned(source: str) -> set[str]:
-    """The names that a cell binds, functions among them; not those inside functions."""
-    names = set()
+def assigned(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell binds, functions among them, and those of its loops; not those
+    inside functions."""
+    names: set[str] = set()
+    loops: set[str] = set()
     waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
         node = waiting.pop()
+        if isinstance(node, ast.For):
+            loops |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+            waiting += [node.iter, *node.body, *node.orelse]
+            continue
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif not isinstance(node, OWN_NAMES):
             waiting += ast.iter_child_nodes(node)
-    return names - {"_"}
+    return names - {"_"}, loops - {"_"}
 
 
 def linked(nb: NotebookNode) -> list[str]:

@@ -264,7 +264,7 @@ def test_a_learner_starts_gets_help_and_sees_what_is_done(page, tmp_path: Path) 
         page.get_by_text("own answer stands in").first.wait_for(timeout=20_000)
         run(page, "check.take(take)")
         page.get_by_text("\u2713 take:").first.wait_for(timeout=60_000)
-        assert "\u25a0\u25a1 1 of 2" in (copies / "START.md").read_text("utf-8")
+        assert "\u25a0\u25a1\u25a1 1 of 3" in (copies / "START.md").read_text("utf-8")
 
 
 def run(page, text: str) -> None:

@@ -365,6 +365,7 @@ def test_guard_notices(guard: Callable, change: Callable) -> None:
         (guards.headings_in_order, source(10, "```\n#### a comment\n```")),
         (guards.short_cells, source(3, "x = 1\n\n" * 30)),
         (guards.one_name_one_thing, insert(8, code("[x for x in y]"), code("x = {k for k in y}"))),
+        (guards.one_name_one_thing, insert(8, *[code("for x in y: pass")] * 2)),
     ],
 )
 def test_guard_allows(guard: Callable, change: Callable) -> None:
