@@ -439,7 +439,7 @@ check.claim("The exchanged board moves more than 90%.", exchanged, 0.9, 1, "%")
 #
 # ## Quiz
 #
-# Click a choice to see what is right or wrong about it.
+# Click on a choice, and it unfolds to what is right or wrong about it.
 
 # %% tags=["method"]
 quiz("welcome")
