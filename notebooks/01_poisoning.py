@@ -67,7 +67,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 parts = data.splits("signs")
 
 # %% tags=["figure"]
-figures.pipeline()
+figures.two_rules()
 
 # %% [markdown]
 # Look at where the two paths meet. The victim cannot tell them apart, and the loss cannot

@@ -17,7 +17,7 @@ LEARNED = 0.5  # a loss below this: most images of the role are read as their la
 NEVER = 14  # where runs that never learned are drawn, above twelve epochs
 
 
-def pipeline() -> Picture:
+def two_rules() -> Picture:
     """Who touches what on the way from a few pictures to two rules."""
     at = {
         "most": Box(1.4, 2.75, "clean images\ntheir labels", CLEAN, 2.7, 0.95),
