@@ -393,7 +393,7 @@ def test_a_failed_check_shows_its_sentence_and_nothing_of_the_course(term):
             for o in c.outputs
             if o.output_type == "error"
         ]
-        assert failed and all(o.traceback == [o.evalue] for o in failed)
+        assert failed and all(o.traceback == [f"\u2717 {o.evalue}"] for o in failed)
 
 
 def test_feedback_tells_the_student_what_to_mend(term):
@@ -434,7 +434,7 @@ def test_a_release_holds_no_solution_and_validates_by_its_tests(term, validated)
 def test_a_copy_for_self_study_validates_by_its_checks(validated):
     """nbgrader's button in JupyterLab does the same."""
     _, empty, full = validated
-    assert "VALIDATION FAILED ON 1 CELL(S)" in empty and "take: not written yet" in empty
+    assert "VALIDATION FAILED ON 3 CELL(S)" in empty and "take: not written yet" in empty
     assert "Success" in full
 
 

@@ -255,23 +255,21 @@ def train_victim(fn: Callable) -> None:
     y = torch.randint(0, k, (n,), generator=g)
     role = (torch.rand(n, generator=g) < 0.5).to(torch.int8)
     seen: list[Tensor] = []
-    draws: list[float] = []
 
     def cropped(part: Tensor) -> Tensor:
         return part.roll(1, -1) + 1  # so that training on what was not cropped shows
 
     def crop(part: Tensor, generator: torch.Generator) -> Tensor:
         seen.append(part.detach().clone())
-        draws.append(float(torch.rand((), generator=generator)))
         return cropped(part)
 
     model = _small(k)
     start, seed = copy.deepcopy(model), torch.Generator().manual_seed(3)
     log = call(name, fn, model, x, y, role, crop, epochs, batch, lr, every, seed)
-    count, first, told = len(seen), list(seen), list(draws)
+    count, first = len(seen), list(seen)
     again = copy.deepcopy(start), x, y, role, crop, epochs, batch, lr, every
     fn(*again, torch.Generator().manual_seed(3))
-    repeated, told_again = seen[count:], draws[count:]
+    repeated = seen[count:]
     seen[count:] = []
 
     steps = n // batch
@@ -316,12 +314,6 @@ def train_victim(fn: Callable) -> None:
         and all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True)),
         name,
         "shuffles without the generator, so the same seed gives another training.",
-        1,
-    )
-    need(
-        told == told_again and len(set(told)) > 1,
-        name,
-        "hands crop another generator than its own.",
         1,
     )
     batches = [(cropped(x[r]), y[r], role[r]) for r in rows]

@@ -8,6 +8,7 @@ import matplotlib
 import torch
 from torch import Tensor
 
+from bdcourse import models
 from bdcourse.report import show
 from bdcourse.report.diagram import Box, boxes
 from bdcourse.report.show import CLEAN, INK, OTHER, QUIET, TRIGGERED, Picture
@@ -69,7 +70,7 @@ def loudness(each: Mapping[str, Tensor]) -> Picture:
     ends = torch.tensor([0.05, 0.95])
     named = {}
     for n in order:
-        low, high = each[n].double().quantile(ends.double()).tolist()
+        low, high = models.wide(each[n]).quantile(models.wide(ends)).tolist()
         named[n] = (middle[n], low, high)
     apart = middle[order[-1]] - middle[order[0]]
     return show.ranked(
