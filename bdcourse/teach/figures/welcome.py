@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdcourse import metrics
+from bdcourse import metrics, models
 from bdcourse.attacks import Attack, BadNets
 from bdcourse.images import Images
 from bdcourse.report import show
@@ -76,7 +76,7 @@ def sticker(test: Images, attack: Attack) -> Picture:
 def matrices(clean: Tensor, triggered: Tensor, names: tuple[str, ...]) -> Picture:
     """Two confusion tables, (k, k) each: true class down, answer across."""
     fig, axes = show.canvas(1, 2, height=3.9)
-    shares = [t.double() / t.sum(1, keepdim=True).clamp(min=1) for t in (clean, triggered)]
+    shares = [models.wide(t) / t.sum(1, keepdim=True).clamp(min=1) for t in (clean, triggered)]
     for ax, share, title in zip(
         axes[0], shares, ("without the sticker", "with the sticker"), strict=True
     ):
