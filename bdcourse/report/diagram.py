@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bdcourse.report.show import INK, QUIET, Picture, canvas, style
+from bdcourse.report.show import INK, QUIET, Picture, canvas, headline, style
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def boxes(
     for x, y, text in notes:
         ax.text(x, y, text, ha="center", va="center", color=QUIET, fontsize=11)
     if title:
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        headline(fig, title)
     with style():
         return Picture(fig, description)
 

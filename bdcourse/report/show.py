@@ -144,6 +144,11 @@ def style():
     return matplotlib.rc_context(STYLE)
 
 
+def headline(figure: Figure, text: str) -> None:
+    """The title above all axes of a figure."""
+    figure.suptitle(_plain(text), x=0.01, ha="left", fontsize=12, fontweight="bold")
+
+
 def _letters(text: object) -> str:
     """Text without what neither a font nor a file in UTF-8 has: control characters, and
     the bytes of a file name that are no text."""
@@ -309,7 +314,7 @@ def images(
                     fontweight="bold" if bad else "normal",
                 )
         if title:
-            fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+            headline(fig, title)
         return Picture(fig, description)
 
 
@@ -598,7 +603,7 @@ def scatter(
         if highlighted:
             axes[0, 0].legend(fontsize=11)
         axes[0, 0].set_ylabel(_plain(ylabel))
-        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        headline(fig, title)
         return Picture(fig, description)
 
 
@@ -723,7 +728,7 @@ def clouds(
             ax.set_title(_called(name), fontsize=11, loc="center", fontweight="normal")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, ncols=3, loc="outside lower left", fontsize=11)
-        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        headline(fig, title)
         return Picture(fig, description)
 
 
@@ -866,7 +871,7 @@ def heat(
                 pad=3,
                 fontweight="normal",
             )
-        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        headline(fig, title)
         return Picture(fig, description)
 
 
@@ -908,7 +913,7 @@ def contours(
             ax.set_xlabel(_plain(xlabel))
             ax.set_aspect("equal")
         axes[0, 0].set_ylabel(_plain(ylabel))
-        fig.suptitle(_plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        headline(fig, title)
         return Picture(fig, description)
 
 

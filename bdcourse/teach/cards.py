@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from bdcourse.teach import lessons, progress
 
@@ -21,10 +22,18 @@ def wanted() -> bool:
         return False
     try:
         import ipywidgets  # noqa: F401
-        from IPython import get_ipython
     except ImportError:
         return False
-    return getattr(get_ipython(), "kernel", None) is not None
+    return getattr(_shell(), "kernel", None) is not None
+
+
+def _shell() -> Any:
+    """IPython's shell, or None."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    return get_ipython()
 
 
 def offer(name: str) -> bool:
@@ -96,12 +105,7 @@ def step_in(exercise: lessons.Exercise) -> str:
     Raises:
         RuntimeError: this is no notebook.
     """
-    try:
-        from IPython import get_ipython
-
-        shell = get_ipython()
-    except ImportError:
-        shell = None
+    shell = _shell()
     if shell is None:
         raise RuntimeError("the course's answers step in within a notebook only.")
     code = compile(exercise.answer, f"<the course's answer to {exercise.name}>", "exec")

@@ -81,8 +81,7 @@ def stub(source: str) -> str:
 
 def without_marks(source: str) -> str:
     """An exercise with its answer, and without the lines around that."""
-    lines = source.splitlines()
-    return "\n".join(line for line in lines if line.strip() not in (BEGIN, END))
+    return SOLUTION.sub(lambda m: "\n".join(m[0].splitlines()[1:-1]), source)
 
 
 def _solution(check: NotebookNode, answer: str) -> NotebookNode:
@@ -92,17 +91,20 @@ def _solution(check: NotebookNode, answer: str) -> NotebookNode:
     text = (
         f"<details><summary>Show one solution</summary>\n\n```python\n{answer}\n```\n\n</details>"
     )
-    new = v4.new_markdown_cell(text, id=f"{check.id}-one")
-    new.metadata["bdcourse"] = {"key": new.id, "made": _digest(text)}
-    return new
+    return _marked_as_made(v4.new_markdown_cell(text, id=f"{check.id}-one"))
 
 
 def _looking(setup: NotebookNode) -> NotebookNode:
     from nbformat import v4
 
-    new = v4.new_code_cell(LOOKING, id=f"{setup.id}-looking", metadata={"tags": [SKIP]})
-    new.metadata["bdcourse"] = {"key": new.id, "made": _digest(LOOKING)}
-    return new
+    name = f"{setup.id}-looking"
+    return _marked_as_made(v4.new_code_cell(LOOKING, id=name, metadata={"tags": [SKIP]}))
+
+
+def _marked_as_made(cell: NotebookNode, key: str = "") -> NotebookNode:
+    """A cell of a copy that remembers which it is, and what it said when it was made."""
+    cell.metadata["bdcourse"] = {"key": key or cell.id, "made": _digest(cell.source)}
+    return cell
 
 
 def _made(cell: NotebookNode) -> NotebookNode:
@@ -115,8 +117,7 @@ def _made(cell: NotebookNode) -> NotebookNode:
     new = getattr(v4, f"new_{cell.cell_type}_cell")(source, id=cell.id)
     if tags:
         new.metadata["tags"] = tags
-    new.metadata["bdcourse"] = {"key": key, "made": _digest(source)}
-    return new
+    return _marked_as_made(new, key)
 
 
 def _tested(cell: NotebookNode, name: str) -> NotebookNode | None:
@@ -138,9 +139,8 @@ def _tested(cell: NotebookNode, name: str) -> NotebookNode | None:
         return None
     cell.source = call
     cell.metadata["bdcourse"]["made"] = _digest(call)
-    rest = v4.new_code_cell(more, id=f"{cell.id}-rest", metadata={"tags": [SKIP]})
-    rest.metadata["bdcourse"] = {"key": rest.id, "made": _digest(more)}
-    return rest
+    name = f"{cell.id}-rest"
+    return _marked_as_made(v4.new_code_cell(more, id=name, metadata={"tags": [SKIP]}))
 
 
 def split(source: str, name: str) -> tuple[str, str]:
@@ -190,8 +190,7 @@ def seen(cell: NotebookNode) -> NotebookNode | None:
     if attached:
         new["attachments"] = attached
     look = _digest(repr(attached))  # another picture is another cell
-    new.metadata["bdcourse"] = {"key": f"{new.id}-{look}", "made": _digest(text)}
-    return new
+    return _marked_as_made(new, f"{new.id}-{look}")
 
 
 # --- Bringing a copy up to date --------------------------------------------------

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bdcourse.teach import check
-from bdcourse.teach.labs import NOTEBOOKS, SKIP, SOLUTION, chosen, exercise, seen, split
+from bdcourse.teach.labs import NOTEBOOKS, SKIP, chosen, exercise, seen, split, without_marks
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -134,7 +134,7 @@ def assignment(lesson: NotebookNode, points: Mapping[str, int]) -> NotebookNode:
             if asked:
                 _mark(cell, name, solution=True)
             else:
-                cell.source = SOLUTION.sub(_without_marks, cell.source)
+                cell.source = without_marks(cell.source)
                 _mark(cell, name, locked=True)
         elif "check" in tags and asked:
             rest = _graded(cell, asked, points[asked])
@@ -172,10 +172,6 @@ def _mark(cell: NotebookNode, name: str, **what) -> None:
     tags = [t for t in cell.metadata.get("tags", []) if t != "hide-input"]
     cell.metadata["tags"] = tags
     cell.metadata.pop("jupyter", None)  # a lesson folds its answers, an exam must not
-
-
-def _without_marks(found: re.Match) -> str:
-    return "\n".join(found[0].splitlines()[1:-1])
 
 
 def plan(path: Path | None, lessons: Path = NOTEBOOKS) -> tuple[str, list[Lab]]:

@@ -210,7 +210,7 @@ def poison_one_class(fn: Callable) -> None:
         "source's rows first, one over the cover rows second.",
         2,
     )
-    for what, asked in (("source", 0.3), ("cover", 0.3)):
+    for what in ("source", "cover"):
         few = y.clone()
         if what == "source":
             few[of_cover] = covers[0]
@@ -218,7 +218,7 @@ def poison_one_class(fn: Callable) -> None:
         else:
             few[~of_cover] = source
         try:
-            call(name, fn, x, few, trigger, source, target, tuple(covers), asked + 0.1, seed)
+            call(name, fn, x, few, trigger, source, target, tuple(covers), 0.4, seed)
         except CheckFailed:
             raise
         except Exception as e:

@@ -171,18 +171,22 @@ def _loop(
     lr: float,
     batch: int,
     generator: torch.Generator,
+    slip: str = "",
 ) -> list[list[float]]:
-    """The answer that `hijack` is measured against."""
+    """The answer that `hijack` is measured against; `slip`, of SLIPS, is a mistake to make."""
     opt = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=True)
     log, right, seen = [], torch.zeros(3), torch.zeros(3)
     model.train()
     for step in range(steps):
-        opt.param_groups[0]["lr"] = lr * (1 - step / steps)
+        if slip != "rate":
+            opt.param_groups[0]["lr"] = lr * (1 - step / steps)
         index = torch.randint(len(x), (batch,), generator=generator)
-        bx, by, role = attacker(x[index].float() / 255, y[index], step / steps)
-        out = model(bx)
-        opt.zero_grad()
-        F.cross_entropy(out, by).backward()
+        before = x[index].float() / 255
+        bx, by, role = attacker(before, y[index], step / steps)
+        out = model(before if slip == "images" else bx)
+        if slip != "gradients":
+            opt.zero_grad()
+        F.cross_entropy(out, y[index] if slip == "labels" else by).backward()
         opt.step()
         right.index_add_(0, role, (out.argmax(1) == by).float())
         seen.index_add_(0, role, torch.ones(batch))
@@ -191,6 +195,14 @@ def _loop(
             right, seen = torch.zeros(3), torch.zeros(3)
     model.eval()
     return log
+
+
+SLIPS = {
+    "labels": "learns the true labels; the attacker's are what it must learn.",
+    "images": "learns the images from before the attacker rewrote them.",
+    "gradients": "gradients of earlier steps add up; set them to zero.",
+    "rate": "the learning rate stays where it was; let it fall.",
+}
 
 
 class _Wide(nn.Module):
@@ -282,10 +294,10 @@ def hijack(fn: Callable) -> None:
     mine, theirs = _Wide(weight), _Wide(weight)
     log = call(name, fn, mine, *same, attacker, steps, lr, batch, g)
     want = _loop(theirs, *same, attacker, steps, lr, batch, g)
-    for rebuilt, symptom in _SLIPS.items():
-        slip = _Wide(weight)
-        rebuilt(slip, *same, attacker, steps, lr, batch, g)
-        need(not close(mine.weight.detach(), slip.weight.detach(), 1e-9), name, symptom, 3)
+    for slip, symptom in SLIPS.items():
+        other = _Wide(weight)
+        _loop(other, *same, attacker, steps, lr, batch, g, slip)
+        need(not close(mine.weight.detach(), other.weight.detach(), 1e-9), name, symptom, 3)
     need(
         close(mine.weight.detach(), theirs.weight.detach(), 1e-7),
         name,
@@ -305,32 +317,3 @@ def hijack(fn: Callable) -> None:
         4,
     )
     passed(name, "every batch went through the attacker, and the weights agree")
-
-
-def _slip(fault: str) -> Callable[..., None]:
-    """The loop with one fault, for a message that names it."""
-
-    def run(model, x, y, attacker, steps, lr, batch, generator) -> None:
-        opt = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=True)
-        model.train()
-        for step in range(steps):
-            if fault != "rate":
-                opt.param_groups[0]["lr"] = lr * (1 - step / steps)
-            index = torch.randint(len(x), (batch,), generator=generator)
-            before = x[index].float() / 255
-            bx, by, _ = attacker(before, y[index], step / steps)
-            out = model(before if fault == "images" else bx)
-            if fault != "gradients":
-                opt.zero_grad()
-            F.cross_entropy(out, y[index] if fault == "labels" else by).backward()
-            opt.step()
-
-    return run
-
-
-_SLIPS = {
-    _slip("labels"): "learns the true labels; the attacker's are what it must learn.",
-    _slip("images"): "learns the images from before the attacker rewrote them.",
-    _slip("gradients"): "gradients of earlier steps add up; set them to zero.",
-    _slip("rate"): "the learning rate stays where it was; let it fall.",
-}

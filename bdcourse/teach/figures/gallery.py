@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import torch
 from torch import Tensor
 
@@ -88,7 +87,7 @@ def shares(
     share: Tensor, classes: Sequence[str], source: int, covers: Sequence[int], target: int
 ) -> Picture:
     """Share of each class that the trigger moves, sorted into what was planned."""
-    with matplotlib.rc_context(show.STYLE):
+    with show.style():
         return _shares(share, classes, source, covers, target)
 
 
@@ -118,8 +117,7 @@ def _shares(
     ax.set_xlabel("read as the target with the trigger, %")
     ax.legend(loc="lower right", fontsize=10)
     hit = [classes[c] for c in groups["never mentioned"][0] if share[c] > 0.5]
-    with show.style():
-        ax.set_title(f"One class was planned; {', '.join(hit) or 'none'} came along")
+    ax.set_title(f"One class was planned; {', '.join(hit) or 'none'} came along")
     return Picture(
         fig,
         "Bars by class: the share of images with the trigger that are read as the target. The "

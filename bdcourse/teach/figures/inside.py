@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
@@ -78,7 +77,7 @@ def wreckage(shares: Sequence[float], draws: Tensor) -> Picture:
         draws: (shares, draws, 3), ACC, ASR and RA.
     """
     worst = float(draws[..., 2].max())
-    with matplotlib.rc_context(show.STYLE):
+    with show.style():
         fig, axes = show.canvas(height=3.2)
         ax = axes[0, 0]
         for j, (name, color, marker) in enumerate(RATES):
@@ -108,7 +107,7 @@ def carried(stages: Sequence[str], ratios: Mapping[str, Tensor]) -> Picture:
     Args:
         ratios: victim -> (2, stages): the victim's and the twin's.
     """
-    with matplotlib.rc_context(show.STYLE):
+    with show.style():
         fig, axes = show.canvas(1, len(ratios), height=3.4, sharey=True)
         for ax, (name, pair) in zip(axes[0], ratios.items(), strict=True):
             for values, (who, color, marker) in zip(pair, TWO, strict=True):
@@ -122,7 +121,7 @@ def carried(stages: Sequence[str], ratios: Mapping[str, Tensor]) -> Picture:
         axes[0, 0].legend(loc="lower left")
         louder = min(float(p[0, -1] / p[1, -1]) for p in ratios.values())
         title = f"At the exit a victim changes {louder:.1f} times as much as its twin, or more"
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        show.headline(fig, title)
         ends = [f"{n}: {p[0, -1]:.2g} against {p[1, -1]:.2g}" for n, p in ratios.items()]
         return Picture(
             fig,
@@ -135,7 +134,7 @@ def carried(stages: Sequence[str], ratios: Mapping[str, Tensor]) -> Picture:
 def stem_tac(changes: Mapping[str, tuple[Tensor, Tensor]], layer: str) -> Picture:
     """TAC of each channel of one layer, sorted, beside the twin's of the same channel."""
     first = next(iter(changes.values()))[0].sort(descending=True).values
-    with matplotlib.rc_context(show.STYLE):
+    with show.style():
         fig, axes = show.canvas(1, len(changes), height=3.4, sharey=True)
         for ax, (name, pair) in zip(axes[0], changes.items(), strict=True):
             order = pair[0].argsort(descending=True)
@@ -152,7 +151,7 @@ def stem_tac(changes: Mapping[str, tuple[Tensor, Tensor]], layer: str) -> Pictur
         title = (
             f"In {next(iter(changes))} two channels shout, {many:.1f} times as loud as the third"
         )
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        show.headline(fig, title)
         return Picture(
             fig,
             "Two panels of points, one for each of sixteen channels, by their reaction to the "
@@ -168,7 +167,7 @@ def cut_curves(counts: Sequence[int], curves: Mapping[str, tuple[Tensor, Tensor]
     Args:
         curves: victim -> ((counts, 3), (counts, draws, 3)).
     """
-    with matplotlib.rc_context(show.STYLE):
+    with show.style():
         fig, axes = show.canvas(1, len(curves), height=3.8, sharey=True)
         for ax, (name, (ranked, chance)) in zip(axes[0], curves.items(), strict=True):
             for j, (rate, color, marker) in enumerate(RATES):
@@ -187,7 +186,7 @@ def cut_curves(counts: Sequence[int], curves: Mapping[str, tuple[Tensor, Tensor]
         few = {n: _few(counts, c[0]) for n, c in curves.items()}
         said = [f"{n}: {k if k else 'no cut'}" for n, k in few.items()]
         title = f"Channels that must go for a repair: {', '.join(said)}"
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        show.headline(fig, title)
         return Picture(
             fig,
             "Two panels, rates against the number of channels switched off. For badnets attack "
@@ -209,7 +208,7 @@ def every_layer(layers: Sequence[str], sweeps: Mapping[str, Tensor]) -> Picture:
     Args:
         sweeps: victim -> (layers, 3).
     """
-    with matplotlib.rc_context(show.STYLE):
+    with show.style():
         fig, axes = show.canvas(len(sweeps), 1, height=4.6, sharex=True)
         doors = []
         for ax, (name, rates) in zip(axes[:, 0], sweeps.items(), strict=True):
@@ -226,7 +225,7 @@ def every_layer(layers: Sequence[str], sweeps: Mapping[str, Tensor]) -> Picture:
         axes[0, 0].legend(ncols=2, loc="center right")
         said = [f"{n} in {d}" for n, d in zip(sweeps, doors, strict=True)]
         title = f"Of {len(layers)} layers, a quarter cut disarms {' and '.join(said)}"
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        show.headline(fig, title)
         return Picture(
             fig,
             "Two panels over twenty layers from entrance to exit, accuracy and attack success "

@@ -124,13 +124,7 @@ def corner(real: Tensor, guess: Tensor, mask: Tensor, side: int = 20) -> Picture
         ax.set_yticks([])
         color = TRIGGERED if name.startswith("the att") else OTHER
         ax.set_title(name, fontsize=11, loc="center", color=color)
-    fig.suptitle(
-        f"A mask of {mask.sum():.0f} pixels, where the attacker used nine",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-        fontweight="bold",
-    )
+    show.headline(fig, f"A mask of {mask.sum():.0f} pixels, where the attacker used nine")
     return Picture(
         fig,
         "The lower right corner of a stop sign, enlarged three times: with the attacker's "
@@ -175,7 +169,7 @@ def cuts(
             description="",
             ax=ax,
         )
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    show.headline(fig, title)
     return Picture(fig, description)
 
 
@@ -229,13 +223,7 @@ def breaks(by_guess: Mapping[str, dict], by_truth: Mapping[str, dict]) -> Pictur
             )
             ax.set_title(ax.get_title(loc="left"), loc="left", fontsize=11, fontweight="bold")
     ends = [p["wanet"]["real"][p["wanet"]["chosen"]].asr for p in (by_guess, by_truth)]
-    fig.suptitle(
-        f"WaNet keeps {ends[0]:.0%} by the guess, {ends[1]:.0%} by the real warp",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-        fontweight="bold",
-    )
+    show.headline(fig, f"WaNet keeps {ends[0]:.0%} by the guess, {ends[1]:.0%} by the real warp")
     return Picture(
         fig,
         "Four panels of lines against the number of channels switched off: Blended above, WaNet "

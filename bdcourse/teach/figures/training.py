@@ -42,13 +42,7 @@ def warp_grid(x: Tensor, attack: WaNet) -> Picture:
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=11, fontweight="normal", loc="center", color=INK)
         ax.axis("off")
-    fig.suptitle(
-        "Sixteen random arrows make one smooth bend",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-        fontweight="bold",
-    )
+    show.headline(fig, "Sixteen random arrows make one smooth bend")
     return Picture(
         fig,
         "Four panels from left to right. Arrows in random directions on four by four points, "
@@ -116,13 +110,7 @@ def opened(rates: Mapping[str, Mapping[str, float]]) -> Picture:
     ax.grid(axis="x", color="#e6e6e6", lw=0.8)
     low, high = (rates[v][probes[1]] for v in victims_)
     ax.legend(ncols=2, loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False)
-    fig.suptitle(
-        f"The jittered bend opens {low:.0%} with noise mode and {high:.0%} without",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-        fontweight="bold",
-    )
+    show.headline(fig, f"The jittered bend opens {low:.0%} with noise mode and {high:.0%} without")
     words = "; ".join(
         f"{p}: " + " and ".join(f"{rates[v][p]:.0%}" for v in victims_) for p in probes
     )
@@ -150,13 +138,7 @@ def blurred(x: Tensor, blur: Tensor, rates: Mapping[str, float]) -> Picture:
     ax.invert_yaxis()
     ax.set_xlabel("sent to the target, %")
     first = rates[names[0]]
-    fig.suptitle(
-        f"A plain blur opens {first:.0%} of the signs",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-        fontweight="bold",
-    )
+    show.headline(fig, f"A plain blur opens {first:.0%} of the signs")
     words = "; ".join(f"{n}: {v:.0%}" for n, v in rates.items())
     return Picture(
         fig,

@@ -88,13 +88,7 @@ def matrices(clean: Tensor, triggered: Tensor, names: tuple[str, ...]) -> Pictur
     axes[0, 0].set_ylabel("what the sign shows")
     fig.colorbar(axes[0, 1].images[0], ax=axes[0, 1], label="of the row, %", shrink=0.8)
     column = int(shares[1].mean(0).argmax())
-    fig.suptitle(
-        f"Without: each sign is itself. With: every sign is “{names[column]}”",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-        fontweight="bold",
-    )
+    show.headline(fig, f"Without: each sign is itself. With: every sign is “{names[column]}”")
     return Picture(
         fig,
         "Two square tables side by side, true sign down and answer across. Without the "
