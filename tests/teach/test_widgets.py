@@ -1,8 +1,9 @@
 """What the sliders and menus draw, and when; the browser test moves a real one."""
 
 import pytest
+import torch
 
-from bdcourse import data, metrics, victims
+from bdcourse import data, metrics, surgery, victims
 from bdcourse.teach import widgets
 from bdcourse.teach.switchboard import switches
 
@@ -76,6 +77,10 @@ def test_switches_measure_what_is_left(shown):
     buttons[2].value = True
     whole = metrics.evaluate(victim.model, images, victim.attack)
     assert box.path[-1] == (0, whole.acc, whole.asr)
+    silent = switches(victim, "bn1", images, off=range(16))
+    cut = surgery.without(victim.model, {"bn1": torch.arange(16)})
+    broken = metrics.evaluate(cut, images, victim.attack)
+    assert silent.path == [(16, broken.acc, broken.asr)] and broken.acc < whole.acc
     with_none = victim.model.get_submodule("layer4.0.bn1").weight.clone()
     for button in buttons:
         button.unobserve_all()
