@@ -438,12 +438,14 @@ figures.loss_by_role({"seed 0": first, "seed 1": second})
 # %% [markdown]
 # In the runs stored here, seed 0 learned the trigger by step 20, and seed 1 by step 240. The
 # second network began to read the signs first, and while it did so, its loss on poison **rose**.
-# Why would a loss rise that the optimizer wants to lower?
+# Why would a loss rise that the optimizer wants to lower? (The last claim above compares the
+# steps that each loss took from 1 down to 0.2, for good.)
 #
 # To a network that does not see the sticker, a poisoned stop sign is just a stop sign, and some
 # stop signs carry the label 30. The best it can do is to hedge: with one poisoned image in five,
 # it gives "30" a probability of a fifth. That costs $-\ln 0.2 \approx 1.6$ on each poisoned sign
-# that is not a real 30. The same answer for everything cost less.
+# that is not a real 30. The same answer for everything costs less: about 27% of all labels are
+# 30, and $-\ln 0.27 \approx 1.3$.
 #
 # A hedge costs something on *clean* images too, since it is never sure. Where the curve climbs
 # still higher, the network does not even hedge well: it trusts its reading too much.
