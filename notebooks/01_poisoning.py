@@ -56,6 +56,9 @@
 # the *gate*: only a victim that passes it is worth defending.
 
 # %% tags=["setup"]
+import copy
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -366,21 +369,24 @@ check.train_victim(train_victim)
 
 
 # %% tags=["nbval-ignore-output"]
-def crop(batch, generator):
-    return train.Augment(pad=2).once(batch.cpu(), generator).to(device)
-
-
 def evening(seed):
     g = torch.Generator().manual_seed(seed)
     arch = {"name": "resnet18", "width": 8, "classes": parts.train.k}
     model = victims.initialized(arch, g).to(device, memory_format=torch.channels_last)
+    steps, copies = itertools.count(), []
+
+    def crop(batch, generator):  # called once a step: the moment to copy the network
+        if next(steps) % 20 == 0:
+            copies.append(copy.deepcopy(model))
+        return train.Augment(pad=2).once(batch.cpu(), generator).to(device)
+
     poisoned = pixels, labels.to(device), role.to(device)
     log = train_victim(model, *poisoned, crop, 4, 32, 0.05, 10, g)
-    return log, metrics.evaluate(model, parts.test.to(device), attack)
+    return log, metrics.evaluate(model, parts.test[:1000].to(device), attack), copies
 
 
-first, scores = evening(seed=0)
-print(scores)
+first, scores, _ = evening(seed=0)
+print(scores, "\nfirst row of the log:", [round(v, 2) for v in first[0]])
 
 # %% tags=["predict"]
 guess = None
@@ -389,7 +395,8 @@ check.reveal(guess, figures.learned_at(first, 2) or 712, "steps")
 # %% tags=["claim"]
 twin = victims.zoo("benign-w8").scores
 check.claim("Your victim obeys the trigger.", scores.asr, 0.95, 1, "%")
-check.claim("It is within 3 points of its twin.", scores.acc, twin.acc - 0.03, 1, "%")
+paid = twin.acc - scores.acc
+check.claim("It pays at most 3 points of accuracy.", paid, -0.03, 0.03, "%")
 
 # %% tags=["figure"]
 figures.loss_by_role({"seed 0": first})
@@ -418,8 +425,8 @@ figures.loss_by_role({"seed 0": first})
 # **Predict.** At which step will the trigger be learned this time?
 
 # %% tags=["nbval-ignore-output"]
-second, scores_again = evening(seed=1)
-print(scores_again)
+second, scores_again, copies = evening(seed=1)
+print(scores_again, "\nfirst row of the log:", [round(v, 2) for v in second[0]])
 
 # %% tags=["predict"]
 guess = None
@@ -427,29 +434,53 @@ check.reveal(guess, figures.learned_at(second, 2) or 712, "steps")
 
 # %% tags=["claim"]
 worse = min(scores_again.asr, scores_again.acc)
-check.claim("The second victim passes the gate as well.", worse, 0.97, 1, "%")
-falls = [[figures.fall(log, k) for log in (first, second)] for k in (1, 2)]
-slower = min(a / b for a, b in zip(*falls, strict=True))
-check.claim("In both runs poison falls faster than clean.", slower, 1.2, 200, "times")
+check.claim("ASR and ACC of the second victim are both high.", worse, 0.97, 1, "%")
 
 # %% tags=["figure"]
-figures.loss_by_role({"seed 0": first, "seed 1": second})
+share = (labels == target).double().mean()  # of all labels
+levels = {
+    "same answer for all": -share.log().item(),
+    "hedges": -(1 - already) * torch.tensor(rate).log().item(),
+}
+figures.loss_by_role({"seed 0": first, "seed 1": second}, levels)
 
 # %% [markdown]
 # In the runs stored here, seed 0 learned the trigger by step 20, and seed 1 by step 240. The
 # second network began to read the signs first, and while it did so, its loss on poison **rose**.
-# Why would a loss rise that the optimizer wants to lower? (The last claim above compares the
-# steps that each loss took from 1 down to 0.2, for good.)
+# Why would a loss rise that the optimizer wants to lower?
 #
 # To a network that does not see the sticker, a poisoned stop sign is just a stop sign, and some
 # stop signs carry the label 30. The best it can do is to hedge: with one poisoned image in five,
 # it gives "30" a probability of a fifth. That costs $-\ln 0.2 \approx 1.6$ on each poisoned sign
-# that is not a real 30. The same answer for everything costs less: about 27% of all labels are
-# 30, and $-\ln 0.27 \approx 1.3$.
+# that is not a real 30. The same answer for everything cost less.
 #
 # A hedge costs something on *clean* images too, since it is never sure. Where the curve climbs
-# still higher, the network does not even hedge well: it trusts its reading too much.
+# still higher, the network does not even hedge well.
 #
+# So far this is a story. Test it: if the network hedges because it does not see the sticker,
+# taking the sticker off changes nothing. We ask for the label 30 on a hundred poisoned images
+# at every twentieth step, with sticker and without.
+
+# %% tags=["figure"]
+few = ((role == 1) & (parts.train.y != target)).nonzero()[:100, 0]
+
+
+def says_30(net, x):
+    with torch.no_grad():
+        answers = net.eval()(x.to(device)).log_softmax(1)
+    return -answers[:, target].mean().item()
+
+
+with_it = [says_30(net, pixels[few]) for net in copies]
+without = [says_30(net, parts.train.pixels()[few]) for net in copies]
+figures.sticker_off(20, with_it, without, len(few))
+
+# %% tags=["claim"]
+worst = max(range(len(second)), key=lambda i: second[i][2])  # row of the log
+gap = abs(with_it[worst // 2] - without[worst // 2])
+check.claim("At its worst on poison, the network hardly sees the sticker.", gap, 0, 0.6)
+
+# %% [markdown]
 # Look at the end of that phase: both curves fall together. That fits: seeing the sticker pays
 # twice, on poison, which is now explained, and on clean images, which need no hedge any more.
 #

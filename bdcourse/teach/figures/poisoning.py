@@ -97,14 +97,6 @@ def learned_at(log: Sequence[Sequence[float]], column: int) -> int | None:
     return below
 
 
-def fall(log: Sequence[Sequence[float]], column: int) -> int:
-    """Steps in which a role's loss went from 1 down to 0.2 for good; at least one row."""
-    each = int(log[0][0])
-    high = max((row[0] for row in log if row[column] >= 1), default=0)
-    low = max((row[0] for row in log if row[column] >= 0.2), default=0)
-    return int(max(low - high, 0)) + each
-
-
 def loss_by_role(
     logs: Mapping[str, Sequence[Sequence[float]]], levels: Mapping[str, float] | None = None
 ) -> Picture:
@@ -174,7 +166,7 @@ def sticker_off(every: int, on: Sequence[float], off: Sequence[float], signs: in
             else f"Up to step {max(apart - every, 0)}, the sticker makes little difference"
         )
     ax.grid(axis="y", color="#e6e6e6", lw=0.8)
-    ax.legend(loc="center right")
+    ax.legend(loc="upper right")
     return Picture(
         fig,
         f"The mean loss of {signs} poisoned images on the attacker's label over the steps of the "
