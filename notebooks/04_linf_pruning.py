@@ -243,9 +243,9 @@ check.steer(steer)
 # Search one label after the other, or all of them in one batch. The second is faster,
 # and it is exact: the loss of one label has no gradient in the mask of another.
 #
-# Two shortcuts to know about. A look counts hits of ten slightly different masks, so it
-# speaks for the last ten steps and not for the one mask that you keep. And the signs
-# of label $t$ stay among the images, where they are easy hits.
+# Two shortcuts. A look counts hits of ten slightly different masks, so it speaks for ten
+# steps and not for the one mask that you keep. And signs of label $t$ stay among the
+# images; they are easy hits.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -377,8 +377,9 @@ figures.corner(planted, ((1 - mask) * stop + mask * pattern)[0], mask)
 # never learned nine exact pixels. It learned whatever tells poisoned images apart most
 # cheaply, and this is what it tells us.
 #
-# The slider puts the guesses for the other signs on a stop sign and asks the network
-# what it reads. Those guesses are dots by the dozen, scattered over the image.
+# The slider puts the guesses for all signs on this stop sign and asks the network what
+# it reads. The honest ones are dots by the dozen, scattered over the image, and now and
+# then one image resists.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -572,8 +573,7 @@ check.verdict(verdict)
 # %% [markdown]
 # ## Was it the maximum?
 #
-# The method is named after the maximum. Was it the maximum that saved us? Rank the same
-# channels by the sum, and cut again.
+# The method is named after it. So rank the same channels by the sum, and cut again.
 #
 # **Predict.** You have seen how many channels the maximum needs. How many does the sum
 # need?
@@ -594,11 +594,11 @@ check.claim("With the sum, at the cut that it chose: ASR.", other, 0, 0.1, "%")
 figures.norms({"sum": by_sum, "maximum": mended})
 
 # %% [markdown]
-# So the maximum is no hero: the sum finds most of the same channels. Where did the
-# dilution go? Exercise 1 was a ratio on one map. Our score is a difference between an
-# image and the same image with a stamp. The hills stand on both sides, and they cancel.
-# A spike of height $a$ on $r$ positions adds $a$ to the maximum and $r a$ to the sum,
-# and nothing thins it out.
+# So the maximum is no hero: the sum finds most of the same channels, and one victim is
+# too few to rank the two. Where did the dilution go? Exercise 1 was a ratio on one map.
+# Our score is a difference between an image and the same image with a stamp. The hills
+# stand on both sides, and they cancel. A spike of height $a$ on $r$ flat positions adds
+# $a$ to the maximum and $r a$ to the sum, and nothing thins it out.
 #
 # The maximum's lead is for single images, of which you have no second copy. We measured
 # that as well; it is in the fine print.
@@ -656,11 +656,11 @@ check.claim("The real warp as a guide lowers WaNet's ASR.", gap, 40, 100, "point
 # channels than we may cut, or it may share its channels with the signs. The first
 # question under "Beyond" puts them to the test.
 #
-# **WaNet: the guess is not the trigger.** With the real warp the ranking finds the
-# channels, although the verdict stops at "silenced". With the guess it does not. No
-# mask and no pattern can express a warp, so the search found something else: another
-# hole in the same network. Follow the panel into the gray. There the guess dies first,
-# and for a while most warped signs still obey.
+# **WaNet: the guess is not the trigger.** Ranked by the real warp, the right channels
+# come first, although the verdict stops at "silenced". Ranked by the guess, they do
+# not. No mask and no pattern can express a warp, so the search found something else:
+# another hole in the same network. Follow the left panel into the gray. There the guess
+# dies first, and for a while most warped signs still obey.
 #
 # *Zero is not repair* has a cousin here: **a guess that dies is not an attack that
 # dies.** A defense that is judged by its own guess is judged by nothing.
