@@ -282,7 +282,8 @@ class _Scripted(nn.Module):
 
     def __init__(self, answers: Callable[[int], list], pulled: list, ends: tuple) -> None:
         super().__init__()
-        self.answers, self.calls, self.shown = answers, 0, []
+        self.answers, self.calls = answers, 0
+        self.shown: list[Tensor] = []
         self.weight = nn.Parameter(torch.zeros(SIDES[0] * SIDES[1], dtype=torch.float64))
         self.pulled = torch.tensor(pulled, dtype=torch.float64)
         order = torch.randperm(len(self.weight))

@@ -208,7 +208,10 @@ def norms(paths: Mapping[str, Mapping[str, Any]]) -> Picture:
     """The same cut, ranked by two norms: name -> path."""
     one, two = paths.values()
     fig, axes = show.canvas(1, 2, height=3.1, sharey=True)
-    looks = ({"color": QUIET, "lw": 7, "alpha": 0.4}, {"color": OTHER, "marker": "D", "ms": 6})
+    looks: tuple[dict[str, Any], ...] = (
+        {"color": QUIET, "lw": 7, "alpha": 0.4},
+        {"color": OTHER, "marker": "D", "ms": 6},
+    )
     for ax, (word, score) in zip(
         axes[0], (("attack success, %", "asr"), ("accuracy, %", "acc")), strict=True
     ):
@@ -250,7 +253,7 @@ def breaks(
         ):
             off, scores, at = path["off"], path["real"], path["chosen"]
             _dear(ax, off, off[at])
-            series = {
+            series: dict[str, tuple[Sequence[float], dict[str, Any]]] = {
                 "ACC": ([s.acc for s in scores], {"color": CLEAN, "lw": 7, "alpha": 0.35}),
                 "RA": ([s.ra for s in scores], {"color": DEFENDED, "ls": "-.", "marker": "^"}),
                 "ASR": ([s.asr for s in scores], {"color": TRIGGERED, "ls": "--", "marker": "s"}),
