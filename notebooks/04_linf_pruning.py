@@ -709,9 +709,9 @@ quiz("linf")
 #
 # <details><summary>Answers</summary>
 #
-# 1. If the accuracy dies first, signs and backdoor share their channels, and no cut of
-#    this ranking can part them. If the attack dies while signs are still read, the
-#    backdoor was only spread over more channels than half.
+# 1. The accuracy. With three quarters of the channels off, about half of the signs are
+#    lost, and the triggered ones still obey: no cut of this ranking parts the two. Had
+#    the attack died first, it would only have been spread over more than half.
 # 2. A penalty on the largest rise of a norm. The trigger then spreads its effect over
 #    many channels and positions, and the backdoor begins to look like Blended's.
 #

@@ -139,6 +139,16 @@ def test_blended_keeps_its_attack_in_every_other_stage(layer, parts, test):
     assert metrics.evaluate(left.model, test, resists.attack).asr > 0.8
 
 
+def test_blended_outlives_the_signs(parts, test):
+    resists = victims.zoo("blended")
+    model, switch = linf_gated(resists.model, "layer3", parts.clean.shape)
+    x = parts.clean[resists.attack.counts(parts.clean.y)].pixels()
+    score = linf_responses(model, x, resists.attack.trigger, [switch])[switch].score()
+    left = surgery.without(model, linf_sweep({switch: score}, [3 / 4])[0][1])
+    rates = metrics.evaluate(left, test, resists.attack)
+    assert rates.asr > 0.95 and 0.4 < rates.acc < 0.7
+
+
 # --- separation, from the stored study ---------------------------------------------
 
 
