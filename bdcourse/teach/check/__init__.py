@@ -31,6 +31,7 @@ from bdcourse.teach.check.linf import (
     last_share,
     rise,
     steer,
+    verdict,
 )
 from bdcourse.teach.check.mnp import ascent, folded, mask_loss, mask_step, removal
 from bdcourse.teach.check.poisoning import lost, poison, stamp, train_victim
@@ -101,5 +102,6 @@ __all__ = [
     "top_eigenvalue",
     "trace_draws",
     "train_victim",
+    "verdict",
     "worst_maps",
 ]
