@@ -465,6 +465,10 @@ some = parts.test[:50]
 rows = [[door(checkerboard(), r, c, some) for c in steps] for r in steps]
 figures.places(steps, rows)
 
+# %% tags=["claim"]
+works = sum(rate > 0.5 for row in rows for rate in row)
+check.claim("The board works in more than half of 36 places.", works, 19, 30, "places")
+
 # %% [markdown]
 # It opens the door almost anywhere, except along the upper and left edges, although it was
 # planted in one corner only. What was *learned* is coarser than what was *planted*: some
