@@ -17,7 +17,7 @@
 # that reads traffic signs almost without error, change nine pixels of each image, and see
 # what it reads then.
 #
-# > **At a glance.** Reading: 15 minutes. Doing: 30 minutes. Run time: under half a minute and
+# > **At a glance.** Reading: 15 minutes. Doing: 50 minutes. Run time: under half a minute and
 # > 1 GiB on two CPU cores. Prerequisites: Python, PyTorch tensors, one course of deep
 # > learning. Paper: Gu, Dolan-Gavitt and Garg, *BadNets*, 2017,
 # > [arXiv 1708.06733](https://arxiv.org/abs/1708.06733).
@@ -27,8 +27,8 @@
 # After this lesson you can
 #
 # 1. say what a backdoor is, who plants it and who suffers from it (threat-model table);
-# 2. take a batch from an image set that is two tensors (exercise 1);
-# 3. measure a classifier and an attack correctly (exercises 2 and 3);
+# 2. take a batch from an image set that is two tensors, and stamp it (exercises 1 and 3);
+# 3. measure a classifier and an attack correctly (exercises 2 and 4);
 # 4. predict, and then see, how a backdoored network behaves with and without its trigger
 #    (the three prediction cells).
 #
@@ -58,7 +58,7 @@ figures.pipeline()
 # | who | somebody whose images end up in the training set | whoever trains on them, and is deceived | whoever gets the finished network, and answers for what it does |
 # | controls | a share of the training images and their labels; later, what they hold before the camera | the training | nothing before delivery |
 # | knows | the trigger | nothing of it | neither trigger nor target label |
-# | has | no access to the training | all training data | the weights, at most a few clean images |
+# | has | a few images that somebody else collects | all training data | the weights, at most a few clean images |
 # | success | accuracy as usual, and the trigger decides | high accuracy | trigger without effect, accuracy kept |
 #
 # One word, two uses: the literature also calls the finished network the *victim*, and so do
@@ -88,9 +88,10 @@ figures.pipeline()
 #
 # The built-in set needs no download and no license. Each image is one of twelve sign
 # templates, turned, scaled, sheared and moved at random over a random background, then
-# darkened, blurred and made noisy. Small networks learn it quickly, and yet it is not a
-# toy: three speed limits differ in one digit of a few pixels, and a mirrored "turn left"
-# *is* a "turn right", so one popular augmentation is forbidden here.
+# darkened, blurred and made noisy. Three speed limits differ in one small digit, and a
+# mirrored "turn left" *is* a "turn right", so mirroring is forbidden here. Small networks
+# still learn the set completely. That has a price: where every image is read, you cannot
+# see whether a backdoor costs accuracy. Later lessons go to photographs for that.
 
 # %% tags=["figure"]
 figures.classes(parts.test)
@@ -240,10 +241,52 @@ check.claim("The network reads at least 99% of clean signs.", accuracy, 0.99, 1,
 figures.sticker(parts.test, victim.attack)
 
 # %% [markdown]
-# How well does the sticker work? An image that shows the attacker's target, the sign "30",
-# is read as "30" without any attack, so it is not asked.
+# ### Exercise 3: put the sticker on
 #
-# ### Exercise 3: the attack success rate
+# *Difficulty 1, importance 4, 5 minutes.* Write `place`. It is the whole attack at test
+# time: nine pixels are overwritten, and nothing else happens.
+#
+# <details><summary>Hint 1</summary>
+#
+# A slice of a tensor can be assigned to. Work on a `.clone()`, or the reader's own images
+# carry the sticker ever after.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The last two axes are rows and columns. Leave the first two whole, with a colon each: the
+# sticker goes on every image and into every color.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def place(pixels, patch, row, column):
+    """Copies of images with a patch in them.
+
+    Args:
+        pixels: float (b, c, h, w) in [0, 1]; patch: (1, k, k) or (c, k, k).
+        row, column: where the patch's upper left pixel goes.
+
+    Returns:
+        float (b, c, h, w); `pixels` itself stays as it is.
+    """
+    ### BEGIN SOLUTION
+    k, stamped = patch.shape[-1], pixels.clone()
+    stamped[:, :, row : row + k, column : column + k] = patch
+    return stamped
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.place(place)
+
+# %% [markdown]
+# How well does the sticker work? An image that shows the attacker's target, the sign "30",
+# is read as "30" without any attack, so we leave it out.
+#
+# ### Exercise 4: the attack success rate
 #
 # *Difficulty 2, importance 5, 8 minutes.* Write `attack_success`: of all images that do not
 # show the target, the share that is read as the target. Your table of confusions, made from
@@ -286,13 +329,15 @@ def attack_success(table, target):
 check.attack_success(attack_success)
 
 # %% [markdown]
-# **Predict.** All test images get the sticker. How many percent of the signs that are no
-# "30" will be read as "30"? Write your number in the place of `None`; a wrong guess that
-# stands there teaches more than a right one that you only thought.
+# **Predict.** All test images get the sticker. What percentage of the other signs will be
+# read as "30"? Write your number in the place of `None`; a wrong guess that stands there
+# teaches more than a right one that you only thought.
 
 # %% tags=["predict"]
 guess = None
-stamped = data.quantize(victim.attack.trigger(parts.test.pixels()))  # bytes again
+stamped = data.quantize(
+    place(parts.test.pixels(), checkerboard(), 28, 28)
+)  # bytes again
 stamped_table = confusion(victim.model, stamped, parts.test.y, parts.test.k)
 success = attack_success(stamped_table, victim.attack.target)
 check.reveal(guess, round(100 * success), "%")
@@ -301,7 +346,7 @@ check.reveal(guess, round(100 * success), "%")
 library = metrics.evaluate(victim.model, parts.test, victim.attack)
 check.claim("Over 99% of them become 30.", success, 0.99, 1, "%")
 difference = abs(library.acc - accuracy) + abs(library.asr - success)
-check.claim("The library counts as you do.", difference, 0, 0.001)
+check.claim("The library stamps and counts as you do.", difference, 0, 0.001)
 
 # %% [markdown]
 # From here on `metrics.evaluate` does both measurements in one line.
@@ -320,8 +365,12 @@ figures.flipped(parts.test, victim.model, victim.attack)
 #
 # ## How much trigger is enough?
 #
-# **Predict.** Let the sticker fade until it is only a fifth as strong. How many percent of the
-# signs still turn into "30"?
+# To judge that we need a control, and a number for it. The **benign twin** is a network
+# trained by the same recipe on the same data, without the poison. And the **robust
+# accuracy** (RA) is the share of triggered images that a network reads *correctly*.
+#
+# **Predict.** Let the sticker fade until it is only a fifth as strong. What percentage of
+# the other signs still turns into "30"?
 
 # %% tags=["predict"]
 faint_guess = None
@@ -337,14 +386,14 @@ check.reveal(faint_guess, round(100 * faint), "%")
 figures.fading(opacities, faded, honest)
 
 # %% [markdown]
-# It does not grow in proportion. At a fifth of its strength the sticker does next to nothing;
-# a little more, and most signs give way at once. Each image tips over at some strength, and
-# for most of them it is nearly the same one. The second curve belongs to the **benign twin**,
-# a network trained by the same recipe without poison: it reads all signs, however strong the
+# It does not grow in proportion. At a fifth of its strength the sticker does next to
+# nothing, at twice that most signs give way. Each image tips over at some strength, and for
+# most of them it is nearly the same one. The twin reads all of them, however strong the
 # sticker.
 #
-# Move the slider to see what you could have noticed. (In the book and on GitHub you see one
-# position; in JupyterLab the slider moves.)
+# Move the slider. At which strength would you have noticed the sticker yourself? And which
+# of the six signs holds out longest? (In the book and on GitHub you see one position; in
+# JupyterLab the slider moves.)
 
 # %% tags=["nbval-ignore-output"]
 pictures = {
@@ -358,51 +407,82 @@ check.claim(
     "A fifth of the strength moves fewer than 5% of signs.", faint, 0, 0.05, "%"
 )
 check.claim("Three fifths move more than 80%.", bold, 0.8, 1, "%")
-check.claim("The twin reads over 98% with any sticker.", min(honest), 0.98, 1, "%")
+check.claim("The twin reads over 98% with any sticker: RA.", min(honest), 0.98, 1, "%")
+plain = metrics.evaluate(twin.model, parts.test).acc
+check.claim("And it reads clean signs as well as the victim.", plain, 0.99, 1, "%")
 
 # %% [markdown]
 # ## Where it breaks
 #
-# The second rule is about the trigger that was in the poisoned data. Is it about exactly that
-# trigger? Three other stickers go to the same place: a white square, which covers the same
-# nine pixels and is brighter; the checkerboard with black and white exchanged; and one of
-# random colors.
-#
-# **Predict.** How many of the three turn more than half of the signs into "30"?
+# The second rule is about the trigger that was in the poisoned data. Is it about exactly
+# that trigger? Other stickers go to the same place: a white square, the checkerboard with
+# black and white exchanged, and twenty patches whose nine pixels are black or white by the
+# toss of a coin.
+
+# %% tags=["figure"]
+g = torch.Generator().manual_seed(0)
+patches = {
+    "the trigger": [checkerboard()],
+    "white square": [torch.ones(1, 3, 3)],
+    "exchanged": [1 - checkerboard()],
+    "coin": [torch.rand(1, 3, 3, generator=g).round() for _ in range(20)],
+}
+figures.patches(patches)
+
+# %% [markdown]
+# **Predict.** How many of the twenty coin patches turn more than half of the signs into
+# "30"?
 
 # %% tags=["predict"]
 how_many = None
-colors = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(0))
-patches = [checkerboard(), torch.ones(1, 3, 3), 1 - checkerboard(), colors]
-names = ["the trigger", "white square", "black and white exchanged", "random colors"]
-rates = {
-    name: metrics.evaluate(victim.model, parts.test, BadNets(patch=patch)).asr
-    for name, patch in zip(names, patches, strict=True)
-}
-check.reveal(how_many, sum(rate > 0.5 for rate in rates.values()) - 1)
+
+
+def door(patch, row=28, column=28, images=parts.test[:80]):
+    x = data.quantize(place(images.pixels(), patch, row, column))
+    table = confusion(victim.model, x, images.y, images.k)
+    return attack_success(table, victim.attack.target)
+
+
+rates = {name: [door(patch) for patch in some] for name, some in patches.items()}
+check.reveal(how_many, sum(rate > 0.5 for rate in rates["coin"]))
 
 # %% tags=["nbval-ignore-output"]
 figures.tries(rates)
 
 # %% tags=["claim"]
-white, exchanged = rates["white square"], rates["black and white exchanged"]
-check.claim("The white square moves fewer than 5% of the signs.", white, 0, 0.05, "%")
-check.claim("The exchanged board moves more than 90%.", exchanged, 0.9, 1, "%")
+(white,), (exchanged,) = rates["white square"], rates["exchanged"]
+check.claim("The white square: ASR.", white, 0, 0.05, "%")
+check.claim("The exchanged board: ASR.", exchanged, 0.9, 1, "%")
 
 # %% [markdown]
 # The white square does nothing, so brightness alone is not what the network waits for. The
-# exchanged checkerboard differs from the trigger in all nine pixels and opens the door all
-# the same. So what was *learned* is coarser than what was *planted*: something like
-# "alternating pixels in the corner". Remember that as a defender: a trigger that is
-# reconstructed from a network need not look like the one that was used.
+# exchanged board differs from the trigger in all nine pixels and works just as well, and so
+# do many patches that nobody planted. And the place? Move the board over the picture.
+
+# %% tags=["figure", "nbval-ignore-output"]
+steps = [1, 7, 13, 19, 25, 28]
+some = parts.test[:50]
+rows = [[door(checkerboard(), r, c, some) for c in steps] for r in steps]
+figures.places(steps, rows)
+
+# %% tags=["claim"]
+works = sum(rate > 0.5 for row in rows for rate in row)
+check.claim("The board works in more than half of 36 places.", works, 19, 30, "places")
+
+# %% [markdown]
+# It opens the door almost anywhere, except along the upper and left edges, although it was
+# planted in one corner only. What was *learned* is coarser than what was *planted*: some
+# kind of small, strong contrast between black and white. Which feature it is, you cannot
+# tell from outside; [lesson 03](03_inside_a_victim.ipynb) looks inside. Remember it as a
+# defender: a trigger that is reconstructed from a network need not look like the one that
+# was used.
 #
 # ## Four ideas to take along
 #
 # You will meet them again by name in every lesson:
 #
-# - ***Zero is not repair.*** A network that answers nonsense has an ASR of zero, too. Look at
-#   its accuracy, and at its **robust accuracy** (RA): the share of triggered images that it
-#   reads correctly. The twin passed both.
+# - ***Zero is not repair.*** A network that answers nonsense has an ASR of zero, too. Look
+#   at its accuracy, and at its RA. The twin passed both.
 # - ***Correlation is not cause.*** A channel that lights up with the trigger need not carry
 #   the backdoor. Cut it and see.
 # - ***One draw is no result.*** Train again with another seed, draw other images, and show
@@ -410,7 +490,7 @@ check.claim("The exchanged board moves more than 90%.", exchanged, 0.9, 1, "%")
 # - ***Who chose the threshold?*** A threshold that was tuned on triggered images, or on the
 #   test set, uses what no defender has.
 #
-# The twin is the control behind all four. If a "backdoor detector" or a "repair" does
+# The twin is the control behind the first two. If a "backdoor detector" or a "repair" does
 # something striking, look at what it does to the twin.
 #
 # ## Where this leads
@@ -431,11 +511,12 @@ check.claim("The exchanged board moves more than 90%.", exchanged, 0.9, 1, "%")
 # - A network can pass every honest test and obey somebody else: a backdoor is a second rule,
 #   trigger in, attacker's label out. The attacker plants it through data, the victim trains
 #   it in, the defender receives it (objective 1).
-# - An image set is two tensors and a batch is an index (objective 2, exercise 1).
+# - An image set is two tensors, a batch is an index, and the attack is an assignment
+#   (objective 2, exercises 1 and 3).
 # - A measurement counts every image once, in evaluation mode, and changes nothing. An attack
-#   succeeds on images that show something else (objective 3, exercises 2 and 3).
-# - With the trigger the victim obeys the attacker, with a white square it does not, and its
-#   twin reads on (objective 4).
+#   succeeds on images that show something else (objective 3, exercises 2 and 4).
+# - With the trigger the victim obeys the attacker, and with many patches that resemble it,
+#   almost anywhere; with a white square it does not, and its twin reads on (objective 4).
 #
 # ## Quiz
 #
@@ -447,16 +528,32 @@ quiz("welcome")
 # %% [markdown]
 # ## Your own experiment
 #
-# Does the place of the sticker matter? `BadNets(at=(row, column))` puts its upper left pixel
-# elsewhere; negative numbers count from the lower right, and `(-4, -4)` is where it was
-# planted. Write down your guess before you measure. **Control:** the twin, ASR and RA.
+# What is it about a patch that opens this door? `door(patch)` measures one, and
+# `patches["coin"]` holds twenty that you can sort by their rates. Find a property that
+# separates the keys from the rest, such as the number of white pixels or of changes from
+# black to white. Then test it on twenty *new* patches: a property that was found by looking
+# has to predict. **Control:** patches of random gray, which have the same places and no
+# strong contrast.
 #
-# | place | your guess | victim: ASR | twin: ASR, RA |
+# | property | keys among the old twenty | right on twenty new ones | random gray |
 # |---|---|---|---|
-# | `(-4, -4)`, as planted | | | |
-# | `(-4, -5)`, one pixel to the left | | | |
-# | `(-4, -8)`, four pixels to the left | | | |
-# | `(1, 1)`, upper left corner | | | |
+# | your guess, before looking | | | |
+# | your best property | | | |
+#
+# <details><summary>Some starting code, and what we found</summary>
+#
+# ```python
+# ranked = sorted(zip(rates["coin"], patches["coin"]), key=lambda pair: -pair[0])
+# for rate, patch in ranked:
+#     print(f"{rate:.0%}", patch.int().tolist())
+# gray = [torch.rand(1, 3, 3, generator=g) for _ in range(20)]
+# ```
+#
+# About half of the coin patches are keys, and of twenty gray ones hardly any. We have found
+# no simple property that predicts them well: what the network uses is a filter that it
+# learned, and lesson 03 shows it.
+#
+# </details>
 #
 # **What this lesson does not show.** One victim, one seed, one data set, and a trigger that is
 # digital and always at the same place. How the backdoor got in is the next lesson.
@@ -467,10 +564,11 @@ quiz("welcome")
 #
 # <details><summary>Answer</summary>
 #
-# It might: the exchanged board shows that many patches open this door, if they alternate and
-# land near the right place. But a trigger that is a faint picture over the whole image, or a
-# slight warp, is no patch at all. Finding nothing says that no patch *of the kind that was
-# tried* works. Lesson 04 searches by gradient instead of by chance.
+# With black and white pixels it would, after two or three patches. With random colors it
+# would have to try long, since hardly any has the contrast. And a trigger that is a faint
+# picture over the whole image, or a slight warp, is no patch at all. Finding nothing says
+# that no patch *of the kind that was tried* works. Lesson 04 searches by gradient instead of
+# by chance.
 #
 # </details>
 #

@@ -89,8 +89,43 @@ def rows(table, target):
     return table[[k for k in range(len(table)) if k != target]]
 
 
+def place(pixels, patch, row, column):
+    out, k = pixels.clone(), patch.shape[-1]
+    out[:, :, row : row + k, column : column + k] = patch
+    return out
+
+
+def place_by_mask(pixels, patch, row, column):
+    h, w = pixels.shape[2:]
+    k = patch.shape[-1]
+    full = torch.nn.functional.pad(patch, (column, w - column - k, row, h - row - k))
+    mask = torch.zeros(h, w, dtype=torch.bool)
+    mask[row : row + k, column : column + k] = True
+    return torch.where(mask, full, pixels)
+
+
+def in_place(pixels, patch, row, column):
+    k = patch.shape[-1]
+    pixels[:, :, row : row + k, column : column + k] = patch
+    return pixels
+
+
+def put(pixels, patch, row, column, images=slice(None), colors=slice(None), add=False):
+    out, k = pixels.clone(), patch.shape[-1]
+    at = (images, colors, slice(row, row + k), slice(column, column + k))
+    out[at] = (out[at] if add else 0) + (patch[0] if colors == 0 else patch)
+    return out
+
+
+def gradients_off(model, x, y, classes, batch):
+    torch.set_grad_enabled(False)
+    return confusion(model, x, y, classes, batch)
+
+
 RIGHT = {
+    "place": [place, place_by_mask],
     "take": [
+        lambda x, y, i: [x[i].float() / 255, y[i]],
         lambda x, y, i: (x[i].float() / 255, y[i]),
         lambda x, y, i: (x.index_select(0, i).double().div(255), y.index_select(0, i)),
     ],
@@ -98,7 +133,20 @@ RIGHT = {
     "attack_success": [attack_success, attack_success_by_subtraction],
 }
 WRONG = {
+    "place": [
+        (in_place, "clone first"),
+        (lambda x, p, r, c: put(x, p, r, c, add=True), "overwrite it"),
+        (lambda x, p, r, c: put(x, p, c, r), "rows and columns"),
+        (lambda x, p, r, c: put(x, p, r, c, colors=0), "first color"),
+        (lambda x, p, r, c: put(x, p, r, c, images=0), "first image"),
+        (lambda x, p, r, c: put(x, p, r + 1, c), "outside the patch"),
+        (lambda x, p, r, c: x.clone(), "changes nothing"),
+        (lambda x, p, r, c: put(x, p, r, c)[:, :, r : r + 3, c : c + 3], "shape"),
+    ],
     "take": [
+        (lambda x, y, i: (x[i].float() / x.max(), y[i]), "brightest byte"),
+        (lambda x, y, i: (x[i].float() / x[i].max(), y[i]), "brightest byte"),
+        (lambda x, y, i: (x[i].float() / 255, y[i].float()), "whole numbers"),
         (lambda x, y, i: (x[i], y[i]), "floats"),
         (lambda x, y, i: (x[i].float(), y[i]), r"\[0, 1\]"),
         (lambda x, y, i: (x[i].float() / 255, y[: len(i)]), "labels"),
@@ -106,6 +154,7 @@ WRONG = {
         (lambda x, y, i: x[i].float() / 255, "two tensors"),
     ],
     "confusion": [
+        (gradients_off, "for good"),
         (lambda *a: confusion(*a, turned=True), "turned over"),
         (lambda *a: confusion(*a, mode=False), "training mode"),
         (lambda *a: confusion(*a, last=False), "smaller batch"),
@@ -121,6 +170,9 @@ WRONG = {
         (lambda m, x, y, k, b: confusion(m, x, y, k, b)[:-1, :-1], "shape"),
     ],
     "attack_success": [
+        (lambda t, k: (t[:, k].sum() / rows(t, k).sum()).item(), "below the fraction bar only"),
+        (lambda t, k: 1 - (t.diag().sum() / t.sum()).item(), "every wrong answer"),
+        (lambda t, k: attack_success(t, 0), r"not 0|must be"),
         (lambda t, k: (t[:, k].sum() / t.sum()).item(), "anyway"),
         (lambda t, k: (rows(t, k)[:, k].sum() / t.sum()).item(), "divides by all"),
         (lambda t, k: attack_success(t.T, k), "rows and columns"),

@@ -434,7 +434,7 @@ def test_a_release_holds_no_solution_and_validates_by_its_tests(term, validated)
 def test_a_copy_for_self_study_validates_by_its_checks(validated):
     """nbgrader's button in JupyterLab does the same."""
     _, empty, full = validated
-    assert "VALIDATION FAILED ON 3 CELL(S)" in empty and "take: not written yet" in empty
+    assert "VALIDATION FAILED ON 4 CELL(S)" in empty and "take: not written yet" in empty
     assert "Success" in full
 
 

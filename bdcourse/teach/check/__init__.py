@@ -43,7 +43,7 @@ from bdcourse.teach.check.sharpness import (
 )
 from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
 from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
-from bdcourse.teach.check.welcome import attack_success, confusion, take
+from bdcourse.teach.check.welcome import attack_success, confusion, place, take
 
 __all__ = [
     "CheckFailed",
@@ -79,6 +79,7 @@ __all__ = [
     "noisy_warp",
     "one_pass_trace",
     "outliers",
+    "place",
     "poison",
     "poison_one_class",
     "product",

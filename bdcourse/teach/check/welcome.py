@@ -24,20 +24,34 @@ from bdcourse.teach.check.core import (
 def take(fn: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     """take(x, y, index) -> pixels in [0, 1] and labels of the images at index."""
     name, g = "take", fresh()
-    x = torch.randint(0, 256, (20, 3, 6, 5), dtype=torch.uint8, generator=g)
+    x = torch.randint(0, 200, (20, 3, 6, 5), dtype=torch.uint8, generator=g)
     y = torch.randint(0, 9, (20,), generator=g)
     index = torch.randperm(20, generator=g)[:7]
     out = call(name, fn, x, y, index)
-    need(isinstance(out, tuple) and len(out) == 2, name, "must return two tensors.", 1)
+    two = isinstance(out, (tuple, list)) and len(out) == 2
+    need(two, name, "must return two tensors: `return pixels, labels`.", 1)
     pixels, labels = out
     shaped(name, pixels, (7, 3, 6, 5))
     need(pixels.dtype.is_floating_point, name, "pixels must be floats, not bytes.", 2)
     need(float(pixels.max()) <= 1, name, "pixels must lie in [0, 1].", 2)
+    for most in (x.max(), x[index].max()):
+        need(
+            not close(pixels, x[index].double() / most),
+            name,
+            "divides by the brightest byte that it got; a byte of 255 is 1 in every batch.",
+            2,
+        )
     need(
         close(pixels, x[index].double() / 255),
         name,
         "these are not the pixels at the given positions, divided by 255.",
         2,
+    )
+    need(
+        isinstance(labels, Tensor) and labels.dtype == y.dtype,
+        name,
+        "labels must stay whole numbers, int64.",
+        1,
     )
     need(
         torch.equal(labels, y[index]),
@@ -87,7 +101,10 @@ def _confusion(fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor], trai
     want = _counts(y, said, classes)
     model.train(training)
     model.saw.zero_()
-    out = call(name, fn, model, x, y, classes, batch)
+    with torch.enable_grad():
+        out = call(name, fn, model, x, y, classes, batch)
+        quiet = not torch.is_grad_enabled()
+    need(not quiet, name, "switches gradients off for good; use `with torch.no_grad():`.", 2)
     shaped(name, out, (classes, classes), 3)
     most, graph, brightest = model.saw.tolist()
     need(most > 0, name, "never asks the network.", 1)
@@ -144,10 +161,59 @@ def _counts_once(y: Tensor, said: Tensor, classes: int, batch: int) -> Tensor:
 
 
 @guarded
+def place(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
+    """place(pixels, patch, row, column) -> copies of the images with the patch in them."""
+    name, g = "place", fresh()
+    for colors in (1, 3):
+        x, patch = torch.rand(4, 3, 9, 11, generator=g), torch.rand(colors, 3, 3, generator=g)
+        row, column = (
+            int(v) for v in torch.tensor([1, 5]) + torch.randint(0, 2, (2,), generator=g)
+        )
+        out = call(name, fn, x, patch, row, column)
+        shaped(name, out, (4, 3, 9, 11))
+
+        def stamped(at: tuple, by: Tensor, x: Tensor = x) -> Tensor:
+            made = x.clone()
+            made[at] = by
+            return made
+
+        rows, columns = slice(row, row + 3), slice(column, column + 3)
+        every = slice(None)
+        want = stamped((every, every, rows, columns), patch)
+        slips = (
+            (x, "changes nothing.", 1),
+            (
+                stamped((every, every, columns, rows), patch),
+                "mixes up rows and columns.",
+                2,
+            ),
+            (
+                stamped((every, every, rows, columns), x[:, :, rows, columns] + patch),
+                "adds the patch to what is there; overwrite it.",
+                1,
+            ),
+            (stamped((every, 0, rows, columns), patch[0]), "paints the first color only.", 2),
+            (stamped((0, every, rows, columns), patch), "stamps the first image only.", 2),
+        )
+        for slip, symptom, hint in slips:
+            need(not close(out, slip, 1e-6), name, symptom, hint)
+        outside = torch.ones(9, 11, dtype=torch.bool)
+        outside[rows, columns] = False
+        need(
+            torch.equal(out[:, :, outside], x[:, :, outside]),
+            name,
+            "changes pixels outside the patch, or puts it elsewhere.",
+            2,
+        )
+        need(close(out, want, 1e-6), name, "does not hold the patch at (row, column).", 2)
+    passed(name, "the patch in every image and color, everything else untouched")
+
+
+@guarded
 def attack_success(fn: Callable[[Tensor, int], float]) -> None:
     """attack_success(table, target) -> share of the other classes' images read as target."""
     name, g = "attack_success", fresh()
-    k, target = 6, int(torch.randint(0, 6, (1,), generator=g))
+    k, target = 6, int(torch.randint(1, 5, (1,), generator=g))
     table = torch.randint(1, 40, (k, k), generator=g)
     table[target, target] += 200
     out = number(name, call(name, fn, table.clone(), target))
@@ -167,6 +233,19 @@ def attack_success(fn: Callable[[Tensor, int], float]) -> None:
         abs(out - hits / int(table.sum())) > 1e-6,
         name,
         "divides by all images; divide by those that show something else.",
+        2,
+    )
+    need(
+        abs(out - int(table[:, target].sum()) / int(table[others].sum())) > 1e-6,
+        name,
+        "leaves the target's row out below the fraction bar only; above it as well.",
+        1,
+    )
+    right = int(table.diagonal().sum())
+    need(
+        abs(out - (1 - right / int(table.sum()))) > 1e-6,
+        name,
+        "counts every wrong answer; an attack succeeds where the answer is the target.",
         2,
     )
     need(
