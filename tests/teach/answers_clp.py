@@ -199,7 +199,7 @@ WRONG = {
         (clp_with(joint=True), "one threshold"),
         (clp_with(sides=True), "far below"),
         (clp_with(u=3.0), "whatever u is"),
-        (lambda m, u: clp_plain(m, u / 2), "switches off"),
+        (lambda m, u: clp_plain(m, u / 2), "switches off|does not feed"),
         (clp_with(scale_only=True), "leaves a constant"),
         (clp_with(copied=True), "still on"),
         (clp_with(statistics=True), "running statistics"),

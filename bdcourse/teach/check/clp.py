@@ -271,8 +271,9 @@ def _telling(g: torch.Generator, slip: str) -> tuple[_Branches, float, dict[str,
             u = float(sum(t[(two[0] - u).abs().argmin()] for t in two)) / 2
         sets = {s: _above(z, u) for s, z in far.items()}
         counts = [len(c) for c in sets[""].values()]
-        told = list(sets.values()).count(sets[slip]) == 1
-        if told and sum(counts) > 2 and sets[""] != _above(far[""], 3.0):
+        shown = [c for c in (*sets.values(), _above(far[""], 3.0)) if c != sets[""]]
+        told = sets[slip] in shown and all(shown.count(c) == 1 for c in shown)
+        if told and sum(counts) > 2:
             break
     return net, u, sets
 
