@@ -13,12 +13,12 @@
 # %% [markdown]
 # # CLP: can a network be repaired from its weights alone?
 #
-# Somebody hands you a network and nothing else. You have no images, no trigger, not even
-# the names of the labels. All you own is a pile of weights. **Can you repair it from
-# those alone?** In this lesson you write the method that says yes: channel Lipschitz
-# pruning, CLP. It will take one victim's attack success rate (ASR) from 100% to below 5%
-# by switching off about one channel in a hundred. Then you will find out what it
-# takes to know when to stop, and meet the victim that does not care.
+# Somebody hands you a network and nothing else. You have no images, no trigger, not
+# even the names of the labels. All you own is a pile of weights. **Can you repair it
+# from those alone?** In this lesson you write the method that says yes: channel
+# Lipschitz pruning, CLP. It will take one victim's attack success rate (ASR) from 100%
+# to below 5% by switching off about one channel in a hundred. Then you will find out
+# what it takes to know when to stop, and meet the victim that does not care.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about one
 # > minute and 1 GiB on two CPU cores. Prerequisites: [lesson
@@ -46,8 +46,8 @@
 # | defender may do | switch channels off; no training |
 # | success | ASR below 10%, with accuracy and robust accuracy (RA) kept |
 #
-# This is the poorest defender of the course. Whatever uses more images or the trigger
-# below measures the repair. It does not help it.
+# This is the poorest defender of the course. Whatever uses the trigger, or more images
+# than these, only measures the repair.
 #
 # ## Set-up
 
@@ -68,12 +68,12 @@ victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"
 # %% [markdown]
 # ## A small cause, a large effect
 #
-# Nine pixels turn a stop sign into a speed limit. So somewhere between image and answer a
-# small change must become a large one. Think of a microphone that stands too close to
+# Nine pixels turn a stop sign into a speed limit. So somewhere between image and answer
+# a small change must become a large one. Think of a microphone that stands too close to
 # its loudspeaker: you need no recording to find it. You read the gain off the dial.
 #
-# What is the dial of a channel? Let $F_k$ map an image to channel $k$ of some layer. Its
-# **channel Lipschitz constant** is the smallest $L$ with
+# What is the dial of a channel? Let $F_k$ map an image to channel $k$ of some layer.
+# Its **channel Lipschitz constant** is the smallest $L$ with
 #
 # $$\lVert F_k(x) - F_k(x') \rVert \le L\, \lVert x - x' \rVert
 # \quad\text{for all } x, x' .$$
@@ -84,13 +84,15 @@ victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"
 # $$L \;\le\; \lVert f_k \rVert_{\mathrm{Lip}} \cdot
 # \prod_{\text{layers before}} \lVert f \rVert_{\mathrm{Lip}} .$$
 #
-# The product is the same for all channels of one layer. So to *compare* the channels of a
-# layer, the first factor is enough, and that one is written in the channel's own weights.
+# The product is the same for all channels of one layer. So to *compare* the channels of
+# a layer, the first factor is enough, and that one is written in the channel's own
+# weights.
 #
 # Two cautions before we build on it. A residual network is no chain. Its branches add,
 # and the product has to be replaced by some bound for everything before, which is still
-# the same for all channels of a layer. And whoever ranks bounds has not ranked constants. The
-# channel with the largest bound need not be the most sensitive one. It is a suspect.
+# the same for all channels of a layer. And whoever ranks bounds has not ranked
+# constants. The channel with the largest bound need not be the most sensitive one. It
+# is a suspect.
 
 # %% tags=["figure"]
 figures.recipe()
@@ -105,8 +107,8 @@ figures.recipe()
 #
 # <details><summary>Hint 1</summary>
 #
-# You want one matrix for each output channel. `torch.linalg` has a norm for matrices that
-# works on a whole stack of them.
+# You want one matrix for each output channel. `torch.linalg` has a norm for matrices
+# that works on a whole stack of them.
 #
 # </details>
 # <details><summary>Hint 2</summary>
@@ -119,7 +121,7 @@ figures.recipe()
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def sigma(weight):
-    """Largest singular value of each output channel: (c_out, c_in, kh, kw) -> (c_out,)."""
+    """Largest singular value of each channel: (c_out, c_in, kh, kw) -> (c_out,)."""
     ### BEGIN SOLUTION
     return torch.linalg.matrix_norm(weight.flatten(2), ord=2)
     ### END SOLUTION
@@ -156,7 +158,7 @@ check.sigma(sigma)
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def score(sigma, gamma, var, eps):
-    """Lipschitz score of a convolution followed by BatchNorm; all (c,), eps a number."""
+    """Lipschitz score of a convolution with its BatchNorm; all (c,), eps a number."""
     ### BEGIN SOLUTION
     return sigma * gamma.abs() / (var + eps).sqrt()
     ### END SOLUTION
@@ -204,9 +206,10 @@ check.outliers(outliers)
 # %% [markdown]
 # ### Exercise 4: outliers that hide each other
 #
-# *Difficulty 3, importance 4, 10 minutes.* The outlier itself is part of the mean and of the
-# deviation that it is measured by. Take $n$ channels, of which $m$ score 1 and the others
-# 0, the most extreme case there is. How many deviations above the mean do the $m$ lie?
+# *Difficulty 3, importance 4, 10 minutes.* The outlier itself is part of the mean and
+# of the deviation that it is measured by. Take $n$ channels, of which $m$ score 1 and
+# the others 0, the most extreme case there is. How many deviations above the mean do
+# the $m$ lie?
 #
 # <details><summary>Hint 1</summary>
 #
@@ -241,7 +244,8 @@ check.largest_z(largest_z)
 
 # %% [markdown]
 # **Predict.** An attacker has a layer of 64 channels and knows that you cut at $u = 3$.
-# Over how many equal channels must they spread the backdoor before CLP sees none of them?
+# Over how many equal channels must they spread the backdoor before CLP sees none of
+# them?
 
 # %% tags=["predict"]
 guess_spread = None
@@ -251,29 +255,30 @@ check.reveal(guess_spread, enough, "channels")
 # %%
 for m in (6, 7):
     layer = torch.tensor([1.0] * m + [0.0] * (64 - m))
-    print(
-        f"{m} of 64 at 1: z = {largest_z(64, m):.3f}, flagged: {outliers(layer, 3)[0]}"
-    )
+    flagged, z = outliers(layer, 3)[0], largest_z(64, m)
+    print(f"{m} of 64 channels at 1: z = {z:.3f}, flagged: {flagged}")
 least = next(n for n in range(2, 64) if largest_z(n, 1) > 3)
 print("the narrowest layer in which u = 3 can flag anybody:", least, "channels")
 
 # %% [markdown]
 # So one more accomplice, and all of them walk free. The crowd lifts the bar that it is
-# measured by. And in a very narrow layer nobody can ever be caught, however loud they are.
+# measured by. And in a very narrow layer nobody can ever be caught, however loud they
+# are.
 #
 # ## The whole method
 #
 # ### Exercise 5: write CLP
 #
-# *Difficulty 4, importance 5, 25 minutes.* Now join the pieces. Walk through the network, pair
-# every BatchNorm with the convolution that feeds it, score, compare within the layer,
-# switch off. Off means that a channel says exactly zero, whatever it gets.
+# *Difficulty 4, importance 5, 25 minutes.* Now join the pieces. Walk through the
+# network, pair every BatchNorm with the convolution that feeds it, score, compare
+# within the layer, switch off. Off means that a channel says exactly zero, whatever it
+# gets.
 #
 # <details><summary>Hint 1</summary>
 #
-# `model.named_modules()` lists modules in the order of their definition. In our networks
-# each BatchNorm is defined right behind its convolution. There may be convolutions that
-# have none, so two separate lists will not do.
+# `model.named_modules()` lists modules in the order of their definition. In our
+# networks each BatchNorm is defined right behind its convolution. There may be
+# convolutions that have none, so two separate lists will not do.
 #
 # </details>
 # <details><summary>Hint 2</summary>
@@ -341,7 +346,7 @@ guess_default = None
 
 
 def repaired(v, u):
-    """A copy of a victim after your CLP, and what was switched off."""
+    # A copy of a victim after your CLP, and what was switched off.
     model = copy.deepcopy(v.model)
     return model, clp_plain(model, u)
 
@@ -367,15 +372,18 @@ widgets.slider("u", [4, 3.5, 3.25, 3, 2.75, 2.5, 2.25, 2, 1.5], turned, start=3)
 
 # %% tags=["claim"]
 check.claim("At the default the attack is intact: ASR.", at_three.asr, 0.95, 1, "%")
-model, off = repaired(victim, 2.5)
-lower = judged(model, victim)
+lower_model, off = repaired(victim, 2.5)
+lower = judged(lower_model, victim)
 check.claim("Half a deviation lower it is gone: ASR.", lower.asr, 0, 0.05, "%")
+theirs = clp(victim.model, 2.5).pruned
+same = all(torch.equal(off[n], theirs[n]) for n in theirs)
+print("bdcourse, which scores a layer at once, takes the same channels:", same)
 
 # %% [markdown]
 # Half a deviation decides everything. On one side of it you have done nothing, on the
-# other the backdoor is gone, and a little further down the network itself begins to fall apart.
-# Is that just this victim? *One draw is no result*, so here are three, trained from
-# different seeds. The stored runs of the course hold their whole curves.
+# other the backdoor is gone, and a little further down the network itself begins to
+# fall apart. Is that just this victim? *One draw is no result*, so here are three,
+# trained from different seeds. The stored runs of the course hold their whole curves.
 
 # %% tags=["figure"]
 stored = tables.results("signs")
@@ -395,8 +403,8 @@ figures.cliff(curves("BadNets"))
 # Perhaps the scores do? If the channels of a backdoor stood apart, you would see a gap
 # and cut there. The benign twin is the control: same recipe, same seed, no poison.
 #
-# **Predict.** The lower threshold took fourteen channels of the victim. How many does it
-# take of the twin?
+# **Predict.** The lower threshold took fourteen channels of the victim. How many does
+# it take of the twin?
 
 # %% tags=["predict"]
 guess_twin = None
@@ -409,18 +417,18 @@ figures.heights(scores, calm, 2.5)
 
 # %% [markdown]
 # Cover the titles, and try to tell which is which. Healthy networks have sensitive
-# channels, too, and CLP prunes them as readily. It is a repair and no detector: it cannot tell you
-# whether there was anything to repair.
+# channels, too, and CLP prunes them as readily. It is a repair and no detector: it
+# cannot tell you whether there was anything to repair.
 #
 # ## Who chose the threshold?
 #
-# We did, and it should bother you. We went from 3 to 2.5 *after* we had seen the default fail
-# on this victim. That is an oracle's threshold, and it proves nothing about what a
-# defender would do.
+# We did, and it should bother you. We went from 3 to 2.5 *after* we had seen the
+# default fail on this victim. That is an oracle's threshold, and it proves nothing
+# about what a defender would do.
 #
-# What could an honest defender do? With a few clean images, this: lower $u$ step by step,
-# and watch the accuracy. Every step removes more. As long as clean images do not mind,
-# go on. That is no longer data-free, but it never looks at a trigger.
+# What could an honest defender do? With a few clean images, this: lower $u$ step by
+# step, and watch the accuracy. Every step removes more. As long as clean images do not
+# mind, go on. That is no longer data-free, but it never looks at a trigger.
 #
 # ### Exercise 6: as far as it can bear
 #
@@ -428,21 +436,21 @@ figures.heights(scores, calm, 2.5)
 #
 # <details><summary>Hint 1</summary>
 #
-# Your `clp_plain` writes into the network that it gets. `metrics.predict(model, x)` gives
-# labels in evaluation mode.
+# Your `clp_plain` writes into the network that it gets. `metrics.predict(model, x)`
+# gives labels in evaluation mode.
 #
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# From the largest $u$ down, whatever the order of the list. Stop at the first that costs
-# too much, even if a later one looks fine again: that is luck.
+# From the largest $u$ down, whatever the order of the list. Stop at the first that
+# costs too much, even if a later one looks fine again: that is luck.
 #
 # </details>
 # <details><summary>Hint 3</summary>
 #
 # The drop counts from the accuracy before any cut. A drop of exactly `max_drop` is
-# allowed, and the rounding of a quotient must not decide. Where even the first $u$ costs
-# too much, the answer is `math.inf`.
+# allowed, and the rounding of a quotient must not decide. Where even the first $u$
+# costs too much, the answer is `math.inf`.
 #
 # </details>
 
@@ -484,19 +492,19 @@ worst = max(r["asr"] for r in others)
 check.claim("The same rule on the three seeds, worst ASR.", worst, 0, 0.05, "%")
 
 # %% [markdown]
-# This is the good news of the lesson. The same rule chose a different threshold for each of
-# the three, went over the cliff every time, and never saw a trigger. (*Who chose the
-# rule?* We chose the quarter steps and the one point of accuracy, before and for all victims
-# alike.)
+# This is the good news of the lesson. The same rule chose a different threshold for
+# each of the three, went over the cliff every time, and never saw a trigger. (And *who
+# chose the rule?* The quarter steps and the one point of accuracy are ours, the same
+# for all victims.)
 #
 # ## Why it works
 #
 # Does the score see the trigger, as the paper says, or would any cut do? An analyst may
-# ask what a defender cannot. The trigger-activated change of lesson 03, TAC, says how strongly a channel
-# reacts. Among the channels that CLP took, some react most strongly in their whole layer.
-# Call them the detectors. Cut them alone, then cut only the others. Beside these
-# stand three controls of the same size in every layer: the loudest by TAC, the next
-# by score, and random ones.
+# ask what a defender cannot. The trigger-activated change of lesson 03, TAC, says how
+# strongly a channel reacts. Among the channels that CLP took, some react most strongly
+# in their whole layer. Call them the detectors. Cut them alone, then cut only the
+# others. Beside these stand three controls of the same size in every layer: the loudest
+# by TAC, the next by score, and random ones.
 
 # %% tags=["method"]
 tac = activations.tac(victim.model, test[:100], victim.attack)
@@ -505,7 +513,7 @@ quiet = {n: c[tac[n][c] < tac[n].max()] for n, c in off.items()}
 
 
 def topmost(values, skip):
-    """The highest channels of each layer, as many as CLP took, after the first few."""
+    # The highest channels of each layer, as many as CLP took, after the first few.
     order = {n: v.argsort(descending=True) for n, v in values.items()}
     return {n: order[n][len(c) * skip :][: len(c)] for n, c in off.items()}
 
@@ -529,18 +537,19 @@ check.claim("Random channels, best of five draws: ASR.", luck, 0.8, 1, "%")
 figures.suspects(tried)
 
 # %% [markdown]
-# CLP works here for the reason its authors give, in a narrower sense. Three channels did the
-# work, all in the first stages, each the loudest of its layer. All three
-# lay between the two thresholds, which is why half a deviation decided everything. The
+# CLP works here for the reason its authors give, in a narrower sense. Three channels
+# did the work, all in the first stages, each the loudest of its layer. All three lay
+# between the two thresholds, which is why half a deviation decided everything. The
 # other eleven were bystanders, and this network could spare them.
 #
-# So the score caught the detectors in its tail. Does it rank the *other* channels by their reaction, too?
+# So the score caught the detectors in its tail. Does it rank the *other* channels by
+# their reaction, too?
 #
 # ## Where it breaks
 #
-# Meet `blended` again, whose faint picture covers the whole image. Let your rule choose for it
-# as well. And ask the scores the same question: in each layer, how well do score and TAC
-# agree, by the correlation of their ranks?
+# Meet `blended` again, whose faint picture covers the whole image. Let your rule choose
+# for it as well. And ask the scores the same question: in each layer, how well do score
+# and TAC agree, by the correlation of their ranks?
 #
 # **Predict.** In how many of its twenty layers is that correlation positive for
 # `blended`?
@@ -551,7 +560,7 @@ guess_layers = None
 
 
 def agreement(v):
-    """Rank correlation of score and TAC, one number a layer."""
+    # Rank correlation of score and TAC, one number a layer.
     change = activations.tac(v.model, test[:100], v.attack)
     found = []
     for n, s in clp_scores(v.model).items():
@@ -573,17 +582,15 @@ figures.agreement(agree, list(scores))
 # %% tags=["figure", "claim"]
 hard_u = careful_u(blended.model, held.pixels(), held.y, us, 0.01)
 kept = judged(repaired(blended, hard_u)[0], blended)
-check.claim(
-    "At the u of your rule Blended's attack is intact: ASR.", kept.asr, 0.8, 1, "%"
-)
+check.claim("At the u of your rule Blended is intact: ASR.", kept.asr, 0.8, 1, "%")
 faint = curves("Blended")
 best = max(p["ra"] for c in faint for p in c if p["acc"] > 0.95)
 check.claim("With accuracy above 95%, the best RA of any seed.", best, 0, 0.5, "%")
 figures.holdouts(faint)
 
 # %% [markdown]
-# *Correlation is not cause.* The score ranks Blended's channels well, and cutting the top
-# of that ranking is not enough: in lesson 03 no cut through one layer was. A repair
+# *Correlation is not cause.* The score ranks Blended's channels well, and cutting the
+# top of that ranking is not enough: in lesson 03 no cut through one layer was. A repair
 # needs more than a ranking. It needs a few channels that carry the attack alone, and
 # Blended has none that we found.
 #
@@ -591,17 +598,20 @@ figures.holdouts(faint)
 # table without RA would print a success. But most of these signs are now read as some
 # third sign. *Zero is not repair.*
 #
-# And the sixty images? They were as content with this failure as with the success before.
-# Clean accuracy says how far you *can* go. It never says whether you have arrived.
+# And the sixty images? They were as content with this failure as with the success
+# before. Clean accuracy says how far you *can* go. It never says whether you have
+# arrived.
 #
 # ## Recap
 #
-# Can a network be repaired from its weights alone? `badnets` could, since the weights showed
-# which channels amplify. Two things they did not show: how deep to cut, and
+# Can a network be repaired from its weights alone? `badnets` could, since the weights
+# showed which channels amplify. Two things they did not show: how deep to cut, and
 # whether there was anything to cut.
 #
-# - A channel's score is the stretch of its kernel times BatchNorm's factor (objective 1).
-# - Outliers are judged within their layer, and too many of them hide each other (objective 2).
+# - A channel's score is the stretch of its kernel times BatchNorm's factor (objective
+#   1).
+# - Outliers are judged within their layer, and too many of them hide each other
+#   (objective 2).
 # - Off means scale and shift at zero; three detectors fell, and the attack with them
 #   (objective 3).
 # - Held-out accuracy can choose $u$ without a trigger. It repaired BadNets on three
@@ -615,8 +625,8 @@ quiz("clp")
 #
 # Mean and deviation are pulled up by the very outliers they should find. The median is
 # not. Score each layer by its distance from the median, in units of the median absolute
-# deviation times 1.4826, find $u$ by your rule, and fill the table. The control is the benign twin: what does the
-# new rule take from it?
+# deviation times 1.4826, find $u$ by your rule, and fill the table. The control is the
+# benign twin: what does the new rule take from it?
 #
 # | cut | channels off | ASR | RA | accuracy of the twin |
 # |---|---|---|---|---|
@@ -628,38 +638,42 @@ quiz("clp")
 #
 # Three seeds, one architecture, drawn signs, short training. On photographs at this
 # width, the threshold that we had tuned on signs removed BadNets, while the default and
-# the careful rule did not; at half the width it failed. The careful rule judges by sixty images, so
-# a single error decides, and another sixty led one notch further.
+# the careful rule did not; at half the width it failed. The careful rule judges by
+# sixty images, so a single error decides, and another sixty led one notch further.
 #
 # ## Beyond
 #
-# 1. In a pre-activation network some BatchNorms see a sum of two branches. What score would
-#    you give the sum?
-# 2. Multiply $\gamma_k$ and $\beta_k$ of one channel by $a > 0$, and divide by $a$ what the next
-#    convolution reads from that channel. What does the network say now, and what does CLP
-#    see?
+# 1. In a pre-activation network some BatchNorms see a sum of two branches. What score
+#    would you give the sum?
+# 2. Multiply $\gamma_k$ and $\beta_k$ of one channel by $a > 0$, and divide by $a$ what
+#    the next convolution reads from that channel. What does the network say now, and
+#    what does CLP see?
 # 3. An attacker wants to keep their detectors. What do they add to the loss?
 #
 # <details><summary>Answers</summary>
 #
-# 1. If both branches are scored, $\sqrt{s_a^2 + s_b^2}$ bounds the sum, with 1 for an
-#    identity. Times BatchNorm's factor it is comparable within the layer.
+# 1. $\sqrt{\sigma_a^2 + \sigma_b^2}$ for the two branches, with 1 for an identity: it
+#    scales with the sum as $\sigma$ does with one kernel. BatchNorm's factor follows as
+#    usual.
 # 2. If only a ReLU and that convolution follow, the network says exactly the same, for
-#    ReLU passes a positive factor through. The score of the channel changes by the factor
-#    $a$, and so does its rank. We tried it with a half on one of the three detectors: same
-#    answers bit for bit, and CLP let it go and took its neighbor. The score is a property of the
-#    way a function is written down. Keep that in mind when you meet sharpness.
-# 3. A penalty on the distance of the largest score from its layer's mean, or simply more
-#    detectors, as exercise 4 advises. Or they train as usual and rescale afterward.
+#    ReLU passes a positive factor through. The score of the channel changes by the
+#    factor $a$, and so does its rank. We tried it with a half on one of the three
+#    detectors: same answers bit for bit, and CLP let it go and took its neighbor. The
+#    score is a property of the way a function is written down. Keep that in mind when
+#    you meet sharpness.
+# 3. A penalty on the distance of the largest score from its layer's mean, or simply
+#    more detectors, as exercise 4 advises. Or they train as usual and rescale
+#    afterward.
 #
 # </details>
 #
 # ## References
 #
 # - R. Zheng, R. Tang, J. Li, L. Liu, *Data-free Backdoor Removal based on Channel
-#   Lipschitzness*, ECCV 2022, [arXiv 2208.03111](https://arxiv.org/abs/2208.03111); code
-#   and [issue 2](https://github.com/rkteddy/channel-Lipschitzness-based-pruning/issues/2),
-#   [issue 4](https://github.com/rkteddy/channel-Lipschitzness-based-pruning/issues/4).
+#   Lipschitzness*, ECCV 2022, [arXiv 2208.03111](https://arxiv.org/abs/2208.03111);
+#   code and [issue
+#   2](https://github.com/rkteddy/channel-Lipschitzness-based-pruning/issues/2), [issue
+#   4](https://github.com/rkteddy/channel-Lipschitzness-based-pruning/issues/4).
 # - BackdoorBench and its leaderboard,
 #   [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench).
 # - The code behind *Quiet Triggers, Loud Footprints*,
@@ -667,25 +681,27 @@ quiz("clp")
 #
 # <details><summary>Fine print: norms, pairing, poison rates, and CLP in print</summary>
 #
-# **Which norm?** The released score is called an upper bound, and $\sigma_k$ is a lower one:
-# $\sigma_{\max}(M_k) \le \lVert M_k \rVert_F \le \mathrm{op}_k \le \sqrt{k_h k_w}\,
-# \sigma_{\max}(M_k)$, where op is the norm of the convolution itself (on maps at least as large as
-# the kernel). The last factor is the same for a whole layer, so the selection does not notice. The scores
-# by all three norms rank the first layer almost alike and deeper layers less so. At the lower
-# threshold each of the three repairs `badnets`, though they agree on about half of the channels.
+# **Which norm?** The released score is called an upper bound, and $\sigma_k$ is a lower
+# one: $\sigma_{\max}(M_k) \le \lVert M_k \rVert_F \le \mathrm{op}_k \le \sqrt{k_h
+# k_w}\, \sigma_{\max}(M_k)$, where op is the norm of the convolution itself (on maps at
+# least as large as the kernel). The last factor is the same for a whole layer, so the
+# selection does not notice. The scores by all three norms rank the first layer almost
+# alike and deeper layers less so. At the lower threshold each of the three repairs
+# `badnets`, though they agree on about half of the channels.
 #
-# **Which convolution?** Pairing by order, as the release and you do, is right where a BatchNorm is defined
-# behind its convolution. An author confirms in issue 2 that it is wrong in pre-activation
-# networks. Of the sixteen BatchNorms in PreActResNet-18 nine see one convolution.
-# `surgery.pair_by_flow` follows the data and leaves the others out. On our one
-# such victim the wrong pairing does better, simply since it cuts more.
+# **Which convolution?** Pairing by order, as the release and you do, is right where a
+# BatchNorm is defined behind its convolution. An author confirms in issue 2 that it is
+# wrong in pre-activation networks. Of the sixteen BatchNorms in PreActResNet-18 nine
+# see one convolution. `surgery.pair_by_flow` follows the data and leaves the others
+# out. On our one such victim the wrong pairing does better, and it cuts twice as many
+# channels.
 #
-# **eps.** The release leaves it out. A dead channel then scores enormously and hides the others
-# (`released=True`).
+# **eps.** The release leaves it out. A dead channel then scores enormously and hides
+# the others (`released=True`).
 #
-# **Poison rate.** On BackdoorBench's leaderboard CLP leaves *less* of BadNets at lower rates,
-# in the other group's table *more*. Our signs cannot decide: at a lower rate the trigger was not
-# learned.
+# **Poison rate.** On BackdoorBench's leaderboard CLP leaves *less* of BadNets at lower
+# rates, in the other group's table *more*. Our signs cannot decide: at a lower rate the
+# trigger was not learned.
 #
 # **Where CLP fails in print.**
 #
@@ -696,9 +712,10 @@ quiz("clp")
 # | other group, $u$ not stated | ResNet-18, Blend | 95.9% |
 # | a user in issue 4, default | ResNet-18, BadNets | 71.9% |
 #
-# The last two are networks in which the order is right, so pairing cannot be the whole story. In that user's
-# run, $u = 4$ left the attack alone and $u = 2$ halved the accuracy: the cliff is in print, too. The
-# same other group finds benign networks with outliers as far out as a victim's.
+# The last two are networks in which the order is right, so pairing cannot be the whole
+# story. In that user's run, $u = 4$ left the attack alone and $u = 2$ halved the
+# accuracy: the cliff is in print, too. The same other group finds benign networks with
+# outliers as far out as a victim's.
 #
 # </details>
 #
