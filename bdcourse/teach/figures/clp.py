@@ -20,10 +20,9 @@ def recipe() -> Picture:
     parts = {
         "kernel": Box(1.25, 2.1, "kernel of\nchannel $k$", INK, 1.9, 1.1),
         "stretch": Box(3.65, 2.1, "its stretch\n$σ_k$", INK, 1.8, 1.1),
-        "norm": Box(3.65, 0.65, "BatchNorm", INK, 1.8, 0.8),
+        "norm": Box(6.0, 0.65, "BatchNorm", INK, 1.9, 0.8),
         "score": Box(6.0, 2.1, "score\n$s_k$", INK, 1.6, 1.1),
-        "layer": Box(6.0, 0.65, "scores of its layer", INK, 2.5, 0.8),
-        "ask": Box(8.65, 2.1, "far above\nthe others?", INK, 1.9, 1.1),
+        "ask": Box(8.65, 2.1, "far above\nits layer?", INK, 1.9, 1.1),
         "off": Box(8.65, 0.65, "off", DEFENDED, 1.2, 0.8),
     }
     return diagram.boxes(
@@ -33,7 +32,6 @@ def recipe() -> Picture:
             ("stretch", "score"),
             ("norm", "score"),
             ("score", "ask"),
-            ("layer", "ask"),
             ("ask", "off", "yes"),
         ],
         height=2.2,
@@ -48,8 +46,8 @@ def at_u(u: float, off: int, scores: Scores) -> Picture:
     """Bars of the three rates at one position of the slider."""
     asr, ra = scores.asr or 0.0, scores.ra or 0.0
     return show.bars(
-        ["ACC", "ASR", "RA"],
-        {"share": [scores.acc, asr, ra]},
+        [f"u = {u:g}"],
+        {"ACC": [scores.acc], "ASR": [asr], "RA": [ra]},
         percent=True,
         title=f"u = {u:g}: {off} channels off, ACC {scores.acc:.0%}, ASR {asr:.0%}",
         description=f"Bars of accuracy, attack success and robust accuracy of the victim at "
@@ -134,8 +132,8 @@ def cliff(curves: Sequence[Curve]) -> Picture:
     for curve in curves:
         falls.append(next(p["u"] for p in curve if p["asr"] < 0.1))
     ax.text(5.9, 93, "ASR, three victims", color=TRIGGERED, fontweight="bold", va="top")
-    ax.text(2.45, 60, "ACC", color=CLEAN, fontweight="bold", ha="left")
-    ax.text(3.03, 8, "u = 3", color=QUIET, ha="right", fontsize=10)
+    ax.text(2.3, 70, "ACC", color=CLEAN, fontweight="bold", ha="left")
+    ax.text(2.97, 40, "u = 3", color=QUIET, ha="left", fontsize=10)
     ax.set_ylabel("%")
     ax.set_title(
         f"The attack ends in one step, at u = {max(falls):g} or only at {min(falls):g}",
@@ -153,7 +151,7 @@ def cliff(curves: Sequence[Curve]) -> Picture:
 
 def suspects(rows: Mapping[str, Sequence[Scores]]) -> Picture:
     """What is left of the attack: set of channels -> scores, one for each draw."""
-    fig, axes = show.canvas(height=0.55 * len(rows) + 1.2)
+    fig, axes = show.canvas(height=0.42 * len(rows) + 1.1)
     ax = axes[0, 0]
     left = []
     for i, scores in enumerate(rows.values()):
