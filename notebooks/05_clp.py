@@ -15,10 +15,12 @@
 #
 # Somebody hands you a network and nothing else. You have no images, no trigger, not
 # even the names of the labels. All you own is a pile of weights. **Can you repair it
-# from those alone?** In this lesson you write the method that says yes: channel
-# Lipschitz pruning, CLP. It will take one victim's attack success rate (ASR) from 100%
-# to below 5% by switching off about one channel in a hundred. Then you will find out
-# what it takes to know when to stop, and meet the victim that does not care.
+# from those alone?**
+#
+# In this lesson you write the method that says yes: CLP, channel Lipschitz pruning. It
+# will take one victim's attack success rate (ASR) from 100% to below 5% by switching
+# off about one channel in a hundred. Then you will find out what it takes to know when
+# to stop, and meet the victim that does not care.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about one
 # > minute and 1 GiB on two CPU cores. Prerequisites: [lesson
@@ -103,7 +105,8 @@ figures.recipe()
 # *Difficulty 2, importance 5, 8 minutes.* Channel $k$ of a convolution has the weight
 # $W_k \in \mathbb{R}^{c_{\text{in}} \times k_h \times k_w}$. CLP reads it as a matrix
 # $M_k$ with a row for each input channel and a column for each position, and takes its
-# largest singular value, $\sigma_k = \sigma_{\max}(M_k)$.
+# largest singular value, $\sigma_k = \sigma_{\max}(M_k)$. (The fine print at the end
+# compares it with the norm of the convolution itself.)
 #
 # <details><summary>Hint 1</summary>
 #
