@@ -6,7 +6,14 @@ names the symptom and the hint to open. Passing prints one fixed line. One file 
 lesson; notebooks call them from here, `check.asr(...)`.
 """
 
-from bdcourse.teach.check.clp import largest_z, outliers, score, sigma, switch_off
+from bdcourse.teach.check.clp import (
+    careful_u,
+    clp_plain,
+    largest_z,
+    outliers,
+    score,
+    sigma,
+)
 from bdcourse.teach.check.core import CheckFailed, claim, reveal, stand_in
 from bdcourse.teach.check.fip import (
     change_gradient,
@@ -55,8 +62,10 @@ __all__ = [
     "by_class",
     "by_the_test",
     "cam",
+    "careful_u",
     "change_gradient",
     "claim",
+    "clp_plain",
     "confusion",
     "cut_curve",
     "decibels",
@@ -96,7 +105,6 @@ __all__ = [
     "stamp",
     "stand_in",
     "steer",
-    "switch_off",
     "tac",
     "take",
     "three_rates",
