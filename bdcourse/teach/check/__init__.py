@@ -40,7 +40,13 @@ from bdcourse.teach.check.sharpness import (
     top_eigenvalue,
     trace_draws,
 )
-from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
+from bdcourse.teach.check.showdown import (
+    balance,
+    by_the_test,
+    contest,
+    resampled_means,
+    two_choosers,
+)
 from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
 from bdcourse.teach.check.welcome import attack_success, confusion, take
 
@@ -57,6 +63,7 @@ __all__ = [
     "change_gradient",
     "claim",
     "confusion",
+    "contest",
     "cut_curve",
     "decibels",
     "departure",
@@ -66,7 +73,6 @@ __all__ = [
     "find_triggers",
     "fip_gradient",
     "folded",
-    "front",
     "harm",
     "hijack",
     "largest_z",
@@ -101,5 +107,6 @@ __all__ = [
     "top_eigenvalue",
     "trace_draws",
     "train_victim",
+    "two_choosers",
     "worst_maps",
 ]
