@@ -779,9 +779,7 @@ def matrix(
                     j, i, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=10
                 )
         for i, j in np.argwhere(v <= mark) if mark is not None else ():
-            ax.add_patch(
-                Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=TRIGGERED, lw=1.6)
-            )
+            ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=DEFENDED, lw=2))
         ax.set_xlabel(_plain(xlabel))
         ax.set_ylabel(_plain(ylabel))
         ax.set_title(_plain(title))

@@ -48,7 +48,13 @@ from bdcourse.teach.check.sharpness import (
     top_eigenvalue,
     trace_draws,
 )
-from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
+from bdcourse.teach.check.showdown import (
+    balance,
+    by_the_test,
+    contest,
+    resampled_means,
+    two_choosers,
+)
 from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
 from bdcourse.teach.check.welcome import attack_success, confusion, place, take
 
@@ -67,6 +73,7 @@ __all__ = [
     "claim",
     "clp_plain",
     "confusion",
+    "contest",
     "cut_curve",
     "decibels",
     "departure",
@@ -76,7 +83,6 @@ __all__ = [
     "find_triggers",
     "fip_gradient",
     "folded",
-    "front",
     "harm",
     "hijack",
     "largest_z",
@@ -111,6 +117,7 @@ __all__ = [
     "top_eigenvalue",
     "trace_draws",
     "train_victim",
+    "two_choosers",
     "verdict",
     "worst_maps",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bdcourse import models
 from bdcourse.teach.check.core import (
     call,
     close,
@@ -67,68 +68,7 @@ def balance(fn: Callable[[float, float, float, float], float]) -> None:
             "charges for attack success that rose; it counts as no drop.",
             3,
         )
-    passed(name)
-
-
-@guarded
-def front(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """front(acc, asr) -> which points no other point beats, (n,) bool."""
-    name, g = "front", fresh()
-    # First what a random pair of equal points would give another name.
-    acc, asr = torch.tensor([0.9, 0.9, 0.8]), torch.tensor([0.2, 0.2, 0.1])
-    need(
-        call(name, fn, acc, asr).tolist() != [False, False, True],
-        name,
-        "lets equal points beat each other; one must be better in something.",
-        3,
-    )
-    for n in (1, 2, 6, 12):
-        # Few values, so that ties are common.
-        acc = torch.randint(0, 5, (n,), generator=g) / 4
-        asr = torch.randint(0, 5, (n,), generator=g) / 4
-        out = call(name, fn, acc, asr)
-        shaped(name, out, (n,))
-        need(out.dtype == torch.bool, name, "returns numbers; the answer is bool.", 1)
-        _front_is(name, out, acc, asr)
-    acc, asr = torch.tensor([0.9, 0.9, 0.8]), torch.tensor([0.1, 0.2, 0.1])
-    out = call(name, fn, acc, asr)
-    need(
-        not out.all(),
-        name,
-        "wants a winner to be better in both; better in one and equal in the other is enough.",
-        2,
-    )
-    _front_is(name, out, acc, asr)
-    passed(name)
-
-
-def _front_is(name: str, out: Tensor, acc: Tensor, asr: Tensor) -> None:
-    rows = range(len(acc))
-
-    def beaten(i: int, sign: int = 1) -> bool:
-        return any(
-            acc[j] >= acc[i]
-            and sign * asr[j] <= sign * asr[i]
-            and (acc[j] > acc[i] or asr[j] != asr[i])
-            for j in rows
-        )
-
-    want = torch.tensor([not beaten(i) for i in rows])
-    if torch.equal(out, want):
-        return
-    upside_down = torch.tensor([not beaten(i, -1) for i in rows])
-    need(
-        not torch.equal(out, upside_down),
-        name,
-        "takes high ASR for good.",
-        1,
-    )
-    need(not torch.equal(out, ~want), name, "marks the beaten ones.", 1)
-    for i in rows:
-        if out[i] and not want[i]:
-            need(False, name, f"keeps point {i}, which another one beats.", 2)
-    i = int((want & ~out).nonzero()[0])
-    need(False, name, f"drops point {i}, which no other beats.", 3)
+    passed(name, "1 for a perfect repair, 1/2 for none; gains are not paid for")
 
 
 @guarded
@@ -188,7 +128,7 @@ def resampled_means(fn: Callable[[Tensor, int, torch.Generator], Tensor]) -> Non
         "has a generator of its own; draw from the one that it is given.",
         1,
     )
-    passed(name)
+    passed(name, "means of whole samples, drawn with replacement from your generator")
 
 
 @guarded
@@ -204,7 +144,7 @@ def by_the_test(fn: Callable[[Tensor, Tensor, float], int]) -> None:
         need(bool(acc[int(got)] >= least), name, "is not accurate enough.", 1)
         want = int(torch.where(acc >= least, asr, torch.inf).argmin())
         need(got == want, name, "does not have the lowest ASR.", 2)
-    passed(name)
+    passed(name, "the lowest ASR among those that are accurate enough")
 
 
 def _distinct(
@@ -229,3 +169,207 @@ def _distinct(
         }
         if len({want, *slips}) == 5:
             return acc, asr, least, slips
+
+
+Contest = dict[str, Tensor]
+
+
+def _contest(
+    acc: Tensor, asr: Tensor, twin: float, against: int, at: Tensor | None, slip: str = ""
+) -> Contest:
+    """What `contest` asks for, from the victims drawn `at` (n, victims); or a slip."""
+    strong, accurate = asr[0] >= 0.95, acc[0] >= twin - 0.03
+    kept = {"no gate": torch.ones_like(strong), "asr only": strong, "acc only": accurate}
+    passed_gate = kept.get(slip, strong & accurate)
+    acc, asr = acc[:, passed_gate], asr[:, passed_gate]
+    removed, lost = asr[0] - asr, acc[0] - acc
+    if slip != "unclamped":
+        removed, lost = removed.clamp(min=0), lost.clamp(min=0)
+    der = (removed - lost + 1) / 2
+    means = der[:, :, None] if at is None else der[:, at].mean(2)
+    low, high = means.flatten(1).quantile(torch.tensor([0.05, 0.95]).to(means), dim=1)
+    return {
+        "mean": der.mean(1),
+        "low": low,
+        "high": high,
+        "first": (means == means.amax(0)).to(der).flatten(1).mean(1),
+        "above": (means > means[against]).to(der).flatten(1).mean(1),
+    }
+
+
+@guarded
+def contest(fn: Callable[..., Contest]) -> None:
+    """contest(acc, asr, twin, against, n, generator) -> mean, low, high, first, above."""
+    name, g = "contest", fresh()
+    keys = ("mean", "low", "high", "first", "above")
+
+    def ask(acc: Tensor, asr: Tensor, twin: float, against: int, n: int, seed: int) -> Contest:
+        generator = torch.Generator().manual_seed(seed)
+        out = call(name, fn, acc, asr, twin, against, n, generator)
+        if not isinstance(out, dict) or not {*keys} <= {*out}:
+            need(False, name, f"must return a dict of {', '.join(keys)}.", 1)
+        for k in keys:
+            shaped(f"{name}: {k}", out[k], (len(acc),))
+        return {k: models.wide(out[k]) for k in keys}
+
+    for _ in range(2):
+        _one_contest(name, ask, g)
+    passed(name, "gate, DER, and tables in which every line meets the same victims")
+
+
+def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> None:
+    """Five strong victims of very different difficulty and two that miss the gate."""
+    wide = models.wide
+    lines, n, against = 5, 3000, 2
+    hard = torch.tensor([0.05, 0.3, 0.55, 0.8, 0.95])[torch.randperm(5, generator=g)]
+    asr = torch.cat([torch.ones(1, 5), (hard + 0.03 * torch.rand(lines - 1, 5, generator=g))])
+    acc = 0.9 - 0.05 * torch.rand(lines, 5, generator=g)
+    acc[0] = 0.9
+    acc[3, 0], asr[3, 0] = 0.93, 1.0  # accuracy that rose, and nothing removed
+    asr[1] = (asr[2] - 0.02).clamp(min=0)  # always a little below line 2, of equal cost
+    acc[1] = acc[2]
+    asr[4] = asr[1]  # the equal of line 1
+    acc[4] = acc[1]
+    # One that is not strong enough and one that is not accurate enough; both are cured.
+    acc = torch.cat([acc, torch.full((lines, 1), 0.9), torch.full((lines, 1), 0.8)], 1)
+    asr = torch.cat([asr, torch.zeros(lines, 1), torch.zeros(lines, 1)], 1)
+    asr[0, 5], asr[0, 6] = 0.7, 1.0
+    order = torch.randperm(7, generator=g)
+    acc, asr = wide(acc[:, order]), wide(asr[:, order])
+    seed = int(torch.randint(10**9, (), generator=g))
+    got = ask(acc, asr, 0.91, against, n, seed)
+    again = ask(acc, asr, 0.91, against, n, seed)
+    need(
+        all(torch.equal(got[k], again[k]) for k in got),
+        name,
+        "gives another answer for the same seed; draw from the generator that it is given.",
+        2,
+    )
+    at = torch.randint(5, (20_000, 5), generator=g)
+    want = _contest(acc, asr, 0.91, against, at)
+    slips = {
+        "no gate": "keeps victims that miss the gate.",
+        "asr only": "keeps a victim that lost more than 3 points of accuracy to its twin.",
+        "acc only": "keeps a victim whose attack works on fewer than 95%.",
+        "unclamped": "pays for accuracy that rose, or charges for attack success that did.",
+    }
+    for slip, symptom in slips.items():
+        other = _contest(acc, asr, 0.91, against, None, slip)["mean"]
+        need(not close(got["mean"], other, 1e-6), name, symptom, 1)
+    need(close(got["mean"], want["mean"], 1e-6), name, "has another mean DER.", 1)
+    single = _contest(acc, asr, 0.91, against, None)
+    need(
+        not close(got["low"], single["low"], 1e-6) or not close(got["high"], single["high"], 1e-6),
+        name,
+        "gives the middle 90% of the victims; average each table first.",
+        3,
+    )
+    need(
+        bool(((got["high"] - got["low"])[1:] > 1e-6).all()),
+        name,
+        "draws the same table each time; sample with replacement.",
+        2,
+    )
+    spread = ((got["high"] - got["low"]) / (want["high"] - want["low"]).clamp(min=1e-9))[1:]
+    need(
+        bool(((spread - 1).abs() < 0.12).all()),
+        name,
+        f"has intervals {spread.mean():.2f} times as wide as they should be; does a table hold "
+        "as many victims as passed, and do you cut 5% from either end?",
+        3,
+    )
+    ends = {k: (got[k] - want[k]).abs().max() for k in ("low", "high")}
+    need(max(ends.values()) < 0.03, name, "has an interval in the wrong place.", 3)
+    need(
+        got["above"][against] == 0,
+        name,
+        "lets a line be above itself; above means strictly better.",
+        4,
+    )
+    need(
+        got["above"][1] > 0.999,
+        name,
+        "lets each line meet victims of its own: one that is better on every victim must be "
+        "above in every table.",
+        4,
+    )
+    need(
+        abs(float(got["first"][1] - got["first"][4])) < 1e-6,
+        name,
+        "breaks a tie; equals are first together.",
+        4,
+    )
+    for k in ("first", "above"):
+        need(
+            float((got[k] - want[k]).abs().max()) < 0.05,
+            name,
+            f"has another share of tables in {k}.",
+            4,
+        )
+
+
+@guarded
+def two_choosers(fn: Callable[[Tensor], tuple[float, float]]) -> None:
+    """two_choosers(der) -> what the examiner's picks score, and the defender's."""
+    name, g = "two_choosers", fresh()
+    for lines, victims in ((6, 4), (3, 5), (4, 3)):
+        der = _parted(lines, victims, g)
+        out = call(name, fn, der)
+        pair = isinstance(out, (tuple, list)) and len(out) == 2
+        need(pair, name, "must return two numbers.", 1)
+        examiner, defender = (number(name, v) for v in out)
+        best = float(der.amax(0).mean())
+        blind = _elsewhere(der)
+        need(abs(examiner - defender) > 1e-7, name, "gives the same number twice.", 1)
+        need(
+            not (abs(examiner - blind) < 1e-6 and abs(defender - best) < 1e-6),
+            name,
+            "has the two in the wrong order.",
+            1,
+        )
+        need(
+            abs(examiner - float(der.mean(1).max())) > 1e-6,
+            name,
+            "lets the examiner pick one line for all victims; they pick anew for each.",
+            1,
+        )
+        need(abs(examiner - best) < 1e-6, name, f"examiner: {examiner:.4f}, not {best:.4f}.", 1)
+        overall = float(der.mean(1).max())
+        need(
+            abs(defender - overall) > 1e-6,
+            name,
+            "lets the defender see the victim they are about to repair; leave it out of the "
+            "mean that they pick by.",
+            2,
+        )
+        others = (der.sum(1, keepdim=True) - der) / (victims - 1)
+        promised = float(others.amax(0).mean())
+        need(
+            abs(defender - promised) > 1e-6,
+            name,
+            "scores the defender's pick on the victims it was picked by.",
+            3,
+        )
+        need(abs(defender - blind) < 1e-6, name, f"defender: {defender:.4f}, not {blind:.4f}.", 3)
+    passed(name, "the examiner picks by the tested victim, the defender by the others")
+
+
+def _elsewhere(der: Tensor) -> float:
+    """The mean score of lines that were picked by all other victims."""
+    others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
+    return float(der.gather(0, others.argmax(0, keepdim=True)).mean())
+
+
+def _parted(lines: int, victims: int, g: torch.Generator) -> Tensor:
+    """Scores for which every slip gives another number than the right one."""
+    while True:
+        der = models.wide(torch.rand(lines, victims, generator=g))
+        others = (der.sum(1, keepdim=True) - der) / (victims - 1)
+        values = (
+            float(der.amax(0).mean()),
+            float(der.mean(1).max()),
+            float(others.amax(0).mean()),
+            _elsewhere(der),
+        )
+        if min(abs(a - b) for i, a in enumerate(values) for b in values[:i]) > 1e-3:
+            return der
