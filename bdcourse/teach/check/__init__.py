@@ -45,7 +45,7 @@ from bdcourse.teach.check.showdown import (
     by_the_test,
     contest,
     resampled_means,
-    two_choosers,
+    three_choosers,
 )
 from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
 from bdcourse.teach.check.welcome import attack_success, confusion, take
@@ -103,10 +103,10 @@ __all__ = [
     "switch_off",
     "tac",
     "take",
+    "three_choosers",
     "three_rates",
     "top_eigenvalue",
     "trace_draws",
     "train_victim",
-    "two_choosers",
     "worst_maps",
 ]
