@@ -19,7 +19,7 @@
 # table, with their rivals and their controls, and you will be the judge.
 #
 # **Who wins, and who chose that they would?** On the way, a network that answers
-# "frog" to everything will beat six of the entries.
+# "frog" to everything will beat six of the entries, the two idle ones included.
 #
 # > **At a glance.** Reading: 20 minutes. Doing: 50 minutes. Run time: half a minute
 # > and 1 GiB on two CPU cores; every repair was measured before. Prerequisites:
@@ -50,7 +50,6 @@
 import torch
 
 from bdcourse import check, quiz, show, tables, widgets
-from bdcourse.activations import spearman
 from bdcourse.teach.figures import showdown as figures
 
 
@@ -58,15 +57,19 @@ from bdcourse.teach.figures import showdown as figures
 # ## The table
 #
 # Ten victims stand ready: drawn signs, small networks, and attacks from the sticker to
-# the warp. Each meets eighteen lines. Five methods you have rebuilt, some of them here
-# in two settings. Two lines are controls:
+# the warp. Each meets eighteen lines. Five methods you have rebuilt, MNP in two
+# variants. Two lines are controls:
 # *random channels* switches off as many channels as CLP does, and *fine-tuning* just
-# trains on. The others are rivals from the literature; the fold at the end has a
-# sentence on each. Where a repair uses clean images it was repeated with three draws
-# of them.
+# trains on. The others are rivals from the literature, some with a generous threshold;
+# the fold at the end has a sentence on each. Where a repair uses clean images it was
+# repeated with three draws of them.
 #
-# **Predict.** Success means an ASR below 10%. How many of the eighteen lines reach it
-# on *every* victim that passes the gate?
+# Two victims hardly work: they miss the **gate**, an ASR of at least 95% and at most
+# three points of accuracy below the benign twin. Curing them is no achievement, so they
+# carry a star, are shown, and never averaged.
+#
+# **Predict.** For now look at ASR only, and ask for less than 10%. How many of the
+# eighteen lines reach that on *every* victim without a star?
 
 # %%
 LINES = (
@@ -93,14 +96,11 @@ worst = strong.amax(0).min().item()
 check.claim("The best line on its worst victim: ASR.", worst, 0.3, 0.4, "%")
 
 # %% [markdown]
-# Not one. Read the figure by columns first: some victims, such as the warped one, fall
-# to almost anybody, and others to almost nobody. Then read it by rows. The two
-# controls say what costs nothing to achieve; a method that ends in fine-tuning has to
-# be compared with the fine-tuning row, never with "none".
-#
-# A star marks a victim that misses the **gate**, an ASR of at least 95% and at most
-# three points of accuracy below its benign twin. Curing a backdoor that barely works is
-# no achievement, so starred victims are shown and never averaged.
+# Not one. Read the figure by columns first: some victims, such as `wanet` with its warp,
+# fall to many, and others to almost nobody. (`lf` hides its trigger in low frequencies,
+# `lira` and `ssba` let a network draw it, `tact` answers one class only.) Then read it by
+# rows. The two controls say what costs nothing to achieve; a method that ends in
+# fine-tuning has to be compared with the fine-tuning row, never with "none".
 #
 # If no line wins everywhere, then "who wins?" needs a number that adds things up. Here
 # the choosing begins.
@@ -181,8 +181,8 @@ check.claim("The frog beats six lines of the table.", len(beaten), 6, 6)
 print(", ".join(r["defense"] for r in beaten))
 
 # %% [markdown]
-# Half of the score comes free. Removing the whole attack earns another half, and the
-# lost accuracy costs only a third. So a heap of rubble outranks careful methods that
+# Its DER is 67%. Half of the score comes free. Removing the whole attack earns another
+# half, and the lost accuracy costs only a third. So a heap of rubble outranks careful methods that
 # tried and failed. On the signs, where victims know every image, the same trick earns
 # hardly more than idleness.
 #
@@ -235,7 +235,7 @@ check.resampled_means(resampled_means)
 # %% [markdown]
 # There is a trap. Two intervals that overlap do *not* mean that either could be better:
 # all defenses met the same victims, and a table that is kind to one is kind to most. So
-# compare the lines **within** each resampled table, and count.
+# compare the lines **within** each resampled table, and count. You will see such a pair.
 #
 # ### Exercise 3: the whole contest
 #
@@ -321,10 +321,15 @@ def judged(where, twin, seed=0):
 
 signs = judged(SIGNS, twin=1.0)
 package = {r["defense"]: r for r in tables.ranking(defenses=LINES, **SIGNS)}
-apart = max(abs(signs["mean"][i] - package[d]["der"]) for i, d in enumerate(LINES))
-check.claim("Your means are the package's, within a thousandth.", apart, 0, 1e-3)
-lead = signs["first"][LINES.index("i-bau")].item()
-check.claim("I-BAU leads: share of the tables.", lead, 0.8, 1, "%")
+off = max(abs(signs["mean"][i] - package[d]["der"]) for i, d in enumerate(LINES))
+print("your means are those of the package:", bool(off < 1e-3))
+ahead = signs["first"][LINES.index("i-bau")].item()
+check.claim("I-BAU leads: share of the tables.", ahead, 0.8, 1, "%")
+one, other = LINES.index("fip"), LINES.index("fine-tuning")
+overlap = (signs["high"][other] - signs["low"][one]).item()
+print(f"the bars of FIP and fine-tuning overlap by {100 * overlap:.0f} points")
+above = signs["above"][one].item() if overlap > 0 else 0
+check.claim("Yet FIP is above fine-tuning: share of the tables.", above, 0.95, 1, "%")
 
 # %% tags=["figure"]
 each = tables.results(SIGNS["name"])
@@ -341,23 +346,27 @@ figures.standings(signs, LINES, repairs, {"idle": 0.5})
 # %% [markdown]
 # There is a winner after all, and it wins clearly. I-BAU, one of the rivals, looks for
 # the perturbation that fools the network most, unlearns it, and starts again. It leads
-# almost every table that these victims could have made.
+# nine in ten of the tables that these victims could have made.
 #
-# Notice the strokes. Those of FIP lie anywhere from one half, nothing done, to almost
-# one. It repairs one victim and leaves another, and on the same victim one draw of clean
-# images may cure where the next does nothing. *One draw is no result*, and a mean is not
-# what a defender gets.
+# Notice the strokes. Those of FIP lie anywhere from below one half, where it did harm, to
+# almost one. It repairs one victim and leaves another, and on the same victim one draw of
+# clean images may cure where the next does nothing. *One draw is no result*, and a mean
+# is not what a defender gets.
 #
 # ## Does the winner travel?
 #
-# The bar around I-BAU is short. It tells how sure we may be *about such signs*. Take
-# the same nineteen lines to photographs, with other attacks and other networks.
+# The bar around I-BAU is short. It tells how sure we may be *about such signs*. Take the
+# same nineteen lines to photographs, with networks of their own. Of eight victims there
+# four pass the gate: BadNets, Blended, SIG and TrojanNN. Each was repaired with one draw
+# of clean images only, so their strokes hide what you have just seen.
 #
 # **Predict.** Which place does I-BAU take there, among nineteen?
 
 # %% tags=["predict"]
 guess_place = None
-photos = judged(PHOTOS, twin=0.757)
+measured = tables.results(PHOTOS["name"])
+twin = measured.select(attack="none", defense="none", budget=2500, draw=None)[0]["acc"]
+photos = judged(PHOTOS, twin)
 orders = [
     [LINES[i] for i in r["mean"].argsort(descending=True, stable=True).tolist()]
     for r in (signs, photos)
@@ -368,20 +377,25 @@ check.reveal(guess_place, orders[1].index("i-bau") + 1, "(its place)")
 figures.travels(*orders, ("signs", "photographs"), ("i-bau", "mnp, soft", "fmp", "fip"))
 
 # %% tags=["claim"]
-awake = (signs["mean"] > 0.55) | (photos["mean"] > 0.55)
-travel = spearman(signs["mean"][awake], photos["mean"][awake])
-check.claim("The two orders agree in part: rank correlation.", travel, 0.1, 0.7)
+by = {r["defense"]: r for r in ranked}
+for d in ("mnp, soft", "i-bau"):
+    percent = (f"{k} {100 * by[d][k]:.0f}" for k in ("der", "worst", "acc"))
+    print(d, *percent, sep="  ")
+check.claim(
+    "I-BAU on its worst photograph victim: ASR.", by["i-bau"]["worst"], 0, 0.1, "%"
+)
+leader = photos["first"][LINES.index("mnp, soft")].item()
+check.claim("Soft MNP leads there: share of the tables.", leader, 0.65, 0.85, "%")
 
 # %% [markdown]
-# The winner on photographs is the soft variant of our MNP reconstruction, in about
-# three quarters of *those* tables. On signs it came ninth. Both rankings are honest, and
-# both are sure of themselves. An interval over victims cannot know about victims that
-# nobody put into the table.
+# The winner on photographs is the soft variant of our MNP reconstruction. On signs it came
+# ninth. An interval over victims cannot know about victims that nobody put into the table.
 #
-# Why do some travel? One reading: on signs the clean loss is almost zero, so methods that
-# repair by descending it have nothing to descend. The four best there look for a
-# perturbation first. But the two tables differ in five other ways as well, so this is a
-# reading, and no measurement.
+# Now read the printed rows. By the rule of this course, ASR below 10%, the winner *did*
+# travel: I-BAU cures all four, and so do three others, while the new winner leaves more
+# than that of TrojanNN. I-BAU pays for it with accuracy, and DER pays it back less than
+# MNP's smaller cure at a smaller price. **Who wins depends on what the score lets you
+# trade.** Whether you would trade like that is for you to say, not for a formula.
 #
 # ## Who chose?
 #
@@ -423,55 +437,64 @@ def by_the_test(acc, asr, least):
 check.by_the_test(by_the_test)
 
 # %% [markdown]
-# Take the two apart. For CLP the stored sweep lets us choose again: the careful defender
-# goes to the smallest $u$ that the allowance permits and never sees an ASR. For ANP and
-# RNP the rows hold both choosers.
+# Take the two apart. For CLP a stored sweep lets us choose again: the blind defender
+# goes to the smallest $u$ that the allowance permits and never sees an ASR. The rulers
+# differ a little. CLP's victims are wider, and its allowance is a hundredth or a tenth of
+# the test accuracy; ANP and RNP may lose one or ten points on held-out images.
 
 # %% tags=["method"]
 swept = tables.results("cifar10")
-choosers = []
+choosers = {}
 for attack in ("BadNets", "Blended"):
     curve = swept.select(attack=attack, defense="clp sweep")[0]["curve"]
     acc, asr, u = (torch.tensor([p[k] for p in curve]) for k in ("acc", "asr", "u"))
-    start, found = swept.select(attack=attack, defense="none")[0]["acc"], []
-    for allowed in (0.01, 0.1):
-        least = start * (1 - allowed)
-        found.append(asr[torch.where(acc >= least, u, torch.inf).argmin()].item())
-    found.append(asr[by_the_test(acc, asr, least)].item())
-    choosers.append((f"CLP, {attack}", *found))
+    start = swept.select(attack=attack, defense="none")[0]["acc"]
+    blind = [torch.where(acc >= start * s, u, torch.inf).argmin() for s in (0.99, 0.9)]
+    picks = [*blind, by_the_test(acc, asr, start * 0.9)]
+    choosers[f"CLP, {attack}"] = [(asr[i].item(), acc[i].item()) for i in picks]
 
 # %% tags=["method", "claim"]
 for m in ("anp", "rnp"):
     names = [m, f"{m}, 10 points", f"{m} (oracle)"]
-    found = tables.by_budget(PHOTOS["name"], names, [2500], draw=None)
-    choosers.append((f"{m.upper()}, mean of four", *(found[d][2500][1] for d in names)))
-look = max(blind - seen for _, _, blind, seen in choosers)
-allowance = min(careful - blind for _, careful, blind, _ in choosers)
+    means = tables.by_budget(PHOTOS["name"], names, [2500], draw=None)
+    choosers[f"{m.upper()}, mean of four"] = [means[d][2500][1::-1] for d in names]
+left_over = [[asr for asr, _ in picks] for picks in choosers.values()]
+look = max(blind - seen for _, blind, seen in left_over)
+allowance = min(careful - blind for careful, blind, _ in left_over)
 check.claim("Looking at the attack gains hardly anything.", 100 * look, -1, 2, "points")
 check.claim("Allowing a tenth gains, at least:", 100 * allowance, 40, 100, "points")
-columns = ("threshold of", "blind, a hundredth", "blind, a tenth", "by ASR, a tenth")
-percent = [(who, *(f"{100 * v:.0f}%" for v in values)) for who, *values in choosers]
-show.Table([dict(zip(columns, row, strict=True)) for row in percent], "ASR left")
+columns = ("blind, little allowed", "blind, a tenth", "by the ASR, a tenth")
+shown = [
+    {"threshold of": who}
+    | {
+        c: f"{100 * s:.0f} at {100 * a:.0f}"
+        for c, (s, a) in zip(columns, picks, strict=True)
+    }
+    for who, picks in choosers.items()
+]
+show.Table(shown, "ASR that is left, at which accuracy, in percent")
 
 # %% [markdown]
 # A surprise for the suspicious: the look adds next to nothing. On these knobs, less
 # accuracy means less backdoor, so whoever goes to the edge of the allowance arrives at
-# the same place. What looked like a strong method is a generous allowance. Before you
-# ask who chose a threshold, ask **what it was allowed to cost**.
+# the same place. What decides is the price, which stands behind each "at". By DER it
+# may well be a bargain. But a table that does not print it compares purses, and no
+# methods. Before you ask who chose a threshold, ask **what it was allowed to cost**.
 #
 # Looking pays where more is not simply more: when somebody chooses among epochs, seeds,
 # variants, or *methods*.
 #
-# ### Exercise 5: two choosers
+# ### Exercise 5: three choosers
 #
-# *Difficulty 2, importance 4, 8 minutes.* An **examiner** picks for each victim the line
-# that scores best on it. A **defender** has met the other victims only: they pick the
-# line with the best mean over those. What does each of them score, in the mean?
+# *Difficulty 2, importance 4, 10 minutes.* An **examiner** picks for each victim the line
+# that scores best on it. An **author** picks one line for all, the best in the mean, and
+# reports that mean. A **defender** has met the *other* victims only: they pick the best
+# line in the mean over those, and use it on their own. What does each of them score, in
+# the mean?
 #
 # <details><summary>Hint 1</summary>
 #
-# The examiner's pick may change from victim to victim. Return the examiner's mean
-# first.
+# The examiner's pick may change from victim to victim, the author's may not.
 #
 # </details>
 # <details><summary>Hint 2</summary>
@@ -488,76 +511,86 @@ show.Table([dict(zip(columns, row, strict=True)) for row in percent], "ASR left"
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
-def two_choosers(der):
-    """(examiner's mean, defender's mean), two floats, from der (lines, victims)."""
+def three_choosers(der):
+    """(examiner, author, defender), three floats, from der (lines, victims)."""
     ### BEGIN SOLUTION
     others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
     paid = der.gather(0, others.argmax(0, keepdim=True))
-    return der.amax(0).mean().item(), paid.mean().item()
+    return der.amax(0).mean().item(), der.mean(1).max().item(), paid.mean().item()
     ### END SOLUTION
 
 
 # %% tags=["check"]
-check.two_choosers(two_choosers)
+check.three_choosers(three_choosers)
 
 # %% [markdown]
 # **Predict.** On the four photograph victims, how many points of DER lie between the
-# two?
+# author and the defender?
 
 # %% tags=["predict"]
 guess_gap = None
 gaps = {}
 for name, where in (("photographs", PHOTOS), ("signs", SIGNS)):
-    der = tables.scores(defenses=LINES, of="der", **where)
-    kept = [values for victim, values in der.items() if not victim.endswith("*")]
-    examiner, defender = two_choosers(torch.tensor(kept).T)
-    gaps[name] = 100 * (examiner - defender)
-check.reveal(guess_gap, round(gaps["photographs"]), "points")
+    ders = tables.scores(defenses=LINES, of="der", **where)
+    kept = [values for victim, values in ders.items() if not victim.endswith("*")]
+    gaps[name] = three_choosers(torch.tensor(kept).T)
+lead = 100 * (gaps["photographs"][1] - gaps["photographs"][2])
+check.reveal(guess_gap, round(lead), "points")
 
 # %% tags=["claim"]
-check.claim("The examiner's lead on photographs.", gaps["photographs"], 6, 14, "points")
-check.claim("The examiner's lead on signs.", gaps["signs"], 1, 6, "points")
+check.claim("The author's lead on photographs.", lead, 5, 12, "points")
+for name, scores in gaps.items():
+    who = zip(("examiner", "author", "defender"), scores, strict=True)
+    print(name, *(f"{role} {score:.3f}" for role, score in who), sep="  ")
 
 # %% [markdown]
-# Nobody cheated. The examiner merely looked at the answers before choosing, which is
-# what every author does who develops a method on the benchmark that they then publish.
-# The gap is the part of a lead that stays at home when the method travels. It also
-# answers the question of this lesson: **the winner of a table is the winner of that
-# table**, under the score, the allowance and the victims that somebody chose.
+# Nobody cheated. The author merely picked their method with the same victims that they
+# report. On signs that cost nothing, since every defender would have picked the same
+# line. On photographs the lead melts, most of it on a single victim: whoever has not met
+# SIG trusts a method that fails on it. The gap is the part of a lead that stays at home.
+#
+# It also answers the question of this lesson: **the winner of a table is the winner of
+# that table**, under the score, the allowance and the victims that somebody chose.
 #
 # ## Turn it yourself
 #
 # Every draw is a dot. Find a victim and a defense whose ASR is near zero while the
 # labels stay lost, and one whose three draws disagree completely.
 
-# %% tags=["figure", "nbval-ignore-output"]
-shown = [name for name in left if not name.endswith("*")]
+# %% tags=["nbval-ignore-output"]
+names_left = [name for name in left if not name.endswith("*")]
 order = ["fip", *(d for d in LINES if d not in ("none", "fine-tuning", "fip"))]
-widgets.menus({"victim": shown, "defense": order}, figures.compared)
+widgets.menus({"victim": names_left, "defense": order}, figures.compared)
+
+# %% tags=["claim"]
+three = [r["asr"] for r in each.select(victim="badnets", defense="fip")]
+apart = max(three) - min(three)
+check.claim("FIP on badnets, draws of clean images apart by.", apart, 0.9, 1, "%")
 
 # %% [markdown]
 # ## Where it breaks
 #
-# The judge that you wrote has limits of its own. Eight victims on signs, or four on
-# photographs, share one training seed, so the interval knows nothing of other
-# trainings. With four values it cannot even leave their range. And it judges
-# by DER: swap the score, and the places move (the open experiment below).
+# The judge that you wrote has limits of its own. All victims share one training seed, and
+# on photographs one draw of clean images, so its bars know nothing of others. A
+# bootstrap can never leave the range of its values, and with four of them that range is
+# narrow.
 #
 # ## Recap
 #
-# Who wins? On these signs I-BAU, clearly; on those photographs our MNP reconstruction,
-# less clearly; and no line cures every victim. Who chose? Everybody along the way.
+# Who wins? On these signs I-BAU, clearly, and no line cures every victim. On those
+# photographs our MNP reconstruction by DER, and four others by the ASR of their worst
+# victim. Who chose? Everybody along the way.
 #
 # - DER pays half for nothing and little for accuracy, so the frog beats six lines
 #   (objective 1).
 # - Draw tables of victims and compare within each; the interval covers such victims,
 #   and no others (objective 2).
-# - An allowance of a tenth makes methods look strong, and choosing by the tested
-#   victims adds points that do not travel (objective 3).
+# - An allowance of a tenth decides more than who looks, and a method picked by the
+#   victims it is reported on leads by points that may not travel (objective 3).
 #
 # ## How to read a defense paper
 #
-# Print this. Ten questions, in the order in which a table can fool you.
+# Print this: ten questions, in the order in which a table can fool you.
 #
 # 1. **Do the attacks work?** Look for ASR and accuracy before any defense, beside a
 #    benign twin.
@@ -584,9 +617,9 @@ widgets.menus({"victim": shown, "defense": order}, figures.compared)
 # of them decides how to read "lower". A single mean says nothing about spread, or about
 # which victims carried it. Who set the pruning share $p$, and on what?
 #
-# In our own rows FMP cures three of the four photograph victims, and on signs it hardly
-# differs from its own tuning. That is a finding about small networks, and no verdict on
-# the paper.
+# In our own rows FMP cures three of the four photograph victims, and on signs its score is
+# below plain fine-tuning's. That is a finding about small networks, and no verdict on the
+# paper.
 #
 # </details>
 
@@ -596,18 +629,30 @@ quiz("showdown")
 # %% [markdown]
 # ## One open experiment
 #
-# Does the winner survive a change of score? Rank by RA: give `contest` rows in which
-# `1 - ra` stands in the place of `asr`, for the line "none" as well, and set the gate
-# aside by handing it ones. The control is a score that must not matter: rank by DER
-# with another seed of the generator. Write down your guess for the first column before
-# you run anything.
+# Does the winner survive a change of score? Rank by RA, the share of triggered images that
+# are read correctly. The control is a change that should not matter: leave one victim
+# out. If that moves the places as much as the new score does, you have learned nothing
+# about scores. Write down your guess before you run anything.
 #
-# | line | place by DER | by DER, other seed | by RA |
+# | line | place by DER | one victim left out | by RA |
 # |---|---|---|---|
 # | I-BAU | | | |
+# | NC unlearning | | | |
 # | MNP, soft | | | |
 # | FMP | | | |
-# | the frog | | | |
+#
+# <details><summary>Some starting code</summary>
+#
+# ```python
+# def order(of, out=()):
+#     found = tables.scores(defenses=LINES, of=of, **SIGNS)
+#     kept = [v for n, v in found.items() if not n.endswith("*") and n not in out]
+#     return [LINES[i] for i in torch.tensor(kept).mean(0).argsort(descending=True)]
+#
+# print(order("der"), order("der", ["tact"]), order("ra"), sep="\n")
+# ```
+#
+# </details>
 #
 # ## What this does not show
 #
@@ -621,16 +666,12 @@ quiz("showdown")
 #    accuracy 75%?
 # 2. Does a bootstrap interval of four values cover? Draw four normal numbers many times,
 #    resample each, and count how often the 90% interval holds the true mean.
-# 3. Which lines does no other line beat in accuracy *and* ASR at once?
 #
 # <details><summary>Answers</summary>
 #
 # 1. It now loses almost all of the accuracy, and its score falls to about 63%. It would
 #    still beat every idle line.
 # 2. In about three cases of four. Four values are too few to know their own spread.
-# 3. Compare all pairs: one line beats another if it is at least as good in both and
-#    better in one. Doing nothing is never beaten, since no repair has more accuracy,
-#    which is a reason not to trust this rule alone.
 #
 # </details>
 #
@@ -663,10 +704,8 @@ quiz("showdown")
 #
 # `python -m bdcourse bench` made the rows: one victim and one benign twin an attack, all
 # defenses on the same network with the same clean images. They are in `data/results`,
-# the full tables on the [results page](../book/results.md), the published figures
-# beside ours in the [reproduction report](../book/reproduction.md). The package's
-# `tables.ranking` also redraws the choices of clean images, which widens its bars a
-# little. To measure a network of your own, see [measuring](../book/measuring.md); which
+# the full tables on the [results page](../book/results.md), published figures beside
+# ours in the [reproduction report](../book/reproduction.md). To measure a network of your own, see [measuring](../book/measuring.md); which
 # defense to take first is on [one page](../book/choosing.md).
 #
 # </details>

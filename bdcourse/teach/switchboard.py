@@ -39,6 +39,8 @@ def switches(
     if not isinstance(victim, Victim):
         raise ValueError(f"victim must be a Victim, not {require.kind(victim)}.")
     attack = victim.attack if attack is None else attack
+    if attack is None:
+        raise ValueError("a network without an attack has no attack success; name an attack.")
     surgery.channels_of(victim.model, {layer: _positions(off)}, "layer")
     n = len(surgery.weight_of(victim.model.get_submodule(layer)))
     cells = [

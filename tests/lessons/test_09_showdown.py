@@ -127,6 +127,16 @@ def test_allowances_and_looks():
         assert -1 <= left[f"{m}, 10 points"] - left[f"{m} (oracle)"] < 2
 
 
+def test_the_authors_lead_on_photographs_comes_from_one_victim():
+    der = tables.scores(defenses=LINES, of="der", **PHOTOS)
+    kept = {v: torch.tensor(values) for v, values in der.items() if not v.endswith("*")}
+    total, lost = sum(kept.values()), {}
+    author = (total / 4).argmax()
+    for v, values in kept.items():
+        lost[v] = (values[author] - values[(total - values).argmax()]).item()
+    assert max(lost, key=lost.get) == "SIG" and lost["SIG"] > 0.8 * sum(lost.values())
+
+
 def test_rivals_of_fip_on_photographs(by):
     assert 3 < 100 * (by["sam"]["acc"] - by["fip"]["acc"]) < 8
     assert 0 <= 100 * (by["sam"]["asr"] - by["fip"]["asr"]) < 3
@@ -153,9 +163,9 @@ def test_what_fewer_images_cost():
 
 def test_what_is_said_of_fmp_beside_its_abstract(by, signs):
     assert 0.12 < by["fmp"]["asr"] < 0.16
-    found = tables.scores("signs-defenses", ["fmp", "fmp, no maps"])
-    strong = [row for v, row in found.items() if not v.endswith("*")]
-    assert abs(tables.mean(a - b for a, b in strong)) < 0.1
+    assert [r["asr"] for r in signs if r["defense"] == "fmp"][0] > 0.8
+    der = {r["defense"]: r["der"] for r in signs}
+    assert der["fmp"] < der["fine-tuning"]
 
 
 def test_verdicts_of_six_claims():

@@ -168,30 +168,42 @@ def one_winner(acc, asr, twin, against, n, generator):
     return contest(acc, asr, twin, against, n, generator) | {"first": first}
 
 
-def two_choosers(der):
+def three_choosers(der):
     others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
     defender = der.gather(0, others.argmax(0, keepdim=True))
-    return der.amax(0).mean().item(), defender.mean().item()
+    return der.amax(0).mean().item(), der.mean(1).max().item(), defender.mean().item()
 
 
-def two_choosers_by_loop(der):
+def three_choosers_by_loop(der):
     examiner, defender = [], []
     for v in range(der.shape[1]):
         rest = [i for i in range(der.shape[1]) if i != v]
         examiner.append(float(der[:, v].max()))
         defender.append(float(der[der[:, rest].mean(1).argmax(), v]))
-    return sum(examiner) / len(examiner), sum(defender) / len(defender)
+    author = max(float(row.mean()) for row in der)
+    return sum(examiner) / len(examiner), author, sum(defender) / len(defender)
 
 
 def promised(der):
     others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
-    return der.amax(0).mean().item(), others.amax(0).mean().item()
+    return *three_choosers(der)[:2], others.amax(0).mean().item()
+
+
+def gated(strength, share):
+    def wrong(acc, asr, twin, against, n, generator):
+        moved = asr.clone()
+        moved[0] = (asr[0] >= strength).to(asr)
+        moved[0, acc[0] < twin - share] = 0
+        ok = moved[0] > 0
+        return contest(acc[:, ok], asr[:, ok], twin, against, n, generator, gate="none")
+
+    return wrong
 
 
 RIGHT = {
     "balance": [balance, balance_by_parts],
     "contest": [contest, contest_by_loop],
-    "two_choosers": [two_choosers, two_choosers_by_loop],
+    "three_choosers": [three_choosers, three_choosers_by_loop],
     "resampled_means": [resampled_means, resampled_means_by_loop],
     "by_the_test": [by_the_test, by_the_test_by_loop],
 }
@@ -205,6 +217,10 @@ WRONG = {
         (lambda a, s, b, t: (t - s + a - b + 1) / 2, "gives 0 for a perfect"),
     ],
     "contest": [
+        (gated(0.94, 0.03), "fewer than 95%"),
+        (gated(0.96, 0.03), "edge inside"),
+        (gated(0.95, 0.1), "edge inside|more than 3 points"),
+        (gated(0.95, 0.02), "edge inside"),
         (no_gate, "miss the gate"),
         (gate_by_asr, "lost more than 3 points"),
         (gate_by_acc, "fewer than 95%"),
@@ -219,13 +235,13 @@ WRONG = {
         (own_dice, "for the same seed"),
         (lambda *a: contest(*a)["mean"], "must return a dict"),
     ],
-    "two_choosers": [
-        (lambda der: two_choosers(der)[::-1], "wrong order"),
-        (lambda der: (der.mean(1).max(), two_choosers(der)[1]), "one line for all"),
-        (lambda der: (two_choosers(der)[0], der.mean(1).max()), "leave it out"),
+    "three_choosers": [
+        (lambda der: three_choosers(der)[::-1], "another order"),
+        (lambda der: (three_choosers(der)[1], *three_choosers(der)[1:]), "one line for all"),
+        (lambda der: (*three_choosers(der)[:2], three_choosers(der)[1]), "leave it out"),
+        (lambda der: (three_choosers(der)[0],) * 3, "author"),
         (promised, "picked by"),
-        (lambda der: (two_choosers(der)[0],) * 2, "same number twice"),
-        (lambda der: two_choosers(der)[0], "two numbers"),
+        (lambda der: three_choosers(der)[:2], "three numbers"),
     ],
     "resampled_means": [
         (without_replacement, "drawn without replacement"),
@@ -245,5 +261,12 @@ WRONG = {
             "exactly enough",
         ),
         (lambda acc, asr, least: len(acc), "no position"),
+        (lambda acc, asr, least: int((acc - least).abs().argmin()), "never looks at the ASR"),
+        (
+            lambda acc, asr, least: int(torch.where(acc >= least, acc, torch.inf).argmin()),
+            "never looks at the ASR",
+        ),
+        (lambda acc, asr, least: int(torch.where(acc >= least, asr, -1.0).argmax()), "highest"),
+        (lambda acc, asr, least: int(torch.where(acc >= least, asr, 1.0).argmin()), "is 1"),
     ],
 }

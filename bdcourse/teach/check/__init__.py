@@ -53,7 +53,7 @@ from bdcourse.teach.check.showdown import (
     by_the_test,
     contest,
     resampled_means,
-    two_choosers,
+    three_choosers,
 )
 from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
 from bdcourse.teach.check.welcome import attack_success, confusion, place, take
@@ -113,11 +113,11 @@ __all__ = [
     "steer",
     "tac",
     "take",
+    "three_choosers",
     "three_rates",
     "top_eigenvalue",
     "trace_draws",
     "train_victim",
-    "two_choosers",
     "verdict",
     "worst_maps",
 ]

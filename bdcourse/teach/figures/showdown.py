@@ -25,15 +25,15 @@ def choices() -> Picture:
         notes=[
             (1.0, 0.6, "which ones\npass the gate?"),
             (3.1, 0.6, "how many,\nwhich draw?"),
-            (5.2, 0.6, "who set the\nthreshold?"),
+            (5.2, 0.6, "what may a\nthreshold cost?"),
             (7.3, 0.6, "what does it\nreward?"),
-            (9.2, 0.6, "how sure?"),
+            (9.2, 0.6, "a mean\nof what?"),
         ],
         height=2.1,
         title="Five people have chosen before anybody wins",
         description="Five boxes in a row: victims, clean images, repair, score, place. Below each "
         "stands the question of who chose: which victims pass the gate, how many images and which "
-        "draw, who set the threshold, what the score rewards, and how sure the place is.",
+        "draw, what a threshold may cost, what the score rewards, and over what the mean runs.",
     )
 
 
@@ -92,13 +92,13 @@ def standings(
         for at in marks.values():
             ax.axvline(100 * at, color="#888888", lw=1, ls="--", zorder=0)
         ax.secondary_xaxis("top").set_xticks([100 * v for v in marks.values()], list(marks))
-        ax.set_xlabel(
-            "DER, %: dot the mean, bar the middle 90% of resampled tables, stroke a repair"
-        )
+        ax.set_xlabel("DER, %")
         first = float(result["first"][leader])
-        ax.set_title(
-            f"{lines[leader]} leads in {first:.0%} of the tables that could have been", pad=22
-        )
+        ax.set_title(f"{lines[leader]} leads in {first:.0%} of the resampled tables", pad=22)
+        for mark, size, text in (("|", 9, "one repair"), ("o", 7, "mean")):
+            ax.plot([], [], mark, color=INK, ms=size, label=text)
+        ax.plot([], [], color=INK, lw=4, alpha=0.45, label="90% of tables")
+        ax.legend(loc="lower right", frameon=False)
         return Picture(
             fig,
             f"{len(lines)} rows, one a defense, ordered by their mean score. Each row shows all "
@@ -156,7 +156,8 @@ def compared(victim: str, defense: str) -> Picture:
                 values, x = [100 * r[key] for r in rows], i + 0.27 * (j - 1)
                 mean = tables.mean(values)
                 ax.bar(x, mean, width=0.24, color=color, alpha=0.55, label=key.upper() * (i == 0))
-                ax.plot([x] * len(values), values, "o", color=color, mec="white", ms=6)
+                beside = [x + 0.06 * (k - (len(values) - 1) / 2) for k in range(len(values))]
+                ax.plot(beside, values, "o", color=color, mec="white", ms=6)
         ax.set_xticks(range(len(names)), names)
         ax.set(ylim=(0, 106), ylabel="%")
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

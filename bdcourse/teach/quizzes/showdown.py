@@ -68,7 +68,7 @@ QUESTIONS = (
         "with its score on these five. Which number would be honest?",
         "Its score on victims that took no part in picking it.",
         "The best of twelve is partly luck on these five. Fresh victims pay out what it is worth, "
-        "as they did for the defender in exercise 5.",
+        "as the defender of exercise 5 found on photographs.",
         {
             "The mean score of all twelve variants.": "That understates the one you chose, and "
             "says little about it. The fault is in the victims, not in the variants.",
