@@ -248,11 +248,12 @@ class _Cuts:
 
     def rates(self, channels: Tensor, shift: bool = True) -> Tensor:
         """What is left without these channels, from the maps: no copy, no second pass."""
-        said = []
+        shifts = self.model.get_parameter("norm.bias").detach()
+        linear, said = self.model.get_submodule("linear"), []
         for m in self.maps:
             m = m.clone()
-            m[:, channels] = 0 if shift else self.model.norm.bias.detach()[channels, None, None]
-            said.append(self.model.linear(m.relu().flatten(1)).argmax(1))
+            m[:, channels] = 0 if shift else shifts[channels, None, None]
+            said.append(linear(m.relu().flatten(1)).argmax(1))
         asked = self.y != self.target
         clean, triggered = said[0], said[1][asked]
         hits = (clean == self.y, triggered == self.target, triggered == self.y[asked])

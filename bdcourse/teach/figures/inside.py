@@ -291,12 +291,10 @@ def detectors(
             top = float(stamped[sign].abs().max())
             for name, kernel in kernels.items():
                 a, b = (m[sign, c] for m in maps[name])
-                panels = (
-                    (kernel[c], kernels[name].abs().max()),
-                    *((m, top) for m in (a, b, b - a)),
-                )
+                panels = [(m, top) for m in (a, b, b - a)]
+                panels.insert(0, (kernel[c], float(kernels[name].abs().max())))
                 for ax, (values, most) in zip(row := next(rows), panels, strict=True):
-                    ax.imshow(values, cmap="gray", vmin=-float(most), vmax=float(most))
+                    ax.imshow(values, cmap="gray", vmin=-most, vmax=most)
                     ax.set(xticks=[], yticks=[])
                 pair = torch.stack([kernel[c].flatten(), patch.flatten()])
                 match = abs(float(torch.corrcoef(pair)[0, 1]))
