@@ -9,11 +9,11 @@ lesson; notebooks call them from here, `check.asr(...)`.
 from bdcourse.teach.check.clp import largest_z, outliers, score, sigma, switch_off
 from bdcourse.teach.check.core import CheckFailed, claim, reveal, stand_in
 from bdcourse.teach.check.fip import (
-    change_gradient,
-    fip_gradient,
+    fip_plain,
     one_pass_trace,
     product,
     score_length,
+    spectral_step,
 )
 from bdcourse.teach.check.fmp import (
     departure,
@@ -54,7 +54,6 @@ __all__ = [
     "by_class",
     "by_the_test",
     "cam",
-    "change_gradient",
     "claim",
     "confusion",
     "cut_curve",
@@ -64,7 +63,7 @@ __all__ = [
     "fake_variance",
     "filter_direction",
     "find_triggers",
-    "fip_gradient",
+    "fip_plain",
     "folded",
     "front",
     "harm",
@@ -91,6 +90,7 @@ __all__ = [
     "score",
     "score_length",
     "sigma",
+    "spectral_step",
     "stamp",
     "stand_in",
     "steer",
