@@ -14,12 +14,11 @@
 # # FIP: is a backdoor a sharp minimum?
 #
 # Two networks read road signs equally well. One of them also obeys a sticker. Now shake
-# the weights of both, only a little: does the one with the secret wobble more? The
-# authors of FIP (Fisher-information-guided purification) say so, and they have a cure.
-# Lead the network to smoother ground, and it loses its backdoor on the way. You will
-# build that walk. **Is a backdoored minimum sharper than a clean one, and is smoothing
+# the weights of both a little: does the one with the secret wobble more? The
+# authors of FIP (Fisher-information-guided purification) say so. Lead the network to
+# smoother ground, and it loses its backdoor on the way. You will build that walk. **Is a backdoored minimum sharper than a clean one, and is smoothing
 # it the cure?** You will see an attack success rate (ASR) fall below 10%. Then you will
-# ask what brought it there, and the answer is not in the paper.
+# ask what brought it there.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about a minute
 # > and a half and 1 GiB on two CPU cores. Prerequisites: [lesson
@@ -69,8 +68,8 @@ victim, twin = victims.zoo("badnets"), victims.zoo("benign")
 # %% [markdown]
 # ## A ruler for sharpness
 #
-# Stand at the bottom of a valley. In a narrow one, a small step sideways takes you up
-# the wall; in a wide one you hardly notice. For a network, a step is a small change of
+# Stand at the bottom of a valley. In a narrow one, a small step takes you up
+# the wall. For a network, a step is a small change of
 # the weights $\theta$. What we watch is its opinion: the probabilities
 # $p(y \mid x, \theta)$ that it gives to the labels of an image.
 #
@@ -166,7 +165,7 @@ check.score_length(score_length)
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def one_pass_trace(model, x, generator):
-    """Unbiased estimate of Tr F on pixels x (n, c, h, w), labels drawn once: a number."""
+    """Unbiased estimate of Tr F on pixels x (n, c, h, w), labels drawn once."""
     ### BEGIN SOLUTION
     weights, logits = list(model.parameters()), model(x)
     y = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)
@@ -253,7 +252,7 @@ figures.sharper(ratios | live)
 # split about as a coin would. And look at how far the two marks of one row lie apart: a
 # different handful of images can move the answer as much as the backdoor does.
 #
-# So *sharper* is true of some backdoored networks, on some images. It is no signature.
+# *Sharper* is true of some backdoored networks, on some images.
 #
 # ## A ruler that stretches
 #
@@ -299,8 +298,8 @@ figures.loop()
 
 # %% [markdown]
 # How does one go down a trace? With $g$ from above, the gradient of $\lVert g \rVert^2$
-# is $2 H g$, where $H$ is the second derivative of that summed log-likelihood. We need
-# only its product with $g$, and this is a difference of two gradients, a short way $r$
+# is $2 H g$, where $H$ is the second derivative of that summed log-likelihood. Its product
+# with $g$ is a difference of two gradients, a short way $r$
 # apart:
 #
 # $$H g \approx \frac{\lVert g \rVert}{r} \left[\, g\Big(\theta + r \frac{g}{\lVert g
@@ -325,12 +324,6 @@ figures.loop()
 # <details><summary>Hint 2</summary>
 #
 # There is one length of $g$ for all tensors together, and the walk is $r$ long.
-#
-# </details>
-# <details><summary>Hint 3</summary>
-#
-# Check your units: twice as long a walk changes the gradient twice as much, and the
-# result must not depend on $r$.
 #
 # </details>
 
@@ -449,7 +442,7 @@ check.fip_plain(fip_plain)
 #
 # $$W(\delta) = U \,\mathrm{diag}\big(\mathrm{ReLU}(\sigma + \delta)\big)\, V^\top .$$
 #
-# The network can turn what it does up or down, and learn nothing new. Given the gradient
+# Given the gradient
 # of the loss by the weight, return the weight after one step down $\delta$.
 #
 # <details><summary>Hint 1</summary>
@@ -473,7 +466,7 @@ check.fip_plain(fip_plain)
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def spectral_step(w, dw, lr):
-    """w after one gradient step over its singular values; dw, like w: (outputs, ...)."""
+    """w after one step over its singular values; dw, like w: (outputs, ...)."""
     ### BEGIN SOLUTION
     u, s, vh = torch.linalg.svd(w.flatten(1), full_matrices=False)
     slope = ((u.T @ dw.flatten(1)) * vh).sum(1)
@@ -515,12 +508,8 @@ check.claim("The control: ASR.", score["without"].asr, 0.9, 1, "%")
 # victims of every defense lesson, with the package's 600 steps. The first set of clean
 # images gives `badnets` back with hardly any attack left, its signs and its triggered
 # signs read correctly. A triumph.
-#
-# **Predict.** The same code, with two other sets of clean images and nothing else
-# changed. What ASR, in percent, is left in the mean of these two?
 
-# %% tags=["predict"]
-guess_left = None
+# %% tags=["method"]
 shared = tables.results("signs-defenses")
 arms = {
     "fine-tuning": "fine-tuning",
@@ -538,6 +527,13 @@ left = {
     }
     for who in ("badnets", "blended")
 }
+
+# %% [markdown]
+# **Predict.** The same code, with two other sets of clean images and nothing else
+# changed. What ASR, in percent, is left in the mean of these two?
+
+# %% tags=["predict"]
+guess_left = None
 check.reveal(guess_left, round(50 * sum(left["badnets"]["FIP"][1:])), "%")
 
 # %% tags=["figure"]
@@ -548,24 +544,20 @@ figures.draws(left)
 # repair; with either of the others, a failure. Fast FIP has its lucky draw as well, and it
 # is another one. Nothing lies in between. What kind of smoothing is it that does
 # everything or nothing?
-#
-# FT-SAM is SAM as published, with its own schedule. It comes closer on `blended`, where
-# FIP leaves the attack as it was.
+# FT-SAM in the figure is SAM as published.
 #
 # ## Why everything or nothing
 #
 # FIP writes a diary: how long the push of the trace term was in every step. Here is the
 # lucky run, with the state of the network beneath.
 
-# %% tags=["figure"]
+# %% tags=["figure", "claim"]
 story = tables.results("signs-fip-pushes").rows[0]
-figures.accident(story["pushes"], story["watched"])
-
-# %% tags=["claim"]
 pushes = story["pushes"]
 worst = max(range(len(pushes)), key=pushes.__getitem__)
 before = sum(pushes[:worst]) / pushes[worst]
 check.claim("All pushes before the long one, in units of it.", before, 0, 1)
+figures.accident(pushes, story["watched"])
 
 # %% [markdown]
 # For more than two hundred steps next to nothing happens: the network is certain, and the
@@ -642,9 +634,9 @@ check.claim("Random pushes of FIP's lengths: ASR.", random_pushes[1], 0.85, 1, "
 # the high rate makes it *sharper*, and the attack is gone. So smoothness is neither
 # needed nor enough. The random pushes say something else: equally long steps in any
 # direction do not do it. FIP's direction counts, and "down the trace" is not the whole
-# reason why. One run each, with one set of images: a pattern, not a law.
+# reason why. One run each: a pattern, not a law.
 #
-# Move the slider to see how narrow FIP's own window is on this guest.
+# The slider shows how narrow FIP's own window is on this guest.
 
 # %% tags=["nbval-ignore-output"]
 weights_of = {
@@ -705,8 +697,8 @@ quiz("fip")
 # ## One open experiment
 #
 # Was it the one long push? Repeat the lucky run with every push cut to a length of at most
-# 3, and watch the ASR. `FipDescent.add_trace` in `bdcourse.defenses` makes the pushes; in
-# your own `fip_plain` the cut is two lines. Write down what you expect. **Control:** a
+# 3, and watch the ASR. In your own `fip_plain` the cut is two lines.
+# **Control:** a
 # random push as long as the longest, at the same step. The run takes several minutes.
 #
 # | run | longest push | ASR at the end | lowest accuracy on the way |
@@ -718,16 +710,13 @@ quiz("fip")
 # ## What this does not show
 #
 # There is one set of weights for each victim, drawn signs, and networks far smaller than
-# the paper's, which differ thirtyfold in sharpness where ours differ by a factor of two.
-# The objective is put together from abstract, figures and code; that both new terms act
+# the paper's. The objective is put together from abstract, figures and code; that both new terms act
 # together is our reading. One run has a diary.
 #
 # ## Beyond
 #
 # 1. Which measure of sharpness survives the stretching of weights by $a$?
 # 2. Make FIP's pushes steady on a certain network. What would you draw instead of labels?
-# 3. An attacker knows FIP. Should they train their victim to be more certain, or less?
-#
 # <details><summary>Answers</summary>
 #
 # 1. Weigh each entry by its weight: $\sum_i F_{ii}\theta_i^2$. What the stretching adds to
@@ -735,10 +724,6 @@ quiz("fip")
 # 2. The random vector that every label takes part in (`draw="gaussian"`). Its length is
 #    near the mean in each step. On the guest it removed BadNets and hardly touched
 #    TrojanNN.
-# 3. More certain, by this page: longer training, no label smoothing. In our stored runs an
-#    attacker who trained with FIP's own penalty lost accuracy, and their benign twin did
-#    as well, so that this was no test.
-#
 # </details>
 #
 # ## References
@@ -759,22 +744,16 @@ quiz("fip")
 # of the data one gets the *empirical* Fisher, another thing: it fades with the loss, and
 # it is large where a network is certain and wrong.
 #
-# **Drawn labels count as constants** in FIP's gradient, so nothing acts through the chance
-# of drawing them. Gaussian draws with the exact product change two things at once; on
-# BadNets that arm removed the attack while the trace on unseen images rose.
+# **Drawn labels count as constants** in FIP's gradient: nothing acts through the chance of
+# drawing them.
 #
 # **The released script** computes no trace. The product with the Fisher is commented out,
 # and the rest is an inner product of the gradient with random vectors, negative half of
-# the time. A running sum counts the first tensor most often, the likelihood pairs every
-# image with every label of the batch, and the pull is commented out.
+# the time. The pull is commented out as well.
 #
-# **Cost.** Fast FIP moves a hundredth of the guest's numbers, and no step is cheaper: it
-# goes through the network as often. The paper's "almost 5 times faster" refers to other
-# defenses.
+# **Cost.** No step of Fast FIP is cheaper: it goes through the network as often.
 #
-# **Photographs** (CIFAR-10, one seed, 5% clean images): FIP and SAM both bring four
-# victims below 10%, and SAM costs less accuracy. The rows are on the results pages; all
-# of this fold is tested in `tests/lessons/test_08_fip.py`.
+# All of this fold is tested in `tests/lessons/test_08_fip.py`.
 #
 # </details>
 #
