@@ -548,8 +548,8 @@ figures.draws(left)
 #
 # ## Why everything or nothing
 #
-# FIP writes a diary: how long the push of the trace term was in every step. Here is the
-# lucky run, with the state of the network beneath.
+# We ran the lucky set once more, and let FIP write a diary: how long the push of the trace
+# term was in every step, and below it the state of the network.
 
 # %% tags=["figure", "claim"]
 story = tables.results("signs-fip-pushes").rows[0]
@@ -564,7 +564,9 @@ figures.accident(pushes, story["watched"])
 # drawn labels are the ones it believes in. Then comes the rare label of exercise 1. Its
 # one push is longer than all before it together. The network is thrown off, and accuracy
 # collapses. Now it is certain of nothing, so every draw pushes, and clean images teach it
-# the signs again. They cannot teach it the trigger, which none of them shows.
+# the signs again. They cannot teach it the trigger, which none of them shows. By the last
+# step most of the attack is gone, though not as much as in the stored run: the same
+# settings on another day, and one sign in seven still obeys.
 #
 # This is no walk down a slope. It is an **accident and a rehabilitation**, and whether
 # the accident happens in time is luck. That the long push causes what follows is our
@@ -696,7 +698,7 @@ quiz("fip")
 # %% [markdown]
 # ## One open experiment
 #
-# Was it the one long push? Repeat the lucky run with every push cut to a length of at most
+# Was it the one long push? Repeat the run of the diary with every push cut to a length of at most
 # 3, and watch the ASR. In your own `fip_plain` the cut is two lines.
 # **Control:** a
 # random push as long as the longest, at the same step. The run takes several minutes.
