@@ -14,11 +14,13 @@
 # # FIP: is a backdoor a sharp minimum?
 #
 # Two networks read road signs equally well. One of them also obeys a sticker. Now shake
-# the weights of both a little: does the one with the secret wobble more? The
-# authors of FIP (Fisher-information-guided purification) say so. Lead the network to
-# smoother ground, and it loses its backdoor on the way. You will build that walk. **Is a backdoored minimum sharper than a clean one, and is smoothing
-# it the cure?** You will see an attack success rate (ASR) fall below 10%. Then you will
-# ask what brought it there.
+# the weights of both a little: does the one with the secret wobble more?
+#
+# The authors of FIP (Fisher-information-guided purification) say so. Lead the network
+# to smoother ground, and it loses its backdoor on the way. You will build that walk.
+# **Is a backdoored minimum sharper than a clean one, and is smoothing it the cure?**
+# You will see an attack success rate (ASR) fall below 10%. Then you will ask what
+# brought it there.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about a minute
 # > and a half and 1 GiB on two CPU cores. Prerequisites: [lesson
@@ -73,10 +75,10 @@ victim, twin = victims.zoo("badnets"), victims.zoo("benign")
 # the weights $\theta$. What we watch is its opinion: the probabilities
 # $p(y \mid x, \theta)$ that it gives to the labels of an image.
 #
-# The *score* $s(x, y) = \nabla_\theta \log p(y \mid x, \theta)$ is the direction in which
-# the weights must move to make label $y$ more likely. If it is long, a small step changes
-# much. The Fisher information is the mean of $s s^\top$, and its trace the mean squared
-# length,
+# The *score* $s(x, y) = \nabla_\theta \log p(y \mid x, \theta)$ is the direction in
+# which the weights must move to make label $y$ more likely. If it is long, a small
+# step changes much. The Fisher information is the mean of $s s^\top$, and its trace
+# the mean squared length,
 #
 # $$\mathrm{Tr}\, F = \mathbb{E}_x\, \mathbb{E}_{y \sim p(\cdot \mid x, \theta)}\,
 # \lVert s(x, y) \rVert^2 .$$
@@ -86,8 +88,8 @@ victim, twin = victims.zoo("badnets"), victims.zoo("benign")
 #
 # ### Exercise 1: the score of a linear classifier
 #
-# *Difficulty 2, importance 5, 8 minutes.* For logits $W x + b$ the score at label $y$ is
-# the outer product of $e_y - p$ and $(x, 1)$, where $e_y$ is one at $y$ and zero
+# *Difficulty 2, importance 5, 8 minutes.* For logits $W x + b$ the score at label $y$
+# is the outer product of $e_y - p$ and $(x, 1)$, where $e_y$ is one at $y$ and zero
 # elsewhere. Return its squared length for every image.
 #
 # <details><summary>Hint 1</summary>
@@ -124,15 +126,15 @@ def score_length(x, p, y):
 check.score_length(score_length)
 
 # %% [markdown]
-# A network without an opinion has scores of middling length, all alike. A network that is nearly certain has a tiny score at its own label, and a long
-# one at every other label, which it hardly ever draws. Keep that picture: many tiny numbers and
-# a rare large one.
+# A network without an opinion has scores of middling length, all alike. A network
+# that is nearly certain has a tiny score at its own label, and a long one at every
+# other label, which it hardly ever draws. Many tiny numbers, a rare large one.
 #
 # ## One backward pass
 #
-# For a deep network, the trace asks for the gradient of every image by itself. There is a
-# trick. Draw one label for each image and take the gradient $g$ of the **sum** of their
-# log-likelihoods. Then
+# For a deep network, the trace asks for the gradient of every image by itself. There
+# is a trick. Draw one label for each image and take the gradient $g$ of the **sum**
+# of their log-likelihoods. Then
 #
 # $$\mathbb{E}\,\lVert g \rVert^2 = \sum_i \mathbb{E}\,\lVert s_i \rVert^2 +
 # \sum_{i \ne j} \mathbb{E}[s_i]^\top \mathbb{E}[s_j] ,$$
@@ -179,39 +181,42 @@ def one_pass_trace(model, x, generator):
 check.one_pass_trace(one_pass_trace)
 
 # %% [markdown]
-# Try it on `badnets`, the victim of every defense lesson: sixty draws of labels for the
-# same images.
+# Try it on `badnets`, the victim of every defense lesson: sixty draws of labels for
+# the same images. There is a slower route to the same trace that draws no label at
+# all: it sends a random vector through the network in which every label takes part in
+# proportion to its chance. (The fine print has the formula.) Call that the truth.
 #
-# **Predict.** How many of the sixty estimates lie below a tenth of their own mean?
+# **Predict.** What percentage of the true trace does the middle one of your sixty
+# estimates see?
 
 # %% tags=["predict"]
-guess_low = None
+guess_middle = None
 seed, few = torch.Generator().manual_seed(0), clean[:32].pixels()
 drawn = torch.tensor([one_pass_trace(victim.model, few, seed) for _ in range(60)])
-low = (drawn < drawn.mean() / 10).sum().item()
-check.reveal(guess_low, low, "draws")
-
-# %% tags=["figure", "claim"]
-check.claim("Draws below a tenth of their own mean.", low / 60, 0.5, 1, "%")
 steady = torch.Generator().manual_seed(1)
 whole = curvature.fisher_trace(victim.model, clean[:32], draws=20, generator=steady)
+middle = (drawn.median() / whole.value).item()
+check.reveal(guess_middle, round(100 * middle, 1), "%")
+
+# %% tags=["figure", "claim"]
+check.claim("The middle estimate, of the true trace.", middle, 0, 0.1, "%")
 figures.tail(drawn, whole.value)
 
 # %% [markdown]
 # Unbiased is not the same as good. The victim is certain of nearly every sign, so its
-# trace hides in labels that it almost never draws. Most draws miss them all. Twenty draws
-# that agree may be twenty that missed the same thing: their standard error does not know.
+# trace hides in labels that it almost never draws. Your sixty estimates agree to many
+# digits, and they are all wrong. One lucky draw in thousands would pay for the others: "unbiased" promises it, nobody waits for it. Twenty
+# draws that agree may be twenty that missed the same thing: their standard error does
+# not know.
 #
-# The second line in the figure needs no luck. It sends a random vector through the
-# network in which every label takes part in proportion to its chance; the fine print has
-# the formula. To *measure* sharpness we use that route from here on.
+# To *measure* sharpness we use the slower route from here on.
 #
 # ## Is the backdoored minimum sharper?
 #
-# Now the claim of the paper. Take three seeds. With each we trained a benign network and
-# two victims, BadNets and TrojanNN, on a harder set of signs, so that a loss is left to
-# be sharp about. Each victim has a twin of the same seed, and the trace is measured on
-# clean images that nobody trained on.
+# Now the claim of the paper. Take three seeds. With each we trained a benign network
+# and two victims, BadNets and TrojanNN, on a harder set of signs, so that a loss is
+# left to be sharp about. Each victim has a twin of the same seed, and the trace is
+# measured on clean images that nobody trained on.
 #
 # **Predict.** How many of the six victims have a larger trace than their twin?
 
@@ -256,15 +261,15 @@ figures.sharper(ratios | live)
 #
 # ## A ruler that stretches
 #
-# There is a deeper doubt, and you can settle it with paper. Inside a block of our network
-# a BatchNorm is followed by a ReLU and a convolution. For any $a > 0$
+# There is a deeper doubt, and you can settle it with paper. Inside a block of our
+# network a BatchNorm is followed by a ReLU and a convolution. For any $a > 0$
 #
 # $$\frac{W}{a} * \mathrm{ReLU}\big(a\,(\gamma z + \beta)\big) =
 # W * \mathrm{ReLU}(\gamma z + \beta) .$$
 #
-# Multiply scale and shift by $a$, divide the next weights by $a$: the network computes
-# exactly what it did before. But the gradient by the divided weights is now $a$ times as
-# long, and its square counts in the trace.
+# Multiply scale and shift by $a$, divide the next weights by $a$: the network
+# computes exactly what it did before. But the gradient by the divided weights is now
+# $a$ times as long, and its square counts in the trace.
 
 # %% tags=["claim"]
 stretched, a = copy.deepcopy(victim.model), 10
@@ -279,8 +284,8 @@ check.claim("Largest change of any output.", moved, 0, 0.01)
 check.claim("The trace is longer than it was.", growth, 2, 1000, "times")
 
 # %% [markdown]
-# The same function, the same backdoor, another sharpness. Sharpness alone proves nothing.
-# But a cure may work even if its diagnosis is shaky. So build the cure.
+# The same function, the same backdoor, another sharpness. Sharpness alone proves
+# nothing. But a cure may work even if its diagnosis is shaky. So build the cure.
 #
 # ## The walk to smoother ground
 #
@@ -297,18 +302,18 @@ check.claim("The trace is longer than it was.", growth, 2, 1000, "times")
 figures.loop()
 
 # %% [markdown]
-# How does one go down a trace? With $g$ from above, the gradient of $\lVert g \rVert^2$
-# is $2 H g$, where $H$ is the second derivative of that summed log-likelihood. Its product
-# with $g$ is a difference of two gradients, a short way $r$
-# apart:
+# How does one go down a trace? With $g$ from above, the gradient of $\lVert g
+# \rVert^2$ is $2 H g$, where $H$ is the second derivative of that summed
+# log-likelihood. Its product with $g$ is a difference of two gradients, a short way
+# $r$ apart:
 #
 # $$H g \approx \frac{\lVert g \rVert}{r} \left[\, g\Big(\theta + r \frac{g}{\lVert g
 # \rVert}\Big) - g(\theta) \right] .$$
 #
 # SAM (sharpness-aware minimization), a cousin, takes the same short walk uphill and
-# descends with the gradient that it finds there. FIP asks how much the gradient *changed*
-# on the way. A step of FIP costs about three plain ones: the fit, $g$ here, and $g$
-# there.
+# descends with the gradient that it finds there. FIP asks how much the gradient
+# *changed* on the way. A step of FIP costs about three plain ones: the fit, $g$ here,
+# and $g$ there.
 #
 # ### Exercise 3: the product by a difference
 #
@@ -349,17 +354,17 @@ check.product(product)
 # step
 #
 # ```text
-# draws a batch: torch.randperm(len(x), generator=generator)[:batch]
-# takes the gradient of its cross-entropy
-# draws one label for each image from the network, with the same generator
-# takes H g of their summed log-likelihood, with r = 0.001 times the length of the weights
-# adds up the three gradients, and steps with momentum 0.9 at rate lr
+# draws a batch: torch.randperm(len(x), generator=generator)[:batch] takes the
+# gradient of its cross-entropy draws one label for each image from the network, with
+# the same generator takes H g of their summed log-likelihood, with r = 0.001 times
+# the length of the weights adds up the three gradients, and steps with momentum 0.9
+# at rate lr
 # ```
 #
-# The estimate of the trace is $\lVert g \rVert^2 / n$. BatchNorm normalizes by the batch
-# in both passes, and its running statistics learn from the first only. `functional_call(
-# net, {name: tensor}, (x,))` runs a network at other weights; give it copies of the
-# buffers, or BatchNorm will learn there, too.
+# The estimate of the trace is $\lVert g \rVert^2 / n$. BatchNorm normalizes by the
+# batch in both passes, and its running statistics learn from the first only.
+# `functional_call( net, {name: tensor}, (x,))` runs a network at other weights; give
+# it copies of the buffers, or BatchNorm will learn there, too.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -388,8 +393,8 @@ check.product(product)
 # </details>
 # <details><summary>Hint 5</summary>
 #
-# Momentum: `speed = 0.9 * speed + slope`, then the weight moves by `lr` times the speed,
-# in place and under `torch.no_grad()`.
+# Momentum: `speed = 0.9 * speed + slope`, then the weight moves by `lr` times the
+# speed, in place and under `torch.no_grad()`.
 #
 # </details>
 
@@ -437,8 +442,9 @@ check.fip_plain(fip_plain)
 # ### Exercise 5: the step of Fast FIP
 #
 # *Difficulty 3, importance 3, 10 minutes.* Fast FIP moves far fewer numbers. Write a
-# weight as a matrix with one row an output, $W = U\,\mathrm{diag}(\sigma)\,V^\top$, freeze
-# $U$ and $V$, and tune only a change $\delta$ of the singular values, from zero:
+# weight as a matrix with one row an output, $W = U\,\mathrm{diag}(\sigma)\,V^\top$,
+# freeze $U$ and $V$, and tune only a change $\delta$ of the singular values, from
+# zero:
 #
 # $$W(\delta) = U \,\mathrm{diag}\big(\mathrm{ReLU}(\sigma + \delta)\big)\, V^\top .$$
 #
@@ -503,8 +509,10 @@ check.claim("FIP, after 60 steps: ASR.", score["FIP"].asr, 0, 0.95, "%")
 check.claim("The control: ASR.", score["without"].asr, 0.9, 1, "%")
 
 # %% [markdown]
-# It works. Sixty steps with your own code break a backdoor that fine-tuning does not
-# touch, though accuracy has suffered and needs more steps to come back. Now the two
+# It works. Sixty steps with your own code halve an attack that fine-tuning does not
+# touch, though accuracy has suffered and needs more steps to come back.
+#
+# Now the two
 # victims of every defense lesson, with the package's 600 steps. The first set of clean
 # images gives `badnets` back with hardly any attack left, its signs and its triggered
 # signs read correctly. A triumph.
@@ -540,16 +548,15 @@ check.reveal(guess_left, round(50 * sum(left["badnets"]["FIP"][1:])), "%")
 figures.draws(left)
 
 # %% [markdown]
-# *One draw is no result.* Whoever had stopped after the first set would have published a
-# repair; with either of the others, a failure. Fast FIP has its lucky draw as well, and it
-# is another one. Nothing lies in between. What kind of smoothing is it that does
-# everything or nothing?
-# FT-SAM in the figure is SAM as published.
+# *One draw is no result.* Whoever had stopped after the first set would have
+# published a repair; with either of the others, a failure. Fast FIP has its lucky
+# draw as well, and it is another one. Nothing lies in between. What kind of smoothing
+# is it that does everything or nothing? FT-SAM in the figure is SAM as published.
 #
 # ## Why everything or nothing
 #
-# We ran the lucky set once more, and let FIP write a diary: how long the push of the trace
-# term was in every step, and below it the state of the network.
+# We ran the lucky set once more, and let FIP write a diary: how long the push of the
+# trace term was in every step, and below it the state of the network.
 
 # %% tags=["figure", "claim"]
 story = tables.results("signs-fip-pushes").rows[0]
@@ -560,13 +567,13 @@ check.claim("All pushes before the long one, in units of it.", before, 0, 1)
 figures.accident(pushes, story["watched"])
 
 # %% [markdown]
-# For more than two hundred steps next to nothing happens: the network is certain, and the
-# drawn labels are the ones it believes in. Then comes the rare label of exercise 1. Its
-# one push is longer than all before it together. The network is thrown off, and accuracy
-# collapses. Now it is certain of nothing, so every draw pushes, and clean images teach it
-# the signs again. They cannot teach it the trigger, which none of them shows. By the last
-# step most of the attack is gone, though not as much as in the stored run: the same
-# settings on another day, and one sign in seven still obeys.
+# For more than two hundred steps next to nothing happens: the network is certain, and
+# the drawn labels are the ones it believes in. Then comes the rare label of exercise
+# 1. Its one push is longer than all before it together, and accuracy collapses.
+#
+# Now the network is certain of nothing, so every draw pushes, and clean images teach
+# it the signs again. They cannot teach it the trigger, which none of them shows. By
+# the last step most of the attack is gone, if less than in the stored run: same settings, another day, and one sign in seven still obeys.
 #
 # This is no walk down a slope. It is an **accident and a rehabilitation**, and whether
 # the accident happens in time is luck. That the long push causes what follows is our
@@ -574,13 +581,13 @@ figures.accident(pushes, story["watched"])
 #
 # ## Is it the smoothness?
 #
-# On the guest the pushes come steadily, and there the walk is what it claims to be. So
-# ask again whether smoothness is the cause. First, where do we measure it? Plain
-# fine-tuning of the guest, 600 steps of FIP's schedule with both weights at zero, divides
-# the trace on *its own* images by fifteen and leaves the attack at 100%.
+# On the guest the pushes come steadily, and there the walk is what it claims to be.
+# So ask again whether smoothness is the cause. First, where do we measure it? Plain
+# fine-tuning of the guest, 600 steps of FIP's schedule with both weights at zero,
+# divides the trace on *its own* images by fifteen and leaves the attack at 100%.
 #
-# **Predict.** And on images it has not seen? Write the trace after fine-tuning in percent
-# of the trace before.
+# **Predict.** And on images it has not seen? Write the trace after fine-tuning in
+# percent of the trace before.
 
 # %% tags=["predict"]
 guess_other = None
@@ -597,11 +604,11 @@ check.reveal(guess_other, round(100 * change["other"]), "%")
 # authors' script measures on images of the purification set. From here on only unseen
 # images count.
 #
-# Next, *correlation is not cause*. If smoothing removes the backdoor, then networks that
-# became smoother should have lost it, and networks that became sharper should not. We
-# have two guests (`trojan-hard` joins), each fine-tuned in about ten ways: FIP with
-# several weights, SAM, a rate five times as high, the authors' script, and **random
-# pushes**, in each step exactly as long as FIP's own.
+# Next, *correlation is not cause*. If smoothing removes the backdoor, then networks
+# that became smoother should have lost it, and networks that became sharper should
+# not. We have two guests (`trojan-hard` joins), each fine-tuned in about ten ways:
+# FIP with several weights, SAM, a rate five times as high, the authors' script, and
+# **random pushes**, in each step exactly as long as FIP's own.
 
 # %% tags=["method"]
 other_names = {
@@ -632,11 +639,11 @@ check.claim("The high rate sharpens it and repairs it: ASR.", fast_rate[1], 0, 0
 check.claim("Random pushes of FIP's lengths: ASR.", random_pushes[1], 0.85, 1, "%")
 
 # %% [markdown]
-# Points in all four corners. SAM makes the network smoother and keeps most of the attack;
-# the high rate makes it *sharper*, and the attack is gone. So smoothness is neither
-# needed nor enough. The random pushes say something else: equally long steps in any
-# direction do not do it. FIP's direction counts, and "down the trace" is not the whole
-# reason why. One run each: a pattern, not a law.
+# Points in all four corners. SAM makes the network smoother and keeps most of the
+# attack; the high rate makes it *sharper*, and the attack is gone. So smoothness is
+# neither needed nor enough. The random pushes say something else: equally long steps
+# in any direction do not do it. FIP's direction counts, and "down the trace" is not
+# the whole reason why.
 #
 # The slider shows how narrow FIP's own window is on this guest.
 
@@ -655,9 +662,9 @@ def at_weight(eta):
 widgets.slider("eta_F", list(weights_of), at_weight, start=0.005)
 
 # %% [markdown]
-# A defender sees only the accuracy, and by accuracy the best weight is one that leaves the
-# attack alone. *Who chose the threshold?* We did: our 0.005 was fixed with these results
-# in view.
+# A defender sees only the accuracy, and by accuracy the best weight is one that
+# leaves the attack alone. *Who chose the threshold?* We did: our 0.005 was fixed with
+# these results in view.
 #
 # ## Where it breaks
 #
@@ -698,10 +705,10 @@ quiz("fip")
 # %% [markdown]
 # ## One open experiment
 #
-# Was it the one long push? Repeat the run of the diary with every push cut to a length of at most
-# 3, and watch the ASR. In your own `fip_plain` the cut is two lines.
-# **Control:** a
-# random push as long as the longest, at the same step. The run takes several minutes.
+# Was it the one long push? Repeat the run of the diary with every push cut to a
+# length of at most 3, and watch the ASR. In your own `fip_plain` the cut is two
+# lines. **Control:** a random push as long as the longest, at the same step. The run
+# takes several minutes.
 #
 # | run | longest push | ASR at the end | lowest accuracy on the way |
 # |---|---|---|---|
@@ -711,21 +718,19 @@ quiz("fip")
 #
 # ## What this does not show
 #
-# There is one set of weights for each victim, drawn signs, and networks far smaller than
-# the paper's. The objective is put together from abstract, figures and code; that both new terms act
-# together is our reading. One run has a diary.
+# There is one set of weights for each victim, drawn signs, and networks far smaller
+# than the paper's. The objective is put together from abstract, figures and code;
+# that both new terms act together is our reading. One run has a diary.
 #
 # ## Beyond
 #
-# 1. Which measure of sharpness survives the stretching of weights by $a$?
-# 2. Make FIP's pushes steady on a certain network. What would you draw instead of labels?
-# <details><summary>Answers</summary>
+# Which measure of sharpness survives the stretching of weights by $a$?
 #
-# 1. Weigh each entry by its weight: $\sum_i F_{ii}\theta_i^2$. What the stretching adds to
-#    one factor it takes from the other. The package calls it `relative_trace`.
-# 2. The random vector that every label takes part in (`draw="gaussian"`). Its length is
-#    near the mean in each step. On the guest it removed BadNets and hardly touched
-#    TrojanNN.
+# <details><summary>Answer</summary>
+#
+# Weigh each entry by its weight: $\sum_i F_{ii}\theta_i^2$. What the stretching adds to
+# one factor it takes from the other. The package calls it `relative_trace`.
+#
 # </details>
 #
 # ## References
@@ -739,21 +744,19 @@ quiz("fip")
 #
 # <details><summary>Fine print: estimators, norms, the released script, cost</summary>
 #
-# **Two routes to the trace.** The steady one sends
-# $\sqrt{p} \odot \varepsilon - p\,(\sqrt{p}^\top \varepsilon)$ back through the network,
-# with Gaussian $\varepsilon$: this has the covariance that the labels' gradients $e_y - p$
-# have. Measurements put BatchNorm in eval mode; stored ones use 200 images. At the labels
-# of the data one gets the *empirical* Fisher, another thing: it fades with the loss, and
-# it is large where a network is certain and wrong.
+# **Two routes to the trace.** The steady one sends $\sqrt{p} \odot \varepsilon -
+# p\,(\sqrt{p}^\top \varepsilon)$ back through the network, with Gaussian
+# $\varepsilon$: this has the covariance that the labels' gradients $e_y - p$ have.
+# Measurements put BatchNorm in eval mode; stored ones use 200 images. At the labels
+# of the data one gets the *empirical* Fisher, another thing: it fades with the loss,
+# and it is large where a network is certain and wrong.
 #
-# **Drawn labels count as constants** in FIP's gradient: nothing acts through the chance of
-# drawing them.
+# **Drawn labels count as constants** in FIP's gradient: nothing acts through the
+# chance of drawing them.
 #
-# **The released script** computes no trace. The product with the Fisher is commented out,
-# and the rest is an inner product of the gradient with random vectors, negative half of
-# the time. The pull is commented out as well.
-#
-# **Cost.** No step of Fast FIP is cheaper: it goes through the network as often.
+# **The released script** computes no trace. The product with the Fisher is commented
+# out, and the rest is an inner product of the gradient with random vectors, negative
+# half of the time. The pull is commented out as well.
 #
 # All of this fold is tested in `tests/lessons/test_08_fip.py`.
 #

@@ -60,7 +60,7 @@ def test_the_stored_diary_is_that_of_the_stored_run():
     (story,) = tables.results("signs-fip-pushes").rows
     shared = tables.results("signs-defenses").select(victim="badnets", defense="fip", draw=None)
     assert max(story["asr"], shared[0]["asr"]) < 0.2
-    assert story["acc"] > 0.97 and story["ra"] > 0.9
+    assert story["acc"] > 0.97 and story["ra"] > 0.8
     pushes = story["pushes"]
     worst = pushes.index(max(pushes))
     assert len(pushes) == 600 and worst > 200 and max(pushes) > 20
