@@ -150,6 +150,7 @@ results: $(READY)
 	$(BENCH)/signs-preact.json --zoo badnets-preact benign-preact --defenses $(PREACT)
 	$(PY) tools/studies.py detector
 	$(PY) tools/studies.py edge
+	$(PY) tools/studies.py pushes
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard blended-hard \
 	  benign-hard --defenses $(FIP)
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard --defenses $(ETAS)

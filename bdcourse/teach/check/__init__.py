@@ -16,11 +16,11 @@ from bdcourse.teach.check.clp import (
 )
 from bdcourse.teach.check.core import CheckFailed, claim, reveal, stand_in
 from bdcourse.teach.check.fip import (
-    change_gradient,
-    fip_gradient,
+    fip_plain,
     one_pass_trace,
     product,
     score_length,
+    spectral_step,
 )
 from bdcourse.teach.check.fmp import (
     departure,
@@ -69,7 +69,6 @@ __all__ = [
     "by_the_test",
     "cam",
     "careful_u",
-    "change_gradient",
     "claim",
     "clp_plain",
     "confusion",
@@ -81,7 +80,7 @@ __all__ = [
     "fake_variance",
     "filter_direction",
     "find_triggers",
-    "fip_gradient",
+    "fip_plain",
     "folded",
     "harm",
     "hijack",
@@ -108,6 +107,7 @@ __all__ = [
     "score",
     "score_length",
     "sigma",
+    "spectral_step",
     "stamp",
     "stand_in",
     "steer",
