@@ -45,7 +45,7 @@ def test_a_passed_check_fills_a_square(copies):
     check.take(take)
     assert progress.done(copies) == {"take"}
     page = (copies / progress.PAGE).read_text()
-    assert "\u25a0\u25a1\u25a1 1 of 3" in page and "Continue with" in page
+    assert "\u25a0\u25a1\u25a1\u25a1 1 of 4" in page and "Continue with" in page
     before = (copies / progress.FILE).stat().st_mtime_ns
     check.take(take)  # once more changes nothing
     assert (copies / progress.FILE).stat().st_mtime_ns == before

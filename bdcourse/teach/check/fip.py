@@ -336,7 +336,7 @@ class _Small(nn.Module):
             for w in self.parameters():
                 w.copy_(0.4 * torch.randn(w.shape, generator=generator))
             self.norm.weight.copy_(1 + 0.2 * torch.rand(3, generator=generator))
-            self.norm.running_mean.copy_(torch.randn(3, generator=generator))
+            self.norm.get_buffer("running_mean").copy_(torch.randn(3, generator=generator))
         self.double().eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -383,7 +383,7 @@ def _descended(
                 slope = back + scale * push[k]
                 slope = slope if wrong == "no fit" else slope + ce[k]
                 speed[k] = (0.0 if wrong == "momentum" else 0.9) * speed[k] + slope
-                v -= lr * speed[k]
+                v.sub_(lr * speed[k])
     return net.eval()
 
 
@@ -449,7 +449,8 @@ def fip_plain(fn: Callable[..., nn.Module]) -> None:
             f"{name}: ends {float((mine - goal).norm() / goal.norm()):.0%} of the way from "
             "where it should; draw the batch first, then its labels (hint 2)"
         )
-    pairs = zip(out.norm.buffers(), want.norm.buffers(), strict=True)
+    norms = (net.get_submodule("norm") for net in (out, want))
+    pairs = zip(*(norm.buffers() for norm in norms), strict=True)
     need(
         all(close(a, b, 1e-2) for a, b in pairs),
         name,
