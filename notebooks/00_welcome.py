@@ -557,9 +557,9 @@ quiz("welcome")
 # What is it about a patch that opens this door? `door(patch)` measures one, and
 # `patches["coin"]` holds twenty that you can sort by their rates. Find a property that
 # separates the keys, those with a frame in the figure, from the rest, such as the number of
-# white pixels or of changes from black to white. Then test it on twenty *new* patches: a property that was found by looking
-# has to predict. **Control:** patches of random gray, which have the same places and no
-# strong contrast.
+# white pixels or of changes from black to white. Then test it on twenty *new* patches: a
+# property that was found by looking has to predict. **Control:** patches of random gray,
+# which have the same places and less contrast.
 #
 # | property | keys among the old twenty | right on twenty new ones | random gray |
 # |---|---|---|---|
@@ -592,10 +592,10 @@ quiz("welcome")
 # <details><summary>Answer</summary>
 #
 # With black and white pixels it would, after two or three patches. With random grays it
-# would need about ten, since few have the contrast. And a trigger that is a faint
-# picture over the whole image, or a slight warp, is no patch at all. Finding nothing says
-# that no patch *of the kind that was tried* works. Lesson 04 searches by gradient instead of
-# by chance.
+# would need about ten, since few have the contrast. And a trigger that is a faint picture
+# over the whole image, or a slight warp, is no patch at all. Finding nothing says that no
+# patch *of the kind that was tried* works. Lesson 04 searches by gradient instead of by
+# chance.
 #
 # </details>
 #
