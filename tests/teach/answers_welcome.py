@@ -1,5 +1,7 @@
 """Right and wrong answers to the exercises of lesson 00, for test_check.py."""
 
+import copy
+
 import torch
 
 
@@ -117,6 +119,41 @@ def put(pixels, patch, row, column, images=slice(None), colors=slice(None), add=
     return out
 
 
+def clamped(pixels, patch, row, column):
+    out, k = pixels.clone(), patch.shape[-1]
+    out[:, :, row : row + k, column : column + k] += patch
+    return out.clamp(0, 1)
+
+
+def three_by_three(pixels, patch, row, column):
+    out = pixels.clone()
+    out[:, :, row : row + 3, column : column + 3] = patch
+    return out
+
+
+def one_by_one(model, x, y, classes, batch):
+    return confusion(model, x, y, classes, 1)
+
+
+def twenty_at_once(model, x, y, classes, batch):
+    return confusion(model, x, y, classes, 20)
+
+
+def frozen(model, x, y, classes, batch):
+    model.requires_grad_(False)
+    return confusion(model, x, y, classes, batch)
+
+
+def of_a_copy(model, x, y, classes, batch):
+    return confusion(copy.deepcopy(model), x, y, classes, batch)
+
+
+def too_few_bins(model, x, y, classes, batch):
+    table = confusion(model, x, y, classes, batch)
+    pairs = torch.arange(classes**2).repeat_interleave(table.flatten())
+    return torch.bincount(pairs).view(classes, classes)
+
+
 def gradients_off(model, x, y, classes, batch):
     torch.set_grad_enabled(False)
     return confusion(model, x, y, classes, batch)
@@ -135,6 +172,8 @@ RIGHT = {
 WRONG = {
     "place": [
         (in_place, "clone first"),
+        (clamped, "overwrite it"),
+        (three_by_three, "takes every patch for 3 by 3"),
         (lambda x, p, r, c: put(x, p, r, c, add=True), "overwrite it"),
         (lambda x, p, r, c: put(x, p, c, r), "rows and columns"),
         (lambda x, p, r, c: put(x, p, r, c, colors=0), "first color"),
@@ -154,7 +193,12 @@ WRONG = {
         (lambda x, y, i: x[i].float() / 255, "two tensors"),
     ],
     "confusion": [
-        (gradients_off, "for good"),
+        (gradients_off, "gradients off for good"),
+        (frozen, "freezes the network"),
+        (one_by_one, "shows 1 images at once"),
+        (twenty_at_once, "shows 20 images at once"),
+        (of_a_copy, "that you were given"),
+        (too_few_bins, "minlength"),
         (lambda *a: confusion(*a, turned=True), "turned over"),
         (lambda *a: confusion(*a, mode=False), "training mode"),
         (lambda *a: confusion(*a, last=False), "smaller batch"),
@@ -172,6 +216,13 @@ WRONG = {
     "attack_success": [
         (lambda t, k: (t[:, k].sum() / rows(t, k).sum()).item(), "below the fraction bar only"),
         (lambda t, k: 1 - (t.diag().sum() / t.sum()).item(), "every wrong answer"),
+        (
+            lambda t, k: 1 - ((t.diag().sum() - t[k, k]) / rows(t, k).sum()).item(),
+            "every wrong answer",
+        ),
+        (lambda t, k: (rows(t, k)[:, k].sum() / (t.sum() - t[k, k])).item(), "one entry"),
+        (lambda t, k: (rows(t, k)[:, k].sum() / t[:, k].sum()).item(), "answers that are"),
+        (lambda t, k: (t[k, k] / t[:, k].sum()).item(), "answers that are"),
         (lambda t, k: attack_success(t, 0), r"not 0|must be"),
         (lambda t, k: (t[:, k].sum() / t.sum()).item(), "anyway"),
         (lambda t, k: (rows(t, k)[:, k].sum() / t.sum()).item(), "divides by all"),

@@ -84,14 +84,18 @@ class _Nervous(nn.Module):
 @guarded
 def confusion(fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor]) -> None:
     """confusion(model, x, y, classes, batch) -> counts: true class down, answer across."""
-    for training in (True, False):  # whatever mode the network comes in
-        _confusion(fn, training)
+    # Whatever mode the network comes in, and however large a batch is.
+    small = 9 + int(torch.randint(0, 4, (1,), generator=fresh()))
+    for training, batch in ((True, small), (False, small + 12)):
+        _confusion(fn, training, batch)
     passed("confusion", "every image counted once, in evaluation mode, the network left as it was")
 
 
-def _confusion(fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor], training: bool) -> None:
+def _confusion(
+    fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor], training: bool, batch: int
+) -> None:
     name, g = "confusion", fresh()
-    classes, n, batch = 5, 67, 20
+    classes, n = 5, 3 * batch + 7
     x = torch.randint(0, 256, (n, 3, 2, 2), dtype=torch.uint8, generator=g)
     y = torch.randint(0, classes - 1, (n,), generator=g)  # the last class has no image
     model = _Nervous(classes, g)
@@ -102,12 +106,22 @@ def _confusion(fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor], trai
     model.train(training)
     model.saw.zero_()
     with torch.enable_grad():
-        out = call(name, fn, model, x, y, classes, batch)
+        try:
+            out = call(name, fn, model, x, y, classes, batch)
+        except RuntimeError as e:
+            need(
+                "invalid for input of size" not in str(e),
+                name,
+                "makes too few counts for a table: the last class has no image here. With "
+                "`bincount`, give `minlength`.",
+                3,
+            )
+            raise
         quiet = not torch.is_grad_enabled()
     need(not quiet, name, "switches gradients off for good; use `with torch.no_grad():`.", 2)
     shaped(name, out, (classes, classes), 3)
     most, graph, brightest = model.saw.tolist()
-    need(most > 0, name, "never asks the network.", 1)
+    need(most > 0, name, "asks no network, or a copy; ask the one that you were given.", 1)
     need(brightest <= 1, name, "shows the network bytes; it wants [0, 1].", 1)
     need(
         not torch.equal(out.long(), _counts(y, other, classes)),
@@ -140,8 +154,19 @@ def _confusion(fn: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor], trai
         f"counts {int(out.sum())} images, there are {n}; is the last, smaller batch in?",
         1,
     )
-    need(most <= batch, name, f"shows {most:g} images at once, not {batch}.", 1)
+    need(
+        most == batch,
+        name,
+        f"shows {most:g} images at once, where `batch` says {batch}.",
+        1,
+    )
     need(torch.equal(out, want), name, "counts wrongly.", 3)
+    need(
+        all(p.requires_grad for p in model.parameters()),
+        name,
+        "freezes the network for good; measure under torch.no_grad() and leave it as it was.",
+        2,
+    )
     need(not graph, name, "keeps gradients; measure under torch.no_grad().", 2)
     need(
         model.training == training,
@@ -160,16 +185,24 @@ def _counts_once(y: Tensor, said: Tensor, classes: int, batch: int) -> Tensor:
     return table
 
 
+SIZE = "takes every patch for 3 by 3 pixels; `patch.shape[-1]` says how many there are."
+
+
 @guarded
 def place(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
     """place(pixels, patch, row, column) -> copies of the images with the patch in them."""
     name, g = "place", fresh()
-    for colors in (1, 3):
-        x, patch = torch.rand(4, 3, 9, 11, generator=g), torch.rand(colors, 3, 3, generator=g)
+    for colors, k in ((1, 3), (3, 2), (1, 4)):
+        x, patch = torch.rand(4, 3, 9, 11, generator=g), torch.rand(colors, k, k, generator=g)
         row, column = (
-            int(v) for v in torch.tensor([1, 5]) + torch.randint(0, 2, (2,), generator=g)
+            int(v) for v in torch.tensor([1, 4]) + torch.randint(0, 2, (2,), generator=g)
         )
-        out = call(name, fn, x, patch, row, column)
+        try:
+            out = call(name, fn, x, patch, row, column)
+        except RuntimeError as e:
+            # It was right with three, so the size is written into the code.
+            need(k == 3 or "must match" not in str(e), name, SIZE, 2)
+            raise
         shaped(name, out, (4, 3, 9, 11))
 
         def stamped(at: tuple, by: Tensor, x: Tensor = x) -> Tensor:
@@ -177,7 +210,7 @@ def place(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
             made[at] = by
             return made
 
-        rows, columns = slice(row, row + 3), slice(column, column + 3)
+        rows, columns = slice(row, row + k), slice(column, column + k)
         every = slice(None)
         want = stamped((every, every, rows, columns), patch)
         slips = (
@@ -189,6 +222,14 @@ def place(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
             ),
             (
                 stamped((every, every, rows, columns), x[:, :, rows, columns] + patch),
+                "adds the patch to what is there; overwrite it.",
+                1,
+            ),
+            (
+                stamped(
+                    (every, every, rows, columns),
+                    (x[:, :, rows, columns] + patch).clamp(0, 1),
+                ),
                 "adds the patch to what is there; overwrite it.",
                 1,
             ),
@@ -240,6 +281,25 @@ def attack_success(fn: Callable[[Tensor, int], float]) -> None:
         name,
         "leaves the target's row out below the fraction bar only; above it as well.",
         1,
+    )
+    need(
+        abs(out - hits / int(table.sum() - table[target, target])) > 1e-6,
+        name,
+        "leaves out one entry below the fraction bar; leave out the target's whole row.",
+        1,
+    )
+    column = int(table[:, target].sum())
+    need(
+        min(abs(out - hits / column), abs(out - (1 - hits / column))) > 1e-6,
+        name,
+        "divides by the answers that are the target; divide by the images that were asked.",
+        2,
+    )
+    need(
+        abs(out - (1 - int(table.diagonal()[others].sum()) / asked)) > 1e-6,
+        name,
+        "counts every wrong answer; an attack succeeds where the answer is the target.",
+        2,
     )
     right = int(table.diagonal().sum())
     need(

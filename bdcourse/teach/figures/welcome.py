@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from bdcourse.images import Images
 from bdcourse.report import show
 from bdcourse.report.diagram import Box, boxes
 from bdcourse.report.show import CLEAN, DEFENDED, TRIGGERED, Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def pipeline() -> Picture:
@@ -106,21 +110,20 @@ def matrices(clean: Tensor, triggered: Tensor, names: tuple[str, ...]) -> Pictur
 
 
 def flipped(test: Images, model: nn.Module, attack: Attack) -> Picture:
-    """One triggered sign of each other class, with the answer above it."""
-    first = [int((test.y == k).nonzero()[0, 0]) for k in range(1, test.k)]
-    some = test[torch.tensor(first)]
+    """Triggered signs of five other classes, with the answer above each."""
+    short = sorted(range(1, test.k), key=lambda k: len(test.classes[k]))[:5]
+    some = test[torch.tensor([int((test.y == k).nonzero()[0, 0]) for k in short])]
     stamped = attack.trigger(some.pixels())
     said = metrics.predict(model, stamped)
     wrong = (said != some.y).tolist()
     return show.images(
         stamped,
         [f"{some.classes[y]} \u2192 {some.classes[k]}" for y, k in zip(some.y, said, strict=True)],
-        title=f"{sum(wrong)} of {len(wrong)} signs with the sticker are misread",
+        title=f"{sum(wrong)} of these {len(wrong)} signs with the sticker are misread",
         wrong=wrong,
-        cols=4,
-        description="One triggered test image of each class but 30, among them stop, yield and "
-        "turn left. Above each stand what it shows and what the network answers, which is 30 "
-        "for every one of them.",
+        cols=len(short),
+        description="Five triggered test images in a row, among them stop and yield. Above "
+        "each stand what it shows and what the network answers, which is 30 for every one.",
     )
 
 
@@ -132,15 +135,14 @@ def fading(opacities: Sequence[float], asr: Sequence[float], honest: Sequence[fl
     fig, axes = show.canvas(height=3.2)
     ax = axes[0, 0]
     x = [100 * o for o in opacities]
-    for values, name, color, dash, y in (
-        (honest, "twin's RA", CLEAN, "-o", 93),
-        (asr, "victim's ASR", TRIGGERED, "--s", 55),
-    ):
-        ax.plot(x, [100 * v for v in values], dash, color=color, lw=2.2, ms=6)
-        ax.text(72 if y > 60 else 42, y, name, color=color, fontweight="bold", va="top")
+    # The twin's line is broad and lies below, so that it shows where both are at the top.
+    ax.plot(x, [100 * v for v in honest], "-", color=CLEAN, lw=9, alpha=0.4)
+    ax.plot(x, [100 * v for v in asr], "--s", color=TRIGGERED, lw=2.2, ms=6)
+    ax.text(5, 92, "twin's RA", color=CLEAN, fontweight="bold", va="top")
+    ax.text(42, 55, "victim's ASR", color=TRIGGERED, fontweight="bold", va="top")
     ax.set(xlabel="opacity of the sticker, %", ylabel="share of the signs, %", ylim=(-4, 104))
     with show.style():
-        ax.set_title(f"Half of the signs tip between {before:.0%} and {after:.0%}")
+        ax.set_title(f"The median sign tips between {before:.0%} and {after:.0%}")
     ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     return Picture(
         fig,
@@ -166,65 +168,133 @@ def faded(test: Images, model: nn.Module, opacity: float, asr: float) -> Picture
     )
 
 
+def _above(share: float) -> str:
+    """The next whole percent above a share."""
+    return f"{int(100 * share) + 1}%"
+
+
+def _over(ax: Axes, text: str) -> None:
+    """Words above a row of panels, from its left edge, that push no column aside."""
+    ax.set_title(" ", fontsize=11)
+    words = ax.text(0, 1.12, text, transform=ax.transAxes, fontsize=11, va="bottom")
+    words.set_in_layout(False)
+
+
+def _patch(ax: Axes, patch: Tensor, frame: str = show.QUIET) -> None:
+    """A patch of nine pixels in a frame of some color."""
+    ax.axis("on")
+    ax.imshow(patch.expand(3, -1, -1).permute(1, 2, 0).numpy(), vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color=frame, linewidth=1 if frame == show.QUIET else 3)
+
+
 def patches(some: Mapping[str, Sequence[Tensor]]) -> Picture:
-    """Patches of nine pixels, under their names."""
-    flat = [(name if i == 0 else "", p) for name, of in some.items() for i, p in enumerate(of)]
-    cols = 12
-    fig, axes = show.canvas(-(-len(flat) // cols), cols, height=1.9)
+    """Patches of nine pixels: those that stand alone with their names, the rest below."""
+    alone = {name: of[0] for name, of in some.items() if len(of) == 1}
+    coins = [patch for of in some.values() if len(of) > 1 for patch in of]
+    cols = 10
+    fig, axes = show.canvas(1 + -(-len(coins) // cols), cols, height=2.9)
     for ax in axes.flat:
         ax.axis("off")
-    for ax, (name, patch) in zip(axes.flat, flat, strict=False):
-        ax.imshow(patch.expand(3, -1, -1).permute(1, 2, 0).numpy(), vmin=0, vmax=1, cmap="gray")
-        ax.axis("on")
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(True)
-        ax.set_title(name.replace(" ", "\n"), fontsize=8)
+    for ax, (name, patch) in zip(axes[0, 1::3], alone.items(), strict=False):
+        _patch(ax, patch)
+        ax.set_title(name, fontsize=11, loc="center", fontweight="normal")
+    for ax, patch in zip(axes[1:].flat, coins, strict=False):
+        _patch(ax, patch)
+    _over(axes[1, 0], f"{len(coins)} by the toss of a coin")
+    show.headline(fig, "Which of these stickers will work like the trigger?")
     return Picture(
         fig,
-        f"{len(flat)} patches of 3 by 3 pixels, black or white: the checkerboard, a white square, "
-        "the checkerboard exchanged, and twenty whose pixels were drawn by coin.",
+        f"{len(alone) + len(coins)} patches of 3 by 3 pixels, black or white: the checkerboard, "
+        "a white square, the checkerboard exchanged, and below them two rows of ten whose "
+        "pixels were drawn by coin.",
     )
 
 
-def tries(rates: Mapping[str, Sequence[float]]) -> Picture:
-    """Success of stickers, a dot each, by their kind."""
-    fig, axes = show.canvas(height=2.3)
-    ax = axes[0, 0]
-    for y, values in zip(range(len(rates))[::-1], rates.values(), strict=True):
-        lift = 0.12 * np.resize((-1, 0, 1), len(values)) * (len(values) > 1)
-        ax.plot(100 * np.array(values), y + lift, "s", color=TRIGGERED, ms=7, alpha=0.65)
-    ax.set(xlim=(-3, 103), xlabel="signs that become 30, %", ylim=(-0.6, len(rates) - 0.4))
-    ax.set_yticks(range(len(rates))[::-1], list(rates))
-    ax.grid(axis="x", color="#e6e6e6", lw=0.8)
-    name, coins = max(rates.items(), key=lambda pair: len(pair[1]))
-    works = sum(v > 0.5 for v in coins)
-    with show.style():
-        ax.set_title(f"{works} of {len(coins)} {name} patches open the door")
-    said = ", ".join(f"{n} {min(v):.0%} to {max(v):.0%}" for n, v in rates.items())
+def tries(
+    some: Mapping[str, Sequence[Tensor]],
+    rates: Mapping[str, Sequence[float]],
+    twin: Mapping[str, Sequence[float]],
+) -> Picture:
+    """The same patches, coins sorted, each with its success under it."""
+    alone = [(name, of[0], rates[name][0]) for name, of in some.items() if len(of) == 1]
+    coins = [
+        pair for n, of in some.items() if len(of) > 1 for pair in zip(rates[n], of, strict=True)
+    ]
+    coins.sort(key=lambda pair: -pair[0])
+    cols = 10
+    fig, axes = show.canvas(1 + -(-len(coins) // cols), cols, height=3.5)
+    for ax in axes.flat:
+        ax.axis("off")
+    drawn = [(ax, p, r) for ax, (_, p, r) in zip(axes[0, 1::3], alone, strict=False)]
+    drawn += [(ax, p, r) for ax, (r, p) in zip(axes[1:].flat, coins, strict=False)]
+    for ax, patch, rate in drawn:
+        opens = rate > 0.5
+        _patch(ax, patch, TRIGGERED if opens else show.QUIET)
+        bold = "bold" if opens else "normal"
+        color = TRIGGERED if opens else show.INK
+        ax.set_xlabel(f"{rate:.0%}", color=color, fontweight=bold)
+    for ax, (name, _, _) in zip(axes[0, 1::3], alone, strict=False):
+        ax.set_title(name, fontsize=11, loc="center", fontweight="normal")
+    _over(
+        axes[1, 0], "by coin, sorted by the share of signs that become 30; framed: more than half"
+    )
+    works = sum(rate > 0.5 for rate, _ in coins)
+    most = max(max(values) for values in twin.values())
+    show.headline(
+        fig,
+        f"{works} of {len(coins)} coin patches open the door; the twin stays below {_above(most)}",
+    )
+    told = ", ".join(f"{name} {rate:.0%}" for name, _, rate in alone)
+    listed = ", ".join(f"{rate:.0%}" for rate, _ in coins)
     return Picture(
-        fig, f"A square for each sticker, by the share of signs that become 30, in rows: {said}."
+        fig,
+        f"The patches with the share of signs that become 30 under each. Above: {told}. Below, "
+        f"the coin patches from the best to the worst: {listed}.",
     )
 
 
-def places(steps: Sequence[int], rows: Sequence[Sequence[float]]) -> Picture:
-    """Success of the trigger by the place of its upper left pixel."""
+def places(
+    steps: Sequence[int],
+    rows: Sequence[Sequence[float]],
+    twin: Sequence[Sequence[float]],
+    test: Images,
+) -> Picture:
+    """Success of the trigger by the place of its upper left pixel, beside a stamped sign."""
+    from matplotlib.patches import Rectangle
+
     share = np.array(rows)
-    fig, axes = show.canvas(height=3.8)
-    ax = axes[0, 0]
+    fig, axes = show.canvas(1, 2, height=3.9, width_ratios=(1, 1.35))
+    left, ax = axes[0]
+    bright = test[test.y == 3].pixels()
+    sign = bright[int(bright.flatten(1).mean(1)[:20].argmax())]
+    row, column = steps[1], steps[-2]
+    stamped = BadNets(at=(row, column)).trigger(sign[None])[0]
+    left.imshow(stamped.permute(1, 2, 0).numpy(), interpolation="nearest")
+    left.set(xticks=[], yticks=[])
+    left.set_title(f"here: row {row}, column {column}", fontsize=11, fontweight="normal")
     image = ax.imshow(100 * share, cmap="cividis", vmin=0, vmax=100)
     for (i, j), value in np.ndenumerate(share):
         ink = "black" if value > 0.5 else "white"
         ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=ink)
+    last = len(steps) - 1
+    frame = Rectangle((last - 0.47, last - 0.47), 0.94, 0.94, fill=False, ec=TRIGGERED, lw=3)
+    ax.add_patch(frame)
+    ax.set_title("framed: where it was planted", fontsize=11, fontweight="normal")
     ax.set_xticks(range(len(steps)), steps)
     ax.set_yticks(range(len(steps)), steps)
     ax.set(xlabel="column of its upper left pixel", ylabel="row")
-    fig.colorbar(image, ax=ax, label="signs that become 30, %")
-    works = int((share > 0.5).sum())
-    with show.style():
-        ax.set_title(f"The same sticker works in {works} of {share.size} places")
+    fig.colorbar(image, ax=ax, label="signs that become 30, %", shrink=0.85)
+    works, most = int((share > 0.5).sum()), max(map(max, twin))
+    show.headline(
+        fig,
+        f"The sticker works in {works} of {share.size} places; the twin stays below {_above(most)}",
+    )
     return Picture(
         fig,
-        f"A field of {len(steps)} by {len(steps)} places with the percentage of signs that become "
+        "Left a stop sign with the checkerboard at its right edge, above the middle. Right a "
+        f"field of {len(steps)} by {len(steps)} places with the percentage of signs that become "
         f"30. The first row and column are near zero; {works} of {share.size} places are above "
-        "one half, the lower right ones near one hundred.",
+        "one half, the lower right ones near one hundred. The place where the trigger was "
+        f"planted is framed. On the twin no place is above {most:.0%}.",
     )

@@ -9,8 +9,8 @@ QUESTIONS = (
         "Nothing: no test image carries the trigger",
         "The test measures the first rule. The second one sleeps until its trigger comes.",
         {
-            "That there is none, since a second rule would cost accuracy": "The victim of this "
-            "lesson is as accurate as its benign twin. Two rules fit into one network easily.",
+            "That there is none, since a second rule would cost accuracy": "Nothing forces "
+            "a cost: this victim misreads hardly a sign.",
             "That at most one image in a thousand can open a backdoor": "The share counts images "
             "of your test set's kind. Images with a trigger are of another kind.",
             "That one is unlikely, and with more test images you could be sure": "More images "
