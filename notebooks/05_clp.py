@@ -495,7 +495,7 @@ check.claim("Triggered signs are read as what they are: RA.", careful.ra, 0.9, 1
 check.claim("Clean signs as well: accuracy.", careful.acc, 0.95, 1, "%")
 
 # %% [markdown]
-# One draw is no result, so here is the same rule on the victims of all three seeds.
+# Does the rule hold on the other two seeds as well?
 
 
 # %% tags=["claim"]

@@ -277,6 +277,10 @@ def _level(bn: nn.BatchNorm2d, size: Tensor) -> None:
     bn.weight[1::2] *= 2
 
 
+def _choices(net: _Branches, sizes: list[Tensor], u: float) -> dict[str, dict]:
+    return {s: _above(_far(net, sizes, s), u) for s in ("", *SLIPS)}
+
+
 def _telling(g: torch.Generator, slip: str) -> tuple[_Branches, float, dict[str, dict]]:
     """A network and a threshold at which this slip shows and looks like no other, with
     what every slip would choose; "" is none."""
@@ -285,17 +289,18 @@ def _telling(g: torch.Generator, slip: str) -> tuple[_Branches, float, dict[str,
         sizes, u = _sizes(net), low + float(torch.rand((), generator=g))
         if slip == "joint":  # once, a layer that loses nothing: half its scores 1, half 2
             _level(net.pairs()["side.1"][1], sizes[3])
-        far = {s: _far(net, sizes, s) for s in ("", *SLIPS)}
+        near = [_far(net, sizes, s) for s in ("", slip)]
         if slip in ("biased", "length"):  # between the two z of one channel
-            two = [torch.cat(list(far[s].values())) for s in ("", slip)]
+            two = [torch.cat(list(far.values())) for far in near]
             u = float(sum(t[(two[0] - u).abs().argmin()] for t in two)) / 2
-        sets = {s: _above(z, u) for s, z in far.items()}
-        counts = [len(c) for c in sets[""].values()]
-        shown = [c for c in (*sets.values(), _above(far[""], 3.0)) if c != sets[""]]
-        told = sets[slip] in shown and all(shown.count(c) == 1 for c in shown)
-        if told and sum(counts) > 2:
+        want, other = (_above(far, u) for far in near)
+        if want == other or sum(map(len, want.values())) < 3:
+            continue
+        sets = _choices(net, sizes, u)
+        shown = [c for c in (*sets.values(), _above(near[0], 3.0)) if c != want]
+        if all(shown.count(c) == 1 for c in shown):
             break
-    return net, u, sets
+    return net, u, _choices(net, sizes, u)
 
 
 @guarded
