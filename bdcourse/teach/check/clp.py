@@ -284,7 +284,7 @@ def _choices(net: _Branches, sizes: list[Tensor], u: float) -> dict[str, dict]:
 def _telling(g: torch.Generator, slip: str) -> tuple[_Branches, float, dict[str, dict]]:
     """A network and a threshold at which this slip shows and looks like no other, with
     what every slip would choose; "" is none."""
-    for _ in range(300):
+    for _ in range(1000):
         net, low = _Branches(g), {"joint": 1.2, "sides": 0.5}.get(slip, 0.8)
         sizes, u = _sizes(net), low + float(torch.rand((), generator=g))
         if slip == "joint":  # once, a layer that loses nothing: half its scores 1, half 2
@@ -296,6 +296,8 @@ def _telling(g: torch.Generator, slip: str) -> tuple[_Branches, float, dict[str,
         want, other = (_above(far, u) for far in near)
         if want == other or sum(map(len, want.values())) < 3:
             continue
+        if min(float((z - u).abs().min()) for far in near for z in far.values()) < 1e-4:
+            continue  # rounding must not decide
         sets = _choices(net, sizes, u)
         shown = [c for c in (*sets.values(), _above(near[0], 3.0)) if c != want]
         if all(shown.count(c) == 1 for c in shown):
