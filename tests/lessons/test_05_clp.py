@@ -99,12 +99,30 @@ def test_the_loudest_by_tac_do_it_and_the_runners_up_do_not(victim, cut, test):
     assert left(change, 0) < 0.1 and left(cut.log["scores"], 1) > 0.9
 
 
-def test_score_and_tac_agree_in_some_layers_of_badnets_and_in_all_of_blended(victim, test):
-    def agreement(v):
-        change, s = activations.tac(v.model, test[:100], v.attack), clp_scores(v.model)
+def test_any_two_detectors_do_most_of_it_and_any_one_next_to_nothing(victim, cut, test):
+    change = activations.tac(victim.model, test[:100], victim.attack)
+    loudest = {(n, int(v.argmax())) for n, v in change.items()}
+    detectors = dict(positions(cut.pruned) & loudest)
+
+    def left(names):
+        some = {n: torch.tensor([detectors[n]]) for n in names}
+        return metrics.evaluate(surgery.without(victim.model, some), test, victim.attack).asr
+
+    assert len(detectors) == 3 and left(detectors) < 0.05
+    assert min(left({n}) for n in detectors) > 0.9
+    assert max(left(set(detectors) - {n}) for n in detectors) < 0.2
+
+
+def test_score_and_tac_agree_in_the_twin_as_well(victim, twin, test):
+    def agreement(v, attack):
+        change, s = activations.tac(v.model, test[:100], attack), clp_scores(v.model)
         return [spearman(s[n], change[n]) for n in s]
 
-    mixed, faint = agreement(victim), agreement(victims.zoo("blended"))
+    blended = victims.zoo("blended")
+    mixed, faint = agreement(victim, victim.attack), agreement(blended, blended.attack)
+    calm = agreement(twin, victim.attack)
+    assert sum(a > 0 for a in calm) > sum(a > 0 for a in mixed) and sum(calm) > sum(mixed)
+    assert sum(a > 0 for a in agreement(twin, blended.attack)) >= 15
     assert min(mixed) < 0 < max(mixed) and sum(a > 0 for a in mixed) >= 8
     assert sum(a > 0 for a in faint) >= 18 and sum(faint) > sum(mixed)
 
@@ -155,6 +173,15 @@ def test_the_three_seeds():
     assert default[1] < 0.05 and default[2] > 0.95
     tuned = [r["asr"] for r in rows("signs", attack="BadNets", defense="fine-tuning")]
     assert min(tuned) > 0.9
+
+
+def test_the_first_repair_is_a_close_call_and_blended_is_repaired_on_no_seed():
+    first = rows("signs", attack="BadNets", defense="clp sweep", seed=0)[0]["curve"]
+    asr = {p["u"]: p["asr"] for p in first}
+    assert asr[2.5] < 0.05 and asr[2.75] > 0.95
+    faint = rows("signs", attack="Blended", defense="clp, u on held-out images")
+    assert len(faint) == 3 and min(r["asr"] for r in faint) > 0.1
+    assert max(r["ra"] for r in faint) < 0.3
 
 
 def test_another_sixty_images_lead_one_notch_further():

@@ -77,7 +77,7 @@ def clp_with(**wrong):
             gamma = bn.weight if wrong.get("signed") else bn.weight.abs()
             eps = 0 if wrong.get("no_eps") else bn.eps
             factor = 1 if wrong.get("bare") else gamma / (bn.running_var + eps).sqrt()
-            size = torch.cat([sigma(conv.weight), torch.zeros(20).double()])[: len(gamma)]
+            size = conv.weight.flatten(1).norm(dim=1) if wrong.get("flat") else sigma(conv.weight)
             scores[name] = (size * factor).detach()
         every = torch.cat(list(scores.values()))
         for name, s in scores.items():
@@ -114,7 +114,7 @@ def careful_u(model, x, y, us, max_drop):
     def accuracy(net):
         return (metrics.predict(net, x) == y).float().mean().item()
 
-    least, best = accuracy(model) - max_drop - 1e-9, math.inf
+    least, best = accuracy(model) - max_drop - 1e-6, math.inf
     for u in sorted(us, reverse=True):
         trial = copy.deepcopy(model)
         clp_plain(trial, u)
@@ -136,6 +136,8 @@ def careful_by_counting(model, x, y, us, max_drop):
 def careless(**wrong):
     def answer(model, x, y, us, max_drop):
         def accuracy(net):
+            if wrong.get("training"):
+                return (copy.deepcopy(net)(x).argmax(1) == y).float().mean().item()
             return (metrics.predict(net, x) == y).float().mean().item()
 
         before = 1.0 if wrong.get("perfect") else accuracy(model)
@@ -147,7 +149,9 @@ def careless(**wrong):
                 trial = copy.deepcopy(model)
             clp_plain(trial, u)
             drop = before - accuracy(trial)
-            if drop >= max_drop if wrong.get("strict") else drop > max_drop + 1e-9:
+            before = accuracy(trial) if wrong.get("steps") else before
+            slack = 0 if wrong.get("exact") else 1e-6
+            if drop >= max_drop if wrong.get("strict") else drop > max_drop + slack:
                 if wrong.get("on"):
                     continue
                 return u if wrong.get("too_far") else best
@@ -175,6 +179,7 @@ WRONG = {
     "score": [
         (lambda s, g, v, e: s * g / (v + e).sqrt(), "negative"),
         (lambda s, g, v, e: s * g.abs() / (v + e), "standard deviation"),
+        (lambda s, g, v, e: s * g.abs() / v, "standard deviation"),
         (lambda s, g, v, e: s * g.abs() / v.sqrt(), "eps"),
     ],
     "outliers": [
@@ -183,15 +188,20 @@ WRONG = {
         (lambda s, u: s >= s.mean() + u * s.std(), "equals"),
         (lambda s, u: (s > s.mean() + u * s.std()).float(), "true and false"),
         (lambda s, u: s > u * s.std(), "flags"),
+        (lambda s, u: s > s.mean() + 3 * s.std(), "whatever u is"),
+        (lambda s, u: s > s.mean() + u, "adds u itself"),
+        (lambda s, u: s > s.mean() + u * s.var(), "by the variance"),
     ],
     "largest_z": [
         (lambda n, m: math.sqrt((n - m) / m), "n below the root"),
         (lambda n, m: (n - 1) / math.sqrt(n), "one outlier"),
         (lambda n, m: math.sqrt(n * (n - 1) / (m * (n - m))), "mean is no longer zero"),
         (lambda n, m: math.sqrt(n / m), "mean is no longer zero|lie at"),
+        (lambda n, m: math.sqrt((n - 1) / m), "of the m alone"),
     ],
     "clp_plain": [
         (clp_with(zipped=True), "does not feed it"),
+        (clp_with(flat=True), "Frobenius"),
         (clp_with(bare=True), "kernels alone"),
         (clp_with(signed=True), "negative gamma"),
         (clp_with(no_eps=True), "leaves out eps"),
@@ -214,6 +224,9 @@ WRONG = {
         (careless(in_place=True), "on a copy"),
         (careless(once=True), "fresh one"),
         (careless(strict=True), "exactly"),
+        (careless(exact=True), "rounding"),
+        (careless(steps=True), "step before"),
+        (careless(training=True), "training mode"),
         (careless(perfect=True), "before any cut"),
         (careless(none=0.0), "infinity"),
         (careless(as_given=True), "order in which"),

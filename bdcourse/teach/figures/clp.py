@@ -22,7 +22,8 @@ def recipe() -> Picture:
         "stretch": Box(3.65, 2.1, "its stretch\n$σ_k$", INK, 1.8, 1.1),
         "norm": Box(6.0, 0.65, "BatchNorm", INK, 1.9, 0.8),
         "score": Box(6.0, 2.1, "score\n$s_k$", INK, 1.6, 1.1),
-        "ask": Box(8.65, 2.1, "far above\nits layer?", INK, 1.9, 1.1),
+        "ask": Box(8.65, 2.1, "above mean\n+ $u$ std?", INK, 1.9, 1.1),
+        "on": Box(8.65, 3.55, "stays on", INK, 1.6, 0.8),
         "off": Box(8.65, 0.65, "off", DEFENDED, 1.2, 0.8),
     }
     return diagram.boxes(
@@ -33,25 +34,34 @@ def recipe() -> Picture:
             ("norm", "score"),
             ("score", "ask"),
             ("ask", "off", "yes"),
+            ("ask", "on", "no"),
         ],
-        height=2.2,
+        height=2.9,
         title="Weights in, decision out: no image anywhere",
         description="A row of boxes: the kernel of a channel gives its stretch sigma, which joins "
-        "BatchNorm's factor in the score of the channel. The score is compared with all scores "
-        "of its layer, and a channel far above the others is switched off. No box holds an image.",
+        "BatchNorm's factor in the score of the channel. A channel whose score lies more "
+        "than u standard deviations above the mean of its layer is switched off, and any other "
+        "stays on. No box holds an image.",
     )
 
 
-def at_u(u: float, off: int, scores: Scores) -> Picture:
-    """Bars of the three rates at one position of the slider."""
-    asr, ra = scores.asr or 0.0, scores.ra or 0.0
+def at_u(rows: Mapping[float, tuple[int, Scores]]) -> Picture:
+    """Bars of the three rates: u -> channels off and scores there."""
+    rates = {
+        "ACC": [s.acc for _, s in rows.values()],
+        "ASR": [s.asr or 0.0 for _, s in rows.values()],
+        "RA": [s.ra or 0.0 for _, s in rows.values()],
+    }
+    last = list(rows)[-1]
+    off, scores = rows[last]
     return show.bars(
-        [f"u = {u:g}"],
-        {"ACC": [scores.acc], "ASR": [asr], "RA": [ra]},
+        [f"u = {u:g}, {n} off" for u, (n, _) in rows.items()],
+        rates,
         percent=True,
-        title=f"u = {u:g}: {off} channels off, ACC {scores.acc:.0%}, ASR {asr:.0%}",
-        description=f"Bars of accuracy, attack success and robust accuracy of the victim at "
-        f"u = {u:g}, where CLP switches off {off} channels.",
+        ylabel="%",
+        title=f"u = {last:g}: ACC {scores.acc:.0%}, ASR {scores.asr:.0%}, RA {scores.ra:.0%}",
+        description="Bars of accuracy, attack success and robust accuracy of the victim at "
+        f"{' and '.join(f'u = {u:g}' for u in rows)}; at the last CLP switches off {off} channels.",
     )
 
 
@@ -102,118 +112,102 @@ def heights(
     )
 
 
-SEEDS = ("-", "--", "-.")
-
-
-def _curves(ax, curves: Sequence[Curve], keys: Sequence[str]) -> None:
-    for curve, dash in zip(curves, SEEDS, strict=False):
+def _panels(curves: Sequence[Curve], heights: Sequence[float], title: str, words: str) -> Picture:
+    """ACC, ASR and RA along u, a panel for each seed; names at these heights in the first."""
+    fig, axes = show.canvas(1, len(curves), height=3.3, sharey=True)
+    rates = (("acc", CLEAN, "o"), ("asr", TRIGGERED, "s"), ("ra", DEFENDED, "^"))
+    for i, (ax, curve) in enumerate(zip(axes[0], curves, strict=True)):
         us = [p["u"] for p in curve]
-        for key, color, mark in (
-            ("acc", CLEAN, "o"),
-            ("asr", TRIGGERED, "s"),
-            ("ra", DEFENDED, "^"),
-        ):
-            if key in keys:
-                values = [100 * p[key] for p in curve]
-                ax.plot(us, values, color=color, ls=dash, marker=mark, ms=4, lw=1.6)
-    ax.invert_xaxis()
-    ax.set_ylim(-4, 104)
-    ax.axvline(3, color=QUIET, lw=1, ls=":")
-    ax.grid(axis="y", color="#e6e6e6", lw=0.8)
-    ax.set_xlabel("u (to the right more is switched off)")
+        for key, color, mark in rates:
+            ax.plot(us, [100 * p[key] for p in curve], color=color, marker=mark, ms=4, lw=1.6)
+        ax.invert_xaxis()
+        ax.set_ylim(-4, 104)
+        ax.axvline(3, color=QUIET, lw=1, ls=":")
+        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+        ax.set_title(f"seed {i}", fontsize=11, loc="left", fontweight="normal")
+        ax.set_xlabel("u")
+    axes[0, 0].set_ylabel("%")
+    for (key, color, _), y in zip(rates, heights, strict=True):
+        axes[0, 0].text(5.9, y, key.upper(), color=color, fontweight="bold", va="center")
+    show.headline(fig, title)
+    return Picture(fig, words)
 
 
 def cliff(curves: Sequence[Curve]) -> Picture:
-    """ACC and ASR of one attack along u, a line for each seed."""
-    fig, axes = show.canvas(height=3.4)
-    ax = axes[0, 0]
-    _curves(ax, curves, ("acc", "asr"))
-    falls = []
-    for curve in curves:
-        falls.append(next(p["u"] for p in curve if p["asr"] < 0.1))
-    ax.text(5.9, 93, "ASR, three victims", color=TRIGGERED, fontweight="bold", va="top")
-    ax.text(2.3, 70, "ACC", color=CLEAN, fontweight="bold", ha="left")
-    ax.text(2.97, 40, "u = 3", color=QUIET, ha="left", fontsize=10)
-    ax.set_ylabel("%")
-    ax.set_title(
-        f"The attack ends in one step, at u = {max(falls):g} or only at {min(falls):g}",
-        fontweight="bold",
-        loc="left",
-    )
-    return Picture(
-        fig,
-        "Attack success and accuracy against u, which falls from six to one, for three BadNets "
-        "victims. Attack success stays at the top and then drops to the floor within one or two "
-        "steps, for two victims before u = 3 and for one behind it. Accuracy stays at the top a "
-        "little longer and then sinks.",
+    """The attack that falls in one step."""
+    ends = [next(p["u"] for p in curve if p["asr"] < 0.1) for curve in curves]
+    return _panels(
+        curves,
+        (92, 80, 8),
+        f"BadNets ends at once, at u = {', '.join(f'{u:g}' for u in ends[:-1])} and {ends[-1]:g}",
+        "Three panels, one for each BadNets victim, with accuracy, attack success and robust "
+        "accuracy against u, which falls from six to one; a dotted line marks u = 3. Attack "
+        "success drops from the top to the floor within one step, for one victim below u = 3 and "
+        "for two above it, and robust accuracy rises in the same step. Then accuracy sinks.",
     )
 
 
-def suspects(rows: Mapping[str, Sequence[Scores]]) -> Picture:
-    """What is left of the attack: set of channels -> scores, one for each draw."""
-    fig, axes = show.canvas(height=0.42 * len(rows) + 1.1)
+def suspects(rows: Mapping[str, Sequence[Scores]], two: str, one: str) -> Picture:
+    """ASR and RA after each cut: set of channels -> scores, one for each draw."""
+    fig, axes = show.canvas(height=0.42 * len(rows) + 1.3)
     ax = axes[0, 0]
-    left = []
     for i, scores in enumerate(rows.values()):
-        asr = [100 * (s.asr or 0.0) for s in scores]
-        left.append(max(asr))
-        up = 0.09 * (torch.arange(len(asr)) - (len(asr) - 1) / 2)
-        ax.plot(asr, i + up, "s", ms=8, color=TRIGGERED, mec="white", ls="")
+        up = 0.14 * (torch.arange(len(scores)) - (len(scores) - 1) / 2)
+        asr, ra = ([100 * (getattr(s, k) or 0.0) for s in scores] for k in ("asr", "ra"))
+        ax.plot(ra, i + up, "^", ms=7, color=DEFENDED, mec="white", ls="", label="RA")
+        ax.plot(asr, i + up, "s", ms=7, color=TRIGGERED, mec="white", ls="", label="ASR")
     ax.set_yticks(range(len(rows)), list(rows))
-    ax.invert_yaxis()
     ax.set_xlim(-4, 104)
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel("ASR that is left, %")
+    ax.set_xlabel("after the cut, %")
     ax.grid(color="#e6e6e6", lw=0.8)
-    gone = sum(a < 10 for a in left)
-    show.headline(fig, f"{gone} of {len(rows)} cuts end the attack: those that hold the detectors")
+    marks, names = ax.get_legend_handles_labels()
+    ax.legend(marks[:2], names[:2], loc="center", fontsize=11)
+    most, least = max(s.asr or 0.0 for s in rows[two]), min(s.asr or 0.0 for s in rows[one])
+    show.headline(fig, f"ASR: at most {most:.0%} without {two}, at least {least:.0%} without {one}")
     return Picture(
         fig,
         "A row for each set of channels that is switched off, with a square at the attack success "
-        "that is left. All that CLP takes and the three detectors among them alone leave nothing, "
-        "and so do the loudest by TAC. The others that CLP takes, the runners-up by score "
-        "and five random draws leave everything.",
+        "that is left and a triangle at robust accuracy. All that CLP takes and the three "
+        "detectors alone end the attack and restore the answers, any two detectors do most of "
+        "it, and any one next to nothing. The others that CLP takes, the runners-up by score and "
+        "five random draws leave the attack whole.",
     )
 
 
-def agreement(corr: Mapping[str, Sequence[float]], layers: Sequence[str]) -> Picture:
-    """Rank correlation of score and TAC in each layer: victim -> (layers,)."""
-    fig, axes = show.canvas(height=3.6)
-    ax = axes[0, 0]
-    looks = zip(corr.items(), ((INK, "s", INK), (QUIET, "o", "white")), strict=True)
-    for (name, values), (color, mark, fill) in looks:
-        ax.plot(range(len(values)), values, mark, color=color, mfc=fill, ms=7, ls="", label=name)
-    ax.axhline(0, color=QUIET, lw=1)
+def agreement(corr: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[str]) -> Picture:
+    """Rank correlation of score and TAC in each layer: trigger -> network -> (layers,)."""
+    fig, axes = show.canvas(len(corr), 1, height=5.6, sharex=True, sharey=True)
+    for ax, (trigger, networks) in zip(axes[:, 0], corr.items(), strict=True):
+        looks = zip(networks.items(), ((INK, "s", INK), (QUIET, "o", "white")), strict=True)
+        for (name, values), (color, mark, fill) in looks:
+            up = f"{name}, above zero in {sum(v > 0 for v in values)}"
+            ax.plot(range(len(values)), values, mark, color=color, mfc=fill, ms=7, ls="", label=up)
+        ax.axhline(0, color=QUIET, lw=1)
+        ax.set_ylim(-0.85, 1.05)
+        ax.set_ylabel("rank correlation")
+        ax.legend(loc="lower left", fontsize=11, frameon=False)
+        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+        ax.set_title(trigger, fontsize=11, loc="left", fontweight="normal")
     names = [n.replace("layer", "").replace("shortcut", "sc") for n in layers]
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=10)
-    ax.set_ylabel("rank correlation\nof score and TAC")
-    ax.legend(loc="lower left", fontsize=11, frameon=False)
-    ax.grid(axis="y", color="#e6e6e6", lw=0.8)
-    up = [f"in {sum(v > 0 for v in vs)} layers for {n}" for n, vs in corr.items()]
-    ax.set_title(f"Positive {' and '.join(up)}", fontweight="bold", loc="left")
+    axes[-1, 0].set_xticks(range(len(names)), names, rotation=90, fontsize=10)
+    show.headline(fig, "Score and TAC agree in a network without a backdoor, too")
     return Picture(
         fig,
-        "For each of twenty layers, from the entrance to the exit, the rank correlation between a "
-        "channel's score and its reaction to the trigger: squares for badnets, rings for blended. "
-        "Both start high. The squares sink below zero toward the exit, the rings stay above it.",
+        "Two panels, one for each trigger. For each of twenty layers, from the entrance to the "
+        "exit, the rank correlation between a channel's score and its reaction to the trigger: "
+        "squares for the victim, rings for the benign twin. In both panels most rings lie above "
+        "zero. The squares of badnets sink below zero toward the exit, those of blended do not.",
     )
 
 
 def holdouts(curves: Sequence[Curve]) -> Picture:
-    """ACC, ASR and RA of the victims that resist, a panel for each seed."""
-    fig, axes = show.canvas(1, len(curves), height=3.3, sharey=True)
-    for i, (ax, curve) in enumerate(zip(axes[0], curves, strict=True)):
-        _curves(ax, [curve], ("acc", "asr", "ra"))
-        ax.set_title(f"seed {i}", fontsize=11, loc="left", fontweight="normal")
-        ax.set_xlabel("u")
-    axes[0, 0].set_ylabel("%")
-    ends = (("ACC", 94, CLEAN, 5.9), ("ASR", 85, TRIGGERED, 5.9), ("RA", 8, DEFENDED, 5.9))
-    for name, y, color, x in ends:
-        axes[0, 1].text(x, y, name, color=color, fontweight="bold", va="center")
+    """The attack that resists."""
     best = max(p["ra"] for curve in curves for p in curve if p["acc"] > 0.95)
-    show.headline(fig, f"Blended: while accuracy holds, RA never passes {best:.0%}")
-    return Picture(
-        fig,
+    return _panels(
+        curves,
+        (88, 76, 8),
+        f"Blended: while accuracy is above 95%, RA stays below {int(100 * best) + 1}%",
         "Three panels, one for each Blended victim, with accuracy, attack success and robust "
         "accuracy against u. In the first, attack success never falls. In the two others it "
         "falls at different u, but robust accuracy stays low, and then accuracy breaks down.",

@@ -49,18 +49,18 @@ QUESTIONS = (
         },
     ),
     Question(
-        "Score and TAC agree better in Blended's layers than in those of BadNets, and yet only "
-        "BadNets is repaired. How can that be?",
-        "A high correlation does not make a cut enough.",
-        "The score may rank all channels by their reaction and still leave a victim in which no "
-        "small group is decisive. In BadNets three channels were, and those three lay in the tail.",
+        "In most layers of the benign twin, too, channels with a high score react strongly to the "
+        "trigger. What does the agreement of score and TAC tell you?",
+        "That a channel of high gain reacts to any input.",
+        "The score measures gain. The twin has never seen the trigger, and it agrees in more "
+        "layers than the victim, so the agreement says nothing about a backdoor.",
         {
-            "The correlation must have been measured wrongly.": "It is what it is. Nothing forces "
-            "a ranking to come with a small set that carries the attack.",
-            "Blended needs another norm in the score.": "The ranking was fine. What is missing is "
-            "a few channels whose loss ends the attack.",
-            "Blended's channels are switched off, but grow back.": "Nothing is trained after the "
-            "cut, so nothing can grow back.",
+            "That the twin has learned the backdoor as well.": "It was trained on clean images "
+            "only. A strong reaction inside is not yet a wrong answer at the exit.",
+            "That a high score marks a channel of the backdoor.": "The twin has no such channel, "
+            "and its scores agree with TAC all the same.",
+            "That cutting the highest scores will end the attack.": "In Blended they agree in "
+            "every layer, and the cut did not repair it. Only the cut itself can tell.",
         },
     ),
     Question(
