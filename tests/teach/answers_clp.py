@@ -170,6 +170,8 @@ RIGHT = {
     "careful_u": [careful_u, careful_by_counting],
 }
 
+judged_in_training = careless(training=True)
+
 WRONG = {
     "sigma": [
         (lambda w: w.flatten(1).norm(dim=1), "Frobenius"),
@@ -226,7 +228,7 @@ WRONG = {
         (careless(strict=True), "exactly"),
         (careless(exact=True), "rounding"),
         (careless(steps=True), "step before"),
-        (careless(training=True), "training mode"),
+        (judged_in_training, "training mode"),
         (careless(perfect=True), "before any cut"),
         (careless(none=0.0), "infinity"),
         (careless(as_given=True), "order in which"),

@@ -349,6 +349,8 @@ RIGHT = {
     "by_class": [by_class, by_class_counted],
     "poison_one_class": [poison_one_class, poison_one_class_by_mask],
 }
+other_draws = loop(draws=torch.Generator().manual_seed(0))
+
 WRONG = {
     "stamp": [
         (stamp_in_place, "in place"),
@@ -389,7 +391,7 @@ WRONG = {
         (loop(goal=mean_of_means), "mean of two means"),
         (loop(after=True), "drove the step"),
         (loop(at_once=True), "whole set at once"),
-        (loop(draws=torch.Generator().manual_seed(0)), "draw from the generator"),
+        (other_draws, "draw from the generator"),
         (loop(partial=True), "incomplete"),
         (loop(reset=False), "over the last"),
         (loop(order=(1, 0)), "exchanged"),

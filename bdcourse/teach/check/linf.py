@@ -235,6 +235,7 @@ def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
 SIDES, COLORS = (4, 5), 3  # of the images that find_triggers is tried on
 ROUND = 80  # steps of a search in which the network falls asleep before the end
 PRICE = 0.02  # of a pixel, at the beginning
+LONGEST = 1000  # calls of a search that are scripted
 
 
 class _Planted(nn.Module):
@@ -272,7 +273,8 @@ class _Scripted(nn.Module):
     Its pixels still pull at the labels in `pulled`, with forces that are known: a strong
     pixel pays at any price, an upper one at a price up to `ends[1]` times the first, a
     lower one up to `ends[0]` times, and the others never. So a mask tells what price was
-    asked for it.
+    asked for it. What it has seen is in buffers, which come back from the process that a
+    submission runs in.
 
     Args:
         answers: call -> the three logits.
@@ -282,25 +284,39 @@ class _Scripted(nn.Module):
 
     def __init__(self, answers: Callable[[int], list], pulled: list, ends: tuple) -> None:
         super().__init__()
-        self.answers, self.calls = answers, 0
-        self.shown: list[Tensor] = []
+        script = torch.tensor([answers(i) for i in range(LONGEST)], dtype=torch.float64)
+        self.script: Tensor
+        self.calls: Tensor
+        self.dear: Tensor
+        self.last: Tensor
+        self.register_buffer("script", script)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("dear", torch.zeros(()))
+        self.register_buffer("last", -torch.ones(8, 64, dtype=torch.float64))
         self.weight = nn.Parameter(torch.zeros(SIDES[0] * SIDES[1], dtype=torch.float64))
         self.pulled = torch.tensor(pulled, dtype=torch.float64)
         order = torch.randperm(len(self.weight))
         self.at = dict(zip(("strong", "lower", "upper", "other"), order.split(4), strict=False))
         # What a pixel gains: its weight, times the share of the labels that it does not
         # help, times what a white pixel adds to gray.
-        rest = torch.tensor(answers(1000), dtype=torch.float64).softmax(0)
+        rest = script[-1].softmax(0)
         gain = 0.5 * float(rest @ (1 - self.pulled)) / PRICE
         with torch.no_grad():
             for group, worth in (("strong", 100), ("lower", ends[0]), ("upper", ends[1])):
                 self.weight[self.at[group]] = worth / gain
 
     def forward(self, x: Tensor) -> Tensor:
-        said = torch.tensor(self.answers(self.calls), dtype=x.dtype)
-        flat = x.flatten(2)
-        self.calls += 1
-        self.shown.append(flat.detach()[:, 0])
+        at, flat = int(self.calls), x.flatten(2)
+        said = self.script[min(at, LONGEST - 1)].to(x)
+        seen = flat.detach()[:, 0]
+        left_out = (seen[:, self.at["upper"]] - 0.5).abs().amax(1) < 0.03
+        kept = seen[:, self.at["strong"]].amin(1) > 0.95
+        one = seen[:64, self.at["other"][0]].mul(200).round()
+        with torch.no_grad():
+            self.calls += 1
+            self.dear += float((left_out & kept).any())
+            self.last[at % 8] = -1
+            self.last[at % 8, : len(one)] = one
         pull = flat.mean(1) @ self.weight
         return said + (pull - pull.detach())[:, None] * self.pulled
 
@@ -313,9 +329,7 @@ class _Scripted(nn.Module):
 
     def steered_up(self) -> bool:
         """Whether some stamp left the upper pixels out and kept the strong ones."""
-        seen = torch.cat(self.shown)
-        out = (seen[:, self.at["upper"]] - 0.5).abs().amax(1) < 0.03
-        return bool((out & (seen[:, self.at["strong"]].amin(1) > 0.95)).any())
+        return bool(self.dear > 0)
 
 
 def _scripted(name: str, fn: Callable[..., tuple], g: torch.Generator) -> None:
@@ -357,9 +371,9 @@ def _scripted(name: str, fn: Callable[..., tuple], g: torch.Generator) -> None:
         "times the sum of its mask, and Adam as the task sets it.",
         4,
     )
-    one = [seen[:, net.at["other"][0]].mul(200).round() for seen in net.shown[-8:]]
+    newest = net.last[(int(net.calls) - 1) % 8]
     need(
-        len(torch.cat(one).unique()) > len(one[-1].unique()) + 2,
+        len(net.last.unique()) > len(newest.unique()) + 2,
         name,
         "stamps the same images in every step; draw new ones.",
         1,

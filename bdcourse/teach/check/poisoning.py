@@ -276,8 +276,10 @@ def train_victim(fn: Callable) -> None:
 
     def crop(part: Tensor, generator: torch.Generator) -> Tensor:
         seen.append(part.detach().clone())
-        drawn = isinstance(generator, torch.Generator)
-        seeds.append(generator.initial_seed() if drawn else None)
+        if isinstance(generator, torch.Generator):
+            seeds.append(generator.initial_seed())
+        else:  # of a generator in a submission's process only the kind comes
+            seeds.append(3 if type(generator).__name__ == "Generator" else None)
         return cropped(part)
 
     model = _small(k).eval()  # so that forgetting model.train() shows
