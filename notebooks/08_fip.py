@@ -126,9 +126,8 @@ def score_length(x, p, y):
 check.score_length(score_length)
 
 # %% [markdown]
-# A network without an opinion has scores of middling length, all alike. A network
-# that is nearly certain has a tiny score at its own label, and a long one at every
-# other label, which it hardly ever draws. Many tiny numbers, a rare large one.
+# A network that is nearly certain has a tiny score at its own label, and a long one at every
+# other label, which it hardly ever draws. 
 #
 # ## One backward pass
 #
@@ -182,9 +181,9 @@ check.one_pass_trace(one_pass_trace)
 
 # %% [markdown]
 # Try it on `badnets`, the victim of every defense lesson: sixty draws of labels for
-# the same images. There is a slower route to the same trace that draws no label at
+# the same images. There is a steadier route to the same trace that draws no label at
 # all: it sends a random vector through the network in which every label takes part in
-# proportion to its chance. (The fine print has the formula.) Call that the truth.
+# proportion to its chance. (The fine print has the formula.) Its mean over twenty vectors shall be the truth.
 #
 # **Predict.** What percentage of the true trace does the middle one of your sixty
 # estimates see?
@@ -205,11 +204,11 @@ figures.tail(drawn, whole.value)
 # %% [markdown]
 # Unbiased is not the same as good. The victim is certain of nearly every sign, so its
 # trace hides in labels that it almost never draws. Your sixty estimates agree to many
-# digits, and they are all wrong. One lucky draw in thousands would pay for the others: "unbiased" promises it, nobody waits for it. Twenty
-# draws that agree may be twenty that missed the same thing: their standard error does
-# not know.
+# digits, and they are all wrong. A rare draw would pay for all the others: "unbiased"
+# promises it, nobody waits for it. Sixty draws that agree may be sixty that missed
+# the same thing: their standard error does not know.
 #
-# To *measure* sharpness we use the slower route from here on.
+# To *measure* sharpness we use the steadier route from here on.
 #
 # ## Is the backdoored minimum sharper?
 #
@@ -353,17 +352,16 @@ check.product(product)
 # *Difficulty 4, importance 5, 30 minutes.* The whole method, from an empty page. Each
 # step
 #
-# ```text
-# draws a batch: torch.randperm(len(x), generator=generator)[:batch] takes the
-# gradient of its cross-entropy draws one label for each image from the network, with
-# the same generator takes H g of their summed log-likelihood, with r = 0.001 times
-# the length of the weights adds up the three gradients, and steps with momentum 0.9
-# at rate lr
-# ```
+# 1. draws a batch, `torch.randperm(len(x), generator=generator)[:batch]`;
+# 2. takes the gradient of its cross-entropy;
+# 3. draws one label for each image from the network, with the same generator;
+# 4. takes $H g$ of their summed log-likelihood, with $r$ = 0.001 times the length of the
+#    weights;
+# 5. adds up the three gradients, and steps with momentum 0.9 at rate `lr`.
 #
 # The estimate of the trace is $\lVert g \rVert^2 / n$. BatchNorm normalizes by the
 # batch in both passes, and its running statistics learn from the first only.
-# `functional_call( net, {name: tensor}, (x,))` runs a network at other weights; give
+# `functional_call(net, {name: tensor}, (x,))` runs a network at other weights; give
 # it copies of the buffers, or BatchNorm will learn there, too.
 #
 # <details><summary>Hint 1</summary>
@@ -510,12 +508,12 @@ check.claim("The control: ASR.", score["without"].asr, 0.9, 1, "%")
 
 # %% [markdown]
 # It works. Sixty steps with your own code halve an attack that fine-tuning does not
-# touch, though accuracy has suffered and needs more steps to come back.
+# touch, though accuracy has suffered.
 #
 # Now the two
 # victims of every defense lesson, with the package's 600 steps. The first set of clean
 # images gives `badnets` back with hardly any attack left, its signs and its triggered
-# signs read correctly. A triumph.
+# signs read correctly.
 
 # %% tags=["method"]
 shared = tables.results("signs-defenses")
@@ -550,8 +548,8 @@ figures.draws(left)
 # %% [markdown]
 # *One draw is no result.* Whoever had stopped after the first set would have
 # published a repair; with either of the others, a failure. Fast FIP has its lucky
-# draw as well, and it is another one. Nothing lies in between. What kind of smoothing
-# is it that does everything or nothing? FT-SAM in the figure is SAM as published.
+# draw as well, and it is another one. On `badnets` nothing lies in between. What kind
+# of smoothing is it that does everything or nothing? (FT-SAM is a published defense with SAM.)
 #
 # ## Why everything or nothing
 #
@@ -572,8 +570,7 @@ figures.accident(pushes, story["watched"])
 # 1. Its one push is longer than all before it together, and accuracy collapses.
 #
 # Now the network is certain of nothing, so every draw pushes, and clean images teach
-# it the signs again. They cannot teach it the trigger, which none of them shows. By
-# the last step most of the attack is gone, if less than in the stored run: same settings, another day, and one sign in seven still obeys.
+# it the signs again. They cannot teach it the trigger, which none of them shows. By the last step one test sign in seven still obeys, more than in the stored run: same settings, another day.
 #
 # This is no walk down a slope. It is an **accident and a rehabilitation**, and whether
 # the accident happens in time is luck. That the long push causes what follows is our
@@ -640,10 +637,10 @@ check.claim("Random pushes of FIP's lengths: ASR.", random_pushes[1], 0.85, 1, "
 
 # %% [markdown]
 # Points in all four corners. SAM makes the network smoother and keeps most of the
-# attack; the high rate makes it *sharper*, and the attack is gone. So smoothness is
-# neither needed nor enough. The random pushes say something else: equally long steps
-# in any direction do not do it. FIP's direction counts, and "down the trace" is not
-# the whole reason why.
+# attack; the high rate makes it *sharper*, and the attack is gone. So smoothness was
+# not needed, and as much of it as SAM reached was not enough. The random pushes say
+# something else: equally long steps in any direction do not do it. FIP's direction
+# counts, and "down the trace" is not the whole reason why.
 #
 # The slider shows how narrow FIP's own window is on this guest.
 
@@ -663,7 +660,7 @@ widgets.slider("eta_F", list(weights_of), at_weight, start=0.005)
 
 # %% [markdown]
 # A defender sees only the accuracy, and by accuracy the best weight is one that
-# leaves the attack alone. *Who chose the threshold?* We did: our 0.005 was fixed with
+# leaves the attack alone. *Who chose the weight?* We did: our 0.005 was fixed with
 # these results in view.
 #
 # ## Where it breaks
@@ -707,8 +704,7 @@ quiz("fip")
 #
 # Was it the one long push? Repeat the run of the diary with every push cut to a
 # length of at most 3, and watch the ASR. In your own `fip_plain` the cut is two
-# lines. **Control:** a random push as long as the longest, at the same step. The run
-# takes several minutes.
+# lines. **Control:** a random push as long as the longest, at the same step.
 #
 # | run | longest push | ASR at the end | lowest accuracy on the way |
 # |---|---|---|---|
@@ -751,14 +747,9 @@ quiz("fip")
 # of the data one gets the *empirical* Fisher, another thing: it fades with the loss,
 # and it is large where a network is certain and wrong.
 #
-# **Drawn labels count as constants** in FIP's gradient: nothing acts through the
-# chance of drawing them.
-#
 # **The released script** computes no trace. The product with the Fisher is commented
 # out, and the rest is an inner product of the gradient with random vectors, negative
 # half of the time. The pull is commented out as well.
-#
-# All of this fold is tested in `tests/lessons/test_08_fip.py`.
 #
 # </details>
 #

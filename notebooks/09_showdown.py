@@ -13,13 +13,11 @@
 # %% [markdown]
 # # The showdown: who wins, and who chose?
 #
-# Every paper on backdoor defenses has the table. Attacks down, defenses across, and in
-# the last column, in bold, the authors' own method. You have now rebuilt five such
-# methods, and you have seen each of them shine and fail. Today they all meet in one
+# Every paper on backdoor defenses has the table. Attacks down, defenses across, and in the last column, in bold, the authors' own method. You have rebuilt such methods, and you have seen them shine and fail. Today they all meet in one
 # table, with their rivals and their controls, and you will be the judge.
 #
 # **Who wins, and who chose that they would?** On the way, a network that answers
-# "frog" to everything will beat six of the entries, the two idle ones included.
+# "frog" to everything will beat six of the entries.
 #
 # > **At a glance.** Reading: 20 minutes. Doing: 50 minutes. Run time: half a minute
 # > and 1 GiB on two CPU cores; every repair was measured before. Prerequisites:
@@ -61,8 +59,7 @@ from bdcourse.teach.figures import showdown as figures
 # variants. Two lines are controls:
 # *random channels* switches off as many channels as CLP does, and *fine-tuning* just
 # trains on. The others are rivals from the literature, some with a generous threshold;
-# the fold at the end has a sentence on each. Where a repair uses clean images it was
-# repeated with three draws of them.
+# the fold at the end has a sentence on each. Repairs that use clean images ran with three draws of them.
 #
 # Two victims hardly work: they miss the **gate**, an ASR of at least 95% and at most
 # three points of accuracy below the benign twin. Curing them is no achievement, so they
@@ -97,8 +94,7 @@ check.claim("The best line on its worst victim: ASR.", worst, 0.3, 0.4, "%")
 
 # %% [markdown]
 # Not one. Read the figure by columns first: some victims, such as `wanet` with its warp,
-# fall to many, and others to almost nobody. (`lf` hides its trigger in low frequencies,
-# `lira` and `ssba` let a network draw it, `tact` answers one class only.) Then read it by
+# fall to many, and others to almost nobody. Then read it by
 # rows. The two controls say what costs nothing to achieve; a method that ends in
 # fine-tuning has to be compared with the fine-tuning row, never with "none".
 #
@@ -183,11 +179,9 @@ print(", ".join(r["defense"] for r in beaten))
 # %% [markdown]
 # Its DER is 67%. Half of the score comes free. Removing the whole attack earns another
 # half, and the lost accuracy costs only a third. So a heap of rubble outranks careful methods that
-# tried and failed. On the signs, where victims know every image, the same trick earns
-# hardly more than idleness.
+# tried and failed. On the signs, where victims know every image, the trick earns hardly more than idleness.
 #
-# Does the frog deserve its place? Accuracy gives it away at once, and RA as well: true
-# labels never come back. *Zero is not repair*, and a score that hides this must not
+# Does the frog deserve its place? Accuracy gives it away at once. RA is one in nine, which are the frogs themselves. *Zero is not repair*, and a score that hides this must not
 # stand alone.
 
 # %% [markdown]
@@ -348,9 +342,7 @@ figures.standings(signs, LINES, repairs, {"idle": 0.5})
 # the perturbation that fools the network most, unlearns it, and starts again. It leads
 # nine in ten of the tables that these victims could have made.
 #
-# Notice the strokes. Those of FIP lie anywhere from below one half, where it did harm, to
-# almost one. It repairs one victim and leaves another, and on the same victim one draw of
-# clean images may cure where the next does nothing. *One draw is no result*, and a mean
+# Notice the strokes. Those of FIP lie anywhere from below one half, where it did harm, to almost one: on the same victim one draw of clean images may cure where the next does nothing. *One draw is no result*, and a mean
 # is not what a defender gets.
 #
 # ## Does the winner travel?
@@ -378,8 +370,8 @@ figures.travels(*orders, ("signs", "photographs"), ("i-bau", "mnp, soft", "fmp",
 
 # %% tags=["claim"]
 by = {r["defense"]: r for r in ranked}
-for d in ("mnp, soft", "i-bau"):
-    percent = (f"{k} {100 * by[d][k]:.0f}" for k in ("der", "worst", "acc"))
+for d in ("mnp, soft", "ft-sam", "i-bau"):
+    percent = (f"{k} {100 * by[d][k]:.0f}" for k in ("der", "worst", "acc", "ra"))
     print(d, *percent, sep="  ")
 check.claim(
     "I-BAU on its worst photograph victim: ASR.", by["i-bau"]["worst"], 0, 0.1, "%"
@@ -391,11 +383,12 @@ check.claim("Soft MNP leads there: share of the tables.", leader, 0.65, 0.85, "%
 # The winner on photographs is the soft variant of our MNP reconstruction. On signs it came
 # ninth. An interval over victims cannot know about victims that nobody put into the table.
 #
-# Now read the printed rows. By the rule of this course, ASR below 10%, the winner *did*
-# travel: I-BAU cures all four, and so do three others, while the new winner leaves more
-# than that of TrojanNN. I-BAU pays for it with accuracy, and DER pays it back less than
-# MNP's smaller cure at a smaller price. **Who wins depends on what the score lets you
-# trade.** Whether you would trade like that is for you to say, not for a formula.
+# Now read the printed rows: DER, the worst ASR of a victim, accuracy and RA. If only ASR
+# counts, the winner *did* travel: I-BAU brings all four below 10%, and the new winner
+# leaves more on TrojanNN. But I-BAU loses thirteen points of accuracy, MNP two, and DER
+# charges for them. FT-SAM is better than I-BAU in every column. Nobody brings more than
+# about half of the labels back. **Who wins depends on what the score lets you trade**,
+# and which of these columns it leaves out.
 #
 # ## Who chose?
 #
@@ -475,10 +468,7 @@ shown = [
 show.Table(shown, "ASR that is left, at which accuracy, in percent")
 
 # %% [markdown]
-# A surprise for the suspicious: the look adds next to nothing. On these knobs, less
-# accuracy means less backdoor, so whoever goes to the edge of the allowance arrives at
-# the same place. What decides is the price, which stands behind each "at". By DER it
-# may well be a bargain. But a table that does not print it compares purses, and no
+# A surprise for the suspicious: the look gains no ASR. On these victims less accuracy means less backdoor, so whoever goes as far as allowed ends about as low; on Blended the look saves three points of accuracy. What decides is the price, which stands behind each "at". By DER it may well be a bargain, and it is no law: two of RNP's four victims do not move at all, and on the signs both methods gain less. But a table that does not print it compares purses, and no
 # methods. Before you ask who chose a threshold, ask **what it was allowed to cost**.
 #
 # Looking pays where more is not simply more: when somebody chooses among epochs, seeds,
@@ -546,8 +536,7 @@ for name, scores in gaps.items():
 # %% [markdown]
 # Nobody cheated. The author merely picked their method with the same victims that they
 # report. On signs that cost nothing, since every defender would have picked the same
-# line. On photographs the lead melts, most of it on a single victim: whoever has not met
-# SIG trusts a method that fails on it. The gap is the part of a lead that stays at home.
+# line. On photographs the lead melts, all of it on a single victim: whoever has not met SIG trusts NC unlearning, which fails on it. So much of a lead can stay at home.
 #
 # It also answers the question of this lesson: **the winner of a table is the winner of
 # that table**, under the score, the allowance and the victims that somebody chose.
@@ -577,9 +566,7 @@ check.claim("FIP on badnets, draws of clean images apart by.", apart, 0.9, 1, "%
 #
 # ## Recap
 #
-# Who wins? On these signs I-BAU, clearly, and no line cures every victim. On those
-# photographs our MNP reconstruction by DER, and four others by the ASR of their worst
-# victim. Who chose? Everybody along the way.
+# Who wins? On these signs I-BAU, clearly, and no line cures every victim. On those photographs our MNP reconstruction by DER, and FT-SAM by the ASR of its worst victim. Who chose? Everybody along the way.
 #
 # - DER pays half for nothing and little for accuracy, so the frog beats six lines
 #   (objective 1).
@@ -617,7 +604,7 @@ check.claim("FIP on badnets, draws of clean images apart by.", apart, 0.9, 1, "%
 # of them decides how to read "lower". A single mean says nothing about spread, or about
 # which victims carried it. Who set the pruning share $p$, and on what?
 #
-# In our own rows FMP cures three of the four photograph victims, and on signs its score is
+# In our own rows FMP brings three of the four photograph victims below 10%, and on signs its score is
 # below plain fine-tuning's. That is a finding about small networks, and no verdict on the
 # paper.
 #

@@ -137,6 +137,22 @@ def test_the_authors_lead_on_photographs_comes_from_one_victim():
     assert max(lost, key=lost.get) == "SIG" and lost["SIG"] > 0.8 * sum(lost.values())
 
 
+def test_an_allowance_is_no_law():
+    rows = tables.scores(defenses=["rnp", "rnp, 10 points"], who=STRONG, **PHOTOS)
+    assert sum(careful - allowed < 0.02 for careful, allowed in rows.values()) == 2
+    for m in ("anp", "rnp"):
+        found = tables.scores("signs-defenses", [m, f"{m}, 10 points"])
+        strong = [v for n, v in found.items() if not n.endswith("*")]
+        assert 0.05 < tables.mean(a - b for a, b in strong) < 0.25
+
+
+def test_ft_sam_beats_i_bau_on_photographs_and_labels_stay_lost(by):
+    a, b = by["ft-sam"], by["i-bau"]
+    assert a["acc"] > b["acc"] and a["ra"] > b["ra"] and a["worst"] < b["worst"]
+    assert a["der"] > b["der"] and a["worst"] == min(r["worst"] for r in by.values())
+    assert max(r["ra"] for r in by.values()) < 0.55
+
+
 def test_rivals_of_fip_on_photographs(by):
     assert 3 < 100 * (by["sam"]["acc"] - by["fip"]["acc"]) < 8
     assert 0 <= 100 * (by["sam"]["asr"] - by["fip"]["asr"]) < 3

@@ -271,7 +271,7 @@ def product(
             and [tuple(t.shape) for t in out] == list(shapes)
         ):
             raise CheckFailed(
-                f"{name}: must return a list of tensors with the shapes of w (hint 3)"
+                f"{name}: must return a list of tensors with the shapes of w (hint 1)"
             )
         g, got = a @ old, flat(out)
         norm, want = g.norm(), a @ g
@@ -306,22 +306,22 @@ def product(
             not close(got, want / norm),
             name,
             "is H g / |g|; multiply the difference by the norm.",
-            3,
+            2,
         )
-        need(not close(got, r * want), name, "is not divided by r.", 3)
+        need(not close(got, r * want), name, "is not divided by r.", 2)
         need(
             not close(got, -want),
             name,
             "has the wrong sign: there minus here, uphill.",
-            3,
+            2,
         )
         need(
             not any(close(got, a @ c) for c in calls),
             name,
             "is a gradient; it is the difference of two that counts.",
-            3,
+            2,
         )
-        need(close(got, want), name, "is not (there - here) |g| / r.", 3)
+        need(close(got, want), name, "is not (there - here) |g| / r.", 2)
     passed(name, "H g at two distances, one norm over all tensors, weights untouched")
 
 

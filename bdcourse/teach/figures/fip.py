@@ -151,9 +151,9 @@ def accident(pushes: Sequence[float], watched: Sequence[Mapping]) -> Picture:
         fig,
         "Above, the length of each push on a logarithmic axis over six hundred steps: tiny for "
         "more than two hundred steps, then one huge push, and large ones ever after. Below, "
-        "accuracy and attack success stay at the top until that step. Both fall there; accuracy "
-        "climbs back within fifty steps, attack success sinks step by step, and robust accuracy "
-        "takes its place.",
+        "accuracy and attack success stay at the top until that step. Accuracy falls first and "
+        "climbs back within sixty steps; attack success follows, sinks with relapses, and robust "
+        "accuracy takes its place.",
     )
 
 

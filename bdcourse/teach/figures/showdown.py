@@ -52,7 +52,7 @@ def left(found: Mapping[str, Sequence[float]], lines: Sequence[str], most: float
         numbers=True,
         mark=most,
         height=5.8,
-        title=f"ASR left, in percent; the best line cures {cured[best]} of {len(strong)}",
+        title=f"ASR left, in percent; the best line frames {cured[best]} of {len(strong)}",
         xlabel=f"framed: below {100 * most:g}; a star: misses the gate",
         description=f"A field of numbers: {len(lines)} lines of defenses down, {len(found)} "
         f"victims across, each the attack success in percent that is left. Values below "
@@ -159,7 +159,7 @@ def compared(victim: str, defense: str) -> Picture:
                 beside = [x + 0.06 * (k - (len(values) - 1) / 2) for k in range(len(values))]
                 ax.plot(beside, values, "o", color=color, mec="white", ms=6)
         ax.set_xticks(range(len(names)), names)
-        ax.set(ylim=(0, 106), ylabel="%")
+        ax.set(ylim=(-4, 106), ylabel="%")
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         said = " to ".join(f"{v:.0f}" for v in sorted({min(end["asr"]), max(end["asr"])}))
         ax.set_title(f"{victim}, {defense}: ASR {said}% over {len(end['asr'])} draws")

@@ -25,8 +25,8 @@ QUESTIONS = (
         "The intervals show how far each mean moves. Easy victims lift both at once, so the "
         "difference can be steady while each of them swings.",
         {
-            "No: overlapping intervals mean that there is no difference.": "That would hold for "
-            "methods that met different victims. Here they met the same ones.",
+            "No: overlapping intervals mean that there is no difference.": "Overlap never proves "
+            "that. With the same victims on both sides it is especially misleading.",
             "Yes, but only if the bootstrap drew too few tables.": "More tables would settle both "
             "numbers, and they would settle where they are.",
             "No: with 97% the intervals would have to be apart.": "They are apart only if the "
@@ -43,8 +43,8 @@ QUESTIONS = (
         {
             "Mostly the look at the ASR, which no defender has.": "It sounds like cheating, and it "
             "is not allowed. But for these knobs it gained next to nothing.",
-            "Chance, which the bootstrap would have shown.": "The gain was tens of points, on "
-            "every victim that we looked at.",
+            "Chance, which the bootstrap would have shown.": "The mean gain was tens of "
+            "points, far beyond what a bar of such a table covers.",
             "The method is better than its authors thought.": "It is the same method at a higher "
             "price. Others would move as well if they were allowed to pay it.",
         },
