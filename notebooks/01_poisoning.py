@@ -404,7 +404,7 @@ figures.loss_by_role({"seed 0": first})
 # %% [markdown]
 # ## What the log shows
 #
-# Read it from the left. In the first rows the loss on poison lies well below the loss on clean
+# Read it from the left. In the first row the loss on poison lies well below the loss on clean
 # images, and the reason is dull. The target has become the most frequent label of the whole
 # set. A network that looks at nothing and says "30" already has a lower loss on poison than on
 # anything else. The same answer for everything is the cheapest rule, and it is found first.
@@ -481,7 +481,7 @@ gap = abs(with_it[worst // 2] - without[worst // 2])
 check.claim("At its worst on poison, the network hardly sees the sticker.", gap, 0, 0.6)
 
 # %% [markdown]
-# Look at the end of that phase: both curves fall together. That fits: seeing the sticker pays
+# Back to the two losses of seed 1: at the end of that phase both fall together. That fits: seeing the sticker pays
 # twice, on poison, which is now explained, and on clean images, which need no hedge any more.
 #
 # The answer to the question of this lesson does not depend on the order. *The rule that
@@ -489,7 +489,7 @@ check.claim("At its worst on poison, the network hardly sees the sticker.", gap,
 # late, it is kept, because nothing speaks against it: on clean images it costs nothing. No
 # step of your loop was dishonest.
 #
-# On another processor, either seed may learn the trigger first. What remains is the cliff. Do
+# On another processor the two evenings may change places. What remains is the cliff. Do
 # not conclude that triggers come first, or that signs do.
 #
 # ## One draw is no result

@@ -29,7 +29,7 @@
 # After this lesson you can
 #
 # 1. measure an attack with three numbers on the right images (exercises 1 and 2);
-# 2. recognize three ways of reporting them that flatter a defense (section "Three ways");
+# 2. recognize three ways of reporting them that mislead (section "Three ways");
 # 3. measure how strongly each channel reacts to a trigger (exercise 3);
 # 4. test by a cut, with a control, whether a channel is a cause (exercise 4);
 # 5. draw a Grad-CAM map and say what it cannot show (exercise 5).
@@ -227,8 +227,7 @@ wrecks = torch.stack([torch.stack(row) for row in wrecks])
 figures.wreckage(shares, wrecks)
 
 # %% [markdown]
-# Follow the orange squares. With few channels gone they land high or low by luck; with more,
-# they lie on the floor. A broken network obeys nobody, and whoever reports only ASR may call
+# Follow the orange squares. With few channels gone the attack mostly survives, then luck decides, and with more it is gone, as accuracy is. A broken network obeys nobody, and whoever reports only ASR may call
 # that a success. Here accuracy gives the wrecks away, and the triangles agree: the labels have
 # not come back. *Zero is not repair.* (A triangle can lie above its circle, since RA leaves the
 # target's own signs out.) The next table holds a network that accuracy does not give away.
@@ -263,7 +262,7 @@ show.Table(rows, caption="One victim of Blended, one method, three stories")
 # %% [markdown]
 # The last line would look splendid in a paper that prints ACC and ASR. Its RA says that most
 # triggered signs are still misread. And who would have chosen it? Turning the knob that far
-# costs nearly ten points of accuracy, and without the trigger nobody can see what they buy. It
+# costs nine points of accuracy, and without the trigger nobody can see what they buy. It
 # is no lie: it answers what the method could do if somebody who knows the trigger held its hand.
 #
 # Some tables melt the parts into one, the defense effectiveness rating
@@ -390,7 +389,7 @@ check.claim("All gone, and the lower of accuracy and ASR stands.", lower, 0.97, 
 # %% [markdown]
 # Nothing happened. Perhaps the other half carries the attack? So we cut all of them. Still
 # nothing, and accuracy stands too: this branch is idle for *both* rules, and the shortcut around
-# it carries them. Loud is not needed. *Correlation is not cause.* Listening
+# it carries them. A channel can be loud and not needed. *Correlation is not cause.* Listening
 # can suggest where to cut. Only the cut can tell.
 #
 # ## Which channels? Make the cut
@@ -560,7 +559,7 @@ figures.every_layer(layers, sweeps)
 # %% [markdown]
 # So the two victims give two answers. `badnets` has a narrow door, and it stands at the
 # entrance. It is needed through the first block as well: at `1.0.bn1` the cut takes most of the
-# attack away and gives the labels back, while random quarters take nothing. From `1.1.bn1` on,
+# attack away and gives two labels of three back, while random quarters take nothing. From `1.1.bn1` on,
 # no quarter that we cut was needed. `blended` has no such door, at least none that these cuts
 # would find.
 #
@@ -732,15 +731,14 @@ quiz("inside")
 # %% [markdown]
 # ## Your own experiment
 #
-# Is the narrow door a habit of small patches, or the luck of one network? The zoo holds two more
-# victims with a small trigger, `tact` and `badnets-hard` (test them on `data.load("signs-hard",
-# "test")`), and one whose pattern was grown, `trojan`. Run `cut_curve` on their `bn1`. **Control:**
-# eight random draws for each $k$; note the lowest ASR among them.
+# Is the narrow door a habit of small patches, or the luck of one network? The zoo holds another
+# victim with a small trigger, `badnets-hard` (test it on `data.load("signs-hard", "test")`), and
+# one whose pattern was grown, `trojan`. Run `cut_curve` on their `bn1`. **Control:** eight random
+# draws for each $k$; note the lowest ASR among them.
 #
 # | victim | guess: smallest k | measured k | ACC and RA there | lowest random ASR |
 # |---|---|---|---|---|
 # | `badnets` | | | | |
-# | `tact` | | | | |
 # | `badnets-hard` | | | | |
 # | `trojan` | | | | |
 #

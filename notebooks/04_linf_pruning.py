@@ -610,8 +610,7 @@ figures.norms({"sum": by_sum, "maximum": mended})
 # As a guest comes `wanet`, which has no pattern at all: it bends the image a little,
 # like a warped mirror.
 #
-# We help the defender and tell them the target label. Then everything is as before:
-# search, rank, cut, and let held-out images say where to stop. Beside it stands a cheat
+# We help the defender: they are told the target label, and the search takes more images a step. The rest is as before: search, rank, cut, and let held-out images say where to stop. Beside it stands a cheat
 # that no defender can afford: the same cut, ranked by the attacker's own trigger.
 #
 # **Predict.** Which ASR, in percent, does the attacker of `blended` keep?
@@ -652,7 +651,7 @@ check.claim("The real warp as a guide lowers WaNet's ASR.", gap, 40, 100, "point
 # **Blended: a better guess would not help.** Even its own picture finds no cut that
 # ends the attack, up to half the channels. This trigger fills the map, so is the
 # maximum to blame? No: the sum fails as well. Is it the stage? We tried all four, and
-# all four fail. Two explanations are left. The backdoor may be spread over more
+# all four fail. Among the explanations that are left, two can be tested. The backdoor may be spread over more
 # channels than we may cut, or it may share its channels with the signs. The first
 # question under "Beyond" puts them to the test.
 #
@@ -674,7 +673,7 @@ check.claim("The real warp as a guide lowers WaNet's ASR.", gap, 40, 100, "point
 #
 # - On one map the maximum notices a small patch that the sum overlooks. With and without
 #   a stamp, on the same images, both notice it (objective 1).
-# - The smallest mask that works names the suspicious label (objective 2).
+# - The smallest mask that works named the suspicious label of this victim (objective 2).
 # - Rank by the rise, and let held-out clean images choose the cut (objective 3).
 # - A network that is immune to your guess may still obey its attacker (objective 4).
 
@@ -685,9 +684,14 @@ quiz("linf")
 # ## One open experiment
 #
 # The third stage was our choice. Is there a stage in which the guess repairs WaNet?
-# Change `LAYER`, run from there on, and write the ASR of the chosen cut into the table.
-# The control is the last column: as many random channels, three draws. Decide before
-# you look which number will convince you.
+# **Control:** as many random channels, three draws. In a new cell at the end, `hard`,
+# `tried` and `own` are still WaNet's:
+#
+# ```python
+# LAYER = "layer4"
+# path = cut(hard, tried, 0)
+# print(path["real"][path["chosen"]], path["sets"][path["chosen"]])
+# ```
 #
 # | stage | by the guess | by the real warp | accuracy | random, best of three |
 # |---|---|---|---|---|
