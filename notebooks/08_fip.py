@@ -127,7 +127,7 @@ check.score_length(score_length)
 
 # %% [markdown]
 # A network that is nearly certain has a tiny score at its own label, and a long one at every
-# other label, which it hardly ever draws. 
+# other label, which it hardly ever draws.
 #
 # ## One backward pass
 #

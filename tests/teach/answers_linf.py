@@ -26,7 +26,8 @@ def rise(clean, triggered, p=math.inf):
 
 def rise_by_powers(clean, triggered, p=math.inf):
     def norm(maps):
-        return maps.amax((2, 3)) if p == math.inf else maps.pow(p).sum((2, 3)) ** (1 / p)
+        size = maps.abs()
+        return size.amax((2, 3)) if p == math.inf else size.pow(p).sum((2, 3)) ** (1 / p)
 
     return norm(triggered).mean(0) - norm(clean).mean(0)
 
@@ -36,13 +37,13 @@ def norm_of_the_change(clean, triggered, p):
 
 
 def over_images_too(clean, triggered, p):
-    return triggered.amax((0, 2, 3)) - clean.amax((0, 2, 3))
+    return triggered.abs().amax((0, 2, 3)) - clean.abs().amax((0, 2, 3))
 
 
 def without_the_root(clean, triggered, p):
     if p == math.inf:
         return rise(clean, triggered)
-    return (triggered.pow(p) - clean.pow(p)).sum((2, 3)).mean(0)
+    return (triggered.abs().pow(p) - clean.abs().pow(p)).sum((2, 3)).mean(0)
 
 
 def verdict(guess, asr, ra, acc, dead=0.1, read=0.9):
@@ -218,6 +219,17 @@ def unsteered(lam, good, bad, works):
     return lam, good, bad
 
 
+def deaf(lam, good, bad, works):
+    moved = torch.where(good == 4, 2 * lam, torch.where(bad == 4, lam / 2**1.5, lam))
+    return moved, *steer(lam, good, bad, works)[1:]
+
+
+def without_absolute_value(clean, triggered, p):
+    peak = p == math.inf
+    after, before = (t.amax((2, 3)) if peak else t.sum((2, 3)) for t in (triggered, clean))
+    return (after - before).mean(0)
+
+
 def steered_upside_down(lam, good, bad, works):
     return steer(lam, good, bad, ~works)
 
@@ -285,6 +297,7 @@ WRONG = {
         (lambda n, r, a, p: 1 + r * a, "expected"),
     ],
     "steer": [
+        (deaf, "breaks the row"),
         (lambda *a: steer(*a, down=2), "the power"),
         (lambda *a: steer(*a, up=0.5, down=2**-1.5), "the wrong way"),
         (lambda *a: steer(*a, row=3), "before five"),
@@ -325,6 +338,7 @@ WRONG = {
         (lambda *a: search(*a)[0], "two tensors"),
     ],
     "rise": [
+        (without_absolute_value, "absolute value"),
         (norm_of_the_change, "norm of the change"),
         (lambda c, t, p: (t - c).amax((2, 3)).mean(0), "norm of the change"),
         (lambda c, t, p: rise(c, t, p).abs(), "sign"),

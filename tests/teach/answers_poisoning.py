@@ -59,6 +59,11 @@ def poison(x, y, rate, target, trigger, generator):
     return x, y, role
 
 
+def poison_marks_by_label(x, y, rate, target, trigger, generator):
+    x, y, role = poison(x, y, rate, target, trigger, generator)
+    return x, y, role * target
+
+
 def poison_by_mask(x, y, rate, target, trigger, generator):
     place = torch.randperm(len(x), generator=generator).argsort()
     role = place < round(rate * len(x))
@@ -138,6 +143,8 @@ def train_victim(
     after=False,
     draws=None,
     at_once=False,
+    pool=None,
+    cut_once=False,
 ):
     opt = torch.optim.SGD(
         model.parameters(), lr, momentum=momentum, weight_decay=decay, nesterov=nesterov
@@ -149,7 +156,11 @@ def train_victim(
         model.train(mode)
     whole = crop(x, generator) if at_once else None
     for _ in range(epochs):
-        rows_of = torch.randperm(len(x), generator=generator) if shuffle else torch.arange(len(x))
+        n = pool(len(x), batch) if pool else len(x)
+        rows_of = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
+        if cut_once:
+            fixed = torch.arange(len(x)).flip(0)[: steps * batch].view(steps, batch)
+            rows_of = fixed[torch.randperm(steps, generator=generator)].flatten()
         for rows in rows_of[: None if partial else steps * batch].split(batch):
             share = min(0.2 + 0.8 * step / climb, (total - step) / (total - climb))
             opt.param_groups[0]["lr"] = lr * (share if moving else 1)
@@ -365,6 +376,7 @@ WRONG = {
         (only("stripes", lambda x, p: (x + wave(x, 1)).clamp(0, 1)), "are not x"),
     ],
     "poison": [
+        (poison_marks_by_label, "role must be 1"),
         (poison_keeps_labels, "kept its label"),
         (poison_rounds_up, "expected"),
         (poison_without_trigger, "no image got the trigger"),
@@ -375,6 +387,8 @@ WRONG = {
         (lambda x, y, *rest: poison(x, y, *rest)[:2], "x, y, role"),
     ],
     "train_victim": [
+        (loop(pool=lambda n, batch: n // batch * batch), "last images"),
+        (loop(cut_once=True), "only shuffles|same in every"),
         (loop(moving=False), "never moves"),
         (loop(momentum=0.0, nesterov=False), "no momentum"),
         (loop(nesterov=False), "not Nesterov"),

@@ -52,8 +52,8 @@ def dilution(fn: Callable[[int, int, float, float], float]) -> None:
 def rise(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """rise(clean, triggered, p) -> mean growth of each channel's p-norm, (c,)."""
     name, g = "rise", fresh()
-    clean = torch.rand(5, 4, 3, 6, generator=g)
-    triggered = torch.rand(5, 4, 3, 6, generator=g)
+    clean = torch.randn(5, 4, 3, 6, generator=g)
+    triggered = torch.randn(5, 4, 3, 6, generator=g)
     triggered[:, 0] *= 0.2
     a, b = clean.double().flatten(2), triggered.double().flatten(2)
     for p in (math.inf, 1.0, 2.0):
@@ -61,6 +61,13 @@ def rise(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         shaped(name, out, (4,), hint=2)
         after, before = (torch.linalg.vector_norm(t, p, dim=2) for t in (b, a))
         want = (after - before).mean(0)
+        plain = [t.amax(2) if p == math.inf else t.sum(2) for t in (b, a)]
+        need(
+            p == 2 or not close(out, (plain[0] - plain[1]).mean(0)),
+            name,
+            "forgets the absolute value: a map may be negative.",
+            1,
+        )
         need(
             not close(out, torch.linalg.vector_norm(b - a, p, dim=2).mean(0))
             and not close(out, (b - a).amax(2).mean(0)),
@@ -75,13 +82,13 @@ def rise(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
             2,
         )
         need(
-            not close(out, b.amax((0, 2)) - a.amax((0, 2))),
+            not close(out, b.abs().amax((0, 2)) - a.abs().amax((0, 2))),
             name,
             "takes the largest over images, too; these are averaged.",
             2,
         )
         need(
-            p == math.inf or not close(out, (b.amax(2) - a.amax(2)).mean(0)),
+            p == math.inf or not close(out, (b.abs().amax(2) - a.abs().amax(2)).mean(0)),
             name,
             f"is the rise of the peak at p = {p:g}, too; p says which norm.",
             2,
@@ -175,10 +182,10 @@ def verdict(fn: Callable[[float, float, float, float], str]) -> None:
 def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
     """steer(lam, good, bad, works) -> the same three after one more look."""
     name, g = "steer", fresh()
-    lam = 0.01 * (1 + torch.rand(8, generator=g))
-    good = torch.tensor([4, 2, 0, 0, 3, 0, 3, 0])
-    bad = torch.tensor([0, 0, 4, 1, 0, 0, 0, 3])
-    works = torch.tensor([True, True, False, False, False, True, True, False])
+    lam = 0.01 * (1 + torch.rand(10, generator=g))
+    good = torch.tensor([4, 2, 0, 0, 3, 0, 3, 0, 4, 0])
+    bad = torch.tensor([0, 0, 4, 1, 0, 0, 0, 3, 0, 4])
+    works = torch.tensor([k in (0, 1, 5, 6, 9) for k in range(10)])
     out = call(name, fn, lam, good, bad, works)
     need(
         isinstance(out, (tuple, list)) and len(out) == 3,
@@ -187,13 +194,19 @@ def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
         1,
     )
     for one in out:
-        shaped(name, one, (8,))
+        shaped(name, one, (10,))
     new, up, down = (t.double() for t in out)
     need(
         not close(new[2:3], lam[2:3] / 2),
         name,
         "takes back by 2 what it may only take back by 2 to the power of 1.5.",
         2,
+    )
+    need(
+        close(new[8:], lam[8:]),
+        name,
+        "moves lambda at a look that breaks the row: the fifth has to go the same way.",
+        1,
     )
     still = [1, 3, 4, 5, 6, 7]
     need(close(new[still], lam[still]), name, "moves lambda before five in a row.", 1)
@@ -227,7 +240,10 @@ def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
         "goes on counting behind five; a new row starts at zero.",
         3,
     )
-    want = torch.tensor([0, 3, 0, 0, 0, 1, 4, 0]), torch.tensor([0, 0, 0, 2, 1, 0, 0, 4])
+    want = (
+        torch.tensor([0, 3, 0, 0, 0, 1, 4, 0, 0, 1]),
+        torch.tensor([0, 0, 0, 2, 1, 0, 0, 4, 1, 0]),
+    )
     need(close(up, want[0]) and close(down, want[1]), name, "counts wrongly.", 3)
     passed(name, "twice after five good looks, down by 2^1.5 after five bad ones, rows broken")
 

@@ -165,7 +165,7 @@ def poison(fn: Callable) -> None:
             3,
         )
         need(
-            torch.equal(role.bool(), stamped),
+            torch.equal(role.long(), stamped.long()),
             name,
             "role must be 1 for poisoned images and 0 for the others.",
             3,
@@ -186,7 +186,7 @@ def poison(fn: Callable) -> None:
     )
     drawn = torch.randperm(n, generator=torch.Generator().manual_seed(8))[: round(0.25 * n)]
     need(
-        torch.equal(other.bool().nonzero().flatten(), drawn.sort().values),
+        torch.equal((other == 1).nonzero().flatten(), drawn.sort().values),
         name,
         "a fair choice, but another than the one that was asked for: the first "
         "entries of torch.randperm(n, generator=generator).",
@@ -333,6 +333,14 @@ def train_victim(fn: Callable) -> None:
         "the order is the same in every epoch; shuffle anew.",
         1,
     )
+    need(
+        any(int(o.max()) >= steps * batch for o in orders),
+        name,
+        "never trains on the last images; permute all, then leave out what is over.",
+        1,
+    )
+    sets = [{frozenset(b) for b in o.view(steps, batch).tolist()} for o in orders]
+    need(sets[0] != sets[1], name, "cuts the batches once and only shuffles them.", 1)
 
     need(
         len(repeated) == count
