@@ -298,7 +298,7 @@ check.claim("The trace is longer than it was.", growth, 2, 1000, "times")
 # mean of its squared score, measured once.
 
 # %% tags=["figure"]
-figures.loop()
+figures.voices()
 
 # %% [markdown]
 # How does one go down a trace? With $g$ from above, the gradient of $\lVert g

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
+from bdcourse import models
 from bdcourse.report import diagram, show
 from bdcourse.report.diagram import Box
 from bdcourse.report.show import CLEAN, DEFENDED, INK, OTHER, QUIET, TRIGGERED, Picture
@@ -14,7 +15,7 @@ from bdcourse.report.show import CLEAN, DEFENDED, INK, OTHER, QUIET, TRIGGERED, 
 ORANGE = "#E69F00"
 
 
-def loop() -> Picture:
+def voices() -> Picture:
     """One step of FIP, as boxes."""
     parts = {
         "batch": Box(1.1, 2.4, "clean batch", CLEAN, 1.9),
@@ -45,7 +46,7 @@ def loop() -> Picture:
 def tail(draws: Tensor, truth: float) -> Picture:
     """Estimates of a trace, sorted, beside the value by another route."""
     fig, axes = show.canvas(height=3.0)
-    ax, found = axes[0, 0], np.sort(draws.double().numpy())
+    ax, found = axes[0, 0], np.sort(models.wide(draws).numpy())
     ax.plot(range(1, len(found) + 1), found, "o", color=INK, ms=5)
     ax.axhline(truth, color=OTHER, lw=2)
     ax.set_yscale("log")
