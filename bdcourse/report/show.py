@@ -304,18 +304,22 @@ def images(
             if i < len(x):
                 ax.imshow(_numpy(x[i]), interpolation="nearest", cmap="gray")
             if i < len(labels):
-                bad = i < len(wrong) and wrong[i]
-                ax.set_title(
-                    _called(labels[i]),
-                    fontsize=11,
-                    loc="center",
-                    pad=3,
-                    color=TRIGGERED if bad else INK,
-                    fontweight="bold" if bad else "normal",
-                )
+                name_over(ax, labels[i], i < len(wrong) and bool(wrong[i]))
         if title:
             headline(fig, title)
         return Picture(fig, description)
+
+
+def name_over(ax: Axes, label: object, bad: bool) -> None:
+    """The name over an image, in the triggered color and bold where it is `bad`."""
+    ax.set_title(
+        _called(label),
+        fontsize=11,
+        loc="center",
+        pad=3,
+        color=TRIGGERED if bad else INK,
+        fontweight="bold" if bad else "normal",
+    )
 
 
 def trigger(

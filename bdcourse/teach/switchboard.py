@@ -10,7 +10,7 @@ from bdcourse import metrics, require, surgery
 from bdcourse.attacks.base import Attack
 from bdcourse.images import Images
 from bdcourse.report import show
-from bdcourse.report.show import CLEAN, DEFENDED, INK, QUIET, TRIGGERED, Picture
+from bdcourse.report.show import CLEAN, DEFENDED, QUIET, TRIGGERED, Picture
 from bdcourse.victims import Victim
 
 
@@ -99,14 +99,7 @@ def _left(
         for ax, x, label, bad in zip(axes[0], triggered, said.tolist(), obeys, strict=True):
             ax.imshow(x.permute(1, 2, 0).squeeze(-1), interpolation="nearest", cmap="gray")
             ax.axis("off")
-            ax.set_title(
-                str(few.classes[label]),
-                fontsize=11,
-                loc="center",
-                pad=3,
-                color=TRIGGERED if bad else INK,
-                fontweight="bold" if bad else "normal",
-            )
+            show.name_over(ax, few.classes[label], bad)
         for ax in axes[1]:
             ax.remove()
         ax = fig.add_subplot(axes[1, 0].get_gridspec()[1, :])
