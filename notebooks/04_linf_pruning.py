@@ -651,9 +651,11 @@ check.claim("The real warp as a guide lowers WaNet's ASR.", gap, 40, 100, "point
 # **Blended: a better guess would not help.** Even its own picture finds no cut that
 # ends the attack, up to half the channels. This trigger fills the map, so is the
 # maximum to blame? No: the sum fails as well. Is it the stage? We tried all four, and
-# all four fail. Among the explanations that are left, two can be tested. The backdoor may be spread over more
-# channels than we may cut, or it may share its channels with the signs. The first
-# question under "Beyond" puts them to the test.
+# all four fail.
+#
+# Among the explanations that are left, two can be tested. The backdoor may be spread
+# over more channels than we may cut, or it may share its channels with the signs. The
+# first question under "Beyond" puts them to the test.
 #
 # **WaNet: the guess is not the trigger.** Ranked by the real warp, the right channels
 # come first, although the verdict stops at "silenced". Ranked by the guess, they do

@@ -468,8 +468,15 @@ shown = [
 show.Table(shown, "ASR that is left, at which accuracy, in percent")
 
 # %% [markdown]
-# A surprise for the suspicious: the look gains no ASR. On these victims less accuracy means less backdoor, so whoever goes as far as allowed ends about as low; on Blended the look saves three points of accuracy. What decides is the price, which stands behind each "at". By DER it may well be a bargain, and it is no law: two of RNP's four victims do not move at all, and on the signs both methods gain less. But a table that does not print it compares purses, and no
-# methods. Before you ask who chose a threshold, ask **what it was allowed to cost**.
+# A surprise for the suspicious: the look gains no ASR. On these victims less accuracy
+# means less backdoor, so whoever goes as far as allowed ends about as low; on Blended
+# the look saves three points of accuracy.
+#
+# What decides is the price, which stands behind each "at". By DER it may well be a
+# bargain, and it is no law: two of RNP's four victims do not move at all, and on the
+# signs both methods gain less. But a table that does not print it compares purses,
+# and no methods. Before you ask who chose a threshold, ask **what it was allowed to
+# cost**.
 #
 # Looking pays where more is not simply more: when somebody chooses among epochs, seeds,
 # variants, or *methods*.

@@ -59,7 +59,7 @@ def test_the_spine_is_repaired_wholly_or_not_at_all():
 def test_the_stored_diary_is_that_of_the_stored_run():
     (story,) = tables.results("signs-fip-pushes").rows
     shared = tables.results("signs-defenses").select(victim="badnets", defense="fip", draw=None)
-    assert max(story["asr"], shared[0]["asr"]) < 0.2
+    assert max(story["asr"], shared[0]["asr"]) < 0.2 and 1 / 8 < story["asr"] < 1 / 6
     assert story["acc"] > 0.97 and story["ra"] > 0.8
     pushes = story["pushes"]
     worst = pushes.index(max(pushes))

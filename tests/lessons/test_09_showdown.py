@@ -70,7 +70,7 @@ def test_what_the_frog_beats_keeps_its_accuracy_and_no_labels(ranks):
     rows = [r for r in rows if r["attack"] in STRONG]
     frog = tables.mean((r["asr"] - (r["acc"] - 0.1) + 1) / 2 for r in rows)
     beaten = [r for r in ranks if r["der"] < frog]
-    assert len(beaten) == 6
+    assert len(beaten) == 6 and round(100 * frog) == 67
     assert min(r["acc"] for r in beaten) > 0.7 and max(r["ra"] for r in beaten) < 0.12
 
 
@@ -135,6 +135,21 @@ def test_the_authors_lead_on_photographs_comes_from_one_victim():
     for v, values in kept.items():
         lost[v] = (values[author] - values[(total - values).argmax()]).item()
     assert max(lost, key=lost.get) == "SIG" and lost["SIG"] > 0.8 * sum(lost.values())
+
+
+def test_what_the_winners_pay_on_photographs(by):
+    lost = {d: 100 * (by["none"]["acc"] - by[d]["acc"]) for d in ("i-bau", "mnp, soft")}
+    assert round(lost["i-bau"]) == 13 and round(lost["mnp, soft"]) == 2
+    assert by["mnp, soft"]["worst"] > 0.1 > by["i-bau"]["worst"]
+
+
+def test_the_look_saves_accuracy_on_blended():
+    swept = tables.results("cifar10")
+    curve = swept.select(attack="Blended", defense="clp sweep")[0]["curve"]
+    start = swept.select(attack="Blended", defense="none")[0]["acc"]
+    allowed = [p for p in curve if p["acc"] >= 0.9 * start]
+    blind, seen = min(allowed, key=lambda p: p["u"]), min(allowed, key=lambda p: p["asr"])
+    assert 100 * (seen["acc"] - blind["acc"]) == pytest.approx(3, abs=0.5)
 
 
 def test_an_allowance_is_no_law():
