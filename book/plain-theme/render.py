@@ -20,6 +20,7 @@ import re
 import shutil
 import struct
 import sys
+import textwrap
 import urllib.request
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -40,6 +41,7 @@ COUNTED = {"msub", "msup", "msubsup", "munder", "mover", "munderover", "mfrac", 
 PERCENT = re.compile(r"(?<=\d) %")  # the two stay on one line
 STYLE = re.compile(r"<style.*?</style>", re.DOTALL | re.IGNORECASE)
 PICTURES = ("image/svg+xml", "image/png", "image/jpeg")
+SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.M | re.S)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 Node = dict
@@ -329,9 +331,17 @@ class Page:
             lexer = get_lexer_by_name(node.get("lang") or "text")
         except ClassNotFound:
             lexer = get_lexer_by_name("text")
-        body = highlight(node["value"], lexer, HtmlFormatter(cssclass="code"))
-        answer = "exercise" in self.tags
-        return self.visible(node, body, "Reference answer" if answer else "Show code")
+
+        def colored(text: str) -> str:
+            return highlight(text, lexer, HtmlFormatter(cssclass="code"))
+
+        answers = SOLUTION.findall(node["value"])
+        if "exercise" not in self.tags or not answers:
+            return self.visible(node, colored(node["value"]), "Show code")
+        # What a reader is given stands open: the signature and the task.
+        given = colored(SOLUTION.sub(r"\1...\n", node["value"]))
+        body = "\n\n".join(textwrap.dedent(text) for _, text in answers)
+        return given + self.visible(node, colored(body), "Reference answer")
 
     def on_outputs(self, node: Node) -> str:
         return self.visible(node, self.inside(node), "Show output")

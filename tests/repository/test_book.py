@@ -155,9 +155,19 @@ def cell(visibility: str, tags: list[str]) -> dict:
 def test_hidden_input_folds_and_removed_input_goes():
     assert "<details>" not in page().show(cell("show", []))
     assert "<summary>Show code</summary>" in page().show(cell("hide", []))
-    answer = page().show(cell("hide", ["exercise"]))
-    assert "<summary>Reference answer</summary>" in answer and "secret" in answer
     assert page().show(cell("remove", [])) == ""
+
+
+def test_the_task_of_an_exercise_stands_open_and_its_answer_is_folded():
+    block = cell("hide", ["exercise"])
+    block["children"][0]["value"] = (
+        'def half(x):\n    """Half of x."""\n    ### BEGIN SOLUTION\n    secret = x / 2\n'
+        "    return secret\n    ### END SOLUTION"
+    )
+    given, _, answer = page().show(block).partition("<details>")
+    assert "half" in given and "Half of x." in given and "..." in given
+    assert "secret" not in given and "secret" in answer
+    assert "<summary>Reference answer</summary>" in answer and "SOLUTION" not in given + answer
 
 
 def test_links_between_pages_are_relative():
