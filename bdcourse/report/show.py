@@ -747,6 +747,7 @@ def matrix(
     ylabel: str = "",
     numbers: bool = False,
     mark: float | None = None,
+    parts: Sequence[int] = (),
     height: float = 4.4,
 ) -> Picture:
     """A table of shares (rows, columns) in [0, 1] as fields from dark to pale.
@@ -756,6 +757,7 @@ def matrix(
         names: of the rows, and of the columns unless `columns` names those.
         numbers: print each share in percent into its field.
         mark: fields up to this share are framed.
+        parts: rows that begin a new part, set off by a white line.
     """
     from matplotlib.patches import Rectangle
 
@@ -766,6 +768,7 @@ def matrix(
     v = _array("values", values, len(names), len(columns))
     if mark is not None:
         require.number("mark", mark)
+    parts = _rows("parts", parts, len(names))
     with style():
         wide = max(7.2, 1.8 + 0.34 * len(columns)) if numbers else 7.2
         fig, axes = canvas(height=height, width=wide)
@@ -784,6 +787,8 @@ def matrix(
                 )
         for i, j in np.argwhere(v <= mark) if mark is not None else ():
             ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=DEFENDED, lw=2))
+        for i in parts:
+            ax.axhline(i - 0.5, color="white", lw=5)
         ax.set_xlabel(_plain(xlabel))
         ax.set_ylabel(_plain(ylabel))
         ax.set_title(_plain(title))

@@ -54,6 +54,11 @@ def own_generator(scores, n, generator):
     return scores[at].mean(1)
 
 
+def bell_curve(scores, n, generator):
+    spread = scores.std(correction=0) / len(scores) ** 0.5
+    return scores.mean() + spread * torch.randn(n, generator=generator)
+
+
 def by_the_test(acc, asr, least):
     return int(torch.where(acc >= least, asr, torch.inf).argmin())
 
@@ -135,6 +140,13 @@ def _der(acc, asr, twin):
     return ((asr[0] - asr).clamp(min=0) - (acc[0] - acc).clamp(min=0) + 1) / 2
 
 
+def by_the_bell(*given):
+    out = contest(*given)
+    der = _der(*given[:3])
+    half = 1.645 * der.std(1, correction=0) / der.shape[1] ** 0.5
+    return out | {"low": der.mean(1) - half, "high": der.mean(1) + half}
+
+
 def of_the_victims(acc, asr, twin, *rest):
     out, der = contest(acc, asr, twin, *rest), _der(acc, asr, twin)
     low, high = der.quantile(torch.tensor([0.05, 0.95], dtype=der.dtype), dim=1)
@@ -214,6 +226,8 @@ WRONG = {
         (lambda a, s, b, t: (s - t - (a - b) + 1) / 2, "a gain counts as no loss"),
         (lambda a, s, b, t: (s - t - max(0, a - b) + 1) / 2, "counts as no drop"),
         (lambda a, s, b, t: (s - t + a - b + 1) / 2, "rewards a loss"),
+        (lambda a, s, b, t: (max(0, s - t) - abs(a - b) + 1) / 2, "charges for accuracy that"),
+        (lambda a, s, b, t: (abs(s - t) - max(0, a - b) + 1) / 2, "pays for attack success"),
         (lambda a, s, b, t: (t - s + a - b + 1) / 2, "gives 0 for a perfect"),
     ],
     "contest": [
@@ -233,6 +247,7 @@ WRONG = {
         (not_strictly, "strictly better"),
         (one_winner, "breaks a tie"),
         (own_dice, "for the same seed"),
+        (by_the_bell, "no table has"),
         (lambda *a: contest(*a)["mean"], "must return a dict"),
     ],
     "three_choosers": [
@@ -251,6 +266,7 @@ WRONG = {
         (one_too_many, "as large as the set"),
         (own_generator, "that it is given"),
         (lambda s, n, g: resampled_means(s, n, g) + 0.1, "another mean"),
+        (bell_curve, "a mean that no sample has"),
     ],
     "by_the_test": [
         (lambda acc, asr, least: int(asr.argmin()), "ignores the accuracy"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
@@ -56,12 +57,24 @@ def balance(fn: Callable[[float, float, float, float], float]) -> None:
         need(near(got, want), name, f"is {got:.4f}, not {want:.4f}.", 2)
         up = ask(a, asr, acc, s)
         need(
+            not near(up, want),
+            name,
+            "charges for accuracy that rose; a gain counts as no loss.",
+            3,
+        )
+        need(
             near(up, (asr - s + 1) / 2),
             name,
             "pays for accuracy that rose; a gain counts as no loss.",
             3,
         )
         worse = ask(acc, s, a, asr)
+        need(
+            not near(worse, want),
+            name,
+            "pays for attack success that rose; it counts as no drop.",
+            3,
+        )
         need(
             near(worse, (1 - (acc - a)) / 2),
             name,
@@ -118,6 +131,13 @@ def resampled_means(fn: Callable[[Tensor, int, torch.Generator], Tensor]) -> Non
         f"spreads {spread / want:.2f} times as far as it should over five scores, and "
         f"{pair:.2f} times over two; is a sample as large as the set, whatever its "
         "size?",
+        2,
+    )
+    halves = draw(torch.tensor([0.0, 1.0]), 200, seed)
+    need(
+        close((2 * halves).round() / 2, halves),
+        name,
+        "holds a mean that no sample has: of 0 and 1, samples of two average to 0, 1/2 or 1.",
         2,
     )
     lone = draw(torch.tensor([0.7]), 3, seed)
@@ -186,7 +206,8 @@ Contest = dict[str, Tensor]
 def _contest(
     acc: Tensor, asr: Tensor, twin: float, against: int, at: Tensor | None, slip: str = ""
 ) -> Contest:
-    """What `contest` asks for, from the victims drawn `at` (n, victims); or a slip."""
+    """What `contest` asks for, from the victims drawn `at` (n, victims), and all table
+    means; or a slip."""
     strong, accurate = asr[0] >= 0.95, acc[0] >= twin - 0.03
     kept = {"no gate": torch.ones_like(strong), "asr only": strong, "acc only": accurate}
     passed_gate = kept.get(slip, strong & accurate)
@@ -201,6 +222,7 @@ def _contest(
         "mean": der.mean(1),
         "low": low,
         "high": high,
+        "tables": means,
         "first": (means == means.amax(0)).to(der).flatten(1).mean(1),
         "above": (means > means[against]).to(der).flatten(1).mean(1),
     }
@@ -229,7 +251,7 @@ def contest(fn: Callable[..., Contest]) -> None:
 def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> None:
     """Five strong victims of very different difficulty and two that miss the gate."""
     wide = models.wide
-    lines, n, against = 5, 3000, 2
+    lines, n, against = 5, 3001, 2  # so many tables that 5% and 95% are tables themselves
     hard = torch.tensor([0.05, 0.3, 0.55, 0.75, 0.9])[torch.randperm(5, generator=g)]
     twin = 0.8 + 0.12 * float(torch.rand((), generator=g))
     asr = torch.cat([torch.ones(1, 5), (hard + 0.03 * torch.rand(lines - 1, 5, generator=g))])
@@ -299,6 +321,16 @@ def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> 
     )
     ends = {k: (got[k] - want[k]).abs().max() for k in ("low", "high")}
     need(max(map(float, ends.values())) < 0.03, name, "has an interval in the wrong place.", 3)
+    every = torch.tensor(list(combinations_with_replacement(range(5), 5)))
+    real = _contest(acc, asr, twin, against, every)["tables"]
+    for k in ends:
+        off = (got[k][:, None] - real).abs().amin(1)
+        need(
+            bool((off < 1e-5).all()),
+            name,
+            f"has a {k} end that no table has; take quantiles of the table means.",
+            3,
+        )
     need(
         float(got["above"][against]) == 0,
         name,

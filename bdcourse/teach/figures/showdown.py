@@ -37,10 +37,20 @@ def choices() -> Picture:
     )
 
 
-def left(found: Mapping[str, Sequence[float]], lines: Sequence[str], most: float) -> Picture:
-    """ASR that is left: defenses down, victims across; what is below `most` is framed."""
+def left(
+    found: Mapping[str, Sequence[float]],
+    lines: Sequence[str],
+    most: float,
+    parts: Sequence[int],
+) -> Picture:
+    """ASR that is left: defenses down, victims across; what is below `most` is framed.
+
+    Args:
+        parts: where controls end, and where rivals begin.
+    """
     from torch import tensor
 
+    found = dict(sorted(found.items(), key=lambda entry: entry[0].endswith("*")))
     values = tensor(list(found.values())).T
     strong = [j for j, name in enumerate(found) if not name.endswith("*")]
     cured = {line: int((row[strong] < most).sum()) for line, row in zip(lines, values, strict=True)}
@@ -51,11 +61,13 @@ def left(found: Mapping[str, Sequence[float]], lines: Sequence[str], most: float
         list(found),
         numbers=True,
         mark=most,
+        parts=parts,
         height=5.8,
         title=f"ASR left, in percent; the best line frames {cured[best]} of {len(strong)}",
         xlabel=f"framed: below {100 * most:g}; a star: misses the gate",
         description=f"A field of numbers: {len(lines)} lines of defenses down, {len(found)} "
-        f"victims across, each the attack success in percent that is left. Values below "
+        f"victims across, each the attack success in percent that is left. White lines part "
+        f"controls, methods of the course and rivals. Values below "
         f"{100 * most:g} are framed. The rows of the controls hold almost no frame; {best} has "
         f"{cured[best]} frames among the {len(strong)} victims without a star, and no row is "
         "framed whole.",
@@ -82,7 +94,10 @@ def standings(
         ax = axes[0, 0]
         for y, i in enumerate(order):
             values = [100 * v for v in rows[lines[i]]]
-            ax.plot(values, [y] * len(values), "|", color=QUIET, ms=8, alpha=0.7)
+            apart = [y + 0.09 * (k % 5 - 2) for k in range(len(values))]
+            ax.plot(values, apart, "|", color=QUIET, ms=6, alpha=0.7)
+            share = "–" if lines[i] == "fine-tuning" else f"{float(result['above'][i]):.0%}"
+            ax.text(1.02, y, share, transform=ax.get_yaxis_transform(), va="center", fontsize=10)
             low, mean, high = (100 * float(result[k][i]) for k in ("low", "mean", "high"))
             color = DEFENDED if i == leader else INK
             ax.plot([low, high], [y, y], color=color, lw=4, alpha=0.45, solid_capstyle="butt")
@@ -91,11 +106,15 @@ def standings(
         ax.invert_yaxis()
         for at in marks.values():
             ax.axvline(100 * at, color="#888888", lw=1, ls="--", zorder=0)
-        ax.secondary_xaxis("top").set_xticks([100 * v for v in marks.values()], list(marks))
+        top = ax.secondary_xaxis("top")
+        top.set_xticks([100 * v for v in marks.values()], list(marks))
+        top.get_xticklabels()[0].set_ha("right")  # two marks may lie close together
+        top.get_xticklabels()[-1].set_ha("left")
+        ax.text(1.02, -1, "above\nfine-tuning", transform=ax.get_yaxis_transform(), fontsize=9)
         ax.set_xlabel("DER, %")
         first = float(result["first"][leader])
         ax.set_title(f"{lines[leader]} leads in {first:.0%} of the resampled tables", pad=22)
-        for mark, size, text in (("|", 9, "one repair"), ("o", 7, "mean")):
+        for mark, size, text in (("|", 7, "one repair"), ("o", 7, "mean")):
             ax.plot([], [], mark, color=INK, ms=size, label=text)
         ax.plot([], [], color=INK, lw=4, alpha=0.45, label="90% of tables")
         ax.legend(loc="lower right", frameon=False)
@@ -103,14 +122,19 @@ def standings(
             fig,
             f"{len(lines)} rows, one a defense, ordered by their mean score. Each row shows all "
             f"measured repairs as strokes, the mean as a dot and an interval as a bar. "
-            f"{lines[leader]} is on top; strokes of most rows spread from one half to one.",
+            f"{lines[leader]} is on top; strokes of most rows spread from one half to one. A "
+            "column on the right gives the share of tables in which a row is above fine-tuning.",
         )
 
 
-def travels(
-    here: Sequence[str], there: Sequence[str], names: tuple[str, str], followed: Sequence[str]
-) -> Picture:
-    """The order of one table beside that of another, a thread for each defense."""
+def travels(means: Mapping[str, Tensor], lines: Sequence[str], followed: Sequence[str]) -> Picture:
+    """The order of one table beside that of another, a thread for each defense.
+
+    Args:
+        means: of two tables, by name: the mean DER of each line, shares.
+    """
+    names, scores = list(means), [dict(zip(lines, m.tolist(), strict=True)) for m in means.values()]
+    here, there = (sorted(lines, key=lambda line, s=s: -s[line]) for s in scores)
     colors = dict(zip(followed, (DEFENDED, OTHER, "#E69F00", INK), strict=False))
     with show.style():
         fig, axes = show.canvas(height=5.2)
@@ -122,8 +146,10 @@ def travels(
             ax.plot([0, 1], [place, other], "-", marker="o", ms=5, **style)
             weight = "bold" if on else "normal"
             for x, y, side in ((-0.04, place, "right"), (1.04, other, "left")):
+                score = f"{100 * scores[x > 0.5][line]:.0f}"
+                text = f"{line}  {score}" if x < 0.5 else f"{score}  {line}"
                 ax.text(
-                    x, y, line, ha=side, va="center", color=color, fontweight=weight, fontsize=10
+                    x, y, text, ha=side, va="center", color=color, fontweight=weight, fontsize=10
                 )
         ax.set(xlim=(-0.75, 1.75), ylim=(len(here) + 0.7, 0.3))
         ax.set_xticks([0, 1], names)
@@ -131,13 +157,52 @@ def travels(
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
         top, bottom = here[0], there[0]
-        ax.set_title(f"First on {names[0]}, number {there.index(top) + 1} on {names[1]}")
+        ax.set_title(
+            f"First on {names[0]}, number {there.index(top) + 1} on {names[1]} (mean DER, %)"
+        )
         return Picture(
             fig,
             f"Two columns with the same {len(here)} defenses, ordered by their mean score on "
             f"{names[0]} and on {names[1]}, each joined to itself by a thread. {top} is first on "
             f"the left and number {there.index(top) + 1} on the right; {bottom} is first on the "
             f"right and number {here.index(bottom) + 1} on the left. Many threads cross.",
+        )
+
+
+def allowance(choosers: Mapping[str, Sequence[Sequence[tuple[float, float]]]]) -> Picture:
+    """What three choosers of a threshold leave, and what it costs, victim by victim.
+
+    Args:
+        choosers: method -> one list a victim of (ASR, accuracy), in the order: blind with
+            little allowed, blind with a tenth, by the ASR with a tenth.
+    """
+    places = ("blind,\nlittle", "blind,\na tenth", "by ASR,\na tenth")
+    falls = {}
+    with show.style():
+        fig, axes = show.canvas(1, len(choosers), height=3.6, width=9, sharey=True)
+        for ax, (who, victims) in zip(axes[0], choosers.items(), strict=True):
+            for picks in victims:
+                for k, color, mark in ((1, CLEAN, "s"), (0, TRIGGERED, "o")):
+                    values = [100 * p[k] for p in picks]
+                    ax.plot(range(len(values)), values, mark + "-", color=color, ms=4, lw=1)
+            falls[who] = tables.mean([100 * (p[0][0] - p[1][0]) for p in victims])
+            ax.set(xlim=(-0.4, 2.4), ylim=(-4, 104))
+            ax.set_xticks(range(3), places, rotation=90, fontsize=9)
+            ax.set_title(who, fontsize=10)
+        axes[0, 0].set_ylabel("%")
+        ax = axes[0, -1]
+        for color, mark, text in ((TRIGGERED, "o", "ASR"), (CLEAN, "s", "ACC")):
+            ax.plot([], [], mark + "-", color=color, ms=4, lw=1, label=text)
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        most = max(falls.values())
+        show.headline(fig, f"Allowing a tenth takes up to {most:.0f} points off the mean ASR")
+        return Picture(
+            fig,
+            f"{len(choosers)} panels, one a method and a kind of images, with a line of attack "
+            "success and one of accuracy for each victim, over three choosers. From the first to "
+            "the second the mean attack success falls by "
+            + ", ".join(f"{f:.0f} ({who.replace(chr(10), ', ')})" for who, f in falls.items())
+            + " points; from the second to the third the lines are nearly level.",
         )
 
 
