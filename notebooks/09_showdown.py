@@ -13,7 +13,7 @@
 # %% [markdown]
 # # The showdown: who wins, and who chose?
 #
-# Every paper on backdoor defenses has the table. Attacks down, defenses across, and in the last column, in bold, the authors' own method. You have rebuilt such methods, and you have seen them shine and fail. Today they all meet in one
+# Every paper on backdoor defenses has the table. Attacks down, defenses across, and in the last column, in bold, the authors' own method. You have rebuilt such methods, and seen them shine and fail. Today they all meet in one
 # table, with their rivals and their controls, and you will be the judge.
 #
 # **Who wins, and who chose that they would?** On the way, a network that answers
@@ -59,7 +59,7 @@ from bdcourse.teach.figures import showdown as figures
 # variants. Two lines are controls:
 # *random channels* switches off as many channels as CLP does, and *fine-tuning* just
 # trains on. The others are rivals from the literature, some with a generous threshold;
-# the fold at the end has a sentence on each. Repairs that use clean images ran with three draws of them.
+# the fold at the end has a sentence on each. Repairs that use clean images ran with three draws.
 #
 # Two victims hardly work: they miss the **gate**, an ASR of at least 95% and at most
 # three points of accuracy below the benign twin. Curing them is no achievement, so they
@@ -600,7 +600,7 @@ check.claim("FIP on badnets, draws of clean images apart by.", apart, 0.9, 1, "%
 #
 # ## How to read a defense paper
 #
-# Print this: ten questions.
+# Print these ten questions.
 #
 # 1. **Do the attacks work?** Look for ASR and accuracy before any defense, beside a
 #    benign twin.
