@@ -60,7 +60,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from bdcourse import check, curvature, data, metrics, quiz, tables, victims, widgets
+from bdcourse import activations, check, curvature, data, metrics, quiz
+from bdcourse import tables, victims, widgets
 from bdcourse.teach.figures import fip as figures
 
 parts = data.splits("signs")
@@ -128,9 +129,6 @@ def score_length(x, p, y):
 check.score_length(score_length)
 
 # %% [markdown]
-# A network that is nearly certain has a tiny score at its own label, and a long one at every
-# other label, which it hardly ever draws.
-#
 # ## One backward pass
 #
 # For a deep network, the trace asks for the gradient of every image by itself. There
@@ -186,8 +184,7 @@ check.one_pass_trace(one_pass_trace)
 # %% [markdown]
 # Try it on `badnets`, the victim of every defense lesson: sixty draws of labels for
 # the same images. There is a steadier route to the same trace that draws no label at
-# all: it sends a random vector through the network in which every label takes part in
-# proportion to its chance. (The fine print has the formula.) Its mean over twenty vectors shall be the truth.
+# all (the fine print has it). Its mean over twenty vectors shall be the truth.
 #
 # **Predict.** What percentage of the true trace does the middle one of your sixty
 # estimates see?
@@ -206,13 +203,23 @@ check.claim("The middle estimate, of the true trace.", middle, 0, 0.1, "%")
 figures.tail(drawn, whole.value)
 
 # %% [markdown]
-# Unbiased is not the same as good. The victim is certain of nearly every sign, so its
-# trace hides in labels that it almost never draws. Your sixty estimates agree to many
-# digits, and they are all wrong. A rare draw would pay for all the others: "unbiased"
-# promises it, nobody waits for it. Sixty draws that agree may be sixty that missed
-# the same thing: their standard error does not know.
-#
-# To *measure* sharpness we use the steadier route from here on.
+# Unbiased is not the same as good. Where is the rest? For the last layer your formula from
+# exercise 1 can tell: a label's part of the trace is its chance times its squared score.
+
+# %% tags=["figure"]
+chances = victim.model(few).detach().softmax(1)
+inputs = activations.outputs(victim.model, few, ["layer4"])["layer4"].mean((2, 3))
+parts_of = [
+    chances[:, k] * score_length(inputs, chances, torch.full((len(few),), k))
+    for k in range(chances.shape[1])
+]
+figures.labels(chances, torch.stack(parts_of, 1))
+
+# %% [markdown]
+# The victim is certain of nearly every sign, so its trace hides in labels that it almost
+# never draws. Estimates that agree may all have missed the same thing, and their standard
+# error does not know. A rare draw would pay for all the others: "unbiased" promises it,
+# nobody waits for it. To *measure* sharpness we use the steadier route from here on.
 #
 # ## Is the backdoored minimum sharper?
 #
@@ -260,8 +267,6 @@ figures.sharper(ratios | live)
 # split about as a coin would. And look at how far the two marks of one row lie apart: a
 # different handful of images can move the answer as much as the backdoor does.
 #
-# *Sharper* is true of some backdoored networks, on some images.
-#
 # ## A ruler that stretches
 #
 # There is a deeper doubt, and you can settle it with paper. Inside a block of our
@@ -287,8 +292,8 @@ check.claim("Largest change of any output.", moved, 0, 0.01)
 check.claim("The trace is longer than it was.", growth, 2, 1000, "times")
 
 # %% [markdown]
-# The same function, the same backdoor, another sharpness. Sharpness alone proves
-# nothing. But a cure may work even if its diagnosis is shaky. So build the cure.
+# That layer held a twenty-fifth of the trace, and its part grew a hundredfold. The same
+# function, the same backdoor, another sharpness. Sharpness alone proves nothing. But a cure may work even if its diagnosis is shaky. So build the cure.
 #
 # ## The walk to smoother ground
 #
@@ -493,6 +498,21 @@ def spectral_step(w, dw, lr):
 check.spectral_step(spectral_step)
 
 # %% [markdown]
+# How much freedom is left? Compare your step with a plain one, on a layer of the victim.
+
+# %% tags=["method"]
+layer = victim.model.get_parameter("layer4.1.conv2.weight")
+misfit = F.cross_entropy(victim.model(unseen.pixels()), unseen.y)
+(downhill,) = torch.autograd.grad(misfit, layer)
+with torch.no_grad():
+    moved_by = (spectral_step(layer, downhill, 0.1) - layer).norm()
+    ratio = (moved_by / (0.1 * downhill).norm()).item()
+print(f"{layer.numel():,} weights, {len(layer)} singular values")
+print(f"the spectral step is {ratio:.0%} as long as the plain one")
+
+# %% [markdown]
+# A thousandth of the numbers, and a third of the way.
+#
 # ## A first walk
 #
 # Your FIP, on a real victim. It is a guest, `badnets-hard`: a small BadNets network on
@@ -542,7 +562,7 @@ left = {
         ]
         for arm, d in arms.items()
     }
-    for who in ("badnets", "blended")
+    for who in ("badnets", "blended", "trojan")
 }
 
 # %% [markdown]
@@ -559,8 +579,9 @@ figures.draws(left)
 # %% [markdown]
 # *One draw is no result.* Whoever had stopped after the first set would have
 # published a repair; with either of the others, a failure. Fast FIP has its lucky
-# draw as well, and it is another one. On `badnets` nothing lies in between. What kind
-# of smoothing is it that does everything or nothing? (FT-SAM is a published defense with SAM.)
+# draw as well, and it is another one. On `badnets` nothing lies in between; on `trojan`
+# FIP fails with every set. What kind of smoothing is it that does everything or nothing?
+# (FT-SAM is a published defense with SAM.)
 #
 # ## Why everything or nothing
 #
@@ -577,8 +598,7 @@ figures.accident(pushes, story["watched"])
 
 # %% [markdown]
 # For more than two hundred steps next to nothing happens: the network is certain, and
-# the drawn labels are the ones it believes in. Then comes the rare label of exercise
-# 1. Its one push is longer than all before it together, and accuracy collapses.
+# the drawn labels are the ones it believes in. Then comes a rare label. Its one push is longer than all before it together, and accuracy collapses.
 #
 # Now the network is certain of nothing, so every draw pushes, and clean images teach
 # it the signs again. They cannot teach it the trigger, which none of them shows. By the last step one test sign in seven still obeys, more than in the stored run: same settings, another day.
@@ -624,6 +644,7 @@ other_names = {
     "sam": "SAM",
     "fip, eta = 0, lr 0.05": "rate x 5",
     "fip, random direction, same lengths": "random pushes",
+    "fip, released": "authors' script",
 }
 cloud = []
 for who, title in (("badnets-hard", "BadNets"), ("trojan-hard", "TrojanNN")):
@@ -632,14 +653,15 @@ for who, title in (("badnets-hard", "BadNets"), ("trojan-hard", "TrojanNN")):
     for r in mine:
         if r.get("sharp") and r is not start and r["acc"] > start["acc"] - 0.15:
             trace = r["sharp"]["other"]["fisher"] / start["sharp"]["other"]["fisher"]
+            again = record.select(victim=who, defense=r["defense"])  # every draw
             arm = other_names.get(r["defense"], r["defense"])
-            cloud.append((title, arm, trace, r["asr"]))
+            cloud.append((title, arm, trace, r["asr"], [d["asr"] for d in again]))
 
 # %% tags=["figure"]
 figures.smooth(cloud)
 
 # %% tags=["claim"]
-point = {(t, arm): (trace, asr) for t, arm, trace, asr in cloud}
+point = {(t, arm): (trace, asr) for t, arm, trace, asr, _ in cloud}
 sam, fast_rate = point["BadNets", "SAM"], point["BadNets", "rate x 5"]
 random_pushes = point["BadNets", "random pushes"]
 check.claim("SAM smooths BadNets and leaves more than half: ASR.", sam[1], 0.5, 1, "%")
@@ -647,7 +669,7 @@ check.claim("The high rate sharpens it and repairs it: ASR.", fast_rate[1], 0, 0
 check.claim("Random pushes of FIP's lengths: ASR.", random_pushes[1], 0.85, 1, "%")
 
 # %% [markdown]
-# Points in all four corners. SAM makes the network smoother and keeps most of the
+# Points in all four corners. (A line spans the ASR of three draws of images.) SAM makes the network smoother and keeps most of the
 # attack; the high rate makes it *sharper*, and the attack is gone. So smoothness was
 # not needed, and as much of it as SAM reached was not enough. The random pushes say
 # something else: equally long steps in any direction do not do it. FIP's direction
@@ -714,8 +736,16 @@ quiz("fip")
 # ## One open experiment
 #
 # Was it the one long push? Repeat the run of the diary with every push cut to a
-# length of at most 3, and watch the ASR. In your own `fip_plain` the cut is two
-# lines. **Control:** a random push as long as the longest, at the same step.
+# length of at most 3, and watch the ASR. A push is the gradient of the trace term over all
+# weights, with its weight $\eta_F$; in your own `fip_plain` the cut is two lines.
+# **Control:** a random push as long as the longest, at the same step.
+#
+# <details><summary>Settings of the diary</summary>
+#
+# Victim `badnets`, images `parts.clean`, `Augment(2)`, and the defaults of
+# `bdcourse.defenses.fip`. The run: `python tools/studies.py pushes`.
+#
+# </details>
 #
 # | run | longest push | ASR at the end | lowest accuracy on the way |
 # |---|---|---|---|
@@ -726,8 +756,8 @@ quiz("fip")
 # ## What this does not show
 #
 # There is one set of weights for each victim, drawn signs, and networks far smaller
-# than the paper's. The objective is put together from abstract, figures and code;
-# that both new terms act together is our reading. One run has a diary.
+# than the paper's. That both new terms act together is our reading. One run has a
+# diary.
 #
 # ## Beyond
 #
@@ -754,9 +784,7 @@ quiz("fip")
 # **Two routes to the trace.** The steady one sends $\sqrt{p} \odot \varepsilon -
 # p\,(\sqrt{p}^\top \varepsilon)$ back through the network, with Gaussian
 # $\varepsilon$: this has the covariance that the labels' gradients $e_y - p$ have.
-# Measurements put BatchNorm in eval mode; stored ones use 200 images. At the labels
-# of the data one gets the *empirical* Fisher, another thing: it fades with the loss,
-# and it is large where a network is certain and wrong.
+# Measurements put BatchNorm in eval mode; stored ones use 200 images.
 #
 # **The released script** computes no trace. The product with the Fisher is commented
 # out, and the rest is an inner product of the gradient with random vectors, negative

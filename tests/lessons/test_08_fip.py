@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bdcourse import curvature, data, metrics, models, tables, victims
+from bdcourse import activations, curvature, data, metrics, models, tables, victims
 from bdcourse.defenses import fip_all_pairs, fip_factorize, fip_fake_trace, fip_matrices
 
 pytestmark = pytest.mark.slow
@@ -34,6 +34,30 @@ def row(record, who, defense, draw=None):
 
 def trace(found, where="other"):
     return found["sharp"][where]["fisher"]
+
+
+def test_one_layer_held_a_twenty_fifth_of_the_trace_and_no_draw_repairs_trojan():
+    victim, images = victims.zoo("badnets"), data.splits("signs").clean[:60]
+
+    def measured(**part):
+        g = torch.Generator().manual_seed(0)
+        return curvature.fisher_trace(victim.model, images, draws=5, generator=g, **part).value
+
+    assert 1 / 35 < measured(weights=["layer1.0.conv2.weight"]) / measured() < 1 / 18
+    rows = tables.results("signs-defenses").select(victim="trojan", defense="fip")
+    assert len(rows) == 3 and min(r["asr"] for r in rows) > 0.1
+
+
+def test_rare_labels_hold_the_trace_of_the_last_layer():
+    victim, x = victims.zoo("badnets"), data.splits("signs").clean[:32].pixels()
+    with torch.no_grad():
+        p = models.wide(victim.model(x)).softmax(1)
+    inputs = activations.outputs(victim.model, x, ["layer4"])["layer4"].mean((2, 3))
+    assert torch.allclose(victim.model.linear(inputs).softmax(1).to(p), p, atol=1e-5)
+    error = torch.eye(p.shape[1]).to(p) - p[:, None]
+    held = p * (models.wide(inputs).square().sum(1) + 1)[:, None] * error.square().sum(2)
+    sure = p > 0.5
+    assert p[sure].sum() / p.sum() > 0.999 and held[sure].sum() / held.sum() < 0.02
 
 
 # --- draws -------------------------------------------------------------------------

@@ -377,7 +377,11 @@ def _descended(
         def score(out: Tensor, drawn: Tensor = drawn) -> Tensor:
             return out.log_softmax(1).gather(1, drawn).sum()
 
-        g = torch.autograd.grad(score(out), w, create_graph=True)
+        at = out
+        if wrong == "eval":
+            at = net.eval()(x[i])
+            net.train()
+        g = torch.autograd.grad(score(at), w, create_graph=True)
         if exact:
             square = torch.stack([t.square().sum() for t in g]).sum()
             push = torch.autograd.grad(square, w)
@@ -385,13 +389,15 @@ def _descended(
             here = [t.detach() for t in g]
             push = tuple(2 * h for h in fip_along(net, x[i], w, here, score))
         scale = {"half": 0.5, "climb": -1.0, "sum": float(batch), "no trace": 0.0}
+        scale |= {"bare": batch / 2, "whole": batch / len(x)}
+        fit = {"no fit": 0.0, "fit summed": float(batch)}.get(wrong, 1.0)
         scale = eta_f / batch * scale.get(wrong, 1.0)
         with torch.no_grad():
             for k, v in enumerate(w):
                 back = (v - received[k]) * (1 if wrong == "alike" else fisher[k])
                 back *= {"no pull": 0, "away": -1, "double": 2}.get(wrong, 1) * eta_r
                 slope = back + scale * push[k]
-                slope = slope if wrong == "no fit" else slope + ce[k]
+                slope = slope + fit * ce[k]
                 speed[k] = (0.0 if wrong == "momentum" else 0.9) * speed[k] + slope
                 v.sub_(lr * speed[k])
     return net.eval()
@@ -402,6 +408,10 @@ SLIPS = {
     "climb": ("climbs the trace; the push is subtracted like every gradient.", 3),
     "half": ("lacks the factor 2: the gradient of |g|^2 is 2 H g.", 3),
     "sum": ("does not divide |g|^2 by the number of images.", 3),
+    "bare": ("takes H g itself for the push; the gradient of |g|^2 / n has a factor.", 3),
+    "whole": ("divides |g|^2 by all images; the estimate is of the batch.", 3),
+    "eval": ("takes the trace with running statistics; both passes normalize by the batch.", 3),
+    "fit summed": ("adds up the cross-entropy over the batch; it is a mean.", 2),
     "data": ("takes the labels of the data for the trace; draw them.", 2),
     "likely": ("takes the most likely labels for the trace; draw them.", 2),
     "mode": ("normalizes by the running statistics; train mode is asked for.", 1),

@@ -68,6 +68,52 @@ def tail(draws: Tensor, truth: float) -> Picture:
     )
 
 
+def labels(chances: Tensor, shares: Tensor) -> Picture:
+    """Which labels are drawn, and which hold the trace.
+
+    Args:
+        chances: of each label, (n, k).
+        shares: what each label adds to the trace, in any unit, (n, k).
+    """
+    edges = (0.5, 1e-3, 1e-4, 1e-5, 0)
+    names = (
+        "its own\nanswer",
+        "over\n1 in 1,000",
+        "over\n1 in 10,000",
+        "over\n1 in 100,000",
+        "rarer",
+    )
+    drawn, held, high = [], [], 2.0
+    for low in edges:
+        inside = (chances >= low) & (chances < high)
+        drawn.append(float(chances[inside].sum() / chances.sum()))
+        held.append(float(shares[inside].sum() / shares.sum()))
+        high = low
+    fig, axes = show.canvas(height=3.0)
+    ax = axes[0, 0]
+    for k, (values, color, text) in enumerate(
+        ((drawn, QUIET, "share of the draws"), (held, OTHER, "share of the trace"))
+    ):
+        at = [i + 0.4 * (k - 0.5) for i in range(len(values))]
+        bars = ax.bar(at, [100 * v for v in values], width=0.38, color=color, label=text)
+        ax.bar_label(bars, [f"{100 * v:.3g}" for v in values], fontsize=9)
+    ax.set_xticks(range(len(names)), names)
+    ax.set(ylabel="%", ylim=(0, 115), xlabel="chance of the label")
+    ax.legend(fontsize=11, frameon=False)
+    ax.set_title(
+        f"Labels drawn {1 - drawn[0]:.2%} of the time hold {1 - held[0]:.1%} of the trace",
+        fontweight="bold",
+        loc="left",
+    )
+    return Picture(
+        fig,
+        "Pairs of bars over five groups of labels, from the network's own answer to labels of "
+        "chance below one in a hundred thousand. Nearly all draws go to its own answer, which "
+        "holds almost nothing of the last layer's trace; the rare labels are hardly ever drawn "
+        f"and hold the rest: {', '.join(f'{100 * v:.1f}' for v in held)} percent.",
+    )
+
+
 def sharper(ratios: Mapping[str, Mapping[str, float]]) -> Picture:
     """Trace of each victim over that of its twin: name -> (own and other images)."""
     fig, axes = show.canvas(height=3.9)
@@ -83,9 +129,9 @@ def sharper(ratios: Mapping[str, Mapping[str, float]]) -> Picture:
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set_xlabel("trace of the victim over that of its benign twin")
-    both = sum(min(r.values()) > 1 for r in ratios.values())
+    stored = [r["other"] > 1 for n, r in ratios.items() if "measured here" not in n]
     ax.set_title(
-        f"{both} of {len(names)} victims are sharper than their twin on both sets",
+        f"On other images {sum(stored)} of {len(stored)} are sharper than their twin",
         fontweight="bold",
         loc="left",
     )
@@ -120,10 +166,11 @@ def draws(left: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     show.headline(fig, f"FIP repairs {first} in {low} of {len(some)} draws; every draw is a point")
     return Picture(
         fig,
-        "Two panels of squares, one a draw of clean images: the attack success that five ways of "
-        "fine-tuning leave of BadNets and of Blended. For BadNets, FIP and Fast FIP have squares "
-        "at the floor and at the ceiling and none between; FT-SAM is spread out. For Blended, FIP "
-        "stays at the ceiling and the two kinds of SAM lie lower.",
+        "Three panels of squares, one a draw of clean images: the attack success that five ways "
+        "of fine-tuning leave of BadNets, Blended and TrojanNN. For BadNets, FIP and Fast FIP "
+        "have squares at the floor and at the ceiling and none between; FT-SAM is spread out. For "
+        "Blended, FIP stays at the ceiling and the two kinds of SAM lie lower. For TrojanNN every "
+        "square lies high.",
     )
 
 
@@ -158,8 +205,8 @@ def accident(pushes: Sequence[float], watched: Sequence[Mapping]) -> Picture:
     )
 
 
-def smooth(found: Sequence[tuple[str, str, float, float]]) -> Picture:
-    """Sharpness against ASR: (victim, arm, trace over that before, ASR left)."""
+def smooth(found: Sequence[tuple[str, str, float, float, Sequence[float]]]) -> Picture:
+    """Sharpness against ASR: (victim, arm, trace over that before, ASR left, of each draw)."""
     fig, axes = show.canvas(height=4.2)
     ax = axes[0, 0]
     ax.axvspan(0.4, 1, color="#f1f1f1", lw=0)
@@ -175,10 +222,14 @@ def smooth(found: Sequence[tuple[str, str, float, float]]) -> Picture:
             label=victim,
             ls="",
         )
-    for victim, arm, x, y in found:
-        if arm in ("FIP", "SAM", "rate x 5", "random pushes") and victim == "BadNets":
-            at = (0, -14) if arm == "random pushes" else (9, 8)
-            ax.annotate(arm, (x, 100 * y), at, "data", "offset points", va="center")
+    named = ("FIP", "SAM", "rate x 5", "random pushes", "authors' script")
+    for victim, arm, x, y, draws in found:
+        ends = [100 * min(draws), 100 * max(draws)]
+        ax.plot([x, x], ends, color=TRIGGERED, lw=1.2, zorder=1)
+        if arm in named and victim == "BadNets":
+            at = (0, -14) if arm in ("random pushes", "authors' script") else (9, 8)
+            side = "right" if arm == "authors' script" else "left"
+            ax.annotate(arm, (x, 100 * y), at, "data", "offset points", va="center", ha=side)
     ax.axhline(10, color=QUIET, lw=1.2, ls=":")
     ax.set_xscale("log")
     ax.set_xlim(0.4, 3.2)
@@ -201,8 +252,9 @@ def smooth(found: Sequence[tuple[str, str, float, float]]) -> Picture:
         fig,
         "A scatter of networks after fine-tuning in some dozen ways: across, how sharp each ended "
         "in units of how sharp it was, on a logarithmic axis; upward, the attack success that is "
-        "left. Points lie in all four corners: smoother and repaired, smoother and still "
-        "backdoored, sharper and repaired, sharper and still backdoored.",
+        "left, with a line over all draws where there are several. Points lie in all four corners: "
+        "smoother and repaired, smoother and still backdoored, sharper and repaired, sharper and "
+        "still backdoored.",
     )
 
 
