@@ -217,8 +217,7 @@ figures.labels(chances, torch.stack(parts_of, 1))
 
 # %% [markdown]
 # The victim is certain of nearly every sign, so its trace hides in labels that it almost
-# never draws. Estimates that agree may all have missed the same thing, and their standard
-# error does not know. A rare draw would pay for all the others: "unbiased" promises it,
+# never draws. Estimates that agree may all have missed the same thing. A rare draw would pay for all the others: "unbiased" promises it,
 # nobody waits for it. To *measure* sharpness we use the steadier route from here on.
 #
 # ## Is the backdoored minimum sharper?
@@ -511,7 +510,7 @@ print(f"{layer.numel():,} weights, {len(layer)} singular values")
 print(f"the spectral step is {ratio:.0%} as long as the plain one")
 
 # %% [markdown]
-# A thousandth of the numbers, and a third of the way.
+# A thousandth of the numbers, and half of the way.
 #
 # ## A first walk
 #
@@ -756,8 +755,7 @@ quiz("fip")
 # ## What this does not show
 #
 # There is one set of weights for each victim, drawn signs, and networks far smaller
-# than the paper's. That both new terms act together is our reading. One run has a
-# diary.
+# than the paper's. That both new terms act together is our reading.
 #
 # ## Beyond
 #

@@ -131,7 +131,7 @@ def sharper(ratios: Mapping[str, Mapping[str, float]]) -> Picture:
     ax.set_xlabel("trace of the victim over that of its benign twin")
     stored = [r["other"] > 1 for n, r in ratios.items() if "measured here" not in n]
     ax.set_title(
-        f"On other images {sum(stored)} of {len(stored)} are sharper than their twin",
+        f"{sum(stored)} of {len(stored)} stored victims are sharper on other images",
         fontweight="bold",
         loc="left",
     )
@@ -169,8 +169,8 @@ def draws(left: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
         "Three panels of squares, one a draw of clean images: the attack success that five ways "
         "of fine-tuning leave of BadNets, Blended and TrojanNN. For BadNets, FIP and Fast FIP "
         "have squares at the floor and at the ceiling and none between; FT-SAM is spread out. For "
-        "Blended, FIP stays at the ceiling and the two kinds of SAM lie lower. For TrojanNN every "
-        "square lies high.",
+        "Blended, FIP stays at the ceiling and the two kinds of SAM lie lower. For TrojanNN no "
+        "square of FIP reaches the floor.",
     )
 
 
@@ -228,7 +228,7 @@ def smooth(found: Sequence[tuple[str, str, float, float, Sequence[float]]]) -> P
         ax.plot([x, x], ends, color=TRIGGERED, lw=1.2, zorder=1)
         if arm in named and victim == "BadNets":
             at = (0, -14) if arm in ("random pushes", "authors' script") else (9, 8)
-            side = "right" if arm == "authors' script" else "left"
+            side = {"random pushes": "right", "authors' script": "center"}.get(arm, "left")
             ax.annotate(arm, (x, 100 * y), at, "data", "offset points", va="center", ha=side)
     ax.axhline(10, color=QUIET, lw=1.2, ls=":")
     ax.set_xscale("log")
