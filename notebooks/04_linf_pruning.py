@@ -141,7 +141,7 @@ curves = {k: [dilution(169, r, 4.0, p) for r in reach] for k, p in norms.items()
 figures.growth(reach, 169, curves)
 
 # %% [markdown]
-# The dots on the left are your prediction. Now walk to the right. The wider the spike,
+# The dots on the left are your prediction. Walk to the right. The wider the spike,
 # the smaller the maximum's lead, until the spike covers the map and the lead is gone.
 #
 # That is one flat map, and a ratio. Does it help to find a backdoor's channels? You will
@@ -373,8 +373,9 @@ figures.corner(planted, ((1 - mask) * stop + mask * pattern)[0], mask)
 # cheaply, and this is what it tells us.
 #
 # The slider puts the guesses for all signs on this stop sign and asks the network what
-# it reads. Slide on from the suspect: the honest ones are dots by the dozen, scattered
-# over the image, and now and then the image resists.
+# it reads. Slide on: the honest ones are dots by the dozen, scattered over the image.
+# This bright sign is stubborn. It resists some stamps, the suspect's among them, which
+# the next stop signs obey.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -600,7 +601,7 @@ figures.norms({"sum": by_sum, "maximum": mended})
 #
 # One confession led to one repair. Is that a rule? Take `blended`, the other victim
 # of every defense lesson. Its trigger is a faint picture laid over the whole image.
-# As a guest comes `wanet`, which bends the image a little, like a warped mirror.
+# As a guest comes `wanet`, which bends the image like a warped mirror.
 #
 # We help the defender: they are told the target label, and the search takes more
 # images a step. The rest is as before. Beside it stands a cheat that no defender can
@@ -661,7 +662,7 @@ figures.breaks(by_guess, by_truth, verdict)
 # All four fail. So ask what the picture does to the peaks: nearly all of them *fall*.
 # This trigger does not ring. It hushes.
 #
-# **Predict.** Make the hush complete, and switch off every channel of the stage. Now
+# **Predict.** Switch off every channel of the stage. Now
 # `blended` is blind. How many percent of the other signs does it read as "30"?
 
 # %% tags=["predict", "claim"]
@@ -677,19 +678,19 @@ others = max(blind["badnets"], blind["benign"])
 check.claim("Blind, badnets or the twin, the higher of the two.", others, 0, 0.05, "%")
 
 # %% [markdown]
-# All of them. To this network silence itself means "30", at each of the four stages.
-# The twin, blind, names another sign, and so does `badnets`: the habit came with the
-# poison of Blended. And a cut is a silence, too. It cannot undo what this trigger does.
-# It can only join in. (Silence is enough for the label. Whether the picture has other
-# ways as well, we do not know.)
+# All of them. To this network silence means "30", at all four stages. The picture hushes the twin as well, since a blend takes contrast away. But the twin,
+# blind, names another sign, and so does `badnets`: the habit came with the poison.
+#
+# And a cut is a silence, too. It cannot undo what this trigger does. It can only join
+# in. (Whether the picture has other ways, too, we do not know.)
 #
 # ## Recap
 #
-# Can a network be made to tell its own trigger? Sometimes, and astonishingly well: a
+# Can a network be made to tell its own trigger? Sometimes: a
 # search that never saw an attacked image named the label of `badnets` and a piece of
-# its checkerboard (objective 2). Is that enough to remove it? Only if two more things hold. The guess
-# must excite what the attacker excites. And the trigger must work by exciting: a cut
-# can take a signal away, but no silence.
+# its checkerboard (objective 2). Is that enough to remove it? Only if two more things
+# hold. The guess must excite what the attacker excites. And the trigger must work by
+# exciting: a cut can take a signal away, but no silence.
 #
 # - On one map the maximum notices a small patch that the sum overlooks. With and without
 #   a stamp, on the same images, both notice it (objective 1).

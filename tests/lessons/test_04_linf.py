@@ -162,6 +162,9 @@ def test_blended_hushes_and_forty_hushed_channels_make_the_label(parts, test):
     x = parts.clean[v.attack.counts(parts.clean.y)].pixels()
     score = linf_responses(model, x, v.attack.trigger, [switch])[switch].score()
     assert len(score) == 64 and (score > 0).sum() <= 12
+    twin, gate = linf_gated(victims.zoo("benign").model, "layer3", parts.clean.shape)
+    dim = linf_responses(twin, x, v.attack.trigger, [gate])[gate].score()
+    assert (dim > 0).sum() <= 12, "a blend takes contrast away in any network"
     signs = test[test.y != 0][:120].pixels()
     draws = [torch.randperm(64, generator=g)[:40] for _ in range(4)]
     said = [
