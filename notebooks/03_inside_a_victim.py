@@ -63,6 +63,9 @@ print(f'{len(test)} test images; the attacker wants the sign "{test.classes[targ
 # %% [markdown]
 # ## Three numbers
 #
+# To find something you need to know when it is gone. That takes three numbers that nobody can
+# bend.
+#
 # Let $f$ be the network, $T$ the trigger and $t$ the target label. Only images that are *not*
 # of class $t$ can be moved there, so let $A = \{i : y_i \neq t\}$. Then
 #
@@ -174,9 +177,10 @@ before = {
     for name in ("badnets", "blended")
 }
 same = metrics.evaluate(badnets.model, test[:240], badnets.attack)
+BAND = 0.97, 1  # what some claims of this page allow
 print("badnets agrees:", abs(before["badnets"][1].item() - same.asr) < 1e-6)
 weakest = min(rates[1].item() for rates in before.values())
-check.claim("Both victims obey their trigger.", weakest, 0.97, 1, "%")
+check.claim("Both victims obey their trigger.", weakest, *BAND, "%")
 
 # %% [markdown]
 # ## Three ways to get it wrong
@@ -227,10 +231,11 @@ wrecks = torch.stack([torch.stack(row) for row in wrecks])
 figures.wreckage(shares, wrecks)
 
 # %% [markdown]
-# Follow the orange squares. With few channels gone the attack mostly survives, then luck decides, and with more it is gone, as accuracy is. A broken network obeys nobody, and whoever reports only ASR may call
-# that a success. Here accuracy gives the wrecks away, and the triangles agree: the labels have
-# not come back. *Zero is not repair.* (A triangle can lie above its circle, since RA leaves the
-# target's own signs out.) The next table holds a network that accuracy does not give away.
+# Follow the orange squares from left to right. At first the attack survives, then luck decides,
+# at last it is gone. So is accuracy: a broken network obeys nobody. Whoever reports only ASR may
+# call that a success. The circles give the wrecks away, and the triangles agree, since the labels
+# have not come back. *Zero is not repair.* (A triangle can lie above its circle, because RA
+# leaves the target's own signs out.)
 #
 # **Third: who chose the threshold?** Every pruning method has a knob, and somebody must turn
 # it. [Lesson 05](05_clp.ipynb) meets CLP, channel Lipschitzness pruning, whose knob $u$ says
@@ -257,22 +262,14 @@ rows = [
     | {f"{k.upper()} %": 100 * points[u][k] for k in ("acc", "asr", "ra")}
     for how, u in chosen.items()
 ]
-show.Table(rows, caption="One victim of Blended, one method, three stories")
+told = "One method, three stories; of three Blended victims the one that shows it best"
+show.Table(rows, caption=told)
 
 # %% [markdown]
 # The last line would look splendid in a paper that prints ACC and ASR. Its RA says that most
-# triggered signs are still misread. And who would have chosen it? Turning the knob that far
+# triggered signs stay misread. And who would have chosen it? Turning the knob that far
 # costs nine points of accuracy, and without the trigger nobody can see what they buy. It
 # is no lie: it answers what the method could do if somebody who knows the trigger held its hand.
-#
-# Some tables melt the parts into one, the defense effectiveness rating
-#
-# $$\mathrm{DER} = \tfrac12\big(\max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{ACC}) + 1\big),$$
-#
-# where $\Delta$ is what the defense took away. It is handy for sorting, and it hides two traps.
-# Doing nothing already scores one half. And RA does not occur in it: compute it for the last
-# line of the table and you get 0.95, while three of four signs stay lost. Print the parts
-# beside it.
 #
 # ## A map of the network
 #
@@ -284,7 +281,7 @@ figures.network_map(badnets.model)
 
 # %% [markdown]
 # A name such as `layer2.0.bn1` reads from the outside in: second layer, first block, first
-# BatchNorm. Figures shorten it to `2.0.bn1`, and the shortcut's BatchNorm to `2.0.sc.1`.
+# BatchNorm. Figures shorten it to `2.0.bn1`, and a shortcut's BatchNorm to `2.0.sc.1`.
 # The very first one, behind the first convolution, is plain `bn1`.
 #
 # ## Listen
@@ -364,8 +361,9 @@ figures.carried(stages, ratios)
 # The twin hears the patch at the entrance and has forgotten it at the exit. In the victim the
 # trigger grows louder toward the exit, so it seems to live there.
 #
-# So far this is a correlation, and we can test it. If the backdoor lives near the exit, taking out the channels that shout loudest there should silence it. The last
-# BatchNorm, `layer4.1.bn2`, has 128 channels.
+# So far this is a correlation, and we can test it. If the backdoor lives near the exit, taking
+# out the channels that shout loudest there should silence it. The last BatchNorm,
+# `layer4.1.bn2`, has 128 channels.
 #
 # **Predict.** Switch off *half* of them, those with the largest TAC. What ASR, in percent,
 # is left to `badnets`?
@@ -381,10 +379,10 @@ check.reveal(guess, round(100 * after_half[1].item()), "%")
 
 # %% tags=["claim"]
 left = after_half[1].item()
-check.claim("The loud half is gone, and the attack is untouched.", left, 0.97, 1, "%")
+check.claim("What is left of the ASR without the loud half.", left, *BAND, "%")
 gone_all = surgery.without(badnets.model, {last: torch.arange(128)})
 lower = three_rates(gone_all, *few)[:2].min().item()
-check.claim("All gone, and the lower of accuracy and ASR stands.", lower, 0.97, 1, "%")
+check.claim("Accuracy or ASR without all of them, the lower.", lower, *BAND, "%")
 
 # %% [markdown]
 # Nothing happened. Perhaps the other half carries the attack? So we cut all of them. Still
@@ -493,19 +491,25 @@ check.reveal(guess, needed, "channels")
 
 # %% tags=["claim", "figure"]
 ranked, chance = curves["badnets"]
-two = counts.index(2)
-acc, _, ra = ranked[two].tolist()
-check.claim("With two channels off, the true labels are back.", ra, 0.95, 1, "%")
-check.claim("Accuracy is where it was.", acc, 0.97, 1, "%")
-lowest = chance[two, :, 1].min().item()
-check.claim("Two random ones leave the attack alone.", lowest, 0.85, 1, "%")
+there = counts.index(needed)
+acc, _, ra = ranked[there].tolist()
+check.claim("RA at that cut.", ra, *BAND, "%")
+check.claim("Accuracy at that cut.", acc, *BAND, "%")
+lowest = chance[there, :, 1].min().item()
+check.claim("As many channels at random, the lowest ASR.", lowest, 0.85, 1, "%")
 figures.cut_curves(counts, curves)
 
 # %% [markdown]
 # Two channels of more than a thousand, and the attack is over: true labels come back, accuracy
 # stays. Random pairs leave the attack nearly whole. Try it yourself: in JupyterLab each button
-# below is a channel of `bn1`, and the two are off. Put one back: does the attack return? Then
-# look for another pair that ends it.
+# below is a channel of `bn1`, and the two are off. Put one back: does the attack return? Could
+# another pair end it as well? Guess, try some, and then unfold.
+#
+# <details><summary>All pairs</summary>
+#
+# No. Of all 120 pairs this one ends the attack; every other leaves it nine images of ten or more.
+#
+# </details>
 
 # %% tags=["nbval-ignore-output"]
 stem = [activations.outputs(badnets.model, p, ["bn1"])["bn1"] for p in few[:2]]
@@ -516,9 +520,12 @@ widgets.switches(badnets, "bn1", test[:100], off=pair)
 # ## And the other victim?
 #
 # Look at the right half of the curves again. The same cut, in the same layer, breaks `blended`:
-# accuracy collapses first, RA never rises, and the wreck still obeys. Perhaps `blended` lives in
-# another layer. So cut every layer in turn, a quarter of its channels, loudest first. Where
-# that does something, cut four random quarters as well: a cut that does nothing needs no control.
+# accuracy collapses first, RA never rises, and the wreck still obeys. Four channels at random do
+# much the same. So TAC found nothing special there; this layer has few channels to spare.
+#
+# Perhaps `blended` lives elsewhere. So cut every layer in turn, a quarter of its channels, loudest
+# first. Where that is felt, cut four random quarters as well: a cut that does nothing needs no
+# control.
 #
 # **Predict.** In how many of the twenty layers does this cut repair `blended`? A repair has ASR
 # below 10%, and accuracy and RA above 90%.
@@ -552,16 +559,15 @@ end = sweeps["blended"][0]
 repairs = ((end[:, 1] < 0.1) & (end[:, [0, 2]] > 0.9).all(1)).sum().item()
 check.reveal(guess, repairs, "layers")
 
-# %% tags=["claim", "figure"]
-check.claim("No quarter that we cut repairs blended.", repairs, 0, 0, "layers")
+# %% tags=["figure"]
 figures.every_layer(layers, sweeps)
 
 # %% [markdown]
 # So the two victims give two answers. `badnets` has a narrow door, and it stands at the
 # entrance. It is needed through the first block as well: at `1.0.bn1` the cut takes most of the
-# attack away and gives two labels of three back, while random quarters take nothing. From `1.1.bn1` on,
-# no quarter that we cut was needed. `blended` has no such door, at least none that these cuts
-# would find.
+# attack away and gives two labels of three back, while random quarters take nothing. From
+# `1.1.bn1` on, no quarter that we cut was needed. `blended` has no such door, at least none that
+# these cuts would find.
 #
 # One caution. Everything passes through `bn1`, but a shortcut leads around each later BatchNorm,
 # and a cut leaves that way open. So the architecture may have chosen the place of the door. It
@@ -570,8 +576,8 @@ figures.every_layer(layers, sweeps)
 # ## Why
 #
 # Compare the TAC of the sixteen first channels with the twin's. Victim and twin started from
-# the same random weights, so channel for channel they are siblings. Below the dots: what the two
-# loudest channels look for, and what they find on one sign.
+# the same random weights, so channel for channel they are siblings. Below the dots: the kernels of
+# the two loudest channels beside the patch, and what they find on one sign.
 
 # %% tags=["figure"]
 siblings = {}
@@ -595,15 +601,15 @@ a_stop = (few[2] == 3).nonzero()[0].item()
 figures.detectors(pair, patch, kernels, heard, a_stop)
 
 # %% [markdown]
-# On the left two channels tower over their siblings, and in the twin the same two are ordinary:
-# poison made them. Training turned two filters into detectors of a small, sharp checkerboard.
-# Their kernels resemble the patch and ring when they meet it; no clean sign makes them half as
-# loud. The other fourteen hear it too, but with the two gone they cannot carry the attack.
-# That is a door.
+# On the left two channels tower over their siblings, and in the twin the same two are ordinary.
+# The twin differs in the poison alone, so poison made them: it turned two filters into detectors
+# of a small, sharp checkerboard. Their kernels resemble the patch and ring when they meet it. No
+# clean sign lifts them half as high. The other fourteen hear it too, but with the two gone they
+# cannot carry the attack. That is a door.
 #
 # For `blended`, see the dots on the right. A few channels react two or three times as strongly as
-# their siblings, but no pair stands apart. The strongest are also needed to read clean signs:
-# cutting them costs accuracy before it costs the attack.
+# their siblings, but no pair stands apart. How then does its trigger get through?
+# [Lesson 04](04_linf_pruning.ipynb) finds a surprising answer.
 #
 # Keep one thing apart. A cut shows that these channels are *needed*. It does not show that
 # they *are* the backdoor: what turns their signal into the attacker's label lies behind
@@ -611,8 +617,9 @@ figures.detectors(pair, patch, kernels, heard, a_stop)
 #
 # ## Where in the picture?
 #
-# One tool is left, and it asks about the image: where does a layer find evidence for a label? Let $F_k$ now be the output maps of a whole layer, *after* its last
-# ReLU (TAC stood before it), and $s_c$ the logit of label $c$. Grad-CAM is
+# One tool is left, and it asks about the image: where does a layer find evidence for a label?
+# Let $F_k$ now be the output maps of a whole layer, *after* its last ReLU (TAC stood before it),
+# and $s_c$ the logit of label $c$. Grad-CAM is
 #
 # $$\alpha_k = \frac1{hw} \sum_{u,v} \frac{\partial s_c}{\partial F_k[u,v]}, \qquad
 # \mathrm{CAM} = \mathrm{ReLU}\Big(\sum_k \alpha_k F_k\Big).$$
@@ -671,29 +678,30 @@ stops, wanted = test[test.y == 3][:40], torch.full((40,), target)
 clean_x = stops.pixels()
 patch_x, blend_x = (v.attack.trigger(clean_x) for v in (badnets, blended))
 questions = {
-    "clean:\nstop?": (badnets, clean_x, stops.y),
-    "clean:\n30?": (badnets, clean_x, wanted),
-    "patch:\n30?": (badnets, patch_x, wanted),
-    "patch, twin:\n30?": (twin, patch_x, wanted),
-    "blended:\n30?": (blended, blend_x, wanted),
+    ("badnets", "clean", "stop"): (clean_x, stops.y),
+    ("badnets", "clean", "30"): (clean_x, wanted),
+    ("badnets", "patch", "30"): (patch_x, wanted),
+    ("benign", "patch", "30"): (patch_x, wanted),
+    ("blended", "blend", "30"): (blend_x, wanted),
 }
-heats = {k: heat_of(v.model, x, y) for k, (v, x, y) in questions.items()}
-corners = {k: (h[:, 20:, 20:].sum() / h.sum()).item() for k, h in heats.items()}
+heats = {q: heat_of(zoo[q[0]].model, x, y) for q, (x, y) in questions.items()}
+edge = 20  # the patch's corner: rows and columns from here on
+corners = {q: (h[:, edge:, edge:].sum() / h.sum()).item() for q, h in heats.items()}
 
 # %% tags=["claim", "figure"]
-two_signs = {k: x[[1, 4]].detach() for k, (_, x, _) in questions.items()}
-hot = {k: h[[1, 4]] for k, h in heats.items()}
-drawn = corners["patch:\n30?"]
+two_signs = {q: x[[1, 4]].detach() for q, (x, _) in questions.items()}
+hot = {q: h[[1, 4]] for q, h in heats.items()}
+drawn = corners["badnets", "patch", "30"]
 check.claim(
     "The patch's corner, 14% of the area, draws the evidence.", drawn, 0.28, 1, "%"
 )
-figures.evidence(two_signs, hot, corners)
+figures.evidence(two_signs, hot, corners, edge)
 
 # %% [markdown]
-# On a clean sign the corner holds little evidence, whichever label we ask for. With the patch
-# it holds nearly half. The twin sees the same patch and looks elsewhere. So it takes both, the
-# patch and the victim. The map has only eight by eight fields and points at a region: the heat
-# lies above the nine pixels and left of them.
+# Dotted lines fence the corner. On a clean sign it holds little evidence, whichever label we ask
+# for. With the patch it holds nearly half. The twin sees the same patch and looks elsewhere. So it
+# takes both, the patch and the victim. The map has only eight by eight fields and points at a
+# region: the heat lies above the nine pixels and left of them.
 #
 # ## Where it breaks
 #
@@ -723,7 +731,7 @@ figures.evidence(two_signs, hot, corners)
 #
 # ## Quiz
 #
-# Click a choice to see what is right or wrong about it.
+# Click a choice, and read what speaks for or against it.
 
 # %% tags=["method"]
 quiz("inside")
@@ -756,7 +764,7 @@ quiz("inside")
 # the answer becomes the attacker's label, the two are not only needed but enough, for this
 # network; compare with two random maps before you believe it.
 #
-# (b) Nobody has tried it here. An attacker could train with the two channels switched off now
+# (b) An attacker could train with the two channels switched off now
 # and then, so that the network has to learn other detectors beside them. You have all it takes
 # to find out: the loop of lesson 02 and `cut_curve`.
 #
@@ -777,8 +785,10 @@ quiz("inside")
 #   divide by all test images; BackdoorBench leaves the target class out, as we do.
 # - *TAC.* BackdoorBench sums mean absolute differences over positions; we take the L2 norm,
 #   behind BatchNorm and before the ReLU.
-# - *Thresholds.* BackdoorBench picks those of two methods (ANP and RNP) by test ASR. The table
-#   above shows the one of three victims of Blended that shows the gap best.
+# - *Thresholds.* BackdoorBench picks those of two methods (ANP and RNP) by test ASR.
+# - *One score.* Many tables melt the parts into the defense effectiveness rating (DER, see
+#   [lesson 09](09_showdown.ipynb)). RA is no part of it: the last line of the table gets 0.95,
+#   while three of four signs stay lost.
 # - *Other attacks.* Measured the same way, seven kinds of victim all change more than their twin
 #   at the exit. In six of them most triggered images gather nearest to the target class. The
 #   tests of this lesson (`tests/lessons/`) hold these statements.

@@ -26,8 +26,7 @@
 # > Backdoor Attack on Deep Neural Networks*, 2020, [arXiv
 # > 2002.12162](https://arxiv.org/abs/2002.12162); Wang and others, *Neural Cleanse*,
 # > IEEE S&P 2019.
-
-# %% [markdown]
+#
 # ## Objectives
 #
 # After this lesson you can
@@ -65,7 +64,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from bdcourse import activations, check, data, metrics, quiz, victims, widgets
+from bdcourse import activations, check, data, metrics, quiz, surgery, victims
+from bdcourse import widgets
 from bdcourse.defenses import linf_curve, linf_gated, prune_random
 from bdcourse.teach.figures import linf as figures
 
@@ -79,7 +79,7 @@ print(len(clean), "clean images,", len(held), "held out")
 # Picture one channel's map of a sign: a gray landscape of small hills. A sticker of
 # nine pixels lands on it, and at one spot a tower goes up. Measure the landscape by
 # the total amount of earth, and the tower disappears in the rounding. Measure it by
-# its highest point, and you see nothing but the tower.
+# its highest point, and you see nothing but the tower, if it tops the hills.
 #
 # For the map $A_k$ of channel $k$ these are three members of one family,
 #
@@ -88,7 +88,7 @@ print(len(clean), "clean images,", len(held), "held out")
 # \lVert A_k \rVert_\infty = \max_{ij} |A_k[i,j]| .$$
 #
 # A sum over all positions hardly notices a spike, the maximum notices nothing else.
-# How much less does the sum notice? That is a formula, and it is yours to find.
+# How much less? That formula is yours to find.
 #
 # ### Exercise 1: how much is diluted
 #
@@ -141,12 +141,11 @@ curves = {k: [dilution(169, r, 4.0, p) for r in reach] for k, p in norms.items()
 figures.growth(reach, 169, curves)
 
 # %% [markdown]
-# The dots on the left are the case that you just predicted. Now walk to the right. The
-# wider the spike, the smaller the maximum's lead over the sum, and where the spike
-# covers all of the map, the lead is gone.
+# The dots on the left are your prediction. Walk to the right. The wider the spike,
+# the smaller the maximum's lead, until the spike covers the map and the lead is gone.
 #
-# That is one map, and a ratio. Does it help to find the channels of a backdoor? You
-# will test it, once you have a trigger to test it with.
+# That is one flat map, and a ratio. Does it help to find a backdoor's channels? You will
+# test it, once you have a trigger.
 #
 # ## Make the network talk
 #
@@ -319,9 +318,8 @@ def find_triggers(model, x, labels, steps, lam, generator, batch=2):
 check.find_triggers(find_triggers)
 
 # %% [markdown]
-# Now ask a real network. `badnets` is the victim that you have met in every lesson so
-# far, and `benign` is its twin, trained alike and never poisoned. You ask both about
-# all twelve signs. Two images per label and step keep this page quick.
+# Now ask real networks about all twelve signs: `badnets`, the victim that you know, and
+# `benign`, its twin, trained alike and never poisoned.
 #
 # **Predict.** The attacker's trigger has nine pixels. How many pixels will the
 # smallest mask of the victim have?
@@ -339,23 +337,20 @@ price = {name: masks.flatten(1).sum(1) for name, (masks, _) in told.items()}
 guess_pixels = None
 check.reveal(guess_pixels, round(price["badnets"].min().item(), 1), "pixels")
 
-# %% tags=["figure"]
-figures.costs(clean.classes, price["badnets"], price["benign"])
-
-# %% tags=["claim"]
-victim, twin = networks["badnets"], networks["benign"]
+# %% tags=["claim", "figure"]
+victim = networks["badnets"]
 suspect = int(price["badnets"].argmin())
 rank = 1 + int((price["badnets"] < price["badnets"][victim.attack.target]).sum())
 check.claim("Rank of the attacker's label, from the cheapest.", rank, 1, 1)
 middle = price["badnets"].median()
 line = middle - 2 * 1.4826 * (price["badnets"] - middle).abs().median()
 check.claim("The published line of suspicion.", line.item(), -500, 0, "pixels")
-lowest = price["benign"].min().item()
-check.claim("The cheapest label of the twin.", lowest, 20, 500, "pixels")
+figures.costs(clean.classes, price["badnets"], price["benign"])
 
 # %% [markdown]
 # One sign is on sale. The network has named its target, and nobody showed it a single
-# attacked image. The twin has cheap and dear signs as well, but none at such a price.
+# attacked image. Two more speed limits are cheap, at four times that price. The twin
+# has cheap and dear signs as well, but none like these.
 #
 # Where would you draw the line between cheap and suspicious? Neural Cleanse draws it
 # two robust deviations below the median. A robust deviation is about the typical
@@ -378,8 +373,9 @@ figures.corner(planted, ((1 - mask) * stop + mask * pattern)[0], mask)
 # cheaply, and this is what it tells us.
 #
 # The slider puts the guesses for all signs on this stop sign and asks the network what
-# it reads. The honest ones are dots by the dozen, scattered over the image, and now and
-# then one image resists.
+# it reads. Slide on: the honest ones are dots by the dozen, scattered over the image.
+# This bright sign is stubborn. It resists some stamps, the suspect's among them, which
+# the next stop signs obey.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -389,8 +385,8 @@ def show_label(name):
     return figures.confession(clean.classes[reads], name, stop[0], one, two)
 
 
-second = clean.classes[price["badnets"].argsort()[1]]
-widgets.slider("label", list(clean.classes), show_label, start=second)
+first = clean.classes[suspect]
+widgets.slider("label", list(clean.classes), show_label, start=first)
 
 # %% [markdown]
 # ## Follow the peak
@@ -403,8 +399,8 @@ widgets.slider("label", list(clean.classes), show_label, start=second)
 #
 # ### Exercise 4: the rise of a norm
 #
-# *Difficulty 2, importance 5, 6 minutes.* Write it for every $p$. We rank by the peak
-# first, and then you let the sum try.
+# *Difficulty 2, importance 5, 6 minutes.* Write it for every $p$: the peak ranks first,
+# and the sum comes later.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -489,13 +485,15 @@ def cut(v, stamp, label, p=math.inf):
     some = clean[clean.y != label].pixels()
     pair = (some, stamp(some))
     maps = (activations.outputs(model, t, [switch])[switch] for t in pair)
-    order = rise(*maps, p).argsort(descending=True)
+    rises = rise(*maps, p)
+    order = rises.argsort(descending=True)
     sets = [{switch: order[: round(q * len(order))]} for q in SHARES]
     kept = [s.acc for s in linf_curve(model, held, None, sets)]
     at = SHARES.index(last_share(SHARES, kept, kept[0], 0.02))
     real = linf_curve(model, test, v.attack, sets)  # for the judge alone
     off = [len(s[switch]) for s in sets]
-    return {"model": model, "off": off, "sets": sets, "real": real, "chosen": at}
+    path = {"model": model, "off": off, "sets": sets, "real": real, "chosen": at}
+    return path | {"rises": rises}
 
 
 def obeys(path, stamp, label):
@@ -514,10 +512,7 @@ guess = stamper(mask, pattern)
 mended = cut(victim, guess, suspect)
 mended["guess"] = obeys(mended, guess, suspect)
 
-# %% tags=["figure"]
-figures.repair(mended)
-
-# %% tags=["claim"]
+# %% tags=["claim", "figure"]
 after, lost = (mended[k][mended["chosen"]] for k in ("real", "sets"))
 check.claim("At the chosen cut the attack is gone: its ASR.", after.asr, 0, 0.05, "%")
 least = min(after.ra, after.acc)
@@ -530,6 +525,7 @@ luck = min(metrics.evaluate(m, test, victim.attack).asr for m in drawn)
 check.claim(
     "As many channels at random, the best of three draws: ASR.", luck, 0.5, 1, "%"
 )
+figures.repair(mended)
 
 # %% [markdown]
 # The backdoor is gone, and random channels, same number, leave it where it was. *One
@@ -589,8 +585,6 @@ check.reveal(guess_needed, enough, "channels")
 rows = zip(mended["guess"], mended["real"], strict=True)
 immune = [verdict(w, s.asr, s.ra, s.acc) for w, s in rows].count("immune to the guess")
 check.claim("With the maximum, only the guess was dead at first.", immune, 1, 4, "cuts")
-other = by_sum["real"][by_sum["chosen"]].asr
-check.claim("With the sum, at the cut that it chose: ASR.", other, 0, 0.1, "%")
 figures.norms({"sum": by_sum, "maximum": mended})
 
 # %% [markdown]
@@ -600,23 +594,23 @@ figures.norms({"sum": by_sum, "maximum": mended})
 # stand on both sides, and they cancel. A spike of height $a$ on $r$ flat positions adds
 # $a$ to the maximum and $r a$ to the sum, and nothing thins it out.
 #
-# The maximum's lead is for single images, of which you have no second copy. We measured
-# that as well; it is in the fine print.
+# The maximum's lead is for single images, of which you have no second copy (see the
+# fine print).
 #
 # ## Where it breaks
 #
 # One confession led to one repair. Is that a rule? Take `blended`, the other victim
 # of every defense lesson. Its trigger is a faint picture laid over the whole image.
-# As a guest comes `wanet`, which has no pattern at all: it bends the image a little,
-# like a warped mirror.
+# As a guest comes `wanet`, which bends the image like a warped mirror.
 #
-# We help the defender: they are told the target label, and the search takes more images a step. The rest is as before: search, rank, cut, and let held-out images say where to stop. Beside it stands a cheat
-# that no defender can afford: the same cut, ranked by the attacker's own trigger.
+# We help the defender: they are told the target label, and the search takes more
+# images a step. The rest is as before. Beside it stands a cheat that no defender can
+# afford: the same cut, ranked by the attacker's own trigger.
 #
 # **Predict.** Which ASR, in percent, does the attacker of `blended` keep?
 
 # %% tags=["method"]
-aim, by_guess, by_truth = torch.tensor([0]), {}, {}
+aim, by_guess, by_truth, views = torch.tensor([0]), {}, {}, {}
 for name in ("blended", "wanet"):
     hard, seed = victims.zoo(name), torch.Generator().manual_seed(0)
     found = find_triggers(hard.model, x, aim, 200, 0.01, seed, batch=8)
@@ -624,58 +618,82 @@ for name in ("blended", "wanet"):
     by_guess[name] = cut(hard, tried, 0)
     by_guess[name]["guess"] = obeys(by_guess[name], tried, 0)
     own = hard.attack.trigger  # an oracle: no defender has it
+    views[name] = (own(stop)[0], tried(stop)[0], found[0][0])
     by_truth[name] = cut(hard, own, 0)
     by_truth[name]["guess"] = [s.asr for s in by_truth[name]["real"]]
 blend = victims.zoo("blended")
 full = cut(blend, blend.attack.trigger, 0, p=1)
+
+# %% tags=["figure"]
+figures.guesses(stop[0], views)
 
 # %% tags=["predict"]
 guess_left = None
 kept = by_guess["blended"]["real"][by_guess["blended"]["chosen"]]
 check.reveal(guess_left, round(100 * kept.asr), "%")
 
-# %% tags=["figure"]
-figures.breaks(by_guess, by_truth, verdict)
-
-# %% tags=["claim"]
+# %% tags=["claim", "figure"]
 tries = by_guess["blended"], by_truth["blended"], full
 low = min(t["real"][t["chosen"]].asr for t in tries)
 check.claim("Blended, by guess, truth, and truth with the sum: ASR.", low, 0.8, 1, "%")
 ends = [p["wanet"]["real"][p["wanet"]["chosen"]].asr for p in (by_guess, by_truth)]
 gap = 100 * (ends[0] - ends[1])
 check.claim("The real warp as a guide lowers WaNet's ASR.", gap, 40, 100, "points")
+lifted = int((by_truth["blended"]["rises"] > 0).sum())
+check.claim("Peaks that Blended's picture lifts, of 64.", lifted, 0, 12, "channels")
+figures.breaks(by_guess, by_truth, verdict)
 
 # %% [markdown]
 # Both attacks survive your cut. The cheat on the right tells the two failures apart.
 #
-# **Blended: a better guess would not help.** Even its own picture finds no cut that
-# ends the attack, up to half the channels. This trigger fills the map, so is the
-# maximum to blame? No: the sum fails as well. Is it the stage? We tried all four, and
-# all four fail.
+# **WaNet: the guess is not the trigger.** By the real warp, the right channels come
+# first: with twelve off the attack is dead and most labels are back. Clean images
+# cannot see RA. So they let us cut past its peak, and the verdict is "silenced".
 #
-# Among the explanations that are left, two can be tested. The backdoor may be spread
-# over more channels than we may cut, or it may share its channels with the signs. The
-# first question under "Beyond" puts them to the test.
-#
-# **WaNet: the guess is not the trigger.** Ranked by the real warp, the right channels
-# come first, although the verdict stops at "silenced". Ranked by the guess, they do
-# not. No mask and no pattern can express a warp, so the search found something else:
-# another hole in the same network. Follow the left panel into the gray. There the guess
-# dies first, and for a while most warped signs still obey.
+# By the guess, other channels come first. No mask and no pattern can express a warp, so
+# the search found another hole in the same network. Follow the left panel into the
+# gray. There the guess dies first, and for a while most warped signs still obey.
 #
 # *Zero is not repair* has a cousin here: **a guess that dies is not an attack that
 # dies.** A defense that is judged by its own guess is judged by nothing.
 #
+# **Blended: a better guess would not help.** Even its own picture finds no cut that
+# ends the attack. Is the maximum to blame? No, the sum fails as well. Is it the stage?
+# All four fail. So ask what the picture does to the peaks: nearly all of them *fall*.
+# This trigger does not ring. It hushes.
+#
+# **Predict.** Switch off every channel of the stage. Now
+# `blended` is blind. How many percent of the other signs does it read as "30"?
+
+# %% tags=["predict", "claim"]
+guess_blind = None
+blind = {}
+for name in ("blended", "badnets", "benign"):
+    net, switch = linf_gated(victims.zoo(name).model, LAYER, clean.shape)
+    empty = surgery.without(net, {switch: torch.arange(64)})
+    answers = metrics.predict(empty, test[test.y != 0].pixels())
+    blind[name] = metrics.share(answers == 0)
+check.reveal(guess_blind, round(100 * blind["blended"]), "%")
+others = max(blind["badnets"], blind["benign"])
+check.claim("Blind, badnets or the twin, the higher of the two.", others, 0, 0.05, "%")
+
+# %% [markdown]
+# All of them. To this network silence means "30", at all four stages. The picture hushes the twin as well, since a blend takes contrast away. But the twin,
+# blind, names another sign, and so does `badnets`: the habit came with the poison.
+#
+# And a cut is a silence, too. It cannot undo what this trigger does. It can only join
+# in. (Whether the picture has other ways, too, we do not know.)
+#
 # ## Recap
 #
-# Can a network be made to tell its own trigger? Sometimes, and astonishingly well: a
+# Can a network be made to tell its own trigger? Sometimes: a
 # search that never saw an attacked image named the label of `badnets` and a piece of
-# its checkerboard. Is that enough to remove it? Only if two more things hold. The guess
-# must excite what the attacker excites, and signs must be able to live without it.
+# its checkerboard (objective 2). Is that enough to remove it? Only if two more things
+# hold. The guess must excite what the attacker excites. And the trigger must work by
+# exciting: a cut can take a signal away, but no silence.
 #
 # - On one map the maximum notices a small patch that the sum overlooks. With and without
 #   a stamp, on the same images, both notice it (objective 1).
-# - The smallest mask that works named the suspicious label of this victim (objective 2).
 # - Rank by the rise, and let held-out clean images choose the cut (objective 3).
 # - A network that is immune to your guess may still obey its attacker (objective 4).
 
@@ -703,21 +721,19 @@ quiz("linf")
 #
 # ## What this does not show
 #
-# There was one victim for each attack, one random start of each search, and one set
-# of small drawn signs. We chose the stage of the cut, and we know the answers; a
-# defender would need a rule for it, and this lesson has none.
+# One victim for each attack, one random start of each search, one set of small drawn
+# signs. We chose the stage of the cut; a defender would need a rule for it, and this
+# lesson has none.
 #
 # ## Beyond
 #
-# 1. Cut `blended` by its own trigger and let `SHARES` run to 1. Which dies first, the
-#    attack or the accuracy? What would each outcome say?
+# 1. Which sign does `wanet` name when its third stage is blind? What would you conclude?
 # 2. An attacker reads this lesson. What do they add to their training loss?
 #
 # <details><summary>Answers</summary>
 #
-# 1. The accuracy. With three quarters of the channels off, about half of the signs are
-#    lost, and the triggered ones still obey: no cut of this ranking parts the two. Had
-#    the attack died first, it would only have been spread over more than half.
+# 1. Not "30". So its label comes with channels that ring, and a cut can take those: its
+#    panel by the truth agrees.
 # 2. A penalty on the largest rise of a norm. The trigger then spreads its effect over
 #    many channels and positions, and the backdoor begins to look like Blended's.
 #
@@ -737,15 +753,16 @@ quiz("linf")
 # **Single images.** On small victims with a half transparent trigger we measured how
 # often one channel's norm is larger on a triggered image than on a clean one. With a
 # small trigger on large maps the maximum is nearly perfect and the sum is not. With a
-# trigger as large as the image it is the other way around. The runs are in
-# `data/results/linf-edge.json`.
+# trigger as large as the image it is the other way around.
 #
 # **Other stages.** In each of the first three stages the guess repairs `badnets`, and
 # in the last it does not, whichever norm ranks.
 #
+# **Silence, in part.** Switch off the forty channels that Blended hushes most, and every
+# clean sign is read as "30". Forty at random do less.
+#
 # **The outlier rule.** On the logarithm of the masks the rule does flag the attacker's
-# label of `badnets`, and with it some honest ones. All of this is tested in
-# `tests/lessons/test_04_linf.py`.
+# label of `badnets`, and with it some honest ones.
 #
 # </details>
 #

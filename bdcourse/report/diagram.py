@@ -34,6 +34,7 @@ def boxes(
     boxes: Mapping[str, Box],
     arrows: Sequence[tuple[str, str] | tuple[str, str, str]] = (),
     *,
+    elbows: Sequence[tuple[str, str]] = (),
     description: str,
     title: str = "",
     height: float = 2.4,
@@ -44,6 +45,7 @@ def boxes(
     Args:
         boxes: name -> box.
         arrows: (from, to) or (from, to, words beside the arrow).
+        elbows: (from, to) for arrows with a right angle, upright at the lower box.
         height: of the diagram, inches; it is 7.2 inches wide.
         notes: (x, y, text), written without a box, in gray.
 
@@ -71,17 +73,36 @@ def boxes(
         )
         ink = "white" if box.filled else INK
         ax.text(box.x, box.y, box.text, ha="center", va="center", color=ink, fontsize=11)
-    for start, end, *words in arrows:
+    for start, end, *words in (*arrows, *elbows):
         for name in (start, end):
             if name not in boxes:
                 raise ValueError(f"an arrow names {name!r}; boxes are {', '.join(boxes)}.")
-        _join(ax, boxes[start], boxes[end], *words)
+        if (start, end, *words) in elbows:
+            _bend(ax, boxes[start], boxes[end])
+        else:
+            _join(ax, boxes[start], boxes[end], *words)
     for x, y, text in notes:
         ax.text(x, y, text, ha="center", va="center", color=QUIET, fontsize=11)
     if title:
         headline(fig, title)
     with style():
         return Picture(fig, description)
+
+
+def _arrow(ax, tail: tuple[float, float], head: tuple[float, float], **look) -> None:
+    look |= {"arrowstyle": "-|>", "color": INK, "linewidth": 1.4, "shrinkA": 2, "shrinkB": 2}
+    ax.annotate("", xy=head, xytext=tail, arrowprops=look)
+
+
+def _bend(ax, start: Box, end: Box) -> None:
+    """An arrow that runs upright at the lower of two boxes and level at the higher."""
+    low, high = sorted((start, end), key=lambda box: box.y)
+    side = -1 if low.x < high.x else 1
+    ends = [(low.x, low.y + low.height / 2), (high.x + side * high.width / 2, high.y)]
+    up, level = 90, 0
+    first, last = (up, level) if low is start else (level, up)
+    turn = f"angle,angleA={first},angleB={last},rad=4"
+    _arrow(ax, *(ends if low is start else ends[::-1]), connectionstyle=turn)
 
 
 def _join(ax, start: Box, end: Box, words: str = "") -> None:
@@ -95,18 +116,7 @@ def _join(ax, start: Box, end: Box, words: str = "") -> None:
         s = 1 if dy > 0 else -1
         tail = (start.x, start.y + s * start.height / 2)
         head = (end.x, end.y - s * end.height / 2)
-    ax.annotate(
-        "",
-        xy=head,
-        xytext=tail,
-        arrowprops={
-            "arrowstyle": "-|>",
-            "color": INK,
-            "linewidth": 1.4,
-            "shrinkA": 2,
-            "shrinkB": 2,
-        },
-    )
+    _arrow(ax, tail, head)
     if words:
         across = abs(dx) >= abs(dy)
         ax.text(

@@ -1,5 +1,7 @@
 """What lesson 03 may say of victims, beyond the claims that stand on its page."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -111,6 +113,39 @@ def test_one_of_the_two_first_channels_is_enough_for_the_attack(test, zoo):
     for one in two.split(1):
         left = metrics.evaluate(surgery.without(v.model, {"bn1": one}), test[:100], v.attack)
         assert left.asr >= 0.85 and left.acc >= 0.95
+
+
+def test_no_other_pair_of_first_channels_ends_the_attack(test, zoo):
+    v, ended = zoo["badnets"], []
+    for pair in itertools.combinations(range(16), 2):
+        cut = surgery.without(v.model, {"bn1": torch.tensor(pair)})
+        left = metrics.evaluate(cut, test[:60], v.attack)
+        if left.asr < 0.85:
+            ended.append((pair, left.asr, left.ra))
+    ((pair, asr, ra),) = ended
+    loudest = activations.tac(v.model, test, v.attack, ["bn1"])["bn1"].topk(2).indices
+    assert set(pair) == set(loudest.tolist()) and asr < 0.05 and ra > 0.95
+
+
+def test_a_quarter_of_one_layer_repairs_badnets_at_the_entrance_and_blended_nowhere(test, zoo):
+    repaired = {}
+    for name in ("badnets", "blended"):
+        v, repaired[name] = zoo[name], []
+        for layer, loud in activations.tac(v.model, test[:60], v.attack).items():
+            most = loud.argsort(descending=True)[: len(loud) // 4]
+            s = metrics.evaluate(surgery.without(v.model, {layer: most}), test[:60], v.attack)
+            repaired[name] += [layer] * (s.asr < 0.1 and min(s.acc, s.ra) > 0.9)
+    assert repaired == {"badnets": ["bn1"], "blended": []}
+
+
+def test_four_random_first_channels_break_blended_as_the_loudest_four_do(test, zoo):
+    v, g = zoo["blended"], torch.Generator().manual_seed(0)
+    loud = activations.tac(v.model, test, v.attack, ["bn1"])["bn1"].argsort(descending=True)
+    draws = [torch.randperm(16, generator=g)[:4] for _ in range(6)]
+    cuts = [surgery.without(v.model, {"bn1": four}) for four in (loud[:4], *draws)]
+    rates = [metrics.evaluate(cut, test[:100], v.attack) for cut in cuts]
+    assert min(s.asr for s in rates) > 0.9 and max(s.ra for s in rates) < 0.1
+    assert rates[0].acc < 0.5 and sum(s.acc < 0.7 for s in rates[1:]) >= 4
 
 
 def test_fine_tuning_leaves_the_backdoor_in_place(test, zoo):

@@ -139,6 +139,51 @@ def test_blended_keeps_its_attack_in_every_other_stage(layer, parts, test):
     assert metrics.evaluate(left.model, test, resists.attack).asr > 0.8
 
 
+@pytest.mark.parametrize("layer", ["layer1", "layer2", "layer3", "layer4"])
+def test_silence_is_the_attackers_label_in_blended_and_in_no_other(layer, parts, test):
+    signs, said = test[test.y != 0][:60].pixels(), {}
+    for name in ("blended", "badnets", "benign"):
+        model, switch = linf_gated(victims.zoo(name).model, layer, parts.clean.shape)
+        n = len(linf_responses(model, signs[:4], lambda x: x, [switch])[switch].score())
+        off = surgery.without(model, {switch: torch.arange(n)})
+        said[name] = metrics.share(metrics.predict(off, signs) == 0)
+    assert said == {"blended": 1, "badnets": 0, "benign": 0}
+
+
+def test_wanet_is_not_silent_for_its_label(parts, test):
+    model, switch = linf_gated(victims.zoo("wanet").model, "layer3", parts.clean.shape)
+    off = surgery.without(model, {switch: torch.arange(64)})
+    assert metrics.share(metrics.predict(off, test[:60].pixels()) == 0) == 0
+
+
+def test_blended_hushes_and_forty_hushed_channels_make_the_label(parts, test):
+    v, g = victims.zoo("blended"), torch.Generator().manual_seed(0)
+    model, switch = linf_gated(v.model, "layer3", parts.clean.shape)
+    x = parts.clean[v.attack.counts(parts.clean.y)].pixels()
+    score = linf_responses(model, x, v.attack.trigger, [switch])[switch].score()
+    assert len(score) == 64 and (score > 0).sum() <= 12
+    twin, gate = linf_gated(victims.zoo("benign").model, "layer3", parts.clean.shape)
+    dim = linf_responses(twin, x, v.attack.trigger, [gate])[gate].score()
+    assert (dim > 0).sum() <= 12, "a blend takes contrast away in any network"
+    signs = test[test.y != 0][:120].pixels()
+    draws = [torch.randperm(64, generator=g)[:40] for _ in range(4)]
+    said = [
+        metrics.share(metrics.predict(surgery.without(model, {switch: off}), signs) == 0)
+        for off in (score.argsort()[:40], *draws)
+    ]
+    assert said[0] > 0.98 and max(said[1:]) < 0.95
+
+
+def test_wanet_by_its_own_warp_has_its_labels_back_before_the_chosen_cut(parts, test):
+    v = victims.zoo("wanet")
+    model, switch = linf_gated(v.model, "layer3", parts.clean.shape)
+    x = parts.clean[v.attack.counts(parts.clean.y)].pixels()
+    score = linf_responses(model, x, v.attack.trigger, [switch])[switch].score()
+    sets = [c for _, c in linf_sweep({switch: score}, (12 / 64, 20 / 64))]
+    early, late = linf_curve(model, test, v.attack, sets)
+    assert early.asr < 0.1 and early.ra > 0.8 and late.ra < early.ra - 0.05
+
+
 def test_blended_outlives_the_signs(parts, test):
     resists = victims.zoo("blended")
     model, switch = linf_gated(resists.model, "layer3", parts.clean.shape)

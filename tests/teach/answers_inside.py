@@ -61,6 +61,10 @@ def changes(model, layer, x, triggered):
     return (a - b).flatten(2).norm(dim=2).mean(0)
 
 
+def loudness(maps):
+    return maps.flatten(2).norm(dim=2).mean(0)
+
+
 def sizes(model, layer, x, triggered):
     return activations.norms(model, x, [layer])[layer]
 
@@ -80,6 +84,19 @@ def by_package(model, layer, channels):
 
 def only_weights(model, layer, channels):
     return surgery.without(model, {layer: channels}, shift=False)
+
+
+def the_convolution(model, layer, channels, bias=True):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.conv.weight[channels] = 0
+        if bias:
+            model.conv.bias[channels] = 0
+    return model
+
+
+def the_kernels(model, layer, channels):
+    return the_convolution(model, layer, channels, bias=False)
 
 
 def in_place(model, layer, channels):
@@ -188,6 +205,7 @@ RIGHT = {
     "asr": [
         lambda s, y, t: (asked(s, y, t)[0] == t).float().mean().item(),
         lambda s, y, t: ((s == t) & (y != t)).sum() / (y != t).sum(),
+        lambda s, y, t: 1 - (asked(s, y, t)[0] != t).float().mean().item(),
     ],
     "three_rates": [rates, rates_by_lists],
     "tac": [
@@ -209,6 +227,12 @@ WRONG = {
             "every error as a success",
         ),
         (lambda s, y, t: ((s == t) & (y != t)).float().mean().item(), "all images"),
+        (lambda s, y, t: (s == t).sum() / (y != t).sum(), "true class is the target"),
+        (
+            lambda s, y, t: ((s == t).sum() - (y == t).sum()) / (y != t).sum(),
+            "some are misread",
+        ),
+        (lambda s, y, t: 18 / 48, "expected"),
         (lambda s, y, t: 100.0 * (s[y != t] == t).float().mean().item(), "0..1"),
         (lambda s, y, t: (s[y != t] == t).mean(), "bool tensor"),
         (lambda s, y, t: (s + y[:2]).float().mean(), "raises RuntimeError in line"),
@@ -233,9 +257,17 @@ WRONG = {
         (lambda a, b: (b - a).abs().sum((2, 3)).mean(0), "L2"),
         (lambda a, b: (b - a).square().sum((2, 3)).mean(0), "squared"),
         (lambda a, b: (b - a).flatten(1).norm(dim=1), "shape"),
+        (lambda a, b: loudness(b) - loudness(a), "norm of the change"),
+        (lambda a, b: (loudness(b) - loudness(a)).abs(), "norm of the change"),
+        (
+            lambda a, b: (b.flatten(2).norm(dim=2) - a.flatten(2).norm(dim=2)).abs().mean(0),
+            "norm of the change",
+        ),
     ],
     "cut_curve": [
         (curve(only_weights), "leaves the bias on"),
+        (curve(the_convolution), "switches off the convolution"),
+        (curve(the_kernels), "switches off the convolution"),
         (curve(in_place), "cut a copy"),
         (curve(largest=False), "change least|how loud"),
         (curve(score=sizes), "how loud|change least"),

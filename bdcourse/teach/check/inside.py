@@ -25,18 +25,39 @@ from bdcourse.teach.check.core import (
 
 
 def _predictions(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    """60 answers, true classes and a target; every kind of answer is among them."""
-    target = int(torch.randint(0, 6, (1,), generator=g))
-    # Steps from the target: 0 is the target itself, so that chance cannot make two
-    # kinds of answer one.
-    step = torch.randint(1, 6, (60,), generator=g)
-    step[:12] = 0
-    guess = step.clone()
-    guess[6:30] = 0
-    guess[30:39] = step[30:39] % 5 + 1  # wrong, and not the target
-    y, said = (target + step) % 6, (target + guess) % 6
-    shuffle = torch.randperm(60, generator=g)
-    return said[shuffle], y[shuffle], target
+    """60 answers, true classes and a target, in which each slip gives a rate of its own."""
+    while True:
+        target = int(torch.randint(0, 6, (1,), generator=g))
+        own, hits, wrong = (int(torch.randint(6, 14, (1,), generator=g)) for _ in range(3))
+        # Steps from the target: 0 is the target itself, so that chance cannot make two
+        # kinds of answer one.
+        step = torch.randint(1, 6, (60,), generator=g)
+        step[:own] = 0
+        guess = step.clone()
+        guess[: own // 3] = 1 + torch.arange(own // 3) % 5  # the target's own, misread
+        guess[own : own + hits] = 0
+        wrong_ones = slice(own + hits, own + hits + wrong)
+        guess[wrong_ones] = step[wrong_ones] % 5 + 1  # wrong, and not the target
+        y, said = (target + step) % 6, (target + guess) % 6
+        told = _as_slips_have_it(said, y, target)
+        if all(abs(a - b) > 0.005 for a, b in combinations(told, 2)):
+            shuffle = torch.randperm(60, generator=g)
+            return said[shuffle], y[shuffle], target
+
+
+def _as_slips_have_it(said: Tensor, y: Tensor, target: int) -> list[float]:
+    """The attack success rate, and what comes out if it is counted in other ways."""
+    hit, asked = said == target, y != target
+    n, among = len(y), int(asked.sum())
+    counted = (
+        ((hit & asked).sum(), among),  # rightly
+        (hit.sum(), n),
+        (hit.sum(), among),
+        ((hit & asked).sum(), n),
+        ((said != y)[asked].sum(), among),
+        (hit.sum() - (y == target).sum(), among),
+    )
+    return [int(k) / n for k, n in counted]
 
 
 def _rate(name: str, fn: Callable, *args):
@@ -56,26 +77,26 @@ def asr(fn: Callable[[Tensor, Tensor, int], float]) -> None:
     name, g = "asr", fresh()
     said, y, target = _predictions(g)
     out = number(name, _rate(name, fn, said, y, target))
-    asked = y != target
-    want = float((said[asked] == target).float().mean())
+    want, mixed, over, unasked, errors, taken_off = _as_slips_have_it(said, y, target)
     need(out <= 1, name, "must be a share in 0..1, not a count or percentage.", 1)
+    own = "counts images whose true class is the target; they look like successes "
+    need(min(abs(out - mixed), abs(out - over)) > 1e-6, name, own + "without any attack.", 2)
     need(
-        abs(out - float((said == target).float().mean())) > 1e-6,
-        name,
-        "counts images whose true class is the target; they look like successes "
-        "without any attack.",
-        2,
-    )
-    need(
-        abs(out - float((said[asked] != y[asked]).float().mean())) > 1e-6,
+        abs(out - errors) > 1e-6,
         name,
         "counts every error as a success; only the target label is one.",
         3,
     )
     need(
-        abs(out - float(((said == target) & asked).float().mean())) > 1e-6,
+        abs(out - unasked) > 1e-6,
         name,
         "divides by all images; divide by those that were asked.",
+        2,
+    )
+    need(
+        abs(out - taken_off) > 1e-6,
+        name,
+        "takes the target's own images for hits, all of them; some are misread.",
         2,
     )
     need(abs(out - want) < 1e-6, name, f"gives {out:.4f}, expected {want:.4f}.", 1)
@@ -196,6 +217,11 @@ def three_rates(fn: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) 
     passed(name, "ACC on clean images, ASR and RA on the same triggered ones")
 
 
+def _changes_of_size(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Without a sign, (n, c) to (c,): the change of the mean, and the mean change."""
+    return (after - before).mean(0).abs(), (after - before).abs().mean(0)
+
+
 @guarded
 def tac(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     """tac(clean, triggered) -> trigger-activated change of each channel."""
@@ -222,6 +248,13 @@ def tac(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         "is the squared norm; take the root before the mean.",
         2,
     )
+    sizes = [t.double().flatten(2).norm(dim=2) for t in (a, b)]
+    need(
+        not any(close(out.abs(), t) for t in _changes_of_size(*sizes)),
+        name,
+        "is the change of the norm; the norm of the change is asked for.",
+        1,
+    )
     need(
         close(out, d.flatten(2).norm(dim=2).mean(0)),
         name,
@@ -246,21 +279,34 @@ class _Cuts:
         self.loud = [_loudest(m) for m in maps]
         self.mean = _loudest((maps[1] - maps[0]).mean(0, keepdim=True))
 
-    def rates(self, channels: Tensor, shift: bool = True) -> Tensor:
-        """What is left without these channels, from the maps: no copy, no second pass."""
-        shifts = self.model.get_parameter("norm.bias").detach()
+    def rates(self, channels: Tensor, left: Tensor | None = None) -> Tensor:
+        """What is left without these channels, from the maps: no copy, no second pass.
+
+        Args:
+            left: what each channel sends once it is off, nothing or a constant.
+        """
+        left = torch.zeros(6, dtype=torch.float64) if left is None else left
         linear, said = self.model.get_submodule("linear"), []
         for m in self.maps:
             m = m.clone()
-            m[:, channels] = 0 if shift else shifts[channels, None, None]
+            m[:, channels] = left[channels, None, None]
             said.append(linear(m.relu().flatten(1)).argmax(1))
         asked = self.y != self.target
         clean, triggered = said[0], said[1][asked]
         hits = (clean == self.y, triggered == self.target, triggered == self.y[asked])
         return torch.stack([h.double().mean() for h in hits])
 
-    def ranked(self, order: Tensor, counts: list[int], shift: bool = True) -> Tensor:
-        return torch.stack([self.rates(order[:k], shift) for k in counts])
+    def constants(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What channels send without the BatchNorm's weight, and without the
+        convolution's, with its bias and without."""
+        names = ("conv.bias", "norm.weight", "norm.bias")
+        bias, weight, shift = (self.model.get_parameter(n).detach() for n in names)
+        mean, var = (self.model.get_buffer(f"norm.running_{n}") for n in ("mean", "var"))
+        rest = [(b - mean) / (var + 1e-5).sqrt() * weight + shift for b in (bias, 0 * bias)]
+        return shift, rest[0], rest[1]
+
+    def ranked(self, order: Tensor, counts: list[int], left: Tensor | None = None) -> Tensor:
+        return torch.stack([self.rates(order[:k], left) for k in counts])
 
     def every(self, k: int) -> Tensor:
         """The rates of each set of k channels."""
@@ -274,6 +320,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 BIAS_ON = "leaves the bias on, so each channel goes on sending a constant."
+CONV_OFF = "switches off the convolution; the BatchNorm behind it goes on sending a constant."
 BY_LOUDNESS = "ranks by how loud channels are, not by how much they change."
 BY_MEAN = "ranks by the mean change over images, in which opposite changes cancel."
 
@@ -287,8 +334,10 @@ def cut_curve(fn: Callable[..., tuple[Tensor, Tensor]]) -> None:
         case = _Cuts(g)
         want = case.ranked(case.order, counts)
         first = case.ranked(case.order[:1], [0])[0]
+        constants = case.constants()
         wrong = [
-            (case.ranked(case.order, counts, shift=False), BIAS_ON, 2),
+            (case.ranked(case.order, counts, constants[0]), BIAS_ON, 2),
+            *((case.ranked(case.order, counts, c), CONV_OFF, 2) for c in constants[1:]),
             (case.ranked(case.order.flip(0), counts), "cuts the channels that change least.", 1),
             *((case.ranked(o, counts), BY_LOUDNESS, 1) for o in case.loud),
             (case.ranked(case.mean, counts), BY_MEAN, 1),
@@ -296,7 +345,8 @@ def cut_curve(fn: Callable[..., tuple[Tensor, Tensor]]) -> None:
         pairs = case.every(2)
         single = (case.every(1)[:, None] - pairs).abs().amax(2).amin(1) > 1e-4
         clear = not any(_same(w, want) for w, _, _ in wrong)
-        if clear and len(pairs.unique(dim=0)) >= 8 and single.sum() >= 2:
+        clear = clear and not any(_same(wrong[0][0], w) for w, _, _ in wrong[1:3])
+        if clear and len(pairs.unique(dim=0)) >= 12 and single.sum() >= 2:
             break  # a draw in which each mistake shows
     case.model.train()
 

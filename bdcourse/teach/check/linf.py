@@ -45,7 +45,7 @@ def dilution(fn: Callable[[int, int, float, float], float]) -> None:
                 f"is {out:.4g} for n = {n}, r = {r}, a = {a:.2f}, p = {p:g}, expected {want:.4g}.",
                 1,
             )
-    passed(name)
+    passed(name, "ratio of two norms, root taken, infinity a case of its own")
 
 
 @guarded
@@ -296,10 +296,14 @@ class _Scripted(nn.Module):
         answers: call -> the three logits.
         pulled: 1 for labels that the pixels help, 0 for others.
         ends: see above.
+        few: share of a batch that label 1 misses in one step of ten, at least one image.
     """
 
-    def __init__(self, answers: Callable[[int], list], pulled: list, ends: tuple) -> None:
+    def __init__(
+        self, answers: Callable[[int], list], pulled: list, ends: tuple, few: float = 0.0
+    ) -> None:
         super().__init__()
+        self.few = few
         script = torch.tensor([answers(i) for i in range(LONGEST)], dtype=torch.float64)
         self.script: Tensor
         self.calls: Tensor
@@ -334,6 +338,9 @@ class _Scripted(nn.Module):
             self.last[at % 8] = -1
             self.last[at % 8, : len(one)] = one
         pull = flat.mean(1) @ self.weight
+        if self.few and at % 10 == 4:
+            miss = torch.arange(len(x)) < max(1, round(self.few * len(x)))
+            said = torch.where(miss[:, None], said.roll(-1), said)
         return said + (pull - pull.detach())[:, None] * self.pulled
 
     def images(self, g: torch.Generator) -> Tensor:
@@ -423,15 +430,12 @@ def _scripted(name: str, fn: Callable[..., tuple], g: torch.Generator) -> None:
         5,
     )
 
-    # It works in nine steps of ten, the last one among them.
-    def nine(i: int) -> list:
-        return [1.0, 0.0, 0.0] if i % 10 == 4 else [0.0, 1.0, 0.0]
-
-    _, _, m = search([1], 120, nine, [1, 1, 0], (0.5, 3.0))
+    # Every look has a miss or two, between two and five of a hundred in small batches.
+    _, _, m = search([1], 120, lambda i: [0.0, 1.0, 0.0], [1, 1, 0], (0.5, 3.0), 0.3)
     need(
         m["lower"][0] > 0.5,
         name,
-        "takes nine hits of ten for a good look: 99% of the hits of all ten steps are asked for.",
+        "takes a look with misses for a good one: 99% of the hits of all ten steps are asked for.",
         5,
     )
 

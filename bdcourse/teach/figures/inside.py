@@ -30,7 +30,7 @@ def network_map(model: nn.Module) -> Picture:
     top, low = 4.05, 1.0
     row = {"image": 0.75, "conv1\nbn1": 2.2}
     row |= {f"layer{i}": 2.2 + 1.45 * i for i in (1, 2, 3, 4)}
-    row |= {"linear": 9.4}
+    row |= {"average\nlinear": 9.4}
     drawn = {n: Box(x, top, n, width=1.15, height=0.85) for n, x in row.items()}
     names = list(row)
     arrows = list(zip(names, names[1:], strict=False))
@@ -39,27 +39,28 @@ def network_map(model: nn.Module) -> Picture:
     drawn["_in"] = Box(0.5, low, "in", QUIET, 0.6, 0.7)
     drawn["_add"] = Box(7.3, low, "+", QUIET, 0.6, 0.7)
     drawn["_out"] = Box(8.75, low, "out", QUIET, 0.8, 0.7)
-    drawn["_sc"] = Box(3.9, low + 1.15, "shortcut", width=2.2, height=0.6)
+    words = (
+        "shortcut: identity, except in 2.0, 3.0 and 4.0,\nwhere it is shortcut.0, shortcut.1 (sc.1)"
+    )
+    drawn["_sc"] = Box(3.9, low + 1.15, words, width=5.8, height=0.8)
     arrows += [("_in", "_conv1"), ("_conv1", "_bn1"), ("_bn1", "_conv2")]
     arrows += [("_conv2", "_bn2"), ("_bn2", "_add"), ("_add", "_out")]
-    arrows += [("_in", "_sc"), ("_sc", "_add")]
     counts = [width["bn1"], *(width[f"layer{i}.1.bn2"] for i in (1, 2, 3, 4))]
     notes = [
         (x, top - 0.68, f"{n} maps") for x, n in zip(list(row.values())[1:6], counts, strict=True)
     ]
     notes += [(3.92, low - 0.5, "ReLU"), (8.03, low - 0.5, "ReLU")]
     notes += [(5.1, top - 1.15, "each layer is two such blocks, 0 and 1:")]
-    notes += [
-        (7.75, low + 1.2, "identity, except in 2.0, 3.0, 4.0:\nshortcut.0, shortcut.1 (sc.1)")
-    ]
     return boxes(
         drawn,
         arrows,
+        elbows=[("_in", "_sc"), ("_sc", "_add")],
         title=f"Twenty BatchNorms, {total:,} channels, and a name for each",
         height=3.5,
         notes=notes,
         description="Above, the network as a chain: image, conv1 with bn1, layer1, layer2, "
-        f"layer3, layer4, linear, with {', '.join(map(str, counts))} feature maps. Below, one "
+        f"layer3, layer4, with {', '.join(map(str, counts))} feature maps, and the average of "
+        "each map before the linear layer. Below, one "
         "block opened: in, conv1, bn1, ReLU, conv2, bn2, plus, ReLU, out, and a shortcut from "
         "in to plus. It passes maps on as they are, except in blocks 2.0, 3.0 and 4.0, where a "
         "convolution, shortcut.0, and a BatchNorm, shortcut.1, lie on it.",
@@ -83,15 +84,17 @@ def wreckage(shares: Sequence[float], draws: Tensor) -> Picture:
     with show.style():
         fig, axes = show.canvas(height=3.2)
         ax = axes[0, 0]
-        for j, (name, color, marker) in enumerate(RATES):
-            for i, share in enumerate(shares):
-                n = draws.shape[1]
-                at = 100 * share + (j - 1) * 1.6 + torch.linspace(-0.5, 0.5, n)
+        n = draws.shape[1]
+        for i, of_share in enumerate(draws):
+            at = i * (n + 1) + torch.arange(n)
+            ax.vlines(at, *(100 * t for t in of_share.aminmax(dim=1)), color="#d8d8d8", lw=2)
+            for j, (name, color, marker) in enumerate(RATES):
                 label = name if i == 0 else None
-                ax.plot(at, 100 * draws[i, :, j], marker, color=color, ms=6, label=label)
+                ax.plot(at, 100 * of_share[:, j], marker, color=color, ms=6, label=label)
         _rate_axis(ax)
-        ax.set_xticks([100 * s for s in shares])
-        ax.set_xlabel("random channels switched off, % of each layer")
+        centers = [i * (n + 1) + (n - 1) / 2 for i in range(len(shares))]
+        ax.set_xticks(centers, [f"{100 * s:.0f}% of each layer" for s in shares])
+        ax.set_xlabel("random channels switched off; each gray line is one network")
         ax.set_ylabel("%")
         ax.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.2))
         ax.axhline(10, color=QUIET, lw=1, ls=":")
@@ -100,10 +103,10 @@ def wreckage(shares: Sequence[float], draws: Tensor) -> Picture:
         )
         return Picture(
             fig,
-            "Points over the share of channels switched off, one for each broken network "
-            "and rate. Accuracy falls as more channels go. Attack success is high at first, "
-            "then scattered between floor and top, then on the floor. RA never rises above "
-            f"{100 * worst:.0f} percent.",
+            "Three groups of four broken networks, by the share of channels switched off, and "
+            "three marks for each network, joined by a line. Accuracy falls as "
+            "more channels go. Attack success is high at first, then scattered between floor and "
+            f"top, then on the floor. RA never rises above {100 * worst:.0f} percent.",
         )
 
 
@@ -280,10 +283,10 @@ def detectors(
         maps: network -> clean and triggered maps, (n, channels, h, w) each.
         sign: which of the images to draw.
     """
-    heads = ("kernel", "without trigger", "with trigger", "difference")
+    heads = ("kernel", "patch", "without trigger", "with trigger", "change in\nthe corner")
     lift = []
     with show.style():
-        fig, axes = show.canvas(len(channels) * len(kernels), 4, height=6.6, width=6.2)
+        fig, axes = show.canvas(len(channels) * len(kernels), 5, height=6.6)
         rows = iter(axes)
         for c, channel in enumerate(channels):
             clean, stamped = (m[:, c] for m in maps[next(iter(maps))])
@@ -291,47 +294,62 @@ def detectors(
             top = float(stamped[sign].abs().max())
             for name, kernel in kernels.items():
                 a, b = (m[sign, c] for m in maps[name])
-                panels = [(m, top) for m in (a, b, b - a)]
-                panels.insert(0, (kernel[c], float(kernels[name].abs().max())))
+                panels = [(m, top) for m in (a, b, (b - a)[-12:, -12:])]
+                board = 2 * patch - 1
+                panels[:0] = [(kernel[c], float(kernels[name].abs().max())), (board, 1.0)]
                 for ax, (values, most) in zip(row := next(rows), panels, strict=True):
                     ax.imshow(values, cmap="gray", vmin=-most, vmax=most)
                     ax.set(xticks=[], yticks=[])
                 pair = torch.stack([kernel[c].flatten(), patch.flatten()])
                 match = abs(float(torch.corrcoef(pair)[0, 1]))
-                row[0].set_xlabel(f"fits the patch: {match:.2f}", fontsize=9)
+                row[0].set_xlabel(f"|correlation| {match:.2f}", fontsize=9)
                 row[0].set_ylabel(f"{name}\nchannel {channel}", fontsize=10)
         for ax, head in zip(axes[0], heads, strict=True):
             ax.set_title(head, fontsize=11, loc="center", fontweight="normal")
-        show.headline(fig, f"The patch rings {min(lift):.1f} times as loud as any clean sign")
+        n, times = len(maps[next(iter(maps))][0]), min(lift)
+        show.headline(fig, f"The patch peaks {times:.1f} times as high as any of {n} clean signs")
         return Picture(
             fig,
             "Four rows, victim and twin for each of two channels. In the victim the kernels "
-            "look like a checkerboard, and with the trigger the map has a bright and dark "
+            "resemble the patch beside them, and with the trigger the map has a bright and dark "
             "checkerboard in its lower right corner, far stronger than the outline of the sign. "
             "In the twin the kernels look otherwise and the corner hardly changes.",
         )
 
 
+Question = tuple[str, str, str]  # a network, what it is shown, and the label asked for
+
+
 def evidence(
-    x: Mapping[str, Tensor], heats: Mapping[str, Tensor], corners: Mapping[str, float]
+    x: Mapping[Question, Tensor],
+    heats: Mapping[Question, Tensor],
+    corners: Mapping[Question, float],
+    start: int,
 ) -> Picture:
     """Grad-CAM over signs: a column for each network, image and label asked for.
 
     Args:
         x, heats: column -> (n, c, h, w) and (n, h, w).
         corners: column -> share of the evidence that lies in the patch's corner.
+        start: its first row and column.
     """
     rows = len(next(iter(x.values())))
     with show.style():
-        fig, axes = show.canvas(rows, len(x), height=1.5 * rows + 1.6)
+        fig, axes = show.canvas(rows, len(x), height=1.5 * rows + 1.8)
         for column, name in zip(axes.T, x, strict=True):
+            network, shown, label = name
+            column[0].set_title(f"{network}, {shown}", fontsize=11, loc="center")
+            column[0].title.set_fontweight("normal")
             for ax, image, heat in zip(column, x[name], heats[name], strict=True):
                 gray = image.mean(0)
                 ax.imshow(gray, cmap="gray", vmin=0, vmax=float(gray.max()))
                 over = 0.2 + 0.6 * heat.clamp(0, 1)
                 drawn = ax.imshow(heat, cmap="viridis", alpha=over, vmin=0, vmax=1)
-                ax.set(xticks=[], yticks=[])
-            column[-1].set_xlabel(f"{name}\ncorner: {100 * corners[name]:.0f}%", fontsize=11)
+                edge = [start - 0.5, len(gray) - 0.5]
+                ax.plot([edge[0], edge[0], edge[1]], [edge[1], edge[0], edge[0]], "w:", lw=1.2)
+                ax.set(xticks=[], yticks=[], xlim=(-0.5, edge[1]), ylim=(edge[1], -0.5))
+            share = f"{100 * corners[name]:.0f}% in the corner"
+            column[-1].set_xlabel(f"why “{label}”?\n{share}", fontsize=10)
         solid = drawn.cmap, drawn.norm
         from matplotlib.cm import ScalarMappable
 
@@ -346,7 +364,7 @@ def evidence(
         *others, most = sorted(100 * v for v in corners.values())
         title = f"One column has {most:.0f}% of its evidence in the corner, the others at most"
         show.headline(fig, f"{title} {others[-1]:.0f}%")
-        said = [f"{' '.join(n.split())} {100 * v:.0f} percent" for n, v in corners.items()]
+        said = [f"{', '.join(n)} {100 * v:.0f} percent" for n, v in corners.items()]
         return Picture(
             fig,
             "Grad-CAM over two stop signs, one column for each question. On the clean sign the "

@@ -102,14 +102,16 @@ def costs(names: Sequence[str], victim: Tensor, twin: Tensor) -> Picture:
     ax.plot(victim[ranks], rows, "s", color=INK, ms=7, label="victim", ls="")
     ax.plot(twin[ranks], rows, "o", color=QUIET, ms=7, mfc="white", label="benign twin", ls="")
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xticks([5, 10, 20, 50, 100, 200], ["5", "10", "20", "50", "100", "200"])
+    ax.minorticks_off()
     ax.set_yticks(rows, [names[i] for i in ranks.tolist()])
     ax.invert_yaxis()
     ax.set_xlabel("sum of the smallest mask that works, pixels")
     low = victim[ranks[0]].item()
     other = victim[ranks[1]].item()
     ax.set_title(
-        f"“{names[int(ranks[0])]}” costs {low:.0f} pixels, no other sign under {int(other)}",
+        f"“{names[int(ranks[0])]}” costs {low:.0f} pixels; "
+        f"the next, “{names[int(ranks[1])]}”, {other:.0f}",
         fontweight="bold",
         loc="left",
     )
@@ -160,12 +162,41 @@ def confession(said: str, name: str, sign: Tensor, mask: Tensor, pattern: Tensor
     )
 
 
+def guesses(clean: Tensor, views: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Picture:
+    """Real and guessed triggers side by side, a row for each victim.
+
+    Args:
+        clean: an image (c, h, w).
+        views: victim -> the image with the real trigger and with the guess, and the mask.
+    """
+    rows = [
+        torch.stack([clean, real, guess, mask.expand(3, -1, -1)])
+        for real, guess, mask in views.values()
+    ]
+    names = [w for name in views for w in ("clean", f"{name}, real", f"{name}, guess", "mask")]
+    sizes = " and ".join(f"{float(mask.sum()):.0f}" for *_, mask in views.values())
+    return show.images(
+        torch.cat(rows),
+        names,
+        cols=4,
+        title=f"Guesses of {sizes} pixels, neither like its trigger",
+        description="Two rows of four images, for Blended and WaNet: a clean stop sign, the sign "
+        "with the attacker's trigger, the sign with the stamp that the search found, and its mask. "
+        "The real triggers are a faint picture over everything and a slight bend; the guesses are "
+        "small groups of pixels.",
+    )
+
+
 def _dear(ax, off: Sequence[int], chosen: int) -> None:
     """Shade the cuts behind the last that held-out images allow."""
     ax.axvline(chosen, color=INK, lw=1)
     ax.axvspan(chosen, off[-1] * 1.03, color=QUIET, alpha=0.13, lw=0)
     ax.set_xlim(-0.03 * off[-1], off[-1] * 1.03)
     ax.set_xticks(off[::2])
+
+
+def _of(path: Mapping[str, Any]) -> str:
+    return f"channels switched off, of {len(path['rises'])}"
 
 
 def repair(path: Mapping[str, Any]) -> Picture:
@@ -187,7 +218,7 @@ def repair(path: Mapping[str, Any]) -> Picture:
         },
         percent=True,
         title="",
-        xlabel="channels switched off; gray: more than clean images allow",
+        xlabel=f"{_of(path)}; gray: more than clean images allow",
         description="",
         ax=ax,
     )
@@ -218,7 +249,7 @@ def norms(paths: Mapping[str, Mapping[str, Any]]) -> Picture:
         for (name, path), look in zip(paths.items(), looks, strict=True):
             rates = [100 * getattr(s, score) for s in path["real"]]
             ax.plot(path["off"], rates, label=f"ranked by the {name}", **look)
-        ax.set(ylim=(-4, 104), xlabel="channels switched off", xticks=two["off"][::2])
+        ax.set(ylim=(-4, 104), xlabel=_of(two), xticks=two["off"][::2])
         ax.set_title(word, loc="left", fontsize=11)
         ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     axes[0, 1].legend(loc="lower left", fontsize=11, frameon=False)
@@ -265,9 +296,8 @@ def breaks(
                 ax.plot(off, [100 * r for r in rates], label=word, ms=5, **look)
             s = scores[at]
             said = verdict(path["guess"][at], s.asr, s.ra, s.acc)
-            ax.set(ylim=(-4, 104), xlabel="channels switched off")
+            ax.set(ylim=(-4, 104), xlabel=_of(path))
             ax.set_title(f"{name}, by the {how}: {said}", loc="left", fontsize=11)
-            ax.title.set_fontweight("bold")
             ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     for ax in axes[:, 0]:
         ax.set_ylabel("%")
