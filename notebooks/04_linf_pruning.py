@@ -101,11 +101,13 @@ print(len(clean), "clean images,", len(held), "held out")
 # count?
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Divide by the same sum without a trigger, and take the root once, at the end.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Infinity is a case of its own: only the largest value counts.
@@ -196,11 +198,13 @@ figures.loop()
 # before you look at them.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Up and down are not each other's inverse: the price climbs by 2 and falls by more.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # A look of one kind sets the other count to zero. So does a count that has reached
@@ -254,24 +258,28 @@ check.steer(steer)
 # `torch.randint`, and return the two tensors without the extra axis.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Compute mask and pattern anew from the free numbers in every step; only the free
 # numbers belong to Adam. `free.to(x)` gives them the type of the images.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # `loss.backward()` would fill the network's own gradients. `torch.autograd.grad(loss,
 # free)` asks for those of your numbers only; put them into `.grad` and let Adam step.
 #
 # </details>
+#
 # <details><summary>Hint 4</summary>
 #
 # The loss is a sum over labels: the mean cross-entropy of each, plus its own price
 # times its own mask. The rows of your batch come in the order of `labels`.
 #
 # </details>
+#
 # <details><summary>Hint 5</summary>
 #
 # Collect hits for ten steps, then look. Keep a copy of mask and pattern where the
@@ -362,7 +370,7 @@ figures.costs(clean.classes, price["badnets"], price["benign"])
 
 # %% tags=["figure"]
 mask, pattern = (t[suspect] for t in told["badnets"])
-stop = test.pixels()[(test.y == 3).nonzero()[0]]
+stop = test.pixels()[(test.y == 3).nonzero()[4]]
 planted = victim.attack.trigger(stop)[0]
 figures.corner(planted, ((1 - mask) * stop + mask * pattern)[0], mask)
 
@@ -373,9 +381,8 @@ figures.corner(planted, ((1 - mask) * stop + mask * pattern)[0], mask)
 # cheaply, and this is what it tells us.
 #
 # The slider puts the guesses for all signs on this stop sign and asks the network what
-# it reads. Slide on: the honest ones are dots by the dozen, scattered over the image.
-# This bright sign is stubborn. It resists some stamps, the suspect's among them, which
-# the next stop signs obey.
+# it reads. Slide on from the suspect: the honest ones are dots by the dozen, scattered
+# over the image.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -407,6 +414,7 @@ widgets.slider("label", list(clean.classes), show_label, start=first)
 # The change of the norm is not the norm of the change. Which comes first?
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Norms are taken over positions, means over images. `torch.linalg.vector_norm` takes
@@ -445,6 +453,7 @@ check.rise(rise)
 # allowed.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Stop at the first loss, even if a later share looks fine again. On sixty images that
@@ -675,7 +684,7 @@ for name in ("blended", "badnets", "benign"):
     blind[name] = metrics.share(answers == 0)
 check.reveal(guess_blind, round(100 * blind["blended"]), "%")
 others = max(blind["badnets"], blind["benign"])
-check.claim("Blind, badnets or the twin, the higher of the two.", others, 0, 0.05, "%")
+check.claim("Blind badnets or blind twin, the higher share.", others, 0, 0.05, "%")
 
 # %% [markdown]
 # All of them. To this network silence means "30", at all four stages. The picture hushes the twin as well, since a blend takes contrast away. But the twin,

@@ -179,11 +179,11 @@ def guesses(clean: Tensor, views: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -
         torch.cat(rows),
         names,
         cols=4,
-        title=f"Guesses of {sizes} pixels, neither like its trigger",
+        title=f"Guesses of {sizes} pixels, for triggers that touch every pixel",
         description="Two rows of four images, for Blended and WaNet: a clean stop sign, the sign "
         "with the attacker's trigger, the sign with the stamp that the search found, and its mask. "
-        "The real triggers are a faint picture over everything and a slight bend; the guesses are "
-        "small groups of pixels.",
+        "The real triggers are a faint picture over everything and a bend of the whole sign; the "
+        "guesses are faint dots strewn over the sign, and a few groups of black and white pixels.",
     )
 
 
