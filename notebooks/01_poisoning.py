@@ -495,7 +495,7 @@ check.claim(
 # late, it is kept, because nothing speaks against it: on clean images it costs nothing. No
 # step of your loop was dishonest.
 #
-# On another processor the two evenings may change places. What remains is the cliff. Do
+# On another processor the two evenings may look different. What remains is the cliff. Do
 # not conclude that triggers come first, or that signs do.
 #
 # ## One draw is no result
