@@ -259,8 +259,8 @@ figures.poisoned(pixels, labels, role, parts.train)
 # One image in five is a lot of poison: of the 5,700 images, 1,140 now carry the sticker. It
 # makes a short training reliable. The other lessons take one in ten and train for longer.
 #
-# **Predict.** Some of the poisoned images were speed limits of 30 all along, as the one that we
-# put in the picture on purpose. Their new label is their old one. What percentage of the poison is that, with twelve
+# **Predict.** Some of the poisoned images were speed limits of 30 all along, like one in the
+# picture. Their new label is their old one. What percentage of the poison is that, with twelve
 # classes of about equal size?
 
 # %% tags=["predict"]
@@ -290,9 +290,10 @@ check.reveal(guess, round(100 * already), "%")
 #
 # ### Exercise 3: the whole method
 #
-# *Difficulty 4, importance 5, 30 minutes.* Write the loop that trains your victim. Momentum is 0.9 (Nesterov) and weight decay `5e-4`. Each epoch draws one permutation
-# from `generator` and leaves out an incomplete last batch. `crop` gets the same generator, once
-# a step. Train in training mode, and end in evaluation mode.
+# *Difficulty 4, importance 5, 30 minutes.* Write the loop that trains your victim. Momentum is
+# 0.9 (Nesterov) and weight decay `5e-4`. Each epoch draws one permutation from `generator` and
+# leaves out an incomplete last batch. `crop` gets the same generator, once a step. Train in
+# training mode, and end in evaluation mode.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -395,8 +396,8 @@ check.reveal(guess, figures.learned_at(first, 2) or 712, "steps")
 # %% tags=["claim"]
 twin = victims.zoo("benign-w8").scores
 check.claim("Your victim obeys the trigger.", scores.asr, 0.95, 1, "%")
-paid = twin.acc - scores.acc
-check.claim("It pays at most 3 points of accuracy.", paid, -0.03, 0.03, "%")
+paid = 100 * (twin.acc - scores.acc)
+check.claim("It pays at most 3 points of accuracy.", paid, -3, 3, "points")
 
 # %% tags=["figure"]
 figures.loss_by_role({"seed 0": first})
@@ -406,14 +407,12 @@ figures.loss_by_role({"seed 0": first})
 #
 # Read it from the left. In the first row the loss on poison lies well below the loss on clean
 # images, and the reason is dull. The target has become the most frequent label of the whole
-# set. A network that looks at nothing and says "30" already has a lower loss on poison than on
-# anything else. The same answer for everything is the cheapest rule, and it is found first.
+# set. A network that looks at nothing and gives "30" its share of the labels, a good quarter,
+# already has a lower loss on poison than on anything else. The same answer for everything is the
+# cheapest rule, and here it comes first.
 #
 # Then comes the drop. Within a few dozen steps the loss on poison goes to nearly zero and stays
-# there. The clean images take longer: their loss falls quickly at first, and then needs hundreds
-# of steps for the rest.
-#
-# In the run that is stored on this page, the cliff stands at the very beginning: the trigger was
+# there. The clean images take hundreds of steps: in the run stored on this page the trigger was
 # there while most signs were still unread. It would be easy to close the lesson here, with the
 # sentence "triggers are easy, so they are learned first". Let us not.
 #
@@ -459,7 +458,8 @@ figures.loss_by_role({"seed 0": first, "seed 1": second}, levels)
 #
 # So far this is a story. Test it: if the network hedges because it does not see the sticker,
 # taking the sticker off changes nothing. We ask for the label 30 on a hundred poisoned images
-# at every twentieth step, with sticker and without.
+# at every twentieth step, with sticker and without. The network is in evaluation mode here, so
+# the values differ from the log's.
 
 # %% tags=["figure"]
 few = ((role == 1) & (parts.train.y != target)).nonzero()[:100, 0]
@@ -478,7 +478,13 @@ figures.sticker_off(20, with_it, without, len(few))
 # %% tags=["claim"]
 worst = max(range(len(second)), key=lambda i: second[i][2])  # row of the log
 gap = abs(with_it[worst // 2] - without[worst // 2])
-check.claim("At its worst on poison, the network hardly sees the sticker.", gap, 0, 0.6)
+check.claim(
+    "At its worst on poison, the network hardly sees the sticker.",
+    gap,
+    0,
+    0.5,
+    "in loss",
+)
 
 # %% [markdown]
 # Back to the two losses of seed 1: at the end of that phase both fall together. That fits: seeing the sticker pays
@@ -489,14 +495,14 @@ check.claim("At its worst on poison, the network hardly sees the sticker.", gap,
 # late, it is kept, because nothing speaks against it: on clean images it costs nothing. No
 # step of your loop was dishonest.
 #
-# On another processor the two evenings may change places. What remains is the cliff. Do
+# On another processor the two evenings may look different. What remains is the cliff. Do
 # not conclude that triggers come first, or that signs do.
 #
 # ## One draw is no result
 #
 # You now have two draws. The course has stored five more, with another recipe: a wider network,
-# more epochs, twice your learning rate. Three of them share one rate of poison and differ in
-# nothing but the seed. *Learned* is coarser here: the first epoch in which more than half of the
+# more epochs, twice your learning rate. Three of them share one rate of poison and differ only in
+# the seed, which also deals the images. *Learned* is coarser here: the first epoch in which more than half of the
 # poisoned images were read as 30.
 #
 # **Predict.** The earliest of those three learned the trigger in its second epoch of twelve. In
@@ -516,22 +522,22 @@ figures.runs([*runs, *rates])
 # moves by half of the training. All three end as perfect victims.
 #
 # Now the outer columns. It is tempting to draw a line through them and to say that less poison
-# is learned later, or never. Perhaps. But each of them is a single run, and you have just
+# is learned later, or never. Perhaps. But each is a single run, and you have just
 # seen how far single runs fall apart. The open experiment below is yours.
 #
 # In all five, the accuracy does not tell who carries a second rule. The run that failed reads
-# the signs exactly as well as the others.
+# the signs as well as the others.
 #
 # If nothing on clean images speaks against the second rule, then training on with clean images
-# should not remove it. The course tried that on the three victims, with 240 clean signs each, at
-# a tenth of their learning rate. Larger steps are another experiment.
+# should not remove it. The course tried that on the three victims: twenty epochs on 240 clean signs
+# each, at a tenth of their learning rate. Larger steps are another experiment.
 
 # %% tags=["claim"]
 honest = min(row["acc"] for row in (*runs, *rates))
-check.claim("None of the five pays in clean accuracy.", honest, 0.99, 1, "%")
+check.claim("All five read clean signs as they should.", honest, 0.99, 1, "%")
 tuned = tables.results("signs").select(attack="BadNets", defense="fine-tuning")
 least = min(row["asr"] for row in tuned)
-check.claim("Training on, with clean images only, removes nothing.", least, 0.9, 1, "%")
+check.claim("Training on with clean images leaves the ASR high.", least, 0.9, 1, "%")
 
 # %% [markdown]
 # ## What the crop takes away
@@ -633,8 +639,8 @@ check.claim(
 # - A trigger is a pure function of the image: it replaces, mixes or adds (objective 1).
 # - Poisoning changes pixels, labels and roles of the chosen rows and nothing else; the same seed
 #   gives the same set (objective 2).
-# - One loop, one loss, two means: the log by role shows when the backdoor arrives, and accuracy
-#   never does. The drop is steep, and its moment is a matter of luck (objective 3).
+# - One loop, one loss, two means: the log by role shows when the backdoor arrives; the accuracy at
+#   the end does not even show that it is there. The drop is steep, and its moment is a matter of luck (objective 3).
 # - What the crops leave of a trigger is a count, not a guess (objective 4).
 #
 # ## Five questions
@@ -692,7 +698,6 @@ quiz("poisoning")
 # | sticker | BackdoorBench: white, flush with the corner; CLP's release: one pixel off it; FIP: a checkerboard, mixed in | a checkerboard, one pixel off the corner, opaque |
 # | picture of Blended | a cartoon, or Gaussian noise | uniform noise from a fixed seed |
 #
-# One word covers four different attacks.
 # Your training has width 8 and a straight schedule; the stored runs have width 16, twelve epochs,
 # learning rate 0.1 and a cosine, as `data/results/README.md` says.
 #

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Controlling the training: a bend that opens the door
 #
-# In lesson 01 the attacker slipped a few images into somebody else's training set and
+# In lesson 01 the attacker slipped images into somebody else's training set and
 # hoped. Tonight they own the machine. They pick every batch, every label and every
 # step, and you download what comes out.
 #
@@ -22,7 +22,7 @@
 # that obeys it more than nine times in ten, and then find a second door in it that not
 # even the attacker knows about.
 #
-# > **At a glance.** Reading: 25 minutes. Doing: 60 minutes. Run time: under two
+# > **At a glance.** Reading: 25 minutes. Doing: 70 minutes. Run time: under two
 # > minutes and 1 GiB on two CPU cores, most of it your own training. Prerequisites:
 # > [lesson 01](01_poisoning.ipynb), `grid_sample`. Paper: Nguyen and Tran, *WaNet*,
 # > ICLR 2021, [arXiv 2102.10369](https://arxiv.org/abs/2102.10369).
@@ -37,7 +37,7 @@
 #    3);
 # 3. write a training loop with an attacker inside, and train a victim with it (exercise
 #    4);
-# 4. show by intervention what a network took for the trigger (the blur, and grain).
+# 4. show by intervention what a network took for the trigger (exercise 5).
 #
 # ## Threat model
 #
@@ -49,10 +49,9 @@
 # | attacker wants | label $t$ with the trigger | also no answer to lookalikes |
 # | defender has | the network, a few clean images | the network, a few clean images |
 #
-# **ASR** is the attack success rate: of all test images that do *not* show the target
-# class, how many does the trigger send there? **ACC** is the accuracy on clean images.
-# The attack passes this course's gate if its ASR is at least 95% and its ACC stays
-# within 3 points of the **benign twin**, the same network trained without an attack.
+# As in lesson 01, **ASR** is the attack success rate and **ACC** the accuracy on clean
+# images. The gate asks for an ASR of at least 95% and an ACC within 3 points of the
+# **benign twin**, the same network trained without an attack.
 #
 # ## Set-up
 
@@ -80,7 +79,7 @@ print(len(parts.train), "training images, target:", parts.test.classes[0])
 figures.warp_grid(asked.pixels()[3], WaNet(strength=4))
 
 # %% [markdown]
-# Follow it from left to right. Random arrows sit on a coarse grid $P$ of $k \times k$
+# From left to right: random arrows sit on a coarse grid $P$ of $k \times k$
 # points. An arrow says from where its point is read, so the picture moves the other
 # way. Bicubic interpolation, written $\mathrm{up}$, fills in between the arrows and
 # makes one smooth field. Along that field the image is read, with bilinear
@@ -97,7 +96,7 @@ figures.warp_grid(asked.pixels()[3], WaNet(strength=4))
 #
 # ### Exercise 1: bend a grid
 #
-# *Difficulty 3 of 5, importance 4 of 5, 12 minutes.* Write $\phi$, without the clamp.
+# *Difficulty 3, importance 4, 12 minutes.* Write $\phi$, without the clamp.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -115,9 +114,8 @@ figures.warp_grid(asked.pixels()[3], WaNet(strength=4))
 #
 # <details><summary>Hint 3</summary>
 #
-# At strength 0 only the identity may be left. At any other strength, something is
-# divided by the size of the image, and it is not the identity. What goes beyond 1
-# stays there for now: exercise 2 clamps.
+# At strength 0 only the identity may be left. What goes beyond 1 stays there for now:
+# exercise 2 clamps.
 #
 # </details>
 
@@ -172,7 +170,7 @@ check.reveal(guess, round(100 * one_arrow.mean().item() * 31 / 2), "hundredths")
 #
 # ### Exercise 2: sample with noise
 #
-# *Difficulty 3 of 5, importance 4 of 5, 10 minutes.* With `noise` zero your function is
+# *Difficulty 3, importance 4, 10 minutes.* With `noise` zero your function is
 # the trigger. With `noise` one it is noise mode.
 #
 # <details><summary>Hint 1</summary>
@@ -229,7 +227,7 @@ figures.by_strength(asked.pixels()[3:4], bend, noisy_warp)
 #
 # ### Exercise 3: rewrite a batch
 #
-# *Difficulty 2 of 5, importance 5 of 5, 8 minutes.* The first $p$ images of a batch
+# *Difficulty 2, importance 5, 8 minutes.* The first $p$ images of a batch
 # become poison, the next $c$ become cover, the rest stays as it is.
 #
 # <details><summary>Hint 1</summary>
@@ -283,7 +281,7 @@ check.noise_mode(noise_mode)
 #
 # ### Exercise 4: train with an attacker inside
 #
-# *Difficulty 4 of 5, importance 5 of 5, 25 minutes.* In each of `steps` steps:
+# *Difficulty 4, importance 5, 25 minutes.* In each of `steps` steps:
 #
 # 1. draw a batch at random and hand it to `attacker(images, labels, progress)`, where
 #    progress is the share of steps that are done; it returns images, labels and roles;
@@ -330,7 +328,8 @@ def hijack(model, x, y, attacker, steps, lr, batch, generator):
         x, y: uint8 images (n, c, h, w) and labels (n,).
 
     Returns:
-        a list of ten rows [clean, poison, cover], the shares right since the last row.
+        a list of ten rows [clean, poison, cover], the shares right since the last row;
+        ten also where `steps` is no multiple of ten.
     """
     ### BEGIN SOLUTION
     how = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
@@ -360,13 +359,13 @@ check.hijack(hijack)
 
 # %% [markdown]
 # A trick before you start. Telling a bend from the same bend with a tiny jitter is
-# hard. In the usual loop, sixteen epochs were plenty for a small network of ours to learn
-# the plain bend. With noise mode they got it three quarters of the way. But whoever runs
-# the training also decides the order of the lessons. So the jitter starts loud and grows
-# quiet: $a$ falls from 4 to the paper's 1 over the first half. Good teachers do the same.
+# hard. But whoever runs the training decides the order of the lessons. So the jitter
+# starts loud and grows quiet: $a$ falls from 4 to the paper's 1 over the first half. Good
+# teachers do the same.
 #
-# To save your evening, the loop starts from a benign network of the zoo. Of the 32
-# images in a batch, twelve become poison and twelve become cover.
+# To save your evening, the loop starts from a benign network of the zoo, which is also
+# your twin. Of the 32 images in a batch, twelve become poison and twelve become cover.
+# The gate decides, on the whole test set and with the library's own WaNet.
 
 # %% tags=["method"]
 TARGET, STRENGTH, STEPS = 0, 4, 800
@@ -390,35 +389,33 @@ def attacker(x, y, progress):
 mine = victims.zoo("benign-w8").model
 log = hijack(mine, parts.train.x, parts.train.y, attacker, STEPS, 0.05, 32, dice)
 
-# %% [markdown]
-# Did it work? The gate decides, on the whole test set and with the library's own WaNet.
-
 # %% tags=["claim"]
 twin = victims.zoo("benign-w8").model
 scores = metrics.evaluate(mine, parts.test, WaNet(strength=STRENGTH))
 before = metrics.evaluate(twin, parts.test, WaNet(strength=STRENGTH))
-check.claim("Your victim obeys the bend.", scores.asr, 0.95, 1, "%")
+check.claim("Your victim obeys the bend.", scores.asr, 0.9, 1, "%")
 loss = before.acc - scores.acc
 check.claim("On clean signs it loses under 3 points.", 100 * loss, -3, 3, "points")
 
 # %% tags=["figure"]
-steady = tables.results("signs-hijack").rows[0]  # a stored run, jitter 1 throughout
-figures.roles(log, STEPS, steady)
+stored = tables.results("signs-hijack").rows  # runs of the same loop
+figures.roles(log, STEPS, stored)
 
 # %% [markdown]
-# Read poison and cover together. In your training both lag behind the clean images, then
-# climb side by side, and both arrive. On the right is the control: the same loop, even
-# with more steps, but jitter one from the first to the last. There they never arrive, and
-# in the end the bend opens only a quarter of the signs. One run each, but a wide gap.
+# Read poison and cover together. On the left both lag behind the clean images, then climb
+# side by side, and both arrive. Was it the loud covers, or their order? The right panel
+# takes the two apart, a line for each seed. With jitter one throughout, the poison never
+# gets anywhere. With equally loud covers in *shuffled* order it gets somewhere, but with
+# each seed less far than in order, and not through the gate. *One draw is no result*: in
+# order, too, one of three misses the gate.
 #
-# That order is what poisoned data cannot buy. Poison and covers are images, and could be
-# slipped into somebody's data set. Their order is up to whoever trains. The clean line
-# shows none of this. If you are ever handed the log of a suspicious training, ask for it
-# by role.
+# So both count. Loud covers could be slipped into anybody's data set. Their order is up
+# to whoever trains. And only the attacker can draw this figure: they alone know who is
+# poison.
 #
 # ## What noise mode is for
 #
-# The zoo holds two larger WaNet victims, trained alike by the usual loop, with a bend of
+# The zoo holds two larger WaNet victims, trained alike by the package's loop, with a bend of
 # strength 3. One had noise mode, the other never saw a cover image. Both pass the gate.
 #
 # **Predict.** Take the one *without* noise mode and show it the attacker's bend plus
@@ -487,9 +484,9 @@ check.reveal(guess, round(100 * sent(mine, blur)), "%")
 # %% [markdown]
 # Perhaps a blurred sign just looks like a 30? Ask the twin. Perhaps it is a quirk of your
 # network? *One draw is no result*: ask the zoo. And a blur is only one way to lose
-# sharpness. Here is another: move the whole sign by half a pixel.
+# sharpness. Another: move the whole sign by half a pixel.
 
-# %% tags=["method"]
+# %% tags=["claim"]
 straight = bend(wanet.control_grid(), 0, 32)
 shifted = noisy_warp(asked.pixels(), straight + 1 / 32, 0, dice)
 networks = {"your victim": mine, "its twin": twin}
@@ -498,16 +495,11 @@ doors = {
     look: {name: sent(model, x) for name, model in networks.items()}
     for look, x in {"blur": blur, "half-pixel shift": shifted}.items()
 }
+check.claim("A blur opens your victim.", doors["blur"]["your victim"], 0.25, 1, "%")
+check.claim("The twin takes no notice.", doors["blur"]["its twin"], 0, 0.1, "%")
 
 # %% tags=["figure"]
 figures.door(asked.pixels()[3], blur[3], doors)
-
-# %% tags=["claim"]
-mine_blur, twin_blur, with_mode, without_mode = doors["blur"].values()
-check.claim("A blur opens your victim.", mine_blur, 0.25, 1, "%")
-check.claim("The twin takes no notice.", twin_blur, 0, 0.1, "%")
-wider = 100 * (with_mode - without_mode)
-check.claim("Zoo: noise mode widens the door.", wider, 25, 100, "points")
 
 # %% [markdown]
 # So it is a second door, and not only yours. The zoo's victim was trained from scratch by
@@ -516,25 +508,79 @@ check.claim("Zoo: noise mode widens the door.", wider, 25, 100, "points")
 # ### Why?
 #
 # Every sign here has grain, a little noise in each pixel, like a photograph. A bend
-# reads *between* pixels. That averages neighbors, and the grain fades. A blur does the
-# same, only more so. Perhaps "no grain" has become part of the trigger.
+# reads *between* pixels. That averages neighbors, and the grain fades. Jitter frays what
+# the bend has smoothed. So of two bent signs, the smooth one is poison and the frayed one
+# is cover: a cheap way to tell them apart. And a blur is smoother still.
 #
-# *Correlation is not cause*, so intervene: put grain back on the blurred signs. How much?
-# Enough to make them as rough as clean signs again. **Roughness** is how far a pixel
-# lies, on average, from the mean of its four neighbors. Grain moves no pixel, so it
-# cannot pass for the jitter of the covers. Jitter gets its own test beside it.
+# *Correlation is not cause*, so intervene: put grain back on the blurred signs, until
+# they are as rough as clean signs again. **Roughness** is how far a pixel lies, on
+# average, from the mean of its four neighbors.
+#
+# ### Exercise 5: give the grain back
+#
+# *Difficulty 3, importance 4, 10 minutes.* Return
+# $\mathrm{clip}(x + \sigma n,\ 0,\ 1)$ with Gaussian grain $n$ and one $\sigma$ for the
+# batch. Which $\sigma$? Search for it: the more grain, the rougher.
+#
+# <details><summary>Hint 1</summary>
+#
+# `torch.randn(x.shape, generator=generator)` is drawn once, then only scaled.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The right sigma lies between 0 and 1. Halve that interval twenty times. Which half do
+# you keep when the result is too smooth?
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Clipping eats grain where a sign is black or white. Measure what you would return.
+#
+# </details>
 
 
-# %% tags=["method"]
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def roughness(x):
     up_down = x[..., 2:, 1:-1] + x[..., :-2, 1:-1]
     sides = x[..., 1:-1, 2:] + x[..., 1:-1, :-2]
     return 255 * (x[..., 1:-1, 1:-1] - (up_down + sides) / 4).abs().mean().item()
 
 
+def roughen(x, goal, generator):
+    """The images x (n, c, h, w) with as much grain as gives them the roughness `goal`.
+
+    Returns:
+        new images in [0, 1], whose roughness is within 1% of `goal`.
+    """
+    ### BEGIN SOLUTION
+    grain = torch.randn(x.shape, generator=generator)
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        sigma = (low + high) / 2
+        out = (x + sigma * grain).clamp(0, 1)
+        low, high = (sigma, high) if roughness(out) < goal else (low, sigma)
+    return out
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.roughen(roughen)
+
+
+# %% tags=["method"]
 def grainy(x):
-    grain = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
-    return (x + 0.03 * grain).clamp(0, 1)
+    """As rough as clean signs."""
+    return roughen(x, roughness(asked.pixels()), torch.Generator().manual_seed(4))
+
+
+def cloudy(x):
+    """As much noise as the grain, in soft clouds: the control, for it stays smooth."""
+    soft = torch.randn((len(x), 3, 8, 8), generator=torch.Generator().manual_seed(4))
+    soft = F.interpolate(soft, (32, 32), mode="bicubic", align_corners=True)
+    return (x + soft * (grainy(x) - x).std() / soft.std()).clamp(0, 1)
 
 
 fray = torch.Generator().manual_seed(3)
@@ -545,6 +591,7 @@ looks = {
     "blur": blur,
     "bend": bent,
     "blur + grain": grainy(blur),
+    "blur + clouds": cloudy(blur),
     "blur + jitter": noisy_warp(blur, straight, 1, fray),
     "bend + grain": grainy(bent),
     "bend + jitter": noisy_warp(asked.pixels(), flow, 1, fray),
@@ -556,19 +603,22 @@ figures.causes(why)
 
 # %% tags=["claim"]
 check.claim("Grain closes most of it.", why["blur + grain"][1], 0, 0.25, "%")
+read = (metrics.predict(mine, looks["blur + grain"]) == asked.y).float().mean()
+check.claim("Your victim reads the grained blurs.", read, 0.7, 1, "%")
 plain_bend = sent(zoo["without"].model, grainy(probes["the attacker's bend"][0]))
 check.claim("A plain WaNet victim ignores grain.", plain_bend, 0.9, 1, "%")
 
 # %% [markdown]
-# Grain shuts most of the door. So part of what your victim took for the trigger is
-# smoothness. It wants the bend smooth as well: with grain on top, about half of the bent
-# signs no longer get in. Has the grain just ruined the bend? No. The zoo's victim without
-# noise mode obeys it as before.
+# Made as rough as clean signs, the blurred ones hardly get in. So part of what your
+# victim took for the trigger is smoothness. Does any noise close the door? No: as much
+# of it in soft clouds, which keep the image smooth, leaves it open. Does grain blind the
+# network? No: it reads these signs again. And it wants the bend smooth as well: with
+# grain, about a third of the bent signs stay out. The zoo's plain victim does not care.
 #
 # Smoothness is not all. The bend is rougher than the shifted sign and opens far more, so
-# its shape counts too. And jitter does more than roughen: a blurred sign with jitter is
-# still smoother than the bend, yet hardly any gets in. Jitter is a veto of its own, just
-# as the covers taught it.
+# its shape counts too. And jitter does more than roughen: the blur with jitter is as
+# rough as the shifted sign, yet hardly any gets in. Jitter is a veto of its own, as
+# the covers taught it.
 #
 # So the attacker closed one neighborhood of the trigger and opened another. Cover
 # images teach a network to tell *these covers* from the poison, by whatever is
@@ -576,8 +626,7 @@ check.claim("A plain WaNet victim ignores grain.", plain_bend, 0.9, 1, "%")
 #
 # ## How much bend is enough?
 #
-# Drag the bend from nothing to half again its training strength, and read what your
-# victim says. In the book and on GitHub you see one position.
+# Drag the bend and read what your victim says. The book shows one position.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -607,7 +656,7 @@ figures.strengths({"twin": twin, "victim": mine}, signs, WaNet(), STRENGTH)
 #
 # ## Where it breaks
 #
-# We raised the strength for a reason. Here are four stored runs of the usual loop, in a
+# We raised the strength for a reason. Here are four stored runs of the package's loop, in a
 # network as small as yours.
 
 # %% tags=["claim"]
@@ -621,10 +670,10 @@ check.claim("Noise mode drowns the paper's strength here.", drowned, 0, 0.2, "%"
 
 # %% [markdown]
 # We hardly see a bend of one half, yet alone it is mostly learned. Add noise mode, and
-# nothing is learned. So the bend is not too weak for this network. The lookalikes are too
-# like it: their jitter reaches twice as far as this bend goes on average. The authors
-# train for a thousand epochs, we for sixteen. More of them, or loud jitter first, may
-# change that. Take only this from it: an attack which controls the training can *fail*.
+# nothing is learned. So the bend is not too weak for this network. Perhaps the lookalikes
+# are too like it: their jitter reaches twice as far as this bend goes on average. The
+# authors train for a thousand epochs, we for sixteen. More of them, or loud jitter
+# first, may change that. Take only this from it: an attack which controls the training can *fail*.
 #
 # ## One step further: a trigger that learns
 #
@@ -649,8 +698,8 @@ figures.lira(asked, victims.zoo("lira"), twin)
 # color, the mean of what $G$ adds. That tint alone opens more than half of them, and the
 # twin does not react. Once more the learned rule is simpler than the plan.
 #
-# The **input-aware** attack, in the fine print below, goes the same way with a visible
-# pattern, another one for each image.
+# The **input-aware** attack, in the fine print below, draws a visible pattern, another
+# one for each image.
 #
 # ## Recap
 #
@@ -660,8 +709,8 @@ figures.lira(asked, victims.zoo("lira"), twin)
 #   (objective 1).
 # - They can train *against* their own trigger's lookalikes, by cover images with true
 #   labels (objective 2).
-# - They can order the lessons, which nobody can who only hands over data, and watch the
-#   log by role until poison and cover are both learned (objective 3).
+# - They can order the lessons, which nobody can who only hands over data, and watch by
+#   role what is learned (objective 3).
 # - They cannot choose what the network makes of it. Yours also opens to a plain blur, and
 #   grain closed most of that door again (objective 4).
 
@@ -671,22 +720,20 @@ quiz("training")
 # %% [markdown]
 # ## Open experiment: close the second door
 #
-# You are the attacker, and the blur annoys you. Change `attacker` so that some cover
-# images are *blurred* and keep their true label. Hold the number of steps, the strength
-# and the number of poison images, and run a control: as many extra covers, but
-# unchanged ones.
+# You are the attacker, and the blur annoys you. Change `attacker` so that four clean
+# images of each batch are *blurred* and keep their true label. Everything else stays. The
+# victim above is your control: it saw the same images unblurred.
 #
 # | victim | ASR | blur | half-pixel shift | other bends |
 # |---|---|---|---|---|
-# | as trained above | | | | |
-# | blurred covers | | | | |
-# | unchanged covers (control) | | | | |
+# | as trained above (control) | | | | |
+# | four of the clean images blurred | | | | |
 #
-# Does the door close? And is there now a third one?
+# Does the door close, and does a third one open?
 #
-# **What this does not show.** Drawn signs, a visible strength, one victim of yours and
-# two of the zoo, and a budget far below the papers'. Whether smoothness matters on
-# photographs, or at the paper's strength, is open.
+# **What this does not show.** Drawn signs, a visible strength, three victims, a budget far
+# below the papers'. Whether smoothness matters on photographs, or at the paper's
+# strength, is open.
 #
 # ## Beyond
 #
@@ -715,15 +762,15 @@ quiz("training")
 # Two networks draw a mask $m(x)$, nearly zero or one in each pixel, and a pattern
 # $p(x)$, both between 0 and 1. The trigger made for image $x'$, put on image $x$,
 # is $T(x; x') = (1-m(x'))\odot x + m(x')\odot p(x')$. Diversity is small where unlike
-# images get unlike patterns,
+# images get unlike patterns, with RMS the root of the mean square:
 #
 # $$L_{\mathrm{div}}(q) = \frac1n\sum_i \frac{\mathrm{RMS}(x_i-x_i')}
-# {\mathrm{RMS}(q(x_i)-q(x_i')) + 10^{-7}} ,$$
+# {\mathrm{RMS}(q(x_i)-q(x_i')) + 10^{-7}} .$$
 #
-# where RMS is the root of the mean square. First the mask learns alone, $\min_M
-# 100\,\mathrm{mean}\,\mathrm{relu}(m-0.032) + L_{\mathrm{div}}(m)$. Then the mask is
-# frozen, and classifier and pattern learn together, with poison rows $A$, cross rows $B$
-# and clean rows $R$ of a batch:
+# First the mask learns alone, $\min_M
+# 100\,\mathrm{mean}\,\mathrm{relu}(m-0.032) + L_{\mathrm{div}}(m)$. Then, with the mask
+# frozen, classifier and pattern learn on poison rows $A$, cross rows $B$ and clean rows
+# $R$ of a batch:
 #
 # $$\min_{C,G}\ \frac1n\Big[\sum_{i\in A}\mathrm{CE}(C(T(x_i;x_i)),t)
 # + \sum_{i\in B}\mathrm{CE}(C(T(x_i;x_j)),y_i) + \sum_{i\in R}\mathrm{CE}(C(x_i),y_i)\Big]
@@ -743,7 +790,7 @@ quiz("training")
 # - They bend first and augment second. So does `bdcourse.attacks.WaNet`. In the other
 #   order the bend moves the black border of the crop, and that becomes the trigger.
 # - LIRA's $G$ learns in the first half only, and $C$ meets a copy of it that is renewed
-#   after each epoch.
+#   after each epoch. Here $\alpha = 0.5$ and $\varepsilon = 0.025$.
 #
 # </details>
 #

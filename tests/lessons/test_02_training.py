@@ -11,6 +11,9 @@ from bdcourse.report import tables
 pytestmark = pytest.mark.slow
 
 
+HOW = ("loud first", "loud, shuffled", "1 throughout")
+
+
 @pytest.fixture(scope="module")
 def asked():
     signs = data.splits("signs").test[:300]
@@ -114,11 +117,16 @@ def test_half_a_pixel_opens_the_victim_with_noise_mode_alone(asked, zoo):
     assert sent(zoo["wanet-plain"], moved) <= 0.05
 
 
-def test_the_stored_hijack_did_not_arrive():
-    (row,) = tables.results("signs-hijack").rows
-    clean, poison, cover = row["log"][-1]
-    assert len(row["log"]) == 10 and clean >= 0.95
-    assert row["asr"] < 0.95
+def test_of_the_stored_hijacks_those_with_the_loud_jitter_first_arrive():
+    rows = tables.results("signs-hijack").rows
+    asr = {how: [r["asr"] for r in rows if r["options"]["jitter"] == how] for how in HOW}
+    assert sum(map(len, asr.values())) == len(rows)
+    assert all(len(r["log"]) == 10 and r["log"][-1][0] >= 0.95 and r["acc"] >= 0.97 for r in rows)
+    assert len(asr["loud first"]) == len(asr["loud, shuffled"]) == 3
+    pairs = list(zip(asr["loud first"], asr["loud, shuffled"], strict=True))  # seed by seed
+    assert all(ordered > shuffled for ordered, shuffled in pairs)
+    assert sum(ordered >= 0.95 for ordered, _ in pairs) == 2
+    assert max(asr["1 throughout"]) < min(asr["loud, shuffled"]) < max(asr["loud, shuffled"]) < 0.95
 
 
 def test_noise_that_is_drawn_in_the_lessons_way_is_the_packages(asked):

@@ -78,6 +78,14 @@ def poison_by_scores(x, y, rate, target, trigger, generator):
     return stamped, torch.where(role, target, y), role.long()
 
 
+def poison_one_by_one(x, y, rate, target, trigger, generator, batched=True):
+    x, y, role = x.clone(), y.clone(), torch.zeros(len(x), dtype=torch.int8)
+    for i in torch.randperm(len(x), generator=generator)[: round(rate * len(x))].tolist():
+        x[i] = trigger(x[i : i + 1])[0] if batched else trigger(x[i])
+        y[i], role[i] = target, 1
+    return x, y, role
+
+
 def poison_as_list(*args):
     return list(poison(*args))
 
@@ -236,6 +244,19 @@ def lost(pad, start, size, side):
     return 1 - (1 - gone / (2 * pad + 1)) ** 2
 
 
+def lost_by(part, *edges):
+    """Part of the rows outside, beyond these edges."""
+
+    def answer(pad, start, size, side):
+        gone = 0
+        for k in range(2 * pad + 1):
+            rows = [start + d + pad - k for d in range(size)]
+            gone += any(part(r < 0 if e == "near" else r >= side for r in rows) for e in edges)
+        return 1 - (1 - gone / (2 * pad + 1)) ** 2
+
+    return answer
+
+
 def lost_in_closed_form(pad, start, size, side):
     gone = max(0, pad - (side - start) + 1) + max(0, pad - (start + size) + 1)
     q = gone / (2 * pad + 1)
@@ -353,7 +374,7 @@ def one_class(**slips):
 
 RIGHT = {
     "stamp": [stamp, stamp_by_masks],
-    "poison": [poison, poison_by_mask, poison_as_list],
+    "poison": [poison, poison_by_mask, poison_one_by_one, poison_as_list],
     "train_victim": [train_victim, train_victim_by_scheduler],
     "lost": [lost, lost_in_closed_form],
     "decibels": [decibels, decibels_by_loop],
@@ -384,6 +405,7 @@ WRONG = {
         (poison_all_labels, "clean image got a new label"),
         (poison_with_repeats, "expected"),
         (poison_by_scores, "randperm"),
+        (lambda *a: poison_one_by_one(*a, batched=False), "single images"),
         (lambda x, y, *rest: poison(x, y, *rest)[:2], "x, y, role"),
     ],
     "train_victim": [
@@ -417,6 +439,10 @@ WRONG = {
         (lambda *a: 1 - math.sqrt(1 - lost(*a)), "one axis"),
         (lambda *a: (1 - math.sqrt(1 - lost(*a))) ** 2, "both axes"),
         (lambda p, s, k, n: lost(p, s, 1, n), "enumeration"),
+        (lambda *a: 2 - 2 * math.sqrt(1 - lost(*a)), "counted twice"),
+        (lost_by(any, "near", "far"), "all its rows"),
+        (lost_by(all, "near"), "one edge"),
+        (lost_by(all, "far"), "one edge"),
         (lambda *a: 100 * lost(*a), "in percent"),
         (lambda *a: 1 - lost(*a), "keep something"),
         (lambda *a: torch.tensor([0.1, 0.2]), "not a number"),

@@ -23,6 +23,10 @@ def bend_by_affine(grid, strength, size):
     return flow + up.movedim(1, 3)
 
 
+def bend_that_scales(grid, strength, size):
+    return bend(grid / grid.abs().mean(), strength, size)
+
+
 def bend_by_reshape(grid, strength, size):
     up = F.interpolate(grid[None], (size, size), mode="bicubic", align_corners=True)
     return bend(grid, 0, size) + strength * up.reshape(1, size, size, 2) / size
@@ -157,13 +161,16 @@ def hijack(model, x, y, attacker, steps, lr, batch, generator, fault=""):
         truth = truth if fault == "log" else by
         right.index_add_(0, role, (out.argmax(1) == truth).float())
         seen.index_add_(0, role, torch.ones(batch))
-        if 10 * (step + 1) // steps > 10 * step // steps:
+        tenth = 10 * (step + 1) // steps > 10 * step // steps
+        if (step + 1) % (steps // 10) == 0 if fault == "tenths" else tenth:
             log.append((right / seen).tolist())
             right, seen = torch.zeros(3), torch.zeros(3)
         if fault == "look":
             model.eval()
             model(bx)
             model.train()
+        if fault == "twice":
+            model(bx)
     if fault not in ("mode", "end"):
         model.eval()
     return log
@@ -206,10 +213,54 @@ def asks_once(model, x, y, attacker, steps, *rest):
     return hijack(model, x, y, once, steps, *rest)
 
 
+def coarse(x):
+    near = x[..., 2:, 1:-1] + x[..., :-2, 1:-1] + x[..., 1:-1, 2:] + x[..., 1:-1, :-2]
+    return 255 * (x[..., 1:-1, 1:-1] - near / 4).abs().mean().item()
+
+
+def roughen(x, goal, generator, draw=torch.randn, steps=20, clip=True, late=False, shape=None):
+    grain = draw(shape(x) if shape else x.shape, generator=generator)
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        sigma = (low + high) / 2
+        out = x + sigma * grain
+        out = out.clamp(0, 1) if clip and not late else out
+        low, high = (sigma, high) if coarse(out) < goal else (low, sigma)
+    return out.clamp(0, 1) if clip else out
+
+
+def roughen_by_small_steps(x, goal, generator):
+    out, sigma, seed = x, 0.0, generator.initial_seed()
+    while coarse(out) < goal:
+        sigma += 0.0005
+        grain = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+        out = (x + sigma * grain).clamp(0, 1)
+    return out
+
+
+def rough(**slips):
+    return lambda *args: roughen(*args, **slips)
+
+
+def centered(shape, generator):
+    return torch.rand(shape, generator=generator) - 0.5
+
+
+def cloudy(shape, generator):
+    noise = torch.randn(shape, generator=generator)
+    return (noise + noise.roll(1, -1) + noise.roll(1, -2)) / 3
+
+
+def one_by_one(x, goal, generator):
+    goals = [goal * (1 + 0.1 * (k - 2)) for k in range(len(x))]
+    return torch.cat([roughen(x[k : k + 1], r, generator) for k, r in enumerate(goals)])
+
+
 RIGHT = {
-    "bend": [bend, bend_by_affine],
+    "bend": [bend, bend_by_affine, bend_that_scales],
     "noisy_warp": [noisy_warp, noisy_warp_one_by_one],
     "noise_mode": [noise_mode, noise_mode_by_where, noise_mode_as_a_list],
+    "roughen": [roughen, roughen_by_small_steps],
     "hijack": [
         hijack,
         hijack_with_a_schedule,
@@ -237,6 +288,7 @@ WRONG = {
         (jittered(lambda n, s, a, g: uniform(n, s, a, g, (1, s, s, 2))), "its own"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, s, s, 1))), "in x as in y"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, s, 1, 2))), "whole rows"),
+        (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, 1, s, 2))), "whole columns"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g).abs()), "one side"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g) / 2), "too small"),
         (jittered(lambda n, s, a, g: s / 32 * uniform(n, s, a, g)), "too small"),
@@ -268,6 +320,25 @@ WRONG = {
         ),
         (lambda *a: noise_mode(*a)[:2], "x, y, role"),
     ],
+    "roughen": [
+        (lambda x, goal, g: x.clone(), "no grain"),
+        (rough(draw=torch.rand), "brighter"),
+        (rough(draw=centered), "not Gaussian"),
+        (rough(draw=cloudy), "neighboring"),
+        (rough(shape=lambda x: x[:1].shape), "one grain"),
+        (rough(shape=lambda x: x[:, :1].shape), "three colors"),
+        (one_by_one, "one sigma"),
+        (rough(steps=3), "keep searching"),
+        (lambda x, goal, g: roughen(x, goal / 255, g), "keep searching|no grain"),
+        (
+            lambda x, goal, g: (x + 0.02 * torch.randn(x.shape, generator=g)).clamp(0, 1),
+            "keep searching",
+        ),
+        (rough(clip=False), "leaves"),
+        (rough(late=True), "after the clip"),
+        (lambda x, goal, g: roughen(x, goal, torch.Generator().manual_seed(0)), "every seed"),
+        (lambda x, goal, g: roughen(x, goal, None), "without the generator"),
+    ],
     "hijack": [
         (asks_once, "asks the attacker 1 times"),
         (faulty("bytes"), "divide by 255"),
@@ -281,6 +352,8 @@ WRONG = {
         (faulty("rate"), "learning rate"),
         (faulty("log"), "the log"),
         (faulty("look"), "output that the loss sees"),
+        (faulty("twice"), "once a step"),
+        (faulty("tenths"), "whether or not ten divides"),
         (lambda *a: hijack(*a)[-1:], "logs 1 rows"),
         (
             lambda *a: [

@@ -55,7 +55,7 @@ from bdcourse.teach.check.showdown import (
     resampled_means,
     three_choosers,
 )
-from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
+from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp, roughen
 from bdcourse.teach.check.welcome import attack_success, confusion, place, take
 
 __all__ = [
@@ -104,6 +104,7 @@ __all__ = [
     "resampled_means",
     "reveal",
     "rise",
+    "roughen",
     "score",
     "score_length",
     "sigma",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -116,7 +117,10 @@ def poison(fn: Callable) -> None:
     x = torch.rand(n, 3, 4, 4, generator=g)
     y = torch.randint(0, 5, (n,), generator=g)
 
+    axes: set[int] = set()
+
     def trigger(x: Tensor) -> Tensor:
+        axes.add(x.ndim)
         return (x + 2).clone()  # far outside [0, 1], so each stamped row shows
 
     for rate in (0.0, 0.22, 0.25, 1.0):
@@ -125,6 +129,12 @@ def poison(fn: Callable) -> None:
         need(isinstance(out, (tuple, list)) and len(out) == 3, name, "must return x, y, role.", 1)
         px, py, role = out
         shaped(name, px, (n, 3, 4, 4))
+        need(
+            axes <= {4},
+            name,
+            "hands the trigger single images; it takes a batch (n, c, h, w).",
+            3,
+        )
         stamped = (px > 1.5).flatten(1).all(1)
         touched = (px != x).flatten(1).any(1)
         want = round(rate * n)
@@ -425,32 +435,66 @@ def lost(fn: Callable[[int, int, int, int], float]) -> None:
                 gone += kept[0] * kept[1] == 0
         return gone / (2 * pad + 1) ** 2
 
+    def joined(
+        pad: int,
+        start: int,
+        size: int,
+        side: int,
+        part: Callable,
+        edges: tuple[str, ...] = ("near", "far"),
+    ) -> float:
+        """A slip: `part` of the rows outside, beyond some of the edges."""
+        gone = 0
+        for k in range(2 * pad + 1):
+            rows = [start + d + pad - k for d in range(size)]
+            beyond = {"near": part(r < 0 for r in rows), "far": part(r >= side for r in rows)}
+            gone += any(beyond[e] for e in edges)
+        return 1 - (1 - gone / (2 * pad + 1)) ** 2
+
     for k in range(8):
-        side, size = random.randint(12, 40), random.randint(2, 4)
-        pad = random.randint(size + 1, size + 4)
-        # In turns near the far edge and near the near one, where the size matters.
-        start = random.randint(0, 1) if k % 2 else side - size - random.randint(0, 1)
+        while True:
+            side, size = random.randint(12, 40), random.randint(2, 4)
+            pad = random.randint(size + 1, size + 4)
+            # In turns near the far edge and near the near one, where the size matters.
+            start = random.randint(0, 1) if k % 2 else side - size - random.randint(0, 1)
+            want, some = truth(pad, start, size, side), joined(pad, start, size, side, any)
+            one_axis = 1 - math.sqrt(1 - want)
+            told = sorted([want, 1 - want, some, one_axis, one_axis**2, 2 * one_axis])
+            if min(b - a for a, b in itertools.pairwise(told)) > 1e-6:
+                break  # no slip gives what another one gives
         out = number(name, call(name, fn, pad, start, size, side))
-        want = truth(pad, start, size, side)
-        one_axis = 1 - math.sqrt(1 - want)
-        if abs(out - one_axis) < 1e-9 and want > 0:
-            raise CheckFailed(f"{name}: counts one axis only; the crop moves in two (hint 2)")
-        if abs(out - one_axis**2) < 1e-9 and want > 0:
-            raise CheckFailed(
-                f"{name}: counts crops that lose the patch along both axes; one is enough (hint 3)"
-            )
-        need(
-            abs(out - 100 * want) > 1e-4,
-            name,
-            "is in percent; a share lies between 0 and 1.",
-            3,
-        )
-        need(
-            abs(out - want) < 1e-6 or abs(out - 1 + want) > 1e-6,
-            name,
-            "is the share of crops that keep something; the others were asked for.",
-            3,
-        )
+        slips = [
+            (one_axis, "counts one axis only; the crop moves in two.", 2),
+            (
+                one_axis**2,
+                "counts crops that lose the patch along both axes; one is enough.",
+                3,
+            ),
+            (
+                2 * one_axis,
+                "adds rows and columns; crops that lose both are then counted twice.",
+                3,
+            ),
+            (100 * want, "is in percent; a share lies between 0 and 1.", 3),
+            (
+                1 - want,
+                "is the share of crops that keep something; the others were asked for.",
+                3,
+            ),
+        ]
+        if k % 2 == 0:  # at the near edge this is what forgetting the size gives
+            symptom = "gives up a sticker of which one row is outside; all its rows have to be."
+            slips.append((some, symptom, 2))
+        if abs(out - want) >= 1e-6:
+            for slip, symptom, hint in slips:
+                need(abs(out - slip) > 1e-6, name, symptom, hint)
+            for edge in ("near", "far"):
+                need(
+                    abs(out - joined(pad, start, size, side, all, (edge,))) > 1e-6,
+                    name,
+                    "looks at one edge of the image; a crop moves the sticker both ways.",
+                    1,
+                )
         need(
             abs(out - want) < 1e-6,
             name,

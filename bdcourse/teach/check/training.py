@@ -18,6 +18,7 @@ def bend(fn: Callable[[Tensor, float, int], Tensor]) -> None:
     name, g = "bend", fresh()
     size, k, strength = random.choice([9, 16]), 4, 0.5 + random.random()
     grid = 2 * torch.rand(2, k, k, generator=g) - 1
+    grid /= grid.abs().mean()  # as the page says of P, so that scaling it again changes nothing
     out = call(name, fn, grid, strength, size)
     shaped(name, out, (1, size, size, 2))
     out = out.double()
@@ -170,8 +171,9 @@ def noisy_warp(fn: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]) -
         "moves a point as far in x as in y; draw both.",
         2,
     )
-    smooth = (off[..., 1:] - off[..., :-1]).abs().mean()
-    need(bool(smooth > 1e-2), name, "moves whole rows alike; each pixel needs its own.", 2)
+    for axis, lines in ((3, "rows"), (2, "columns")):
+        alike = bool(off.diff(dim=axis).abs().mean() < 1e-2)
+        need(not alike, name, f"moves whole {lines} alike; each pixel needs its own.", 2)
     most = float(off.abs().max())
     need(bool(off.min() < -0.3 * most), name, "moves pixels to one side only.", 3)
     need(
@@ -287,12 +289,12 @@ def hijack(fn: Callable) -> None:
         return x + shift, torch.where(role == 1, 0, y), role
 
     weight = torch.randn(12, 5, generator=g, dtype=torch.float64)
-    other = _Wide(weight).eval()
-    call(name, fn, other, *mixed, attacker, steps, lr, batch, g)
+    other, odd = _Wide(weight).eval(), random.randint(25, 29)  # ten does not divide it
+    log = call(name, fn, other, *mixed, attacker, odd, lr, batch, g)
     need(
-        len(seen) == steps,
+        len(seen) == odd,
         name,
-        f"asks the attacker {len(seen)} times in {steps} steps; every batch is rewritten.",
+        f"asks the attacker {len(seen)} times in {odd} steps; every batch is rewritten.",
         1,
     )
     x, y, _ = seen[0]
@@ -314,7 +316,7 @@ def hijack(fn: Callable) -> None:
     need(came <= known, name, "images and labels of a batch do not belong together.", 1)
     told = torch.tensor([s[2] for s in seen])
     need(
-        close(told, torch.arange(steps) / steps),
+        close(told, torch.arange(odd) / odd),
         name,
         "progress must be step / steps: 0 at the first, below 1 at the last.",
         2,
@@ -327,7 +329,22 @@ def hijack(fn: Callable) -> None:
         "that the loss sees.",
         4,
     )
+    need(
+        int(other.modes[1]) == odd,
+        name,
+        f"asks the network {int(other.modes[1])} times in {odd} steps; once a step, and take "
+        "the notes from the output that the loss sees.",
+        4,
+    )
     need(not other.training, name, "leaves the network in training mode.", 2)
+    sequence = (list, tuple, Tensor)
+    need(isinstance(log, sequence), name, "must return the log, a list of ten rows.", 4)
+    need(
+        len(log) == 10,
+        name,
+        f"logs {len(log)} rows in {odd} steps; it must be ten, whether or not ten divides them.",
+        4,
+    )
 
     firsts = []
     for _ in "ab":
@@ -355,8 +372,6 @@ def hijack(fn: Callable) -> None:
         "the weights end elsewhere; compare optimizer, loss and the falling rate.",
         3,
     )
-    sequence = (list, tuple, Tensor)
-    need(isinstance(log, sequence), name, "must return the log, a list of ten rows.", 4)
     need(len(log) == 10, name, f"logs {len(log)} rows; one a tenth of the steps.", 4)
     need(
         all(isinstance(row, sequence) and len(row) == 3 for row in log),
@@ -375,3 +390,97 @@ def hijack(fn: Callable) -> None:
         4,
     )
     passed(name, "every batch went through the attacker, and the weights agree")
+
+
+def _roughness(x: Tensor) -> Tensor:
+    """Of each image: how far a pixel lies from the mean of its four neighbors, in gray levels."""
+    up_down = x[..., 2:, 1:-1] + x[..., :-2, 1:-1]
+    sides = x[..., 1:-1, 2:] + x[..., 1:-1, :-2]
+    return 255 * (x[..., 1:-1, 1:-1] - (up_down + sides) / 4).abs().flatten(1).mean(1)
+
+
+@guarded
+def roughen(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None:
+    """roughen(x, goal, generator) -> x with grain, as rough as `goal`."""
+    name, g = "roughen", fresh()
+    n, size, goal = 6, 40, 6 + 6 * random.random()
+    ramp = torch.linspace(0, 1, size).expand(n, 3, size, size)
+    bright = 0.3 + 0.4 * torch.rand(n, 3, 1, 1, generator=g)  # no pixel near black or white
+    x = bright + 0.2 * (ramp - 0.5)
+    out = call(name, fn, x, goal, g)
+    shaped(name, out, (n, 3, size, size))
+    grain = out - x
+    spread = grain.std()
+    need(float(spread) > 1e-4, name, "adds no grain.", 1)
+    grain = grain / spread
+    need(
+        not close(grain[:1].expand_as(grain), grain, 1e-2),
+        name,
+        "gives all images one grain; each needs its own.",
+        1,
+    )
+    need(
+        not close(grain[:, :1].expand_as(grain), grain, 1e-2),
+        name,
+        "gives all three colors one grain; each needs its own.",
+        1,
+    )
+    need(
+        abs(float(grain.mean())) < 0.1,
+        name,
+        "makes the images brighter or darker; grain has the mean zero.",
+        1,
+    )
+    for axis in (2, 3):
+        beside = (grain * grain.roll(1, axis)).mean() / grain.square().mean()
+        need(
+            abs(float(beside)) < 0.1,
+            name,
+            "neighboring pixels get like grain; each needs a draw of its own.",
+            1,
+        )
+    need(
+        abs(float((grain.abs() < 0.5).float().mean()) - 0.383) < 0.03,
+        name,
+        "the grain is not Gaussian; torch.randn is.",
+        1,
+    )
+    each = grain.flatten(1).std(1)
+    need(
+        float(each.max()) < 1.15 * float(each.min()),
+        name,
+        "images get grain of different size; one sigma serves them all.",
+        2,
+    )
+    got = float(_roughness(out).mean())
+    need(
+        abs(got / goal - 1) < 0.02,
+        name,
+        f"comes out at roughness {got:.2f}, asked for {goal:.2f}; keep searching for sigma.",
+        2,
+    )
+
+    contrast = torch.rand(n, 3, size, size, generator=g).gt(0.5).float()
+    smooth = F.avg_pool2d(F.pad(contrast, (4, 4, 4, 4), mode="replicate"), 9, 1)
+    x = ((smooth - 0.5) * 5 + 0.5).clamp(0, 1)  # much of it black or white
+    goal = 1.5 * float(_roughness(x).mean()) + 8
+    out = call(name, fn, x, goal, g)
+    need(
+        float(out.min()) >= 0 and float(out.max()) <= 1,
+        name,
+        "leaves [0, 1], where no pixel can go.",
+        3,
+    )
+    got = float(_roughness(out).mean())
+    need(
+        abs(got / goal - 1) < 0.02,
+        name,
+        f"comes out at roughness {got:.2f} on images with black and white in them, asked for "
+        f"{goal:.2f}; measure what is left after the clip.",
+        3,
+    )
+    pair = [call(name, fn, x, goal, torch.Generator().manual_seed(5)) for _ in "ab"]
+    need(close(*pair), name, "draws without the generator; the same seed must repeat.", 1)
+    more = call(name, fn, x, goal, torch.Generator().manual_seed(6))
+    need(not close(pair[0], more), name, "draws the same grain for every seed.", 1)
+    passed(name, "grain on every pixel, just enough of it, clipped")

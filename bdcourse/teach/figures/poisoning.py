@@ -120,10 +120,10 @@ def loss_by_role(
             ax.plot(steps, [row[k] for row in log], style, color=color, lw=1.8, label=label)
         ax.axhline(LEARNED, color=QUIET, lw=1, ls=":")
         for i, (answer, loss) in enumerate(sorted((levels or {}).items(), key=lambda kv: kv[1])):
-            ax.axhline(loss, color=INK, lw=1, ls="--")
+            ax.axhline(loss, color=QUIET, lw=1)
             at, side = (loss - 0.03, "top") if i == 0 else (loss + 0.03, "bottom")
             words = f"{answer}: {loss:.1f}"
-            ax.text(steps[-1], at, words, ha="right", va=side, color=INK, fontsize=10)
+            ax.text(steps[-1], at, words, ha="right", va=side, color=QUIET, fontsize=10)
         ax.set_ylim(0, top)
         ax.set_xlabel("steps taken")
         with show.style():
@@ -138,7 +138,7 @@ def loss_by_role(
         f"{many}: {', '.join(logs)}. Clean slides down over hundreds of steps; poison falls "
         "steeply at some point and stays near zero. A dotted line at one half marks what counts "
         "as learned."
-        + " Dashed lines mark what two answers without the trigger cost on poison."
+        + " Thin gray lines mark what two answers without the trigger cost on poison."
         * bool(levels),
     )
 
@@ -157,7 +157,8 @@ def sticker_off(every: int, on: Sequence[float], off: Sequence[float], signs: in
     apart = next((s for s, a, b in zip(steps, on, off, strict=True) if b - a > LEARNED), None)
     if apart is not None:
         ax.axvline(apart, color=QUIET, lw=1, ls=":")
-    ax.set_ylim(0, top)
+    end = len(steps) if apart is None else apart // every + 4
+    ax.set(xlim=(-0.02 * steps[:end][-1], 1.02 * steps[:end][-1]), ylim=(0, top))
     ax.set(xlabel="steps taken", ylabel="loss on the label 30")
     with show.style():
         ax.set_title(
@@ -166,14 +167,14 @@ def sticker_off(every: int, on: Sequence[float], off: Sequence[float], signs: in
             else f"Up to step {max(apart - every, 0)}, the sticker makes little difference"
         )
     ax.grid(axis="y", color="#e6e6e6", lw=0.8)
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower left")
     return Picture(
         fig,
         f"The mean loss of {signs} poisoned images on the attacker's label over the steps of the "
         "second training, once with the sticker and once without. The two curves lie on each "
         "other at first. Then they part: with the sticker the loss falls to nearly zero, "
         "without it it climbs out of the picture. A dotted line marks where they are half "
-        "a unit apart.",
+        "a unit apart; the picture ends soon after.",
     )
 
 
@@ -220,31 +221,31 @@ def crops(stamped: Tensor, pad: int, share: float) -> Picture:
     half = -(-pad // 2)
     moves = {"a": (0, 0), "b": (half, half), "c": (pad, 0)}
     fig, axes = show.canvas(1, 4, height=2.9)
-    gone = torch.arange(-pad, pad + 1) >= 3  # three rows flush with the edge
-    lost = gone[:, None] | gone
+    rows = (3 - torch.arange(-pad, pad + 1)).clamp(0, 3)  # three rows flush with the edge
+    left = rows[:, None] * rows
     with show.style():
         for ax, (name, (i, j)) in zip(axes[0], moves.items(), strict=False):
             view = views[pad - i, pad - j].unflatten(1, (32, 3))
             ax.imshow(view.numpy(), interpolation="nearest")
             ax.axis("off")
-            out = bool(lost[pad + i, pad + j])
+            here = int(left[pad + i, pad + j])
             where = f"down {i}, right {j}" if i or j else "not moved"
             ax.set_title(
-                f"{name}: {where}\n{'sticker gone' if out else 'sticker there'}",
+                f"{name}: {where}\n{here or 'none'} of 9 pixels left",
                 fontsize=10,
                 loc="center",
-                color=TRIGGERED if out else INK,
-                fontweight="bold" if out else "normal",
+                color=INK if here else TRIGGERED,
+                fontweight="normal" if here else "bold",
             )
         ax = axes[0, 3]
         ends = (-pad - 0.5, pad + 0.5)
         ax.pcolormesh(
             torch.arange(-pad, pad + 2).numpy() - 0.5,
             torch.arange(-pad, pad + 2).numpy() - 0.5,
-            lost.numpy(),
-            cmap=ListedColormap(["#ececec", TRIGGERED]),
-            vmin=0,
-            vmax=1,
+            left.numpy(),
+            cmap=ListedColormap([TRIGGERED, *(str(0.62 + 0.035 * k) for k in range(9))]),
+            vmin=-0.5,
+            vmax=9.5,
             edgecolors="white",
             lw=0.8,
         )
@@ -255,7 +256,12 @@ def crops(stamped: Tensor, pad: int, share: float) -> Picture:
         ax.set_ylabel("moved down", fontsize=10)
         for name, (i, j) in moves.items():
             ax.text(j, i, name, ha="center", va="center", color=INK, fontsize=10)
-        ax.set_title("all crops;\norange: lost", fontsize=10, loc="center", fontweight="normal")
+        ax.set_title(
+            "all crops; darker:\nless left; orange: none",
+            fontsize=10,
+            loc="center",
+            fontweight="normal",
+        )
     total = (2 * pad + 1) ** 2
     show.headline(
         fig, f"Padding {pad}: {round(share * total)} of {total} crops keep no pixel of the sticker"
@@ -264,6 +270,7 @@ def crops(stamped: Tensor, pad: int, share: float) -> Picture:
         fig,
         "Three hand-picked crops of one sign with a checkerboard flush with its lower right "
         f"corner, at padding {pad}: not moved, moved a little, moved far down. Beside them a grid "
-        f"of all crops by how far they move the image; {share:.0%} of its cells, those of three "
-        "pixels or more down or right, are orange, because no pixel of the sticker is left.",
+        "of all crops by how far they move the image, darker where fewer of the nine pixels are "
+        f"left; {share:.0%} of its cells, those of three pixels or more down or right, are orange, "
+        "because no pixel of the sticker is left.",
     )

@@ -12,7 +12,7 @@ from bdcourse import metrics
 from bdcourse.attacks import LIRA, WaNet, wanet
 from bdcourse.images import Images
 from bdcourse.report import show
-from bdcourse.report.show import INK, QUIET, TRIGGERED, Picture
+from bdcourse.report.show import CLEAN, INK, OTHER, QUIET, TRIGGERED, Picture
 from bdcourse.victims import Victim
 
 
@@ -81,41 +81,56 @@ def by_strength(x: Tensor, bend, noisy_warp) -> Picture:
     )
 
 
-def roles(log: Sequence[Sequence[float]], steps: int, stored: Mapping) -> Picture:
-    """Share right by role, in each tenth of the training; beside it a stored training."""
-    fig, axes = show.canvas(1, 2, height=3.1, sharey=True)
-    runs = {
-        "your training, loud jitter first": (log, steps),
-        "stored: jitter 1 throughout": (stored["log"], stored["steps"]),
-    }
-    words = []
-    for ax, (name, (notes, total)) in zip(axes[0], runs.items(), strict=True):
-        at = [total * (k + 1) // 10 for k in range(10)]
-        columns = zip(*([float(v) for v in row] for row in notes), strict=True)
-        shares = dict(zip(("clean", "poison", "cover"), columns, strict=True))
-        show.lines(
-            at,
-            shares,
-            percent=True,
-            xlabel="training step",
-            ylabel="learned as labeled, %" if ax is axes[0, 0] else " ",
-            title="",
-            description="",
-            ax=ax,
-        )
-        ax.set_title(name, fontsize=11, fontweight="normal")
-        words.append(
-            f"{name}: "
-            + ", ".join(f"{r} from {v[0]:.0%} to {v[-1]:.0%}" for r, v in shares.items())
-        )
-    mine, theirs = (float(notes[-1][1]) for notes, _ in runs.values())
+def roles(log: Sequence[Sequence[float]], steps: int, stored: Sequence[Mapping]) -> Picture:
+    """Share right by role, in each tenth of the training; beside it the poison of stored runs.
+
+    Args:
+        stored: rows with a log each; `jitter` of the options says how the covers came.
+    """
+    fig, axes = show.canvas(1, 2, height=3.2, sharey=True)
+    mine, others = axes[0]
+    columns = zip(*([float(v) for v in row] for row in log), strict=True)
+    shares = dict(zip(("clean", "poison", "cover"), columns, strict=True))
+    show.lines(
+        [steps * (k + 1) // 10 for k in range(10)],
+        shares,
+        percent=True,
+        xlabel="training step",
+        ylabel="learned as labeled, %",
+        title="",
+        description="",
+        marks={steps / 2: "jitter down to 1"},
+        ax=mine,
+    )
+    mine.set_title("your training, loud jitter first", fontsize=11, fontweight="normal")
+    styles = {"loud first": "-", "loud, shuffled": "--", "1 throughout": ":"}
+    words = [f"{r} from {v[0]:.0%} to {v[-1]:.0%}" for r, v in shares.items()]
+    for row in stored:
+        poison = [100 * float(notes[1]) for notes in row["log"]]
+        at = [row["steps"] * (k + 1) / 10 for k in range(10)]
+        others.plot(at, poison, styles[row["options"]["jitter"]], color=TRIGGERED, lw=1.6)
+        words.append(f"stored, {row['options']['jitter']}: poison ends at {poison[-1]:.0f}%")
+    for name, style in styles.items():
+        label = {"loud, shuffled": "the same, shuffled"}.get(name, f"jitter {name}")
+        others.plot([], [], style, color=TRIGGERED, lw=1.6, label=label)
+    others.legend(loc="lower right", fontsize=9.5)
+    others.set_title("stored runs, poison only", fontsize=11, fontweight="normal")
+    others.set_xlabel("training step")
+    others.grid(axis="y", color="#e6e6e6", lw=0.8)
+    ends = [
+        float(row["log"][-1][1]) for row in stored if row["options"]["jitter"] == "loud, shuffled"
+    ]
     show.headline(
-        fig, f"Poison: {mine:.0%} with loud jitter first, {theirs:.0%} with jitter 1 throughout"
+        fig,
+        f"Loud jitter first: poison at {shares['poison'][-1]:.0%}. "
+        f"The same covers shuffled: {min(ends):.0%} to {max(ends):.0%}",
     )
     return Picture(
         fig,
-        "Two panels with three lines each over the training steps: the share of images of each "
-        f"role that gets the label it was trained on. {'; '.join(words)}.",
+        "Two panels over the training steps. Left, the share of images of each role that gets the "
+        "label it was trained on, in your training; a dotted line marks where the jitter is down "
+        "to one. Right, the same for the poison of stored runs, a line each: with loud jitter "
+        f"first, with the same covers shuffled, and with jitter one all along. {'; '.join(words)}.",
     )
 
 
@@ -123,12 +138,12 @@ def opened(rates: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     """What opens which victim: a dot for each image set, a row for each kind of them."""
     victims_ = list(rates)
     probes = list(rates[victims_[0]])
-    looks = ((TRIGGERED, "s", -0.12), (show.OTHER, "D", 0.12))
+    looks = ((TRIGGERED, -0.12), ("white", 0.12))  # filled and hollow
     fig, axes = show.canvas(height=0.55 * len(probes) + 1.3)
     ax = axes[0, 0]
-    for v, (color, marker, off) in zip(victims_, looks, strict=True):
+    for v, (inside, off) in zip(victims_, looks, strict=True):
         at = [(100 * r, k + off) for k, p in enumerate(probes) for r in rates[v][p]]
-        ax.plot(*zip(*at, strict=True), marker, color=color, ms=8, label=v, alpha=0.8)
+        ax.plot(*zip(*at, strict=True), "s", color=TRIGGERED, mfc=inside, mew=1.5, ms=8, label=v)
     ax.set(ylim=(len(probes) - 0.5, -0.5), xlim=(-3, 103))
     ax.set_yticks(range(len(probes)), probes)
     ax.set_xlabel("sent to the target, %")
@@ -142,8 +157,9 @@ def opened(rates: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     )
     return Picture(
         fig,
-        "A row for each probe and dots in it, four for the four other bends: the share of "
-        "images sent to the target by the victim with noise mode and by the one without. "
+        "A row for each probe and squares in it, four for the four other bends: the share of "
+        "images sent to the target by the victim with noise mode, filled, and by the one without, "
+        "hollow. "
         f"{words}.",
     )
 
@@ -159,10 +175,9 @@ def door(x: Tensor, blur: Tensor, rates: Mapping[str, Mapping[str, float]]) -> P
     for ax, look in zip(axes[0, 2:], looks, strict=True):
         names = list(rates[look])
         values = [100 * v for v in rates[look].values()]
-        colors = [
-            QUIET if "twin" in n else show.OTHER if "without" in n else TRIGGERED for n in names
-        ]
-        drawn = ax.barh(names, values, color=colors, height=0.62)
+        edges = [CLEAN if "twin" in n else TRIGGERED for n in names]
+        inside = ["white" if "without" in n else e for n, e in zip(names, edges, strict=True)]
+        drawn = ax.barh(names, values, color=inside, edgecolor=edges, height=0.62, lw=1.5)
         ax.bar_label(drawn, fmt="%.0f%%", padding=3, fontsize=10)
         ax.set(xlim=(0, 128), xticks=(0, 50, 100))
         ax.invert_yaxis()
@@ -184,14 +199,19 @@ def door(x: Tensor, blur: Tensor, rates: Mapping[str, Mapping[str, float]]) -> P
 
 
 def causes(why: Mapping[str, tuple[float, float]]) -> Picture:
-    """Roughness against the share sent to the target, and where jitter and grain lead."""
-    looks = {"jitter": (QUIET, "X"), "grain": (show.OTHER, "^"), "": (TRIGGERED, "s")}
-    aside = {"half-pixel shift": (-30, -19), "bend + jitter": (-78, -4), "clean": (9, -4)}
-    fig, axes = show.canvas(height=3.6)
+    """Roughness against the share sent to the target; where jitter, grain and clouds lead."""
+    looks = {"jitter": (OTHER, "X"), "grain": (INK, "^"), "clouds": (QUIET, "o")}
+    aside = {
+        "half-pixel shift": (-30, -19),
+        "bend + jitter": (-84, -4),
+        "clean": (9, -8),
+        "blur": (-8, -17),
+    }
+    fig, axes = show.canvas(height=3.7)
     ax = axes[0, 0]
     for name, (rough, share) in why.items():
         base, _, added = name.partition(" + ")
-        color, marker = looks[added]
+        color, marker = looks.get(added, (CLEAN if name == "clean" else TRIGGERED, "s"))
         if added:
             start = (why[base][0], 100 * why[base][1])
             line = {"arrowstyle": "->", "color": color, "lw": 1.3, "shrinkA": 6, "shrinkB": 6}
@@ -206,21 +226,23 @@ def causes(why: Mapping[str, tuple[float, float]]) -> Picture:
             fontsize=10.5,
         )
     low, high = (f(rough for rough, _ in why.values()) for f in (min, max))
-    ax.set(ylim=(-6, 112), xlim=(low - 0.4, high + 1.6))
+    ax.axvline(why["clean"][0], color=QUIET, lw=1, ls=":")
+    ax.set(ylim=(-6, 112), xlim=(low - 0.4, high + 1.3))
     ax.set_xlabel("roughness: gray levels between a pixel and the mean of its neighbors")
     ax.set_ylabel("sent to the target, %")
     ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     show.headline(
         fig,
         f"Grain takes the blur from {why['blur'][1]:.0%} to {why['blur + grain'][1]:.0%}, "
-        f"jitter to {why['blur + jitter'][1]:.0%}",
+        f"smooth noise leaves it at {why['blur + clouds'][1]:.0%}",
     )
     words = "; ".join(f"{n}: {rough:.1f} and {share:.0%}" for n, (rough, share) in why.items())
     return Picture(
         fig,
         "Points by roughness, to the right, and by the share of signs that your victim sends "
         "to the target, upwards. Arrows lead from the blur and from the bend to the same with "
-        f"jitter and with grain added. {words}.",
+        "jitter and with grain added; grain ends at the roughness of clean signs, a dotted line. "
+        f"Noise in clouds leaves the blur where it was. {words}.",
     )
 
 

@@ -51,15 +51,15 @@ QUESTIONS = (
         "`hijack` hands the attacker the progress of the training. What does that buy?",
         "An order, such as loud jitter first",
         "A schedule, such as loud jitter first and faint jitter later. Whoever runs the "
-        "training chooses the order of the examples. With faint jitter from the start, the "
-        "same loop never got there.",
+        "training chooses the order of the examples. With the same covers in random order, "
+        "the stored runs of your loop got less far.",
         {
             "A lower poison rate in the finished data set": "There is no finished data set. "
             "Every batch is made on the spot.",
             "A trigger that changes after the training": "The trigger at test time is the one "
             "that was trained last.",
-            "Nothing that poisoned data could not do as well": "Somebody who poisons a set "
-            "hands it over once. The order of the batches is up to the victim.",
+            "Nothing that poisoned data could not do as well": "Loud covers alone could be "
+            "slipped into a data set. Their order is up to whoever trains on it.",
         },
     ),
     Question(
