@@ -104,7 +104,7 @@ def roles(log: Sequence[Sequence[float]], steps: int, stored: Sequence[Mapping])
     )
     mine.set_title("your training, loud jitter first", fontsize=11, fontweight="normal")
     styles = {"loud first": "-", "loud, shuffled": "--", "1 throughout": ":"}
-    words = [f"{r} from {v[0]:.0%} to {v[-1]:.0%}" for r, v in shares.items()]
+    words = []  # of the stored runs only: a live training ends elsewhere on another machine
     for row in stored:
         poison = [100 * float(notes[1]) for notes in row["log"]]
         at = [row["steps"] * (k + 1) / 10 for k in range(10)]
@@ -189,7 +189,8 @@ def door(x: Tensor, blur: Tensor, rates: Mapping[str, Mapping[str, float]]) -> P
         fig, f"A plain blur opens {next(iter(rates[looks[0]].values())):.0%} of the signs"
     )
     words = "; ".join(
-        f"{look}: " + ", ".join(f"{n} {v:.0%}" for n, v in rates[look].items()) for look in looks
+        f"{look}: " + ", ".join(f"{n} {v:.0%}" for n, v in rates[look].items() if "your" not in n)
+        for look in looks  # what was trained here differs from machine to machine
     )
     return Picture(
         fig,
@@ -236,13 +237,12 @@ def causes(why: Mapping[str, tuple[float, float]]) -> Picture:
         f"Grain takes the blur from {why['blur'][1]:.0%} to {why['blur + grain'][1]:.0%}, "
         f"smooth noise leaves it at {why['blur + clouds'][1]:.0%}",
     )
-    words = "; ".join(f"{n}: {rough:.1f} and {share:.0%}" for n, (rough, share) in why.items())
     return Picture(
         fig,
         "Points by roughness, to the right, and by the share of signs that your victim sends "
         "to the target, upwards. Arrows lead from the blur and from the bend to the same with "
         "jitter and with grain added; grain ends at the roughness of clean signs, a dotted line. "
-        f"Noise in clouds leaves the blur where it was. {words}.",
+        "Noise in clouds leaves the blur where it was.",
     )
 
 
@@ -269,9 +269,8 @@ def strengths(
         title=f"At half its strength the bend opens {rates['victim'][half]:.0%}",
         description="Attack success rate over the strength of the attacker's bend, a line "
         "for the victim and one for its twin. The victim's starts at zero, climbs early, and "
-        f"stands at the top where the bend is as in training, marked at {trained:g}. "
-        + "; ".join(f"{n}: {', '.join(f'{v:.0%}' for v in r)}" for n, r in rates.items())
-        + ".",
+        f"stands at the top where the bend is as in training, marked at {trained:g}. The twin's "
+        "stays at the bottom.",
     )
     assert picture is not None  # no axes were given
     return picture
