@@ -786,9 +786,10 @@ def matrix(
                     j, i, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=10
                 )
         for i, j in np.argwhere(v <= mark) if mark is not None else ():
-            ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=DEFENDED, lw=2))
+            frame = Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=DEFENDED, lw=2)
+            ax.add_patch(frame).set_zorder(3)
         for i in parts:
-            ax.axhline(i - 0.5, color="white", lw=5)
+            ax.axhline(i - 0.5, color="white", lw=4, zorder=1)
         ax.set_xlabel(_plain(xlabel))
         ax.set_ylabel(_plain(ylabel))
         ax.set_title(_plain(title))

@@ -207,6 +207,24 @@ def test_verdicts_of_six_claims():
     assert found["fip-t6-sharp-badnets"] == claims.OTHER
 
 
+def test_nine_of_sixteen_lines_on_signs_hardly_move_for_a_tenth():
+    falls = []
+    for m in ("anp", "rnp"):
+        found = tables.scores("signs-defenses", [m, f"{m}, 10 points"])
+        falls += [a - b for who, (a, b) in found.items() if not who.endswith("*")]
+    assert len(falls) == 16 and sum(f < 0.06 for f in falls) == 9
+
+
+def test_the_look_saves_accuracy_on_clp_and_blended_falls_to_nobody_on_signs():
+    row = tables.results("cifar10").select(attack="Blended", defense="clp sweep")[0]
+    start = tables.results("cifar10").select(attack="Blended", defense="none")[0]["acc"]
+    allowed = [p for p in row["curve"] if p["acc"] >= 0.9 * start]
+    blind, seen = min(allowed, key=lambda p: p["u"]), min(allowed, key=lambda p: p["asr"])
+    assert 0.02 < seen["acc"] - blind["acc"] < 0.035
+    left = tables.scores(defenses=LINES, name="signs-defenses")
+    assert min(left["blended"]) > 0.1 and min(left["lf"]) > 0.1
+
+
 def test_a_frog_among_a_hundred_classes_and_the_coverage_of_four_values():
     assert (1 - (0.75 - 0.01) + 1) / 2 == pytest.approx(0.63)
     g = torch.Generator().manual_seed(0)

@@ -153,6 +153,12 @@ def of_the_victims(acc, asr, twin, *rest):
     return out | {"low": low, "high": high}
 
 
+def mean_of_tables(acc, asr, twin, against, n, generator):
+    der, out = _der(acc, asr, twin), contest(acc, asr, twin, against, n, generator)
+    at = torch.randint(5, (n, 5), generator=generator)
+    return out | {"mean": der[:, at].mean(2).mean(1)}
+
+
 def the_same_table(acc, asr, twin, *rest):
     mean = _der(acc, asr, twin).mean(1)
     return contest(acc, asr, twin, *rest) | {"low": mean, "high": mean}
@@ -229,6 +235,7 @@ WRONG = {
         (lambda a, s, b, t: (max(0, s - t) - abs(a - b) + 1) / 2, "charges for accuracy that"),
         (lambda a, s, b, t: (abs(s - t) - max(0, a - b) + 1) / 2, "pays for attack success"),
         (lambda a, s, b, t: (t - s + a - b + 1) / 2, "gives 0 for a perfect"),
+        (lambda a, s, b, t: (max(0, t - s) - max(0, b - a) + 1) / 2, "before minus after"),
     ],
     "contest": [
         (gated(0.94, 0.03), "fewer than 95%"),
@@ -248,6 +255,8 @@ WRONG = {
         (one_winner, "breaks a tie"),
         (own_dice, "for the same seed"),
         (by_the_bell, "no table has"),
+        (gated(0.95 + 1e-9, 0.03), "edge inside"),
+        (mean_of_tables, "over the victims themselves"),
         (lambda *a: contest(*a)["mean"], "must return a dict"),
     ],
     "three_choosers": [
@@ -267,6 +276,7 @@ WRONG = {
         (own_generator, "that it is given"),
         (lambda s, n, g: resampled_means(s, n, g) + 0.1, "another mean"),
         (bell_curve, "a mean that no sample has"),
+        (lambda s, n, g: resampled_means(s, 1, g).expand(n), "one sample n times"),
     ],
     "by_the_test": [
         (lambda acc, asr, least: int(asr.argmin()), "ignores the accuracy"),

@@ -64,7 +64,7 @@ def left(
         parts=parts,
         height=5.8,
         title=f"ASR left, in percent; the best line frames {cured[best]} of {len(strong)}",
-        xlabel=f"framed: below {100 * most:g}; a star: misses the gate",
+        xlabel=f"means over draws; framed: below {100 * most:g}; a star: misses the gate",
         description=f"A field of numbers: {len(lines)} lines of defenses down, {len(found)} "
         f"victims across, each the attack success in percent that is left. White lines part "
         f"controls, methods of the course and rivals. Values below "
@@ -78,17 +78,18 @@ def standings(
     result: Mapping[str, Tensor],
     lines: Sequence[str],
     rows: Mapping[str, Sequence[float]],
-    marks: Mapping[str, float],
+    against: str,
 ) -> Picture:
     """A row a defense, the best first: every measured repair a dot, mean and interval.
 
     Args:
         result: of the reader's contest.
         rows: line -> DER of each repair that was measured.
-        marks: name -> DER that is drawn as a line from top to bottom.
+        against: the line with which `result` compares the others.
     """
     order = result["mean"].argsort(descending=True).tolist()
     leader = order[0]
+    marks = {"idle": 0.5, against: float(result["mean"][lines.index(against)])}
     with show.style():
         fig, axes = show.canvas(height=0.9 + 0.27 * len(lines))
         ax = axes[0, 0]
@@ -96,7 +97,7 @@ def standings(
             values = [100 * v for v in rows[lines[i]]]
             apart = [y + 0.09 * (k % 5 - 2) for k in range(len(values))]
             ax.plot(values, apart, "|", color=QUIET, ms=6, alpha=0.7)
-            share = "–" if lines[i] == "fine-tuning" else f"{float(result['above'][i]):.0%}"
+            share = "–" if lines[i] == against else f"{float(result['above'][i]):.0%}"
             ax.text(1.02, y, share, transform=ax.get_yaxis_transform(), va="center", fontsize=10)
             low, mean, high = (100 * float(result[k][i]) for k in ("low", "mean", "high"))
             color = DEFENDED if i == leader else INK
@@ -110,7 +111,7 @@ def standings(
         top.set_xticks([100 * v for v in marks.values()], list(marks))
         top.get_xticklabels()[0].set_ha("right")  # two marks may lie close together
         top.get_xticklabels()[-1].set_ha("left")
-        ax.text(1.02, -1, "above\nfine-tuning", transform=ax.get_yaxis_transform(), fontsize=9)
+        ax.text(1.02, -1, f"above\n{against}", transform=ax.get_yaxis_transform(), fontsize=9)
         ax.set_xlabel("DER, %")
         first = float(result["first"][leader])
         ax.set_title(f"{lines[leader]} leads in {first:.0%} of the resampled tables", pad=22)
@@ -123,7 +124,7 @@ def standings(
             f"{len(lines)} rows, one a defense, ordered by their mean score. Each row shows all "
             f"measured repairs as strokes, the mean as a dot and an interval as a bar. "
             f"{lines[leader]} is on top; strokes of most rows spread from one half to one. A "
-            "column on the right gives the share of tables in which a row is above fine-tuning.",
+            f"column on the right gives the share of tables in which a row is above {against}.",
         )
 
 
@@ -176,7 +177,7 @@ def allowance(choosers: Mapping[str, Sequence[Sequence[tuple[float, float]]]]) -
         choosers: method -> one list a victim of (ASR, accuracy), in the order: blind with
             little allowed, blind with a tenth, by the ASR with a tenth.
     """
-    places = ("blind,\nlittle", "blind,\na tenth", "by ASR,\na tenth")
+    places = ("little", "tenth", "+ look")
     falls = {}
     with show.style():
         fig, axes = show.canvas(1, len(choosers), height=3.6, width=9, sharey=True)
@@ -186,8 +187,9 @@ def allowance(choosers: Mapping[str, Sequence[Sequence[tuple[float, float]]]]) -
                     values = [100 * p[k] for p in picks]
                     ax.plot(range(len(values)), values, mark + "-", color=color, ms=4, lw=1)
             falls[who] = tables.mean([100 * (p[0][0] - p[1][0]) for p in victims])
-            ax.set(xlim=(-0.4, 2.4), ylim=(-4, 104))
-            ax.set_xticks(range(3), places, rotation=90, fontsize=9)
+            known = len(victims[0])
+            ax.set(xlim=(-0.4, known - 0.6), ylim=(-4, 104))
+            ax.set_xticks(range(known), places[:known], fontsize=9)
             ax.set_title(who, fontsize=10)
         axes[0, 0].set_ylabel("%")
         ax = axes[0, -1]
