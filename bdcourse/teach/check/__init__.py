@@ -32,7 +32,7 @@ from bdcourse.teach.check.linf import (
     rise,
     steer,
 )
-from bdcourse.teach.check.mnp import ascent, folded, mask_loss, mask_step, removal
+from bdcourse.teach.check.mnp import folded, forget, learn_masks, mask_step, removal
 from bdcourse.teach.check.poisoning import lost, poison, stamp, train_victim
 from bdcourse.teach.check.sharpness import (
     fake_variance,
@@ -46,7 +46,6 @@ from bdcourse.teach.check.welcome import attack_success, confusion, take
 
 __all__ = [
     "CheckFailed",
-    "ascent",
     "asr",
     "attack_success",
     "balance",
@@ -66,13 +65,14 @@ __all__ = [
     "find_triggers",
     "fip_gradient",
     "folded",
+    "forget",
     "front",
     "harm",
     "hijack",
     "largest_z",
     "last_share",
+    "learn_masks",
     "lost",
-    "mask_loss",
     "mask_step",
     "noise_mode",
     "noisy_warp",
