@@ -36,10 +36,10 @@ def ranks(reach: Mapping[str, Mapping[str, Tensor]]) -> Picture:
                 ax.plot(spread, v, "o", ms=4, color=color, mfc=face, alpha=0.65)
                 mean = float(v.mean())
                 ax.plot([at - 0.42, at + 0.42], [mean] * 2, color=color, lw=3, label=label)
-                ax.text(at + 0.5, mean, f"{mean:.2f}", va="center", color=color, fontsize=11)
+                ax.text(at, 1.06, f"{mean:.2f}", ha="center", color=color, fontsize=11)
             ax.text(3 * i + 0.5, -0.16, name, ha="center", fontsize=11)
         ax.axhline(0.5, color=QUIET, lw=1, ls=":")
-        ax.set(xlim=(-0.7, 3 * len(reach) - 1), ylim=(-0.22, 1.05), xticks=[])
+        ax.set(xlim=(-0.7, 3 * len(reach) - 1), ylim=(-0.22, 1.15), xticks=[])
         ax.set_yticks([0, 0.5, 1], ["smallest", "middle", "largest"])
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.02), ncols=2, fontsize=11)
         said = "No" if not any(higher) else f"{sum(higher)} of {len(higher)}"
@@ -146,7 +146,8 @@ def law(rows: Sequence[Mapping]) -> Picture:
         ax.set_yticks(range(len(victims) + 1), [*names, "12 clean networks"])
         ax.set_xlabel("rank correlation of size and saliency, mean of the late half")
         inside = sum(min(clean) <= v <= max(clean) for _, v in victims)
-        ax.set_title(f"{inside} of {len(victims)} victims lie among the clean networks")
+        left = sum(v < named[row["twin"]] for row, v in victims)
+        show.headline(fig, f"{left} victims lie left of their twin, {inside} among the clean ones")
         ax.plot([], [], "s", color=INK, label="victim")
         ax.plot([], [], "o", color=QUIET, mfc="white", label="clean network (in a row: its twin)")
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2, fontsize=11)
@@ -155,8 +156,8 @@ def law(rows: Sequence[Mapping]) -> Picture:
             fig,
             "Eighteen networks on one axis, the rank correlation of size and saliency in the late "
             f"layers. The top row holds twelve clean ones, from {low:.2f} to {high:.2f}. Below, "
-            "six victims, each tied to its benign twin: some lie left of the twin, some right of "
-            "it, nearly all in the range of the clean ones.",
+            "six victims, each tied to its benign twin: all lie left of the twin. Four share the "
+            "twin at the right end of the clean ones; all but one lie within their range.",
         )
 
 
@@ -177,12 +178,13 @@ def skeleton() -> Picture:
             ("net", "copy"),
             ("copy", "forgot", "up the loss"),
             ("net", "kept"),
-            ("kept", "mask", "keep"),
-            ("forgot", "mask", "β: lower its loss"),
+            ("kept", "mask"),
+            ("forgot", "mask"),
             ("size", "mask"),
             ("mask", "back"),
         ],
         height=3.8,
+        notes=[(7.25, 3.75, "α: keep"), (6.95, 1.0, "β: lower it")],
         title="Forget on a copy, learn masks from both, repair the original",
         description="Boxes. A network and its copy on the left. The copy climbs the clean loss "
         "until it has forgotten the signs. Three arrows lead to the masks: the network that "
@@ -263,7 +265,7 @@ def terms(found: Mapping[str, Scores]) -> Picture:
         )
         return Picture(
             fig,
-            "Rows for five objectives, each with a circle for accuracy, a square for attack "
+            "Rows for four objectives, each with a circle for accuracy, a square for attack "
             "success "
             "and a triangle for robust accuracy. Without the copy the square stays at the right. "
             "With copy and network the square lies at zero, with or without the price on size. "
