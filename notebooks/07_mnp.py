@@ -334,16 +334,21 @@ figures.need(size, harm, marked)
 # with many more images. For each layer we compared the two orders, by size and by
 # saliency, with a **rank correlation**: one if they agree, zero if they have nothing
 # to do with each other. If backdoors broke the law, victims would lie to the left.
+#
+# Look at the rows first, victim against twin, and form an opinion. Then look at the
+# top row, where ten more clean networks stand that differ in nothing but their seed.
 
 # %% tags=["figure"]
 figures.law(tables.results("mnp-detector").rows)
 
 # %% [markdown]
-# In the late half of the layers there is hardly a law to begin with. Victims lie left
-# of their twins and right of them, and all but one lie among the clean networks. The
-# one that does not, SIG, is also the one whose attack misses our gate. If the
-# deviation that the abstract reports is in these networks, this way of measuring does
-# not see it.
+# Every victim lies left of its twin, just as the idea says. Had we stopped there, this
+# would be a discovery. But the six share two twins, and one of these happens to stand
+# at the very end of the clean row. *One draw is no result*, and a twin is one draw.
+#
+# Clean networks differ among themselves as much as victims differ from them. All but
+# one victim lie in their range, and that one, SIG, misses our gate. A small shift may be
+# real; nobody could tell one suspect by it.
 #
 # ## Make it forget
 #

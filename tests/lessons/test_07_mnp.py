@@ -115,6 +115,9 @@ def test_the_detector_of_eighteen_networks():
     assert 0.6 < wins / 72 < 0.7
     assert max(mnp_deviations(b, usual) for b in odd) < 3
     assert all(abs(v) < 0.25 for v in (*usual, *odd))
+    of = {r["victim"]: r["correlation"] for r in rows if r["victim"]}
+    assert all(r["correlation"] > of[r["twin"]] for r in rows if r["attack"] != "none")
+    assert of["benign-w8"] == min(usual)  # the twin of four is an extreme of the clean ones
     outside = [r["attack"] for r in rows if r["correlation"] > max(usual)]
     assert outside == ["SIG"] and victims.zoo("sig").scores.asr < 0.95
 
