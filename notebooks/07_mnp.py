@@ -31,8 +31,7 @@
 # > 03](03_inside_a_victim.ipynb), [lesson 05](05_clp.ipynb). Paper: Li, Jiang and Yi,
 # > *Magnitude-based Neuron Pruning for Backdoor Defense*, 2024, [arXiv
 # > 2405.17750](https://arxiv.org/abs/2405.17750).
-
-# %% [markdown]
+#
 # ## Objectives
 #
 # After this lesson you can
@@ -513,8 +512,8 @@ while mask > 1e-9:
 check.reveal(guess_steps, steps, "steps")
 
 # %% [markdown]
-# Keep that number in mind. Our schedule takes sixty steps, at twice the rate. In that
-# time the price can tip a balance, and it cannot turn a channel off by itself.
+# Our schedule takes sixty steps, at twice the rate. In that time the price can tip a
+# balance, and it cannot turn such a channel off by itself.
 #
 # ### Exercise 5: learn the masks
 #
@@ -686,8 +685,7 @@ figures.draws(rows)
 # shifts to where the clean loss hurts most, and wants masks that survive the push.
 #
 # ANP mends `badnets` for all three defenders. RNP ends without having pruned a single
-# channel of either victim. On `blended` neither helps. Changing the disturbance changes
-# who is caught; none of the three catches both.
+# channel of either victim. On `blended` neither helps.
 #
 # ## Recap
 #
@@ -727,26 +725,21 @@ quiz("mnp")
 #
 # ## What this does not show
 #
-# It does not show what the authors' method can do: the size, the saliency and all
-# three terms are our reading of a summary. Drawn signs are easy, so their networks
-# have channels to spare. The victim whose repair you wrote saw one draw, one seed and
-# a short schedule; the three draws of the figure ran with the package's.
+# What the authors' method can do: all three terms are our reading of a summary. Drawn
+# signs are easy, so their networks have channels to spare. The repair that you wrote
+# saw one draw and a short schedule; the last figure ran with the package's.
 #
 # ## Beyond
 #
 # 1. Suppress the benign twin. Does one class win as loudly as in the victim's copy?
-# 2. Learn masks on five draws of clean images and take the median of each mask. Which
-#    of the two failures can that cure?
-# 3. An attacker reads this lesson. How do they make the backdoor forget together with
+# 2. An attacker reads this lesson. How do they make the backdoor forget together with
 #    the signs?
 #
 # <details><summary>Answers</summary>
 #
 # 1. A copy that can no longer read has to say something, and often one class wins.
 #    Compare how large its share is, over several seeds, before you call it a detector.
-# 2. The first: a channel that one draw condemns by luck is acquitted by the others.
-#    On Blended's soft repair all draws fail alike, and a median fails with them.
-# 3. They let the trigger work through the channels that read signs, for instance by a
+# 2. They let the trigger work through the channels that read signs, for instance by a
 #    penalty on the difference between both tasks' gradients. Climbing then takes both.
 #
 # </details>
@@ -773,17 +766,14 @@ quiz("mnp")
 #
 # **Relatives.** ANP minimizes a mix of the clean loss and the loss under the worst push
 # of scales and shifts. Both released codes normalize by the batch while they learn
-# masks, and so do `anp` and `rnp`. With running statistics, shrunken scales multiply
-# from layer to layer until all images look alike.
+# masks, and so do `anp` and `rnp`.
 #
 # **A clip that never acts.** RNP's released script limits the gradient's length, but
 # calls the function before `backward`, when there is nothing to cut. On `badnets` it
-# makes no difference, since no gradient of the ascent gets that long. A bug is a fact
-# about code; its effect is a measurement.
+# makes no difference, since no gradient of the ascent gets that long.
 #
-# **First order.** The usual shortcut for saliency is the absolute slope at a mask of
-# one. It knows no signs because of that absolute value, and it is blind where it
-# counts: for the largest saliencies it is too small by orders of magnitude.
+# **First order.** The usual shortcut for saliency, the absolute slope at a mask of one,
+# is far too small for the largest. It knows no signs only because of the absolute value.
 #
 # **Photographs.** On CIFAR-10 the soft repair does far better than here; see the
 # results pages. What this fold says is tested in `tests/lessons/test_07_mnp.py`.
