@@ -186,7 +186,7 @@ figures.ranks(reach)
 
 # %% [markdown]
 # `mnp_magnitudes` is your `folded`, divided by the layer's mean. The bars are the
-# answer to the simple version of our question, and the answer is no. Large channels
+# answer to the simple version of our question: no. Large channels
 # react more to *anything*, in an honest network too. In the victims the channels that
 # react most stand no higher than in their twins, and in `badnets` they stand lower.
 #
@@ -235,17 +235,14 @@ check.claim("As many random ones, the best of three draws: ASR.", spared, 0.9, 1
 figures.cuts(shares, largest, lottery)
 
 # %% [markdown]
-# So `badnets` does need some of its largest channels, although nobody saw them react.
-# Random channels, same number: backdoor intact. Is that a confession? Look at the
-# second row. Accuracy has fallen by far more than a few points, so something that
-# reads signs went along. And `blended` does not care at all.
-#
-# Size alone, then, catches one attack of two, together with bystanders. MNP's promise
-# is to tell them apart: large *and not needed*.
+# So `badnets` does need some of its largest channels. Random channels, same number:
+# backdoor intact. Is that a confession? Look at the second row. Accuracy has fallen by far more than a few points, so something that
+# reads signs went along. And `blended` does not care at all. MNP's promise is to tell
+# culprits from bystanders: large *and not needed*.
 #
 # ## Who is needed?
 #
-# The honest way to find out what a channel is worth is to remove it. Its **saliency**
+# To find out what a channel is worth, remove it. Its **saliency**
 # is the rise of the clean loss $S$, the mean cross-entropy, when its BatchNorm scale
 # is set to zero:
 #
@@ -329,8 +326,7 @@ figures.need(size, harm, marked)
 # others stand in. So "large and not needed" describes nearly every large channel, the
 # attacker's or not, and the cloud shows no law that a culprit could break.
 #
-# Is that a fluke of one network? We ran the same measurement on eighteen smaller ones
-# with many more images. For each layer we compared the two orders, by size and by
+# A fluke? We measured eighteen smaller networks in the same way, with more images. For each layer we compared the two orders, by size and by
 # saliency, with a **rank correlation**: one if they agree, zero if they have nothing
 # to do with each other. If backdoors broke the law, victims would lie to the left.
 #
@@ -351,8 +347,7 @@ figures.law(tables.results("mnp-detector").rows)
 #
 # ## Make it forget
 #
-# The second half of the method is what makes it interesting. If you cannot see who
-# works at night, send the day shift home. Take a copy $\tilde\theta$ of the network
+# If you cannot see who works at night, send the day shift home. Take a copy $\tilde\theta$ of the network
 # $\theta$ and *raise* its loss on clean images until it can no longer read them. Who is
 # still at work then? That step is called **clean suppression**. Masks are learned
 # from the copy and the network together, and only the network is repaired.
@@ -448,7 +443,7 @@ figures.answers(clean.classes, told, victim.attack.target)
 # %% [markdown]
 # The day shift is gone and the night shift has not noticed. Nobody told the ascent
 # about a trigger. Clean images never touch the second rule, so nothing pushed against
-# it. See what the copy says about *clean* signs, too: it names the attacker's class.
+# it. Even of *clean* signs the copy says the attacker's class.
 #
 # ## One loss for the masks
 #
@@ -623,7 +618,7 @@ widgets.slider("beta", list(betas), at, start=beta)
 # large a $\beta$ takes the signs along. At the left end the copy has no say, only size
 # has, and you see what that is worth.
 #
-# That was one setting. Take the terms away one by one.
+# Now take terms away.
 
 # %% tags=["figure", "claim"]
 others = {"keep + copy": (1, beta, 0), "copy alone": (0, 1, 0)}
@@ -666,11 +661,10 @@ check.reveal(guess_back, round(100 * rows["Blended"]["mnp, hard"][0]["ra"]), "%"
 figures.draws(rows)
 
 # %% [markdown]
-# Read each row as three defenders who differ in nothing but which clean signs they own.
+# Read a row as three defenders who differ only in which clean signs they own.
 # On `badnets` the soft repair succeeds for two of them and fails for the third. On
 # `blended` the soft repair fails for all. The hard one leaves everything, half, or
-# nothing of the attack. Whoever had published the first draw would have had a triumph
-# to report.
+# nothing of the attack. The first draw alone would have been a triumph.
 #
 # And the zero is none. *Zero is not repair*: the triangles say that most triggered
 # signs got a third name, though clean ones are still read. The trigger no longer leads
@@ -762,7 +756,6 @@ quiz("mnp")
 # | suppression | raise the clean loss, penalize the weights | stop, momentum and decay as in RNP's code |
 # | masks | three named objectives | the loss $J$, on running statistics |
 # | a detector | reported, by the same correlation | none of six victims stands out in ours |
-# | RNP's threshold | its script prints the ASR of each | held-out clean accuracy decides |
 #
 # **Relatives.** ANP minimizes a mix of the clean loss and the loss under the worst push
 # of scales and shifts. Both released codes normalize by the batch while they learn
@@ -775,8 +768,7 @@ quiz("mnp")
 # **First order.** The usual shortcut for saliency, the absolute slope at a mask of one,
 # is far too small for the largest. It knows no signs only because of the absolute value.
 #
-# **Photographs.** On CIFAR-10 the soft repair does far better than here; see the
-# results pages. What this fold says is tested in `tests/lessons/test_07_mnp.py`.
+# **Photographs.** On CIFAR-10 the soft repair does better. What this fold says is tested in `tests/lessons/test_07_mnp.py`.
 #
 # </details>
 #
