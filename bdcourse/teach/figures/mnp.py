@@ -111,6 +111,7 @@ def need(size: Tensor, harm: Tensor, marked: Tensor, least: float = 1e-7) -> Pic
         ax.axhline(1e-3, color=INK, lw=1, ls=":")
         ax.text(float(size.max()), 1.5e-3, "a thousandth of a nat", ha="right", fontsize=11)
         ax.set_yscale("log")
+        ax.set_ylim(least / 2, max(1e-2, 3 * float(off.max())))
         ax.set(xlabel="size (1 is the layer's mean)", ylabel="change of the loss, nats")
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=11)
         ax.set_title(f"{small:.0%} of all channels can be spared one by one")
