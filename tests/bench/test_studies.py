@@ -13,7 +13,11 @@ from bdcourse.bench.results import results
 
 @pytest.mark.parametrize(
     ("study", "file", "count"),
-    [(studies.detector, "mnp-detector", 18), (studies.edge, "linf-edge", 15)],
+    [
+        (studies.detector, "mnp-detector", 18),
+        (studies.edge, "linf-edge", 15),
+        (studies.pushes, "signs-fip-pushes", 1),
+    ],
 )
 def test_rows_that_are_there_are_not_measured_again(study, file, count):
     options = argparse.Namespace(clean=10, seeds=[0, 1, 2], keep="nowhere")

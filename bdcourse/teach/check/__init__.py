@@ -6,14 +6,21 @@ names the symptom and the hint to open. Passing prints one fixed line. One file 
 lesson; notebooks call them from here, `check.asr(...)`.
 """
 
-from bdcourse.teach.check.clp import largest_z, outliers, score, sigma, switch_off
+from bdcourse.teach.check.clp import (
+    careful_u,
+    clp_plain,
+    largest_z,
+    outliers,
+    score,
+    sigma,
+)
 from bdcourse.teach.check.core import CheckFailed, claim, reveal, stand_in
 from bdcourse.teach.check.fip import (
-    change_gradient,
-    fip_gradient,
+    fip_plain,
     one_pass_trace,
     product,
     score_length,
+    spectral_step,
 )
 from bdcourse.teach.check.fmp import (
     departure,
@@ -31,6 +38,7 @@ from bdcourse.teach.check.linf import (
     last_share,
     rise,
     steer,
+    verdict,
 )
 from bdcourse.teach.check.mnp import folded, forget, learn_masks, mask_step, removal
 from bdcourse.teach.check.poisoning import lost, poison, stamp, train_victim
@@ -40,9 +48,15 @@ from bdcourse.teach.check.sharpness import (
     top_eigenvalue,
     trace_draws,
 )
-from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
+from bdcourse.teach.check.showdown import (
+    balance,
+    by_the_test,
+    contest,
+    resampled_means,
+    three_choosers,
+)
 from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
-from bdcourse.teach.check.welcome import attack_success, confusion, take
+from bdcourse.teach.check.welcome import attack_success, confusion, place, take
 
 __all__ = [
     "CheckFailed",
@@ -53,9 +67,11 @@ __all__ = [
     "by_class",
     "by_the_test",
     "cam",
-    "change_gradient",
+    "careful_u",
     "claim",
+    "clp_plain",
     "confusion",
+    "contest",
     "cut_curve",
     "decibels",
     "departure",
@@ -63,10 +79,9 @@ __all__ = [
     "fake_variance",
     "filter_direction",
     "find_triggers",
-    "fip_gradient",
+    "fip_plain",
     "folded",
     "forget",
-    "front",
     "harm",
     "hijack",
     "largest_z",
@@ -78,6 +93,7 @@ __all__ = [
     "noisy_warp",
     "one_pass_trace",
     "outliers",
+    "place",
     "poison",
     "poison_one_class",
     "product",
@@ -91,15 +107,17 @@ __all__ = [
     "score",
     "score_length",
     "sigma",
+    "spectral_step",
     "stamp",
     "stand_in",
     "steer",
-    "switch_off",
     "tac",
     "take",
+    "three_choosers",
     "three_rates",
     "top_eigenvalue",
     "trace_draws",
     "train_victim",
+    "verdict",
     "worst_maps",
 ]
