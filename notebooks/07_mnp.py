@@ -19,15 +19,15 @@
 # way: it looks for channels that are large without an honest reason.
 #
 # **Do backdoor neurons give themselves away by their size?** You will count the plates,
-# then do something ruder to a copy of the network, and end with one attack success rate
-# (ASR) below 10% and one that depends on the draw.
+# then do something ruder to a copy of the network. One attack success rate (ASR) will
+# fall below 10%, and then a control will do nearly as well.
 #
 # Nobody who wrote this lesson could read the paper beyond its abstract and public
 # summaries, which name the idea and three objectives. Every formula, number and
 # verdict below is our reconstruction and says nothing about the authors' tables.
 #
-# > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about one
-# > minute and 1 GiB on two CPU cores. Prerequisites: [lesson
+# > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about two
+# > minutes and 1 GiB on two CPU cores. Prerequisites: [lesson
 # > 03](03_inside_a_victim.ipynb), [lesson 05](05_clp.ipynb). Paper: Li, Jiang and Yi,
 # > *Magnitude-based Neuron Pruning for Backdoor Defense*, 2024, [arXiv
 # > 2405.17750](https://arxiv.org/abs/2405.17750).
@@ -94,12 +94,12 @@ zoo = {n: victims.zoo(n) for n in ("badnets", "blended", "benign", "lf", "benign
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# A size is never negative, and it divides by what BatchNorm divides by.
+# A size is never negative.
 #
 # </details>
 # <details><summary>Hint 3</summary>
 #
-# `var` is a variance. BatchNorm adds `eps` to it before the root.
+# Divide by what BatchNorm divides by: it adds `eps` to the variance before the root.
 #
 # </details>
 
@@ -136,17 +136,16 @@ with torch.no_grad():
         whole = folded(conv.weight, norm.weight, norm.running_var, norm.eps)
         plates.append((conv.weight[3].abs().sum().item(), whole[3].item()))
 (bare, fold), (bare10, fold10) = plates
-check.claim("The bare norm grows.", bare10 / bare, 9.99, 10.01, "times")
+print(f"The bare norm is {bare10 / bare:.0f} times as large.")
 check.claim("The folded norm hardly moves.", abs(fold10 / fold - 1), 0, 0.01, "%")
 
 # %% [markdown]
 # ## Count the plates
 #
-# Now look for the second job. For each victim we take the channels that react most to
-# its trigger, measured by the trigger-activated change of lesson 03: in every layer
-# the top tenth. That is an *oracle*, good for understanding and closed to defenders.
-# Then we ask where these channels stand when their layer is lined up by size. The
-# benign twin is asked the same with the same trigger.
+# Now look for the second job. In every layer of a victim take the tenth of the channels
+# that react most to its trigger, by the trigger-activated change of lesson 03. That is
+# an *oracle*, good for understanding and closed to defenders. Where do they stand when
+# the layer is lined up by size? The benign twin is asked the same with the same trigger.
 #
 # To the two victims of every defense lesson, `badnets` and `blended`, comes a guest:
 # `lf`, a smooth pattern over the whole sign, in a network half as wide.
@@ -185,10 +184,9 @@ check.claim("The largest lead of a victim over its twin, in ranks.", lead, -1, 0
 figures.ranks(reach)
 
 # %% [markdown]
-# `mnp_magnitudes` is your `folded`, divided by the layer's mean. The bars are the
-# answer to the simple version of our question: no. Large channels
-# react more to *anything*, in an honest network too. In the victims the channels that
-# react most stand no higher than in their twins, and in `badnets` they stand lower.
+# `mnp_magnitudes` is your `folded`, divided by the layer's mean. The bars answer the
+# simple version of our question: no. The channels that react most to a trigger stand
+# around the middle, and in a victim no higher than in its twin.
 #
 # ## Make the cut
 #
@@ -220,7 +218,7 @@ for suspect in ("badnets", "blended"):
     lottery[suspect] = [largest[suspect][:1]] + [
         [
             without_share(v, s, lambda a: torch.randperm(len(a), generator=dice))
-            for _ in range(3)
+            for _ in range(5)
         ]
         for s in shares[1:]
     ]
@@ -231,20 +229,21 @@ check.reveal(guess_largest, round(100 * largest["badnets"][1].asr), "%")
 
 # %% tags=["figure", "claim"]
 spared = min(s.asr for s in lottery["badnets"][1])
-check.claim("As many random ones, the best of three draws: ASR.", spared, 0.9, 1, "%")
+check.claim("As many random ones, the lowest ASR of five.", spared, 0.9, 1, "%")
 figures.cuts(shares, largest, lottery)
 
 # %% [markdown]
-# So `badnets` does need some of its largest channels. Random channels, same number:
-# backdoor intact. Is that a confession? Look at the second row. Accuracy has fallen by far more than a few points, so something that
-# reads signs went along. And `blended` does not care at all. MNP's promise is to tell
-# culprits from bystanders: large *and not needed*.
+# So `badnets` does need some of its largest channels, and as many random ones leave its
+# attack alone. Is that a confession? Look at the accuracy (ACC). A twentieth of the
+# largest costs this victim signs, and a tenth costs either victim signs, random or not.
+# Who is large may work for the attacker, for the signs, or for both. And Blended's
+# attack does not care at all. MNP promises to spare the bystanders: cut what is large
+# *and not needed*.
 #
 # ## Who is needed?
 #
-# To find out what a channel is worth, remove it. Its **saliency**
-# is the rise of the clean loss $S$, the mean cross-entropy, when its BatchNorm scale
-# is set to zero:
+# To find out what a channel is worth, remove it. Its **saliency** is the rise of the
+# clean loss $S$, the mean cross-entropy, when its BatchNorm scale is set to zero:
 #
 # $$s_k = S(\gamma_k = 0) - S(\gamma_k) .$$
 #
@@ -257,8 +256,7 @@ figures.cuts(shares, largest, lottery)
 #
 # <details><summary>Hint 1</summary>
 #
-# A channel that is needed gets positive numbers. Return a vector, not its mean: the
-# spread over images tells how much of it is luck.
+# A channel that is needed gets positive numbers. Return a vector, not its mean.
 #
 # </details>
 # <details><summary>Hint 2</summary>
@@ -322,16 +320,16 @@ marked = torch.cat(
 figures.need(size, harm, marked)
 
 # %% [markdown]
-# Here the idea meets its difficulty. Almost nobody is needed, one at a time: the
-# others stand in. So "large and not needed" describes nearly every large channel, the
-# attacker's or not, and the cloud shows no law that a culprit could break.
+# Here the idea meets its difficulty. One at a time, almost nobody is needed. So "large
+# and not needed" describes nearly every large channel, the attacker's or not, and the
+# cloud shows no law that a culprit could break.
 #
-# A fluke? We measured eighteen smaller networks in the same way, with more images. For each layer we compared the two orders, by size and by
-# saliency, with a **rank correlation**: one if they agree, zero if they have nothing
-# to do with each other. If backdoors broke the law, victims would lie to the left.
-#
-# Look at the rows first, victim against twin, and form an opinion. Then look at the
-# top row, where ten more clean networks stand that differ in nothing but their seed.
+# A fluke? We measured eighteen smaller networks in the same way, with more images. For
+# each layer we compared the two orders, by size and by saliency, with a **rank
+# correlation**: one if they agree, zero if they have nothing to do with each other. If
+# backdoors broke the law, victims would lie to the left. Look at them beside their
+# twins, and form an opinion. Then look at the top row, where ten more clean networks
+# stand that differ only in their seed.
 
 # %% tags=["figure"]
 figures.law(tables.results("mnp-detector").rows)
@@ -339,18 +337,16 @@ figures.law(tables.results("mnp-detector").rows)
 # %% [markdown]
 # Every victim lies left of its twin, just as the idea says. Had we stopped there, this
 # would be a discovery. But the six share two twins, and one of these happens to stand
-# at the very end of the clean row. *One draw is no result*, and a twin is one draw.
-#
-# Clean networks differ among themselves as much as victims differ from them. All but
-# one victim lie in their range, and that one, SIG, misses our gate. A small shift may be
-# real; nobody could tell one suspect by it.
+# at the very end of the clean row. *One draw is no result*, and a twin is one draw. All
+# but one victim lie in the range of clean networks, and that one, SIG, is too weak
+# for our gate. A small shift may be real; nobody could tell one suspect by it.
 #
 # ## Make it forget
 #
-# If you cannot see who works at night, send the day shift home. Take a copy $\tilde\theta$ of the network
-# $\theta$ and *raise* its loss on clean images until it can no longer read them. Who is
-# still at work then? That step is called **clean suppression**. Masks are learned
-# from the copy and the network together, and only the network is repaired.
+# If you cannot see who works at night, send the day shift home. Take a copy
+# $\tilde\theta$ of the network $\theta$ and *raise* its loss on clean images until it
+# can no longer read them. This is **clean suppression**. Masks are learned from the
+# copy and the network together, and only the network is repaired.
 
 # %% tags=["figure"]
 figures.skeleton()
@@ -427,23 +423,23 @@ check.forget(forget)
 # %% tags=["predict"]
 guess_copy = None
 victim, pixels = zoo["badnets"], clean.pixels()
-seven = torch.Generator().manual_seed(7)
-forgot = forget(victim.model, pixels, clean.y, 0.05, 0.2, 60, seven)
+climb = torch.Generator().manual_seed(0)
+forgot = forget(victim.model, pixels, clean.y, 0.05, 0.2, 60, climb)
 lost = metrics.evaluate(forgot, test, victim.attack)
 check.reveal(guess_copy, round(100 * lost.asr), "%")
 
 # %% tags=["figure", "claim"]
-told = {
-    who: metrics.predict(m, pixels).bincount(minlength=12) / len(clean)
-    for who, m in (("before", victim.model), ("the copy", forgot))
-}
+stored_copies = tables.results("signs-mnp-forgetting").rows
+told = metrics.predict(forgot, pixels).bincount(minlength=12) / len(clean)
 check.claim("The copy's accuracy on clean signs it never saw.", lost.acc, 0, 0.3, "%")
-figures.answers(clean.classes, told, victim.attack.target)
+figures.copies(clean.classes, told, victim.attack.target, stored_copies)
 
 # %% [markdown]
-# The day shift is gone and the night shift has not noticed. Nobody told the ascent
-# about a trigger. Clean images never touch the second rule, so nothing pushed against
-# it. Even of *clean* signs the copy says the attacker's class.
+# The day shift is gone, and the trigger still has its way. But be careful. Your copy
+# sends most *clean* signs to the target as well, and whoever says "30" to everything has
+# an ASR of 100% for nothing. So look at other draws of the copy, on the right,
+# run ahead with your settings. One sends fewer than a third of the clean signs to the
+# target, and all triggered ones. It hears the trigger.
 #
 # ## One loss for the masks
 #
@@ -454,10 +450,10 @@ figures.answers(clean.classes, told, victim.attack.target)
 # \beta\, \underbrace{S(\tilde\theta, m)}_{\text{eliminate}} +
 # \lambda \underbrace{\textstyle\sum_{k} a_k\, m_k}_{\text{size has its price}} .$$
 #
-# Why should masks *lower* the copy's loss? Because masks can only turn down. In the
-# copy the loudest voice gives wrong answers, and the cheapest way to a smaller loss is
-# to silence it. The first term protects whoever is needed by day. The last is where
-# the method has its name from: being large costs something.
+# Why should masks *lower* the copy's loss? Masks can only turn down. In the copy the
+# loudest voice gives wrong answers, and a cheap way to a smaller loss is to silence it.
+# The first term protects whoever is needed by day. The last is where the method has its
+# name from: being large costs something.
 #
 # ### Exercise 4: one step of a mask
 #
@@ -494,22 +490,6 @@ def mask_step(m, v, g, lr, momentum):
 check.mask_step(mask_step)
 
 # %% [markdown]
-# **Predict.** Take a channel of twice the usual size that nothing else acts on, a rate
-# of 0.1 and $\lambda$ = 0.001. After how many steps has its price turned it off?
-
-# %% tags=["predict"]
-guess_steps = None
-mask, speed, steps = torch.ones(1).double(), torch.zeros(1).double(), 0
-while mask > 1e-9:
-    price = torch.full((1,), 0.001 * 2).double()
-    mask, speed = mask_step(mask, speed, price, 0.1, 0.9)
-    steps += 1
-check.reveal(guess_steps, steps, "steps")
-
-# %% [markdown]
-# Our schedule takes sixty steps, at twice the rate. In that time the price can tip a
-# balance, and it cannot turn such a channel off by itself.
-#
 # ### Exercise 5: learn the masks
 #
 # *Difficulty 4, importance 5, 25 minutes.* The whole method, from start masks of one
@@ -524,15 +504,15 @@ check.reveal(guess_steps, steps, "steps")
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# A step draws `batch` images by `torch.randperm(..., generator=generator)` and shows
-# the same ones to both networks. Only `torch.autograd.grad(total, leaves)` leaves the
+# A step draws `batch` images by `torch.randperm(..., generator=generator)`, the same for
+# both networks. Only `torch.autograd.grad(total, leaves)` leaves the
 # networks' own `.grad` alone. What you return should want no gradient.
 #
 # </details>
 # <details><summary>Hint 3</summary>
 #
 # Three terms, each with its own weight. The price is a sum over all channels of all
-# layers, so that each feels the same push in a wide layer as in a narrow one.
+# layers.
 #
 # </details>
 # <details><summary>Hint 4</summary>
@@ -574,13 +554,13 @@ check.learn_masks(learn_masks)
 # %% [markdown]
 # ## Who chose beta?
 #
-# The copy's loss has no ceiling. How high it stands depends on where the ascent was
-# stopped, so one $\beta$ cannot suit every network. *Who chose the threshold?* Held-out
-# clean images may: take the largest $\beta$ whose repair costs at most three points on
-# them. The repair here is *soft*: masks multiply the scales of the original, and
-# nothing of the copy gets in.
+# The copy's loss has no ceiling, so one $\beta$ cannot suit every network. *Who chose the
+# threshold?* Held-out clean images may: on a ladder of values take the largest whose
+# repair costs at most three points on them. The repair is *soft*: masks multiply the
+# scales of the original. Besides ASR and ACC we count robust accuracy (RA),
+# the share of triggered signs that get their true name.
 
-# %% tags=["method"]
+# %% tags=["method", "claim"]
 nets = [defenses.masks_frozen(m) for m in (victim.model, forgot)]
 large = defenses.mnp_magnitudes(victim.model)
 
@@ -592,14 +572,12 @@ def softly(weights):
     return defenses.mnp_apply_masks(victim.model, m, "soft").model
 
 
-betas = (0.0, 0.005, 0.02)
+betas = (0.0, 0.002, 0.005, 0.02)
 mended = {b: softly((1, b, 1e-3)) for b in betas}
 seen = {b: metrics.evaluate(m, held).acc for b, m in mended.items()}
 least = metrics.evaluate(victim.model, held).acc - 0.03
 beta = max(b for b in betas if seen[b] >= least or b == 0)
 scores = {b: metrics.evaluate(m, test, victim.attack) for b, m in mended.items()}
-
-# %% tags=["claim"]
 check.claim("At that beta the attack is gone: ASR.", scores[beta].asr, 0, 0.1, "%")
 check.claim("Triggered signs get their names back: RA.", scores[beta].ra, 0.9, 1, "%")
 check.claim("Clean signs are read as before: ACC.", scores[beta].acc, 0.9, 1, "%")
@@ -613,12 +591,11 @@ def at(b):
 widgets.slider("beta", list(betas), at, start=beta)
 
 # %% [markdown]
-# Robust accuracy (RA) is the share of triggered signs that get their true name, and it
-# has come up as far as the attack has gone down. Move the slider to the right end: too
-# large a $\beta$ takes the signs along. At the left end the copy has no say, only size
-# has, and you see what that is worth.
+# RA has come up as far as the attack has gone down. Move the slider to the right end:
+# too large a $\beta$ takes the signs along. At the left end the copy has no say, only
+# size has.
 #
-# Now take terms away.
+# Now take terms away, on the same draw.
 
 # %% tags=["figure", "claim"]
 others = {"keep + copy": (1, beta, 0), "copy alone": (0, 1, 0)}
@@ -632,17 +609,48 @@ figures.terms(found)
 
 # %% [markdown]
 # The copy does the work, and keeping the signs keeps the network alive. The price on
-# size, which gives the method its name, can be left out without anybody noticing, at
-# least with this schedule. Remember the prediction of exercise 4 before you call it
-# useless everywhere.
+# size, which gives the method its name, can be left out without anybody noticing. That
+# is no verdict on prices: alone, one needs hundreds of steps to turn a channel off, and
+# ours has sixty.
+#
+# ## Was it the forgetting?
+#
+# You broke the copy with care. Would a hammer do? Here is the control: no ascent, only
+# noise on all weights, as little as brings accuracy down to one in five. The noisy copy's
+# loss is far smaller, so the ladder of $\beta$ stands higher. All else stays.
+#
+# **Predict.** Masks from a noisy copy of `badnets`: what ASR, in percent, is left in
+# the mean of three draws?
+
+# %% tags=["predict"]
+guess_hammer = None
+hammers = [
+    figures.allowed(row)["asr"] for row in stored_copies if "noise" in row["defense"]
+]
+check.reveal(guess_hammer, round(100 * sum(hammers) / len(hammers)), "%")
+
+# %% tags=["figure", "claim"]
+check.claim("Masks from noisy copies, the lowest ASR.", min(hammers), 0, 0.1, "%")
+figures.ladder(stored_copies)
+
+# %% [markdown]
+# Two hammers of three do as well, and the third does nothing. So forgetting was enough,
+# and it was not needed. *Correlation is not cause*: the climb was there when the repair
+# worked, and twice the repair worked without it. (The third ladder ends before the signs
+# complain.)
+#
+# Now look at the left column, three draws of the copy that forgot. For one of them the
+# lowest rung leaves the attack nearly whole; for the other two the highest costs most of
+# the signs, and one more error would have barred the middle one. Held-out images led
+# all three to a repair, without any trigger. On the right is `blended`, in one draw. Its
+# attack outlives every rung that the signs can bear, and where it ends, RA stays low.
 #
 # ## Where it breaks
 #
-# All this was one victim and one draw of clean images. *One draw is no result.* So
-# here is `blended`, and the package's `mnp`, which climbs more slowly, takes more mask
-# steps and keeps one $\beta$ for all. Beside the soft repair stands a *hard* one:
-# channels with the lowest masks go off altogether, as many as three points of
-# held-out accuracy allow.
+# All this was one set of clean images. *One draw is no result.* So here are three sets,
+# and the package's `mnp`, which climbs more slowly, takes more mask steps and keeps one
+# $\beta$ for all. Beside the soft repair stands a *hard* one: channels with the lowest
+# masks go off altogether, as many as three points of held-out accuracy allow.
 #
 # On the first draw of images the hard repair ends Blended's attack: its ASR is zero.
 #
@@ -661,33 +669,30 @@ check.reveal(guess_back, round(100 * rows["Blended"]["mnp, hard"][0]["ra"]), "%"
 figures.draws(rows)
 
 # %% [markdown]
-# Read a row as three defenders who differ only in which clean signs they own.
-# On `badnets` the soft repair succeeds for two of them and fails for the third. On
-# `blended` the soft repair fails for all. The hard one leaves everything, half, or
-# nothing of the attack. The first draw alone would have been a triumph.
+# Read a row as three defenders who differ only in which clean signs they own. On
+# `badnets` the soft repair succeeds for two of them and fails for the third. On
+# `blended` it fails for all, and the hard one leaves everything, half, or nothing of
+# the attack. The first draw alone would have been a triumph.
 #
 # And the zero is none. *Zero is not repair*: the triangles say that most triggered
-# signs got a third name, though clean ones are still read. The trigger no longer leads
-# to its target, and it still decides what the network sees. As many random channels
+# signs got a third name, though clean ones are still read. As many random channels
 # wreck the network and mostly leave the attack alone, so the masks do know something.
 #
 # ### Two relatives
 #
-# The last two rows are defenses with the same skeleton, masks learned against a
-# disturbed network. **Reconstructive neuron pruning (RNP)** asks the forgetful copy
-# alone. **Adversarial neuron pruning (ANP)** has no copy: it pushes all scales and
-# shifts to where the clean loss hurts most, and wants masks that survive the push.
-#
-# ANP mends `badnets` for all three defenders. RNP ends without having pruned a single
-# channel of either victim. On `blended` neither helps.
+# The last two rows learn masks against a disturbed network, too. **Reconstructive neuron
+# pruning (RNP)** asks the forgetful copy alone, and here it prunes nothing.
+# **Adversarial neuron pruning (ANP)** has no copy: it pushes all scales and shifts to
+# where the clean loss hurts most, and wants masks that survive the push. It mends
+# `badnets` for all three defenders. On `blended` neither helps.
 #
 # ## Recap
 #
 # Do backdoor neurons give themselves away by their size? Not in these networks. The
 # channels that react most to a trigger are no larger than those of a twin that never
 # saw it. One attack does need some of the largest, and so do the signs. What gave
-# `badnets` away was ruder than counting plates: take the clean task away, and see who
-# still speaks.
+# `badnets` away was ruder than counting plates: break a copy until it cannot read, and
+# turn down whoever still speaks. Noise broke it well enough, two times of three.
 #
 # - Behind BatchNorm a filter's norm means nothing; fold scale and deviation in
 #   (objective 1).
@@ -696,8 +701,8 @@ figures.draws(rows)
 # - Up the loss, down the weights, and somebody says stop: the copy keeps the backdoor
 #   (objective 3).
 # - The masks listen to the network, to its copy, and to size (objective 4).
-# - Take terms away to see which one works, and draw again before you believe it
-#   (objective 5).
+# - Take a term away to see whether it works, put another in its place to see why, and
+#   draw again (objective 5).
 
 # %%
 quiz("mnp")
@@ -705,23 +710,22 @@ quiz("mnp")
 # %% [markdown]
 # ## One open experiment
 #
-# Is it the *forgetting* that exposes the backdoor, or would any broken copy do? Build a
-# second copy that is merely damaged: add noise to all weights until its accuracy is
-# as low as that of `forgot`. Learn masks with it, choose $\beta$ by the same rule, and
-# fill in the table. Decide first what you expect.
+# How broken must a copy be? Let yours forget with `stop` at 0.9, at 0.5 and at 0.2, learn
+# masks from each, and choose $\beta$ by the same rule. The control is a copy that
+# nobody has touched. Decide first: what does $J$ become when both networks are the same?
 #
-# | copy | chosen beta | ASR | RA | accuracy |
+# | copy reads | chosen beta | ASR | RA | accuracy |
 # |---|---|---|---|---|
-# | has forgotten | | | | |
-# | noise, draw 1 | | | | |
-# | noise, draw 2 | | | | |
-# | noise, draw 3 | | | | |
+# | everything (control) | | | | |
+# | nine in ten | | | | |
+# | half | | | | |
+# | one in five | | | | |
 #
 # ## What this does not show
 #
 # What the authors' method can do: all three terms are our reading of a summary. Drawn
-# signs are easy, so their networks have channels to spare. The repair that you wrote
-# saw one draw and a short schedule; the last figure ran with the package's.
+# signs are easy, so their networks have channels to spare. Your recipe saw one set of
+# clean images and two victims, with a short schedule.
 #
 # ## Beyond
 #
@@ -731,10 +735,10 @@ quiz("mnp")
 #
 # <details><summary>Answers</summary>
 #
-# 1. A copy that can no longer read has to say something, and often one class wins.
-#    Compare how large its share is, over several seeds, before you call it a detector.
+# 1. A copy that cannot read has to say something, and often one class wins. Compare over
+#    several seeds before you call it a detector.
 # 2. They let the trigger work through the channels that read signs, for instance by a
-#    penalty on the difference between both tasks' gradients. Climbing then takes both.
+#    penalty on the difference between both tasks' gradients.
 #
 # </details>
 #
@@ -748,7 +752,7 @@ quiz("mnp")
 #   NeurIPS 2021; code:
 #   [csdongxian/ANP_backdoor](https://github.com/csdongxian/ANP_backdoor).
 #
-# <details><summary>Fine print: what is whose, the relatives, a clip that never acts</summary>
+# <details><summary>Fine print: what is whose, and the relatives</summary>
 #
 # | | paper or released code | here |
 # |---|---|---|
@@ -757,18 +761,12 @@ quiz("mnp")
 # | masks | three named objectives | the loss $J$, on running statistics |
 # | a detector | reported, by the same correlation | none of six victims stands out in ours |
 #
-# **Relatives.** ANP minimizes a mix of the clean loss and the loss under the worst push
-# of scales and shifts. Both released codes normalize by the batch while they learn
-# masks, and so do `anp` and `rnp`.
+# **Relatives.** ANP minimizes a mix of the clean loss and the loss under the worst push.
+# Both released codes normalize by the batch while they learn masks, and so do `anp` and
+# `rnp`. RNP's script limits the gradient's length before `backward`, when there is
+# nothing to cut.
 #
-# **A clip that never acts.** RNP's released script limits the gradient's length, but
-# calls the function before `backward`, when there is nothing to cut. On `badnets` it
-# makes no difference, since no gradient of the ascent gets that long.
-#
-# **First order.** The usual shortcut for saliency, the absolute slope at a mask of one,
-# is far too small for the largest. It knows no signs only because of the absolute value.
-#
-# **Photographs.** On CIFAR-10 the soft repair does better. What this fold says is tested in `tests/lessons/test_07_mnp.py`.
+# **Photographs.** On CIFAR-10 the soft repair does better.
 #
 # </details>
 #

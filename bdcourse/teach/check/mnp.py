@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -264,7 +265,8 @@ def _climbed(
 @guarded
 def forget(fn: Callable[..., nn.Module]) -> None:
     """forget(model, x, y, lr, stop, most, generator) -> a copy that has unlearned."""
-    name, g, seen = "forget", fresh(), []
+    name, g = "forget", fresh()
+    seen: list = []
     seed = int(torch.randint(10**6, (), generator=g))
     x, y = _photos(24, g)
     model = _Small(g, seen)
@@ -346,7 +348,9 @@ def forget(fn: Callable[..., nn.Module]) -> None:
 @guarded
 def learn_masks(fn: Callable[..., dict]) -> None:
     """learn_masks(model, forgot, x, y, sizes, weights, steps, lr, batch, generator)."""
-    name, g, seen, other = "learn_masks", fresh(), [], []
+    name, g = "learn_masks", fresh()
+    seen: list = []
+    other: list = []
     seed = int(torch.randint(10**6, (), generator=g))
     x, y = _photos(20, g)
     nets = _Small(g, seen), _Small(g, other)
@@ -370,16 +374,18 @@ def learn_masks(fn: Callable[..., dict]) -> None:
             _untouched(name, net, before, 2)
         return out
 
-    def by_package(weights: tuple, steps: int, lr: float, **slip: object) -> dict:
+    def by_package(weights: tuple, steps: int, lr: float, **slip: Any) -> dict:
         """The package's J, with plain clamped SGD; `slip` makes one thing wrong."""
-        how = {"momentum": 0.9, "clamp": True, "sizes": sizes, "nets": kept} | slip
+        usual: dict[str, Any] = {"momentum": 0.9, "clamp": True, "sizes": sizes, "nets": kept}
+        how = usual | slip
         m = {n: torch.ones_like(t) for n, t in sizes.items()}
         v = {n: torch.zeros_like(t) for n, t in sizes.items()}
         a, b, c = weights
+        first, second = how["nets"]
         for _ in range(steps):
             leaves = {n: t.detach().requires_grad_() for n, t in m.items()}
             total, _ = objective(
-                *how["nets"], leaves, x, y, magnitude=how["sizes"], preserve=a, beta=b, lam=c
+                first, second, leaves, x, y, magnitude=how["sizes"], preserve=a, beta=b, lam=c
             )
             slopes = torch.autograd.grad(total, list(leaves.values()))
             for n, slope in zip(m, slopes, strict=True):
@@ -431,7 +437,8 @@ def learn_masks(fn: Callable[..., dict]) -> None:
         need(agree(out, want), name, f"moves otherwise under the loss of the {which} alone.", 3)
     far = learn(both, 6, 4.0)
     need(agree(far, by_package(both, 6, 4.0)), name, "has other masks than the package.", 4)
-    seen.clear(), other.clear()
+    seen.clear()
+    other.clear()
     few = learn(both, 5, 0.3, 6)
     sets = [sorted(rows) for _, rows in seen]
     need(

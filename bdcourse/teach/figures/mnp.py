@@ -71,9 +71,9 @@ def cuts(
             for ax, (key, said, color, marker) in zip(column, RATES[1::-1], strict=True):
                 x = [100 * s for s in shares]
                 for at, draws in zip(x, random[name], strict=True):
-                    for score in draws:
+                    for k, score in enumerate(draws if at else ()):
                         y = 100 * getattr(score, key)
-                        ax.plot(at + 0.35, y, marker, color=color, mfc="white", ms=7)
+                        ax.plot(at + 0.4 + 0.22 * k, y, marker, color=color, mfc="white", ms=6)
                 y = [100 * getattr(s, key) for s in largest[name]]
                 ax.plot(x, y, marker=marker, ls="-", color=color, ms=7)
                 ax.set(ylim=(-6, 106), ylabel=f"{said}, %")
@@ -81,17 +81,17 @@ def cuts(
             column[0].set_title(name, fontsize=11, fontweight="normal")
             column[1].set_xlabel("channels off, % of each layer")
         axes[0, 0].plot([], [], "s-", color=INK, label="the largest")
-        axes[0, 0].plot([], [], "s", color=INK, mfc="white", label="random, three draws")
+        axes[0, 0].plot([], [], "s", color=INK, mfc="white", label="random")
         axes[0, 1].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", fontsize=11)
-        said = [f"{100 * scores[1].asr:.0f}% on {name}" for name, scores in largest.items()]
+        said = [f"{100 * (s[1].asr or 0.0):.0f}% on {name}" for name, s in largest.items()]
         show.headline(fig, f"The largest {shares[1]:.0%} off: ASR {' and '.join(said)}")
         return Picture(
             fig,
             "Attack success above, accuracy below, for BadNets on the left and Blended on the "
             "right, against the share of each layer that is switched off. Filled marks joined by "
-            "lines: the largest channels; hollow marks: as many random ones, three draws. On "
-            "BadNets the largest take the attack along at once and accuracy falls with them; on "
-            "Blended the attack stays at the top while accuracy falls.",
+            "lines: the largest channels; hollow marks: as many random ones, five draws. On "
+            "BadNets the largest take the attack along at once, and random ones do not; on Blended "
+            "the attack stays at the top. Accuracy falls in all panels, by random cuts as well.",
         )
 
 
@@ -148,7 +148,8 @@ def law(rows: Sequence[Mapping]) -> Picture:
         ax.set_xlabel("rank correlation of size and saliency, mean of the late half")
         inside = sum(min(clean) <= v <= max(clean) for _, v in victims)
         left = sum(v < named[row["twin"]] for row, v in victims)
-        show.headline(fig, f"{left} victims lie left of their twin, {inside} among the clean ones")
+        said = f"{left} of {len(victims)} lie left of their twin, {inside} in the clean range"
+        show.headline(fig, said)
         ax.plot([], [], "s", color=INK, label="victim")
         ax.plot([], [], "o", color=QUIET, mfc="white", label="clean network (in a row: its twin)")
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2, fontsize=11)
@@ -195,27 +196,112 @@ def skeleton() -> Picture:
     )
 
 
-def answers(names: Sequence[str], shares: Mapping[str, Tensor], target: int) -> Picture:
-    """What networks say about clean signs: panel -> (classes,) shares."""
+def copies(names: Sequence[str], share: Tensor, target: int, rows: Sequence[Mapping]) -> Picture:
+    """What the reader's copy says about clean signs, and what stored copies do.
+
+    Args:
+        share: (classes,) of the answers; rows: of the study, one copy each.
+    """
+    forgot = [r for r in rows if r["defense"].endswith("ascent")]
     with show.style():
-        fig, axes = show.canvas(1, len(shares), height=3.8, sharey=True)
-        for ax, (who, share) in zip(axes[0], shares.items(), strict=True):
-            colors = [TRIGGERED if k == target else QUIET for k in range(len(names))]
-            ax.barh(range(len(names)), 100 * share, color=colors)
-            ax.set_title(who, fontsize=11, fontweight="normal")
-            ax.set(xlim=(0, 100), xlabel="% of the answers")
-            ax.set_yticks(range(len(names)), names)
-        axes[0, 0].invert_yaxis()
-        after = list(shares.values())[-1]
+        fig, axes = show.canvas(1, 2, height=4.2)
+        left, right = axes[0]
+        colors = [TRIGGERED if k == target else QUIET for k in range(len(names))]
+        left.barh(range(len(names)), 100 * share, color=colors)
+        left.set_title("your copy, clean signs", fontsize=11, fontweight="normal")
+        left.set(xlim=(0, 105), xlabel="% of the answers")
+        left.set_yticks(range(len(names)), names)
+        left.invert_yaxis()
+        labels: list[str] = []
+        for row in sorted(forgot, key=lambda r: r["victim"]):
+            at, first = len(labels), not labels
+            clean, hit = 100 * row["named"], 100 * row["copy"]["asr"]
+            right.plot([clean, hit], [at, at], color="#d8d8d8", lw=2, zorder=1)
+            mark = {"color": CLEAN, "mfc": "white", "ms": 7, "ls": ""}
+            right.plot(clean, at, "o", label="clean signs" if first else None, **mark)
+            mark = {"color": TRIGGERED, "ms": 7, "ls": ""}
+            right.plot(hit, at, "s", label="with the trigger" if first else None, **mark)
+            labels.append(f"{row['victim']} {row['draw'] + 1}")
+        right.set_title("draws of the copy", fontsize=11, fontweight="normal")
+        right.set(xlim=(-4, 105), xlabel="% sent to the target")
+        right.set_yticks(range(len(labels)), labels)
+        right.set_ylim(len(labels) - 0.5, -0.5)
+        right.legend(loc="upper right", bbox_to_anchor=(1.02, -0.16), ncols=2, fontsize=11)
+        hits = [r["copy"]["asr"] for r in forgot]
         show.headline(
-            fig, f"{after[target]:.0%} of the clean signs are now read as “{names[target]}”"
+            fig,
+            f"Copies that cannot read: {min(hits):.0%} to {max(hits):.0%} of triggered signs obey",
         )
         return Picture(
             fig,
-            "Two bar charts of the answers to clean signs, one bar for each of the twelve classes. "
-            "Before the ascent all bars are about equally long. In the copy that has forgotten, "
-            "nearly all answers fall on the attacker's target, and the other bars almost vanish.",
+            "Left, a bar for each class: what the reader's copy says about clean signs; the "
+            "attacker's target has by far the longest bar. Right, a row for each stored copy: a "
+            "hollow circle for the share of clean signs sent to the target, a square for the "
+            "share of triggered ones. The squares stand near the right end, the circles are "
+            "scattered.",
         )
+
+
+def ladder(rows: Sequence[Mapping]) -> Picture:
+    """The rule at work on stored copies: a column for each kind, a mark for each draw."""
+    kinds = {
+        "badnets, forgot": ("badnets", "ascent"),
+        "badnets, noise": ("badnets", "noise"),
+        "blended, forgot": ("blended", "ascent"),
+    }
+    groups = {
+        said: [r for r in rows if r["victim"] == v and r["defense"].endswith(by)]
+        for said, (v, by) in kinds.items()
+    }
+    with show.style():
+        fig, axes = show.canvas(2, len(groups), height=4.8, sharey="row", sharex="col")
+        ended = []
+        for column, (said, group) in zip(axes.T, groups.items(), strict=True):
+            for k, row in enumerate(group):
+                points, chosen = row["betas"], allowed(row)
+                at = [j + 0.14 * (k - (len(group) - 1) / 2) for j in range(len(points))]
+                for ax, key, color, mark in (
+                    (column[0], "asr", TRIGGERED, "s"),
+                    (column[1], "held", CLEAN, "o"),
+                ):
+                    for x, p in zip(at, points, strict=True):
+                        face = color if p is chosen else "white"
+                        ax.plot(x, 100 * p[key], mark, color=color, mfc=face, ms=6)
+            ended.append(sum(a is not None and a["asr"] < 0.1 for a in map(allowed, group)))
+            least = 100 * (group[0]["before"] - 0.03)
+            for ax, line in ((column[0], 10), (column[1], least)):
+                ax.axhline(line, color=QUIET, lw=1, ls=":")
+            column[0].set_title(said, fontsize=11, fontweight="normal")
+            names = [f"{p['beta']:g}" for p in points]
+            column[1].set_xticks(range(len(points)), names)
+            column[1].set(xlabel="β", xlim=(-0.5, len(points) - 0.5))
+        axes[0, 0].set(ylim=(-8, 108), ylabel="ASR, %")
+        axes[1, 0].set(ylim=(-8, 108), ylabel="held-out ACC, %")
+        mark = {"color": INK, "ms": 7, "ls": ""}
+        axes[1, 2].plot([], [], "o", label="chosen", **mark)
+        axes[1, 2].plot([], [], "o", mfc="white", label="not chosen", **mark)
+        axes[1, 2].legend(loc="lower right", fontsize=11)
+        counts = [f"{n} of {len(g)}" for n, g in zip(ended, groups.values(), strict=True)]
+        show.headline(
+            fig,
+            f"Attacks ended: BadNets {counts[0]}, by noise {counts[1]}; Blended {counts[2]}",
+        )
+        return Picture(
+            fig,
+            "Attack success above, held-out accuracy below, in three columns: BadNets with copies "
+            "that forgot, BadNets with noisy copies, Blended with copies that forgot. Three values "
+            "of beta across; a mark for each draw of the copy, filled where the rule stops. Dotted "
+            "lines: success at a tenth, and the accuracy that the rule demands. On BadNets the "
+            "filled squares lie at zero with copies that forgot, and with noisy ones except one "
+            "at the top; on Blended the filled square lies high.",
+        )
+
+
+def allowed(row: Mapping) -> Mapping | None:
+    """The largest beta that costs at most three points on held-out images; None: no beta."""
+    least = row["before"] - 0.03 - 1e-9
+    fine = [p for p in row["betas"] if p["held"] >= least]
+    return max(fine, key=lambda p: p["beta"]) if fine else None
 
 
 def at_beta(beta: float, held: float, score: Scores, chosen: bool) -> Picture:
@@ -305,10 +391,9 @@ def draws(rows: Mapping[str, Mapping[str, Sequence[Mapping]]]) -> Picture:
             ax.set_yticks(range(len(SAID)), list(SAID.values()))
         axes[0, 0].set_ylim(len(SAID) - 0.5, -0.5)
         axes[0, 0].legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.13), fontsize=11)
-        low, high = min(hard), max(hard)
-        show.headline(
-            fig, f"Blended, hard repair: ASR {low:.0%} or {high:.0%}, by the draw of images"
-        )
+        found = [f"{v:.0%}" for v in sorted(hard)]
+        said = f"{', '.join(found[:-1])} or {found[-1]}"
+        show.headline(fig, f"Blended, hard repair: ASR {said}, by the draw of images")
         return Picture(
             fig,
             "Two panels, BadNets and Blended, with a row for each defense and a mark for each of "

@@ -50,17 +50,18 @@ QUESTIONS = (
         },
     ),
     Question(
-        "Why may the masks not be learned on the copy alone?",
-        "Nothing would keep the signs readable.",
-        "The copy's loss falls whenever a loud channel is silenced, whoever else needs it. The "
-        "network itself has to have a say, and that is the first term.",
+        "A repair learns from a copy that has forgotten the signs. With copies that are merely "
+        "damaged by noise it works in two draws of three. What may you say about the forgetting?",
+        "It was enough, and it was not needed.",
+        "The repair worked with it, and worked without it. Whatever does the job must be "
+        "something that both copies share.",
         {
-            "The copy has no backdoor any more.": "It has: its triggered signs still get the "
-            "target.",
-            "The copy has other channels.": "It has the same ones, by the same names; that "
-            "is why its "
-            "masks fit the network.",
-            "The copy cannot be differentiated.": "It can, exactly as the network.",
+            "It had no effect.": "The masks did learn from that copy: without any copy the attack "
+            "stayed. Another copy can simply take its place.",
+            "It exposes the backdoor.": "So it seemed until the control came. If a hammer exposes "
+            "it as well, this says nothing special about forgetting.",
+            "It works better than noise.": "Perhaps. One draw decides between three of three and "
+            "two of three; that is too little for a ranking.",
         },
     ),
     Question(
