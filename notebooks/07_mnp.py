@@ -92,11 +92,13 @@ zoo = {n: victims.zoo(n) for n in ("badnets", "blended", "benign", "lf", "benign
 # The first axis counts output channels. Everything behind it belongs to one filter.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # A size is never negative.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Divide by what BatchNorm divides by: it adds `eps` to the variance before the root.
@@ -184,9 +186,9 @@ check.claim("The largest lead of a victim over its twin, in ranks.", lead, -1, 0
 figures.ranks(reach)
 
 # %% [markdown]
-# `mnp_magnitudes` is your `folded`, divided by the layer's mean. The bars answer the
-# simple version of our question: no. The channels that react most to a trigger stand
-# around the middle, and in a victim no higher than in its twin.
+# `mnp_magnitudes` is your `folded`, divided by the layer's mean. The channels that react
+# most to a trigger do tend to be large, and in an honest twin just as much. The largest
+# lead of a victim is next to nothing, so size tells no victim from its twin.
 #
 # ## Make the cut
 #
@@ -259,12 +261,14 @@ figures.cuts(shares, largest, lottery)
 # A channel that is needed gets positive numbers. Return a vector, not its mean.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Remember the scale as a number before you overwrite it. Parameters let themselves be
 # written to only under `torch.no_grad()`.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Scale and shift are two parameters. Only one of them goes.
@@ -309,7 +313,7 @@ mine = removal(losses, net.get_submodule("layer4.0.bn2"), 5)
 print("as you measured:", torch.allclose(mine, every["layer4.0.bn2"][5], atol=1e-4))
 harm = torch.cat([c.mean(1) for c in every.values()])
 tiny = (harm.abs() < 1e-3).float().mean().item()
-check.reveal(guess_spared, round(100 * tiny), "%")
+check.reveal(guess_spared, round(100 * tiny, 1), "%")
 
 # %% tags=["figure"]
 size = torch.cat(list(defenses.mnp_magnitudes(net).values()))
@@ -320,16 +324,16 @@ marked = torch.cat(
 figures.need(size, harm, marked)
 
 # %% [markdown]
-# Here the idea meets its difficulty. One at a time, almost nobody is needed. So "large
-# and not needed" describes nearly every large channel, the attacker's or not, and the
-# cloud shows no law that a culprit could break.
+# The squares at the far right are what MNP hopes for: large, not needed, guilty. But one
+# at a time almost nobody is needed. So "large and not needed" describes nearly every
+# large channel, and most of the guilty stand in the crowd.
 #
 # A fluke? We measured eighteen smaller networks in the same way, with more images. For
 # each layer we compared the two orders, by size and by saliency, with a **rank
 # correlation**: one if they agree, zero if they have nothing to do with each other. If
 # backdoors broke the law, victims would lie to the left. Look at them beside their
-# twins, and form an opinion. Then look at the top row, where ten more clean networks
-# stand that differ only in their seed.
+# twins. Then look at the top row, where ten more clean networks stand that differ only
+# in their seed.
 
 # %% tags=["figure"]
 figures.law(tables.results("mnp-detector").rows)
@@ -368,6 +372,7 @@ figures.skeleton()
 # statistics included.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # An epoch shuffles by `torch.randperm(n, generator=generator)` and splits the order
@@ -375,6 +380,7 @@ figures.skeleton()
 # mode, judge and return in eval mode.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # An optimizer goes down. Give it the negative of the loss, and its own
@@ -382,6 +388,7 @@ figures.skeleton()
 # gradients to exist: when do they?
 #
 # </details>
+#
 # <details><summary>Hint 4</summary>
 #
 # After each epoch measure the accuracy on all of `x`. At most `stop` is enough, and
@@ -465,11 +472,13 @@ figures.copies(clean.classes, told, victim.attack.target, stored_copies)
 # The next step needs the speed as well. Return both tensors.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # The rate multiplies the *new* speed, and it does not enter the speed itself.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # What is cut to $[0, 1]$ is the mask, not the speed.
@@ -502,6 +511,7 @@ check.mask_step(mask_step)
 # `defenses.masks_ones(model)` is where to start. You need a speed for every mask.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # A step draws `batch` images by `torch.randperm(..., generator=generator)`, the same for
@@ -509,12 +519,14 @@ check.mask_step(mask_step)
 # networks' own `.grad` alone. What you return should want no gradient.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Three terms, each with its own weight. The price is a sum over all channels of all
 # layers.
 #
 # </details>
+#
 # <details><summary>Hint 4</summary>
 #
 # The leaves come in the order of the dictionary, and so do their gradients. Hand
@@ -591,9 +603,8 @@ def at(b):
 widgets.slider("beta", list(betas), at, start=beta)
 
 # %% [markdown]
-# RA has come up as far as the attack has gone down. Move the slider to the right end:
-# too large a $\beta$ takes the signs along. At the left end the copy has no say, only
-# size has.
+# RA has come up as far as the attack has gone down. At the slider's right end too large
+# a $\beta$ takes the signs along. At the left end the copy has no say, only size has.
 #
 # Now take terms away, on the same draw.
 
@@ -689,8 +700,8 @@ figures.draws(rows)
 # ## Recap
 #
 # Do backdoor neurons give themselves away by their size? Not in these networks. The
-# channels that react most to a trigger are no larger than those of a twin that never
-# saw it. One attack does need some of the largest, and so do the signs. What gave
+# channels that react most to a trigger are large, but no larger than in a twin that
+# never saw it. One attack does need some of the largest, and so do the signs. What gave
 # `badnets` away was ruder than counting plates: break a copy until it cannot read, and
 # turn down whoever still speaks. Noise broke it well enough, two times of three.
 #
@@ -725,7 +736,7 @@ quiz("mnp")
 #
 # What the authors' method can do: all three terms are our reading of a summary. Drawn
 # signs are easy, so their networks have channels to spare. Your recipe saw one set of
-# clean images and two victims, with a short schedule.
+# clean images and two victims.
 #
 # ## Beyond
 #

@@ -22,7 +22,7 @@ def ranks(reach: Mapping[str, Mapping[str, Tensor]]) -> Picture:
         reach: victim -> network -> (layers,), the mean size rank of each layer's tenth that
             reacts most to the victim's trigger, 0 for the smallest channel, 1 for the largest.
     """
-    higher = [float(p["victim"].mean()) > float(p["twin"].mean()) for p in reach.values()]
+    leads = [float(p["victim"].mean()) - float(p["twin"].mean()) for p in reach.values()]
     with show.style():
         fig, axes = show.canvas(height=3.6)
         ax = axes[0, 0]
@@ -42,16 +42,13 @@ def ranks(reach: Mapping[str, Mapping[str, Tensor]]) -> Picture:
         ax.set(xlim=(-0.7, 3 * len(reach) - 1), ylim=(-0.22, 1.15), xticks=[])
         ax.set_yticks([0, 0.5, 1], ["smallest", "middle", "largest"])
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.02), ncols=2, fontsize=11)
-        said = "No" if not any(higher) else f"{sum(higher)} of {len(higher)}"
-        plural = "victim's" if not any(higher) else "victims'"
-        ax.set_title(f"{said} {plural} trigger channels stand higher than its twin's")
+        ax.set_title(f"A victim's trigger channels lead its twin's by {max(leads):.2f} at most")
         return Picture(
             fig,
             "Six columns of dots, two for each of three triggers, the victim and its benign twin. "
             "A dot is a layer: how large, among the channels of that layer, those are that react "
-            "most to the trigger. A bar marks each network's mean. In every pair the victim's bar "
-            "lies at the twin's height or below it; the dots reach from the smallest to the "
-            "largest everywhere.",
+            "most to the trigger. A bar marks each network's mean; all bars lie above the middle. "
+            "In every pair the victim's bar lies about at the twin's height or below it.",
         )
 
 
@@ -80,6 +77,7 @@ def cuts(
                 ax.grid(axis="y", color="#e6e6e6", lw=0.8)
             column[0].set_title(name, fontsize=11, fontweight="normal")
             column[1].set_xlabel("channels off, % of each layer")
+            column[1].set_xticks([100 * s for s in shares])
         axes[0, 0].plot([], [], "s-", color=INK, label="the largest")
         axes[0, 0].plot([], [], "s", color=INK, mfc="white", label="random")
         axes[0, 1].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", fontsize=11)
@@ -98,7 +96,7 @@ def cuts(
 def need(size: Tensor, harm: Tensor, marked: Tensor, least: float = 1e-7) -> Picture:
     """Size against saliency, a dot for each channel: (c,) each; marked: bool (c,)."""
     off = harm.abs().clamp(min=least)
-    small = float((harm.abs() < 1e-3).double().mean())
+    needed = int((harm.abs() >= 1e-3).sum())
     with show.style():
         fig, axes = show.canvas(height=3.4)
         ax = axes[0, 0]
@@ -114,14 +112,14 @@ def need(size: Tensor, harm: Tensor, marked: Tensor, least: float = 1e-7) -> Pic
         ax.set_ylim(least / 2, max(1e-2, 3 * float(off.max())))
         ax.set(xlabel="size (1 is the layer's mean)", ylabel="change of the loss, nats")
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=11)
-        ax.set_title(f"{small:.0%} of all channels can be spared one by one")
+        ax.set_title(f"One at a time, all but {needed} of {len(harm)} channels can be spared")
         return Picture(
             fig,
             "A scatter plot of all channels of the BadNets victim: size across, and upwards, on a "
             "logarithmic axis, by how much the clean loss changes when the channel is removed. "
             "The cloud has no direction. Nearly all of it lies below a dotted line at a "
             "thousandth of a nat. Squares, the channels that react most to the trigger, are "
-            "spread through the whole cloud.",
+            "spread through the whole cloud; the few largest channels are squares.",
         )
 
 
