@@ -1,9 +1,10 @@
-"""Measure four questions beside the tables of defenses; rows go to data/results.
+"""Measure five questions beside the tables of defenses; rows go to data/results.
 
     python tools/studies.py detector                  -> mnp-detector.json
     python tools/studies.py edge [--seeds 0 1 2]      -> linf-edge.json
     python tools/studies.py sharper cifar10-jpeg      -> cifar10-sharp.json
     python tools/studies.py pushes                    -> signs-fip-pushes.json
+    python tools/studies.py forgetting                -> signs-mnp-forgetting.json
 
 detector: how an MNP-style detector judges victims of the zoo, and ten clean networks. What
 is usual for a clean network takes clean networks to say, so ten are trained, each with
@@ -23,13 +24,18 @@ be told from the chance of the draw.
 pushes: what the trace term of FIP adds to the gradient in each step, on the zoo's BadNets
 victim with the first set of clean images, and what becomes of the network meanwhile.
 
-Half an hour on a core each, the last one a quarter. Rows that are there are kept; a
+forgetting: how much of an MNP-style repair is luck. The soft repair of lesson 07 with several
+draws of the copy that forgets, for each beta of a grid. The control is a copy that has not
+forgotten: noise on all its weights broke it as thoroughly.
+
+Half an hour on a core each, the last two less. Rows that are there are kept; a
 stopped run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -49,10 +55,13 @@ from bdcourse.defenses import (
     fip,
     linf_oracle,
     linf_responses,
+    mnp_apply_masks,
     mnp_correlation,
+    mnp_learn_masks,
     mnp_magnitudes,
     mnp_saliency,
     mnp_score,
+    mnp_suppress,
 )
 from bdcourse.train import Augment
 from bdcourse.victims import Victim
@@ -72,7 +81,16 @@ PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, PER_SET = 10, 200
 WATCHED = 80  # test images, every ten steps
 
-SAID = ("attack", "victim", "options", "seed", "acc", "asr", "correlation", "lambda_max")
+LOW, HIGH = (0.002, 0.005, 0.02), (0.02, 0.1, 0.4)  # betas, around where accuracy gives way
+COPIES = {  # (victim, what broke the copy): draws, betas
+    ("badnets", "ascent"): (3, LOW),
+    ("badnets", "noise"): (3, HIGH),
+    ("blended", "ascent"): (1, HIGH),
+}
+SHORT = {"steps": 60, "lr": 0.2, "batch": 32}
+STOP = 0.2  # accuracy that is low enough for a copy
+
+SAID = ("attack", "victim", "options", "seed", "draw", "acc", "asr", "correlation", "lambda_max")
 
 
 def about(name: str, parts: data.Splits) -> dict:
@@ -180,6 +198,61 @@ def pushes(options: argparse.Namespace) -> Study:
     )
 
 
+def noisy(model: torch.nn.Module, clean: data.Images, g: torch.Generator) -> torch.nn.Module:
+    """A copy with noise on its weights, as little as makes its accuracy at most STOP.
+
+    Each tensor gets noise of its own spread, times a factor that grows by a tenth."""
+    weights = dict(model.named_parameters())
+    noise = {n: p.std() * torch.randn(p.shape, generator=g) for n, p in weights.items()}
+    factor, broken = 0.05, copy.deepcopy(model)
+    while metrics.evaluate(broken, clean).acc > STOP:
+        factor *= 1.1
+        with torch.no_grad():
+            for n, p in broken.named_parameters():
+                p.copy_(weights[n] + factor * noise[n])
+    return broken
+
+
+def forgetting(options: argparse.Namespace) -> Study:
+    parts = data.splits("signs")
+    some = parts.test[:IMAGES]
+
+    def measured(victim: Victim, draw: int, by: str, betas: tuple) -> dict:
+        model, g = victim.model, torch.Generator().manual_seed(draw)
+        if by == "ascent":
+            broken, _ = mnp_suppress(model, parts.clean, lr=0.05, epochs=60, generator=g)
+        else:
+            broken = noisy(model, parts.clean, g)
+
+        def mended(beta: float) -> dict:
+            g = torch.Generator().manual_seed(1)
+            masks, _ = mnp_learn_masks(model, broken, parts.clean, beta=beta, generator=g, **SHORT)
+            m = mnp_apply_masks(model, masks).model
+            kept = metrics.evaluate(m, parts.held).acc
+            return {"beta": beta, "held": kept, **rates(metrics.evaluate(m, some, victim.attack))}
+
+        told = metrics.predict(broken, parts.clean.x)
+        return {
+            "copy": rates(metrics.evaluate(broken, some, victim.attack)),
+            "named": (told == victim.attack.target).double().mean().item(),
+            "before": metrics.evaluate(model, parts.held).acc,
+            "images": IMAGES,
+            "betas": [mended(beta) for beta in betas],
+        }
+
+    cell = about("signs", parts) | {"seed": 0}
+    for (name, by), (draws, betas) in COPIES.items():
+        own = {"victim": name, "attack": ENTRIES[name].attack}
+        own["defense"] = f"mnp, short, copy by {by}"
+        for draw in range(draws):
+            how = {"draw": draw, "by": by, "betas": betas}
+            yield (
+                cell | own | {"draw": draw},
+                lambda name=name: victims.zoo(name),
+                lambda v, how=how: measured(v, **how),
+            )
+
+
 def rates(scores: metrics.Scores) -> dict:
     return {"acc": scores.acc, "asr": scores.asr, "ra": scores.ra}
 
@@ -194,6 +267,7 @@ def main() -> None:
         (edge, "linf-edge"),
         (sharper, "cifar10-sharp"),
         (pushes, "signs-fip-pushes"),
+        (forgetting, "signs-mnp-forgetting"),
     ):
         own = studies.add_parser(study.__name__)
         own.set_defaults(study=study)

@@ -1,6 +1,11 @@
 """Right and wrong answers to the exercises of lesson 07, for test_check.py."""
 
+import copy
+
 import torch
+import torch.nn.functional as F
+
+from bdcourse.defenses import masks_forward, masks_ones
 
 
 def folded(w, gamma, var, eps):
@@ -51,22 +56,157 @@ def removal_without_no_grad(losses, bn, k):
     return losses()
 
 
-def mask_loss(kept, gone, masks, sizes, beta, lam):
-    penalty = sum((a * m).sum() for a, m in zip(sizes, masks, strict=True))
-    return kept + beta * gone + lam * penalty
+def forget(
+    model,
+    x,
+    y,
+    lr,
+    stop,
+    most,
+    generator,
+    *,
+    sign=-1,
+    momentum=0.9,
+    decay=5e-4,
+    clip=20,
+    train=True,
+    batch=128,
+    copied=True,
+    shuffled=True,
+    own=True,
+    looks=True,
+    late=False,
+    ends=True,
+):
+    """The answer of the lesson, with a switch for everything that can go wrong."""
+    net = copy.deepcopy(model) if copied else model
+    opt = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=decay)
+    for _ in range(most):
+        net.train(train)
+        order = torch.randperm(len(x), generator=generator if own else None)
+        order = order if shuffled else torch.arange(len(x))
+        for i in order.tensor_split(-(-len(x) // batch)):
+            opt.zero_grad()
+            loss = sign * F.cross_entropy(net(x[i]), y[i])
+            if late:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+            loss.backward()
+            if clip and not late:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+            opt.step()
+        if looks and (net.eval()(x).argmax(1) == y).double().mean() <= stop:
+            break
+    return net.eval() if ends else net.train()
 
 
-def mask_loss_in_one(kept, gone, masks, sizes, beta, lam):
-    return kept + torch.cat(list(masks)) @ torch.cat(list(sizes)) * lam + gone * beta
+def forget_by_hand(model, x, y, lr, stop, most, generator):
+    net = copy.deepcopy(model)
+    speeds = [torch.zeros_like(p) for p in net.parameters()]
+    right, epoch = 1.0, 0
+    while epoch < most and (epoch == 0 or right > stop):
+        net.train()
+        rows = torch.randperm(len(x), generator=generator)
+        for i in torch.chunk(rows, (len(x) + 127) // 128):
+            loss = net(x[i]).log_softmax(1).gather(1, y[i, None]).mean()  # minus cross-entropy
+            slopes = torch.autograd.grad(loss, list(net.parameters()))
+            length = torch.cat([s.flatten() for s in slopes]).norm()
+            cut = min(1.0, 20 / (float(length) + 1e-6))
+            with torch.no_grad():
+                for p, v, s in zip(net.parameters(), speeds, slopes, strict=True):
+                    v.mul_(0.9).add_(cut * s + 5e-4 * p)
+                    p.sub_(lr * v)
+        net.eval()
+        with torch.no_grad():
+            right = float((net(x).argmax(1) == y).float().mean())
+        epoch += 1
+    return net
 
 
-def penalized(reduce):
-    """The right sum with another penalty."""
+def learn_masks(
+    model,
+    forgot,
+    x,
+    y,
+    sizes,
+    weights,
+    steps,
+    lr,
+    batch,
+    generator,
+    *,
+    momentum=0.9,
+    clamp=True,
+    size=lambda a: a,
+    signs=(1, 1, 1),
+    swapped=False,
+    ahead=False,
+    train=False,
+    every=False,
+    own=True,
+    apart=False,
+    plain=True,
+    fixed=False,
+):
+    """The answer of the lesson, with a switch for everything that can go wrong."""
+    generator = generator if own else None
+    m = masks_ones(model)
+    v = {n: torch.zeros_like(t) for n, t in m.items()}
+    nets = (forgot, model) if swapped else (model, forgot)
+    model.train(train)
+    first = torch.randperm(len(x), generator=generator)[:batch]
+    for k in range(steps):
+        i = torch.randperm(len(x), generator=generator)[:batch] if k or not fixed else first
+        i = first if fixed else torch.arange(len(x)) if every else i
+        j = torch.randperm(len(x), generator=generator)[:batch] if apart else i
+        leaves = {n: t.requires_grad_() for n, t in m.items()}
+        kept = F.cross_entropy(masks_forward(nets[0], leaves, x[i]), y[i])
+        gone = F.cross_entropy(masks_forward(nets[1], leaves, x[j]), y[j])
+        penalty = sum((size(sizes[n]) * t).sum() for n, t in leaves.items())
+        parts = zip(signs, weights, (kept, gone, penalty), strict=True)
+        total = sum(s * w * t for s, w, t in parts)
+        if ahead:
+            total.backward()
+            slopes = [t.grad for t in leaves.values()]
+        else:
+            slopes = torch.autograd.grad(total, list(leaves.values()))
+        for n, g in zip(m, slopes, strict=True):
+            v[n] = momentum * v[n] + g
+            m[n] = leaves[n].detach() - lr * v[n]
+            m[n] = m[n].clamp(0, 1) if clamp else m[n]
+    return m if plain else {n: t.requires_grad_() for n, t in m.items()}
 
-    def answer(kept, gone, masks, sizes, beta, lam):
-        return kept + beta * gone + lam * reduce(masks, sizes)
 
-    return answer
+def learn_masks_by_optimizer(model, forgot, x, y, sizes, weights, steps, lr, batch, generator):
+    m = {n: torch.nn.Parameter(torch.ones_like(a)) for n, a in sizes.items()}
+    opt = torch.optim.SGD(m.values(), lr, momentum=0.9)
+
+    def through(net, rows):
+        scaled = {f"{n}.weight": t * net.get_submodule(n).weight.detach() for n, t in m.items()}
+        return torch.func.functional_call(net, scaled, (x[rows],))
+
+    for _ in range(steps):
+        rows = torch.randperm(len(x), generator=generator)[:batch]
+        a, b = (
+            -through(n, rows).log_softmax(1)[range(len(rows)), y[rows]].mean()
+            for n in (model, forgot)
+        )
+        push = torch.cat([sizes[n] for n in m]) @ torch.cat(list(m.values()))
+        total = weights[0] * a + weights[1] * b + weights[2] * push
+        for t, g in zip(m.values(), torch.autograd.grad(total, list(m.values())), strict=True):
+            t.grad = g
+        opt.step()
+        with torch.no_grad():
+            for t in m.values():
+                t.clamp_(0, 1)
+    return {n: t.detach() for n, t in m.items()}
+
+
+def climbs(**wrong):
+    return lambda *args: forget(*args, **wrong)
+
+
+def learns(**wrong):
+    return lambda *args: learn_masks(*args, **wrong)
 
 
 def mask_step(m, v, g, lr, momentum):
@@ -91,11 +231,8 @@ def speed_with_rate(m, v, g, lr, momentum):
 RIGHT: dict = {
     "folded": [folded, folded_into_the_filter],
     "removal": [removal, removal_by_copy],
-    "ascent": [
-        lambda w, g, lr, decay: w + lr * (g - decay * w),
-        lambda w, g, lr, decay: (1 - lr * decay) * w + lr * g,
-    ],
-    "mask_loss": [mask_loss, mask_loss_in_one],
+    "forget": [forget, forget_by_hand],
+    "learn_masks": [learn_masks, learn_masks_by_optimizer],
     "mask_step": [mask_step, mask_step_by_optimizer],
 }
 
@@ -117,29 +254,36 @@ WRONG: dict = {
         (lambda f, bn, k: f() + removal(f, bn, k), "loss without minus loss with"),
         (lambda f, bn, k: f(), "not its change"),
     ],
-    "ascent": [
-        (lambda w, g, lr, d: w + lr * (g + d * w), "grow"),
-        (lambda w, g, lr, d: w - lr * (g + d * w), "goes down"),
-        (lambda w, g, lr, d: w + lr * g, "missing"),
-        (lambda w, g, lr, d: w + lr * g - d * w, "rate belongs to both"),
+    "forget": [
+        (climbs(sign=1), "goes down"),
+        (climbs(decay=0), "leaves out the weight decay"),
+        (climbs(momentum=0), "without momentum"),
+        (climbs(train=False), "eval mode"),
+        (climbs(copied=False), "not a copy"),
+        (climbs(clip=None), "longer than 20"),
+        (climbs(late=True), "before it is there"),
+        (climbs(batch=300), "batches of"),
+        (climbs(looks=False), "goes on although"),
+        (climbs(ends=False), "in train mode"),
+        (climbs(own=False), "without the generator"),
+        (climbs(shuffled=False), "shuffle"),
+        (lambda m, x, y, lr, s, k, g: forget(m, x, y, lr, s, 1, g), "ends before"),
     ],
-    "mask_loss": [
-        (
-            penalized(lambda m, s: sum((a * b).mean() for a, b in zip(m, s, strict=True))),
-            "mean",
-        ),
-        (
-            penalized(lambda m, s: (torch.cat(list(m)) * torch.cat(list(s))).mean()),
-            "mean",
-        ),
-        (penalized(lambda m, s: sum(a.sum() for a in m)), "uniform penalty"),
-        (
-            penalized(lambda m, s: sum((b - a * b).sum() for a, b in zip(m, s, strict=True))),
-            "rewards",
-        ),
-        (lambda k, g, m, s, b, lam: mask_loss(k, g, m, s, -b, lam), "subtracts"),
-        (lambda *a: mask_loss(*a).detach(), "cut off"),
-        (lambda *a: mask_loss(*a).item(), "not a tensor"),
+    "learn_masks": [
+        (learns(momentum=0), "forgets the speed"),
+        (learns(clamp=False), "leave"),
+        (learns(size=torch.ones_like), "leaves the sizes out"),
+        (learns(size=lambda a: a / a.numel()), "a mean"),
+        (learns(signs=(1, -1, 1)), "climbs the loss of the copy"),
+        (learns(swapped=True), "wrong one of the two"),
+        (learns(ahead=True), "leaves gradients"),
+        (learns(train=True), "changes the network"),
+        (learns(every=True), "different images a step"),
+        (learns(fixed=True), "same images in every step"),
+        (learns(apart=True), "two networks different images"),
+        (learns(own=False), "without the generator"),
+        (learns(plain=False), "still want a gradient"),
+        (lambda m, *a: {n: t.double() for n, t in masks_ones(m).items()}, "does not move"),
     ],
     "mask_step": [
         (lambda m, v, g, lr, mu: (m - lr * (mu * v + g), mu * v + g), "clamp"),

@@ -40,7 +40,7 @@ from bdcourse.teach.check.linf import (
     steer,
     verdict,
 )
-from bdcourse.teach.check.mnp import ascent, folded, mask_loss, mask_step, removal
+from bdcourse.teach.check.mnp import folded, forget, learn_masks, mask_step, removal
 from bdcourse.teach.check.poisoning import lost, poison, stamp, train_victim
 from bdcourse.teach.check.sharpness import (
     fake_variance,
@@ -60,7 +60,6 @@ from bdcourse.teach.check.welcome import attack_success, confusion, place, take
 
 __all__ = [
     "CheckFailed",
-    "ascent",
     "asr",
     "attack_success",
     "balance",
@@ -82,12 +81,13 @@ __all__ = [
     "find_triggers",
     "fip_plain",
     "folded",
+    "forget",
     "harm",
     "hijack",
     "largest_z",
     "last_share",
+    "learn_masks",
     "lost",
-    "mask_loss",
     "mask_step",
     "noise_mode",
     "noisy_warp",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdcourse.defenses import masks_ones
+from bdcourse.defenses._mnp import objective
 from bdcourse.teach.check.core import (
     CheckFailed,
     call,
@@ -65,7 +70,7 @@ def folded(fn: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
         3,
     )
     need(close(out, length * scale, 1e-5), name, "is not norm times factor.", 1)
-    passed(name)
+    passed(name, "the l1 norm times the BatchNorm factor, unmoved when both grow tenfold")
 
 
 @guarded
@@ -127,108 +132,7 @@ def removal(fn: Callable[[Callable[[], Tensor], nn.BatchNorm2d, int], Tensor]) -
             3,
         )
         need(close(out, want), name, "is not loss without minus loss with.", 1)
-    passed(name)
-
-
-@guarded
-def ascent(fn: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
-    """ascent(w, g, lr, decay) -> weights after a step up the loss that shrinks them."""
-    name, rand = "ascent", fresh()
-    w = torch.randn(4, 5, generator=rand)
-    g = torch.randn(4, 5, generator=rand)
-    lr, decay = 0.1, 0.3
-    still = call(name, fn, w, torch.zeros_like(w), lr, decay)
-    shaped(name, still, (4, 5))
-    need(
-        not close(still, w * (1 + lr * decay)),
-        name,
-        "lets the weights grow where the loss is flat: the decay has the wrong sign.",
-        2,
-    )
-    need(
-        not close(still, w),
-        name,
-        "does nothing where the loss is flat; the decay is missing.",
-        1,
-    )
-    out = call(name, fn, w, g, lr, decay)
-    need(
-        not close(out, w - lr * (g + decay * w)),
-        name,
-        "goes down the loss; suppression goes up.",
-        1,
-    )
-    need(
-        not close(out, w + lr * g - decay * w),
-        name,
-        "shrinks by decay alone; the rate belongs to both parts.",
-        3,
-    )
-    need(close(out, w + lr * (g - decay * w), 1e-5), name, "is not the SGD step.", 3)
-    passed(name)
-
-
-@guarded
-def mask_loss(
-    fn: Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], float, float], Tensor],
-) -> None:
-    """mask_loss(preserving, suppressed, masks, sizes, beta, lam) -> J, one number."""
-    name, g = "mask_loss", fresh()
-    kept, gone = torch.rand(2, generator=g) + 0.5
-    masks = [torch.rand(n, generator=g).requires_grad_() for n in (3, 6, 8)]
-    sizes = [2 * torch.rand(n, generator=g) for n in (3, 6, 8)]
-    beta, lam = 0.02 + 0.5 * float(torch.rand((), generator=g)), 0.3
-
-    def j(penalty: Tensor | int, a: float = 1, b: float = beta) -> Tensor:
-        return (a * kept + b * gone + lam * penalty).detach().double()
-
-    rows = [(a * m).detach() for a, m in zip(sizes, masks, strict=True)]
-    total = sum(r.sum() for r in rows)
-    pull = [lam * a for a in sizes]  # before anybody changes the sizes
-    out = call(name, fn, kept, gone, masks, sizes, beta, lam)
-    shaped(name, out, ())
-    need(
-        not close(out, j(sum(r.mean() for r in rows)))
-        and not close(out, j(torch.cat(rows).mean())),
-        name,
-        "takes a mean in the penalty: the push on a mask would depend on the width.",
-        2,
-    )
-    need(
-        not close(out, j(sum(m.detach().sum() for m in masks))),
-        name,
-        "leaves out the sizes: this is the uniform penalty.",
-        1,
-    )
-    need(
-        not close(
-            out, j(sum((a * (1 - m)).detach().sum() for a, m in zip(sizes, masks, strict=True)))
-        ),
-        name,
-        "rewards masks for staying at 1; the penalty pulls them down.",
-        2,
-    )
-    need(
-        not close(out, j(total, b=-beta)),
-        name,
-        "subtracts the suppressed term; masks are to lower it too.",
-        1,
-    )
-    need(close(out, j(total), 1e-5), name, "is not the sum of the three terms.", 1)
-    need(
-        out.requires_grad,
-        name,
-        "is cut off from the masks; do not detach, and do not call item().",
-        3,
-    )
-    out.backward()
-    need(
-        all(m.grad is not None and close(m.grad, p) for m, p in zip(masks, pull, strict=True)),
-        name,
-        "gives the masks a gradient other than lam times size.",
-        3,
-    )
-    passed(name)
+    passed(name, "each loss without minus with, scale only, BatchNorm put back")
 
 
 @guarded
@@ -280,4 +184,275 @@ def mask_step(
         "has other masks than clamp(m - lr v, 0, 1).",
         2,
     )
-    passed(name)
+    passed(name, "momentum v + g, then a step down, cut to [0, 1]")
+
+
+class _Small(nn.Module):
+    """Two convolutions with BatchNorm and a linear layer, in float64.
+
+    `seen` is shared by all copies: the first pixel of every image, pass by pass, with
+    the mode that the first BatchNorm was in.
+    """
+
+    def __init__(self, g: torch.Generator, seen: list, gain: float = 1.0) -> None:
+        super().__init__()
+        self.seen, self.gain = seen, gain
+        self.one, self.bn1 = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.two, self.bn2 = nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)
+        self.read = nn.Linear(5, 3)
+        with torch.no_grad():
+            for n, t in (*self.named_parameters(), *self.named_buffers()):
+                if "batches" not in n:
+                    low = 0.5 if "bn" in n and ("weight" in n or "var" in n) else -0.5
+                    t.copy_(low + torch.rand(t.shape, generator=g))
+        self.double().eval()
+
+    def __deepcopy__(self, memo: dict) -> _Small:
+        new = _Small(torch.Generator(), self.seen, self.gain)
+        new.load_state_dict(self.state_dict())
+        for mine, theirs in zip(new.modules(), self.modules(), strict=True):
+            mine.training = theirs.training
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((self.bn1.training, x[:, 0, 0, 0].tolist()))
+        x = self.bn1(self.one(x)).relu()
+        x = self.bn2(self.two(x)).relu()
+        return self.gain * self.read(x.mean((2, 3)))
+
+
+def _photos(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    x = torch.rand(n, 1, 7, 7, generator=g, dtype=torch.float64)
+    return x, torch.randint(0, 3, (n,), generator=g)
+
+
+def _same(a: nn.Module, b: nn.Module) -> bool:
+    """Equal weights and statistics."""
+    mine, theirs = a.state_dict(), b.state_dict()
+    return all(torch.allclose(v.double(), theirs[n].double(), atol=1e-9) for n, v in mine.items())
+
+
+def _untouched(name: str, model: nn.Module, kept: nn.Module, hint: int) -> None:
+    need(_same(model, kept) and not model.training, name, "changes the network it is given.", hint)
+    need(
+        all(p.grad is None for p in model.parameters()),
+        name,
+        "leaves gradients in the network it is given.",
+        hint,
+    )
+
+
+def _climbed(
+    model: nn.Module, x: Tensor, y: Tensor, lr: float, epochs: int, **other: float
+) -> nn.Module:
+    """The copy after so many steps on one batch; `other` makes one thing wrong."""
+    how = {"sign": -1.0, "momentum": 0.9, "decay": 5e-4, "clip": 20.0, "train": 1.0} | other
+    net = deepcopy(model)
+    opt = torch.optim.SGD(net.parameters(), lr, how["momentum"])
+    for _ in range(epochs):
+        net.train(bool(how["train"]))
+        opt.zero_grad()
+        (how["sign"] * F.cross_entropy(net(x), y)).backward()
+        if how["clip"]:
+            nn.utils.clip_grad_norm_(net.parameters(), how["clip"])
+        for p in net.parameters():  # by hand, since SGD refuses a negative decay
+            assert p.grad is not None
+            p.grad += how["decay"] * p.detach()
+        opt.step()
+    return net.eval()
+
+
+@guarded
+def forget(fn: Callable[..., nn.Module]) -> None:
+    """forget(model, x, y, lr, stop, most, generator) -> a copy that has unlearned."""
+    name, g = "forget", fresh()
+    seen: list = []
+    seed = int(torch.randint(10**6, (), generator=g))
+    x, y = _photos(24, g)
+    model = _Small(g, seen)
+    kept = deepcopy(model)
+
+    def climb(net: nn.Module, x: Tensor, y: Tensor, stop: float, most: int) -> nn.Module:
+        before = deepcopy(net)
+        out = call(name, fn, net, x, y, 0.1, stop, most, torch.Generator().manual_seed(seed))
+        need(isinstance(out, nn.Module), name, "must return the copy, a network.", 1)
+        need(out is not net, name, "returns the network itself, not a copy.", 1)
+        _untouched(name, net, before, 1)
+        need(not out.training, name, "returns the copy in train mode; it is used in eval.", 2)
+        return out
+
+    wrong = {
+        "goes down the loss; suppression goes up.": ({"sign": 1.0}, 3),
+        "lets the weights grow: the decay has the wrong sign.": ({"decay": -5e-4}, 3),
+        "leaves out the weight decay.": ({"decay": 0.0}, 3),
+        "climbs without momentum.": ({"momentum": 0.0}, 3),
+        "climbs in eval mode; the BatchNorms should use the batch.": ({"train": 0.0}, 2),
+    }
+    for epochs in (1, 3):
+        out = climb(model, x, y, -1.0, epochs)
+        for symptom, (other, hint) in wrong.items():
+            told = _same(out, _climbed(kept, x, y, 0.1, epochs, **other))
+            need(not told or (epochs == 1 and "momentum" in other), name, symptom, hint)
+        need(
+            epochs == 1 or not _same(out, _climbed(kept, x, y, 0.1, 1)),
+            name,
+            "ends before `most` epochs though accuracy is not yet at `stop`.",
+            4,
+        )
+        need(
+            _same(out, _climbed(kept, x, y, 0.1, epochs)),
+            name,
+            f"is elsewhere than {epochs} step(s) of SGD up the loss lead.",
+            3,
+        )
+    need(
+        _same(climb(model, x, y, 1.0, 5), _climbed(kept, x, y, 0.1, 1)),
+        name,
+        "goes on although accuracy has come down to `stop`.",
+        4,
+    )
+    steep = _Small(g, seen, gain=1e4)
+    need(
+        _same(climb(steep, x, y, -1.0, 1), _climbed(steep, x, y, 0.1, 1)),
+        name,
+        "does not cut a gradient that is longer than 20, or cuts it before it is there.",
+        3,
+    )
+    many, labels = _photos(300, g)
+    seen.clear()
+    first = climb(model, many, labels, -1.0, 1)
+    passes = [rows for training, rows in seen if training]
+    need(
+        sorted(map(len, passes)) == [100, 100, 100],
+        name,
+        f"takes batches of {sorted(map(len, passes))[:4]} from 300 images, not three of 100.",
+        2,
+    )
+    drawn = [v for rows in passes for v in rows]
+    need(
+        sorted(drawn) == sorted(many[:, 0, 0, 0].tolist()),
+        name,
+        "does not see each image once an epoch.",
+        2,
+    )
+    need(drawn != many[:, 0, 0, 0].tolist(), name, "does not shuffle.", 2)
+    need(
+        _same(first, climb(model, many, labels, -1.0, 1)),
+        name,
+        "draws at random without the generator.",
+        2,
+    )
+    passed(name, "a copy in eval mode, up the loss, down the weights, stopped by accuracy")
+
+
+@guarded
+def learn_masks(fn: Callable[..., dict]) -> None:
+    """learn_masks(model, forgot, x, y, sizes, weights, steps, lr, batch, generator)."""
+    name, g = "learn_masks", fresh()
+    seen: list = []
+    other: list = []
+    seed = int(torch.randint(10**6, (), generator=g))
+    x, y = _photos(20, g)
+    nets = _Small(g, seen), _Small(g, other)
+    kept = tuple(deepcopy(n) for n in nets)
+    sizes = {
+        n: 2 * torch.rand(t.shape, generator=g).double() for n, t in masks_ones(nets[0]).items()
+    }
+    flat = {n: torch.ones_like(t) for n, t in sizes.items()}
+
+    def learn(weights: tuple, steps: int, lr: float, batch: int = len(x)) -> dict:
+        draws = torch.Generator().manual_seed(seed)
+        own = {n: t.clone() for n, t in sizes.items()}
+        out = call(name, fn, *nets, x, y, own, weights, steps, lr, batch, draws)
+        need(isinstance(out, dict), name, "must return masks by the names of BatchNorms.", 1)
+        need(list(out) == list(sizes), name, f"has masks for {list(out)}, not {list(sizes)}.", 1)
+        for n, m in out.items():
+            shaped(name, m, tuple(sizes[n].shape))
+            need(bool(((m >= 0) & (m <= 1)).all()), name, "lets a mask leave [0, 1].", 4)
+            need(not m.requires_grad, name, "returns masks that still want a gradient.", 2)
+        for net, before in zip(nets, kept, strict=True):
+            _untouched(name, net, before, 2)
+        return out
+
+    def by_package(weights: tuple, steps: int, lr: float, **slip: Any) -> dict:
+        """The package's J, with plain clamped SGD; `slip` makes one thing wrong."""
+        usual: dict[str, Any] = {"momentum": 0.9, "clamp": True, "sizes": sizes, "nets": kept}
+        how = usual | slip
+        m = {n: torch.ones_like(t) for n, t in sizes.items()}
+        v = {n: torch.zeros_like(t) for n, t in sizes.items()}
+        a, b, c = weights
+        first, second = how["nets"]
+        for _ in range(steps):
+            leaves = {n: t.detach().requires_grad_() for n, t in m.items()}
+            total, _ = objective(
+                first, second, leaves, x, y, magnitude=how["sizes"], preserve=a, beta=b, lam=c
+            )
+            slopes = torch.autograd.grad(total, list(leaves.values()))
+            for n, slope in zip(m, slopes, strict=True):
+                v[n] = how["momentum"] * v[n] + slope
+                m[n] = leaves[n].detach() - lr * v[n]
+                m[n] = m[n].clamp(0, 1) if how["clamp"] else m[n]
+        return m
+
+    def agree(a: dict, b: dict) -> bool:
+        return all(close(a[n], b[n], 1e-7) for n in sizes)
+
+    pull, both = (0.0, 0.0, 0.1), (1.0, 0.5, 0.02)
+    means = {n: t / t.numel() for n, t in sizes.items()}
+    out = learn(pull, 2, 0.5)
+    need(not agree(out, flat), name, "does not move the masks.", 2)
+    need(
+        not agree(out, by_package(pull, 2, 0.5, sizes=flat)),
+        name,
+        "leaves the sizes out of the penalty.",
+        3,
+    )
+    need(
+        not agree(out, by_package(pull, 2, 0.5, sizes=means)),
+        name,
+        "takes a mean over a layer in the penalty; it is a sum.",
+        3,
+    )
+    need(
+        not agree(out, by_package(pull, 2, 0.5, momentum=0.0)),
+        name,
+        "forgets the speed from step to step.",
+        4,
+    )
+    need(agree(out, by_package(pull, 2, 0.5)), name, "moves otherwise under the penalty alone.", 3)
+    for weights, which in (((1.0, 0.0, 0.0), "network"), ((0.0, 1.0, 0.0), "copy")):
+        out, want = learn(weights, 3, 0.3), by_package(weights, 3, 0.3)
+        need(
+            not agree(out, by_package(weights, 3, 0.3, nets=kept[::-1])),
+            name,
+            f"asks the wrong one of the two networks where the {which} should answer.",
+            3,
+        )
+        need(
+            not agree(out, by_package(tuple(-w for w in weights), 3, 0.3)),
+            name,
+            f"climbs the loss of the {which}; masks are to lower it.",
+            3,
+        )
+        need(agree(out, want), name, f"moves otherwise under the loss of the {which} alone.", 3)
+    far = learn(both, 6, 4.0)
+    need(agree(far, by_package(both, 6, 4.0)), name, "has other masks than the package.", 4)
+    seen.clear()
+    other.clear()
+    few = learn(both, 5, 0.3, 6)
+    sets = [sorted(rows) for _, rows in seen]
+    need(
+        bool(sets) and all(len(set(s)) == 6 for s in sets),
+        name,
+        "does not take `batch` different images a step.",
+        2,
+    )
+    need(len({tuple(s) for s in sets}) > 1, name, "sees the same images in every step.", 2)
+    need(
+        {tuple(s) for s in sets} == {tuple(sorted(rows)) for _, rows in other},
+        name,
+        "shows the two networks different images.",
+        2,
+    )
+    need(agree(few, learn(both, 5, 0.3, 6)), name, "draws at random without the generator.", 2)
+    passed(name, "the package's masks in float64, both networks untouched, values in [0, 1]")
