@@ -43,8 +43,8 @@ from bdcourse.teach.check.linf import (
 from bdcourse.teach.check.mnp import ascent, folded, mask_loss, mask_step, removal
 from bdcourse.teach.check.poisoning import lost, poison, stamp, train_victim
 from bdcourse.teach.check.sharpness import (
-    fake_variance,
-    filter_direction,
+    rescaled,
+    sharpest,
     top_eigenvalue,
     trace_draws,
 )
@@ -77,8 +77,6 @@ __all__ = [
     "decibels",
     "departure",
     "dilution",
-    "fake_variance",
-    "filter_direction",
     "find_triggers",
     "fip_plain",
     "folded",
@@ -102,10 +100,12 @@ __all__ = [
     "random_start",
     "removal",
     "resampled_means",
+    "rescaled",
     "reveal",
     "rise",
     "score",
     "score_length",
+    "sharpest",
     "sigma",
     "spectral_step",
     "stamp",
