@@ -284,7 +284,7 @@ guess_first = None
 
 def reading(model, images):
     g = torch.Generator().manual_seed(0)
-    return sharpest(model, images.pixels(), images.y, 15, 8, g)
+    return sharpest(model, images.pixels(), images.y, 15, 6, g)
 
 
 first = parts.test[:30]
@@ -342,9 +342,14 @@ def over(row, base):
     return {"top eigenvalue": top, "trace": trace}
 
 
-ratios = {n: over(signs_on[n], signs_on["benign"]) for n in ("badnets", "blended")}
-on_photos = {n: over(r, photos["none"]) for n, r in photos.items() if n != "none"}
-figures.sets(ratios | {f"{n}, photographs": r for n, r in on_photos.items()})
+twins = {"signs": signs_on["benign"], "photographs": photos["none"]}
+ratios = {
+    f"{n}, {where}": over(row, twins[where])
+    for where, networks in (("signs", signs_on), ("photographs", photos))
+    for n, row in networks.items()
+    if row is not twins[where]
+}
+figures.sets(ratios)
 
 # %% [markdown]
 # On signs both victims are sharper on three of four sets, and on one the twin is. On
@@ -352,9 +357,9 @@ figures.sets(ratios | {f"{n}, photographs": r for n, r in on_photos.items()})
 # and Blended are flatter on most sets. The trace, on the right, moves less, but
 # `badnets` changes sides there, too.
 #
-# *One draw is no result*, and here a draw is a set of images. And where a victim does
-# stay sharper, the backdoor need not be the reason: another training moves sharpness as
-# well, as you saw in lesson 08 with three seeds.
+# *One draw is no result*, and here a draw is a set of images. Where a victim does stay
+# sharper, the backdoor need not be the reason: another training moves sharpness as well,
+# as you saw in lesson 08 with three seeds.
 #
 # ## What the second thirty have
 #
@@ -412,11 +417,11 @@ shares = {
 figures.loudest(shares)
 
 # %% [markdown]
-# Ten images in two hundred make half of the top or more, ten random ones seldom a
-# fifth. In one set of the twin a single image does it all, and you have met it: number
-# 346. In the other sets several doubtful images share the work.
+# Ten images in two hundred make about half of the top or more, ten random ones seldom
+# a fifth. In one set of the twin a single image does it all, and you have met it: number
+# 346. In most others several doubtful images share the work.
 #
-# The top eigenvalue of a confident network is a statement about its few least certain
+# So the top eigenvalue of a confident network is a statement about its few least certain
 # images, and the choice of a set decides which these are.
 #
 # ## Where it breaks: one function, many spellings
@@ -510,8 +515,8 @@ check.claim(
 # %% [markdown]
 # A hundredth of the curvature, and the outputs are what they were. The weights have
 # become ten times as long, so a step of the same length is a tenth as much of them; the
-# curvature, a second derivative, feels that twice. Dinh and others built "sharp minima"
-# of good networks this way in 2017.
+# curvature, a second derivative, feels that twice. With rescalings like this one, Dinh
+# and others made good networks as sharp as they liked.
 #
 # A fair ruler counts steps in units of the weights. The *relative trace* multiplies
 # each diagonal entry by the square of its weight. (The package takes the Fisher matrix

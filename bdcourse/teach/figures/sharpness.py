@@ -140,8 +140,7 @@ def loudest(shares: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     axes[0, 0].set_ylabel("share of the top\neigenvalue of all 200, %")
     ten, random = (float(np.median(v)) for w, v in everything.items() if "ten" in w)
     show.headline(
-        fig,
-        f"Ten loud images of 200 make {ten:.0%} of the top (median), ten random ones {random:.0%}",
+        fig, f"Median share of the top: ten loud images {ten:.0%}, ten random ones {random:.0%}"
     )
     return Picture(
         fig,
