@@ -246,7 +246,7 @@ check.top_eigenvalue(top_eigenvalue)
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def sharpest(model, x, y, batch, steps, generator):
-    """Top eigenvalue, a float. x (n, ...) inputs, y (n,) labels, batch images at once."""
+    """Top eigenvalue, a float; x (n, ...) inputs, y (n,) labels, `batch` at once."""
     ### BEGIN SOLUTION
     model.eval()
     weights = list(model.parameters())
@@ -457,7 +457,7 @@ figures.loudest(shares)
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def rescaled(conv, norm, c):
-    """Copies (conv, norm): c times the weights of conv, the same outputs behind norm."""
+    """Copies (conv, norm): c times the weights, the same outputs behind norm."""
     ### BEGIN SOLUTION
     conv, norm = copy.deepcopy(conv), copy.deepcopy(norm)
     with torch.no_grad():
@@ -571,8 +571,8 @@ quiz("sharpness")
 # (a) It adds up the curvature of all images in all directions, and one loud image is one
 # of many terms. The top asks for the one direction in which most comes together.
 #
-# (b) No. The defense has made the network certain of them, so they are flat for that
-# reason alone. Lesson 08 saw the trace fall on such images and rise on others.
+# (b) No. The defense has made the network certain of them, and certain images look flat.
+# Lesson 08 saw the trace fall on such images and rise on others.
 #
 # </details>
 #

@@ -140,12 +140,12 @@ def loudest(shares: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     axes[0, 0].set_ylabel("share of the top\neigenvalue of all 200, %")
     ten, random = (float(np.median(v)) for w, v in everything.items() if "ten" in w)
     show.headline(
-        fig, f"Median share of the top: ten loud images {ten:.0%}, ten random ones {random:.0%}"
+        fig, f"Share of the top eigenvalue, median: ten loud {ten:.0%}, ten random {random:.0%}"
     )
     return Picture(
         fig,
         "Three panels, one a network, with a dot for each set of 200 images: the share of the top "
         "eigenvalue that is left with the loudest image alone, with the ten loudest, and with ten "
         "random ones. The ten loudest make most of it, ten random ones little. One image alone "
-        "makes a small part in most sets and nearly all in one set of the twin.",
+        "makes a part in most sets, and nearly all in one set of the twin.",
     )
