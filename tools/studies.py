@@ -183,7 +183,8 @@ def sharper_spine(options: argparse.Namespace) -> Study:
             trace = curvature.fisher_trace(victim.model, some, draws=4, generator=g)
             loss, _ = landscape.measure(victim.model, some)
             found = {"lambda_max": float(top[0]), "fisher": trace.value, "loss": loss}
-            return found | {"alone": alone(victim.model, some)}
+            found["alone"] = alone(victim.model, some)
+            return found | victim.scores.dict()
 
         cell = about("signs", parts) | {"seed": 0, "defense": "none", "images": PER_SET}
         for name in SPINE:
