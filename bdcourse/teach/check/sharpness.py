@@ -211,7 +211,8 @@ def _hessian(
     kept = {k: v.clone() for k, v in model.state_dict().items()}
     model.train(wrong == "mode")
     w = [v for v in model.parameters() if v.dim() >= only]
-    size, total = sum(v.numel() for v in w), 0
+    size = sum(v.numel() for v in w)
+    total = torch.zeros(size, size, dtype=torch.float64)
     pairs = list(zip(x.split(batch), y.split(batch), strict=True))
     for a, b in pairs[:1] if wrong == "first" else pairs:
         share = 1.0 if wrong == "sum" else 1 / len(x)
@@ -404,7 +405,7 @@ def rescaled(
             "multiplies the mean by the square of c.",
             3,
         )
-        if bias:
+        if conv.bias is not None:
             need(
                 not close(wide.bias, conv.bias),
                 name,
