@@ -184,11 +184,6 @@ CALLS = {
         {"named": {"a": (1, 2)}, "xlabel": "x", "ylabel": "y", **SAME},
         {"named": (*ODD, {"a": (1, torch.nan)}), "highlight": LISTS, "least": NUMBERS[1:]},
     ),
-    "clouds": (
-        show.clouds,
-        {"panels": {"p": {"other": X[0, 0, :, :2]}}, **SAME},
-        {"panels": (*ODD, {"p": {"strange": X[0, 0, :, :2]}}, {"p": {"other": X}}), "cols": WHOLE},
-    ),
     "matrix": (
         show.matrix,
         {"values": X[0, 0], "names": list("abcd"), **SAME},
@@ -198,16 +193,6 @@ CALLS = {
         show.ranked,
         {"named": {"a": (1, 0, 2)}, "xlabel": "x", **SAME},
         {"named": (*ODD, {"a": (1, 2)}), "highlight": LISTS, "marks": ODD},
-    ),
-    "heat": (
-        show.heat,
-        {"x": X, "maps": X[:, 0], "labels": ["a", "b"], **SAME},
-        {
-            "x": (*ODD, X[:1], X[:, :, :2]),
-            "maps": (*ODD, 2 * X[:, 0] + 1),
-            "labels": (*LISTS, ["a"]),
-            "cols": WHOLE,
-        },
     ),
     "contours": (
         show.contours,

@@ -3,6 +3,7 @@
     python tools/studies.py detector                  -> mnp-detector.json
     python tools/studies.py edge [--seeds 0 1 2]      -> linf-edge.json
     python tools/studies.py sharper cifar10-jpeg      -> cifar10-sharp.json
+    python tools/studies.py sharper_spine             -> signs-sharp.json
     python tools/studies.py pushes                    -> signs-fip-pushes.json
     python tools/studies.py forgetting                -> signs-mnp-forgetting.json
 
@@ -20,6 +21,10 @@ sharper: how much the choice of images moves the sharpness of the victims in dat
 and their benign twin: top eigenvalue of the Hessian, and trace of the Fisher, on ten sets
 of 200 test images that share none. Victim and twin see the same sets, so their ratio can
 be told from the chance of the draw.
+
+sharper_spine: the same of the two victims that every lesson meets and their twin, a row for
+each set, the first ones of the test images. `alone` tells what some images of a set make of
+its top eigenvalue: the one or the ten with the largest loss, and ten at random.
 
 pushes: what the trace term of FIP adds to the gradient in each step, on the zoo's BadNets
 victim with the first set of clean images, and what becomes of the network meanwhile.
@@ -63,6 +68,7 @@ from bdcourse.defenses import (
     mnp_score,
     mnp_suppress,
 )
+from bdcourse.images import Images
 from bdcourse.train import Augment
 from bdcourse.victims import Victim
 
@@ -79,6 +85,7 @@ NORMS = {"l1": 1.0, "l2": 2.0, "l-infinity": math.inf}
 
 PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, PER_SET = 10, 200
+SPINE = ("benign", "badnets", "blended")
 WATCHED = 80  # test images, every ten steps
 
 LOW, HIGH = (0.002, 0.005, 0.02), (0.02, 0.1, 0.4)  # betas, around where accuracy gives way
@@ -167,6 +174,42 @@ def sharper(options: argparse.Namespace) -> Study:
         victim = victims.load(file.with_suffix(""))
         own = {"attack": name, "model": victim.arch["name"], "width": victim.arch["width"]}
         yield cell | own, lambda victim=victim: victim, measured
+
+
+@torch.no_grad()
+def alone(model: torch.nn.Module, some: Images) -> dict[str, float]:
+    """What the loudest images of a set and random ones make of its top eigenvalue."""
+    losses = torch.nn.functional.cross_entropy(model(some.pixels()), some.y, reduction="none")
+    order, g = losses.argsort(descending=True), torch.Generator().manual_seed(0)
+    chosen = {"1": order[:1], "10": order[:10], "10 random": torch.randperm(len(some), generator=g)}
+    return {
+        name: float(landscape.hessian_top(model, some[at[:10]], generator=g, tolerance=2e-3)[0][0])
+        * len(at[:10])
+        / len(some)
+        for name, at in chosen.items()
+    }
+
+
+def sharper_spine(options: argparse.Namespace) -> Study:
+    parts = data.splits("signs")
+    for k in range(options.sets):
+        some = parts.test[k * PER_SET : (k + 1) * PER_SET]
+
+        def measured(victim: Victim, some: Images = some) -> dict:
+            g = torch.Generator().manual_seed(0)
+            top, _ = landscape.hessian_top(victim.model, some, generator=g, tolerance=5e-3)
+            trace = curvature.fisher_trace(victim.model, some, draws=4, generator=g)
+            loss, _ = landscape.measure(victim.model, some)
+            found = {"lambda_max": float(top[0]), "fisher": trace.value, "loss": loss}
+            found["alone"] = alone(victim.model, some)
+            return found | victim.scores.dict()
+
+        cell = about("signs", parts) | {"seed": 0, "defense": "none", "images": PER_SET}
+        for name in SPINE:
+            victim = victims.zoo(name)
+            attack = type(victim.attack).__name__ if victim.attack else "none"
+            own = {"victim": name, "attack": attack, "draw": k}
+            yield cell | own, lambda victim=victim: victim, measured
 
 
 def pushes(options: argparse.Namespace) -> Study:
@@ -266,6 +309,7 @@ def main() -> None:
         (detector, "mnp-detector"),
         (edge, "linf-edge"),
         (sharper, "cifar10-sharp"),
+        (sharper_spine, "signs-sharp"),
         (pushes, "signs-fip-pushes"),
         (forgetting, "signs-mnp-forgetting"),
     ):
@@ -280,6 +324,8 @@ def main() -> None:
         elif study is sharper:
             own.add_argument("images", help="folder with train/ and test/")
             own.add_argument("--victims", default="data/cifar10", type=Path)
+        elif study is sharper_spine:
+            own.add_argument("--sets", type=int, default=4)
     options = parser.parse_args()
     results = Results(options.out)
     for cell, found, measured in options.study(options):

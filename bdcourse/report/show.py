@@ -696,46 +696,6 @@ PLACES = (
 )
 
 
-def clouds(
-    panels: Mapping[str, Mapping[str, Tensor]],
-    *,
-    description: str,
-    title: str,
-    cols: int = 3,
-) -> Picture:
-    """Flat maps of points without axes: panel -> group -> (n, 2).
-
-    Groups called "other", "target" and "triggered" keep their look in the whole course.
-    """
-    looks = {
-        "other": ("o", "#b8b8b8", 3),
-        "target": ("o", CLEAN, 4),
-        "triggered": ("s", TRIGGERED, 4),
-    }
-    _words(description=description, title=title)
-    require.whole("cols", cols, 1)
-    panels = {
-        name: _arrays(f"panels[{name!r}]", _named(name, groups), None, 2)
-        for name, groups in _named("panels", panels).items()
-    }
-    for group in {group for groups in panels.values() for group in groups}:
-        require.choice("a group", group, looks)
-    rows = -(-len(panels) // cols)
-    with style():
-        fig, axes = canvas(rows, cols, height=rows * (7.2 / cols + 0.1) + 0.7)
-        for ax in axes.flat:
-            ax.axis("off")
-        for ax, (name, groups) in zip(axes.flat, panels.items(), strict=False):
-            for group, at in groups.items():
-                marker, color, size = looks[group]
-                ax.plot(*at.T, marker, color=color, ms=size, mew=0, alpha=0.7, label=group, ls="")
-            ax.set_title(_called(name), fontsize=11, loc="center", fontweight="normal")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        fig.legend(handles, labels, ncols=3, loc="outside lower left", fontsize=11)
-        headline(fig, title)
-        return Picture(fig, description)
-
-
 def matrix(
     values: Tensor,
     names: Sequence[str],
@@ -831,55 +791,6 @@ def ranked(
         ax.grid(axis="x", color="#e6e6e6", lw=0.8)
         ax.set_xlabel(_plain(xlabel))
         ax.set_title(_plain(title))
-        return Picture(fig, description)
-
-
-def heat(
-    x: Tensor,
-    maps: Tensor,
-    labels: Sequence[str],
-    *,
-    description: str,
-    title: str,
-    cols: int = 6,
-    over: bool = True,
-) -> Picture:
-    """Heat maps (n, h, w) in [0, 1]: over the images x, or alone with `over=False`."""
-    _words(description=description, title=title)
-    require.whole("cols", cols, 1)
-    maps = _array("maps", maps, None, None, None)
-    if over and not (maps.min() >= 0 and maps.max() <= 1 + 1e-4):
-        raise ValueError("maps must lie in [0, 1] to be drawn over images.")
-    labels = _listed("labels", labels, len(maps))
-    fits = not over or _images("x", x).shape[2:] == maps.shape[1:]
-    if not fits or (over and len(x) < len(maps)):
-        raise ValueError(
-            f"x must be an image of {maps.shape[1]}x{maps.shape[2]} pixels for each of "
-            f"{len(maps)} maps, not {require.kind(x)}."
-        )
-    rows = -(-len(maps) // cols)
-    step = 7.2 / cols
-    with style():
-        fig, axes = canvas(rows, cols, height=rows * (step + 0.22) + 0.4)
-        for i, ax in enumerate(axes.flat):
-            ax.axis("off")
-            if i >= len(maps):
-                continue
-            m = maps[i]
-            if over:
-                gray = np.atleast_3d(_numpy(x[i])).mean(-1)
-                ax.imshow(gray, cmap="gray", vmin=0, vmax=gray.max())
-                ax.imshow(m, cmap="viridis", alpha=0.25 + 0.55 * m, vmin=0, vmax=1)
-            else:
-                ax.imshow(m, cmap="viridis", interpolation="nearest", vmin=0, vmax=1)
-            ax.set_title(
-                _called(labels[i]),
-                fontsize=11,
-                loc="center",
-                pad=3,
-                fontweight="normal",
-            )
-        headline(fig, title)
         return Picture(fig, description)
 
 

@@ -90,55 +90,6 @@ def table_row(rows: Sequence[dict], **first) -> dict:
     }
 
 
-def sharp_row(row: dict, **first) -> dict:
-    """One line of lesson 08's table, from a row measured with `sharp`."""
-    require_entries([row], ("sharp", "acc"), "rows")
-    try:
-        s = {
-            f"{k} {of}": row["sharp"][of][k]
-            for k in ("fisher", "lambda_max")
-            for of in ("own", "other")
-        }
-    except (TypeError, LookupError):
-        raise ValueError(
-            f"sharp of the row ({_called(row)}) must tell fisher and lambda_max of own "
-            "and other images."
-        ) from None
-    percent = {k: None if row.get(k) is None else 100 * row[k] for k in SCORES}
-    return {
-        **first,
-        **{f"{k.upper()} %": v for k, v in percent.items()},
-        "Tr F own": s["fisher own"],
-        "Tr F others": s["fisher other"],
-        "top own": s["lambda_max own"],
-        "top others": s["lambda_max other"],
-    }
-
-
-def sweep_summary(name: str, attack: str) -> tuple[list[float], dict, dict]:
-    """CLP's u axis and, over the seeds of a results file, what ACC, ASR and RA do.
-
-    Returns:
-        the values of u; name -> mean at each u; name -> (lowest, highest) at each u.
-    """
-    rows = results(name).select(attack=attack, defense="clp sweep")
-    rows = [r for r in rows if "curve" in r]
-    require_entries(rows, ("weak",), name)
-    curves = [r["curve"] for r in _one_setting(rows, name) if not r["weak"]]
-    # A twin's has no attack to succeed.
-    curves = [c for c in curves if c and all({*SCORES} <= p.keys() for p in c)]
-    if not curves:
-        raise ValueError(f"{name} holds no sweep of a {attack} victim that passes the gate.")
-    if len({tuple(p["u"] for p in c) for c in curves}) > 1:
-        raise ValueError(f"the sweeps of {attack} in {name} differ in their values of u.")
-    means, spread = {}, {}
-    for key in ("ACC", "ASR", "RA"):
-        columns = list(zip(*[[p[key.lower()] for p in c] for c in curves], strict=True))
-        means[key] = [mean(c) for c in columns]
-        spread[key] = [min(c) for c in columns], [max(c) for c in columns]
-    return [p["u"] for p in curves[0]], means, spread
-
-
 Victims = dict[str, dict[str, list[dict]]]  # victim or attack -> defense -> draws
 
 

@@ -18,10 +18,11 @@ from bdcourse.bench.results import results
         (studies.edge, "linf-edge", 15),
         (studies.pushes, "signs-fip-pushes", 1),
         (studies.forgetting, "signs-mnp-forgetting", 7),
+        (studies.sharper_spine, "signs-sharp", 12),
     ],
 )
 def test_rows_that_are_there_are_not_measured_again(study, file, count):
-    options = argparse.Namespace(clean=10, seeds=[0, 1, 2], keep="nowhere")
+    options = argparse.Namespace(clean=10, seeds=[0, 1, 2], keep="nowhere", sets=4)
     rows = results(file)
     asked = [cell for cell, _, _ in study(options)]
     assert len(asked) == count == len(rows.rows) and all(map(rows.done, asked))

@@ -97,11 +97,6 @@ def test_a_full_grid_of_photographs_stays_below_120_kb():
             description=WORDS,
             highlight=["a"],
         ),
-        lambda: show.clouds(
-            {"p": dict.fromkeys(("other", "target", "triggered"), torch.rand(9, 2))},
-            title="t",
-            description=WORDS,
-        ),
         lambda: show.matrix(
             torch.rand(2, 3),
             ["a", "b"],
@@ -116,17 +111,6 @@ def test_a_full_grid_of_photographs_stays_below_120_kb():
             levels=[0.2, 0.5, 0.8],
             title="t",
             description=WORDS,
-        ),
-        lambda: show.heat(
-            torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8), ["a", "b"], title="t", description=WORDS
-        ),
-        lambda: show.heat(
-            torch.rand(2, 3, 8, 8),
-            torch.rand(2, 4, 4),
-            ["a", "b"],
-            title="t",
-            description=WORDS,
-            over=False,
         ),
     ],
 )
@@ -258,7 +242,6 @@ def test_dollars_are_letters(monkeypatch):
         ),
         lambda: show.matrix(x[0, 0, :2, :2], names, **more),
         lambda: show.ranked(dict.fromkeys(names, (1, 0, 2)), xlabel="x", **more),
-        lambda: show.heat(x, x[:, 0], names, **more),
     ):
         seen.clear()
         draw()
@@ -315,10 +298,8 @@ def drawn(monkeypatch):
         "strips",
         "scatter",
         "points",
-        "clouds",
         "matrix",
         "ranked",
-        "heat",
         "contours",
     ],
 )
@@ -351,14 +332,10 @@ def test_strange_names_are_drawn_letter_by_letter(kind, drawn):
                 **xy,
             ),
             "points": lambda s: show.points({k: (i, i) for i, k in enumerate(STRANGE)}, **s, **xy),
-            "clouds": lambda s: show.clouds(
-                dict.fromkeys(STRANGE, {"other": torch.rand(3, 2)}), **s
-            ),
             "matrix": lambda s: show.matrix(torch.rand(n, n), STRANGE, **s, **xy),
             "ranked": lambda s: show.ranked(
                 dict.fromkeys(STRANGE, (1, 0, 2)), xlabel=bad, marks={STRANGE[1]: 1}, **s
             ),
-            "heat": lambda s: show.heat(x, x[:, 0], STRANGE, **s),
             "contours": lambda s: show.contours(
                 dict.fromkeys(STRANGE[:2], torch.rand(4, 4)),
                 [0, 1, 2, 3],
@@ -460,12 +437,3 @@ def test_strange_names_are_one_line_each_of_a_table_as_text(tmp_path):
 def test_a_row_of_latex_begins_with_no_option_of_the_row_before():
     text = show.Table([{"n": n, "v": "a\n\nb"} for n in ("[x]", "*y", "z")]).latex()
     assert "\n{}[x] & a  b" in text and "\n{}*y & a  b" in text and "\nz & " in text
-
-
-@pytest.mark.slow
-def test_heat_maps_over_gray_images():
-    x, m = torch.rand(2, 1, 8, 8), torch.rand(2, 8, 8)
-    same = {"description": WORDS, "title": "t"}
-    gray = show.heat(x, m, ["a", "b"], **same)
-    color = show.heat(x.expand(-1, 3, -1, -1), m, ["a", "b"], **same)
-    assert gray.png == color.png

@@ -101,11 +101,6 @@ def test_other_tables(hand):
         {"name": "hand", "defenses": ["cut"]},
         {"name": WORDS, "defenses": LIST},
     )
-    swept(
-        tables.sweep_summary,
-        {"name": "hand", "attack": "A"},
-        {"name": WORDS, "attack": WORDS + ("none", "W")},
-    )
     renamed = [
         r | {"attack": {"A": "BadNets"}.get(r["attack"], "none"), "seed": i}
         for i, r in enumerate(rows())
@@ -135,9 +130,6 @@ def test_rows(hand):
     (row,) = tables.results("hand").select(attack="A", defense="cut")
     swept(identity, {"row": row}, {"row": (*THINGS, [3], "abc")})
     swept(tables.table_row, {"rows": [row]}, {"rows": (*THINGS, [3], [{}], [[]])})
-    sharp = {"fisher": 1.0, "lambda_max": 2.0}
-    row["sharp"] = {"own": sharp, "other": sharp}
-    swept(tables.sharp_row, {"row": row}, {"row": (*THINGS, [3], "abc")})
     for value in (*THINGS, [float("nan")], ["a"], [None], 5, [1j], torch.tensor(3.0)):
         refusal(lambda v=value: tables.mean(v))
     for value in ([], "12", [float("inf")]):
@@ -146,8 +138,6 @@ def test_rows(hand):
     for value in THINGS[:5] + ([], [3], {"a": {}}):
         assert refusal(lambda v=value: Table(v))
     assert refusal(lambda: identity(row | {"options": {1j}}))
-    for sharp in (None, 3, {}, {"own": {}}, {"own": {"fisher": 1, "lambda_max": 2}}):
-        assert refusal(lambda s=sharp: tables.sharp_row(row | {"sharp": s}))
 
 
 @pytest.mark.parametrize("value", [None, 3, b"x", [], object()])

@@ -40,7 +40,7 @@ PROMISED = (
 RELAXED = {"00_welcome": {"threat_model"}} | {
     # To be written anew.
     name: {guard.__name__ for guard in guards.READER}
-    for name in ("06_fmp", "08b_sharpness")
+    for name in ("06_fmp",)
 }
 
 # --- The lessons -----------------------------------------------------------------

@@ -1,6 +1,12 @@
 """Right and wrong answers to the exercises of lesson 08b, for test_check.py."""
 
+import copy
+
 import torch
+from torch.nn import functional as F
+
+from bdcourse.analysis import landscape
+from bdcourse.examples import Examples
 
 
 def signs(shape, generator):
@@ -8,35 +14,30 @@ def signs(shape, generator):
 
 
 def trace_draws(product, p, draws, generator):
-    v = signs((draws, p), generator)
-    return (v * product(v)).sum(1)
-
-
-def trace_draws_one_by_one(product, p, draws, generator):
     out = []
     for _ in range(draws):
-        v = torch.rand(p, generator=generator).sub(0.5).sign()
+        v = 2.0 * torch.randint(2, (p,), generator=generator) - 1
         out.append(v @ product(v))
     return torch.stack(out)
 
 
-def normal_draws(product, p, draws, generator):
-    v = torch.randn(draws, p, generator=generator)
-    return (v * product(v)).sum(1)
+def trace_draws_by_rand(product, p, draws, generator):
+    v = torch.rand(draws, p, generator=generator).sub(0.5).sign()
+    return torch.tensor([(row * product(row)).sum().item() for row in v])
 
 
-def zero_one_draws(product, p, draws, generator):
-    v = torch.randint(2, (draws, p), generator=generator).float()
-    return (v * product(v)).sum(1)
+def trace_by(draw, value=lambda v, av: v @ av):
+    """The estimate with other vectors, or with another use of the product."""
+
+    def answer(product, p, draws, generator):
+        rows = draw((draws, p), generator)
+        return torch.stack([value(v, product(v)) for v in rows])
+
+    return answer
 
 
-def same_draw(product, p, draws, generator):
-    v = signs((1, p), generator).expand(draws, -1)
-    return (v * product(v)).sum(1)
-
-
-def one_sign_a_draw(product, p, draws, generator):
-    v = signs((draws, 1), generator).expand(-1, p)
+def all_rows_at_once(product, p, draws, generator):
+    v = signs((draws, p), generator)
     return (v * product(v)).sum(1)
 
 
@@ -87,77 +88,172 @@ def one_step(product, v, steps):
     return (v @ product(v)).item()
 
 
-def filter_direction(w, d):
-    rows = (-1, *[1] * (w.dim() - 1))
-    wn, dn = (t.flatten(1).norm(dim=1).view(rows) for t in (w, d))
-    return d * wn / dn
+def sharpest(model, x, y, batch, steps, generator):
+    model.eval()
+    weights = list(model.parameters())
+
+    def product(v):
+        total = torch.zeros_like(v)
+        for a, b in zip(x.split(batch), y.split(batch), strict=True):
+            loss = F.cross_entropy(model(a), b, reduction="sum") / len(x)
+            g = torch.autograd.grad(loss, weights, create_graph=True)
+            slope = torch.cat([t.flatten() for t in g]) @ v
+            total += torch.cat([t.flatten() for t in torch.autograd.grad(slope, weights)])
+        return total
+
+    size = sum(w.numel() for w in weights)
+    start = torch.randn(size, generator=generator).to(weights[0])
+    return top_eigenvalue(product, start, steps)
 
 
-def filter_direction_by_loop(w, d):
-    return torch.stack([e / e.norm() * f.norm() for f, e in zip(w, d, strict=True)])
+def sharpest_by_the_package(model, x, y, batch, steps, generator):
+    size = sum(w.numel() for w in model.parameters())
+    v = torch.randn(size, generator=generator, dtype=x.dtype)
+    for _ in range(steps):
+        v = v / v.norm()
+        hv = landscape.hessian_product(model, Examples(x, y, ("a", "b", "c")), v, chunk=batch)
+        value, v = v @ hv, hv
+    return value.item()
 
 
-def filter_direction_by_input(w, d):
-    dims = [i for i in range(w.dim()) if i != 1]
-    wn, dn = (torch.linalg.vector_norm(t, dim=dims, keepdim=True) for t in (w, d))
-    return d * wn / dn
+def sharpest_with(
+    mode=torch.nn.Module.eval,
+    loss=lambda out, b, n, k: F.cross_entropy(out, b, reduction="sum") / n,
+    batches=lambda x, y, batch: list(zip(x.split(batch), y.split(batch), strict=True)),
+    weights=lambda model: list(model.parameters()),
+    start=lambda size, g: torch.randn(size, generator=g),
+    second=True,
+    steps=lambda n: n,
+    value=lambda v, hv: (v @ hv).item(),
+):
+    """The measurement with one of its parts replaced."""
 
-
-def unit_filters(w, d):
-    return d / d.flatten(1).norm(dim=1).view(-1, *[1] * (d.dim() - 1))
-
-
-def in_place(w, d):
-    d *= w.flatten(1).norm(dim=1).view(-1, *[1] * (d.dim() - 1))
-    return d
-
-
-def fake_variance(lengths, m):
-    p = len(lengths)
-    return sum(((p - k) * s) ** 2 for k, s in enumerate(lengths)) / m
-
-
-def fake_variance_by_tensor(lengths, m):
-    s = torch.tensor(lengths, dtype=torch.float64)
-    return (torch.arange(len(s), 0, -1) * s).square().sum() / m
-
-
-def counted(count, power=2, over=1):
-    """The variance with other counts, power or divisor."""
-
-    def answer(lengths, m):
-        p = len(lengths)
-        terms = (count(k, p) * s**power for k, s in enumerate(lengths))
-        return sum(terms) / m**over
+    def answer(model, x, y, batch, n, generator):
+        mode(model)
+        w, pairs = weights(model), batches(x, y, batch)
+        v = start(sum(t.numel() for t in w), generator).to(w[0])
+        for _ in range(steps(n)):
+            v, total = v / v.norm(), torch.zeros_like(v)
+            for a, b in pairs:
+                g = torch.autograd.grad(
+                    loss(model(a), b, len(x), len(pairs)), w, create_graph=second
+                )
+                flat = torch.cat([t.flatten() for t in g])
+                if second:
+                    flat = torch.cat([t.flatten() for t in torch.autograd.grad(flat @ v, w)])
+                total = total + flat
+            out, v = value(v, total), total
+        return out
 
     return answer
 
 
-def whole_signs(product, p, draws, generator):
-    v = 2 * torch.randint(2, (draws, p), generator=generator) - 1
-    return (v * product(v)).sum(1)
+def sharpest_from_the_gradient(model, x, y, batch, steps, generator):
+    loss = F.cross_entropy(model.eval()(x), y)
+    g = torch.autograd.grad(loss, list(model.parameters()))
+    return sum(t.square().sum() for t in g).item()
 
+
+def sharpest_cut_off(model, x, y, batch, steps, generator):
+    w = list(model.eval().parameters())
+    g = torch.autograd.grad(F.cross_entropy(model(x), y), w)
+    v = torch.cat([t.flatten() for t in g])
+    torch.autograd.grad(v @ v, w)
+
+
+def sharpest_piling_up(model, x, y, batch, steps, generator):
+    F.cross_entropy(model.eval()(x), y).backward()
+    return sharpest(model, x, y, batch, steps, generator)
+
+
+def sharpest_of_a_moved_model(model, *rest):
+    out = sharpest(model, *rest)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    return out
+
+
+def rescaled(conv, norm, c):
+    conv, norm = copy.deepcopy(conv), copy.deepcopy(norm)
+    with torch.no_grad():
+        conv.weight *= c
+        if conv.bias is not None:
+            conv.bias *= c
+        norm.running_mean *= c
+        norm.running_var *= c**2
+    return conv, norm
+
+
+def rescaled_by_state(conv, norm, c):
+    outs = [copy.deepcopy(conv), copy.deepcopy(norm)]
+    outs[0].load_state_dict({k: c * v for k, v in conv.state_dict().items()})
+    factor = {"running_mean": c, "running_var": c * c}
+    outs[1].load_state_dict({k: factor.get(k, 1) * v for k, v in norm.state_dict().items()})
+    return outs
+
+
+def rescaled_with(weight=True, mean=1.0, var=2.0, scale=0.0, shift=0.0, bias=True):
+    """Powers of c: of the mean, the variance, the scale and the shift."""
+
+    def answer(conv, norm, c):
+        conv, norm = copy.deepcopy(conv), copy.deepcopy(norm)
+        with torch.no_grad():
+            if weight:
+                conv.weight.mul_(c)
+            if bias and conv.bias is not None:
+                conv.bias.mul_(c)
+            norm.running_mean.mul_(c**mean)
+            norm.running_var.mul_(c**var)
+            norm.weight.mul_(c**scale)
+            norm.bias.mul_(c**shift)
+        return conv, norm
+
+    return answer
+
+
+def rescaled_in_place(conv, norm, c):
+    with torch.no_grad():
+        conv.weight.mul_(c)
+        norm.running_mean.mul_(c)
+        norm.running_var.mul_(c**2)
+    return conv, norm
+
+
+MEANS = {"loss": lambda out, b, n, k: F.cross_entropy(out, b) / k}
 
 RIGHT: dict = {
-    "trace_draws": [trace_draws, trace_draws_one_by_one],
+    "trace_draws": [trace_draws, trace_draws_by_rand],
     "top_eigenvalue": [top_eigenvalue, top_eigenvalue_by_quotient],
-    "filter_direction": [filter_direction, filter_direction_by_loop],
-    "fake_variance": [fake_variance, fake_variance_by_tensor],
+    "sharpest": [sharpest, sharpest_by_the_package],
+    "rescaled": [rescaled, rescaled_by_state],
 }
 
 WRONG: dict = {
     "trace_draws": [
-        (normal_draws, "normal numbers"),
-        (whole_signs, "whole numbers"),
-        (zero_one_draws, "zeros and ones"),
-        (same_draw, "always the same"),
-        (one_sign_a_draw, "always the same"),
+        (trace_by(lambda shape, g: torch.randn(shape, generator=g)), "normal numbers"),
+        (
+            trace_by(lambda shape, g: 2 * torch.randint(2, shape, generator=g) - 1),
+            "whole numbers",
+        ),
+        (
+            trace_by(lambda shape, g: torch.randint(2, shape, generator=g).float()),
+            "zeros and ones",
+        ),
+        (
+            trace_by(lambda shape, g: signs((1, shape[1]), g).expand(shape)),
+            "always the same",
+        ),
+        (
+            trace_by(lambda shape, g: signs((shape[0], 1), g).expand(shape)),
+            "always the same",
+        ),
+        (all_rows_at_once, "one vector"),
         (
             lambda f, p, n, g: trace_draws(f, p, n, torch.Generator().manual_seed(0)),
             "generator",
         ),
-        (lambda f, p, n, g: trace_draws(f, p, n, g) / p, "is a mean"),
-        (lambda f, p, n, g: f(signs((n, p), g)).sum(1), "adds up A v"),
+        (trace_by(signs, lambda v, av: (v * av).mean()), "is a mean"),
+        (trace_by(signs, lambda v, av: av.sum()), "adds up A v"),
         (lambda f, p, n, g: trace_draws(f, p, n, g).mean(), "shape"),
         (lambda f, p, n, g: trace_draws(f, p, n, torch.default_generator), "generator"),
         (lambda f, p, n, g: signs((n, p), g).sum(1), "never calls"),
@@ -172,35 +268,48 @@ WRONG: dict = {
         (lambda f, v, n: v, "not a number"),
         (lambda f, v, n: v.norm().item(), "never calls"),
     ],
-    "filter_direction": [
-        (unit_filters, "length 1"),
-        (lambda w, d: d * w.norm() / d.norm(), "whole tensor"),
-        (filter_direction_by_input, "second axis"),
-        (lambda w, d: filter_direction(d, w), "exchanges"),
-        (lambda w, d: -filter_direction(w, d), "elsewhere"),
+    "sharpest": [
+        (sharpest_with(mode=torch.nn.Module.train), "normalizes by each batch"),
+        (lambda m, *rest: (m.train()(rest[0]), sharpest(m, *rest))[1], "BatchNorm learn"),
+        (sharpest_with(**MEANS), "short last batch"),
+        (sharpest_with(loss=lambda out, b, n, k: F.cross_entropy(out, b)), "adds up means"),
         (
-            lambda w, d: (
-                filter_direction(w, d) * d.flatten(1).norm(dim=1).view(-1, *[1] * (d.dim() - 1))
+            sharpest_with(loss=lambda out, b, n, k: F.cross_entropy(out, b, reduction="sum")),
+            "of a sum",
+        ),
+        (
+            sharpest_with(
+                batches=lambda x, y, n: [(x[:n], y[:n])],
+                loss=lambda out, b, n, k: F.cross_entropy(out, b),
             ),
-            "does not divide",
+            "first batch only",
         ),
-        (in_place, "in place"),
-        (lambda w, d: filter_direction(w, d).flatten(1), "shape"),
-        (lambda w, d: 2 * filter_direction(w, d), "other lengths"),
-    ],
-    "fake_variance": [
-        (counted(lambda k, p: 1), "once"),
-        (counted(lambda k, p: p - k), "square the counts"),
-        (counted(lambda k, p: (p - k) ** 2, power=1), "square the lengths"),
-        (counted(lambda k, p: (k + 1) ** 2), "last tensor most"),
-        (counted(lambda k, p: (p - k - 1) ** 2), "P - k times"),
-        (counted(lambda k, p: (p - k) ** 2, over=0), "number of probes"),
-        (counted(lambda k, p: (p - k) ** 2, over=2), "twice"),
         (
-            lambda lengths, m: counted(lambda k, p: p - k, 1, 0)(lengths, m) ** 2 / m,
-            "adds before",
+            sharpest_with(weights=lambda m: [w for w in m.parameters() if w.dim() > 1]),
+            "leaves out biases",
         ),
-        (lambda lengths, m: 2 * fake_variance(lengths, m), "is not the sum"),
-        (lambda lengths, m: torch.tensor(lengths), "not a number"),
+        (sharpest_with(second=False, steps=lambda n: 3), "only the gradient"),
+        (sharpest_from_the_gradient, "only the gradient"),
+        (sharpest_cut_off, "create_graph"),
+        (sharpest_piling_up, "behind in .grad"),
+        (sharpest_of_a_moved_model, "changes the weights"),
+        (sharpest_with(value=lambda v, hv: -(v @ hv).item()), "lost the sign"),
+        (sharpest_with(steps=lambda n: 2), "the top eigenvalue is"),
+        (sharpest_with(steps=lambda n: 40), "no notice"),
+        (sharpest_with(start=lambda size, g: torch.randn(size)), "from the generator"),
+        (lambda *a: [sharpest(*a)], "not a number"),
+    ],
+    "rescaled": [
+        (rescaled_with(mean=0.0, var=0.0), "statistics as they were"),
+        (rescaled_with(var=1.0), "variance by c"),
+        (rescaled_with(mean=2.0), "square of c"),
+        (rescaled_with(var=0.0, scale=-1.0), "scale or shift"),
+        (rescaled_with(mean=0.0, var=0.0, scale=-1.0, shift=-1.0), "scale or shift"),
+        (rescaled_with(weight=False), "as they are"),
+        (rescaled_with(bias=False), "forgets the bias"),
+        (rescaled_with(mean=0.0), "other outputs"),
+        (rescaled_in_place, "work on copies"),
+        (lambda conv, norm, c: rescaled(conv, norm, c)[0], "two layers"),
+        (lambda conv, norm, c: rescaled(conv, norm, c * c), "by c"),
     ],
 }

@@ -43,8 +43,8 @@ from bdcourse.teach.check.linf import (
 from bdcourse.teach.check.mnp import folded, forget, learn_masks, mask_step, removal
 from bdcourse.teach.check.poisoning import lost, poison, stamp, train_victim
 from bdcourse.teach.check.sharpness import (
-    fake_variance,
-    filter_direction,
+    rescaled,
+    sharpest,
     top_eigenvalue,
     trace_draws,
 )
@@ -76,8 +76,6 @@ __all__ = [
     "decibels",
     "departure",
     "dilution",
-    "fake_variance",
-    "filter_direction",
     "find_triggers",
     "fip_plain",
     "folded",
@@ -102,11 +100,13 @@ __all__ = [
     "random_start",
     "removal",
     "resampled_means",
+    "rescaled",
     "reveal",
     "rise",
     "roughen",
     "score",
     "score_length",
+    "sharpest",
     "sigma",
     "spectral_step",
     "stamp",

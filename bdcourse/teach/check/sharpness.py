@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bdcourse.teach.check.core import (
+    CheckFailed,
     call,
     close,
     fresh,
@@ -45,21 +47,27 @@ def trace_draws(fn: Callable[[Product, int, int, torch.Generator], Tensor]) -> N
                 "draws whole numbers; products need floats.",
                 1,
             )
-            return v @ matrix.to(v)
+            need(
+                v.shape == matrix.shape[:1],
+                name,
+                f"hands product a tensor of shape {tuple(v.shape)}; it takes one vector.",
+                2,
+            )
+            return matrix.to(v) @ v
 
         return product
 
     def draw(matrix: Tensor, p: int, n: int, seed: int) -> Tensor:
         source = torch.Generator().manual_seed(seed)
         out = call(name, fn, by(matrix), p, n, source)
-        shaped(name, out, (n,))
+        shaped(name, out, (n,), hint=2)
         return out.double()
 
     seed = int(torch.randint(10**9, (), generator=g))
-    out = draw(a, 2, 400, seed)
+    out = draw(a, 2, 60, seed)
     need(bool(shapes), name, "never calls product.", 2)
     need(
-        torch.equal(out, draw(a, 2, 400, seed)),
+        torch.equal(out, draw(a, 2, 60, seed)),
         name,
         "does not draw from the generator that it is given.",
         1,
@@ -97,23 +105,22 @@ def trace_draws(fn: Callable[[Product, int, int, torch.Generator], Tensor]) -> N
         1,
     )
     need(
-        not torch.equal(out, draw(a, 2, 400, seed + 1)),
+        not torch.equal(out, draw(a, 2, 60, seed + 1)),
         name,
         "has a generator of its own; draw from the one that it is given.",
         1,
     )
-    eigenvalues = torch.randn(6, generator=g)
-    wide = _symmetric(eigenvalues, g)
-    out = draw(wide, 6, 2000, seed)
+    wide = _symmetric(torch.randn(6, generator=g), g)
+    out = draw(wide, 6, 300, seed)
     off = wide - torch.diag(wide.diagonal())
-    error = (2 * off.square().sum() / 2000).sqrt()
+    error = (2 * off.square().sum() / 300).sqrt()
     need(
         bool((out.mean() - wide.trace()).abs() < 7 * error),
         name,
         "has another mean than the trace.",
         1,
     )
-    passed(name)
+    passed(name, "signs from the generator, one value a draw, their mean the trace")
 
 
 @guarded
@@ -175,119 +182,240 @@ def top_eigenvalue(fn: Callable[[Product, Tensor, int], float]) -> None:
             f"gives {out:.4g}, and the eigenvalue is {top:.4g}.",
             3,
         )
-    passed(name)
+    passed(name, "the eigenvalue of largest size, with its sign, found from any start")
+
+
+class _Bent(nn.Module):
+    """A small smooth classifier with a BatchNorm, in float64, left in train mode."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+        self.read = nn.Linear(8, 3)
+        with torch.no_grad():
+            for w in self.parameters():
+                w.copy_(0.5 * torch.randn(w.shape, generator=generator))
+            self.norm.weight.copy_(1 + 0.5 * torch.rand(2, generator=generator))
+            self.norm.get_buffer("running_mean").copy_(torch.randn(2, generator=generator))
+            self.norm.get_buffer("running_var").copy_(1 + torch.rand(2, generator=generator))
+        self.to(torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.norm(self.conv(x)).tanh().flatten(1))
+
+
+def _hessian(
+    model: nn.Module, x: Tensor, y: Tensor, batch: int, wrong: str = "", only: int = 1
+) -> Tensor:
+    """The dense Hessian of the mean loss, or what one slip by name makes of it."""
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train(wrong == "mode")
+    w = [v for v in model.parameters() if v.dim() >= only]
+    size = sum(v.numel() for v in w)
+    total = torch.zeros(size, size, dtype=torch.float64)
+    pairs = list(zip(x.split(batch), y.split(batch), strict=True))
+    for a, b in pairs[:1] if wrong == "first" else pairs:
+        share = 1.0 if wrong == "sum" else 1 / len(x)
+        if wrong == "means":
+            share = 1 / len(a) / len(pairs)
+        elif wrong == "added":
+            share = 1 / len(a)
+        elif wrong == "first":
+            share = 1 / len(a)
+        loss = share * F.cross_entropy(model(a), b, reduction="sum")
+        g = torch.cat([t.flatten() for t in torch.autograd.grad(loss, w, create_graph=True)])
+        eye = torch.eye(size, dtype=g.dtype)
+        rows = torch.autograd.grad(g, w, eye, is_grads_batched=True, materialize_grads=True)
+        total = total + torch.cat([r.reshape(size, -1) for r in rows], 1)
+    model.load_state_dict(kept)
+    model.train()
+    return total
+
+
+def _largest(matrix: Tensor) -> tuple[float, float]:
+    """The eigenvalue of largest absolute value, and how near the next one comes."""
+    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+    values = values[values.abs().argsort(descending=True)]
+    return float(values[0]), float(values[1].abs() / values[0].abs())
+
+
+BENT = {
+    "mode": ("normalizes by each batch; measure in eval mode.", 1),
+    "means": ("counts the short last batch like a whole one; divide by all images.", 2),
+    "added": ("adds up means of batches; divide by the number of all images.", 2),
+    "sum": ("is the curvature of a sum; the loss is a mean over all images.", 2),
+    "first": ("looks at the first batch only.", 2),
+}
 
 
 @guarded
-def filter_direction(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """filter_direction(w, d) -> d with, in each filter, the norm that w has there."""
-    name, g = "filter_direction", fresh()
-    for shape in ((4, 3, 2, 2), (5, 6)):
-        w, d = torch.randn(2, *shape, generator=g) * torch.tensor([3.0, 1.0]).view(
-            2, *[1] * len(shape)
-        )
-        w = w * (1 + torch.arange(shape[0])).view(-1, *[1] * (len(shape) - 1))
-        out = call(name, fn, w, d)
-        shaped(name, out, shape)
-        norms = (t.flatten(1).norm(dim=1) for t in (w, d))
-        wn, dn = (n.view(-1, *[1] * (len(shape) - 1)) for n in norms)
-        need(
-            not close(out, d / dn),
-            name,
-            "gives every filter length 1; multiply by the length of w's.",
-            2,
-        )
-        need(
-            not close(out, d * wn),
-            name,
-            "does not divide by the length of d's filter.",
-            2,
-        )
-        need(
-            not close(out, d * w.norm() / d.norm()),
-            name,
-            "scales the whole tensor at once; each filter by itself.",
-            1,
-        )
-        other = [i for i in range(len(shape)) if i != 1]
-        by_input = [torch.linalg.vector_norm(t, dim=other, keepdim=True) for t in (w, d)]
-        need(
-            not close(out, d * by_input[0] / by_input[1]),
-            name,
-            "takes the second axis; a filter is a row of the first.",
-            1,
-        )
-        need(
-            not close(out, w * dn / wn),
-            name,
-            "exchanges w and d.",
-            2,
-        )
-        need(
-            close(out.flatten(1).norm(dim=1), w.flatten(1).norm(dim=1)),
-            name,
-            "has filters of other lengths than w.",
-            2,
-        )
-        need(close(out, d * wn / dn), name, "points elsewhere than d.", 3)
-    passed(name)
+def sharpest(fn: Callable[..., float]) -> None:
+    """sharpest(model, x, y, batch, steps, generator) -> top eigenvalue of the Hessian."""
+    name, g = "sharpest", fresh()
+    n, batch, steps = 10, 4, 40
+    for _ in range(50):
+        model = _Bent(g)
+        x = torch.randn(n, 1, 4, 4, generator=g, dtype=torch.float64)
+        y = torch.randint(3, (n,), generator=g)
+        want, ratio = _largest(_hessian(model, x, y, batch))
+        if want < 0 or not 0.4 < ratio < 0.8:
+            continue
+        found = {slip: _largest(_hessian(model, x, y, batch, slip))[0] for slip in BENT}
+        found["weights"] = _largest(_hessian(model, x, y, batch, only=2))[0]
+        if min(abs(v / want - 1) for v in found.values()) > 0.01:
+            break
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    seed = int(torch.randint(10**6, (), generator=g))
 
+    def ask(count: int) -> float:
+        model.train()
+        source = torch.Generator().manual_seed(seed)
+        try:
+            return number(name, call(name, fn, model, x, y, batch, count, source))
+        except RuntimeError as e:
+            if "does not require grad" in str(e):
+                raise CheckFailed(
+                    f"{name}: the gradient is cut off; create_graph=True keeps it (hint 3)"
+                ) from None
+            raise
 
-@guarded
-def fake_variance(fn: Callable[[Sequence[float], int], float]) -> None:
-    """fake_variance(lengths, m) -> variance of the released "trace"."""
-    name, g = "fake_variance", fresh()
-    p = int(torch.randint(3, 7, (), generator=g))
-    lengths = (1 + torch.rand(p, generator=g)).tolist()
-    m = int(torch.randint(5, 30, (), generator=g))
-    out = number(name, call(name, fn, lengths, m))
-    square = [s * s for s in lengths]
-    counts = range(p, 0, -1)
+    out = ask(steps)
 
     def near(value: float) -> bool:
-        return math.isclose(out, value, rel_tol=1e-6)
+        return math.isclose(out, value, rel_tol=2e-3)
 
-    pairs = list(zip(counts, square, strict=True))
-    want = sum(c * c * s for c, s in pairs) / m
-    need(not near(want * m), name, "is not divided by the number of probes.", 3)
+    need(math.isfinite(out), name, "is not finite.", 4)
+    same = {k: torch.equal(v, kept[k]) for k, v in model.state_dict().items()}
+    need(not near(found["mode"]), name, *BENT["mode"])
     need(
-        not near(want / m),
+        all(same[k] for k in same if "running" in k or "tracked" in k),
         name,
-        "divides by m twice: m probes are averaged, each of the same variance.",
+        "lets BatchNorm learn from the images; measure in eval mode.",
+        1,
+    )
+    need(all(same.values()), name, "changes the weights.", 3)
+    need(
+        all(w.grad is None for w in model.parameters()),
+        name,
+        "leaves gradients behind in .grad; use torch.autograd.grad.",
         3,
     )
-    need(not near(sum(square) / m), name, "counts every tensor once.", 1)
+    for slip, (symptom, hint) in BENT.items():
+        need(not near(found[slip]), name, symptom, hint)
+    need(not near(found["weights"]), name, "leaves out biases and BatchNorm's scales.", 4)
+    need(not near(-want), name, "has lost the sign.", 4)
+    slope = torch.zeros(())
+    for a, b in zip(x.split(batch), y.split(batch), strict=True):
+        loss = F.cross_entropy(model.eval()(a), b, reduction="sum") / n
+        slope = slope + torch.cat(
+            [t.flatten() for t in torch.autograd.grad(loss, list(model.parameters()))]
+        )
     need(
-        not near(sum(c * s for c, s in pairs) / m),
+        not near(float(slope.square().sum())) and not near(float(slope.norm())),
         name,
-        "does not square the counts: Var(c X) = c^2 Var(X).",
-        2,
+        "knows only the gradient; differentiate g . v once more.",
+        3,
     )
     need(
-        not near(sum(c * c * v for c, v in zip(counts, lengths, strict=True)) / m),
+        near(want),
         name,
-        "does not square the lengths.",
-        2,
-    )
-    upward = zip(range(1, p + 1), square, strict=True)
-    need(
-        not near(sum(c * c * s for c, s in upward) / m),
-        name,
-        "counts the last tensor most; it is the first.",
-        1,
-    )
-    short = zip(range(p - 1, -1, -1), square, strict=True)
-    need(
-        not near(sum(c * c * s for c, s in short) / m),
-        name,
-        "counts tensor k only P - k times: the first of P is there P times.",
-        1,
+        f"gives {out:.4g}, and the top eigenvalue is {want:.4g}.",
+        4,
     )
     need(
-        not near(sum(c * v for c, v in zip(counts, lengths, strict=True)) ** 2 / m),
+        not math.isclose(ask(1), want, rel_tol=1e-3),
         name,
-        "adds before it squares; independent terms add their variances.",
-        2,
+        "takes no notice of `steps`.",
+        4,
     )
-    need(near(want), name, "is not the sum of (P - k + 1)^2 |g_k|^2, over m.", 3)
-    passed(name)
+    need(
+        math.isclose(ask(2), ask(2), rel_tol=1e-6),
+        name,
+        "starts from a vector that is not drawn from the generator.",
+        4,
+    )
+    passed(name, "eval mode, every image once, all weights; the exact eigenvalue in float64")
+
+
+@guarded
+def rescaled(
+    fn: Callable[[nn.Module, nn.Module, float], tuple[nn.Module, nn.Module]],
+) -> None:
+    """rescaled(conv, norm, c) -> copies with c times the weights, the same outputs."""
+    name, g = "rescaled", fresh()
+    for bias, c in ((False, 10.0), (True, 3.0)):
+        conv, norm = nn.Conv2d(2, 4, 3, bias=bias), nn.BatchNorm2d(4)
+        with torch.no_grad():
+            for t in (*conv.parameters(), *norm.parameters()):
+                t.copy_(torch.randn(t.shape, generator=g))
+            norm.get_buffer("running_mean").copy_(torch.randn(4, generator=g))
+            norm.get_buffer("running_var").copy_(0.5 + torch.rand(4, generator=g))
+        conv, norm = conv.to(torch.float64).eval(), norm.to(torch.float64).eval()
+        x = torch.randn(5, 2, 6, 6, generator=g, dtype=torch.float64)
+        before = norm(conv(x)).detach()
+        kept = [v.clone() for m in (conv, norm) for v in m.state_dict().values()]
+        out = call(name, fn, conv, norm, c)
+        pair = isinstance(out, (tuple, list)) and len(out) == 2
+        if not pair or not all(isinstance(m, nn.Module) for m in out):
+            raise CheckFailed(f"{name}: must return the two layers, (conv, norm) (hint 1)")
+        now = [v for m in (conv, norm) for v in m.state_dict().values()]
+        need(
+            all(torch.equal(a, b) for a, b in zip(now, kept, strict=True)),
+            name,
+            "changes the layers that it is given; work on copies.",
+            1,
+        )
+        wide, after = out[0].eval(), out[1].eval()
+        need(
+            not close(wide.weight, conv.weight),
+            name,
+            "leaves the weights of the convolution as they are.",
+            1,
+        )
+        need(
+            close(wide.weight, c * conv.weight),
+            name,
+            "does not multiply the weights of the convolution by c.",
+            1,
+        )
+        for part in ("weight", "bias"):
+            need(
+                close(getattr(after, part), getattr(norm, part)),
+                name,
+                "changes BatchNorm's scale or shift; its statistics are to follow.",
+                2,
+            )
+        mean, var = (after.get_buffer(f"running_{k}") for k in ("mean", "var"))
+        old_mean, old_var = (norm.get_buffer(f"running_{k}") for k in ("mean", "var"))
+        need(
+            not close(mean, old_mean) or not close(var, old_var),
+            name,
+            "leaves BatchNorm's statistics as they were; they follow the weights.",
+            2,
+        )
+        need(
+            not close(var, c * old_var),
+            name,
+            "multiplies the variance by c; what happens to a square?",
+            3,
+        )
+        need(
+            not close(mean, c * c * old_mean),
+            name,
+            "multiplies the mean by the square of c.",
+            3,
+        )
+        if conv.bias is not None:
+            need(
+                not close(wide.bias, conv.bias),
+                name,
+                "forgets the bias of the convolution.",
+                3,
+            )
+        need(
+            close(after(wide(x)), before, 1e-3),
+            name,
+            "gives other outputs than before; mean and variance both follow.",
+            3,
+        )
+    passed(name, "c times the weights, the same outputs, the given layers untouched")
