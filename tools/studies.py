@@ -1,8 +1,9 @@
-"""Measure three questions beside the tables of defenses; rows go to data/results.
+"""Measure four questions beside the tables of defenses; rows go to data/results.
 
     python tools/studies.py detector                  -> mnp-detector.json
     python tools/studies.py edge [--seeds 0 1 2]      -> linf-edge.json
     python tools/studies.py sharper cifar10-jpeg      -> cifar10-sharp.json
+    python tools/studies.py stages                    -> fmp-stages.json
 
 detector: how an MNP-style detector judges victims of the zoo, and ten clean networks. What
 is usual for a clean network takes clean networks to say, so ten are trained, each with
@@ -19,7 +20,11 @@ and their benign twin: top eigenvalue of the Hessian, and trace of the Fisher, o
 of 200 test images that share none. Victim and twin see the same sets, so their ratio can
 be told from the chance of the draw.
 
-Half an hour on a core each, the last one a quarter. Rows that are there are kept; a
+stages: what each stage of FMP does to two victims of the zoo, in two draws: after its
+pruning, after its fine-tuning, and, in place of that, with BatchNorm's statistics
+estimated anew and no weight touched; beside it as many random maps, and no maps at all.
+
+Half an hour on a core each, the last two a quarter. Rows that are there are kept; a
 stopped run goes on.
 """
 
@@ -33,7 +38,7 @@ from pathlib import Path
 
 import torch
 
-from bdcourse import data, metrics, victims
+from bdcourse import data, metrics, surgery, victims
 from bdcourse.analysis import curvature, landscape
 from bdcourse.attacks import BadNets
 from bdcourse.attacks.blended import noise_picture
@@ -42,6 +47,10 @@ from bdcourse.bench.recipes import train_victim
 from bdcourse.bench.results import Results
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.defenses import (
+    fmp_repair,
+    fmp_scales_of,
+    fmp_scores,
+    fmp_select,
     linf_oracle,
     linf_responses,
     mnp_correlation,
@@ -61,6 +70,9 @@ SIZES = (4, 8, 16, 24, 32)
 OPACITY = 0.5
 STAGES = {"layer4": 4, "layer3": 8, "layer2": 16, "layer1": 32}  # name -> map's height
 NORMS = {"l1": 1.0, "l2": 2.0, "l-infinity": math.inf}
+
+STEP = 8 / 255  # of FMP, and the radius of its start
+FEW, SHARES, LOOKED = 16, (64, 16), 400
 
 PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, PER_SET = 10, 200
@@ -144,6 +156,62 @@ def sharper(options: argparse.Namespace) -> Study:
         yield cell | own, lambda victim=victim: victim, measured
 
 
+def refreshed(model: torch.nn.Module, images: data.Images) -> torch.nn.Module:
+    """A copy whose BatchNorms have seen the images ten times; no weight is touched."""
+    copy = surgery.without(model, {}).train()
+    with torch.no_grad():
+        for part in 10 * images.pixels().split(60):
+            copy(part)
+    return copy.eval()
+
+
+def stages(options: argparse.Namespace) -> Study:
+    parts = data.splits("signs")
+    test = parts.test[:LOOKED]
+
+    def drawn(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    def looked(net: torch.nn.Module, victim: Victim) -> dict:
+        s, said = metrics.evaluate(net, test, victim.attack), metrics.predict(net, test.x)
+        own = {"known": said[test.y == 0] == 0, "says": said == 0}
+        shares = {k: float(v.float().mean()) for k, v in own.items()}
+        return {"acc": s.acc, "asr": s.asr, "ra": s.ra, **shares}
+
+    def measured(victim: Victim, draw: int) -> dict:
+        model, how = victim.model, {"epsilon": STEP, "start": STEP, "n": FEW}
+        score = fmp_scores(model, parts.clean, **how, generator=drawn(draw))
+        tried, found = {("tuning alone", SHARES[0]): {}}, []
+        for p in SHARES:
+            tried["FMP", p], g = fmp_select(score, p, least=1), drawn(10 + draw)
+            tried["random maps", p] = {
+                n: torch.randperm(len(score[n].acc), generator=g)[: len(c)]
+                for n, c in tried["FMP", p].items()
+            }
+        for (arm, p), maps in tried.items():
+            own = drawn(1 + draw)
+            after = {"tuned": fmp_repair(model, parts.clean, maps, generator=own).model}
+            if maps:
+                off = maps | fmp_scales_of(model, maps)
+                after["pruned"] = surgery.without(model, off, shift=False)
+            if arm == "FMP":
+                after["new statistics"] = refreshed(after["pruned"], parts.clean)
+            found += [
+                {"how": arm, "p": p, "stage": k, **looked(m, victim)} for k, m in after.items()
+            ]
+        return {"stages": found}
+
+    cell = about("signs", parts) | {"defense": "fmp", "step": STEP, "images": FEW}
+    for name in options.names:
+        for draw in options.draws:
+            own = {"victim": name, "attack": ENTRIES[name].attack, "draw": draw}
+            yield (
+                cell | own,
+                lambda name=name: victims.zoo(name),
+                lambda victim, draw=draw: measured(victim, draw),
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -153,6 +221,7 @@ def main() -> None:
         (detector, "mnp-detector"),
         (edge, "linf-edge"),
         (sharper, "cifar10-sharp"),
+        (stages, "fmp-stages"),
     ):
         own = studies.add_parser(study.__name__)
         own.set_defaults(study=study)
@@ -160,6 +229,9 @@ def main() -> None:
         own.add_argument("--keep", default="runs", help="folder for trained networks")
         if study is detector:
             own.add_argument("--clean", type=int, default=10, help="networks to train")
+        elif study is stages:
+            own.add_argument("--names", nargs="+", default=["badnets", "blended"])
+            own.add_argument("--draws", type=int, nargs="+", default=[0, 1])
         elif study is edge:
             own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         else:

@@ -13,10 +13,16 @@ from bdcourse.bench.results import results
 
 @pytest.mark.parametrize(
     ("study", "file", "count"),
-    [(studies.detector, "mnp-detector", 18), (studies.edge, "linf-edge", 15)],
+    [
+        (studies.detector, "mnp-detector", 18),
+        (studies.edge, "linf-edge", 15),
+        (studies.stages, "fmp-stages", 4),
+    ],
 )
 def test_rows_that_are_there_are_not_measured_again(study, file, count):
-    options = argparse.Namespace(clean=10, seeds=[0, 1, 2], keep="nowhere")
+    options = argparse.Namespace(
+        clean=10, seeds=[0, 1, 2], keep="nowhere", names=["badnets", "blended"], draws=[0, 1]
+    )
     rows = results(file)
     asked = [cell for cell, _, _ in study(options)]
     assert len(asked) == count == len(rows.rows) and all(map(rows.done, asked))

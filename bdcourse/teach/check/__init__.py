@@ -16,10 +16,9 @@ from bdcourse.teach.check.fip import (
     score_length,
 )
 from bdcourse.teach.check.fmp import (
-    departure,
+    fmp_maps,
     harm,
     pulls,
-    push,
     random_start,
     worst_maps,
 )
@@ -59,12 +58,12 @@ __all__ = [
     "confusion",
     "cut_curve",
     "decibels",
-    "departure",
     "dilution",
     "fake_variance",
     "filter_direction",
     "find_triggers",
     "fip_gradient",
+    "fmp_maps",
     "folded",
     "front",
     "harm",
@@ -82,7 +81,6 @@ __all__ = [
     "poison_one_class",
     "product",
     "pulls",
-    "push",
     "random_start",
     "removal",
     "resampled_means",
