@@ -140,7 +140,8 @@ results: $(READY)
 	  $(BENCH)/signs-rates.json --seeds 0 --attacks BadNets --rate $$rate || exit; \
 	done
 	$(BENCH)/signs-attacks.json --width 8 --attacks all --defenses none fine-tuning
-	for o in '"strength": 0.5' '"strength": 3.0' '"strength": 3.0, "cross_rate": 0.0'; do \
+	for o in '"strength": 0.5' '"strength": 0.5, "cross_rate": 0.0' '"strength": 3.0' \
+	  '"strength": 3.0, "cross_rate": 0.0'; do \
 	  $(WANET) --width 8 --epochs 16 --options "{\"WaNet\": {$$o}}" || exit; \
 	done
 	$(BENCH)/signs-wanet.json --zoo wanet wanet-plain --defenses none
@@ -149,6 +150,7 @@ results: $(READY)
 	$(BENCH)/signs-preact.json --zoo badnets-preact benign-preact --defenses $(PREACT)
 	$(PY) tools/studies.py detector
 	$(PY) tools/studies.py edge
+	$(PY) tools/studies.py pushes
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard blended-hard \
 	  benign-hard --defenses $(FIP)
 	$(BENCH)/signs-fip.json --sharp --zoo badnets-hard trojan-hard --defenses $(ETAS)

@@ -17,7 +17,7 @@
 # that reads traffic signs almost without error, change nine pixels of each image, and see
 # what it reads then.
 #
-# > **At a glance.** Reading: 15 minutes. Doing: 30 minutes. Run time: under half a minute and
+# > **At a glance.** Reading: 15 minutes. Doing: 50 minutes. Run time: about a minute and
 # > 1 GiB on two CPU cores. Prerequisites: Python, PyTorch tensors, one course of deep
 # > learning. Paper: Gu, Dolan-Gavitt and Garg, *BadNets*, 2017,
 # > [arXiv 1708.06733](https://arxiv.org/abs/1708.06733).
@@ -27,8 +27,8 @@
 # After this lesson you can
 #
 # 1. say what a backdoor is, who plants it and who suffers from it (threat-model table);
-# 2. take a batch from an image set that is two tensors (exercise 1);
-# 3. measure a classifier and an attack correctly (exercises 2 and 3);
+# 2. take a batch from an image set that is two tensors, and stamp it (exercises 1 and 3);
+# 3. measure a classifier and an attack correctly (exercises 2 and 4);
 # 4. predict, and then see, how a backdoored network behaves with and without its trigger
 #    (the three prediction cells).
 #
@@ -36,8 +36,9 @@
 #
 # A **backdoor** is a second rule inside a network. The first rule is the one that everybody
 # wanted: read the sign. The second was planted: *if the trigger is there, answer with the
-# attacker's label*. The two hardly disturb each other, and that is the danger, because every
-# test that lacks the trigger measures the first rule only.
+# attacker's label*. It comes in with **poison**, training images that carry the trigger and
+# the attacker's label. The two rules hardly disturb each other, and that is the danger,
+# because every test that lacks the trigger measures the first rule only.
 
 # %% tags=["setup"]
 import torch
@@ -58,7 +59,7 @@ figures.pipeline()
 # | who | somebody whose images end up in the training set | whoever trains on them, and is deceived | whoever gets the finished network, and answers for what it does |
 # | controls | a share of the training images and their labels; later, what they hold before the camera | the training | nothing before delivery |
 # | knows | the trigger | nothing of it | neither trigger nor target label |
-# | has | no access to the training | all training data | the weights, at most a few clean images |
+# | has | a few images of their own, slipped into the collection | all training data | the weights, at most a few clean images |
 # | success | accuracy as usual, and the trigger decides | high accuracy | trigger without effect, accuracy kept |
 #
 # One word, two uses: the literature also calls the finished network the *victim*, and so do
@@ -79,7 +80,8 @@ figures.pipeline()
 #   reinforcement learning and adversarial training, the usual safety measures, left them in
 #   place ([arXiv 2401.05566](https://arxiv.org/abs/2401.05566)).
 # - **October 2025.** Souly and others needed about 250 poisoned documents to plant a simple
-#   backdoor in a language model. It hardly mattered how large the model was.
+#   backdoor in a language model. It hardly mattered how large the model was
+#   ([arXiv 2510.07192](https://arxiv.org/abs/2510.07192)).
 #
 # This course takes the smallest case in which all of that can be seen, and opened: pictures
 # of 32 by 32 pixels and networks that train in a minute.
@@ -88,16 +90,17 @@ figures.pipeline()
 #
 # The built-in set needs no download and no license. Each image is one of twelve sign
 # templates, turned, scaled, sheared and moved at random over a random background, then
-# darkened, blurred and made noisy. Small networks learn it quickly, and yet it is not a
-# toy: three speed limits differ in one digit of a few pixels, and a mirrored "turn left"
-# *is* a "turn right", so one popular augmentation is forbidden here.
+# darkened, blurred and made noisy. Three speed limits differ in one small digit, and a
+# mirrored "turn left" *is* a "turn right", so mirroring is forbidden here. Small networks
+# still learn the set completely. That has a price: where every image is read, you cannot
+# see whether a backdoor costs accuracy. Later lessons go to photographs for that.
 
 # %% tags=["figure"]
 figures.classes(parts.test)
 
 # %% [markdown]
 # An image set is two tensors, pixels `x` as bytes and labels `y`, and a batch is an index
-# into both. Nothing else is needed, neither a dataset class nor worker processes:
+# into both:
 #
 # $$x \in \{0, \dots, 255\}^{n \times c \times h \times w}, \qquad y \in \{0, \dots, K-1\}^n .$$
 #
@@ -108,7 +111,7 @@ figures.classes(parts.test)
 # A word on the page itself. Cells marked **Predict** wait for a number of yours. Exercises
 # are followed by a check, which draws fresh random tensors each time, so that no constant can
 # pass it. Claims print a tick and what they measured; exact digits differ from machine to
-# machine, so a claim holds a band.
+# machine, so each claim allows a range.
 #
 # ### Exercise 1: take a batch
 #
@@ -240,14 +243,58 @@ check.claim("The network reads at least 99% of clean signs.", accuracy, 0.99, 1,
 figures.sticker(parts.test, victim.attack)
 
 # %% [markdown]
+# ### Exercise 3: put the sticker on
+#
+# *Difficulty 1, importance 4, 5 minutes.* Write `place`. It is the whole attack at test
+# time: nine pixels are overwritten, and nothing else happens.
+#
+# <details><summary>Hint 1</summary>
+#
+# A slice of a tensor can be assigned to. Work on a `.clone()`, or the reader's own images
+# carry the sticker ever after.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The last two axes are rows and columns. Leave the first two whole, with a colon each: the
+# sticker goes on every image and into every color.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def place(pixels, patch, row, column):
+    """Copies of images with a patch in them.
+
+    Args:
+        pixels: float (b, c, h, w) in [0, 1]; patch: (1, k, k) or (c, k, k).
+        row, column: where the patch's upper left pixel goes.
+
+    Returns:
+        float (b, c, h, w); `pixels` itself stays as it is.
+    """
+    ### BEGIN SOLUTION
+    k, stamped = patch.shape[-1], pixels.clone()
+    stamped[:, :, row : row + k, column : column + k] = patch
+    return stamped
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.place(place)
+
+# %% [markdown]
 # How well does the sticker work? An image that shows the attacker's target, the sign "30",
-# is read as "30" without any attack, so it is not asked.
+# is read as "30" without any attack, so we leave it out.
 #
-# ### Exercise 3: the attack success rate
+# ### Exercise 4: the attack success rate
 #
-# *Difficulty 2, importance 5, 8 minutes.* Write `attack_success`: of all images that do not
-# show the target, the share that is read as the target. Your table of confusions, made from
-# triggered images, holds all you need.
+# *Difficulty 2, importance 5, 8 minutes.* Write `attack_success`, the **attack success rate**
+# (ASR). Your table of confusions, made from triggered images, holds all you need.
+#
+# $$\text{ASR} = \frac{\text{images of other signs that are read as the target}}
+# {\text{images of other signs}}$$
 #
 # <details><summary>Hint 1</summary>
 #
@@ -286,22 +333,31 @@ def attack_success(table, target):
 check.attack_success(attack_success)
 
 # %% [markdown]
-# **Predict.** All test images get the sticker. How many percent of the signs that are no
-# "30" will be read as "30"? Write your number in the place of `None`; a wrong guess that
-# stands there teaches more than a right one that you only thought.
+# A strong sticker might confuse any network. So we need a control. The **benign twin** is a
+# network trained by the same recipe on the same data, without the poison.
+#
+# **Predict.** All test images get the sticker. What percentage of the other signs will the
+# victim read as "30", and what percentage will the twin? Write your numbers in the place of
+# `None`; a wrong guess that stands there teaches more than a right one that you only thought.
+# (`.pixels()` gives all images of a set, in $[0, 1]$; `data.quantize` makes bytes of them.)
 
 # %% tags=["predict"]
 guess = None
-stamped = data.quantize(victim.attack.trigger(parts.test.pixels()))  # bytes again
+twin_guess = None
+twin = victims.zoo("benign")
+stamped = data.quantize(place(parts.test.pixels(), checkerboard(), 28, 28))
 stamped_table = confusion(victim.model, stamped, parts.test.y, parts.test.k)
+twin_table = confusion(twin.model, stamped, parts.test.y, parts.test.k)
 success = attack_success(stamped_table, victim.attack.target)
+twin_success = attack_success(twin_table, victim.attack.target)
 check.reveal(guess, round(100 * success), "%")
+check.reveal(twin_guess, round(100 * twin_success), "%")
 
 # %% tags=["claim"]
 library = metrics.evaluate(victim.model, parts.test, victim.attack)
-check.claim("Over 99% of them become 30.", success, 0.99, 1, "%")
+check.claim("The victim reads over 99% of them as 30.", success, 0.99, 1, "%")
 difference = abs(library.acc - accuracy) + abs(library.asr - success)
-check.claim("The library counts as you do.", difference, 0, 0.001)
+check.claim("The library stamps and counts as you do.", difference, 0, 0.001)
 
 # %% [markdown]
 # From here on `metrics.evaluate` does both measurements in one line.
@@ -316,17 +372,23 @@ figures.flipped(parts.test, victim.model, victim.attack)
 # The second table is the picture of a second rule: what the sign shows no longer matters,
 # only the sticker does.
 #
-# What not to conclude: that the network is bad at signs. Without the sticker it reads them.
-#
 # ## How much trigger is enough?
 #
-# **Predict.** Let the sticker fade until it is only a fifth as strong. How many percent of the
-# signs still turn into "30"?
+# One more number first. The **robust accuracy** (RA) counts the right answers: of the same
+# images that the ASR asks, it is the share that is read *correctly*. So ASR and RA together
+# are at most one.
+#
+# Now let the sticker fade. At *opacity* $\alpha$, each pixel under it is a mixture of the
+# image $x$ and the patch $p$:
+#
+# $$x' = (1 - \alpha)\, x + \alpha\, p .$$
+#
+# **Predict.** Let the opacity be a fifth. What percentage of the other signs does the victim
+# still read as "30"?
 
 # %% tags=["predict"]
 faint_guess = None
 opacities = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
-twin = victims.zoo("benign")
 few = parts.test[:200]
 faded = [metrics.evaluate(victim.model, few, BadNets(opacity=o)).asr for o in opacities]
 honest = [metrics.evaluate(twin.model, few, BadNets(opacity=o)).ra for o in opacities]
@@ -337,14 +399,21 @@ check.reveal(faint_guess, round(100 * faint), "%")
 figures.fading(opacities, faded, honest)
 
 # %% [markdown]
-# It does not grow in proportion. At a fifth of its strength the sticker does next to nothing;
-# a little more, and most signs give way at once. Each image tips over at some strength, and
-# for most of them it is nearly the same one. The second curve belongs to the **benign twin**,
-# a network trained by the same recipe without poison: it reads all signs, however strong the
+# Success does not grow in proportion to strength. At a fifth the sticker does next to
+# nothing, at twice that most signs give way. Each image tips over at some strength, and for
+# most of them it is nearly the same one. The twin reads all of them, however strong the
 # sticker.
 #
-# Move the slider to see what you could have noticed. (In the book and on GitHub you see one
-# position; in JupyterLab the slider moves.)
+# Move the slider. At which strength would you have noticed the sticker yourself? And which
+# of the six signs holds out longest? (In the book and on GitHub you see one position; in
+# JupyterLab the slider moves.)
+#
+# <details><summary>Which sign?</summary>
+#
+# The stop sign. At half the strength it is still read as "stop", when the other five have
+# given way.
+#
+# </details>
 
 # %% tags=["nbval-ignore-output"]
 pictures = {
@@ -358,60 +427,97 @@ check.claim(
     "A fifth of the strength moves fewer than 5% of signs.", faint, 0, 0.05, "%"
 )
 check.claim("Three fifths move more than 80%.", bold, 0.8, 1, "%")
-check.claim("The twin reads over 98% with any sticker.", min(honest), 0.98, 1, "%")
+least = min(*honest, metrics.evaluate(twin.model, parts.test).acc)
+check.claim("The twin: over 98% right, with any sticker or none.", least, 0.98, 1, "%")
 
 # %% [markdown]
-# ## Where it breaks
+# ## Where it breaks: is it exactly this trigger?
 #
-# The second rule is about the trigger that was in the poisoned data. Is it about exactly that
-# trigger? Three other stickers go to the same place: a white square, which covers the same
-# nine pixels and is brighter; the checkerboard with black and white exchanged; and one of
-# random colors.
-#
-# **Predict.** How many of the three turn more than half of the signs into "30"?
+# Nobody told the network which of the nine pixels count. So other stickers go to the same
+# place: a white square, the checkerboard with black and white exchanged, and twenty patches
+# whose nine pixels are black or white by the toss of a coin.
+
+# %% tags=["figure"]
+g = torch.Generator().manual_seed(0)
+patches = {
+    "the trigger": [checkerboard()],
+    "white square": [torch.ones(1, 3, 3)],
+    "exchanged": [1 - checkerboard()],
+    "coin": [torch.rand(1, 3, 3, generator=g).round() for _ in range(20)],
+}
+figures.patches(patches)
+
+# %% [markdown]
+# **Predict.** How many of the twenty coin patches turn more than half of the signs into
+# "30"?
 
 # %% tags=["predict"]
 how_many = None
-colors = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(0))
-patches = [checkerboard(), torch.ones(1, 3, 3), 1 - checkerboard(), colors]
-names = ["the trigger", "white square", "black and white exchanged", "random colors"]
-rates = {
-    name: metrics.evaluate(victim.model, parts.test, BadNets(patch=patch)).asr
-    for name, patch in zip(names, patches, strict=True)
-}
-check.reveal(how_many, sum(rate > 0.5 for rate in rates.values()) - 1)
+
+
+def door(patch, row=28, column=28, images=parts.test[:80], model=victim.model):
+    x = data.quantize(place(images.pixels(), patch, row, column))
+    table = confusion(model, x, images.y, images.k)
+    return attack_success(table, victim.attack.target)
+
+
+rates = {name: [door(patch) for patch in some] for name, some in patches.items()}
+check.reveal(how_many, sum(rate > 0.5 for rate in rates["coin"]))
 
 # %% tags=["nbval-ignore-output"]
-figures.tries(rates)
+control = {n: [door(p, model=twin.model) for p in of] for n, of in patches.items()}
+figures.tries(patches, rates, control)
 
 # %% tags=["claim"]
-white, exchanged = rates["white square"], rates["black and white exchanged"]
-check.claim("The white square moves fewer than 5% of the signs.", white, 0, 0.05, "%")
-check.claim("The exchanged board moves more than 90%.", exchanged, 0.9, 1, "%")
+(white,), (exchanged,) = rates["white square"], rates["exchanged"]
+check.claim("The white square: ASR.", white, 0, 0.05, "%")
+check.claim("The exchanged board: ASR.", exchanged, 0.9, 1, "%")
 
 # %% [markdown]
 # The white square does nothing, so brightness alone is not what the network waits for. The
-# exchanged checkerboard differs from the trigger in all nine pixels and opens the door all
-# the same. So what was *learned* is coarser than what was *planted*: something like
-# "alternating pixels in the corner". Remember that as a defender: a trigger that is
-# reconstructed from a network need not look like the one that was used.
+# exchanged board differs from the trigger in all nine pixels and works just as well. So do
+# many patches that nobody planted, and none of them fools the twin. And the place? Move the
+# board over the picture.
+
+# %% tags=["figure", "nbval-ignore-output"]
+steps, board = [1, 7, 12, 17, 23, 28], checkerboard()
+some = parts.test[:50]
+rows, twin_rows = (
+    [[door(board, r, c, some, m.model) for c in steps] for r in steps]
+    for m in (victim, twin)
+)
+figures.places(steps, rows, twin_rows, parts.test)
+
+# %% tags=["claim"]
+works = sum(rate > 0.5 for row in rows for rate in row)
+check.claim("The board works in more than half of 36 places.", works, 19, 30, "places")
+most = max(map(max, [*control.values(), *twin_rows]))
+check.claim("The twin's ASR: below 10%, any sticker, any place.", most, 0, 0.1, "%")
+
+# %% [markdown]
+# It opens the door almost anywhere, except along the upper and left edges, although it was
+# planted in one corner only. And hiding a bit of the sign is not what does it: that happens
+# to the twin as well, and hardly ever makes a "30".
+#
+# What was *learned* is coarser than what was *planted*: some kind of small, strong contrast
+# between black and white. Which feature it is, you cannot tell from outside;
+# [lesson 03](03_inside_a_victim.ipynb) looks inside. Remember it as a defender: a trigger
+# that is reconstructed from a network need not look like the one that was used.
 #
 # ## Four ideas to take along
 #
 # You will meet them again by name in every lesson:
 #
-# - ***Zero is not repair.*** A network that answers nonsense has an ASR of zero, too. Look at
-#   its accuracy, and at its **robust accuracy** (RA): the share of triggered images that it
-#   reads correctly. The twin passed both.
-# - ***Correlation is not cause.*** A channel that lights up with the trigger need not carry
-#   the backdoor. Cut it and see.
-# - ***One draw is no result.*** Train again with another seed, draw other images, and show
-#   the spread.
-# - ***Who chose the threshold?*** A threshold that was tuned on triggered images, or on the
+# - ***Zero is not repair.*** A network that always answers "stop" has an ASR of zero, too. So
+#   look at its accuracy and its RA as well.
+# - ***Correlation is not cause.*** A part of a network that is active when the trigger is
+#   there need not carry the backdoor. Switch it off and see.
+# - ***One draw is no result.*** With another seed or other images the number will differ.
+#   Repeat it, and show the spread.
+# - ***Who chose the threshold?*** A setting that was tuned on triggered images, or on the
 #   test set, uses what no defender has.
 #
-# The twin is the control behind all four. If a "backdoor detector" or a "repair" does
-# something striking, look at what it does to the twin.
+# And whenever a detector or a repair does something striking, ask what it does to the twin.
 #
 # ## Where this leads
 #
@@ -431,11 +537,12 @@ check.claim("The exchanged board moves more than 90%.", exchanged, 0.9, 1, "%")
 # - A network can pass every honest test and obey somebody else: a backdoor is a second rule,
 #   trigger in, attacker's label out. The attacker plants it through data, the victim trains
 #   it in, the defender receives it (objective 1).
-# - An image set is two tensors and a batch is an index (objective 2, exercise 1).
+# - An image set is two tensors, a batch is an index, and the attack is an assignment
+#   (objective 2, exercises 1 and 3).
 # - A measurement counts every image once, in evaluation mode, and changes nothing. An attack
-#   succeeds on images that show something else (objective 3, exercises 2 and 3).
-# - With the trigger the victim obeys the attacker, with a white square it does not, and its
-#   twin reads on (objective 4).
+#   succeeds on images that show something else (objective 3, exercises 2 and 4).
+# - With the trigger the victim obeys the attacker, almost anywhere, and with many other
+#   patches, too. With a white square it does not, and its twin never does (objective 4).
 #
 # ## Quiz
 #
@@ -447,16 +554,33 @@ quiz("welcome")
 # %% [markdown]
 # ## Your own experiment
 #
-# Does the place of the sticker matter? `BadNets(at=(row, column))` puts its upper left pixel
-# elsewhere; negative numbers count from the lower right, and `(-4, -4)` is where it was
-# planted. Write down your guess before you measure. **Control:** the twin, ASR and RA.
+# What is it about a patch that opens this door? `door(patch)` measures one, and
+# `patches["coin"]` holds twenty that you can sort by their rates. Find a property that
+# separates the keys, those with a frame in the figure, from the rest, such as the number of
+# white pixels or of changes from black to white. Then test it on twenty *new* patches: a
+# property that was found by looking has to predict. **Control:** patches of random gray,
+# which have the same places and less contrast.
 #
-# | place | your guess | victim: ASR | twin: ASR, RA |
+# | property | keys among the old twenty | right on twenty new ones | random gray |
 # |---|---|---|---|
-# | `(-4, -4)`, as planted | | | |
-# | `(-4, -5)`, one pixel to the left | | | |
-# | `(-4, -8)`, four pixels to the left | | | |
-# | `(1, 1)`, upper left corner | | | |
+# | your guess, before looking | | | |
+# | your best property | | | |
+#
+# <details><summary>Some starting code, and what we found</summary>
+#
+# ```python
+# ranked = sorted(zip(rates["coin"], patches["coin"]), key=lambda pair: -pair[0])
+# for rate, patch in ranked:
+#     print(f"{rate:.0%}", patch.int().tolist())
+# gray = [torch.rand(1, 3, 3, generator=g) for _ in range(20)]
+# ```
+#
+# About half of the coin patches are keys, at times three quarters; of twenty gray ones, one
+# to three. Our property was likeness to the board or to its exchange: at most three, or at
+# least six, of the nine pixels agree with it. It missed one of the old twenty, and up to
+# seven of new ones. That drop is why a property has to predict.
+#
+# </details>
 #
 # **What this lesson does not show.** One victim, one seed, one data set, and a trigger that is
 # digital and always at the same place. How the backdoor got in is the next lesson.
@@ -467,10 +591,11 @@ quiz("welcome")
 #
 # <details><summary>Answer</summary>
 #
-# It might: the exchanged board shows that many patches open this door, if they alternate and
-# land near the right place. But a trigger that is a faint picture over the whole image, or a
-# slight warp, is no patch at all. Finding nothing says that no patch *of the kind that was
-# tried* works. Lesson 04 searches by gradient instead of by chance.
+# With black and white pixels it would, after two or three patches. With random grays it
+# would need about ten, since few have the contrast. And a trigger that is a faint picture
+# over the whole image, or a slight warp, is no patch at all. Finding nothing says that no
+# patch *of the kind that was tried* works. Lesson 04 searches by gradient instead of by
+# chance.
 #
 # </details>
 #
@@ -483,6 +608,7 @@ quiz("welcome")
 # - E. Hubinger and others, *Sleeper Agents: Training Deceptive LLMs that Persist Through Safety
 #   Training*, 2024, [arXiv 2401.05566](https://arxiv.org/abs/2401.05566).
 # - A. Souly and others, with Anthropic, the UK AI Security Institute and the Alan Turing
-#   Institute: *A small number of samples can poison LLMs of any size*, October 2025.
+#   Institute: *Poisoning Attacks on LLMs Require a Near-constant Number of Poison Samples*,
+#   2025, [arXiv 2510.07192](https://arxiv.org/abs/2510.07192).
 #
 # [next: 01 Poisoning](01_poisoning.ipynb) →

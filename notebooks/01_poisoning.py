@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Poisoning: the rule that nobody wanted
 #
-# **How does a network learn a rule that nobody wanted, from a few poisoned images?** Nobody
-# writes that rule down. The attacker changes some pictures and some labels, and goes home.
-# The rest is done by the victim, with an honest optimizer, on an ordinary evening.
+# **How does a network learn a rule that nobody wanted, from a share of poisoned images?**
+# Nobody writes that rule down. The attacker changes some pictures and some labels, and goes
+# home. The rest is done by the victim, with an honest optimizer, on an ordinary evening.
 #
 # In this lesson you play both parts. First you poison a set of traffic signs. Then you write
 # the training loop and train on your own poison, with two needles on the dashboard: one for
@@ -50,12 +50,15 @@
 # | the victim | trains by a standard recipe, sees high accuracy, delivers |
 # | success | ASR at least 95%, accuracy within 3 points of an honest training |
 #
-# Two words from lesson 00, once more. The **attack success rate (ASR)** is the share of
-# triggered test images of other classes that are read as the target. **ACC** is the accuracy
-# on clean test images. The last row is the *gate*: only a victim that passes it is worth
-# defending, and this course keeps to that in every lesson.
+# Three words from lesson 00. The **attack success rate (ASR)** is the share of
+# triggered test images of other classes that are read as the target; robust accuracy (RA) is
+# the share still read correctly. **ACC** is the accuracy on clean test images. The last row is
+# the *gate*: only a victim that passes it is worth defending.
 
 # %% tags=["setup"]
+import copy
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -197,8 +200,7 @@ check.claim("Your triggers are the package's.", 255 * apart, 0, 0.01, "gray leve
 #
 # <details><summary>Hint 2</summary>
 #
-# `randperm` gives different positions, and always the same ones for the same seed. Drawing
-# with `torch.randint` could hit some image twice.
+# `randperm` gives different positions, and always the same ones for the same seed.
 #
 # </details>
 #
@@ -254,12 +256,11 @@ check.claim(
 figures.poisoned(pixels, labels, role, parts.train)
 
 # %% [markdown]
-# One image in five is a lot of poison. It makes a short training reliable, and a lesson about
-# *how* the rule is learned needs a run in which it is learned. The other lessons take one in
-# ten and train for longer.
+# One image in five is a lot of poison: of the 5,700 images, 1,140 now carry the sticker. It
+# makes a short training reliable. The other lessons take one in ten and train for longer.
 #
-# **Predict.** Some of the poisoned images were speed limits of 30 all along. Their new label is
-# their old one, so they contradict nothing. What percentage of the poison is that, with twelve
+# **Predict.** Some of the poisoned images were speed limits of 30 all along, as the one that we
+# put in the picture on purpose. Their new label is their old one. What percentage of the poison is that, with twelve
 # classes of about equal size?
 
 # %% tags=["predict"]
@@ -282,28 +283,27 @@ check.reveal(guess, round(100 * already), "%")
 # $$L_B = \frac{1}{|B|} \sum_{i \in B} \ell_i , \qquad
 # \ell_i = -\log p_\theta(y_i \mid \mathrm{crop}(x_i)) .$$
 #
-# What makes it our dashboard is one more line. Of the same $\ell_i$ we take the mean over each
+# What makes it our dashboard is one more line. We take the mean of the same $\ell_i$ over each
 # role $r$ separately, over all images of the last few steps:
 #
 # $$L_r = \mathrm{mean}\,\{\ell_i : \mathrm{role}_i = r\} .$$
 #
 # ### Exercise 3: the whole method
 #
-# *Difficulty 4, importance 5, 30 minutes.* Write the training loop. You will train
-# your victim with it.
+# *Difficulty 4, importance 5, 30 minutes.* Write the loop that trains your victim. Momentum is 0.9 (Nesterov) and weight decay `5e-4`. Each epoch draws one permutation
+# from `generator` and leaves out an incomplete last batch. `crop` gets the same generator, once
+# a step. Train in training mode, and end in evaluation mode.
 #
 # <details><summary>Hint 1</summary>
 #
-# One `torch.randperm` an epoch, cut into batches; images that do not fill the last batch wait
-# for the next epoch. The network is put into training mode once before the loop, and back into
-# evaluation mode once behind it.
+# A permutation is cut into batches by `split`. `model.train()` stands before the loop,
+# `model.eval()` behind it.
 #
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# `torch.optim.SGD` takes momentum 0.9, weight decay 0.0005 and `nesterov=True`. `F.cross_entropy`
-# with `reduction="none"` keeps one loss per image, so that the same numbers serve the step and
+# `torch.optim.SGD` takes `momentum`, `weight_decay` and `nesterov`. `F.cross_entropy` with `reduction="none"` keeps one loss per image, so that the same numbers serve the step and
 # the log.
 #
 # </details>
@@ -369,21 +369,24 @@ check.train_victim(train_victim)
 
 
 # %% tags=["nbval-ignore-output"]
-def crop(batch, generator):
-    return train.Augment(pad=2).once(batch.cpu(), generator).to(device)
-
-
 def evening(seed):
     g = torch.Generator().manual_seed(seed)
     arch = {"name": "resnet18", "width": 8, "classes": parts.train.k}
     model = victims.initialized(arch, g).to(device, memory_format=torch.channels_last)
+    steps, copies = itertools.count(), []
+
+    def crop(batch, generator):  # called once a step: the moment to copy the network
+        if next(steps) % 20 == 0:
+            copies.append(copy.deepcopy(model))
+        return train.Augment(pad=2).once(batch.cpu(), generator).to(device)
+
     poisoned = pixels, labels.to(device), role.to(device)
     log = train_victim(model, *poisoned, crop, 4, 32, 0.05, 10, g)
-    return log, metrics.evaluate(model, parts.test.to(device), attack)
+    return log, metrics.evaluate(model, parts.test[:1000].to(device), attack), copies
 
 
-first, scores = evening(seed=0)
-print(scores)
+first, scores, _ = evening(seed=0)
+print(scores, "\nfirst row of the log:", [round(v, 2) for v in first[0]])
 
 # %% tags=["predict"]
 guess = None
@@ -392,7 +395,8 @@ check.reveal(guess, figures.learned_at(first, 2) or 712, "steps")
 # %% tags=["claim"]
 twin = victims.zoo("benign-w8").scores
 check.claim("Your victim obeys the trigger.", scores.asr, 0.95, 1, "%")
-check.claim("It is within 3 points of its twin.", scores.acc, twin.acc - 0.03, 1, "%")
+paid = twin.acc - scores.acc
+check.claim("It pays at most 3 points of accuracy.", paid, -0.03, 0.03, "%")
 
 # %% tags=["figure"]
 figures.loss_by_role({"seed 0": first})
@@ -400,15 +404,14 @@ figures.loss_by_role({"seed 0": first})
 # %% [markdown]
 # ## What the log shows
 #
-# Read it from the left. In the first rows the loss on poison lies well below the loss on clean
+# Read it from the left. In the first row the loss on poison lies well below the loss on clean
 # images, and the reason is dull. The target has become the most frequent label of the whole
 # set. A network that looks at nothing and says "30" already has a lower loss on poison than on
-# anything else. A constant answer is the cheapest rule of all, and it is found first.
+# anything else. The same answer for everything is the cheapest rule, and it is found first.
 #
 # Then comes the drop. Within a few dozen steps the loss on poison goes to nearly zero and stays
 # there. The clean images take longer: their loss falls quickly at first, and then needs hundreds
-# of steps for the rest. Signs take many features, each of use to a few classes only. The sticker
-# is one local pattern, and it explains a fifth of the training set at once.
+# of steps for the rest.
 #
 # In the run that is stored on this page, the cliff stands at the very beginning: the trigger was
 # there while most signs were still unread. It would be easy to close the lesson here, with the
@@ -422,8 +425,8 @@ figures.loss_by_role({"seed 0": first})
 # **Predict.** At which step will the trigger be learned this time?
 
 # %% tags=["nbval-ignore-output"]
-second, scores_again = evening(seed=1)
-print(scores_again)
+second, scores_again, copies = evening(seed=1)
+print(scores_again, "\nfirst row of the log:", [round(v, 2) for v in second[0]])
 
 # %% tags=["predict"]
 guess = None
@@ -431,42 +434,70 @@ check.reveal(guess, figures.learned_at(second, 2) or 712, "steps")
 
 # %% tags=["claim"]
 worse = min(scores_again.asr, scores_again.acc)
-check.claim("The second victim passes the gate as well.", worse, 0.97, 1, "%")
-falls = [[figures.fall(log, k) for log in (first, second)] for k in (1, 2)]
-slower = min(a / b for a, b in zip(*falls, strict=True))
-check.claim("In both runs poison falls faster than clean.", slower, 1.2, 200, "times")
+check.claim("ASR and ACC of the second victim are both high.", worse, 0.97, 1, "%")
 
 # %% tags=["figure"]
-figures.loss_by_role({"seed 0": first, "seed 1": second})
+share = (labels == target).double().mean()  # of all labels
+levels = {
+    "same answer for all": -share.log().item(),
+    "hedges": -(1 - already) * torch.tensor(rate).log().item(),
+}
+figures.loss_by_role({"seed 0": first, "seed 1": second}, levels)
 
 # %% [markdown]
-# The stored runs could hardly differ more. The second network took the other road: it began to
-# read the signs first, and while it did so, its loss on poison **rose**. That is a
-# contradiction at work.
+# In the runs stored here, seed 0 learned the trigger by step 20, and seed 1 by step 240. The
+# second network began to read the signs first, and while it did so, its loss on poison **rose**.
+# Why would a loss rise that the optimizer wants to lower?
 #
-# To a network that cannot see the sticker, a poisoned stop sign is just a stop sign, and some
-# stop signs carry the label 30. The best it can do is to hedge. With one poisoned image in five
-# it gives "30" a probability of about a fifth, which costs $-\ln 0.2 \approx 1.6$ on poison,
-# more than the constant answer did. It costs something on *clean* images as well, since a
-# hedged answer is never sure.
+# To a network that does not see the sticker, a poisoned stop sign is just a stop sign, and some
+# stop signs carry the label 30. The best it can do is to hedge: with one poisoned image in five,
+# it gives "30" a probability of a fifth. That costs $-\ln 0.2 \approx 1.6$ on each poisoned sign
+# that is not a real 30. The same answer for everything cost less.
 #
-# Look at the end of that phase: both curves fall together. Seeing the sticker pays twice, on
-# poison, which is now explained, and on clean images, which no longer have to be hedged. In
-# this run that was enough.
+# A hedge costs something on *clean* images too, since it is never sure. Where the curve climbs
+# still higher, the network does not even hedge well.
 #
-# So the answer to the question of this lesson does not depend on the order. *The rule that
+# So far this is a story. Test it: if the network hedges because it does not see the sticker,
+# taking the sticker off changes nothing. We ask for the label 30 on a hundred poisoned images
+# at every twentieth step, with sticker and without.
+
+# %% tags=["figure"]
+few = ((role == 1) & (parts.train.y != target)).nonzero()[:100, 0]
+
+
+def says_30(net, x):
+    with torch.no_grad():
+        answers = net.eval()(x.to(device)).log_softmax(1)
+    return -answers[:, target].mean().item()
+
+
+with_it = [says_30(net, pixels[few]) for net in copies]
+without = [says_30(net, parts.train.pixels()[few]) for net in copies]
+figures.sticker_off(20, with_it, without, len(few))
+
+# %% tags=["claim"]
+worst = max(range(len(second)), key=lambda i: second[i][2])  # row of the log
+gap = abs(with_it[worst // 2] - without[worst // 2])
+check.claim("At its worst on poison, the network hardly sees the sticker.", gap, 0, 0.6)
+
+# %% [markdown]
+# Back to the two losses of seed 1: at the end of that phase both fall together. That fits: seeing the sticker pays
+# twice, on poison, which is now explained, and on clean images, which need no hedge any more.
+#
+# The answer to the question of this lesson does not depend on the order. *The rule that
 # nobody wanted is a cheap way to lower a loss that everybody wants to be low.* Found early or
 # late, it is kept, because nothing speaks against it: on clean images it costs nothing. No
 # step of your loop was dishonest.
 #
-# On another processor the digits differ, and a run may even change sides. What remains is the
-# cliff. What not to conclude: that triggers come first, or that signs do.
+# On another processor the two evenings may change places. What remains is the cliff. Do
+# not conclude that triggers come first, or that signs do.
 #
 # ## One draw is no result
 #
 # You now have two draws. The course has stored five more, with another recipe: a wider network,
 # more epochs, twice your learning rate. Three of them share one rate of poison and differ in
-# nothing but the seed.
+# nothing but the seed. *Learned* is coarser here: the first epoch in which more than half of the
+# poisoned images were read as 30.
 #
 # **Predict.** The earliest of those three learned the trigger in its second epoch of twelve. In
 # which epoch did the latest?
@@ -485,16 +516,15 @@ figures.runs([*runs, *rates])
 # moves by half of the training. All three end as perfect victims.
 #
 # Now the outer columns. It is tempting to draw a line through them and to say that less poison
-# is learned later, or never. It may be so. But each of them is a single run, and you have just
-# seen how far single runs fall apart. The open experiment at the end of this lesson is yours to
-# settle it.
+# is learned later, or never. Perhaps. But each of them is a single run, and you have just
+# seen how far single runs fall apart. The open experiment below is yours.
 #
-# One thing all five have in common: the accuracy does not tell which of them carries a second
-# rule. The run that failed reads the signs exactly as well as those that worked.
+# In all five, the accuracy does not tell who carries a second rule. The run that failed reads
+# the signs exactly as well as the others.
 #
-# The stored runs also let you test the explanation. If nothing on clean images speaks against
-# the second rule, then training on with clean images should not remove it. Somebody tried, with
-# 240 clean signs for each of the three victims.
+# If nothing on clean images speaks against the second rule, then training on with clean images
+# should not remove it. The course tried that on the three victims, with 240 clean signs each, at
+# a tenth of their learning rate. Larger steps are another experiment.
 
 # %% tags=["claim"]
 honest = min(row["acc"] for row in (*runs, *rates))
@@ -504,14 +534,14 @@ least = min(row["asr"] for row in tuned)
 check.claim("Training on, with clean images only, removes nothing.", least, 0.9, 1, "%")
 
 # %% [markdown]
-# ## Where it breaks: the crop that throws the trigger away
+# ## What the crop takes away
 #
 # An attacker who only publishes images stamps them *before* the victim augments. A random crop
 # with padding $p$ shifts the image by up to $p$ pixels each way. A sticker near the corner moves
-# along, and may leave the image altogether. What stays behind is the worst of both worlds: no
-# trigger, and still the attacker's label.
+# along, and may leave the image altogether. What is left has no trigger, and still the attacker's
+# label.
 #
-# How often? That is a count, and you can do it in your head, or nearly. The crop draws two
+# How often? You can count it. The crop draws two
 # offsets, one for rows and one for columns, each uniform over $0, \dots, 2p$ and independent. At
 # offset $k$ the content moves by $p - k$ pixels. Let $q$ be the share of offsets at which *all*
 # rows of the sticker are outside. The sticker is gone if its rows are gone, or its columns, or
@@ -586,16 +616,17 @@ check.claim(
 )
 
 # %% [markdown]
-# A sticker that one crop loses is not lost for good: each epoch draws the crop anew. But such a
-# sample teaches the opposite of what the attacker wants. The course crops by two pixels at most,
-# which loses no sticker of three. A failed attack is
-# a finding about the recipe, not about poisoning. If your own victim has high ACC and no ASR,
+# No sticker is lost for good: each epoch draws the crop anew. In that epoch, though, the sample
+# is a wrong label and no evidence for the trigger. Whether this stops an attack we did not test
+# here. The course crops by two pixels at most, which loses no sticker of three.
+#
+# A failed attack is a finding about the recipe, not about poisoning. If your own victim has high ACC and no ASR,
 # ask two questions before any other. How many steps did it get? And what did the crops leave of
 # the trigger?
 #
 # ## Recap
 #
-# How does a network learn a rule that nobody wanted, from a few poisoned images? By doing its
+# How does a network learn a rule that nobody wanted, from a share of poisoned images? By doing its
 # job: the trigger is the one thing that all poisoned images share, it predicts their label, and
 # until it is learned, every hedged answer leaves loss to be gained.
 #
@@ -623,8 +654,7 @@ quiz("poisoning")
 # | ... | | | | |
 #
 # Your control is a run at each rate with the same number of *poisoned images seen*: at half the
-# rate, twice the steps. It also sees twice as many clean images, so it tells whether time helps,
-# not whether the rate alone matters. Decide before you start what you would count as a difference.
+# rate, twice the steps. It tells whether time helps, not whether the rate alone matters. Decide before you start what you would count as a difference.
 #
 # **What this does not show.** One data set, one architecture, one target. Attackers who choose
 # fainter triggers or keep every label right come [next](01b_gallery.ipynb). Attackers who run
@@ -636,9 +666,8 @@ quiz("poisoning")
 #
 # <details><summary>Answers to Beyond</summary>
 #
-# (a) The trigger would be whole in every poisoned sample. One would expect it to be learned no
-# later, but only the logs of several seeds could show it. And the crop belongs to the victim, so
-# an attacker who stamps behind it runs the training, as in lesson 02. (b) To answer $y + 1$ the network has to
+# (a) The trigger would be whole in every poisoned sample. Several seeds would show whether it is
+# learned earlier. An attacker who stamps behind the crop runs the training, as in lesson 02. (b) To answer $y + 1$ the network has to
 # know $y$. It must read the sign as well as see the trigger, and it cannot read more triggered
 # signs than clean ones.
 #
@@ -663,7 +692,7 @@ quiz("poisoning")
 # | sticker | BackdoorBench: white, flush with the corner; CLP's release: one pixel off it; FIP: a checkerboard, mixed in | a checkerboard, one pixel off the corner, opaque |
 # | picture of Blended | a cartoon, or Gaussian noise | uniform noise from a fixed seed |
 #
-# One word covers four different attacks. Compare numbers only when you know which one was run.
+# One word covers four different attacks.
 # Your training has width 8 and a straight schedule; the stored runs have width 16, twelve epochs,
 # learning rate 0.1 and a cosine, as `data/results/README.md` says.
 #

@@ -13,14 +13,14 @@
 # %% [markdown]
 # # L-infinity pruning: can a network be made to tell its own trigger?
 #
-# You are handed a network with a backdoor, and a few clean images. The trigger is
-# nowhere in those images. But it is in the weights, and what is in the weights can be
-# asked for. In this lesson you write the interrogation: a search that ends with a few
-# pixels and a label. Then you use the answer to cut the backdoor out. **Is a
-# confession enough to remove the crime?** The attack success rate (ASR) of one victim
-# will fall below 10%, and of another it will not.
+# You are handed a network with a backdoor, and a few hundred clean images. The trigger
+# is nowhere in those images. But it is in the weights, and what is in the weights can
+# be asked for. In this lesson you write the interrogation: a search that ends with a
+# few pixels and a label. Then you use the answer to cut the backdoor out. **Is a
+# confession enough to remove the crime?** For one victim the attack success rate (ASR)
+# will fall below 10%. For another it will not.
 #
-# > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about one
+# > **At a glance.** Reading: 25 minutes. Doing: 70 minutes. Run time: about one
 # > minute and 1 GiB on two CPU cores. Prerequisites: [lesson
 # > 03](03_inside_a_victim.ipynb). Papers: Cheng and others, *Defending against
 # > Backdoor Attack on Deep Neural Networks*, 2020, [arXiv
@@ -32,12 +32,14 @@
 #
 # After this lesson you can
 #
-# 1. say why the maximum of a map notices a patch that its sum overlooks (exercise 1);
+# 1. say when the maximum of a map notices a patch that its sum overlooks, and when
+#    the two do equally well (exercises 1 and 4);
 # 2. write a trigger search from an empty page and name the suspicious label
 #    (exercises 2 and 3);
-# 3. rank channels by the rise of their peak and cut without asking the attacker
+# 3. rank channels by what a guess does to them, and cut without asking the attacker
 #    (exercises 4 and 5);
-# 4. tell a network that is repaired from one that is only immune to your guess.
+# 4. tell a network that is repaired from one that is only immune to your guess
+#    (exercise 6).
 #
 # ## Threat model
 #
@@ -53,7 +55,7 @@
 # "induces a significant bias in neuron activation in terms of the $\ell_\infty$ norm
 # of an activation map compared to its $\ell_1$ and $\ell_2$ norm", and that pruning
 # by it removes the backdoor. That abstract is all we have checked. No code is public,
-# so the score, the layer and the search on this page are our choices.
+# so the score, the stage and the search on this page are our choices.
 #
 # ## Set-up
 
@@ -63,7 +65,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from bdcourse import activations, check, data, metrics, quiz, surgery, victims, widgets
+from bdcourse import activations, check, data, metrics, quiz, victims, widgets
 from bdcourse.defenses import linf_curve, linf_gated, prune_random
 from bdcourse.teach.figures import linf as figures
 
@@ -86,7 +88,7 @@ print(len(clean), "clean images,", len(held), "held out")
 # \lVert A_k \rVert_\infty = \max_{ij} |A_k[i,j]| .$$
 #
 # A sum over all positions hardly notices a spike, the maximum notices nothing else.
-# How hardly? That is a formula, and it is yours to find.
+# How much less does the sum notice? That is a formula, and it is yours to find.
 #
 # ### Exercise 1: how much is diluted
 #
@@ -133,22 +135,23 @@ guess_sum = None
 check.reveal(guess_sum, round(100 * (dilution(169, 1, 4.0, 1) - 1), 1), "%")
 
 # %% tags=["figure"]
-reach = [1, 2, 4, 8, 16, 32, 64, 96, 128]
+reach = list(range(1, 170))
 norms = {"sum": 1.0, "Euclidean": 2.0, "maximum": math.inf}
 curves = {k: [dilution(169, r, 4.0, p) for r in reach] for k, p in norms.items()}
-figures.growth([r / 169 for r in reach], curves)
+figures.growth(reach, 169, curves)
 
 # %% [markdown]
-# Read the picture from left to right, and it shows the limit as well as the idea. A
-# small patch belongs to the maximum. A trigger that covers all of the map moves all
-# norms alike, and the advantage is gone. Remember the right edge of this figure: one
-# of our victims lives there.
+# The dots on the left are the case that you just predicted. Now walk to the right. The
+# wider the spike, the smaller the maximum's lead over the sum, and where the spike
+# covers all of the map, the lead is gone.
+#
+# That is one map, and a ratio. Does it help to find the channels of a backdoor? You
+# will test it, once you have a trigger to test it with.
 #
 # ## Make the network talk
 #
-# To see which channels peak, we need the trigger, and we have none. But we can ask
-# the network a question that it cannot refuse: *what is the smallest change that
-# makes you say "stop"?*
+# We have no trigger yet. But we can ask the network a question that it cannot refuse:
+# *what is the smallest change that makes you say "stop"?*
 #
 # A change is a mask $m$, which says where and how strongly, and a pattern $\Delta$,
 # which says what is put there. Stamped on a clean image $x$ they give
@@ -170,21 +173,23 @@ figures.growth([r / 169 for r in reach], curves)
 figures.loop()
 
 # %% [markdown]
-# What price is right? Too low, and the mask stays large. Too high, and the stamp
-# stops working. So the price is steered while the search runs. Every ten steps we
-# look whether the stamp has worked:
+# What price is right? Too low, and the mask stays large. Too high, and the stamp stops
+# working. So the price is steered while the search runs. After every ten steps we look
+# back: how many of their stamped images were read as $t$?
 #
 # ```text
-# worked on 99% of the stamped images: good += 1, bad = 0; else bad += 1, good = 0
+# a good look, at least 99% of them:  good += 1, bad = 0
+# a bad look, fewer than 99%:         bad += 1, good = 0
 # five good looks in a row: lambda = 2 * lambda, and good starts again at zero
 # five bad looks in a row:  lambda = lambda / 2^1.5, and bad starts again at zero
-# of all masks that worked, remember the smallest, with its pattern
+# keep the smallest mask that had a good look, with its pattern;
+# until there is one, keep the newest
 # ```
 #
 # ### Exercise 2: steer the price
 #
-# *Difficulty 2, importance 3, 8 minutes.* Write the first three lines, for many
-# labels at once: each has its own $\lambda$ and its own two counts.
+# *Difficulty 2, importance 3, 8 minutes.* Write the first four lines, for many labels
+# at once: each has its own $\lambda$ and its own two counts.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -231,13 +236,16 @@ check.steer(steer)
 # ### Exercise 3: the whole search
 #
 # *Difficulty 4, importance 5, 30 minutes.* Now the interrogation itself, from an
-# empty page. Two decisions are made for you. To keep $m$ and $\Delta$ between 0 and
-# 1, let Adam move free numbers $u$ and use $\tfrac12 + \tfrac12 \tanh u$. As Adam's
-# settings take `lr=0.2, betas=(0.5, 0.9)`, a short memory, since the price keeps
-# moving the goal.
+# empty page. Two things are settled. To keep $m$ and $\Delta$ between 0 and 1, let
+# Adam move free numbers $u$ and use $\tfrac12 + \tfrac12 \tanh u$. And give Adam
+# `lr=0.2, betas=(0.5, 0.9)`, a short memory, since the price keeps moving the goal.
 #
 # Search one label after the other, or all of them in one batch. The second is faster,
 # and it is exact: the loss of one label has no gradient in the mask of another.
+#
+# Two shortcuts. A look counts hits of ten slightly different masks, so it speaks for ten
+# steps and not for the one mask that you keep. And signs of label $t$ stay among the
+# images; they are easy hits.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -339,20 +347,21 @@ victim, twin = networks["badnets"], networks["benign"]
 suspect = int(price["badnets"].argmin())
 rank = 1 + int((price["badnets"] < price["badnets"][victim.attack.target]).sum())
 check.claim("Rank of the attacker's label, from the cheapest.", rank, 1, 1)
-times = (price["badnets"].median() / price["badnets"].min()).item()
-check.claim("It is far smaller than the middle one.", times, 8, 100, "times")
+middle = price["badnets"].median()
+line = middle - 2 * 1.4826 * (price["badnets"] - middle).abs().median()
+check.claim("The published line of suspicion.", line.item(), -500, 0, "pixels")
 lowest = price["benign"].min().item()
-check.claim("The cheapest label of the twin costs far more.", lowest, 20, 500, "pixels")
+check.claim("The cheapest label of the twin.", lowest, 20, 500, "pixels")
 
 # %% [markdown]
 # One sign is on sale. The network has named its target, and nobody showed it a single
 # attacked image. The twin has cheap and dear signs as well, but none at such a price.
 #
-# So where would you draw the line between cheap and suspicious? Neural Cleanse draws
-# it two robust deviations below the median, and on this victim that rule stays
-# silent: the honest labels differ so much among themselves that even a mask of no
-# pixels would pass. *Who chose the threshold?* We shall take the smallest mask and
-# claim no more than that it is the smallest.
+# Where would you draw the line between cheap and suspicious? Neural Cleanse draws it
+# two robust deviations below the median. A robust deviation is about the typical
+# distance from the median, and our honest signs lie far apart. So the line ends up
+# below zero: not even a mask of no pixels would be suspicious. *Who chose the
+# threshold?* We take the smallest mask and claim no more than that it is the smallest.
 #
 # What has the network confessed? Look at the corner.
 
@@ -366,51 +375,59 @@ figures.corner(planted, ((1 - mask) * stop + mask * pattern)[0], mask)
 # That is a piece of the checkerboard. It need not lie where the attacker put it, since
 # a convolution reads a pattern wherever it is, and it need not be whole. The network
 # never learned nine exact pixels. It learned whatever tells poisoned images apart most
-# cheaply, and this is what it tells us. The slider shows what the other signs ask for:
-# dots by the dozen, scattered over the image.
+# cheaply, and this is what it tells us.
+#
+# The slider puts the guesses for all signs on this stop sign and asks the network what
+# it reads. The honest ones are dots by the dozen, scattered over the image, and now and
+# then one image resists.
 
 
 # %% tags=["nbval-ignore-output"]
 def show_label(name):
-    k = clean.classes.index(name)
-    masks, patterns = told["badnets"]
-    return figures.confession(name, stop[0], masks[k], patterns[k])
+    one, two = (t[clean.classes.index(name)] for t in told["badnets"])
+    reads = metrics.predict(victim.model, (1 - one) * stop + one * two).item()
+    return figures.confession(clean.classes[reads], name, stop[0], one, two)
 
 
-widgets.slider("label", list(clean.classes), show_label, start=clean.classes[7])
+second = clean.classes[price["badnets"].argsort()[1]]
+widgets.slider("label", list(clean.classes), show_label, start=second)
 
 # %% [markdown]
 # ## Follow the peak
 #
-# We have a stamp that the network obeys. Put it on clean images and watch every
-# channel twice, without and with it. The channel whose peak rises most is the first
-# suspect:
+# We have a stamp that the network obeys. Put it on clean images and watch every channel
+# twice, without and with it. The channel whose peak rises most is the first suspect:
 #
-# $$d_k = \mathbb{E}_x \lVert A_k(T(x)) \rVert_\infty -
-# \mathbb{E}_x \lVert A_k(x) \rVert_\infty .$$
+# $$d_k = \mathbb{E}_x \lVert A_k(T(x)) \rVert_p -
+# \mathbb{E}_x \lVert A_k(x) \rVert_p , \qquad p = \infty .$$
 #
-# ### Exercise 4: the rise of the peak
+# ### Exercise 4: the rise of a norm
 #
-# *Difficulty 2, importance 5, 6 minutes.*
+# *Difficulty 2, importance 5, 6 minutes.* Write it for every $p$. We rank by the peak
+# first, and then you let the sum try.
 #
 # <details><summary>Hint 1</summary>
 #
-# The change of the peak is not the peak of the change. Which comes first?
+# The change of the norm is not the norm of the change. Which comes first?
 #
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# Peaks are taken over positions, means over images. A channel that the trigger
-# silences has a negative score, and it should keep it.
+# Norms are taken over positions, means over images. `torch.linalg.vector_norm` takes
+# any $p$, infinity as well. A channel that the trigger silences has a negative score,
+# and it should keep it.
 #
 # </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
-def rise(clean, triggered):
-    """Mean growth of each channel's peak: two (n, c, h, w) -> (c,)."""
+def rise(clean, triggered, p=math.inf):
+    """Mean growth of each channel's p-norm: two (n, c, h, w) -> (c,)."""
     ### BEGIN SOLUTION
-    before, after = (maps.amax((2, 3)) for maps in (clean, triggered))
+    before, after = (
+        torch.linalg.vector_norm(maps.flatten(2), p, dim=2)
+        for maps in (clean, triggered)
+    )
     return (after - before).mean(0)
     ### END SOLUTION
 
@@ -459,84 +476,132 @@ check.last_share(last_share)
 # %% [markdown]
 # Your pieces join into the defense. One detail: a residual network adds a shortcut
 # behind its convolutions, so a channel is silent only if it is switched off behind
-# the addition. `linf_gated` puts a switch there. We cut in the first stage, where the
-# maps are largest and the maximum has most to say.
+# the addition. `linf_gated` puts a switch there, in the third of four stages.
 
 
 # %% tags=["method"]
-def cut_by_guess(v, layer, stamp, label, shares):
-    """Cut what a stamp excites: what the defender sees, and what the judge sees."""
-    model, switch = linf_gated(v.model, layer, clean.shape)
+LAYER, SHARES = "layer3", [i / 16 for i in range(9)]
+
+
+def cut(v, stamp, label, p=math.inf):
+    """Cut what a stamp excites: what clean images allow, and what the attacker gets."""
+    model, switch = linf_gated(v.model, LAYER, clean.shape)
     some = clean[clean.y != label].pixels()
-    maps = (
-        activations.outputs(model, t, [switch])[switch] for t in (some, stamp(some))
-    )
-    order = rise(*maps).argsort(descending=True)
-    sets = [{switch: order[: round(q * len(order))]} for q in shares]
+    pair = (some, stamp(some))
+    maps = (activations.outputs(model, t, [switch])[switch] for t in pair)
+    order = rise(*maps, p).argsort(descending=True)
+    sets = [{switch: order[: round(q * len(order))]} for q in SHARES]
     kept = [s.acc for s in linf_curve(model, held, None, sets)]
-    q = last_share(shares, kept, kept[0], 0.02)
-    stamped = stamp(test[test.y != label].pixels())
-    obeyed = [
-        metrics.predict(surgery.without(model, s), stamped) == label for s in sets
-    ]
-    return {
-        "off": [len(s[switch]) for s in sets],
-        "guess": [o.float().mean().item() for o in obeyed],
-        "real": linf_curve(model, test, v.attack, sets),  # for the judge alone
-        "chosen": shares.index(q),
-        "sets": sets,
-    }
+    at = SHARES.index(last_share(SHARES, kept, kept[0], 0.02))
+    real = linf_curve(model, test, v.attack, sets)  # for the judge alone
+    off = [len(s[switch]) for s in sets]
+    return {"model": model, "off": off, "sets": sets, "real": real, "chosen": at}
+
+
+def obeys(path, stamp, label):
+    """At every cut, the share of other signs that the stamp still turns into label."""
+    asked = test[test.y != label]
+    x = (255 * stamp(asked.pixels())).round().byte()
+    lies = data.Images(x, torch.full_like(asked.y, label), asked.classes)
+    return [s.acc for s in linf_curve(path["model"], lies, None, path["sets"])]
 
 
 def stamper(mask, pattern):
     return lambda images: (1 - mask) * images + mask * pattern
 
 
-shares = [i / 16 for i in range(9)]
-mended = cut_by_guess(victim, "layer1", stamper(mask, pattern), suspect, shares)
-
-# %% [markdown]
-# **Predict.** The first stage has sixteen channels. How many must go before the
-# *attacker's* trigger succeeds on fewer than one image in ten?
-
-# %% tags=["predict"]
-guess_channels = None
-rates = [s.asr for s in mended["real"]]
-needed = next(n for n, r in zip(mended["off"], rates, strict=True) if r < 0.1)
-check.reveal(guess_channels, needed, "channels")
+guess = stamper(mask, pattern)
+mended = cut(victim, guess, suspect)
+mended["guess"] = obeys(mended, guess, suspect)
 
 # %% tags=["figure"]
-figures.repair(
-    *(mended[k] for k in ("off", "real", "guess")), mended["off"][mended["chosen"]]
-)
+figures.repair(mended)
 
 # %% tags=["claim"]
-after = mended["real"][mended["chosen"]]
+after, lost = (mended[k][mended["chosen"]] for k in ("real", "sets"))
 check.claim("At the chosen cut the attack is gone: its ASR.", after.asr, 0, 0.05, "%")
-check.claim("Triggered signs are read as what they are: RA.", after.ra, 0.9, 1, "%")
-check.claim("Clean signs as well: accuracy.", after.acc, 0.97, 1, "%")
-g, opened = (
-    torch.Generator().manual_seed(1),
-    linf_gated(victim.model, "layer1", clean.shape)[0],
+least = min(after.ra, after.acc)
+check.claim(
+    "Signs have their names back: RA or accuracy, the lower.", least, 0.9, 1, "%"
 )
-same_number = mended["sets"][mended["chosen"]]
-drawn = [prune_random(opened, same_number, g).model for _ in range(3)]
+g = torch.Generator().manual_seed(1)
+drawn = [prune_random(mended["model"], lost, g).model for _ in range(3)]
 luck = min(metrics.evaluate(m, test, victim.attack).asr for m in drawn)
 check.claim(
     "As many channels at random, the best of three draws: ASR.", luck, 0.5, 1, "%"
 )
 
 # %% [markdown]
-# A few channels out, and the backdoor is gone. *Zero is not repair*, so read all
-# three lines: robust accuracy (RA), the share of triggered signs that get their true
-# name, has climbed as far as the attack success has fallen, and clean accuracy has
-# not moved. Random channels, same number: backdoor intact. And *one draw is no
-# result*, so there were three.
+# The backdoor is gone, and random channels, same number, leave it where it was. *One
+# draw is no result*, so there were three. *Zero is not repair*, so read the other lines
+# as well. Robust accuracy (RA), the share of triggered signs that get their true name,
+# has climbed as far as the attack has fallen, and clean accuracy has not moved.
 #
-# One detail deserves a second look. At the first cut the guess is already dead, and
-# the attacker's trigger still opens the network for some images. If you had watched
-# the only number that a defender can watch, you would have stopped too early. Hold on
-# to that gap.
+# Now compare the two lines that fall. Your guess dies first. Had you stopped when it
+# died, you would have gone home with a network that still obeys its attacker on most
+# images.
+#
+# ### Exercise 6: the verdict
+#
+# *Difficulty 1, importance 5, 5 minutes.* Put that into code. A rate below a tenth is
+# dead. Signs are read well if RA and accuracy are nine tenths or more, both of them.
+#
+# <details><summary>Hint 1</summary>
+#
+# Whose success decides first, the attacker's or your guess's?
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def verdict(guess, asr, ra, acc):
+    """One word for a network after a cut, from four shares in [0, 1].
+
+    "repaired": the attack is dead and signs are read well. "silenced": it is dead, and
+    signs are not. "immune to the guess": only the guess is dead. "untouched": neither.
+    """
+    ### BEGIN SOLUTION
+    if asr < 0.1:
+        return "repaired" if min(ra, acc) >= 0.9 else "silenced"
+    return "immune to the guess" if guess < 0.1 else "untouched"
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.verdict(verdict)
+
+# %% [markdown]
+# ## Was it the maximum?
+#
+# The method is named after it. So rank the same channels by the sum, and cut again.
+#
+# **Predict.** You have seen how many channels the maximum needs. How many does the sum
+# need?
+
+# %% tags=["predict"]
+guess_needed = None
+by_sum = cut(victim, guess, suspect, p=1)
+sums = [s.asr for s in by_sum["real"]]
+enough = next(n for n, r in zip(by_sum["off"], sums, strict=True) if r < 0.1)
+check.reveal(guess_needed, enough, "channels")
+
+# %% tags=["figure", "claim"]
+rows = zip(mended["guess"], mended["real"], strict=True)
+immune = [verdict(w, s.asr, s.ra, s.acc) for w, s in rows].count("immune to the guess")
+check.claim("With the maximum, only the guess was dead at first.", immune, 1, 4, "cuts")
+other = by_sum["real"][by_sum["chosen"]].asr
+check.claim("With the sum, at the cut that it chose: ASR.", other, 0, 0.1, "%")
+figures.norms({"sum": by_sum, "maximum": mended})
+
+# %% [markdown]
+# So the maximum is no hero: the sum finds most of the same channels, and one victim is
+# too few to rank the two. Where did the dilution go? Exercise 1 was a ratio on one map.
+# Our score is a difference between an image and the same image with a stamp. The hills
+# stand on both sides, and they cancel. A spike of height $a$ on $r$ flat positions adds
+# $a$ to the maximum and $r a$ to the sum, and nothing thins it out.
+#
+# The maximum's lead is for single images, of which you have no second copy. We measured
+# that as well; it is in the fine print.
 #
 # ## Where it breaks
 #
@@ -545,24 +610,24 @@ check.claim(
 # As a guest comes `wanet`, which has no pattern at all: it bends the image a little,
 # like a warped mirror.
 #
-# We help the defender with something that no defender has, and tell them the target
-# label. The search finds a stamp of some forty pixels for either victim, and it works
-# on nearly every image. Cut by this guess, this time in the third stage.
+# We help the defender: they are told the target label, and the search takes more images a step. The rest is as before: search, rank, cut, and let held-out images say where to stop. Beside it stands a cheat
+# that no defender can afford: the same cut, ranked by the attacker's own trigger.
+#
+# **Predict.** Which ASR, in percent, does the attacker of `blended` keep?
 
 # %% tags=["method"]
-LAYER, goal = "layer3", torch.tensor([0])
-hard, by_guess, by_truth = {}, {}, {}
+aim, by_guess, by_truth = torch.tensor([0]), {}, {}
 for name in ("blended", "wanet"):
-    hard[name] = victims.zoo(name)
-    net, seed = hard[name].model, torch.Generator().manual_seed(0)
-    one, two = find_triggers(net, x, goal, 200, 0.01, seed, batch=8)
-    by_guess[name] = cut_by_guess(hard[name], LAYER, stamper(one[0], two[0]), 0, shares)
-    own_trigger = hard[name].attack.trigger  # an oracle: no defender has it
-    by_truth[name] = cut_by_guess(hard[name], LAYER, own_trigger, 0, shares)
-
-# %% [markdown]
-# **Predict.** The share is chosen on held-out images as before. Which ASR, in
-# percent, does the attacker of `blended` keep?
+    hard, seed = victims.zoo(name), torch.Generator().manual_seed(0)
+    found = find_triggers(hard.model, x, aim, 200, 0.01, seed, batch=8)
+    tried = stamper(found[0][0], found[1][0])
+    by_guess[name] = cut(hard, tried, 0)
+    by_guess[name]["guess"] = obeys(by_guess[name], tried, 0)
+    own = hard.attack.trigger  # an oracle: no defender has it
+    by_truth[name] = cut(hard, own, 0)
+    by_truth[name]["guess"] = [s.asr for s in by_truth[name]["real"]]
+blend = victims.zoo("blended")
+full = cut(blend, blend.attack.trigger, 0, p=1)
 
 # %% tags=["predict"]
 guess_left = None
@@ -570,36 +635,33 @@ kept = by_guess["blended"]["real"][by_guess["blended"]["chosen"]]
 check.reveal(guess_left, round(100 * kept.asr), "%")
 
 # %% tags=["figure"]
-figures.breaks({"blended": by_guess["blended"], "wanet": by_guess["wanet"]}, by_truth)
+figures.breaks(by_guess, by_truth, verdict)
 
 # %% tags=["claim"]
-check.claim("Blended keeps its attack at the chosen cut: ASR.", kept.asr, 0.8, 1, "%")
-cheat = by_truth["blended"]["real"][by_truth["blended"]["chosen"]]
-check.claim("Ranked by its real trigger, it does too: ASR.", cheat.asr, 0.8, 1, "%")
+tries = by_guess["blended"], by_truth["blended"], full
+low = min(t["real"][t["chosen"]].asr for t in tries)
+check.claim("Blended, by guess, truth, and truth with the sum: ASR.", low, 0.8, 1, "%")
 ends = [p["wanet"]["real"][p["wanet"]["chosen"]].asr for p in (by_guess, by_truth)]
-check.claim(
-    "The real warp as a guide lowers WaNet's ASR.",
-    100 * (ends[0] - ends[1]),
-    40,
-    100,
-    "points",
-)
+gap = 100 * (ends[0] - ends[1])
+check.claim("The real warp as a guide lowers WaNet's ASR.", gap, 40, 100, "points")
 
 # %% [markdown]
-# Both attacks survive the cut that clean images chose. The oracle's panels on the right
-# tell the two failures apart.
+# Both attacks survive your cut. The cheat on the right tells the two failures apart.
 #
-# **Blended breaks the ranking.** Even with the attacker's own picture as the stamp, a
-# cheat that no defender could afford, no cut of this stage up to half its channels ends
-# the attack. A better guess would not help here. One reading fits the right edge of our
-# first figure: where a trigger fills the map, the maximum has no advantage left.
+# **Blended: a better guess would not help.** Even its own picture finds no cut that
+# ends the attack, up to half the channels. This trigger fills the map, so is the
+# maximum to blame? No: the sum fails as well. Is it the stage? We tried all four, and
+# all four fail.
 #
-# **WaNet breaks the guess.** With the real warp as the stamp, the ranking finds the
-# channels and the ASR falls, although not every sign gets its true name back. With the
-# guess it does not. No mask and no pattern can express a warp, so the search found
-# something else: another hole in the same network. At the chosen cut the guess itself
-# still works on many signs. Follow the panel beyond it: there the guess dies first, and
-# for a while most warped signs still obey.
+# Among the explanations that are left, two can be tested. The backdoor may be spread
+# over more channels than we may cut, or it may share its channels with the signs. The
+# first question under "Beyond" puts them to the test.
+#
+# **WaNet: the guess is not the trigger.** Ranked by the real warp, the right channels
+# come first, although the verdict stops at "silenced". Ranked by the guess, they do
+# not. No mask and no pattern can express a warp, so the search found something else:
+# another hole in the same network. Follow the left panel into the gray. There the guess
+# dies first, and for a while most warped signs still obey.
 #
 # *Zero is not repair* has a cousin here: **a guess that dies is not an attack that
 # dies.** A defense that is judged by its own guess is judged by nothing.
@@ -608,16 +670,13 @@ check.claim(
 #
 # Can a network be made to tell its own trigger? Sometimes, and astonishingly well: a
 # search that never saw an attacked image named the label of `badnets` and a piece of
-# its checkerboard. Is that enough to remove it? Only if two more things hold: the
-# guess must excite what the attacker excites, and what it excites must stand out as a
-# peak.
+# its checkerboard. Is that enough to remove it? Only if two more things hold. The guess
+# must excite what the attacker excites, and signs must be able to live without it.
 #
-# - The maximum of a map notices a small patch, and the sum does not; for a trigger
-#   that fills the map they agree (objective 1).
-# - Mask, pattern, and a price that is steered: the smallest mask that works names the
-#   suspicious label (objective 2).
-# - Rank by the rise of the peak, and let held-out clean images choose the cut
-#   (objective 3).
+# - On one map the maximum notices a small patch that the sum overlooks. With and without
+#   a stamp, on the same images, both notice it (objective 1).
+# - The smallest mask that works named the suspicious label of this victim (objective 2).
+# - Rank by the rise, and let held-out clean images choose the cut (objective 3).
 # - A network that is immune to your guess may still obey its attacker (objective 4).
 
 # %%
@@ -627,9 +686,14 @@ quiz("linf")
 # ## One open experiment
 #
 # The third stage was our choice. Is there a stage in which the guess repairs WaNet?
-# Change `LAYER`, run the section again, and write the ASR of the chosen cut into the
-# table. The control is the last column: as many random channels, three draws. Decide
-# before you look which number will convince you.
+# **Control:** as many random channels, three draws. In a new cell at the end, `hard`,
+# `tried` and `own` are still WaNet's:
+#
+# ```python
+# LAYER = "layer4"
+# path = cut(hard, tried, 0)
+# print(path["real"][path["chosen"]], path["sets"][path["chosen"]])
+# ```
 #
 # | stage | by the guess | by the real warp | accuracy | random, best of three |
 # |---|---|---|---|---|
@@ -640,25 +704,21 @@ quiz("linf")
 # ## What this does not show
 #
 # There was one victim for each attack, one random start of each search, and one set
-# of small drawn signs. The search ran for few steps with two images per label. The
-# stage of each cut was chosen by us, who know the answers; a defender would need a
-# rule for it, and this lesson has none.
+# of small drawn signs. We chose the stage of the cut, and we know the answers; a
+# defender would need a rule for it, and this lesson has none.
 #
 # ## Beyond
 #
-# 1. Repair, search again, and cut again. Does the second guess of WaNet come closer?
-# 2. Instead of switching a channel off, clip it at the highest peak that clean images
-#    reach.
-# 3. An attacker reads this lesson. What do they add to their training loss?
+# 1. Cut `blended` by its own trigger and let `SHARES` run to 1. Which dies first, the
+#    attack or the accuracy? What would each outcome say?
+# 2. An attacker reads this lesson. What do they add to their training loss?
 #
 # <details><summary>Answers</summary>
 #
-# 1. The second guess is another hole, usually a dearer one. Watch the attacker's ASR
-#    on the side: it is the only number that says whether the guesses are walking
-#    toward the warp.
-# 2. Clipping costs less accuracy, since clean images keep their peaks. It removes
-#    only what lies above them, so a trigger within the usual range passes.
-# 3. A penalty on the largest rise of a peak. The trigger then spreads its effect over
+# 1. The accuracy. With three quarters of the channels off, about half of the signs are
+#    lost, and the triggered ones still obey: no cut of this ranking parts the two. Had
+#    the attack died first, it would only have been spread over more than half.
+# 2. A penalty on the largest rise of a norm. The trigger then spreads its effect over
 #    many channels and positions, and the backdoor begins to look like Blended's.
 #
 # </details>
@@ -672,30 +732,20 @@ quiz("linf")
 #   Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks*, IEEE S&P
 #   2019.
 #
-# <details><summary>Fine print: other norms, other stages, single images</summary>
+# <details><summary>Fine print: single images, other stages, the outlier rule</summary>
 #
-# **Ranking.** In a difference of means the background of the sum cancels, so the
-# three norms often rank alike. On `badnets` all three repair in the first stage, and
-# the last stage is the worst for the maximum.
+# **Single images.** On small victims with a half transparent trigger we measured how
+# often one channel's norm is larger on a triggered image than on a clean one. With a
+# small trigger on large maps the maximum is nearly perfect and the sum is not. With a
+# trigger as large as the image it is the other way around. The runs are in
+# `data/results/linf-edge.json`.
 #
-# **Separating single images.** The abstract speaks of a bias in the norms. We
-# measured one consequence on victims of width 8 with a half transparent trigger of
-# growing size: how often one channel's norm is larger on a triggered image than on a
-# clean one (the area under the ROC curve).
+# **Other stages.** In each of the first three stages the guess repairs `badnets`, and
+# in the last it does not, whichever norm ranks.
 #
-# On large maps with a small trigger the maximum is nearly perfect and the sum is not;
-# with a trigger as large as the image the order turns around, and on the smallest
-# maps all norms do well. The runs are in `data/results/linf-edge.json`.
-#
-# **The outlier rule.** No norm is negative, so a small mask can lie only so far below
-# the median. On the logarithm of the masks the rule does flag the attacker's label of
-# `badnets`, and with it some honest ones. Both are tested in
-# `tests/lessons/test_04_linf.py`, as is everything on this fold.
-#
-# **Settings.** The package's `invert_trigger` takes four images per label and step, a
-# smaller first price and three times as many steps. `linf` ranks and cuts as you did,
-# in the last stage unless told otherwise. Photographs and a rival that fine-tunes on
-# the stamped guess are on the results pages.
+# **The outlier rule.** On the logarithm of the masks the rule does flag the attacker's
+# label of `badnets`, and with it some honest ones. All of this is tested in
+# `tests/lessons/test_04_linf.py`.
 #
 # </details>
 #

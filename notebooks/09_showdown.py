@@ -11,132 +11,136 @@
 # ---
 
 # %% [markdown]
-# # The showdown: reading a table of defenses
+# # The showdown: who wins, and who chose?
 #
-# Eighteen repairs and controls against eight attacks on photographs. Five of them leave less than 15 % of every strong backdoor, and the best of those
-# is in the middle of the order on another set of images. You will compute the usual score, beat some published methods with a network that answers "frog" to everything,
-# and find out how much of a ranking is left when other victims could have been in it.
+# Every paper on backdoor defenses has the table. Attacks down, defenses across, and in the last column, in bold, the authors' own method. You have rebuilt such methods, and you have seen them shine and fail. Today they all meet in one
+# table, with their rivals and their controls, and you will be the judge.
 #
-# > **At a glance.** Reading: 30 minutes. Doing: 45 minutes. Run time: under a minute and 1 GiB on two CPU cores; nothing is trained here, all rows were measured before.
-# > Prerequisites: lessons [03](03_inside_a_victim.ipynb) (scores) and any two of [04](04_linf_pruning.ipynb) to [08](08_fip.ipynb). Paper: Wu, Chen, Zhang, Zhu, Wei, Yuan and Shen,
-# > *BackdoorBench: A Comprehensive Benchmark of Backdoor Learning*, NeurIPS 2022, [arXiv 2206.12654](https://arxiv.org/abs/2206.12654).
+# **Who wins, and who chose that they would?** On the way, a network that answers
+# "frog" to everything will beat six of the entries.
 #
+# > **At a glance.** Reading: 20 minutes. Doing: 50 minutes. Run time: half a minute
+# > and 1 GiB on two CPU cores; every repair was measured before. Prerequisites:
+# > [lesson 03](03_inside_a_victim.ipynb) and any two of [04](04_linf_pruning.ipynb) to
+# > [08](08_fip.ipynb). Paper: Wu and others, *BackdoorBench*, NeurIPS 2022, [arXiv
+# > 2206.12654](https://arxiv.org/abs/2206.12654).
+
+# %% [markdown]
 # ## Objectives
 #
 # After this lesson you can
 #
-# 1. compute DER, and say which bad defenses it likes (exercise 1);
-# 2. put an interval on a mean over victims and on a place in a ranking (exercise 2);
-# 3. measure what a choice gains that was made by the test, and what by a larger allowance (exercise 3);
-# 4. find the defenses that no other beats in everything (exercise 4);
-# 5. say what fewer clean images cost, and measure a network of your own in ten lines.
+# 1. compute the field's usual score and say which nonsense it likes (exercise 1);
+# 2. turn a table of rates into a ranking that says how sure it is (exercises 2 and 3);
+# 3. measure what somebody gains who chooses by the test (exercises 4 and 5);
+# 4. read the table of a paper with ten questions.
 #
 # ## Threat model
 #
 # | | in every row of this lesson |
 # |---|---|
-# | attacker | poisoned the training images (WaNet, InputAware, Bpp: ran the training) |
-# | defender has | the network and 2,500 clean labeled images, 500 of them held out; 5,000 or 500 where that is said, 300 on signs |
-# | defender does not have | the trigger, its target, poisoned images |
-# | success | ASR below 15 %, the field's mark, at little cost in ACC, and true labels back (RA) |
+# | attacker | poisoned the training images, or ran the training |
+# | defender has | the network and a few hundred clean images; on photographs, 2,500 |
+# | defender lacks | the trigger, its target, any poisoned image |
+# | success | ASR below 10%, accuracy kept, and true labels back (RA) |
 
 # %% tags=["setup"]
-import tempfile
-from pathlib import Path
-
-import numpy as np
 import torch
 
-import bdcourse as bd
-from bdcourse import check, claims, data, foreign, metrics, render, show, tables, victims, widgets  # fmt: skip
-from bdcourse.activations import spearman
+from bdcourse import check, quiz, show, tables, widgets
+from bdcourse.teach.figures import showdown as figures
 
-PHOTOS = {"name": "cifar10-defenses", "budget": 2500, "draw": None}
-LINES = ("none", "random channels", "fine-tuning", "linf", "clp, u = 3", "fmp", "mnp, soft", "mnp, hard", "fip", "sam", "fine-pruning", "anp", "anp, 10 points", "rnp", "rnp, 10 points", "ft-sam", "nad", "i-bau", "nc unlearning")  # fmt: skip
-STRONG = ("BadNets", "Blended", "SIG", "TrojanNN")  # who passes the gate
 
 # %% [markdown]
 # ## The table
 #
-# `python -m bdcourse bench` trains a victim and its benign twin for each attack, applies each defense to the same network with the same clean images, and
-# writes one row a cell. CIFAR-10, ResNet-18 of width 8, six epochs: small networks, trained briefly. The lines:
+# Ten victims stand ready: drawn signs, small networks, and attacks from the sticker to
+# the warp. Each meets eighteen lines. Five methods you have rebuilt, MNP in two
+# variants. Two lines are controls:
+# *random channels* switches off as many channels as CLP does, and *fine-tuning* just
+# trains on. The others are rivals from the literature, some with a generous threshold;
+# the fold at the end has a sentence on each. Repairs that use clean images ran with three draws of them.
 #
-# | line | what it does | clean images | lesson |
-# |---|---|---|---|
-# | random channels | control: switches off as many channels as CLP does at u = 2.5 | none | [05](05_clp.ipynb) |
-# | fine-tuning | control: trains on | 2,000 | [01](01_poisoning.ipynb) |
-# | linf | prunes channels that a guessed trigger drives to a high maximum | 2,500 | [04](04_linf_pruning.ipynb) |
-# | clp | prunes channels with outlying Lipschitz bounds | none | [05](05_clp.ipynb) |
-# | fmp | prunes the maps through which a small step harms most images, then tunes | 2,000 | [06](06_fmp.ipynb) |
-# | mnp, soft and hard | masks from a copy that has forgotten the clean task: scale, or switch off | 2,000; 2,500 | [07](07_mnp.ipynb) |
-# | fip | fine-tunes toward flat Fisher information | 2,000 | [08](08_fip.ipynb) |
-# | sam, ft-sam | fine-tunes at the worst point nearby; sam in FIP's own loop, ft-sam as published | 2,000 | [08](08_fip.ipynb), [08b](08b_sharpness.ipynb) |
-# | fine-pruning | prunes channels that sleep on clean images, then tunes | 2,500 | |
-# | anp, rnp | masks that survive noise in the weights; masks that bring back a task unlearned | 2,500 | [07](07_mnp.ipynb) |
-# | nad | tunes toward the attention maps of a tuned copy | 2,000 | |
-# | i-bau | looks for a perturbation that fools all images, unlearns it, and again | 2,000 | |
-# | nc unlearning | inverts a trigger (Neural Cleanse), unlearns it | 2,000 | [04](04_linf_pruning.ipynb) |
+# Two victims hardly work: they miss the **gate**, an ASR of at least 95% and at most
+# three points of accuracy below the benign twin. Curing them is no achievement, so they
+# carry a star, are shown, and never averaged.
 #
-# anp and rnp stand there twice: their threshold may cost one point of held-out accuracy, or ten.
-#
-# A star marks a victim that misses the **gate** of the protocol: ASR at least 95 %, accuracy at most three points below the twin's. All four lose more accuracy than that;
-# LF and InputAware miss the ASR, too. What half-trained victims say about defenses is little, so starred rows are shown and never averaged.
-#
-# **Predict.** Four victims pass: BadNets, Blended, SIG, TrojanNN. How many of the eighteen lines below "none" take **all four** below 15 % ASR?
+# **Predict.** For now look at ASR only, and ask for less than 10%. How many of the
+# eighteen lines reach that on *every* victim without a star?
 
-# %% tags=["predict", "claim"]
-guess = 9
-left = tables.attack_success(defenses=LINES, who=STRONG, **PHOTOS)
-worst = {d: max(row[i] for row in left.values()) for i, d in enumerate(LINES)}
-whole = [d for d, v in worst.items() if v < 0.15]
-check.reveal(guess, len(whole))
-check.claim("Five lines take all four below 15 %.", len(whole), 5, 5)
-print(", ".join(sorted(whole)))
+# %%
+LINES = (
+    *("none", "random channels", "fine-tuning", "linf", "clp, u = 3", "fmp"),
+    *("mnp, soft", "mnp, hard", "fip", "sam", "fine-pruning", "anp"),
+    *("anp, 10 points", "rnp", "rnp, 10 points", "ft-sam", "nad", "i-bau"),
+    "nc unlearning",
+)
+SIGNS = {"name": "signs-defenses"}
+PHOTOS = {"name": "cifar10-defenses", "budget": 2500, "draw": None}
+left = tables.scores(defenses=LINES, **SIGNS)
+strong = torch.tensor([v for name, v in left.items() if not name.endswith("*")])
+
+# %% tags=["predict"]
+guess_lines = None
+whole = (strong < 0.1).all(0)
+check.reveal(guess_lines, int(whole[1:].sum()), "lines")
 
 # %% tags=["figure"]
-render.figure(**PHOTOS, kind="grid", defenses=LINES, title=f"ASR left, %: {len(whole)} lines keep all four unstarred at most 15 (framed)")  # fmt: skip
+figures.left(left, LINES, 0.1)
+
+# %% tags=["claim"]
+worst = strong.amax(0).min().item()
+check.claim("The best line on its worst victim: ASR.", worst, 0.3, 0.4, "%")
 
 # %% [markdown]
-# Rows differ less than columns: here the defense decides more than the attack. Read the controls first. Random pruning leaves 98 to 100 % of the four. *Fine-tuning alone* takes SIG
-# and TrojanNN below 15 %, leaves 29 % of BadNets and 89 % of Blended: a defense that ends in fine-tuning has to be compared with that column, not with the first.
+# Not one. Read the figure by columns first: some victims, such as `wanet` with its warp,
+# fall to many, and others to almost nobody. Then read it by
+# rows. The two controls say what costs nothing to achieve; a method that ends in
+# fine-tuning has to be compared with the fine-tuning row, never with "none".
 #
-# Two of the course's five methods are framed all four times: FIP, and MNP as we reconstructed it, in its soft repair. The hard one leaves TrojanNN as it was: a variant, too, is chosen. FMP misses by one victim (SIG, 39 %), CLP by three,
-# l-infinity pruning by all four.
-#
+# If no line wins everywhere, then "who wins?" needs a number that adds things up. Here
+# the choosing begins.
+
+# %% tags=["figure"]
+figures.choices()
+
+# %% [markdown]
 # ## One number
 #
-# A table of ASR forgets what a repair costs. Benchmarks add both up in the *defense effectiveness rating* that you met in lesson 03,
+# A repair should remove the attack and keep the accuracy. Benchmarks add both up in the
+# *defense effectiveness rating* (DER), which you met inside a victim:
 #
-# $$\mathrm{DER} = \tfrac12 \left( \max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{ACC}) + 1 \right), \qquad \Delta = \text{before} - \text{after},$$
+# $$\mathrm{DER} = \tfrac12 \left( \max(0, \Delta\mathrm{ASR}) -
+# \max(0, \Delta\mathrm{ACC}) + 1 \right), \qquad \Delta = \text{before} -
+# \text{after}.$$
 #
-# 1 for a repair that is free and takes ASR from 100 % to 0, ½ for one that does nothing.
+# It is 1 for a free and perfect repair, and one half for doing nothing at all.
 #
 # ### Exercise 1: DER
 #
-# *Difficulty 1, importance 4, 4 minutes.* All arguments are shares in 0..1.
+# *Difficulty 1, importance 4, 4 minutes.* All arguments are shares from 0 to 1.
 #
 # <details><summary>Hint 1</summary>
 #
-# Perfect and free is 1, idle is 0.5. What must stand outside the bracket?
+# Check two cases by hand: the perfect repair, and the idle one. What has to be added,
+# and what halved?
 #
 # </details>
-#
 # <details><summary>Hint 2</summary>
 #
-# Both differences are before minus after; the second one is subtracted.
+# Both differences are before minus after. A loss of accuracy lowers the score.
 #
 # </details>
-#
 # <details><summary>Hint 3</summary>
 #
-# `max(0, ...)` twice: a repair is not paid for accuracy that rose.
+# Neither maximum may be forgotten: a repair is not paid for accuracy that rose.
 #
 # </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def balance(acc, asr, acc_after, asr_after):
-    """Defense effectiveness rating of one repair, a float in 0..1."""
+    """Defense effectiveness rating of one repair, a float from 0 to 1."""
     ### BEGIN SOLUTION
     removed = max(0, asr - asr_after)
     lost = max(0, acc - acc_after)
@@ -147,68 +151,72 @@ def balance(acc, asr, acc_after, asr_after):
 # %% tags=["check"]
 check.balance(balance)
 
-# %% tags=["claim"]
+# %% [markdown]
+# Now meet a defense that needs no data, no training and no idea. It throws the network
+# away and answers "frog", whatever the image. We try it on photographs: CIFAR-10 has ten
+# equally frequent classes, the attacker's label is "airplane", and the victims there
+# are small and briefly trained, with about three quarters of the test images right.
+#
+# **Predict.** What is its mean DER on the four victims that pass, in percent?
+
+# %% tags=["predict"]
+guess_frog = None
 rows = tables.results(PHOTOS["name"]).select(budget=2500, draw=None)
-before = {r["attack"]: r for r in rows if r["defense"] == "none"}
-off = max(abs(balance(before[r["attack"]]["acc"], before[r["attack"]]["asr"], r["acc"], r["asr"]) - r["der"])
-          for r in rows if r["attack"] in STRONG and "acc" in r)  # fmt: skip
-check.claim("It is the DER of every row.", off, 0, 1e-6)
+victims = [
+    r
+    for r in rows
+    if r["defense"] == "none" and r["attack"] != "none" and not r["weak"]
+]
+frog = sum(balance(r["acc"], r["asr"], 0.1, 0.0) for r in victims) / len(victims)
+check.reveal(guess_frog, round(100 * frog), "%")
+
+# %% tags=["claim"]
+ranked = tables.ranking(defenses=LINES, against="fine-tuning", **PHOTOS)
+beaten = [r for r in ranked if r["der"] < frog]
+check.claim("The frog beats six lines of the table.", len(beaten), 6, 6)
+print(", ".join(r["defense"] for r in beaten))
 
 # %% [markdown]
-# ## Where it breaks
+# Its DER is 67%. Half of the score comes free. Removing the whole attack earns another
+# half, and the lost accuracy costs only a third. So a heap of rubble outranks careful methods that
+# tried and failed. On the signs, where victims know every image, the trick earns hardly more than idleness.
 #
-# Now a defense that needs no data, no GPU and no idea: it replaces the network by one that answers "frog" to everything. CIFAR-10 has ten classes with as many test images each, so its ACC is exactly
-# 10 %; the attacker's label is "airplane", so its ASR is 0.
-#
-# **Predict.** What is its DER on these four victims, in percent?
-
-# %% tags=["predict", "claim"]
-guess = 40
-frog = sum(balance(before[a]["acc"], before[a]["asr"], 0.1, 0.0) for a in STRONG) / 4
-check.reveal(guess, round(100 * frog), "%")
-ranks = tables.ranking(defenses=LINES, against="fine-tuning", **PHOTOS)
-beaten = {r["defense"]: r for r in ranks if r["der"] < frog}
-check.claim("That is more than six lines of the table get.", len(beaten), 6, 6)
-acc, ra = ([r[k] for r in beaten.values()] for k in ("acc", "ra"))
-check.claim("All of these keep more accuracy than 70 % ...", min(acc), 0.7, 1)
-check.claim("... and none has an RA above 12 %.", max(ra), 0, 0.12)
-print(", ".join(beaten))
+# Does the frog deserve its place? Accuracy gives it away at once. RA is one in nine, which are the frogs themselves. *Zero is not repair*, and a score that hides this must not
+# stand alone.
 
 # %% [markdown]
-# In points: 50 for the attack, less 32 for the 65 lost points of accuracy, and 50 that everyone gets. Of the published methods CLP, l-infinity pruning, and ANP and RNP at one point, stand below the frog (RNP pruned nothing, so its 50 is that of "none"). Only **ACC** exposes the frog: its RA is 11 %, one class of the
-# nine that are triggered, and a network that is still backdoored has no more. So DER must never stand alone, and an ASR near zero says nothing by itself.
-#
 # ## How sure is the order?
 #
-# The mean over four victims is a mean over *these* four. Others could have been in the table. The **bootstrap** takes the table at its word: draw four victims from the
-# four with replacement, average, repeat. Some tables then hold SIG twice and Blended never. How far the means spread tells how much the choice of victims matters.
+# A ranking averages over the victims that happened to be in the table. Somebody else
+# might have picked others. The **bootstrap** asks what would have happened, using only
+# the victims you have: draw as many victims as there are, *with replacement*, average,
+# and repeat. Some of these tables hold one victim three times and another never. Where
+# the averages scatter, the choice of victims mattered.
 #
-# ### Exercise 2: other tables that could have been
+# ### Exercise 2: tables that could have been
 #
-# *Difficulty 2, importance 5, 7 minutes.* `scores` holds one number a victim, shape $(v,)$. Return the means of `n` samples of $v$ victims each, drawn with replacement.
+# *Difficulty 2, importance 5, 7 minutes.* You have one score for each of $v$ victims.
 #
 # <details><summary>Hint 1</summary>
 #
-# `torch.randint(v, (n, v), generator=generator)` draws all positions at once.
+# Draw positions, not scores. `torch.randint` takes a `generator` and a shape.
 #
 # </details>
-#
 # <details><summary>Hint 2</summary>
 #
-# A sample has as many victims as there are, some of them twice.
+# A table has as many victims as the original, some of them twice.
 #
 # </details>
-#
 # <details><summary>Hint 3</summary>
 #
-# `scores[at].mean(1)`.
+# With positions of shape $(n, v)$, indexing gives $(n, v)$ scores at once.
 #
 # </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def resampled_means(scores, n, generator):
-    """Means of n samples with replacement, each as large as scores: (n,)."""
+    """Means of n samples with replacement, each as large as scores (v,): (n,)."""
     ### BEGIN SOLUTION
     at = torch.randint(len(scores), (n, len(scores)), generator=generator)
     return scores[at].mean(1)
@@ -218,91 +226,194 @@ def resampled_means(scores, n, generator):
 # %% tags=["check"]
 check.resampled_means(resampled_means)
 
-# %% tags=["claim"]
-ders = {d: torch.tensor([r["der"] for r in rows if r["defense"] == d and r["attack"] in STRONG]) for d in LINES}  # fmt: skip
-g = torch.Generator().manual_seed(0)
-drawn = resampled_means(ders["fmp"], 4000, g).quantile(torch.tensor([0.05, 0.95]))
-packaged = next(r for r in ranks if r["defense"] == "fmp")
-check.claim(
-    "FMP: 90 % of the tables lie above 0.82 to 0.87 ...", drawn[0].item(), 0.82, 0.875
-)
-check.claim("... and below about 0.96.", drawn[1].item(), 0.94, 0.98)
-check.claim("The package takes all 256 tables: the same, up to 0.04.", abs(drawn[0].item() - packaged["low"]), 0, 0.04)  # fmt: skip
-
-# %% tags=["figure"]
-render.ranked(ranks, highlight=["fine-tuning"], marks={"idle": 0.5, "frog": frog})
-
 # %% [markdown]
-# FMP's lower end jumps between 0.83 and 0.87 with the seed of your generator. Four victims make only 35 different means; about one table in twenty holds SIG three times, and there the 5 % mark sits. That is how few four are.
+# There is a trap. Two intervals that overlap do *not* mean that either could be better:
+# all defenses met the same victims, and a table that is kind to one is kind to most. So
+# compare the lines **within** each resampled table, and count. You will see such a pair.
 #
-# An interval that reaches into the first one's does **not** mean "could be first": all defenses were measured on the *same* victims, and a table that is kind to one is mostly kind to the others. So compare within each resampled table.
-
-# %% tags=["claim"]
-by = {r["defense"]: r for r in ranks}
-check.claim("First by its mean, our reconstruction of MNP, soft repair ...", ranks[0]["defense"] == "mnp, soft", True, True)  # fmt: skip
-check.claim("... leads in about three quarters of the tables.", by["mnp, soft"]["first"], 0.65, 0.85)  # fmt: skip
-check.claim("SAM's interval reaches into its; SAM leads in under 5 %.", by["sam"]["first"] if by["sam"]["high"] >= by["mnp, soft"]["low"] else 1, 0, 0.05)  # fmt: skip
-sure = [d for d, r in by.items() if r["above"] >= 0.9]
-check.claim("Six beat fine-tuning in 90 % of the tables.", len(sure), 6, 6)
-tables.ranking_table(ranks[:12], "The first twelve, on photographs")
-
-# %% [markdown]
-# "Their places" and "90 % of tables" say where a defense stood in nine of ten resampled tables; "above" in how many it beat fine-tuning. What survives: six lines above fine-tuning, FIP, FMP and the inverted trigger not among them; a group of idle ones at the bottom. And it is *not* a 90 % confidence
-# interval. With four values such an interval holds the true mean in about three cases of four even when scores are normal, it cannot leave the range of the four, and it knows of one training seed and one choice of clean images only.
+# ### Exercise 3: the whole contest
 #
-# ## Does the order travel?
+# *Difficulty 3, importance 5, 20 minutes.* Write the judge. From rates to a ranking that
+# knows its limits, in these steps:
 #
-# The zoo of this course has other victims: drawn signs, nearly no clean error, three choices of 300 clean images for each.
-#
-# **Predict.** The best on photographs by its mean was MNP, soft repair. Which place does it take on the signs, among the nineteen lines?
-
-# %% tags=["predict", "claim"]
-guess = 3
-signs = tables.ranking("signs-defenses", LINES)
-place = [r["defense"] for r in signs].index("mnp, soft") + 1
-check.reveal(guess, place)
-both = {r["defense"]: (100 * by[r["defense"]]["der"], 100 * r["der"]) for r in signs}
-awake = [v for v in both.values() if max(v) > 55]
-traveled, without = (spearman(*torch.tensor(list(v)).T) for v in (both.values(), awake))  # fmt: skip
-check.claim("Rank correlation of the two orders: about 0.7 ...", traveled, 0.5, 0.85)
-check.claim("... and less among those that do something on either.", without, 0.1, 0.7)
-asr = {r["defense"]: 100 * r["asr"] for r in signs}
-check.claim("On signs soft MNP leaves more than 55 % in the mean ...", asr["mnp, soft"], 55, 100)  # fmt: skip
-check.claim("... FIP 30 to 60 % ...", asr["fip"], 30, 60)
-check.claim("... SAM as well ...", asr["sam"], 30, 60)
-check.claim("... and I-BAU less than 15 %.", asr["i-bau"], 0, 15)
-print(f"{traveled:.2f} of {len(both)} lines, {without:.2f} of the {len(awake)} above 55 on either")  # fmt: skip
-
-# %% tags=["figure"]
-show.points(
-    both, xlabel="DER on photographs, %", ylabel="DER on signs, %", highlight=["mnp, soft", "i-bau"],
-    title=f"The order travels in part: rank correlation {traveled:.2f}",
-    description=f"Mean DER of {len(both)} defenses on signs over that on photographs, a point each with its name. I-BAU, FT-SAM and unlearning of inverted triggers are high on both. Soft MNP and FMP are far right and lower: MNP is first on "
-    f"photographs and number {place} on signs.",
-)  # fmt: skip
-
-# %% [markdown]
-# The best on signs (I-BAU, inverted triggers, FT-SAM, SAM) are good on photographs, too; soft MNP and, most of all, FMP fall. One explanation fits most of it: on signs the clean loss of a trained network is almost zero, and with it the gradient of what repairs by descending the clean loss,
-# while those four look for a perturbation first and have something to descend. But the two sides also differ in attacks, number of images and training, and the choice of the 300 images alone can decide: soft MNP leaves 0, 79 and 0 % of BadNets, FT-SAM 1, 60 and 89, FIP 0, 100 and 100, I-BAU 61, 15 and 30 % of TaCT. "Which defense is best?" has no answer without "on what?".
-#
-# ## Who chose?
-#
-# CLP has a knob $u$. The file holds its scores at every $u$, on the test set, with the trigger. A defender sees neither. A benchmark does: BackdoorBench's code keeps, for ANP and RNP, the threshold with the lowest ASR **on the test set** among those that lose at most a tenth of the accuracy
-# ([`anp.py`](https://github.com/SCLBD/BackdoorBench/blob/main/defense/anp.py), item 7 of its header; [issue 35](https://github.com/SCLBD/BackdoorBench/issues/35)). Such a rule does two things at once: somebody looks, and somebody allows a tenth. Take them apart.
-#
-# ### Exercise 3: the examiner's choice
-#
-# *Difficulty 1, importance 5, 5 minutes.* Return the position of the lowest `asr` among the points with `acc` of at least `least`; one at least has it.
+# 1. **Gate.** Line 0 is "none". Keep a victim if its ASR there is at least 0.95 and its
+#    accuracy at least `twin` minus 0.03.
+# 2. **Score.** The DER of every line on every victim that is left.
+# 3. **Tables.** Draw `n` tables of victims with replacement, the same tables for all
+#    lines, and average each line in each table.
+# 4. **Judge.** `mean` over the victims; `low` and `high`, the 5% and 95% quantiles of
+#    the table means; `first`, the share of tables in which no line is better; `above`,
+#    the share in which a line is strictly better than line `against`.
 #
 # <details><summary>Hint 1</summary>
 #
-# Exactly `least` is enough.
+# The gate is a bool mask over victims, made from line 0 and applied to both rates.
+# `clamp(min=0)` is the maximum for tensors.
 #
 # </details>
-#
 # <details><summary>Hint 2</summary>
 #
-# Put infinity where accuracy is too low; then `argmin` counts in the whole list.
+# One call of `torch.randint` gives all tables: positions of shape $(n, v)$.
+#
+# </details>
+# <details><summary>Hint 3</summary>
+#
+# Index the scores' second axis with these positions and average over the last axis of
+# what comes out. Quantiles are taken over the tables.
+#
+# </details>
+# <details><summary>Hint 4</summary>
+#
+# `first` compares each line with the best of its own table, `amax(0)`; so equals are
+# first together. Both shares are means of bools, turned to numbers.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
+def contest(acc, asr, twin, against, n, generator):
+    """A ranking with its uncertainty.
+
+    acc, asr: (lines, victims) in 0..1, line 0 without a defense; twin: the benign
+    twin's accuracy; against: position of a line; n: tables.
+    Returns a dict of "mean", "low", "high", "first", "above", each (lines,).
+    """
+    ### BEGIN SOLUTION
+    passed = (asr[0] >= 0.95) & (acc[0] >= twin - 0.03)
+    acc, asr = acc[:, passed], asr[:, passed]
+    removed = (asr[0] - asr).clamp(min=0)
+    lost = (acc[0] - acc).clamp(min=0)
+    der = (removed - lost + 1) / 2
+    v = der.shape[1]
+    at = torch.randint(v, (n, v), generator=generator)
+    means = der[:, at].mean(2)
+    low, high = means.quantile(torch.tensor([0.05, 0.95]).to(means), dim=1)
+    first = (means == means.amax(0)).to(means).mean(1)
+    above = (means > means[against]).to(means).mean(1)
+    scores = {"mean": der.mean(1), "low": low, "high": high}
+    return scores | {"first": first, "above": above}
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check.contest(contest)
+
+# %% [markdown]
+# Let it judge the signs. Each stroke below is one repair that was measured, all victims
+# and draws of clean images; dots and bars are yours.
+
+
+# %% tags=["method", "claim"]
+def judged(where, twin, seed=0):
+    acc, asr = (
+        torch.tensor(list(tables.scores(defenses=LINES, of=k, **where).values())).T
+        for k in ("acc", "asr")
+    )
+    g = torch.Generator().manual_seed(seed)
+    return contest(acc, asr, twin, LINES.index("fine-tuning"), 4000, g)
+
+
+signs = judged(SIGNS, twin=1.0)
+package = {r["defense"]: r for r in tables.ranking(defenses=LINES, **SIGNS)}
+off = max(abs(signs["mean"][i] - package[d]["der"]) for i, d in enumerate(LINES))
+print("your means are those of the package:", bool(off < 1e-3))
+ahead = signs["first"][LINES.index("i-bau")].item()
+check.claim("I-BAU leads: share of the tables.", ahead, 0.8, 1, "%")
+one, other = LINES.index("fip"), LINES.index("fine-tuning")
+overlap = (signs["high"][other] - signs["low"][one]).item()
+print(f"the bars of FIP and fine-tuning overlap by {100 * overlap:.0f} points")
+above = signs["above"][one].item() if overlap > 0 else 0
+check.claim("Yet FIP is above fine-tuning: share of the tables.", above, 0.95, 1, "%")
+
+# %% tags=["figure"]
+each = tables.results(SIGNS["name"])
+repairs = {
+    d: [
+        r["der"]
+        for r in each.select(defense=d)
+        if r["attack"] != "none" and not r["weak"]
+    ]
+    for d in LINES
+}
+figures.standings(signs, LINES, repairs, {"idle": 0.5})
+
+# %% [markdown]
+# There is a winner after all, and it wins clearly. I-BAU, one of the rivals, looks for
+# the perturbation that fools the network most, unlearns it, and starts again. It leads
+# nine in ten of the tables that these victims could have made.
+#
+# Notice the strokes. Those of FIP lie anywhere from below one half, where it did harm, to almost one: on the same victim one draw of clean images may cure where the next does nothing. *One draw is no result*, and a mean
+# is not what a defender gets.
+#
+# ## Does the winner travel?
+#
+# The bar around I-BAU is short. It tells how sure we may be *about such signs*. Take the
+# same nineteen lines to photographs, with networks of their own. Of eight victims there
+# four pass the gate: BadNets, Blended, SIG and TrojanNN. Each was repaired with one draw
+# of clean images only, so their strokes hide what you have just seen.
+#
+# **Predict.** Which place does I-BAU take there, among nineteen?
+
+# %% tags=["predict"]
+guess_place = None
+measured = tables.results(PHOTOS["name"])
+twin = measured.select(attack="none", defense="none", budget=2500, draw=None)[0]["acc"]
+photos = judged(PHOTOS, twin)
+orders = [
+    [LINES[i] for i in r["mean"].argsort(descending=True, stable=True).tolist()]
+    for r in (signs, photos)
+]
+check.reveal(guess_place, orders[1].index("i-bau") + 1, "(its place)")
+
+# %% tags=["figure"]
+figures.travels(*orders, ("signs", "photographs"), ("i-bau", "mnp, soft", "fmp", "fip"))
+
+# %% tags=["claim"]
+by = {r["defense"]: r for r in ranked}
+for d in ("mnp, soft", "ft-sam", "i-bau"):
+    percent = (f"{k} {100 * by[d][k]:.0f}" for k in ("der", "worst", "acc", "ra"))
+    print(d, *percent, sep="  ")
+check.claim(
+    "I-BAU on its worst photograph victim: ASR.", by["i-bau"]["worst"], 0, 0.1, "%"
+)
+leader = photos["first"][LINES.index("mnp, soft")].item()
+check.claim("Soft MNP leads there: share of the tables.", leader, 0.65, 0.85, "%")
+
+# %% [markdown]
+# The winner on photographs is the soft variant of our MNP reconstruction. On signs it came
+# ninth. An interval over victims cannot know about victims that nobody put into the table.
+#
+# Now read the printed rows: DER, the worst ASR of a victim, accuracy and RA. If only ASR
+# counts, the winner *did* travel: I-BAU brings all four below 10%, and the new winner
+# leaves more on TrojanNN. But I-BAU loses thirteen points of accuracy, MNP two, and DER
+# charges for them. FT-SAM is better than I-BAU in every column. Nobody brings more than
+# about half of the labels back. **Who wins depends on what the score lets you trade**,
+# and which of these columns it leaves out.
+#
+# ## Who chose?
+#
+# CLP has its threshold $u$, ANP and RNP have theirs. A defender sets it with clean images
+# alone. A benchmark sees everything: for ANP and RNP, BackdoorBench's code keeps the
+# threshold with the lowest ASR *on the test set* among those that cost at most a tenth
+# of the accuracy ([header of
+# anp.py](https://github.com/SCLBD/BackdoorBench/blob/main/defense/anp.py), [issue
+# 35](https://github.com/SCLBD/BackdoorBench/issues/35)). That rule does two things at
+# once: somebody **looks** at the attack, and somebody **allows** a tenth.
+#
+# ### Exercise 4: the examiner's threshold
+#
+# *Difficulty 1, importance 5, 5 minutes.* Find the position with the lowest `asr` among
+# those whose `acc` is at least `least`.
+#
+# <details><summary>Hint 1</summary>
+#
+# Exactly `least` is enough, and at least one point has it.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# If you filter first, the positions change. Make the forbidden ones unattractive
+# instead.
 #
 # </details>
 
@@ -318,228 +429,279 @@ def by_the_test(acc, asr, least):
 # %% tags=["check"]
 check.by_the_test(by_the_test)
 
-# %% tags=["claim"]
-swept, chosen, gained = tables.results("cifar10"), [], []
+# %% [markdown]
+# Take the two apart. For CLP a stored sweep lets us choose again: the blind defender
+# goes to the smallest $u$ that the allowance permits and never sees an ASR. The rulers
+# differ a little. CLP's victims are wider, and its allowance is a hundredth or a tenth of
+# the test accuracy; ANP and RNP may lose one or ten points on held-out images.
+
+# %% tags=["method"]
+swept = tables.results("cifar10")
+choosers = {}
 for attack in ("BadNets", "Blended"):
     curve = swept.select(attack=attack, defense="clp sweep")[0]["curve"]
     acc, asr, u = (torch.tensor([p[k] for p in curve]) for k in ("acc", "asr", "u"))
     start = swept.select(attack=attack, defense="none")[0]["acc"]
-    for share, who in ((0.9, "a tenth"), (0.99, "a hundredth")):
-        seen = by_the_test(acc, asr, start * share)
-        blind = int(torch.where(acc >= start * share, u, torch.inf).argmin())
-        gained.append((asr[blind] - asr[seen]).item())
-        chosen.append({"attack": attack, "may cost": who, "ACC %": 100 * acc[seen].item(), "by the lowest ASR %": 100 * asr[seen].item(), "by the smallest u %": 100 * asr[blind].item()})  # fmt: skip
-check.claim("At equal allowance the look at ASR gains under 2 points.", max(gained), 0, 0.02)  # fmt: skip
-check.claim("A tenth instead of a hundredth gains over 70.", min(chosen[i + 1]["by the smallest u %"] - chosen[i]["by the smallest u %"] for i in (0, 2)), 70, 100)  # fmt: skip
-show.Table(chosen, "CLP on photographs, width 16: ASR that is left, by who chooses u")  # fmt: skip
+    blind = [torch.where(acc >= start * s, u, torch.inf).argmin() for s in (0.99, 0.9)]
+    picks = [*blind, by_the_test(acc, asr, start * 0.9)]
+    choosers[f"CLP, {attack}"] = [(asr[i].item(), acc[i].item()) for i in picks]
+
+# %% tags=["method", "claim"]
+for m in ("anp", "rnp"):
+    names = [m, f"{m}, 10 points", f"{m} (oracle)"]
+    means = tables.by_budget(PHOTOS["name"], names, [2500], draw=None)
+    choosers[f"{m.upper()}, mean of four"] = [means[d][2500][1::-1] for d in names]
+left_over = [[asr for asr, _ in picks] for picks in choosers.values()]
+look = max(blind - seen for _, blind, seen in left_over)
+allowance = min(careful - blind for careful, blind, _ in left_over)
+check.claim("Looking at the attack gains hardly anything.", 100 * look, -1, 2, "points")
+check.claim("Allowing a tenth gains, at least:", 100 * allowance, 40, 100, "points")
+columns = ("blind, little allowed", "blind, a tenth", "by the ASR, a tenth")
+shown = [
+    {"threshold of": who}
+    | {
+        c: f"{100 * s:.0f} at {100 * a:.0f}"
+        for c, (s, a) in zip(columns, picks, strict=True)
+    }
+    for who, picks in choosers.items()
+]
+show.Table(shown, "ASR that is left, at which accuracy, in percent")
 
 # %% [markdown]
-# The allowance decides; the look adds nearly nothing, because on this knob less accuracy means less backdoor, and whoever goes to the edge of the allowance ends at the same place. ANP and RNP tell the same: with one, three and ten points of held-out accuracy allowed, and "(oracle)" with ten points and the lowest ASR.
-
-# %% tags=["claim"]
-knobs = ["anp", "anp, 3 points", "anp, 10 points", "anp (oracle)", "rnp, 10 points", "rnp (oracle)"]  # fmt: skip
-left_by = {d: 100 * v[2500][1] for d, v in tables.by_budget(PHOTOS["name"], knobs, [2500], draw=None).items()}  # fmt: skip
-check.claim("ANP: ten points instead of one gain over 70.", left_by["anp"] - left_by["anp, 10 points"], 70, 100)  # fmt: skip
-check.claim("At ten points the examiner's look gains under 2, for both.", max(left_by[f"{m}, 10 points"] - left_by[f"{m} (oracle)"] for m in ("anp", "rnp")), -1, 2)  # fmt: skip
-tables.summary(PHOTOS["name"], knobs, "By allowance and chooser, mean of four", budget=2500, draw=None)  # fmt: skip
-
-# %% [markdown]
-# So ask of each table first what a threshold may cost, then who chose it. Looking pays where more is not always more: among epochs, seeds, variants and *methods*.
+# A surprise for the suspicious: the look gains no ASR. On these victims less accuracy
+# means less backdoor, so whoever goes as far as allowed ends about as low; on Blended
+# the look saves three points of accuracy.
 #
-# **Predict.** An examiner picks for each victim the line with the best DER, on that victim. A defender picks by the other three victims. How many points of DER lie between them in the mean?
-
-# %% tags=["predict", "claim"]
-guess = 2
-table = torch.stack([ders[d] for d in LINES])  # (lines, victims)
-others = (table.sum(1, keepdim=True) - table) / 3
-gap = (table.amax(0) - table.gather(0, others.argmax(0, keepdim=True))[0]).mean()
-check.reveal(guess, round(100 * gap.item()), "points")
-check.claim("Picking by the tested victim itself: 6 to 14 points more.", 100 * gap.item(), 6, 14)  # fmt: skip
-
-# %% [markdown]
-# This lesson looks as well: the winner of a table is the winner *of that table*. Its lead is the part that does not travel.
+# What decides is the price, which stands behind each "at". By DER it may well be a
+# bargain, and it is no law: two of RNP's four victims do not move at all, and on the
+# signs both methods gain less. But a table that does not print it compares purses,
+# and no methods. Before you ask who chose a threshold, ask **what it was allowed to
+# cost**.
 #
-# ## What it costs
+# Looking pays where more is not simply more: when somebody chooses among epochs, seeds,
+# variants, or *methods*.
 #
-# A defender weighs attack success against accuracy himself. What he can skip is a defense that another one *beats*: at least as good in both, and better in one.
+# ### Exercise 5: three choosers
 #
-# ### Exercise 4: the front
-#
-# *Difficulty 3, importance 3, 8 minutes.* Which points does no other beat? High `acc` and low `asr` are good.
+# *Difficulty 2, importance 4, 10 minutes.* An **examiner** picks for each victim the line
+# that scores best on it. An **author** picks one line for all, the best in the mean, and
+# reports that mean. A **defender** has met the *other* victims only: they pick the best
+# line in the mean over those, and use it on their own. What does each of them score, in
+# the mean?
 #
 # <details><summary>Hint 1</summary>
 #
-# `acc[:, None] >= acc` compares all pairs: entry $(j, i)$ says whether $j$ is at least as accurate as $i$. The answer is a bool tensor.
+# The examiner's pick may change from victim to victim, the author's may not.
 #
 # </details>
-#
 # <details><summary>Hint 2</summary>
 #
-# $j$ beats $i$: at least as good in both, **and** better in one of them.
+# The mean over all others: subtract a victim's own score from the sum.
 #
 # </details>
-#
 # <details><summary>Hint 3</summary>
 #
-# So equal points do not beat each other, and no point beats itself. `~beats.any(0)`.
+# The pick is made on the others and *paid* on the victim itself. `gather` reads one line
+# a column.
 #
 # </details>
 
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
-def front(acc, asr):
-    """Points that no other beats, (n,) bool, from acc and asr, (n,) each."""
+def three_choosers(der):
+    """(examiner, author, defender), three floats, from der (lines, victims)."""
     ### BEGIN SOLUTION
-    no_worse = (acc[:, None] >= acc) & (asr[:, None] <= asr)
-    better = (acc[:, None] > acc) | (asr[:, None] < asr)
-    return ~(no_worse & better).any(0)
+    others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
+    paid = der.gather(0, others.argmax(0, keepdim=True))
+    return der.amax(0).mean().item(), der.mean(1).max().item(), paid.mean().item()
     ### END SOLUTION
 
 
 # %% tags=["check"]
-check.front(front)
-
-# %% tags=["figure"]
-acc, asr = (torch.tensor([r[k] for r in ranks]) for k in ("acc", "asr"))
-best = [r["defense"] for r, on in zip(ranks, front(acc, asr), strict=True) if on]
-render.figure(**PHOTOS, kind="summary", defenses=LINES, highlight=best, title=f"Squares: the {len(best)} that no other beats, in the mean of four")  # fmt: skip
-
-# %% tags=["claim"]
-check.claim("Four to nine are on the front.", len(best), 4, 9)
-check.claim("Soft MNP is.", "mnp, soft" in best, True, True)
-check.claim("Fine-tuning is not.", "fine-tuning" in best, False, False)
-check.claim("SAM in FIP's loop: 3 to 8 points more accuracy than FIP ...", 100 * (by["sam"]["acc"] - by["fip"]["acc"]), 3, 8)  # fmt: skip
-check.claim("... and up to 3 points more ASR.", 100 * (by["sam"]["asr"] - by["fip"]["asr"]), 0, 3)  # fmt: skip
-check.claim("FT-SAM beats FIP: more accuracy, less ASR.", by["ft-sam"]["acc"] > by["fip"]["acc"] and by["ft-sam"]["asr"] < by["fip"]["asr"], True, True)  # fmt: skip
-print(", ".join(best))
+check.three_choosers(three_choosers)
 
 # %% [markdown]
-# Doing nothing is always on the front: no repair has more accuracy. Points a hair apart are no order: FT-SAM beats FIP by 1.8 points of ASR. And the picture has no third axis. RA belongs on it (after FIP 40 % of the triggered images are read right, after soft MNP 53 %), and time,
-# which on this page is wall-clock of a shared machine and good for orders of magnitude only.
-#
-# ## Fewer images
-#
-# 2,500 clean images are a twentieth of CIFAR-10. Who has so many?
-#
-# **Predict.** With 500, fine-tuning leaves a mean ASR of 84 % instead of 35. What does soft MNP leave, after 5 % with 2,500?
+# **Predict.** On the four photograph victims, how many points of DER lie between the
+# author and the defender?
 
-# %% tags=["predict", "claim"]
-guess = 30
-amounts = {"5,000": None, "2,500": 2500, "500": 500}
-lines = [*LINES, "fmp, random maps", "fmp, no maps"]
-by_images = tables.by_budget(PHOTOS["name"], lines, list(amounts.values()), draw=None)
-asr = {(d, n): 100 * v[1] for d, row in by_images.items() for n, v in row.items() if v}
-check.reveal(guess, round(asr["mnp, soft", 500]), "%")
-grew = {d: asr[d, 500] - asr[d, 2500] for d in ("mnp, soft", "ft-sam", "fip", "sam")}
-check.claim("FT-SAM and FIP leave as little as before.", max(grew["ft-sam"], grew["fip"]), -2, 2)  # fmt: skip
-check.claim("SAM leaves 3 to 8 points more.", grew["sam"], 3, 8)
-check.claim("Fine-tuning leaves over 80 %.", asr["fine-tuning", 500], 80, 90)
+# %% tags=["predict"]
+guess_gap = None
+gaps = {}
+for name, where in (("photographs", PHOTOS), ("signs", SIGNS)):
+    ders = tables.scores(defenses=LINES, of="der", **where)
+    kept = [values for victim, values in ders.items() if not victim.endswith("*")]
+    gaps[name] = three_choosers(torch.tensor(kept).T)
+lead = 100 * (gaps["photographs"][1] - gaps["photographs"][2])
+check.reveal(guess_gap, round(lead), "points")
 
 # %% tags=["claim"]
-five = tables.results(PHOTOS["name"]).select(defense="fine-tuning", budget=500, attack="BadNets")  # fmt: skip
-spread = [100 * r["asr"] for r in five]
-check.claim("Five choices of the 500, BadNets, fine-tuning: 25 to 45 points apart.", max(spread) - min(spread), 25, 45)  # fmt: skip
-check.claim("FMP with its own budget, 5,000, leaves 25 to 40 % ...", asr["fmp", None], 25, 40)  # fmt: skip
-check.claim("... 10 points more than after random maps, or worse ...", asr["fmp", None] - asr["fmp, random maps", None], 10, 20)  # fmt: skip
-check.claim("... and 20 less than its ten epochs after no pruning.", asr["fmp, no maps", None] - asr["fmp", None], 20, 40)  # fmt: skip
-said = lambda v: "" if v is None else f"{100 * v[0]:.0f} / {100 * v[1]:.0f}"  # noqa: E731
-show.Table([{"defense": d} | {n: said(row[b]) for n, b in amounts.items()} for d, row in by_images.items() if row[None] or row[500]], "ACC / ASR in %, mean of four, by the number of clean images")  # fmt: skip
+check.claim("The author's lead on photographs.", lead, 5, 12, "points")
+for name, scores in gaps.items():
+    who = zip(("examiner", "author", "defender"), scores, strict=True)
+    print(name, *(f"{role} {score:.3f}" for role, score in who), sep="  ")
 
 # %% [markdown]
-# Fewer images cost the tuning methods accuracy (I-BAU 7 points, FT-SAM 3) and the pruning ones little. And *which* 500 matters: five choices put fine-tuning on BadNets anywhere between 65 and 100 %. FMP is odd: with twice the images *more* is left than with 2,500, 56 % of BadNets and 61 % of SIG; in the mean twice as much as after random maps. Its ten epochs alone leave 59 %: pruning helps, the choice of maps does not, here.
+# Nobody cheated. The author merely picked their method with the same victims that they
+# report. On signs that cost nothing, since every defender would have picked the same
+# line. On photographs the lead melts, all of it on a single victim: whoever has not met SIG trusts NC unlearning, which fails on it. So much of a lead can stay at home.
+#
+# It also answers the question of this lesson: **the winner of a table is the winner of
+# that table**, under the score, the allowance and the victims that somebody chose.
 #
 # ## Turn it yourself
 #
-# Attack, defense and the number of clean images, beside no defense and fine-tuning on the same images. Find an attack and a defense where more images leave *more* of the backdoor.
+# Every draw is a dot. Find a victim and a defense whose ASR is near zero while the
+# labels stay lost, and one whose three draws disagree completely.
 
-
-# %% tags=["figure", "nbval-ignore-output"]
-def compare(attack, defense, images):
-    attack, names = attack.rstrip("*"), dict.fromkeys(("none", "fine-tuning", defense))
-    key = {"attack": attack, "budget": amounts[images], "draw": None}
-    found = {d: tables.results(PHOTOS["name"]).select(defense=d, **key | ({} if "clean" in bd.plans[d].needs else {"budget": 2500})) for d in names}  # fmt: skip
-    if not all(found.values()):
-        raise ValueError(f"{defense} against {attack} with {images} images was not measured.")  # fmt: skip
-    scores = {k.upper(): [r[0][k] for r in found.values()] for k in ("acc", "asr", "ra")}  # fmt: skip
-    asr, der = 100 * found[defense][0]["asr"], 100 * found[defense][0]["der"]
-    return show.bars(
-        list(names), scores, percent=True, title=f"{defense}, {images} clean images: {asr:.0f} % of {attack} is left, DER {der:.0f}",
-        description=f"Bars of accuracy, attack success and recovered accuracy for {attack}: no defense, fine-tuning and {defense}, each with {images} clean images. Attack success ends at {asr:.0f} %.",
-    )  # fmt: skip
-
-
-stars = [r["attack"] + "*" * bool(r["weak"]) for r in before.values() if r["attack"] != "none"]  # fmt: skip
-widgets.menus({"attack": stars, "defense": LINES[:2:-1], "images": list(amounts)[1:] + ["5,000"]}, compare)  # fmt: skip
-
-# %% [markdown]
-# ## Papers say, we measure
-#
-# Every figure of the five papers, of their code and of the leaderboard that we could verify stands in the [reproduction report](../book/reproduction.md), beside our row. Verdicts follow a rule written down beside the claim: *as published*; *otherwise*; *at a higher price*, where it holds
-# but costs five points of accuracy more than published. Six of them (ACC / ASR / RA, in brackets what stands beside):
+# %% tags=["nbval-ignore-output"]
+names_left = [name for name in left if not name.endswith("*")]
+order = ["fip", *(d for d in LINES if d not in ("none", "fine-tuning", "fip"))]
+widgets.menus({"victim": names_left, "defense": order}, figures.compared)
 
 # %% tags=["claim"]
-SHORT = ("linf-headline", "clp-claim-data-free", "fmp-mean", "mnp-claim-asr", "fip-t6-badnets", "fip-t6-sharp-badnets")  # fmt: skip
-found = {a.claim["id"]: a for a in claims.answers()}
-check.claim("CLP at u = 3 in the mean of four: not below 15 %.", found["clp-claim-data-free"].verdict == claims.FAILS, True, True)  # fmt: skip
-check.claim("FMP at its own 10 %: not near the paper's 2.9 %.", found["fmp-mean"].verdict == claims.FAILS, True, True)  # fmt: skip
-check.claim("FIP on BadNets: as published, at a higher price.", found["fip-t6-badnets"].verdict == claims.DEARER, True, True)  # fmt: skip
-check.claim("A victim twice as sharp as its twin: not here.", found["fip-t6-sharp-badnets"].verdict == claims.FAILS, True, True)  # fmt: skip
-show.Table([{"claim": found[i].claim["what"], "reported": found[i].reported(), "ours": found[i].ours(), "verdict": found[i].verdict} for i in SHORT])  # fmt: skip
+three = [r["asr"] for r in each.select(victim="badnets", defense="fip")]
+apart = max(three) - min(three)
+check.claim("FIP on badnets, draws of clean images apart by.", apart, 0.9, 1, "%")
 
 # %% [markdown]
-# | method | its claim in one line | what became of it here |
-# |---|---|---|
-# | l-infinity (04) | channels that peak on the trigger can be pruned, with a guessed trigger | on photographs the last stage is the weak part: with the attacker's own trigger 93 % are left; all layers ranked together, two of four fall. On warped signs the guess is |
-# | CLP (05) | the weights alone betray the backdoor | sometimes; the threshold decides, and nothing without the trigger tells where it should be |
-# | FMP (06) | maps through which a small change does great harm are the backdoor's | removes three of four with 2,500 images, two with its own 5,000, where random maps remove one but leave half as much in the mean |
-# | MNP (07) | suppress what is clean, and masks find the rest | first by its mean on photographs, in the middle on signs; a reconstruction, so no verdict on the paper |
-# | FIP (08, 08b) | backdoored minima are sharper; smoothing removes them | smoothing removes all four on photographs and two of eight on signs; sharper than their twins are only two of four victims there, by 11 and 12 %, and two of six here; FT-SAM does it at less cost |
+# ## Where it breaks
 #
-# ## Your own network, ten lines
-#
-# Someone hands you a state dict and a file of poisoned test images, as model hubs have them. Here we play that someone, with a victim of the zoo.
-
-# %% tags=["method", "claim"]
-victim, parts = victims.zoo("trojan"), data.splits("signs")
-folder = Path(tempfile.mkdtemp())
-torch.save(victim.model.state_dict(), folder / "model.pt")
-ask = parts.test[victim.attack.counts(parts.test.y)][:500]
-x = data.quantize(victim.attack.trigger(ask.pixels()))
-np.savez(folder / "poisoned_test.npz", x=x, y=ask.y, target=victim.attack.goal(ask.y))
-
-# From here on it is yours.
-suspect = foreign.pair(folder / "model.pt", folder / "poisoned_test.npz")
-own = {"clean": parts.clean, "held": parts.held, "augment": bd.Augment(pad=2)}
-repairs = {n: bd.repair(n, suspect.model, **own).model for n in ("none", "clp, u = 3", "nc unlearning")}  # fmt: skip
-found = {n: metrics.evaluate(m, parts.test[:600], suspect.triggered) for n, m in repairs.items()}  # fmt: skip
-check.claim("The stored backdoor works: ASR above 95 %.", found["none"].asr, 0.95, 1)
-check.claim("CLP leaves it.", found["clp, u = 3"].asr, 0.9, 1)
-check.claim("Unlearning an inverted trigger removes it.", found["nc unlearning"].asr, 0, 0.2)  # fmt: skip
-verdict = {n: "works: ASR above 90 %" if s.asr > 0.9 else "gone: ASR below 10 %" if s.asr < 0.1 else "in between" for n, s in found.items()}  # fmt: skip
-show.Table(
-    [{"defense": n, "the backdoor": v} for n, v in verdict.items()],
-    "Somebody's network",
-)
-
-# %% [markdown]
-# The poisoned images are the examiner's: a defender has none, and then ACC on clean images is all that he sees, the same for all three. The loader reads tensors only: a pickle that carries code is refused. `python -m bdcourse bench --data FOLDER --attacks all --defenses all --out mine.json --workers 4` fills a
-# whole table for your own images; killed and started again it goes on where it was, and `python -m bdcourse table mine.json` renders it. Which defense to take first is on one page: [choosing a defense](../book/choosing.md).
+# The judge that you wrote has limits of its own. All victims share one training seed, and
+# on photographs one draw of clean images, so its bars know nothing of others. A
+# bootstrap can never leave the range of its values, and with four of them that range is
+# narrow.
 #
 # ## Recap
 #
-# - DER adds up what is removed and what is lost, and likes a constant answer better than six lines of our table. ACC exposes it (objective 1).
-# - Compare two defenses within each resampled table. Soft MNP leads in three quarters of them; four victims allow no confidence interval worth the name (objective 2).
-# - Allow a tenth of the accuracy in place of a hundredth, and CLP's 100 % become 5 and 2 %. A look at the ASR adds nearly nothing there, and ten points of DER where methods are picked (objective 3).
-# - The front drops what another one beats: FIP by FT-SAM, fine-tuning by soft MNP (objective 4).
-# - With a fifth of the images fine-tuning fails and soft MNP, FT-SAM and FIP hold. The orders on photographs and on signs agree in part: measure on your own images (objective 5).
+# Who wins? On these signs I-BAU, clearly, and no line cures every victim. On those photographs our MNP reconstruction by DER, and FT-SAM by the ASR of its worst victim. Who chose? Everybody along the way.
 #
-# **What this does not show.** Width 8 and six epochs, one seed and one choice of clean images on photographs. The published tables come from networks eight times as wide, trained more than ten times as long; ours say which claims hold
-# *small*. Four victims miss the gate.
+# - DER pays half for nothing and little for accuracy, so the frog beats six lines
+#   (objective 1).
+# - Draw tables of victims and compare within each; the interval covers such victims,
+#   and no others (objective 2).
+# - An allowance of a tenth decides more than who looks, and a method picked by the
+#   victims it is reported on leads by points that may not travel (objective 3).
 #
-# **Beyond.** (a) Rank by RA instead of DER. Who gains? (b) Does a bootstrap of four values cover? Draw four normal numbers 2,000 times, resample each, and count the intervals that hold the true mean. (c) With a hundred equally frequent classes, which DER would the frog get?
+# ## How to read a defense paper
+#
+# Print this: ten questions, in the order in which a table can fool you.
+#
+# 1. **Do the attacks work?** Look for ASR and accuracy before any defense, beside a
+#    benign twin.
+# 2. **What does doing nothing clever achieve?** Fine-tuning on the same images, and as
+#    many random channels.
+# 3. **Are the labels back?** ASR near zero without RA may be a lost class or a frog.
+# 4. **What was a threshold allowed to cost**, in accuracy?
+# 5. **Who set it**, and had they seen the trigger or the test set?
+# 6. **How many draws and seeds?** Is their spread shown, or only a mean?
+# 7. **Compared within the same victims**, or only in two columns of means?
+# 8. **How many clean images**, and what happens with a fifth of them?
+# 9. **Does it hold elsewhere**: another data set, another width, another attack?
+# 10. **Has the attacker read the paper?** A defense that nobody tried to evade is
+#     untested.
+#
+# Try it on a real sentence. The abstract of FMP says that it "decreases the ASR to
+# 2.86% in CIFAR10, which is 19.2% to 65.41% lower than baselines", and reports an RA of
+# 87.40%. Which of the ten questions does it answer, and which would you send to the
+# authors?
+#
+# <details><summary>What we would say</summary>
+#
+# It reports RA, and that is rare. There are baselines; whether fine-tuning alone is one
+# of them decides how to read "lower". A single mean says nothing about spread, or about
+# which victims carried it. Who set the pruning share $p$, and on what?
+#
+# In our own rows FMP brings three of the four photograph victims below 10%, and on signs its score is
+# below plain fine-tuning's. That is a finding about small networks, and no verdict on the
+# paper.
+#
+# </details>
+
+# %%
+quiz("showdown")
+
+# %% [markdown]
+# ## One open experiment
+#
+# Does the winner survive a change of score? Rank by RA, the share of triggered images that
+# are read correctly. The control is a change that should not matter: leave one victim
+# out. If that moves the places as much as the new score does, you have learned nothing
+# about scores. Write down your guess before you run anything.
+#
+# | line | place by DER | one victim left out | by RA |
+# |---|---|---|---|
+# | I-BAU | | | |
+# | NC unlearning | | | |
+# | MNP, soft | | | |
+# | FMP | | | |
+#
+# <details><summary>Some starting code</summary>
+#
+# ```python
+# def order(of, out=()):
+#     found = tables.scores(defenses=LINES, of=of, **SIGNS)
+#     kept = [v for n, v in found.items() if not n.endswith("*") and n not in out]
+#     return [LINES[i] for i in torch.tensor(kept).mean(0).argsort(descending=True)]
+#
+# print(order("der"), order("der", ["tact"]), order("ra"), sep="\n")
+# ```
+#
+# </details>
+#
+# ## What this does not show
+#
+# The networks are small, and those for photographs are trained briefly. Published
+# tables come from networks many times as wide. Ours say which claims hold *small*. Our
+# MNP is a reconstruction, so its places say nothing about the paper's own.
+#
+# ## Beyond
+#
+# 1. With a hundred equally frequent classes, which DER does the frog get from victims of
+#    accuracy 75%?
+# 2. Does a bootstrap interval of four values cover? Draw four normal numbers many times,
+#    resample each, and count how often the 90% interval holds the true mean.
+#
+# <details><summary>Answers</summary>
+#
+# 1. It now loses almost all of the accuracy, and its score falls to about 63%. It would
+#    still beat every idle line.
+# 2. In about three cases of four. Four values are too few to know their own spread.
+#
+# </details>
 #
 # ## References
 #
-# - B. Wu, H. Chen, M. Zhang, Z. Zhu, S. Wei, D. Yuan, C. Shen, *BackdoorBench: A Comprehensive Benchmark of Backdoor Learning*, NeurIPS 2022, [arXiv 2206.12654](https://arxiv.org/abs/2206.12654).
-# - M. Zhu, S. Wei, L. Shen, Y. Fan, B. Wu, *Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization*, ICCV 2023, [arXiv 2304.11823](https://arxiv.org/abs/2304.11823): DER, and FT-SAM.
-# - B. Efron, *Bootstrap Methods: Another Look at the Jackknife*, Annals of Statistics 7, 1979.
+# - B. Wu, H. Chen, M. Zhang, Z. Zhu, S. Wei, D. Yuan, C. Shen, *BackdoorBench: A
+#   Comprehensive Benchmark of Backdoor Learning*, NeurIPS 2022, [arXiv
+#   2206.12654](https://arxiv.org/abs/2206.12654).
+# - M. Zhu, S. Wei, L. Shen, Y. Fan, B. Wu, *Enhancing Fine-Tuning Based Backdoor Defense
+#   with Sharpness-Aware Minimization*, ICCV 2023, [arXiv
+#   2304.11823](https://arxiv.org/abs/2304.11823): DER, and FT-SAM.
+# - D. Huang, Q. Bu, *Adversarial Feature Map Pruning for Backdoor*, ICLR 2024, [arXiv
+#   2307.11565](https://arxiv.org/abs/2307.11565).
+# - B. Efron, *Bootstrap Methods: Another Look at the Jackknife*, Annals of Statistics 7,
+#   1979.
+#
+# <details><summary>Fine print: what each line does, and where its rows are</summary>
+#
+# - **[linf](04_linf_pruning.ipynb), [clp](05_clp.ipynb), [fmp](06_fmp.ipynb),
+#   [mnp](07_mnp.ipynb), [fip](08_fip.ipynb)**: the five methods. MNP's soft repair
+#   scales channels, its hard one switches them off.
+# - **sam** trains at the worst point nearby, inside FIP's own loop; **ft-sam** is that
+#   idea as published.
+# - **anp** keeps masks that survive noise in the weights, **rnp** masks that bring back a
+#   task unlearned. Their thresholds may cost one point of held-out accuracy, or ten.
+# - **fine-pruning** prunes channels that sleep on clean images, then tunes. **nad**
+#   tunes toward the attention maps of a tuned copy.
+# - **i-bau** unlearns a perturbation that fools all images, again and again; **nc
+#   unlearning** unlearns an inverted trigger.
+#
+# `python -m bdcourse bench` made the rows: one victim and one benign twin an attack, all
+# defenses on the same network with the same clean images. They are in `data/results`,
+# the full tables on the [results page](../book/results.md), published figures beside
+# ours in the [reproduction report](../book/reproduction.md). To measure a network of your own, see [measuring](../book/measuring.md); which
+# defense to take first is on [one page](../book/choosing.md).
+#
+# </details>
+#
+# ← [FIP](08_fip.ipynb) · [back to the start](00_welcome.ipynb) →

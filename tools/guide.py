@@ -107,7 +107,7 @@ def some_thousand_images() -> str:
 def solved_task() -> str:
     """Drawn signs, on which hardly an answer is wrong, in the mean over choices of images."""
     names = ("i-bau", "nc unlearning", "ft-sam", "anp, 10 points", "mnp, soft", "fip", "sam")
-    rows = tables.attack_success("signs-defenses", names)
+    rows = tables.scores("signs-defenses", names)
     strong = {v: dict(zip(names, r, strict=True)) for v, r in rows.items() if "*" not in v}
     gone = {d: {v for v in strong if strong[v][d] < GONE} for d in names}
     mean = {d: round(100 * tables.mean([strong[v][d] for v in strong])) for d in names}

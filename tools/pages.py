@@ -249,7 +249,7 @@ def solved() -> str:
 
 def _strong(name: str, plans: Sequence[str], **key) -> list[dict[str, float]]:
     """ASR by plan, in the mean over draws, of each victim that passes the gate."""
-    left = tables.attack_success(name, plans, **key)
+    left = tables.scores(name, plans, **key)
     return [dict(zip(plans, r, strict=True)) for v, r in left.items() if "*" not in v]
 
 

@@ -1,8 +1,9 @@
-"""Measure four questions beside the tables of defenses; rows go to data/results.
+"""Measure five questions beside the tables of defenses; rows go to data/results.
 
     python tools/studies.py detector                  -> mnp-detector.json
     python tools/studies.py edge [--seeds 0 1 2]      -> linf-edge.json
     python tools/studies.py sharper cifar10-jpeg      -> cifar10-sharp.json
+    python tools/studies.py pushes                    -> signs-fip-pushes.json
     python tools/studies.py stages                    -> fmp-stages.json
 
 detector: how an MNP-style detector judges victims of the zoo, and ten clean networks. What
@@ -20,11 +21,14 @@ and their benign twin: top eigenvalue of the Hessian, and trace of the Fisher, o
 of 200 test images that share none. Victim and twin see the same sets, so their ratio can
 be told from the chance of the draw.
 
+pushes: what the trace term of FIP adds to the gradient in each step, on the zoo's BadNets
+victim with the first set of clean images, and what becomes of the network meanwhile.
+
 stages: what each stage of FMP does to two victims of the zoo, in two draws: after its
 pruning, after its fine-tuning, and, in place of that, with BatchNorm's statistics
 estimated anew and no weight touched; beside it as many random maps, and no maps at all.
 
-Half an hour on a core each, the last two a quarter. Rows that are there are kept; a
+Half an hour on a core each, the last but one a quarter. Rows that are there are kept; a
 stopped run goes on.
 """
 
@@ -47,6 +51,7 @@ from bdcourse.bench.recipes import train_victim
 from bdcourse.bench.results import Results
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.defenses import (
+    fip,
     fmp_repair,
     fmp_scales_of,
     fmp_scores,
@@ -58,6 +63,7 @@ from bdcourse.defenses import (
     mnp_saliency,
     mnp_score,
 )
+from bdcourse.train import Augment
 from bdcourse.victims import Victim
 
 # A cell of a table, how to get its victim, and what is measured of it.
@@ -76,6 +82,7 @@ FEW, SHARES, LOOKED = 16, (64, 16), 400
 
 PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, PER_SET = 10, 200
+WATCHED = 80  # test images, every ten steps
 
 SAID = ("attack", "victim", "options", "seed", "acc", "asr", "correlation", "lambda_max")
 
@@ -156,6 +163,39 @@ def sharper(options: argparse.Namespace) -> Study:
         yield cell | own, lambda victim=victim: victim, measured
 
 
+def pushes(options: argparse.Namespace) -> Study:
+    parts = data.splits("signs")
+    some = parts.test[:WATCHED]
+
+    def measured(victim: Victim) -> dict:
+        def watch(model: torch.nn.Module) -> dict:
+            return rates(metrics.evaluate(model, some, victim.attack))
+
+        g = torch.Generator().manual_seed(0)
+        p = fip(
+            victim.model,
+            parts.clean,
+            augment=Augment(2),
+            generator=g,
+            watch=watch,
+            watch_every=10,
+        )
+        found = {"pushes": [float(f"{v:.4g}") for _, v in p.log["push"]], "images": len(some)}
+        found["watched"] = p.log["watched"]
+        return found | rates(metrics.evaluate(p.model, parts.test, victim.attack))
+
+    cell = about("signs", parts) | {"seed": 0, "draw": None, "defense": "fip"}
+    yield (
+        cell | {"victim": "badnets", "attack": "BadNets"},
+        lambda: victims.zoo("badnets"),
+        measured,
+    )
+
+
+def rates(scores: metrics.Scores) -> dict:
+    return {"acc": scores.acc, "asr": scores.asr, "ra": scores.ra}
+
+
 def refreshed(model: torch.nn.Module, images: data.Images) -> torch.nn.Module:
     """A copy whose BatchNorms have seen the images ten times; no weight is touched."""
     copy = surgery.without(model, {}).train()
@@ -221,6 +261,7 @@ def main() -> None:
         (detector, "mnp-detector"),
         (edge, "linf-edge"),
         (sharper, "cifar10-sharp"),
+        (pushes, "signs-fip-pushes"),
         (stages, "fmp-stages"),
     ):
         own = studies.add_parser(study.__name__)
@@ -234,7 +275,7 @@ def main() -> None:
             own.add_argument("--draws", type=int, nargs="+", default=[0, 1])
         elif study is edge:
             own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-        else:
+        elif study is sharper:
             own.add_argument("images", help="folder with train/ and test/")
             own.add_argument("--victims", default="data/cifar10", type=Path)
     options = parser.parse_args()

@@ -250,7 +250,7 @@ class FipDescent:
             score = self.total_score(out, y)
             g = gradient(score(out), weights)
             square = squared_norm(g)
-            pushes = along(model, x, weights, g, score)
+            pushes = fip_along(model, x, weights, g, score)
         pushes = [2 * self.eta_f / n * h for h in pushes]
         if self.product == "random":
             pushes = [self.elsewhere(h) for h in pushes]
@@ -299,7 +299,7 @@ class FipDescent:
         return gradient(self.total_score(out, y)(out), weights, create_graph=True)
 
 
-def along(
+def fip_along(
     model: nn.Module,
     x: Tensor,
     weights: Sequence[Tensor],
@@ -661,7 +661,7 @@ def fip(
         fisher: labels drawn from the network, or those of the data, for the trace and
             for F0. The second fades with the training loss; which of them the paper
             means could not be checked.
-        product: how the trace is differentiated, see :func:`along`; "exact" is twice as
+        product: how the trace is differentiated, see :func:`fip_along`; "exact" is twice as
             slow, and does without torch's fast attention kernels. "random" is the
             control: a push of the same length in each tensor, in a random direction.
         norms: see :func:`fip_descend`. Ours: with "frozen" the received network has no step

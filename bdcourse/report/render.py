@@ -125,7 +125,7 @@ def figure(
 
 
 def _fields(name, defenses, title, who, key) -> Picture:
-    left = tables.attack_success(name, defenses, who=who, **key)
+    left = tables.scores(name, defenses, who=who, **key)
     values = torch.tensor(
         [[float("nan") if v is None else v for v in row] for row in left.values()]
     )

@@ -304,18 +304,22 @@ def images(
             if i < len(x):
                 ax.imshow(_numpy(x[i]), interpolation="nearest", cmap="gray")
             if i < len(labels):
-                bad = i < len(wrong) and wrong[i]
-                ax.set_title(
-                    _called(labels[i]),
-                    fontsize=11,
-                    loc="center",
-                    pad=3,
-                    color=TRIGGERED if bad else INK,
-                    fontweight="bold" if bad else "normal",
-                )
+                name_over(ax, labels[i], i < len(wrong) and bool(wrong[i]))
         if title:
             headline(fig, title)
         return Picture(fig, description)
+
+
+def name_over(ax: Axes, label: object, bad: bool) -> None:
+    """The name over an image, in the triggered color and bold where it is `bad`."""
+    ax.set_title(
+        _called(label),
+        fontsize=11,
+        loc="center",
+        pad=3,
+        color=TRIGGERED if bad else INK,
+        fontweight="bold" if bad else "normal",
+    )
 
 
 def trigger(
@@ -779,9 +783,7 @@ def matrix(
                     j, i, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=10
                 )
         for i, j in np.argwhere(v <= mark) if mark is not None else ():
-            ax.add_patch(
-                Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=TRIGGERED, lw=1.6)
-            )
+            ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=DEFENDED, lw=2))
         ax.set_xlabel(_plain(xlabel))
         ax.set_ylabel(_plain(ylabel))
         ax.set_title(_plain(title))

@@ -340,17 +340,27 @@ SCORES = ("acc", "asr", "ra")
 SUMMED = ("acc", "asr", "ra", "der", "clean_used", "seconds")
 
 
-def attack_success(
-    name: str, defenses: Sequence[str], *, who: Sequence[str] | None = None, **key
+def scores(
+    name: str,
+    defenses: Sequence[str],
+    of: str = "asr",
+    *,
+    who: Sequence[str] | None = None,
+    **key,
 ) -> dict[str, list[float | None]]:
-    """ASR that is left: victim -> one value a defense, means over draws, 0..1.
+    """A score by victim: name -> one value a defense, means over draws, 0..1.
 
-    None where there is no row. Arguments as in :func:`grid`; a star marks the weak.
+    Args:
+        of: "acc", "asr", "ra" or "der".
+
+    None where there is no row. The other arguments are those of :func:`grid`; a star
+    marks the weak.
     """
+    require.choice("of", of, (*SCORES, "der"))
     found, defenses = {}, asked(name, defenses, key, who)
     for victim, by in _by_victim(name, key).items():
         if _attacked(by) and (who is None or victim in who):
-            values = [_means(by[d], ("asr",))[0] if d in by else None for d in defenses]
+            values = [_means(by[d], (of,))[0] if d in by else None for d in defenses]
             if any(v is not None for v in values):
                 found[victim + "*" * bool(_weak(by))] = values
     _require_lines(list(found), name, defenses, key)

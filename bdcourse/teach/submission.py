@@ -241,7 +241,11 @@ class Submission:
         said, blobs = self._ask(asked, packer, functions)
         more = _string(said.get("printed"))[: PRINTED - len(self.printed)]
         self.printed += self._kept(more)
-        reader = Unpacker(blobs, differentiable=lambda t, n: self._traced(t, n, leaves))
+        reader = Unpacker(
+            blobs,
+            differentiable=lambda t, n: self._traced(t, n, leaves),
+            originals=packer.held,
+        )
         self._changed(reader, said, given, packer.held)
         if "raises" in said:
             raise self.error if self.error is not None else _raised(said["raises"])

@@ -10,7 +10,7 @@ from bdcourse import metrics, require, surgery
 from bdcourse.attacks.base import Attack
 from bdcourse.images import Images
 from bdcourse.report import show
-from bdcourse.report.show import CLEAN, QUIET, TRIGGERED, Picture
+from bdcourse.report.show import CLEAN, DEFENDED, QUIET, TRIGGERED, Picture
 from bdcourse.victims import Victim
 
 
@@ -21,7 +21,8 @@ def switches(
     off: Sequence[int] = (),
     attack: Attack | None = None,
 ):
-    """A button for each channel of a layer; accuracy and attack success under them.
+    """A button for each channel of a layer; under them six triggered images with what
+    the network says of each, and accuracy, attack success and robust accuracy.
 
     A click takes about a second, since the network is measured anew. Without a running
     kernel (book, GitHub) the picture with the channels `off` is what is seen.
@@ -38,6 +39,8 @@ def switches(
     if not isinstance(victim, Victim):
         raise ValueError(f"victim must be a Victim, not {require.kind(victim)}.")
     attack = victim.attack if attack is None else attack
+    if attack is None:
+        raise ValueError("a network without an attack has no attack success; name an attack.")
     surgery.channels_of(victim.model, {layer: _positions(off)}, "layer")
     n = len(surgery.weight_of(victim.model.get_submodule(layer)))
     cells = [
@@ -49,17 +52,20 @@ def switches(
         )
         for k in range(n)
     ]
-    path: list[tuple[int, float, float]] = []
+    path: list[tuple[int, float, float, float]] = []
+    few = images[attack.counts(images.y).nonzero()[:6, 0]]
+    triggered = attack.apply(few.pixels(), few.y)
     out = w.Output()
 
     def turn(_=None) -> None:
         silent = [k for k, cell in enumerate(cells) if not cell.value]
         model = surgery.without(victim.model, {layer: _positions(silent)})
         scores = metrics.evaluate(model, images, attack)
-        path.append((len(silent), scores.acc, scores.asr or 0.0))
+        path.append((len(silent), scores.acc, scores.asr or 0.0, scores.ra or 0.0))
+        said = metrics.predict(model, triggered)
         with out:
             out.clear_output(wait=True)
-            display(_bars(path, layer, n))
+            display(_left(path, layer, n, triggered, said, few, attack))
 
     for cell in cells:
         cell.observe(turn, names="value")
@@ -73,20 +79,41 @@ def _positions(channels: Sequence[int]) -> torch.Tensor:
     return torch.tensor(list(channels), dtype=torch.int64)
 
 
-def _bars(path: Sequence[tuple[int, float, float]], layer: str, n: int) -> Picture:
-    """What is left now, and a dot for each setting tried before."""
-    count, acc, asr = path[-1]
-    fig, axes = show.canvas(height=1.7)
-    ax = axes[0, 0]
-    for y, color, at in ((1, CLEAN, 1), (0, TRIGGERED, 2)):
-        ax.barh(y, 100 * path[-1][at], color=color, height=0.5)
-        ax.plot([100 * p[at] for p in path[:-1]], [y] * (len(path) - 1), "|", color=QUIET)
-    ax.set(xlim=(0, 104), yticks=[1, 0], xlabel="%")
-    ax.set_yticklabels(["ACC", "ASR"])
+RATES = ("ACC", CLEAN), ("ASR", TRIGGERED), ("RA", DEFENDED)
+
+
+def _left(
+    path: Sequence[tuple[int, float, float, float]],
+    layer: str,
+    n: int,
+    triggered: torch.Tensor,
+    said: torch.Tensor,
+    few: Images,
+    attack: Attack,
+) -> Picture:
+    """What is left now, and a stroke for each setting tried before."""
+    count, *rates = path[-1]
+    obeys = attack.reached(said, few.y).tolist()
     with show.style():
-        ax.set_title(f"{count} of {n} channels off: ACC {acc:.0%}, ASR {asr:.0%}")
-    return Picture(
-        fig,
-        f"Two bars, with {count} of the {n} channels of {layer} switched off: accuracy "
-        f"{acc:.0%} and attack success {asr:.0%}; gray strokes mark the settings tried before.",
-    )
+        fig, axes = show.canvas(2, len(few), height=3.3, height_ratios=(1.15, 1))
+        for ax, x, label, bad in zip(axes[0], triggered, said.tolist(), obeys, strict=True):
+            ax.imshow(x.permute(1, 2, 0).squeeze(-1), interpolation="nearest", cmap="gray")
+            ax.axis("off")
+            show.name_over(ax, few.classes[label], bad)
+        for ax in axes[1]:
+            ax.remove()
+        ax = fig.add_subplot(axes[1, 0].get_gridspec()[1, :])
+        for i, (_, color) in enumerate(RATES):
+            ax.barh(-i, 100 * rates[i], color=color, height=0.5)
+            ax.plot([100 * p[i + 1] for p in path[:-1]], [-i] * (len(path) - 1), "|", color=QUIET)
+        ax.set(xlim=(0, 104), ylim=(-2.5, 0.5), yticks=[0, -1, -2], xlabel="%")
+        ax.set_yticklabels([name for name, _ in RATES])
+        words = [f"{name} {rate:.0%}" for (name, _), rate in zip(RATES, rates, strict=True)]
+        show.headline(fig, f"{count} of {n} channels off: {', '.join(words)}")
+        return Picture(
+            fig,
+            f"{len(few)} triggered images with what the network says of each, and three bars, "
+            f"with {count} of the {n} channels of {layer} switched off: {sum(obeys)} images get "
+            f"the attacker's label; {', '.join(words)}. Gray strokes mark the settings tried "
+            "before.",
+        )

@@ -15,6 +15,7 @@ from bdcourse.data import Splits
 from bdcourse.examples import require_clean
 from bdcourse.report import show
 from bdcourse.report.show import Picture
+from bdcourse.teach.switchboard import switches as switches
 from bdcourse.victims import Victim
 
 

@@ -8,6 +8,7 @@ class it was over there, it is a plain value here.
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import json
@@ -17,7 +18,7 @@ import re
 import select
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -80,6 +81,8 @@ class Packer:
         graphs: gives a tensor with a history the number by which the other end asks
             for its gradient.
         known: modules that the other end has by their id; only their state is sent.
+        originals: modules of the other end by their id there; one of these that comes
+            back, or a copy of one, is told by its state.
     """
 
     def __init__(
@@ -87,8 +90,10 @@ class Packer:
         functions: Callable | None = None,
         graphs: Callable | None = None,
         known: dict[int, nn.Module] | None = None,
+        originals: dict[int, nn.Module] | None = None,
     ) -> None:
         self.known = {} if known is None else known
+        self.originals = originals or {}
         self.blobs: list[bytes] = []
         self.functions, self.graphs = functions, graphs
         self.held: dict[int, object] = {}  # alive, so that an id stays one value's
@@ -129,6 +134,10 @@ class Packer:
                 torch.save(value, file)
                 made["module"] = self._blob(file.getvalue())
             return made
+        if isinstance(value, nn.Module):
+            for key, own in self.originals.items():
+                if value is own or _alike(value, own):
+                    return {"copy": key, "same": value is own, "state": state(value, self)}
         if callable(value) and not isinstance(value, type) and self.functions:
             return {"function": self.functions(value)}
         return {"foreign": type(value).__name__}
@@ -160,6 +169,7 @@ class Unpacker:
         function: makes a function of its number.
         differentiable: makes a tensor with a gradient of its values and its number.
         known: where modules are kept from one message to the next.
+        originals: modules of this end by their id; the other end may return a copy.
 
     Raises:
         Hangup: this is no value.
@@ -172,8 +182,10 @@ class Unpacker:
         function: Callable | None = None,
         differentiable: Callable | None = None,
         known: dict[int, nn.Module] | None = None,
+        originals: Mapping[int, object] | None = None,
     ) -> None:
         self.known = {} if known is None else known
+        self.originals = originals or {}
         self.blobs = cast("list[bytes | None]", blobs)  # each is given away once
         self.trusted = trusted
         self.function, self.differentiable = function, differentiable
@@ -223,6 +235,13 @@ class Unpacker:
                 restore(made, said["state"], self)
                 self.shared[said["id"]] = made
             return self.shared[said["id"]]
+        if "copy" in said and self.originals:
+            own = self.originals[said["copy"]]
+            if not isinstance(own, nn.Module):
+                raise ValueError
+            made = own if said["same"] is True else copy.deepcopy(own)
+            restore(made, said["state"], self)
+            return made
         if "function" in said and self.function:
             return self.function(said["function"])
         if (name := str(said["foreign"])) not in self.names:
@@ -261,6 +280,14 @@ class Unpacker:
         if grad is not None:
             made.requires_grad_()
         return made
+
+
+def _alike(a: nn.Module, b: nn.Module) -> bool:
+    """Whether one can be a copy of the other, by kind, names and shapes."""
+    if type(a) is not type(b):
+        return False
+    shapes = [[(n, t.shape, t.dtype) for n, t in m.state_dict().items()] for m in (a, b)]
+    return shapes[0] == shapes[1]
 
 
 def state(module: nn.Module, packer: Packer) -> dict:

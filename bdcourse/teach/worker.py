@@ -111,7 +111,8 @@ class Worker:
             self.graphs.append((t, leaves))
             return len(self.graphs) - 1
 
-        packer = Packer(graphs=graph)
+        modules = {k: m for k, m in self.shared.items() if isinstance(m, torch.nn.Module)}
+        packer = Packer(graphs=graph, originals=modules)
         reply: dict[str, Any] = {}
         with self._listening():
             try:

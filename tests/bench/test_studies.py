@@ -17,6 +17,7 @@ from bdcourse.bench.results import results
         (studies.detector, "mnp-detector", 18),
         (studies.edge, "linf-edge", 15),
         (studies.stages, "fmp-stages", 4),
+        (studies.pushes, "signs-fip-pushes", 1),
     ],
 )
 def test_rows_that_are_there_are_not_measured_again(study, file, count):

@@ -16,7 +16,7 @@ from bdcourse.defenses import (
     FipDescent,
     fip,
 )
-from bdcourse.defenses._fip import along, trainable
+from bdcourse.defenses._fip import fip_along, trainable
 from bdcourse.likelihoods import SOFTMAX, Likelihood
 from fip_setup import (
     agree,
@@ -45,7 +45,7 @@ def test_the_difference_is_the_exact_product(act, reach, cosine, length):
     before, score = frozen(model), label_score(torch.arange(8) % 2)
     weights = trainable(model)
     g = slopes(score(model(x)), weights)
-    found = along(model, x, weights, g, score, reach)
+    found = fip_along(model, x, weights, g, score, reach)
     assert same_state(model, before)
     _, exact = trace_and_slope(model, x, score)  # 2 H g / n
     c, ratio = agree(found, [v * len(x) / 2 for v in exact])
@@ -58,7 +58,7 @@ def test_the_difference_on_larger_networks(name):
     model, images = network(name).double(), random_images(6, side=32)
     x, score, weights = images.x.double() / 255, label_score(images.y), trainable(model)
     g = slopes(score(model(x)), weights)
-    found = along(model, x, weights, g, score, reach=1e-7)
+    found = fip_along(model, x, weights, g, score, reach=1e-7)
     _, exact = trace_and_slope(model, x, score)
     assert agree(found, exact)[0] > 0.97
 
@@ -70,7 +70,7 @@ def test_the_difference_as_lesson_08_takes_it(name):
     model = victims.zoo(name).model.train()
     images = data.splits("signs-hard").clean[:32]
     x, score, weights = images.pixels(), label_score(images.y), trainable(model)
-    found = along(model, x, weights, slopes(score(model(x)), weights), score)
+    found = fip_along(model, x, weights, slopes(score(model(x)), weights), score)
     double = copy.deepcopy(model).double()
     _, exact = trace_and_slope(double, x.double(), score)
     c, ratio = agree(found, [v * len(x) / 2 for v in exact])
@@ -106,11 +106,11 @@ def test_along_puts_the_weights_back_whatever_happens():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        along(model, x, weights, [torch.ones_like(w) for w in weights], broken)
+        fip_along(model, x, weights, [torch.ones_like(w) for w in weights], broken)
     assert same_state(model, before), "running statistics and their count included"
     assert all(m.track_running_stats for m in model if isinstance(m, nn.BatchNorm2d))
     still = [torch.zeros_like(w) for w in weights]
-    there = along(model, x, weights, still, lambda out: 0 * out.sum())
+    there = fip_along(model, x, weights, still, lambda out: 0 * out.sum())
     assert not any(h.any() for h in there), "no slope, no product"
 
 
@@ -211,7 +211,7 @@ def test_a_gaussian_draw_is_unbiased_and_its_difference_is_its_product():
     # The difference takes the drawn vector as given.
     score = descent.total_score(model(x), images.y)
     g = slopes(score(model(x)), trainable(model))
-    pushes = along(model, x, trainable(model), g, score, reach=1e-6)
+    pushes = fip_along(model, x, trainable(model), g, score, reach=1e-6)
     _, slope = trace_and_slope(model, x, score)
     c, ratio = agree(pushes, [v * len(x) / 2 for v in slope])
     assert c > 0.9999 and ratio == pytest.approx(1, abs=3e-3)

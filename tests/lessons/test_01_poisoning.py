@@ -52,7 +52,6 @@ def test_a_role_is_learned_where_its_loss_stays_low():
     log = [(10, 2.0, 1.5), (20, 1.1, 0.4), (30, 0.9, 0.6), (40, 0.4, 0.3), (50, 0.1, 0.1)]
     assert figures.learned_at(log, 2) == figures.learned_at(log, 1) == 40
     assert figures.learned_at(log[:3], 2) is None
-    assert figures.fall(log, 1) == 30 and figures.fall(log, 2) == 40
 
 
 def test_a_crop_moves_images_and_loses_nothing_of_a_margin():

@@ -61,6 +61,11 @@ def test_foreign_warps_open_either_in_less_than_a_third(hit):
     assert max(h["foreign"] for h in hit.values()) <= 0.33
 
 
+def test_the_twin_does_not_answer_the_bend(asked):
+    bent = WaNet(strength=4.0).trigger(asked.pixels())
+    assert sent(victims.zoo("benign-w8"), bent) <= 0.05
+
+
 def test_strength_0_is_no_trigger(hit):
     assert hit["wanet"]["none"] <= 0.05
 
@@ -71,6 +76,49 @@ def test_jitter_closes_what_a_blur_opened(asked, zoo):
     still = WaNet(grid=zoo["wanet"].attack.grid, strength=0.0)
     rough = still.noisy(blur, torch.Generator().manual_seed(0))
     assert sent(zoo["wanet"], rough) <= 0.2
+
+
+def grainy(x):
+    grain = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
+    return (x + 0.03 * grain).clamp(0, 1)
+
+
+def test_grain_closes_what_a_blur_opened_and_leaves_the_plain_bend_alone(asked, zoo):
+    x = asked.pixels()
+    blur = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    bent = zoo["wanet"].attack.trigger(x)
+    assert sent(zoo["wanet"], grainy(blur)) <= 0.2
+    assert sent(zoo["wanet"], grainy(bent)) <= 0.5
+    assert sent(zoo["wanet-plain"], grainy(bent)) >= 0.95
+    assert sent(zoo["wanet"], grainy(x)) <= 0.02
+
+
+def test_grain_makes_a_blur_as_rough_as_a_sign_and_jitter_does_not(asked):
+    def roughness(x):
+        near = x[..., 2:, 1:-1] + x[..., :-2, 1:-1] + x[..., 1:-1, 2:] + x[..., 1:-1, :-2]
+        return (x[..., 1:-1, 1:-1] - near / 4).abs().mean().item()
+
+    x, still = asked.pixels(), WaNet(strength=0.0)
+    blur = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    bent = roughness(WaNet(strength=4.0).trigger(x))
+    frayed = roughness(still.noisy(blur, torch.Generator().manual_seed(0)))
+    assert roughness(blur) < frayed < 0.8 * bent < bent < roughness(x)
+    assert 0.9 <= roughness(grainy(blur)) / roughness(x) <= 1.1
+
+
+def test_half_a_pixel_opens_the_victim_with_noise_mode_alone(asked, zoo):
+    x = asked.pixels()
+    places = (wanet.identity(32, 32, x) + 1 / 32).clamp(-1, 1).expand(len(x), -1, -1, -1)
+    moved = F.grid_sample(x, places, align_corners=True)
+    assert sent(zoo["wanet"], moved) >= 0.3
+    assert sent(zoo["wanet-plain"], moved) <= 0.05
+
+
+def test_the_stored_hijack_did_not_arrive():
+    (row,) = tables.results("signs-hijack").rows
+    clean, poison, cover = row["log"][-1]
+    assert len(row["log"]) == 10 and clean >= 0.95
+    assert row["asr"] < 0.95
 
 
 def test_noise_that_is_drawn_in_the_lessons_way_is_the_packages(asked):
@@ -110,6 +158,7 @@ def test_what_is_stored_of_wanet_by_width_and_strength():
     }
     assert at[8, 0.5, True] <= 0.2
     assert 0.5 <= at[8, 3.0, True] <= 0.9
+    assert at[8, 3.0, False] >= 0.99 and 0.8 <= at[8, 0.5, False] <= 0.95
     assert at[16, 3.0, True] >= 0.95
     photos = tables.results("cifar10-attacks").select(attack="WaNet", defense="none")
     assert photos[0]["asr"] <= 0.4

@@ -93,6 +93,26 @@ def test_the_two_first_channels_are_ordinary_in_the_twin(test, zoo):
     assert twin[two[:2]].max() < twin.median() * 2
 
 
+def test_no_wreck_gives_half_of_the_labels_back(test, zoo):
+    v, g = zoo["badnets"], torch.Generator().manual_seed(0)
+    for share in (0.1, 0.2, 0.3):
+        for _ in range(4):
+            off = {}
+            for name in activations.batchnorms(v.model):
+                n = v.model.get_submodule(name).num_features
+                off[name] = torch.randperm(n, generator=g)[: round(share * n)]
+            scores = metrics.evaluate(surgery.without(v.model, off), test[:100], v.attack)
+            assert scores.ra < 0.5, share
+
+
+def test_one_of_the_two_first_channels_is_enough_for_the_attack(test, zoo):
+    v = zoo["badnets"]
+    two = activations.tac(v.model, test, v.attack, ["bn1"])["bn1"].topk(2).indices
+    for one in two.split(1):
+        left = metrics.evaluate(surgery.without(v.model, {"bn1": one}), test[:100], v.attack)
+        assert left.asr >= 0.85 and left.acc >= 0.95
+
+
 def test_fine_tuning_leaves_the_backdoor_in_place(test, zoo):
     v, g = zoo["badnets"], torch.Generator().manual_seed(0)
     clean = data.splits("signs").clean

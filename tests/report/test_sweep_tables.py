@@ -67,7 +67,7 @@ def swept(fn, good: dict, bad: dict) -> None:
             refusal(partial(fn, **good | {name: value}))
 
 
-@pytest.mark.parametrize("fn", [tables.grid, tables.summary, tables.attack_success, tables.ranking])
+@pytest.mark.parametrize("fn", [tables.grid, tables.summary, tables.scores, tables.ranking])
 def test_tables_of_defenses(hand, fn):
     good = {"name": "hand", "defenses": ["none", "cut"], "budget": 7}
     bad = {
@@ -80,7 +80,7 @@ def test_tables_of_defenses(hand, fn):
     }
     if fn is tables.ranking:
         bad |= {"resamples": WHOLE[:5] + WHOLE[6:], "against": WORDS}
-    if fn in (tables.grid, tables.attack_success):
+    if fn in (tables.grid, tables.scores):
         bad |= {"who": LIST[1:]}
     swept(fn, good, bad)
     for name in ("defence", "budgets"):

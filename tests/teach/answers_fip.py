@@ -1,7 +1,12 @@
 """Right and wrong answers to the exercises of lesson 08, for test_check.py."""
 
+import copy
+
 import torch
+from torch.func import functional_call
 from torch.nn import functional as F
+
+import bdcourse.teach.check.fip as check_fip
 
 
 def score_length(x, p, y):
@@ -126,32 +131,110 @@ def product_there_alone(gradient, w, r):
     return gradient([v + r / norm * t for v, t in zip(w, g, strict=True)])
 
 
-def fip_gradient(ce, hg, f, w, w0, n, eta_f, eta_r):
-    return ce + 2 * eta_f / n * hg + eta_r * f * (w - w0)
+def fip_plain(model, x, y, fisher, eta_f, eta_r, steps, lr, batch, generator):
+    net = copy.deepcopy(model).train()
+    w = dict(net.named_parameters())
+    received = [v.detach().clone() for v in w.values()]
+    speed = [torch.zeros_like(v) for v in received]
+    for _ in range(steps):
+        i = torch.randperm(len(x), generator=generator)[:batch]
+        logits = net(x[i])
+        ce = torch.autograd.grad(F.cross_entropy(logits, y[i]), list(w.values()))
+        drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)
+
+        def gradient(at, i=i, drawn=drawn):
+            moved = dict(zip(w, at, strict=True))
+            moved |= {n: b.clone() for n, b in net.named_buffers()}
+            out = functional_call(net, moved, (x[i],)).log_softmax(1)
+            return torch.autograd.grad(out.gather(1, drawn).sum(), at)
+
+        at = [v.detach().clone().requires_grad_() for v in w.values()]
+        r = 1e-3 * sum(v.detach().square().sum() for v in at).sqrt()
+        hg = product(gradient, at, r)
+        with torch.no_grad():
+            for k, v in enumerate(w.values()):
+                slope = ce[k] + 2 * eta_f / len(i) * hg[k]
+                slope += eta_r * fisher[k] * (v - received[k])
+                speed[k] = 0.9 * speed[k] + slope
+                v -= lr * speed[k]
+    return net.eval()
 
 
-def fip_gradient_by_autograd(ce, hg, f, w, w0, n, eta_f, eta_r):
-    at = w.clone().requires_grad_()
-    # Linear in the weights where the gradient is given.
-    loss = (at * (ce + 2 * eta_f * hg / n)).sum()
-    loss = loss + eta_r / 2 * (f * (at - w0).square()).sum()
-    return torch.autograd.grad(loss, at)[0]
+def fip_by_double_backward(
+    model, x, y, fisher, eta_f, eta_r, steps, lr, batch, generator, statistics=False
+):
+    """The exact product, and torch's own SGD."""
+    net = copy.deepcopy(model)
+    w = list(net.parameters())
+    old = [v.detach().clone() for v in w]
+    sgd = torch.optim.SGD(w, lr=lr, momentum=0.9)
+    net.train()
+    for _ in range(steps):
+        i = torch.randperm(len(x), generator=generator)[:batch]
+        out = net(x[i])
+        p = out.log_softmax(1)
+        y_hat = torch.multinomial(p.detach().exp(), 1, generator=generator)[:, 0]
+        g = torch.autograd.grad(-F.nll_loss(p, y_hat, reduction="sum"), w, create_graph=True)
+        trace = sum((t * t).sum() for t in g) / len(i)
+        back = sum((f * (v - v0) ** 2).sum() for f, v, v0 in zip(fisher, w, old, strict=True))
+        loss = F.nll_loss(p, y[i]) + eta_f * trace + eta_r / 2 * back
+        sgd.zero_grad()
+        loss.backward()
+        if statistics:
+            net(x[i])
+        sgd.step()
+    return net.eval()
 
 
-def fip_gradient_in_place(ce, hg, f, w, w0, n, eta_f, eta_r):
-    ce += 2 * eta_f / n * hg + eta_r * f * (w - w0)
-    return ce
+def fip_in_place(model, x, y, *how):
+    out = fip_plain(model, x, y, *how)
+    model.load_state_dict(out.state_dict())
+    return model
+
+
+def fip_without_generator(model, x, y, *how):
+    return fip_plain(model, x, y, *how[:-1], None)
+
+
+def fip_training(*args):
+    return fip_plain(*args).train()
+
+
+def with_slip(slip):
+    return lambda *args: check_fip._descended(*args, wrong=slip)
+
+
+def spectral_step(w, dw, lr):
+    u, s, vh = torch.linalg.svd(w.flatten(1), full_matrices=False)
+    slope = ((u.T @ dw.flatten(1)) * vh).sum(1)
+    return ((u * (s - lr * slope).relu()) @ vh).view(w.shape)
+
+
+def spectral_step_by_autograd(w, dw, lr):
+    u, s, vh = torch.linalg.svd(w.reshape(len(w), -1), full_matrices=False)
+    d = torch.zeros_like(s, requires_grad=True)
+    weight = u @ torch.diag(s + d) @ vh
+    (slope,) = torch.autograd.grad((weight * dw.reshape(len(w), -1)).sum(), d)
+    return (u @ torch.diag(F.relu(s - lr * slope)) @ vh).reshape(w.shape)
+
+
+def spectral_with(values=lambda t: t.relu(), slope=None, sign=-1, shape=True):
+    slope = slope or (lambda u, m, vh: (u * (m @ vh.T)).sum(0))
+
+    def answer(w, dw, lr):
+        u, s, vh = torch.linalg.svd(w.flatten(1), full_matrices=False)
+        out = (u * values(s + sign * lr * slope(u, dw.flatten(1), vh))) @ vh
+        return out.view(w.shape) if shape else out
+
+    return answer
 
 
 RIGHT: dict = {
     "score_length": [score_length, score_length_by_outer_product],
     "one_pass_trace": [one_pass_trace, one_pass_trace_by_backward],
     "product": [product, product_from_both_sides],
-    "fip_gradient": [fip_gradient, fip_gradient_by_autograd],
-    "change_gradient": [
-        lambda u, vh, dw: (u * (dw @ vh.T)).sum(0),
-        lambda u, vh, dw: (u.T @ dw @ vh.T).diagonal(),
-    ],
+    "fip_plain": [fip_plain, fip_by_double_backward],
+    "spectral_step": [spectral_step, spectral_step_by_autograd],
 }
 
 WRONG: dict = {
@@ -243,58 +326,36 @@ WRONG: dict = {
         ),
         (lambda *a: product(*a)[:1], "list of tensors"),
     ],
-    "fip_gradient": [
-        (lambda c, h, f, w, v, n, a, b: c + a / n * h + b * f * (w - v), "factor 2"),
-        (lambda c, h, f, w, v, n, a, b: c + 2 * a * h + b * f * (w - v), "by n"),
-        (
-            lambda c, h, f, w, v, n, a, b: fip_gradient(c, -h, f, w, v, n, a, b),
-            "trace larger",
-        ),
-        (
-            lambda c, h, f, w, v, n, a, b: fip_gradient(c, h, f, v, w, n, a, b),
-            "pushes away",
-        ),
-        (
-            lambda c, h, f, w, v, n, a, b: c + 2 * a / n * h + b / 2 * f * (w - v) ** 2,
-            "squared",
-        ),
-        (
-            lambda c, h, f, w, v, n, a, b: fip_gradient(c, h, 2 * f, w, v, n, a, b),
-            "factor in the pull",
-        ),
-        (
-            lambda c, h, f, w, v, n, a, b: fip_gradient(c, h, 1, w, v, n, a, b),
-            "alike",
-        ),
-        (
-            lambda c, h, f, w, v, n, a, b: fip_gradient(c, h, f, w, v, n, a, 1),
-            "leaves out eta_r",
-        ),
-        (
-            lambda c, h, f, w, v, n, a, b: fip_gradient(c, h, f, w, v, n, b, a),
-            "exchanges",
-        ),
-        (
-            lambda c, h, f, w, v, n, a, b: fip_gradient(0, h, f, w, v, n, a, b),
-            "cross-entropy",
-        ),
-        (
-            lambda c, h, f, w, v, n, a, b: fip_gradient(c, h, f, w, 0, n, a, b),
-            "three terms",
-        ),
-        (fip_gradient_in_place, "in place"),
-        (lambda *a: fip_gradient(*a).sum(), "shape"),
+    "fip_plain": [
+        (with_slip("no trace"), "no trace at all"),
+        (with_slip("climb"), "climbs"),
+        (with_slip("half"), "factor 2"),
+        (with_slip("sum"), "number of images"),
+        (with_slip("data"), "labels of the data"),
+        (with_slip("likely"), "most likely"),
+        (with_slip("mode"), "running statistics"),
+        (with_slip("no pull"), "not pulled back"),
+        (with_slip("away"), "pushed away"),
+        (with_slip("double"), "factor in the pull"),
+        (with_slip("alike"), "alike"),
+        (with_slip("no fit"), "cross-entropy"),
+        (with_slip("momentum"), "no momentum"),
+        (lambda *a: fip_by_double_backward(*a, statistics=True), "second pass"),
+        (fip_in_place, "work on a copy"),
+        (fip_training, "train mode"),
+        (fip_without_generator, "without the generator"),
+        (lambda *a: list(fip_plain(*a).parameters()), "no network"),
+        (lambda m, *a: copy.deepcopy(m), "of the way"),
+        (lambda *a: fip_plain(*a[:6], 1, *a[7:]), "of the way"),
     ],
-    "change_gradient": [
-        (lambda u, vh, dw: (u * (dw @ vh)).sum(0), "columns of vh"),
-        (lambda u, vh, dw: (u.T * (dw @ vh.T)).sum(0), "rows of u"),
-        (lambda u, vh, dw: (u * (dw @ vh.T)).sum(1), "over the singular values"),
-        (lambda u, vh, dw: (u.T * (dw @ vh)).sum(0), "transposed"),
-        (lambda u, vh, dw: (u * (dw.T @ vh.T)).sum(0), "transposed"),
-        (lambda u, vh, dw: u.T @ dw @ vh.T, "its diagonal"),
-        (lambda u, vh, dw: -(u * (dw @ vh.T)).sum(0), "sign"),
-        (lambda u, vh, dw: (u * (dw @ vh.T)).mean(0), "is a mean"),
-        (lambda u, vh, dw: torch.linalg.svdvals(dw), "those of the weight"),
-        (lambda u, vh, dw: (u * (dw @ vh.T)).sum(0).relu(), "is not u_r"),
+    "spectral_step": [
+        (lambda w, dw, lr: w - lr * dw, "along the weights"),
+        (lambda w, dw, lr: w.clone(), "does not move"),
+        (spectral_with(values=lambda t: t), "below zero"),
+        (spectral_with(values=lambda t: t.abs()), "absolute value"),
+        (spectral_with(sign=1), "goes up"),
+        (spectral_with(slope=lambda u, m, vh: torch.linalg.svdvals(m)), "values of dw"),
+        (spectral_with(slope=lambda u, m, vh: (u * m.mean()).sum(0)), "is not U"),
+        (spectral_with(shape=False), "shape"),
     ],
 }

@@ -51,6 +51,11 @@ def rates_of_all(model, x, triggered, y, target):
     return torch.stack([h.float().mean() for h in (clean == y, said == target, said == y)])
 
 
+def rates_left_in_eval(model, x, triggered, y, target):
+    model.eval()
+    return rates(model, x, triggered, y, target)
+
+
 def changes(model, layer, x, triggered):
     a, b = (activations.outputs(model, p, [layer])[layer] for p in (x, triggered))
     return (a - b).flatten(2).norm(dim=2).mean(0)
@@ -58,6 +63,15 @@ def changes(model, layer, x, triggered):
 
 def sizes(model, layer, x, triggered):
     return activations.norms(model, x, [layer])[layer]
+
+
+def sizes_triggered(model, layer, x, triggered):
+    return activations.norms(model, triggered, [layer])[layer]
+
+
+def mean_changes(model, layer, x, triggered):
+    a, b = (activations.outputs(model, p, [layer])[layer] for p in (x, triggered))
+    return (a - b).mean(0).flatten(1).norm(dim=1)
 
 
 def by_package(model, layer, channels):
@@ -94,6 +108,10 @@ def from_the_top(order, k, g):
     return order[:k]
 
 
+def with_return(order, k, g):
+    return torch.randint(len(order), (k,), generator=g)
+
+
 def of_its_own(order, k, g):
     return torch.randperm(len(order))[:k]
 
@@ -107,6 +125,24 @@ own = torch.Generator()
 
 def too_many(order, k, g):
     return torch.randperm(len(order), generator=g)[: k + (0 < k)]
+
+
+def never_the_last(order, k, g):
+    n = len(order) - 2 * (k < 4)
+    return torch.randperm(n, generator=g)[:k]
+
+
+def curve_left_in_eval(model, *args):
+    model.eval()
+    return curve()(model, *args)
+
+
+def curve_of_one_draw(model, layer, x, triggered, y, target, counts, draws, generator):
+    """One random set for each k; the others are always the first channels."""
+    args = (model, layer, x, triggered, y, target, counts)
+    ranked, first = curve()(*args, 1, generator)
+    fixed_ones = curve(pick=fixed)(*args, draws - 1, generator)[1]
+    return ranked, torch.cat([first, fixed_ones], 1)
 
 
 def curve(cut=by_package, score=changes, pick=draw, largest=True):
@@ -174,11 +210,17 @@ WRONG = {
         ),
         (lambda s, y, t: ((s == t) & (y != t)).float().mean().item(), "all images"),
         (lambda s, y, t: 100.0 * (s[y != t] == t).float().mean().item(), "0..1"),
-        (lambda s, y, t: (s[y != t] == t).mean(), "raises RuntimeError in line"),
+        (lambda s, y, t: (s[y != t] == t).mean(), "bool tensor"),
+        (lambda s, y, t: (s + y[:2]).float().mean(), "raises RuntimeError in line"),
     ],
     "three_rates": [
         (rates_in_training, "training mode"),
-        (rates_of_all, "include images of the target class"),
+        (rates_left_in_eval, "leaves the network in evaluation mode"),
+        (rates_of_all, "ASR includes images of the target class"),
+        (rates_with(lambda c, s, y, t: (1, s == t)), "ASR includes images of the target"),
+        (rates_with(lambda c, s, y, t: (2, s == y)), "RA includes images of the target"),
+        (rates_with(lambda c, s, y, t: (1, (c == t)[y != t])), "ASR is measured on clean"),
+        (rates_with(lambda c, s, y, t: (2, (c == y)[y != t])), "RA is measured on clean"),
         (rates_with(lambda c, s, y, t: (2, s[y != t] != t)), "1 - ASR"),
         (rates_with(lambda c, s, y, t: (0, s == y)), "on triggered images"),
         (rates_with(lambda c, s, y, t: (0, (c == y)[y != t])), "every clean image"),
@@ -195,8 +237,14 @@ WRONG = {
     "cut_curve": [
         (curve(only_weights), "leaves the bias on"),
         (curve(in_place), "cut a copy"),
-        (curve(largest=False), "change least"),
-        (curve(score=sizes), "how loud"),
+        (curve(largest=False), "change least|how loud"),
+        (curve(score=sizes), "how loud|change least"),
+        (curve(score=sizes_triggered), "how loud|change least"),
+        (curve(score=mean_changes), "opposite changes cancel|how loud|change least"),
+        (curve_left_in_eval, "leaves the network in evaluation mode"),
+        (curve(pick=with_return), "no set of|no pair"),
+        (curve(pick=never_the_last), "never drawn"),
+        (curve_of_one_draw, "same for every seed"),
         (curve(pick=fixed), "one set of channels"),
         (curve(pick=from_the_top), "switch off the ranked"),
         (curve(pick=of_its_own), "ignore the generator: the same seed"),
@@ -212,6 +260,7 @@ WRONG = {
             lambda m, g: (g.mean((2, 3), keepdim=True) * m).relu().sum(1),
             "before the sum",
         ),
+        (lambda m, g: (g.sum((2, 3), keepdim=True) * m).sum(1).relu(), "sums the gradient"),
         (lambda m, g: m.sum(1).relu(), "weighted sum"),
         (lambda m, g: (g.mean((2, 3)) * m).sum(1).relu(), "raises RuntimeError in line"),
     ],

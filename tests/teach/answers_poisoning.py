@@ -59,6 +59,11 @@ def poison(x, y, rate, target, trigger, generator):
     return x, y, role
 
 
+def poison_marks_by_label(x, y, rate, target, trigger, generator):
+    x, y, role = poison(x, y, rate, target, trigger, generator)
+    return x, y, role * target
+
+
 def poison_by_mask(x, y, rate, target, trigger, generator):
     place = torch.randperm(len(x), generator=generator).argsort()
     role = place < round(rate * len(x))
@@ -71,6 +76,19 @@ def poison_by_scores(x, y, rate, target, trigger, generator):
     role = score.argsort().argsort() < round(rate * len(x))
     stamped = torch.where(role.view(-1, 1, 1, 1), trigger(x), x)
     return stamped, torch.where(role, target, y), role.long()
+
+
+def poison_as_list(*args):
+    return list(poison(*args))
+
+
+def poison_rounds_up(x, y, rate, *rest):
+    return poison(x, y, math.ceil(rate * len(x)) / len(x), *rest)
+
+
+def poison_without_trigger(x, y, rate, target, trigger, generator):
+    _, py, role = poison(x, y, rate, target, trigger, generator)
+    return x.clone(), py, role
 
 
 def poison_keeps_labels(x, y, rate, target, trigger, generator):
@@ -120,26 +138,41 @@ def train_victim(
     reset=True,
     order=(0, 1),
     partial=False,
+    fifth=lambda total: total / 5,
+    goal=lambda losses, role: losses.mean(),
+    after=False,
+    draws=None,
+    at_once=False,
+    pool=None,
+    cut_once=False,
 ):
     opt = torch.optim.SGD(
         model.parameters(), lr, momentum=momentum, weight_decay=decay, nesterov=nesterov
     )
     steps, step, log = len(x) // batch, 0, []
     total = epochs * steps
-    climb, sums, counts = total / 5, torch.zeros(2), torch.zeros(2)
-    model.train(mode)
+    climb, sums, counts = fifth(total), torch.zeros(2), torch.zeros(2)
+    if mode is not None:
+        model.train(mode)
+    whole = crop(x, generator) if at_once else None
     for _ in range(epochs):
-        rows_of = torch.randperm(len(x), generator=generator) if shuffle else torch.arange(len(x))
+        n = pool(len(x), batch) if pool else len(x)
+        rows_of = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
+        if cut_once:
+            fixed = torch.arange(len(x)).flip(0)[: steps * batch].view(steps, batch)
+            rows_of = fixed[torch.randperm(steps, generator=generator)].flatten()
         for rows in rows_of[: None if partial else steps * batch].split(batch):
             share = min(0.2 + 0.8 * step / climb, (total - step) / (total - climb))
             opt.param_groups[0]["lr"] = lr * (share if moving else 1)
-            seen = crop(x[rows], generator)
+            seen = whole[rows] if at_once else crop(x[rows], draws or generator)
             losses = F.cross_entropy(model(seen if cropped else x[rows]), y[rows], reduction="none")
             if zero:
                 opt.zero_grad()
-            losses.mean().backward()
+            goal(losses, role[rows]).backward()
             opt.step()
             step += 1
+            if after:
+                losses = F.cross_entropy(model(seen), y[rows], reduction="none")
             for r in (0, 1):
                 sums[r] += losses.detach()[role[rows] == order[r]].sum()
                 counts[r] += (role[rows] == order[r]).sum()
@@ -184,6 +217,10 @@ def train_victim_by_scheduler(model, x, y, role, crop, epochs, batch, lr, every,
 
 def loop(**slips):
     return lambda *args: train_victim(*args, **slips)
+
+
+def mean_of_means(losses, role):
+    return (losses[role == 0].mean() + losses[role == 1].mean()) / 2
 
 
 def no_eval(model, *args):
@@ -316,13 +353,15 @@ def one_class(**slips):
 
 RIGHT = {
     "stamp": [stamp, stamp_by_masks],
-    "poison": [poison, poison_by_mask],
+    "poison": [poison, poison_by_mask, poison_as_list],
     "train_victim": [train_victim, train_victim_by_scheduler],
     "lost": [lost, lost_in_closed_form],
     "decibels": [decibels, decibels_by_loop],
     "by_class": [by_class, by_class_counted],
     "poison_one_class": [poison_one_class, poison_one_class_by_mask],
 }
+other_draws = loop(draws=torch.Generator().manual_seed(0))
+
 WRONG = {
     "stamp": [
         (stamp_in_place, "in place"),
@@ -337,7 +376,10 @@ WRONG = {
         (only("stripes", lambda x, p: (x + wave(x, 1)).clamp(0, 1)), "are not x"),
     ],
     "poison": [
+        (poison_marks_by_label, "role must be 1"),
         (poison_keeps_labels, "kept its label"),
+        (poison_rounds_up, "expected"),
+        (poison_without_trigger, "no image got the trigger"),
         (poison_first_rows, "always chooses the same"),
         (poison_all_labels, "clean image got a new label"),
         (poison_with_repeats, "expected"),
@@ -345,6 +387,8 @@ WRONG = {
         (lambda x, y, *rest: poison(x, y, *rest)[:2], "x, y, role"),
     ],
     "train_victim": [
+        (loop(pool=lambda n, batch: n // batch * batch), "last images"),
+        (loop(cut_once=True), "only shuffles|same in every"),
         (loop(moving=False), "never moves"),
         (loop(momentum=0.0, nesterov=False), "no momentum"),
         (loop(nesterov=False), "not Nesterov"),
@@ -353,6 +397,15 @@ WRONG = {
         (loop(cropped=False), "before crop"),
         (loop(zero=False), "zero them"),
         (loop(mode=False), "eval mode"),
+        (loop(mode=None), "eval mode"),
+        (loop(fifth=lambda total: total // 5), "need not be whole"),
+        (loop(decay=1e-4), "decay is not"),
+        (loop(momentum=0.95), "momentum is not 0.9"),
+        (loop(goal=lambda losses, role: losses[role == 0].mean()), "clean images alone"),
+        (loop(goal=mean_of_means), "mean of two means"),
+        (loop(after=True), "drove the step"),
+        (loop(at_once=True), "whole set at once"),
+        (other_draws, "draw from the generator"),
         (loop(partial=True), "incomplete"),
         (loop(reset=False), "over the last"),
         (loop(order=(1, 0)), "exchanged"),
@@ -364,6 +417,8 @@ WRONG = {
         (lambda *a: 1 - math.sqrt(1 - lost(*a)), "one axis"),
         (lambda *a: (1 - math.sqrt(1 - lost(*a))) ** 2, "both axes"),
         (lambda p, s, k, n: lost(p, s, 1, n), "enumeration"),
+        (lambda *a: 100 * lost(*a), "in percent"),
+        (lambda *a: 1 - lost(*a), "keep something"),
         (lambda *a: torch.tensor([0.1, 0.2]), "not a number"),
     ],
     "decibels": [

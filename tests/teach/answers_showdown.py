@@ -13,28 +13,6 @@ def balance_by_parts(acc, asr, acc_after, asr_after):
     return 0.5 + 0.5 * removed - 0.5 * lost
 
 
-def front(acc, asr):
-    better = (acc[:, None] >= acc) & (asr[:, None] <= asr)
-    strictly = (acc[:, None] > acc) | (asr[:, None] < asr)
-    return ~(better & strictly).any(0)
-
-
-def front_by_loop(acc, asr):
-    points = list(zip(acc.tolist(), asr.tolist(), strict=True))
-    keep = []
-    for a, s in points:
-        keep.append(not any((b >= a and t <= s) and (b, t) != (a, s) for b, t in points))
-    return torch.tensor(keep)
-
-
-def front_without_ties(acc, asr):
-    return ~((acc[:, None] >= acc) & (asr[:, None] <= asr)).fill_diagonal_(0).any(0)
-
-
-def front_by_both(acc, asr):
-    return ~((acc[:, None] > acc) & (asr[:, None] < asr)).any(0)
-
-
 def resampled_means(scores, n, generator):
     at = torch.randint(len(scores), (n, len(scores)), generator=generator)
     return scores[at].mean(1)
@@ -85,9 +63,147 @@ def by_the_test_by_loop(acc, asr, least):
     return min(allowed, key=lambda i: asr[i])
 
 
+def contest(acc, asr, twin, against, n, generator, gate="both", clamp=True, size=None, ends=0.05):
+    strong, accurate = asr[0] >= 0.95, acc[0] >= twin - 0.03
+    ok = {"both": strong & accurate, "asr": strong, "acc": accurate, "none": strong | True}[gate]
+    acc, asr = acc[:, ok], asr[:, ok]
+    removed, lost = asr[0] - asr, acc[0] - acc
+    if clamp:
+        removed, lost = removed.clamp(min=0), lost.clamp(min=0)
+    der = (removed - lost + 1) / 2
+    v = der.shape[1]
+    means = der[:, torch.randint(v, (n, size or v), generator=generator)].mean(2)
+    low, high = means.quantile(torch.tensor([ends, 1 - ends], dtype=der.dtype), dim=1)
+    first = (means == means.max(0).values).to(der).mean(1)
+    above = (means > means[against]).to(der).mean(1)
+    return {"mean": der.mean(1), "low": low, "high": high, "first": first, "above": above}
+
+
+def contest_by_loop(acc, asr, twin, against, n, generator):
+    victims = [v for v in range(acc.shape[1]) if asr[0, v] >= 0.95 and acc[0, v] >= twin - 0.03]
+    der = torch.zeros(len(acc), len(victims), dtype=acc.dtype)
+    for i in range(len(acc)):
+        for j, v in enumerate(victims):
+            removed = max(0.0, float(asr[0, v] - asr[i, v]))
+            der[i, j] = 0.5 * (removed - max(0.0, float(acc[0, v] - acc[i, v])) + 1)
+    tables = []
+    for _ in range(n):
+        at = torch.randint(len(victims), (len(victims),), generator=generator)
+        tables.append(der[:, at].mean(1))
+    tables = torch.stack(tables)
+    ordered = tables.sort(0).values
+    return {
+        "mean": der.mean(1),
+        "low": ordered[round(0.05 * (n - 1))],
+        "high": ordered[round(0.95 * (n - 1))],
+        "first": (tables >= tables.amax(1, keepdim=True)).to(der).mean(0),
+        "above": (tables > tables[:, against : against + 1]).to(der).mean(0),
+    }
+
+
+def no_gate(*given):
+    return contest(*given, gate="none")
+
+
+def gate_by_asr(*given):
+    return contest(*given, gate="asr")
+
+
+def gate_by_acc(*given):
+    return contest(*given, gate="acc")
+
+
+def unclamped(*given):
+    return contest(*given, clamp=False)
+
+
+def half_tables(*given):
+    return contest(*given, size=2)
+
+
+def quartiles(*given):
+    return contest(*given, ends=0.25)
+
+
+def own_dice(*given):
+    return contest(*given[:-1], torch.Generator().manual_seed(torch.seed() % 10**9))
+
+
+def _der(acc, asr, twin):
+    ok = (asr[0] >= 0.95) & (acc[0] >= twin - 0.03)
+    acc, asr = acc[:, ok], asr[:, ok]
+    return ((asr[0] - asr).clamp(min=0) - (acc[0] - acc).clamp(min=0) + 1) / 2
+
+
+def of_the_victims(acc, asr, twin, *rest):
+    out, der = contest(acc, asr, twin, *rest), _der(acc, asr, twin)
+    low, high = der.quantile(torch.tensor([0.05, 0.95], dtype=der.dtype), dim=1)
+    return out | {"low": low, "high": high}
+
+
+def the_same_table(acc, asr, twin, *rest):
+    mean = _der(acc, asr, twin).mean(1)
+    return contest(acc, asr, twin, *rest) | {"low": mean, "high": mean}
+
+
+def unpaired(acc, asr, twin, against, n, generator):
+    der, out = _der(acc, asr, twin), contest(acc, asr, twin, against, n, generator)
+    v = der.shape[1]
+    means = torch.stack([d[torch.randint(v, (n, v), generator=generator)].mean(1) for d in der])
+    above = (means > means[against]).to(der).mean(1)
+    return out | {"first": (means == means.amax(0)).to(der).mean(1), "above": above}
+
+
+def not_strictly(acc, asr, twin, against, n, generator):
+    der = _der(acc, asr, twin)
+    means = der[:, torch.randint(5, (n, 5), generator=generator)].mean(2)
+    out = contest(acc, asr, twin, against, n, generator)
+    return out | {"above": (means >= means[against]).to(der).mean(1)}
+
+
+def one_winner(acc, asr, twin, against, n, generator):
+    der = _der(acc, asr, twin)
+    means = der[:, torch.randint(5, (n, 5), generator=generator)].mean(2)
+    first = torch.bincount(means.argmax(0), minlength=len(der)).to(der) / n
+    return contest(acc, asr, twin, against, n, generator) | {"first": first}
+
+
+def three_choosers(der):
+    others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
+    defender = der.gather(0, others.argmax(0, keepdim=True))
+    return der.amax(0).mean().item(), der.mean(1).max().item(), defender.mean().item()
+
+
+def three_choosers_by_loop(der):
+    examiner, defender = [], []
+    for v in range(der.shape[1]):
+        rest = [i for i in range(der.shape[1]) if i != v]
+        examiner.append(float(der[:, v].max()))
+        defender.append(float(der[der[:, rest].mean(1).argmax(), v]))
+    author = max(float(row.mean()) for row in der)
+    return sum(examiner) / len(examiner), author, sum(defender) / len(defender)
+
+
+def promised(der):
+    others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
+    return *three_choosers(der)[:2], others.amax(0).mean().item()
+
+
+def gated(strength, share):
+    def wrong(acc, asr, twin, against, n, generator):
+        moved = asr.clone()
+        moved[0] = (asr[0] >= strength).to(asr)
+        moved[0, acc[0] < twin - share] = 0
+        ok = moved[0] > 0
+        return contest(acc[:, ok], asr[:, ok], twin, against, n, generator, gate="none")
+
+    return wrong
+
+
 RIGHT = {
     "balance": [balance, balance_by_parts],
-    "front": [front, front_by_loop],
+    "contest": [contest, contest_by_loop],
+    "three_choosers": [three_choosers, three_choosers_by_loop],
     "resampled_means": [resampled_means, resampled_means_by_loop],
     "by_the_test": [by_the_test, by_the_test_by_loop],
 }
@@ -100,13 +216,32 @@ WRONG = {
         (lambda a, s, b, t: (s - t + a - b + 1) / 2, "rewards a loss"),
         (lambda a, s, b, t: (t - s + a - b + 1) / 2, "gives 0 for a perfect"),
     ],
-    "front": [
-        (front_without_ties, "equal points|drops point"),
-        (front_by_both, "keeps point|better in both"),
-        (lambda acc, asr: front(acc, -asr), "takes high ASR for good"),
-        (lambda acc, asr: ~front(acc, asr), "marks the beaten"),
-        (lambda acc, asr: acc == acc.max(), "keeps point|drops point|high ASR"),
-        (lambda acc, asr: front(acc, asr).float(), "the answer is bool"),
+    "contest": [
+        (gated(0.94, 0.03), "fewer than 95%"),
+        (gated(0.96, 0.03), "edge inside"),
+        (gated(0.95, 0.1), "edge inside|more than 3 points"),
+        (gated(0.95, 0.02), "edge inside"),
+        (no_gate, "miss the gate"),
+        (gate_by_asr, "lost more than 3 points"),
+        (gate_by_acc, "fewer than 95%"),
+        (unclamped, "pays for accuracy"),
+        (of_the_victims, "average each table first"),
+        (the_same_table, "with replacement"),
+        (half_tables, "as many victims as passed"),
+        (quartiles, "5% from either end"),
+        (unpaired, "victims of its own"),
+        (not_strictly, "strictly better"),
+        (one_winner, "breaks a tie"),
+        (own_dice, "for the same seed"),
+        (lambda *a: contest(*a)["mean"], "must return a dict"),
+    ],
+    "three_choosers": [
+        (lambda der: three_choosers(der)[::-1], "another order"),
+        (lambda der: (three_choosers(der)[1], *three_choosers(der)[1:]), "one line for all"),
+        (lambda der: (*three_choosers(der)[:2], three_choosers(der)[1]), "leave it out"),
+        (lambda der: (three_choosers(der)[0],) * 3, "author"),
+        (promised, "picked by"),
+        (lambda der: three_choosers(der)[:2], "three numbers"),
     ],
     "resampled_means": [
         (without_replacement, "drawn without replacement"),
@@ -126,5 +261,12 @@ WRONG = {
             "exactly enough",
         ),
         (lambda acc, asr, least: len(acc), "no position"),
+        (lambda acc, asr, least: int((acc - least).abs().argmin()), "never looks at the ASR"),
+        (
+            lambda acc, asr, least: int(torch.where(acc >= least, acc, torch.inf).argmin()),
+            "never looks at the ASR",
+        ),
+        (lambda acc, asr, least: int(torch.where(acc >= least, asr, -1.0).argmax()), "highest"),
+        (lambda acc, asr, least: int(torch.where(acc >= least, asr, 1.0).argmin()), "is 1"),
     ],
 }

@@ -23,6 +23,21 @@ def bend_by_affine(grid, strength, size):
     return flow + up.movedim(1, 3)
 
 
+def bend_by_reshape(grid, strength, size):
+    up = F.interpolate(grid[None], (size, size), mode="bicubic", align_corners=True)
+    return bend(grid, 0, size) + strength * up.reshape(1, size, size, 2) / size
+
+
+def bend_without_corners(grid, strength, size):
+    up = F.interpolate(grid[None], (size, size), mode="bicubic")
+    return bend(grid, 0, size) + strength * up.movedim(1, 3) / size
+
+
+def bend_bilinear(grid, strength, size):
+    up = F.interpolate(grid[None], (size, size), mode="bilinear", align_corners=True)
+    return bend(grid, 0, size) + strength * up.movedim(1, 3) / size
+
+
 def noisy_warp(x, flow, noise, generator):
     n, size = len(x), x.shape[-1]
     jitter = 2 * torch.rand((n, size, size, 2), generator=generator) - 1
@@ -50,6 +65,18 @@ def jittered(draw, clamp=True):
         return F.grid_sample(x, places.expand(n, -1, -1, -1), align_corners=True)
 
     return answer
+
+
+def reflecting(x, flow, noise, generator):
+    n, size = len(x), x.shape[-1]
+    places = flow + uniform(n, size, noise, generator)
+    return F.grid_sample(x, places, padding_mode="reflection", align_corners=True)
+
+
+def clamped_first(x, flow, noise, generator):
+    n, size = len(x), x.shape[-1]
+    places = flow.clamp(-1, 1) + uniform(n, size, noise, generator)
+    return F.grid_sample(x, places.clamp(-1, 1), align_corners=True)
 
 
 def uniform(n, size, noise, generator, shape=None):
@@ -85,6 +112,26 @@ def noise_mode_with(part):
     return answer
 
 
+def covers_too(x, y, target, p, c, trigger, noisy):
+    batch, labels, role = noise_mode(x, y, target, p, c, trigger, noisy)
+    return batch, torch.where(role > 0, target, y), role
+
+
+def recast(at, dtype):
+    """One of the three outputs in another dtype."""
+
+    def answer(*args):
+        out = list(noise_mode(*args))
+        out[at] = out[at].to(dtype)
+        return tuple(out)
+
+    return answer
+
+
+def noise_mode_as_a_list(*args):
+    return list(noise_mode(*args))
+
+
 def hijack(model, x, y, attacker, steps, lr, batch, generator, fault=""):
     opt = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     log, right, seen = [], torch.zeros(3), torch.zeros(3)
@@ -113,6 +160,10 @@ def hijack(model, x, y, attacker, steps, lr, batch, generator, fault=""):
         if 10 * (step + 1) // steps > 10 * step // steps:
             log.append((right / seen).tolist())
             right, seen = torch.zeros(3), torch.zeros(3)
+        if fault == "look":
+            model.eval()
+            model(bx)
+            model.train()
     if fault not in ("mode", "end"):
         model.eval()
     return log
@@ -158,15 +209,25 @@ def asks_once(model, x, y, attacker, steps, *rest):
 RIGHT = {
     "bend": [bend, bend_by_affine],
     "noisy_warp": [noisy_warp, noisy_warp_one_by_one],
-    "noise_mode": [noise_mode, noise_mode_by_where],
-    "hijack": [hijack, hijack_with_a_schedule],
+    "noise_mode": [noise_mode, noise_mode_by_where, noise_mode_as_a_list],
+    "hijack": [
+        hijack,
+        hijack_with_a_schedule,
+        lambda *a: torch.tensor(hijack(*a)),
+        lambda *a: tuple(map(tuple, hijack(*a))),
+    ],
 }
 
 WRONG = {
     "bend": [
         (lambda *a: bend(*a, flip=False), "x, the column, first"),
         (lambda *a: bend(*a, divide=False), "not divided"),
-        (lambda g, s, n: bend(g.flip(0), s, n), "is not identity"),
+        (lambda g, s, n: bend(g.flip(0), s, n), "x and y are exchanged"),
+        (lambda g, s, n: bend(g, s, n).clamp(-1, 1), "clamps already"),
+        (lambda g, s, n: bend(g, s * n / (n - 1), n), "size - 1"),
+        (bend_by_reshape, "permute moves"),
+        (bend_without_corners, "without align_corners"),
+        (bend_bilinear, "is not identity"),
         (lambda g, s, n: bend(g, s, n)[0], "shape"),
         (lambda g, s, n: bend(g, s + 0.5, n), "identity grid"),
     ],
@@ -177,7 +238,12 @@ WRONG = {
         (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, s, s, 1))), "in x as in y"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, s, 1, 2))), "whole rows"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g).abs()), "one side"),
-        (jittered(uniform, clamp=False), "beyond the border"),
+        (jittered(lambda n, s, a, g: uniform(n, s, a, g) / 2), "too small"),
+        (jittered(lambda n, s, a, g: s / 32 * uniform(n, s, a, g)), "too small"),
+        (jittered(lambda n, s, a, g: 2 * uniform(n, s, a, g).abs()), "one side"),
+        (jittered(uniform, clamp=False), "black from beyond the border"),
+        (reflecting, "behind the noise"),
+        (clamped_first, "behind the noise"),
         (
             lambda x, f, noise, g: noisy_warp(x, f, noise, torch.Generator().manual_seed(0)),
             "same noise",
@@ -190,10 +256,12 @@ WRONG = {
             "noisy warp",
         ),
         (noise_mode_with(lambda x, y, p, c, t, n: (1, y)), "kept their label"),
-        (
-            noise_mode_with(lambda x, y, p, c, t, n: (1, torch.cat([0 * y[: p + c], y[p + c :]]))),
-            "the point of them",
-        ),
+        (covers_too, "the point of them"),
+        (lambda x, y, t, *a: noise_mode(x, y, 0, *a), "must be labeled `target`"),
+        (recast(1, torch.float32), "cross_entropy wants"),
+        (recast(2, torch.uint8), "int64 like the labels"),
+        (recast(2, torch.int8), "int64 like the labels"),
+        (recast(2, torch.float32), "whole numbers"),
         (
             noise_mode_with(lambda x, y, p, c, t, n: (2, (torch.arange(len(y)) < p + c).long())),
             "2 for noise mode",
@@ -212,6 +280,13 @@ WRONG = {
         (faulty("gradients"), "add up"),
         (faulty("rate"), "learning rate"),
         (faulty("log"), "the log"),
+        (faulty("look"), "output that the loss sees"),
         (lambda *a: hijack(*a)[-1:], "logs 1 rows"),
+        (
+            lambda *a: [
+                dict(zip(("clean", "poison", "cover"), r, strict=True)) for r in hijack(*a)
+            ],
+            "a list of three shares",
+        ),
     ],
 }

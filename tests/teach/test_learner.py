@@ -45,7 +45,7 @@ def test_a_passed_check_fills_a_square(copies):
     check.take(take)
     assert progress.done(copies) == {"take"}
     page = (copies / progress.PAGE).read_text()
-    assert "\u25a0\u25a1\u25a1 1 of 3" in page and "Continue with" in page
+    assert "\u25a0\u25a1\u25a1\u25a1 1 of 4" in page and "Continue with" in page
     before = (copies / progress.FILE).stat().st_mtime_ns
     check.take(take)  # once more changes nothing
     assert (copies / progress.FILE).stat().st_mtime_ns == before
@@ -80,7 +80,7 @@ def test_the_command_tells_and_begins_anew(copies, capsys):
     check.take(take)
     capsys.readouterr()
     assert main(["labs", "progress", "--out", str(copies)]) == 0
-    assert "00_welcome  1 of 3" in (said := capsys.readouterr().out) and "together" in said
+    assert "00_welcome  1 of 4" in (said := capsys.readouterr().out) and "together" in said
     path = copies / "00_welcome.ipynb"
     nb = nbformat.read(path, as_version=4)
     (cell,) = (c for c in nb.cells if c.metadata.bdcourse.key == "exercise:take")

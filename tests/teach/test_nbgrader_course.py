@@ -48,7 +48,8 @@ def test_exercises_that_are_not_asked_are_given_solved():
         "outliers",
         "check-outliers",
         "largest_z",
-        "switch_off",
+        "clp_plain",
+        "careful_u",
     }
     assert SIGMA in cells["sigma"].source and "SOLUTION" not in cells["sigma"].source
     assert cells["sigma"].metadata.nbgrader.locked

@@ -76,11 +76,12 @@ def test_switches_measure_what_is_left(shown):
     assert len(buttons) == 128 and [k for k, b in enumerate(buttons) if not b.value] == [2]
     buttons[2].value = True
     whole = metrics.evaluate(victim.model, images, victim.attack)
-    assert box.path[-1] == (0, whole.acc, whole.asr)
+    assert box.path[-1] == (0, whole.acc, whole.asr, whole.ra)
     silent = switches(victim, "bn1", images, off=range(16))
     cut = surgery.without(victim.model, {"bn1": torch.arange(16)})
     broken = metrics.evaluate(cut, images, victim.attack)
-    assert silent.path == [(16, broken.acc, broken.asr)] and broken.acc < whole.acc
+    assert silent.path == [(16, broken.acc, broken.asr, broken.ra)]
+    assert broken.acc < whole.acc
     with_none = victim.model.get_submodule("layer4.0.bn1").weight.clone()
     for button in buttons:
         button.unobserve_all()

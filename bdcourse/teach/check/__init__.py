@@ -6,14 +6,21 @@ names the symptom and the hint to open. Passing prints one fixed line. One file 
 lesson; notebooks call them from here, `check.asr(...)`.
 """
 
-from bdcourse.teach.check.clp import largest_z, outliers, score, sigma, switch_off
+from bdcourse.teach.check.clp import (
+    careful_u,
+    clp_plain,
+    largest_z,
+    outliers,
+    score,
+    sigma,
+)
 from bdcourse.teach.check.core import CheckFailed, claim, reveal, stand_in
 from bdcourse.teach.check.fip import (
-    change_gradient,
-    fip_gradient,
+    fip_plain,
     one_pass_trace,
     product,
     score_length,
+    spectral_step,
 )
 from bdcourse.teach.check.fmp import (
     fmp_maps,
@@ -30,6 +37,7 @@ from bdcourse.teach.check.linf import (
     last_share,
     rise,
     steer,
+    verdict,
 )
 from bdcourse.teach.check.mnp import ascent, folded, mask_loss, mask_step, removal
 from bdcourse.teach.check.poisoning import lost, poison, stamp, train_victim
@@ -39,9 +47,15 @@ from bdcourse.teach.check.sharpness import (
     top_eigenvalue,
     trace_draws,
 )
-from bdcourse.teach.check.showdown import balance, by_the_test, front, resampled_means
+from bdcourse.teach.check.showdown import (
+    balance,
+    by_the_test,
+    contest,
+    resampled_means,
+    three_choosers,
+)
 from bdcourse.teach.check.training import bend, hijack, noise_mode, noisy_warp
-from bdcourse.teach.check.welcome import attack_success, confusion, take
+from bdcourse.teach.check.welcome import attack_success, confusion, place, take
 
 __all__ = [
     "CheckFailed",
@@ -53,19 +67,20 @@ __all__ = [
     "by_class",
     "by_the_test",
     "cam",
-    "change_gradient",
+    "careful_u",
     "claim",
+    "clp_plain",
     "confusion",
+    "contest",
     "cut_curve",
     "decibels",
     "dilution",
     "fake_variance",
     "filter_direction",
     "find_triggers",
-    "fip_gradient",
+    "fip_plain",
     "fmp_maps",
     "folded",
-    "front",
     "harm",
     "hijack",
     "largest_z",
@@ -77,6 +92,7 @@ __all__ = [
     "noisy_warp",
     "one_pass_trace",
     "outliers",
+    "place",
     "poison",
     "poison_one_class",
     "product",
@@ -89,15 +105,17 @@ __all__ = [
     "score",
     "score_length",
     "sigma",
+    "spectral_step",
     "stamp",
     "stand_in",
     "steer",
-    "switch_off",
     "tac",
     "take",
+    "three_choosers",
     "three_rates",
     "top_eigenvalue",
     "trace_draws",
     "train_victim",
+    "verdict",
     "worst_maps",
 ]

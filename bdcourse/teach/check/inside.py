@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bdcourse.activations import outputs
 from bdcourse.metrics import predict
-from bdcourse.surgery import without
 from bdcourse.teach.check.core import (
     CheckFailed,
     call,
@@ -40,12 +39,23 @@ def _predictions(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
     return said[shuffle], y[shuffle], target
 
 
+def _rate(name: str, fn: Callable, *args):
+    """`call`, and a word on what stops most readers at their first rate."""
+    try:
+        return call(name, fn, *args)
+    except RuntimeError as e:
+        if not str(e).startswith("mean()"):
+            raise
+        symptom = "takes the mean of a bool tensor; make numbers of it first."
+        raise CheckFailed(f"{name}: {symptom} (hint 1)") from None
+
+
 @guarded
 def asr(fn: Callable[[Tensor, Tensor, int], float]) -> None:
     """asr(said, y, target) -> attack success rate on triggered images."""
     name, g = "asr", fresh()
     said, y, target = _predictions(g)
-    out = number(name, call(name, fn, said, y, target))
+    out = number(name, _rate(name, fn, said, y, target))
     asked = y != target
     want = float((said[asked] == target).float().mean())
     need(out <= 1, name, "must be a share in 0..1, not a count or percentage.", 1)
@@ -105,7 +115,8 @@ def _case(g: torch.Generator) -> tuple[nn.Sequential, Tensor, Tensor, Tensor, in
         asked = y != target
         told = [acc, asr, ra, 1 - asr]
         told += [float((said == t).double().mean()) for t in (y, target)]
-        told += [float((predict(model, x) == y)[asked].double().mean())]
+        plain = predict(model, x)[asked]
+        told += [float((plain == t).double().mean()) for t in (y[asked], target)]
         far = all(abs(a - b) > 0.004 for a, b in combinations(told, 2))
         if far and min(asr, ra, 1 - asr - ra) > 0.05:
             return model, x, triggered, y, target
@@ -117,6 +128,16 @@ def _shares(model: nn.Module, x: Tensor, triggered: Tensor, y: Tensor, target: i
     return torch.stack([h.double().mean() for h in hits])
 
 
+LEFT_IN_EVAL = (
+    "leaves the network in evaluation mode; it came in training mode, and "
+    "metrics.predict gives it back as it was."
+)
+
+
+def _training(model: nn.Module) -> bool:
+    return all(m.training for m in model.modules())
+
+
 @guarded
 def three_rates(fn: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) -> None:
     """three_rates(model, x, triggered, y, target) -> ACC, ASR, RA as a tensor (3,)."""
@@ -125,7 +146,7 @@ def three_rates(fn: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) 
     want = _shares(model, x, triggered, y, target)
     model.train()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    out = call(name, fn, model, x, triggered, y, target)
+    out = _rate(name, fn, model, x, triggered, y, target)
     shaped(name, out, (3,))
     need(
         all(torch.equal(t, before[n]) for n, t in model.state_dict().items()),
@@ -133,16 +154,23 @@ def three_rates(fn: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) 
         "changes the network: it was asked in training mode.",
         1,
     )
+    need(_training(model), name, LEFT_IN_EVAL, 1)
     need(float(out.max()) <= 1, name, "must give shares in 0..1, not percentages.", 1)
     said, asked = predict(model, triggered), y != target
-    rows = slice(1, 3)
-    every = torch.stack([(said == target).double().mean(), (said == y).double().mean()])
-    need(
-        not close(out[rows], every),
-        name,
-        "ASR and RA include images of the target class; leave them out.",
-        2,
-    )
+    plain = predict(model, x)
+    for i, rate, wanted in ((1, "ASR", torch.tensor(target)), (2, "RA", y)):
+        need(
+            not close(out[i], (said == wanted).double().mean()),
+            name,
+            f"{rate} includes images of the target class; leave them out.",
+            2,
+        )
+        need(
+            not close(out[i], (plain == wanted)[asked].double().mean()),
+            name,
+            f"{rate} is measured on clean images; it belongs to the triggered ones.",
+            2,
+        )
     need(
         not close(out[2], (said[asked] != target).double().mean()),
         name,
@@ -157,7 +185,7 @@ def three_rates(fn: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) 
         2,
     )
     need(
-        not close(out[0], (predict(model, x) == y)[asked].double().mean()),
+        not close(out[0], (plain == y)[asked].double().mean()),
         name,
         "ACC leaves the target class out; accuracy counts every clean image.",
         2,
@@ -203,30 +231,51 @@ def tac(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     passed(name, "mean over images of the norm over positions, opposite changes kept")
 
 
+def _loudest(maps: Tensor) -> Tensor:
+    return maps.flatten(2).norm(dim=2).mean(0).argsort(descending=True)
+
+
 class _Cuts:
     """What switching channels of the small network off does, worked out once."""
 
     def __init__(self, g: torch.Generator) -> None:
         self.model, self.x, self.triggered, self.y, self.target = _case(g)
         maps = [outputs(self.model, p, ["norm"])["norm"] for p in (self.x, self.triggered)]
-        change = (maps[1] - maps[0]).flatten(2).norm(dim=2).mean(0)
-        self.order = change.argsort(descending=True)
-        self.loud = maps[0].flatten(2).norm(dim=2).mean(0).argsort(descending=True)
+        self.maps = maps
+        self.order = _loudest(maps[1] - maps[0])
+        self.loud = [_loudest(m) for m in maps]
+        self.mean = _loudest((maps[1] - maps[0]).mean(0, keepdim=True))
 
     def rates(self, channels: Tensor, shift: bool = True) -> Tensor:
-        cut = without(self.model, {"norm": channels}, shift=shift)
-        return _shares(cut, self.x, self.triggered, self.y, self.target)
+        """What is left without these channels, from the maps: no copy, no second pass."""
+        shifts = self.model.get_parameter("norm.bias").detach()
+        linear, said = self.model.get_submodule("linear"), []
+        for m in self.maps:
+            m = m.clone()
+            m[:, channels] = 0 if shift else shifts[channels, None, None]
+            said.append(linear(m.relu().flatten(1)).argmax(1))
+        asked = self.y != self.target
+        clean, triggered = said[0], said[1][asked]
+        hits = (clean == self.y, triggered == self.target, triggered == self.y[asked])
+        return torch.stack([h.double().mean() for h in hits])
 
     def ranked(self, order: Tensor, counts: list[int], shift: bool = True) -> Tensor:
         return torch.stack([self.rates(order[:k], shift) for k in counts])
 
     def every(self, k: int) -> Tensor:
         """The rates of each set of k channels."""
-        return torch.stack([self.rates(torch.tensor(c)) for c in combinations(range(6), k)])
+        return torch.stack(
+            [self.rates(torch.tensor(c, dtype=torch.int64)) for c in combinations(range(6), k)]
+        )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and close(a, b, 1e-5)
+
+
+BIAS_ON = "leaves the bias on, so each channel goes on sending a constant."
+BY_LOUDNESS = "ranks by how loud channels are, not by how much they change."
+BY_MEAN = "ranks by the mean change over images, in which opposite changes cancel."
 
 
 @guarded
@@ -237,55 +286,47 @@ def cut_curve(fn: Callable[..., tuple[Tensor, Tensor]]) -> None:
     while True:
         case = _Cuts(g)
         want = case.ranked(case.order, counts)
-        orders = (case.order.flip(0), case.loud)
-        wrong = [case.ranked(o, counts) for o in orders]
-        wrong.append(case.ranked(case.order, counts, shift=False))
-        if not any(_same(*pair) for pair in combinations([want, *wrong], 2)):
+        first = case.ranked(case.order[:1], [0])[0]
+        wrong = [
+            (case.ranked(case.order, counts, shift=False), BIAS_ON, 2),
+            (case.ranked(case.order.flip(0), counts), "cuts the channels that change least.", 1),
+            *((case.ranked(o, counts), BY_LOUDNESS, 1) for o in case.loud),
+            (case.ranked(case.mean, counts), BY_MEAN, 1),
+        ]
+        pairs = case.every(2)
+        single = (case.every(1)[:, None] - pairs).abs().amax(2).amin(1) > 1e-4
+        clear = not any(_same(w, want) for w, _, _ in wrong)
+        if clear and len(pairs.unique(dim=0)) >= 8 and single.sum() >= 2:
             break  # a draw in which each mistake shows
+    case.model.train()
 
-    def ask(seed: int) -> tuple[Tensor, Tensor]:
+    def ask(seed: int, counts: list[int], draws: int) -> tuple[Tensor, Tensor]:
         source = torch.Generator().manual_seed(seed)
         args = (case.model, "norm", case.x, case.triggered, case.y, case.target)
         before = {n: t.clone() for n, t in case.model.state_dict().items()}
         out = call(name, fn, *args, counts, draws, source)
         same = (torch.equal(t, before[n]) for n, t in case.model.state_dict().items())
         need(all(same), name, "cuts the network itself; cut a copy.", 2)
+        need(_training(case.model), name, LEFT_IN_EVAL, 1)
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise CheckFailed(f"{name}: must return two tensors, ranked and chance (hint 4)")
         shaped(name, out[0], (len(counts), 3), 4)
         shaped(name, out[1], (len(counts), draws, 3), 4)
         return out[0], out[1]
 
-    ranked, chance = ask(1)
-    order = case.order
+    ranked, chance = ask(1, counts, draws)
     need(
-        _same(ranked[0], case.rates(order[:0])),
+        _same(ranked[0], first),
         name,
         "with k = 0 the rates are not those of the untouched network.",
         3,
     )
     if not _same(ranked, want):
-        need(
-            not _same(ranked, wrong[2]),
-            name,
-            "leaves the bias on, so each channel goes on sending a constant.",
-            2,
-        )
-        need(
-            not _same(ranked, wrong[0]),
-            name,
-            "switches off the channels that change least.",
-            1,
-        )
-        need(
-            not _same(ranked, wrong[1]),
-            name,
-            "ranks by how loud channels are on clean images, not by their change.",
-            1,
-        )
+        for other, symptom, hint in wrong:
+            need(not _same(ranked, other), name, symptom, hint)
         need(False, name, "the ranked rates are not those of the k largest TAC.", 1)
     for i, k in enumerate(counts):
-        possible = case.every(k)
+        possible = pairs if k == 2 else case.every(k)
         for row in chance[i]:
             hit = (possible - row.double()).abs().amax(1).min() < 1e-5
             need(bool(hit), name, f"no set of {k} channels gives a random row.", 3)
@@ -302,15 +343,39 @@ def cut_curve(fn: Callable[..., tuple[Tensor, Tensor]]) -> None:
         3,
     )
     need(
-        _same(ask(1)[1], chance),
+        _same(ask(1, counts, draws)[1], chance),
         name,
         "the draws ignore the generator: the same seed gives other rates.",
         3,
     )
+    # Pairs of nine seeds: (seeds, draws, 3). By chance no draw is the same pair in all of
+    # them, and nearly all of the fifteen pairs occur.
+    many = torch.stack([ask(seed, [2], 4)[1][0] for seed in range(2, 11)]).double()
+    fits = (many[:, :, None] - pairs).abs().amax(3) < 1e-5
     need(
-        not _same(ask(2)[1], chance),
+        bool(fits.any(2).all()),
+        name,
+        "a random pair is no pair; draw without putting back.",
+        3,
+    )
+    same = (many - many[0]).abs().amax((0, 2)) < 1e-5
+    need(
+        not bool(same.all()),
         name,
         "the draws ignore the generator: other seeds give the same rates.",
+        3,
+    )
+    need(
+        not bool(same.any()),
+        name,
+        "one of the draws is the same for every seed; draw each of them anew.",
+        3,
+    )
+    of_pair = torch.tensor(list(combinations(range(6), 2)))[fits.any(0).any(0)]
+    need(
+        len(of_pair.unique()) == 6 and len(many.flatten(0, 1).round(decimals=4).unique(dim=0)) > 6,
+        name,
+        "some channels are never drawn; a random set comes from the whole layer.",
         3,
     )
     passed(name, "the k largest cut whole, fresh random sets beside them, network untouched")
@@ -337,6 +402,12 @@ def cam(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         name,
         "weights every position by its own gradient; "
         "Grad-CAM averages the gradient over positions first.",
+        2,
+    )
+    need(
+        not close(out, maps[0, 0].numel() * raw.relu()),
+        name,
+        "sums the gradient over positions; the weight is their mean.",
         2,
     )
     early = (weights * maps.double()).relu().sum(1)

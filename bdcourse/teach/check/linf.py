@@ -49,37 +49,52 @@ def dilution(fn: Callable[[int, int, float, float], float]) -> None:
 
 
 @guarded
-def rise(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """rise(clean, triggered) -> mean growth of each channel's peak, (c,)."""
+def rise(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """rise(clean, triggered, p) -> mean growth of each channel's p-norm, (c,)."""
     name, g = "rise", fresh()
-    for _ in range(2):
-        clean = torch.rand(5, 4, 3, 6, generator=g)
-        triggered = torch.rand(5, 4, 3, 6, generator=g)
-        triggered[:, 0] *= 0.2
-        out = call(name, fn, clean, triggered)
+    clean = torch.randn(5, 4, 3, 6, generator=g)
+    triggered = torch.randn(5, 4, 3, 6, generator=g)
+    triggered[:, 0] *= 0.2
+    a, b = clean.double().flatten(2), triggered.double().flatten(2)
+    for p in (math.inf, 1.0, 2.0):
+        out = call(name, fn, clean, triggered, p)
         shaped(name, out, (4,), hint=2)
-        a, b = clean.double(), triggered.double()
-        want = (b.amax((2, 3)) - a.amax((2, 3))).mean(0)
+        after, before = (torch.linalg.vector_norm(t, p, dim=2) for t in (b, a))
+        want = (after - before).mean(0)
+        plain = [t.amax(2) if p == math.inf else t.sum(2) for t in (b, a)]
         need(
-            not close(out, (b - a).amax((2, 3)).mean(0)),
+            p == 2 or not close(out, (plain[0] - plain[1]).mean(0)),
             name,
-            "is the peak of the change; the change of the peak is asked for.",
+            "forgets the absolute value: a map may be negative.",
             1,
         )
         need(
-            not close(out, (b - a).abs().amax((2, 3)).mean(0)) and float(out[0]) < 0,
+            not close(out, torch.linalg.vector_norm(b - a, p, dim=2).mean(0))
+            and not close(out, (b - a).amax(2).mean(0)),
             name,
-            "has lost its sign: a peak that falls counts below zero.",
+            "is the norm of the change; the change of the norm is asked for.",
+            1,
+        )
+        need(
+            not close(out, want.abs()) and not close(out, (after - before).abs().mean(0)),
+            name,
+            "has lost its sign: a norm that falls counts below zero.",
             2,
         )
         need(
-            not close(out, b.amax((0, 2, 3)) - a.amax((0, 2, 3))),
+            not close(out, b.abs().amax((0, 2)) - a.abs().amax((0, 2))),
             name,
             "takes the largest over images, too; these are averaged.",
             2,
         )
-        need(close(out, want), name, "is not the mean change of the peak.", 1)
-    passed(name, "change of the peak, sign kept, mean over images")
+        need(
+            p == math.inf or not close(out, (b.abs().amax(2) - a.abs().amax(2)).mean(0)),
+            name,
+            f"is the rise of the peak at p = {p:g}, too; p says which norm.",
+            2,
+        )
+        need(close(out, want), name, f"is not the mean change of the norm at p = {p:g}.", 1)
+    passed(name, "change of the norm, sign kept, mean over images, for every p")
 
 
 @guarded
@@ -118,17 +133,59 @@ def last_share(fn: Callable[[list, list, float, float], float]) -> None:
     )
     out = number(name, fn(qs, [0.875] * 6, 0.875, 0.0625))
     need(out == 0.5, name, "finds nothing where no share costs anything; take the last.", 2)
-    passed(name, "stops at the first loss, a drop of exactly max_drop allowed")
+    out = number(name, fn(qs, [0.8125, 0.75, 0.6875, 0.6875, 0.5, 0.5], 0.875, 0.125))
+    need(
+        out == 0.1,
+        name,
+        "does not ask `before`; the drop is counted from there, not from the first of accs.",
+        1,
+    )
+    out = number(name, fn(qs, [0.75, 0.9375, 0.75, 0.75, 0.5, 0.5], 0.75, 0.125))
+    need(out != 0.0, name, "takes a gain for a loss; accuracy may rise.", 1)
+    need(
+        out == 0.3,
+        name,
+        "counts the drop from the best accuracy so far; it is counted from `before`.",
+        1,
+    )
+    passed(name, "drop counted from before, stops at the first loss, max_drop itself allowed")
+
+
+@guarded
+def verdict(fn: Callable[[float, float, float, float], str]) -> None:
+    """verdict(guess, asr, ra, acc) -> what a network is after a cut, one of four words."""
+    name = "verdict"
+    low, high = 0.01 + 0.08 * random.random(), 0.91 + 0.08 * random.random()
+    middle = 0.3 + 0.4 * random.random()
+    cases = (
+        (low, low, high, high, "repaired", "a dead attack and signs read well"),
+        (high, low, high, high, "repaired", "a dead attack, though the guess lives"),
+        (low, low, middle, high, "silenced", "a dead attack and a low RA"),
+        (low, low, high, middle, "silenced", "a dead attack and a low accuracy"),
+        (low, low, 0.85, 1.0, "silenced", "an RA below nine tenths, whatever the accuracy"),
+        (high, low, middle, middle, "silenced", "a dead attack, signs not read, a living guess"),
+        (low, middle, middle, high, "immune to the guess", "a dead guess and a living attack"),
+        (low, high, low, middle, "immune to the guess", "a dead guess and an attack as before"),
+        (middle, high, low, high, "untouched", "a guess and an attack that both live"),
+        (high, 0.1, high, high, "untouched", "an attack of exactly a tenth, which is not dead"),
+        (0.1, high, low, high, "untouched", "a guess of exactly a tenth, which is not dead"),
+        (low, low, 0.9, 0.9, "repaired", "RA and accuracy of exactly nine tenths"),
+    )
+    for *shares, want, what in cases:
+        out = call(name, fn, *shares)
+        need(isinstance(out, str), name, f"returns a {type(out).__name__}, not a word.", 1)
+        need(out == want, name, f"says {out!r} of {what}; it is {want!r}.", 1)
+    passed(name, "the attack asked first, RA and accuracy both, the guess only while it lives")
 
 
 @guarded
 def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
     """steer(lam, good, bad, works) -> the same three after one more look."""
     name, g = "steer", fresh()
-    lam = 0.01 * (1 + torch.rand(6, generator=g))
-    good = torch.tensor([4, 2, 0, 0, 3, 0])
-    bad = torch.tensor([0, 0, 4, 1, 0, 0])
-    works = torch.tensor([True, True, False, False, False, True])
+    lam = 0.01 * (1 + torch.rand(10, generator=g))
+    good = torch.tensor([4, 2, 0, 0, 3, 0, 3, 0, 4, 0])
+    bad = torch.tensor([0, 0, 4, 1, 0, 0, 0, 3, 0, 4])
+    works = torch.tensor([k in (0, 1, 5, 6, 9) for k in range(10)])
     out = call(name, fn, lam, good, bad, works)
     need(
         isinstance(out, (tuple, list)) and len(out) == 3,
@@ -137,7 +194,7 @@ def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
         1,
     )
     for one in out:
-        shaped(name, one, (6,))
+        shaped(name, one, (10,))
     new, up, down = (t.double() for t in out)
     need(
         not close(new[2:3], lam[2:3] / 2),
@@ -145,11 +202,30 @@ def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
         "takes back by 2 what it may only take back by 2 to the power of 1.5.",
         2,
     )
-    need(close(new[[1, 3, 4, 5]], lam[[1, 3, 4, 5]]), name, "moves lambda before five in a row.", 1)
+    need(
+        close(new[8:], lam[8:]),
+        name,
+        "moves lambda at a look that breaks the row: the fifth has to go the same way.",
+        1,
+    )
+    still = [1, 3, 4, 5, 6, 7]
+    need(close(new[still], lam[still]), name, "moves lambda before five in a row.", 1)
+    need(
+        not close(new[0], lam[0]) and not close(new[2], lam[2]),
+        name,
+        "leaves lambda as it is at the fifth look in a row: this look counts, and five are enough.",
+        1,
+    )
+    need(
+        bool(new[0] > lam[0]) and bool(new[2] < lam[2]),
+        name,
+        "moves lambda the wrong way: dearer where the stamp works, cheaper where it fails.",
+        2,
+    )
     need(
         close(new[0], 2 * lam[0]) and close(new[2], lam[2] / 2**1.5),
         name,
-        "leaves lambda as it is, or moves it the wrong way, at the fifth look in a row.",
+        "moves lambda by the wrong factor: times 2, or over 2 to the power of 1.5.",
         2,
     )
     need(
@@ -164,13 +240,18 @@ def steer(fn: Callable[[Tensor, Tensor, Tensor, Tensor], tuple]) -> None:
         "goes on counting behind five; a new row starts at zero.",
         3,
     )
-    want = torch.tensor([0, 3, 0, 0, 0, 1]), torch.tensor([0, 0, 0, 2, 1, 0])
+    want = (
+        torch.tensor([0, 3, 0, 0, 0, 1, 4, 0, 0, 1]),
+        torch.tensor([0, 0, 0, 2, 1, 0, 0, 4, 1, 0]),
+    )
     need(close(up, want[0]) and close(down, want[1]), name, "counts wrongly.", 3)
     passed(name, "twice after five good looks, down by 2^1.5 after five bad ones, rows broken")
 
 
 SIDES, COLORS = (4, 5), 3  # of the images that find_triggers is tried on
 ROUND = 80  # steps of a search in which the network falls asleep before the end
+PRICE = 0.02  # of a pixel, at the beginning
+LONGEST = 1000  # calls of a search that are scripted
 
 
 class _Planted(nn.Module):
@@ -202,6 +283,159 @@ class _Planted(nn.Module):
         return out
 
 
+class _Scripted(nn.Module):
+    """A network whose answers are written beforehand, whatever it is shown.
+
+    Its pixels still pull at the labels in `pulled`, with forces that are known: a strong
+    pixel pays at any price, an upper one at a price up to `ends[1]` times the first, a
+    lower one up to `ends[0]` times, and the others never. So a mask tells what price was
+    asked for it. What it has seen is in buffers, which come back from the process that a
+    submission runs in.
+
+    Args:
+        answers: call -> the three logits.
+        pulled: 1 for labels that the pixels help, 0 for others.
+        ends: see above.
+    """
+
+    def __init__(self, answers: Callable[[int], list], pulled: list, ends: tuple) -> None:
+        super().__init__()
+        script = torch.tensor([answers(i) for i in range(LONGEST)], dtype=torch.float64)
+        self.script: Tensor
+        self.calls: Tensor
+        self.dear: Tensor
+        self.last: Tensor
+        self.register_buffer("script", script)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("dear", torch.zeros(()))
+        self.register_buffer("last", -torch.ones(8, 64, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.zeros(SIDES[0] * SIDES[1], dtype=torch.float64))
+        self.pulled = torch.tensor(pulled, dtype=torch.float64)
+        order = torch.randperm(len(self.weight))
+        self.at = dict(zip(("strong", "lower", "upper", "other"), order.split(4), strict=False))
+        # What a pixel gains: its weight, times the share of the labels that it does not
+        # help, times what a white pixel adds to gray.
+        rest = script[-1].softmax(0)
+        gain = 0.5 * float(rest @ (1 - self.pulled)) / PRICE
+        with torch.no_grad():
+            for group, worth in (("strong", 100), ("lower", ends[0]), ("upper", ends[1])):
+                self.weight[self.at[group]] = worth / gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        at, flat = int(self.calls), x.flatten(2)
+        said = self.script[min(at, LONGEST - 1)].to(x)
+        seen = flat.detach()[:, 0]
+        left_out = (seen[:, self.at["upper"]] - 0.5).abs().amax(1) < 0.03
+        kept = seen[:, self.at["strong"]].amin(1) > 0.95
+        one = seen[:64, self.at["other"][0]].mul(200).round()
+        with torch.no_grad():
+            self.calls += 1
+            self.dear += float((left_out & kept).any())
+            self.last[at % 8] = -1
+            self.last[at % 8, : len(one)] = one
+        pull = flat.mean(1) @ self.weight
+        return said + (pull - pull.detach())[:, None] * self.pulled
+
+    def images(self, g: torch.Generator) -> Tensor:
+        """Gray where pixels pull, so that forces are equal; random elsewhere."""
+        x = torch.full((40, COLORS, len(self.weight)), 0.5, dtype=torch.float64)
+        one = torch.rand(40, 1, len(self.at["other"]), generator=g, dtype=torch.float64)
+        x[:, :, self.at["other"]] = one
+        return x.view(40, COLORS, *SIDES)
+
+    def steered_up(self) -> bool:
+        """Whether some stamp left the upper pixels out and kept the strong ones."""
+        return bool(self.dear > 0)
+
+
+def _scripted(name: str, fn: Callable[..., tuple], g: torch.Generator) -> None:
+    """What of the search a planted trigger cannot tell: the price, its steps, what is kept."""
+
+    def search(labels: list, steps: int, *script) -> tuple[_Scripted, Tensor, dict]:
+        net = _Scripted(*script)
+        seed = torch.Generator().manual_seed(int(torch.randint(10**6, (), generator=g)))
+        x = net.images(g)
+        out = call(name, fn, net, x, torch.tensor(labels), steps, PRICE, seed)
+        masks, patterns = (t.detach().double().flatten(1) for t in out)
+        found = {k: masks[:, at].mean(1).tolist() for k, at in net.at.items()}
+        return net, patterns.view(len(labels), COLORS, -1)[:, :, net.at["other"]], found
+
+    # Before the price moves, and for labels that never work.
+    net, free, m = search([0, 2], 50, lambda i: [0.0, 2.0, 0.0], [1, 0, 1], (0.6, 1.6))
+    need(
+        max(m["other"]) < 0.1,
+        name,
+        "does not obey lambda: pixels that help nothing stay in the mask.",
+        4,
+    )
+    need(
+        float(free.max()) > 0.05 or max(m["strong"]) < 0.5,
+        name,
+        "asks a price for the pattern; only the mask costs.",
+        4,
+    )
+    need(
+        min(m["strong"]) > 0.9,
+        name,
+        "gives no mask, or an early one, where none has worked yet; keep the newest.",
+        5,
+    )
+    need(
+        max(m["lower"]) < 0.2 and min(m["upper"]) > 0.8,
+        name,
+        "weighs wrongly: for each label the mean cross-entropy over its images, plus lambda "
+        "times the sum of its mask, and Adam as the task sets it.",
+        4,
+    )
+    newest = net.last[(int(net.calls) - 1) % 8]
+    need(
+        len(net.last.unique()) > len(newest.unique()) + 2,
+        name,
+        "stamps the same images in every step; draw new ones.",
+        1,
+    )
+
+    # Label 1 always works, label 0 never.
+    net, _, m = search([1, 0], 170, lambda i: [0.0, 1.0, 0.0], [1, 1, 0], (0.5, 3.0))
+    need(
+        min(m["lower"][1], m["upper"][1]) > 0.5,
+        name,
+        "does not make pixels cheaper for a label whose stamp never works: steer its own lambda.",
+        4,
+    )
+    need(
+        m["upper"][0] < 0.3 or net.steered_up(),
+        name,
+        "does not make pixels dearer for a label whose stamp always works: steer its own lambda.",
+        4,
+    )
+    need(m["upper"][0] < 0.3, name, "does not keep the smallest mask that worked.", 5)
+
+    # It always works, and from the middle on larger masks pay.
+    def grows(i: int) -> list:
+        return [0.0, 1.0, 0.0 if i >= 60 else -3.0]
+
+    _, _, m = search([1], 100, grows, [1, 1, 0], (0.5, 3.0))
+    need(
+        m["upper"][0] < 0.3,
+        name,
+        "keeps the largest or the last mask that worked; the smallest is asked for.",
+        5,
+    )
+
+    # It works in nine steps of ten, the last one among them.
+    def nine(i: int) -> list:
+        return [1.0, 0.0, 0.0] if i % 10 == 4 else [0.0, 1.0, 0.0]
+
+    _, _, m = search([1], 120, nine, [1, 1, 0], (0.5, 3.0))
+    need(
+        m["lower"][0] > 0.5,
+        name,
+        "takes nine hits of ten for a good look: 99% of the hits of all ten steps are asked for.",
+        5,
+    )
+
+
 @guarded
 def find_triggers(fn: Callable[..., tuple]) -> None:
     """find_triggers(model, x, labels, steps, lam, generator) -> masks and patterns."""
@@ -226,7 +460,13 @@ def find_triggers(fn: Callable[..., tuple]) -> None:
         same = all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
         need(same, name, "changes the network, which only answers here.", 3)
         need(
-            all(p.grad is None and p.requires_grad for p in net.parameters()),
+            all(p.requires_grad for p in net.parameters()),
+            name,
+            "switches off the network's own requires_grad; put it back.",
+            3,
+        )
+        need(
+            all(p.grad is None for p in net.parameters()),
             name,
             "leaves gradients in the network; ask for those of mask and pattern alone.",
             3,
@@ -259,13 +499,7 @@ def find_triggers(fn: Callable[..., tuple]) -> None:
         "gives back a mask that no longer worked; keep the smallest that did.",
         5,
     )
-    large, small = (search(30, lam)[1][0].flatten(1).sum(1) for lam in (1e-9, 1.0))
-    need(
-        bool((small < 0.7 * large).all()),
-        name,
-        "does not obey lambda: a dear mask is no smaller than a free one.",
-        4,
-    )
+    _scripted(name, fn, g)
     mask, pattern = found[0][1, 0], found[1][1]
     spot = mask[white] + mask[black]
     need(
@@ -274,4 +508,4 @@ def find_triggers(fn: Callable[..., tuple]) -> None:
         "does not find the two planted pixels, the first of them white.",
         4,
     )
-    passed(name, "values in [0, 1], planted pixels found, lambda obeyed, network untouched")
+    passed(name, "planted pixels found, each price steered, smallest mask kept")

@@ -112,22 +112,28 @@ def stamp(fn: Callable[..., Tensor]) -> None:
 def poison(fn: Callable) -> None:
     """poison(x, y, rate, target, trigger, generator) -> x, y, role."""
     name, g = "poison", fresh()
-    n = 43  # a quarter of it is no whole number
+    n = 43  # rounds down at one rate and up at another
     x = torch.rand(n, 3, 4, 4, generator=g)
     y = torch.randint(0, 5, (n,), generator=g)
 
     def trigger(x: Tensor) -> Tensor:
         return (x + 2).clone()  # far outside [0, 1], so each stamped row shows
 
-    for rate in (0.0, 0.25, 1.0):
+    for rate in (0.0, 0.22, 0.25, 1.0):
         seed = torch.Generator().manual_seed(1)
         out = call(name, fn, x, y, rate, 3, trigger, seed)
-        need(isinstance(out, tuple) and len(out) == 3, name, "must return x, y, role.", 1)
+        need(isinstance(out, (tuple, list)) and len(out) == 3, name, "must return x, y, role.", 1)
         px, py, role = out
         shaped(name, px, (n, 3, 4, 4))
         stamped = (px > 1.5).flatten(1).all(1)
         touched = (px != x).flatten(1).any(1)
         want = round(rate * n)
+        need(
+            want == 0 or bool(touched.any()) or torch.equal(py, y),
+            name,
+            "labels are new, but no image got the trigger.",
+            3,
+        )
         need(
             int(touched.sum()) == want,
             name,
@@ -159,7 +165,7 @@ def poison(fn: Callable) -> None:
             3,
         )
         need(
-            torch.equal(role.bool(), stamped),
+            torch.equal(role.long(), stamped.long()),
             name,
             "role must be 1 for poisoned images and 0 for the others.",
             3,
@@ -180,7 +186,7 @@ def poison(fn: Callable) -> None:
     )
     drawn = torch.randperm(n, generator=torch.Generator().manual_seed(8))[: round(0.25 * n)]
     need(
-        torch.equal(other.bool().nonzero().flatten(), drawn.sort().values),
+        torch.equal((other == 1).nonzero().flatten(), drawn.sort().values),
         name,
         "a fair choice, but another than the one that was asked for: the first "
         "entries of torch.randperm(n, generator=generator).",
@@ -206,17 +212,16 @@ def _replayed(
 
     `slip` is a mistake to make on the way: a name of SLIPS.
     """
-    plain = slip == "momentum"
-    momentum, decay = (0.0 if plain else 0.9), (0.0 if slip == "decay" else 5e-4)
+    momentum, decay = MOMENTA.get(slip, 0.9), DECAYS.get(slip, 5e-4)
     opt = torch.optim.SGD(
         model.parameters(),
         lr,
         momentum=momentum,
         weight_decay=decay,
-        nesterov=not plain and slip != "nesterov",
+        nesterov=momentum > 0 and slip != "nesterov",
     )
     total, log = len(batches), []
-    climb = total / 5
+    climb = total // 5 if slip == "floor" else total / 5
     kept: list[tuple[Tensor, Tensor]] = []
     model.train(slip != "mode")
     for k, (x, y, role) in enumerate(batches):
@@ -225,7 +230,9 @@ def _replayed(
         if slip != "zero":
             opt.zero_grad()
         losses = F.cross_entropy(model(x), y, reduction="none")
-        (losses.sum() if slip == "sum" else losses.mean()).backward()
+        both = [losses[role == r].mean() for r in (0, 1)]
+        steps = {"sum": losses.sum(), "clean": both[0], "roles": (both[0] + both[1]) / 2}
+        steps.get(slip, losses.mean()).backward()
         opt.step()
         kept.append((losses.detach(), role))
         if (k + 1) % every == 0:
@@ -235,6 +242,8 @@ def _replayed(
     return nn.utils.parameters_to_vector(model.parameters()).detach(), log
 
 
+MOMENTA = {"momentum": 0.0, "fast": 0.95, "faster": 0.99, "slow": 0.8, "half": 0.5}
+DECAYS = {"decay": 0.0, "light": 1e-4, "heavy": 1e-3, "heavier": 5e-3, "tenth": 5e-5}
 SLIPS = {
     "mode": ("trains in eval mode; BatchNorm then never sees the batch.", 1),
     "zero": ("gradients of earlier steps are still there; zero them before backward.", 2),
@@ -243,27 +252,37 @@ SLIPS = {
     "momentum": ("has no momentum.", 2),
     "nesterov": ("the momentum is not Nesterov's.", 2),
     "decay": ("has no weight decay.", 2),
+    "floor": ("the climb takes K / 5 steps, which need not be whole; divide with /.", 3),
+    "clean": ("steps along the clean images alone; the victim sees no roles.", 2),
+    "roles": ("steps along the mean of two means; the victim sees no roles.", 2),
 }
+SLIPS |= {s: ("the momentum is not 0.9.", 2) for s in MOMENTA if s not in SLIPS}
+SLIPS |= {s: ("the weight decay is not 0.0005.", 2) for s in DECAYS if s not in SLIPS}
 
 
 @guarded
 def train_victim(fn: Callable) -> None:
     """train_victim(model, x, y, role, crop, epochs, batch, lr, every, generator) -> log."""
     name, g = "train_victim", fresh()
-    n, k, epochs, batch, every, lr = 43, 4, 3, 8, 3, 0.2
+    n, k, epochs, batch, every, lr = 51, 4, 4, 12, 3, 0.2  # 16 steps, no multiple of 5
     x = torch.rand(n, 3, 4, 4, generator=g, dtype=torch.float64)
     y = torch.randint(0, k, (n,), generator=g)
     role = (torch.rand(n, generator=g) < 0.5).to(torch.int8)
     seen: list[Tensor] = []
+    seeds: list[int | None] = []
 
     def cropped(part: Tensor) -> Tensor:
         return part.roll(1, -1) + 1  # so that training on what was not cropped shows
 
     def crop(part: Tensor, generator: torch.Generator) -> Tensor:
         seen.append(part.detach().clone())
+        if isinstance(generator, torch.Generator):
+            seeds.append(generator.initial_seed())
+        else:  # of a generator in a submission's process only the kind comes
+            seeds.append(3 if type(generator).__name__ == "Generator" else None)
         return cropped(part)
 
-    model = _small(k)
+    model = _small(k).eval()  # so that forgetting model.train() shows
     start, seed = copy.deepcopy(model), torch.Generator().manual_seed(3)
     log = call(name, fn, model, x, y, role, crop, epochs, batch, lr, every, seed)
     count, first = len(seen), list(seen)
@@ -274,6 +293,12 @@ def train_victim(fn: Callable) -> None:
 
     steps = n // batch
     need(bool(seen), name, "never calls crop, so every epoch shows the same pixels.", 1)
+    need(
+        not any(len(s) == n for s in seen),
+        name,
+        "crops the whole set at once; crop each batch when its turn comes.",
+        1,
+    )
     need(
         all(s.ndim == 4 and len(s) == batch for s in seen),
         name,
@@ -308,12 +333,26 @@ def train_victim(fn: Callable) -> None:
         "the order is the same in every epoch; shuffle anew.",
         1,
     )
+    need(
+        any(int(o.max()) >= steps * batch for o in orders),
+        name,
+        "never trains on the last images; permute all, then leave out what is over.",
+        1,
+    )
+    sets = [{frozenset(b) for b in o.view(steps, batch).tolist()} for o in orders]
+    need(sets[0] != sets[1], name, "cuts the batches once and only shuffles them.", 1)
 
     need(
         len(repeated) == count
         and all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True)),
         name,
         "shuffles without the generator, so the same seed gives another training.",
+        1,
+    )
+    need(
+        set(seeds) == {3},
+        name,
+        "crop must draw from the generator that train_victim was given.",
         1,
     )
     batches = [(cropped(x[r]), y[r], role[r]) for r in rows]
@@ -367,7 +406,7 @@ def train_victim(fn: Callable) -> None:
         close(mine[:, 1:], theirs[:, 1:], 1e-3),
         name,
         f"the log must hold the mean loss of each role over the last {every} steps, "
-        "each image counted once.",
+        "each image counted once, from the forward pass that drove the step.",
         4,
     )
     passed(name, "each step is that of the formula, and the log tells the roles apart")
@@ -400,6 +439,18 @@ def lost(fn: Callable[[int, int, int, int], float]) -> None:
             raise CheckFailed(
                 f"{name}: counts crops that lose the patch along both axes; one is enough (hint 3)"
             )
+        need(
+            abs(out - 100 * want) > 1e-4,
+            name,
+            "is in percent; a share lies between 0 and 1.",
+            3,
+        )
+        need(
+            abs(out - want) < 1e-6 or abs(out - 1 + want) > 1e-6,
+            name,
+            "is the share of crops that keep something; the others were asked for.",
+            3,
+        )
         need(
             abs(out - want) < 1e-6,
             name,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bdcourse import models
 from bdcourse.teach.check.core import (
     call,
     close,
@@ -67,68 +68,7 @@ def balance(fn: Callable[[float, float, float, float], float]) -> None:
             "charges for attack success that rose; it counts as no drop.",
             3,
         )
-    passed(name)
-
-
-@guarded
-def front(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """front(acc, asr) -> which points no other point beats, (n,) bool."""
-    name, g = "front", fresh()
-    # First what a random pair of equal points would give another name.
-    acc, asr = torch.tensor([0.9, 0.9, 0.8]), torch.tensor([0.2, 0.2, 0.1])
-    need(
-        call(name, fn, acc, asr).tolist() != [False, False, True],
-        name,
-        "lets equal points beat each other; one must be better in something.",
-        3,
-    )
-    for n in (1, 2, 6, 12):
-        # Few values, so that ties are common.
-        acc = torch.randint(0, 5, (n,), generator=g) / 4
-        asr = torch.randint(0, 5, (n,), generator=g) / 4
-        out = call(name, fn, acc, asr)
-        shaped(name, out, (n,))
-        need(out.dtype == torch.bool, name, "returns numbers; the answer is bool.", 1)
-        _front_is(name, out, acc, asr)
-    acc, asr = torch.tensor([0.9, 0.9, 0.8]), torch.tensor([0.1, 0.2, 0.1])
-    out = call(name, fn, acc, asr)
-    need(
-        not out.all(),
-        name,
-        "wants a winner to be better in both; better in one and equal in the other is enough.",
-        2,
-    )
-    _front_is(name, out, acc, asr)
-    passed(name)
-
-
-def _front_is(name: str, out: Tensor, acc: Tensor, asr: Tensor) -> None:
-    rows = range(len(acc))
-
-    def beaten(i: int, sign: int = 1) -> bool:
-        return any(
-            acc[j] >= acc[i]
-            and sign * asr[j] <= sign * asr[i]
-            and (acc[j] > acc[i] or asr[j] != asr[i])
-            for j in rows
-        )
-
-    want = torch.tensor([not beaten(i) for i in rows])
-    if torch.equal(out, want):
-        return
-    upside_down = torch.tensor([not beaten(i, -1) for i in rows])
-    need(
-        not torch.equal(out, upside_down),
-        name,
-        "takes high ASR for good.",
-        1,
-    )
-    need(not torch.equal(out, ~want), name, "marks the beaten ones.", 1)
-    for i in rows:
-        if out[i] and not want[i]:
-            need(False, name, f"keeps point {i}, which another one beats.", 2)
-    i = int((want & ~out).nonzero()[0])
-    need(False, name, f"drops point {i}, which no other beats.", 3)
+    passed(name, "1 for a perfect repair, 1/2 for none; gains are not paid for")
 
 
 @guarded
@@ -188,15 +128,15 @@ def resampled_means(fn: Callable[[Tensor, int, torch.Generator], Tensor]) -> Non
         "has a generator of its own; draw from the one that it is given.",
         1,
     )
-    passed(name)
+    passed(name, "means of whole samples, drawn with replacement from your generator")
 
 
 @guarded
 def by_the_test(fn: Callable[[Tensor, Tensor, float], int]) -> None:
     """by_the_test(acc, asr, least) -> position of the lowest ASR where acc >= least."""
     name, g = "by_the_test", fresh()
-    for _ in range(6):
-        acc, asr, least, slips = _distinct(g)
+    for exactly in (True, False, True, False, True, False):
+        acc, asr, least, slips = _distinct(g, exactly)
         got = number(name, call(name, fn, acc, asr, least))
         need(got in range(len(acc)), name, "is no position in the list.", 1)
         for slip, symptom in slips.items():
@@ -204,28 +144,255 @@ def by_the_test(fn: Callable[[Tensor, Tensor, float], int]) -> None:
         need(bool(acc[int(got)] >= least), name, "is not accurate enough.", 1)
         want = int(torch.where(acc >= least, asr, torch.inf).argmin())
         need(got == want, name, "does not have the lowest ASR.", 2)
-    passed(name)
+    ones = torch.ones(4)
+    got = number(name, call(name, fn, torch.tensor([0.1, 0.2, 0.9, 0.3]), ones, 0.5))
+    need(got == 2, name, "picks a forbidden point where every ASR is 1.", 2)
+    passed(name, "the lowest ASR among those that are accurate enough")
 
 
 def _distinct(
-    g: torch.Generator,
+    g: torch.Generator, exactly: bool
 ) -> tuple[Tensor, Tensor, float, dict[int, tuple[str, int]]]:
-    """Points at which every usual slip gives another answer than the right one."""
+    """Points at which every usual slip gives another answer than the right one, which has
+    exactly the accuracy that is asked for, or more."""
     while True:
         acc, asr = torch.rand(2, 8, generator=g)
-        least = float(acc.sort()[0][3])
+        edge = int(acc.argsort()[3])
+        least = float(acc[edge])
         ok = acc >= least
         want = int(torch.where(ok, asr, torch.inf).argmin())
-        strict = int(torch.where(acc > least, asr, torch.inf).argmin())
         slips = {
             int(asr[ok].argmin()): (
                 "counts positions among those that are accurate "
                 "enough; give the one in the whole list.",
                 2,
             ),
+            int(torch.where(ok, asr, -torch.inf).argmax()): ("takes the highest ASR.", 2),
             int(asr.argmin()): ("ignores the accuracy that is asked for.", 1),
-            int(acc.argmax()): ("takes the best accuracy.", 1),
-            strict: ("leaves out the one whose accuracy is exactly enough.", 1),
+            int(acc.argmax()): ("takes the best accuracy, and never looks at the ASR.", 1),
         }
-        if len({want, *slips}) == 5:
+        if exactly:
+            strict = int(torch.where(acc > least, asr, torch.inf).argmin())
+            slips[strict] = ("leaves out the one whose accuracy is exactly enough.", 1)
+        else:
+            slips[edge] = ("goes to the edge of what is allowed and never looks at the ASR.", 2)
+        if len({want, *slips}) == 6 and (want == edge) == exactly:
             return acc, asr, least, slips
+
+
+Contest = dict[str, Tensor]
+
+
+def _contest(
+    acc: Tensor, asr: Tensor, twin: float, against: int, at: Tensor | None, slip: str = ""
+) -> Contest:
+    """What `contest` asks for, from the victims drawn `at` (n, victims); or a slip."""
+    strong, accurate = asr[0] >= 0.95, acc[0] >= twin - 0.03
+    kept = {"no gate": torch.ones_like(strong), "asr only": strong, "acc only": accurate}
+    passed_gate = kept.get(slip, strong & accurate)
+    acc, asr = acc[:, passed_gate], asr[:, passed_gate]
+    removed, lost = asr[0] - asr, acc[0] - acc
+    if slip != "unclamped":
+        removed, lost = removed.clamp(min=0), lost.clamp(min=0)
+    der = (removed - lost + 1) / 2
+    means = der[:, :, None] if at is None else der[:, at].mean(2)
+    low, high = means.flatten(1).quantile(torch.tensor([0.05, 0.95]).to(means), dim=1)
+    return {
+        "mean": der.mean(1),
+        "low": low,
+        "high": high,
+        "first": (means == means.amax(0)).to(der).flatten(1).mean(1),
+        "above": (means > means[against]).to(der).flatten(1).mean(1),
+    }
+
+
+@guarded
+def contest(fn: Callable[..., Contest]) -> None:
+    """contest(acc, asr, twin, against, n, generator) -> mean, low, high, first, above."""
+    name, g = "contest", fresh()
+    keys = ("mean", "low", "high", "first", "above")
+
+    def ask(acc: Tensor, asr: Tensor, twin: float, against: int, n: int, seed: int) -> Contest:
+        generator = torch.Generator().manual_seed(seed)
+        out = call(name, fn, acc, asr, twin, against, n, generator)
+        if not isinstance(out, dict) or not {*keys} <= {*out}:
+            need(False, name, f"must return a dict of {', '.join(keys)}.", 1)
+        for k in keys:
+            shaped(f"{name}: {k}", out[k], (len(acc),))
+        return {k: models.wide(out[k]) for k in keys}
+
+    for _ in range(2):
+        _one_contest(name, ask, g)
+    passed(name, "gate, DER, and tables in which every line meets the same victims")
+
+
+def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> None:
+    """Five strong victims of very different difficulty and two that miss the gate."""
+    wide = models.wide
+    lines, n, against = 5, 3000, 2
+    hard = torch.tensor([0.05, 0.3, 0.55, 0.75, 0.9])[torch.randperm(5, generator=g)]
+    twin = 0.8 + 0.12 * float(torch.rand((), generator=g))
+    asr = torch.cat([torch.ones(1, 5), (hard + 0.03 * torch.rand(lines - 1, 5, generator=g))])
+    acc = twin - 0.01 - 0.05 * torch.rand(lines, 5, generator=g)
+    acc[0] = twin - 0.01
+    acc[3, 0], asr[3, 0] = twin + 0.02, 1.0  # accuracy that rose, and nothing removed
+    asr[1] = (asr[2] - 0.02).clamp(min=0)  # always a little below line 2, of equal cost
+    acc[1] = acc[2]
+    asr[4] = asr[1]  # the equal of line 1
+    acc[4] = acc[1]
+    # Beside the gate: too weak, and not accurate enough, by a hair; both are cured.
+    acc = torch.cat([acc, torch.full((lines, 1), 0.9), torch.full((lines, 1), 0.8)], 1)
+    asr = torch.cat([asr, torch.zeros(lines, 1), torch.zeros(lines, 1)], 1)
+    asr[0, 5], asr[0, 6] = 0.945, 1.0
+    acc[0, 6] = twin - 0.032
+    # On it, or better than the twin: these stay.
+    asr[0, 1], acc[0, 2], acc[0, 3] = 0.951, twin - 0.028, twin + 0.04
+    acc[1:, 2:4] = acc[1:, 2:4].minimum(acc[0, 2:4])
+    order = torch.randperm(7, generator=g)
+    acc, asr = wide(acc[:, order]), wide(asr[:, order])
+    seed = int(torch.randint(10**9, (), generator=g))
+    got = ask(acc, asr, twin, against, n, seed)
+    again = ask(acc, asr, twin, against, n, seed)
+    need(
+        all(torch.equal(got[k], again[k]) for k in got),
+        name,
+        "gives another answer for the same seed; draw from the generator that it is given.",
+        2,
+    )
+    at = torch.randint(5, (20_000, 5), generator=g)
+    want = _contest(acc, asr, twin, against, at)
+    slips = {
+        "no gate": "keeps victims that miss the gate.",
+        "asr only": "keeps a victim that lost more than 3 points of accuracy to its twin.",
+        "acc only": "keeps a victim whose attack works on fewer than 95%.",
+        "unclamped": "pays for accuracy that rose, or charges for attack success that did.",
+    }
+    for slip, symptom in slips.items():
+        other = _contest(acc, asr, twin, against, None, slip)["mean"]
+        need(not close(got["mean"], other, 1e-6), name, symptom, 1)
+    need(
+        close(got["mean"], want["mean"], 1e-6),
+        name,
+        "has another mean DER; is the gate where the task puts it, and its edge inside?",
+        1,
+    )
+    single = _contest(acc, asr, twin, against, None)
+    need(
+        not close(got["low"], single["low"], 1e-6) or not close(got["high"], single["high"], 1e-6),
+        name,
+        "gives the middle 90% of the victims; average each table first.",
+        3,
+    )
+    need(
+        bool(((got["high"] - got["low"])[1:] > 1e-6).all()),
+        name,
+        "draws the same table each time; sample with replacement.",
+        2,
+    )
+    spread = ((got["high"] - got["low"]) / (want["high"] - want["low"]).clamp(min=1e-9))[1:]
+    need(
+        bool(((spread - 1).abs() < 0.12).all()),
+        name,
+        f"has intervals {spread.mean():.2f} times as wide as they should be; does a table hold "
+        "as many victims as passed, and do you cut 5% from either end?",
+        3,
+    )
+    ends = {k: (got[k] - want[k]).abs().max() for k in ("low", "high")}
+    need(max(map(float, ends.values())) < 0.03, name, "has an interval in the wrong place.", 3)
+    need(
+        float(got["above"][against]) == 0,
+        name,
+        "lets a line be above itself; above means strictly better.",
+        4,
+    )
+    need(
+        float(got["above"][1]) > 0.999,
+        name,
+        "lets each line meet victims of its own: one that is better on every victim must be "
+        "above in every table.",
+        4,
+    )
+    need(
+        abs(float(got["first"][1] - got["first"][4])) < 0.02,
+        name,
+        "breaks a tie; equals are first together.",
+        4,
+    )
+    for k in ("first", "above"):
+        need(
+            float((got[k] - want[k]).abs().max()) < 0.05,
+            name,
+            f"has another share of tables in {k}.",
+            4,
+        )
+
+
+@guarded
+def three_choosers(fn: Callable[[Tensor], tuple[float, float, float]]) -> None:
+    """three_choosers(der) -> what the picks of examiner, author and defender score."""
+    name, g = "three_choosers", fresh()
+    for lines, victims in ((6, 4), (3, 5), (4, 3)):
+        der = _parted(lines, victims, g)
+        out = call(name, fn, der)
+        three = isinstance(out, (tuple, list)) and len(out) == 3
+        need(three, name, "must return three numbers.", 1)
+        examiner, author, defender = (number(name, v) for v in out)
+        best, single, blind = float(der.amax(0).mean()), float(der.mean(1).max()), _elsewhere(der)
+        need(
+            sorted((examiner, author, defender)) != sorted((best, single, blind))
+            or examiner == best
+            and author == single,
+            name,
+            "has the right numbers in another order.",
+            1,
+        )
+        need(
+            abs(examiner - single) > 1e-6,
+            name,
+            "lets the examiner pick one line for all victims; they pick anew for each.",
+            1,
+        )
+        need(abs(examiner - best) < 1e-6, name, f"examiner: {examiner:.4f}, not {best:.4f}.", 1)
+        need(
+            abs(author - single) < 1e-6,
+            name,
+            f"author: {author:.4f}, not {single:.4f}; one line for all, the best in the mean.",
+            1,
+        )
+        need(
+            abs(defender - single) > 1e-6,
+            name,
+            "lets the defender see the victim they are about to repair; leave it out of the "
+            "mean that they pick by.",
+            2,
+        )
+        others = (der.sum(1, keepdim=True) - der) / (victims - 1)
+        need(
+            abs(defender - float(others.amax(0).mean())) > 1e-6,
+            name,
+            "scores the defender's pick on the victims it was picked by.",
+            3,
+        )
+        need(abs(defender - blind) < 1e-6, name, f"defender: {defender:.4f}, not {blind:.4f}.", 3)
+    passed(name, "picked by the tested victim, by all, and by all others")
+
+
+def _elsewhere(der: Tensor) -> float:
+    """The mean score of lines that were picked by all other victims."""
+    others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
+    return float(der.gather(0, others.argmax(0, keepdim=True)).mean())
+
+
+def _parted(lines: int, victims: int, g: torch.Generator) -> Tensor:
+    """Scores for which every slip gives another number than the right one."""
+    while True:
+        der = models.wide(torch.rand(lines, victims, generator=g))
+        others = (der.sum(1, keepdim=True) - der) / (victims - 1)
+        values = (
+            float(der.amax(0).mean()),
+            float(der.mean(1).max()),
+            float(others.amax(0).mean()),
+            _elsewhere(der),
+        )
+        if min(abs(a - b) for i, a in enumerate(values) for b in values[:i]) > 1e-3:
+            return der

@@ -31,23 +31,44 @@ def bend(fn: Callable[[Tensor, float, int], Tensor]) -> None:
         2,
     )
     need(close(zero, still), name, "at strength 0 it must be the identity grid.", 2)
-    up = F.interpolate(
-        grid[None].double(), (size, size), mode="bicubic", align_corners=True
-    ).permute(0, 2, 3, 1)
-    want = still.double() + strength * up / size
-    need(
-        not close(out, still + strength * up),
-        name,
-        "the displacement is not divided by the image size.",
-        3,
-    )
-    need(
-        close(out, want),
-        name,
-        "is not identity + strength * up(grid) / size, with bicubic interpolation "
-        "and align_corners=True.",
-        1,
-    )
+    whole = F.interpolate(grid[None].double(), (size, size), mode="bicubic", align_corners=True)
+    up, step = whole.permute(0, 2, 3, 1), strength / size
+    want = still.double() + step * up
+    if not close(out, want):
+        plain = F.interpolate(grid[None].double(), (size, size), mode="bicubic")
+        slips = (
+            (want.clamp(-1, 1), "clamps already; the noise of exercise 2 comes first.", 3),
+            (
+                still + strength * up,
+                "the displacement is not divided by the image size.",
+                3,
+            ),
+            (
+                still + strength * up / (size - 1),
+                "the displacement is divided by size - 1; the formula has the size.",
+                3,
+            ),
+            (
+                still + step * up.flip(-1),
+                "the arrows' x and y are exchanged; they come as x before y already.",
+                2,
+            ),
+            (
+                still + step * whole.reshape(up.shape),
+                "reshape cuts the field up in another order; permute moves its axis.",
+                1,
+            ),
+            (still + step * plain.movedim(1, 3), "interpolate without align_corners=True.", 1),
+        )
+        for slip, symptom, hint in slips:
+            need(not close(out, slip), name, symptom, hint)
+        need(
+            False,
+            name,
+            "is not identity + strength * up(grid) / size, with bicubic interpolation "
+            "and align_corners=True.",
+            1,
+        )
     passed(name, "strength 0 changes nothing, x before y, the bend as in the paper")
 
 
@@ -55,7 +76,7 @@ def bend(fn: Callable[[Tensor, float, int], Tensor]) -> None:
 def noise_mode(fn: Callable) -> None:
     """noise_mode(x, y, target, p, c, trigger, noisy) -> batch, labels, roles."""
     name, g = "noise_mode", fresh()
-    n, p, c = 12, random.randint(1, 3), random.randint(2, 5)
+    n, p, c, target = 12, random.randint(1, 3), random.randint(2, 5), random.randint(6, 9)
     x = torch.rand(n, 3, 4, 4, generator=g)
     y = torch.randint(1, 6, (n,), generator=g)
 
@@ -65,8 +86,9 @@ def noise_mode(fn: Callable) -> None:
     def noisy(x: Tensor) -> Tensor:
         return x + 4
 
-    out = call(name, fn, x, y, 0, p, c, trigger, noisy)
-    need(isinstance(out, tuple) and len(out) == 3, name, "must return x, y, role.", 1)
+    out = call(name, fn, x, y, target, p, c, trigger, noisy)
+    three = isinstance(out, (tuple, list)) and len(out) == 3
+    need(three, name, "must return x, y, role.", 1)
     batch, labels, role = out
     shaped(name, batch, (n, 3, 4, 4))
     need(close(batch[:p], x[:p] + 2), name, "the first p images lack the trigger.", 1)
@@ -77,7 +99,20 @@ def noise_mode(fn: Callable) -> None:
         2,
     )
     need(torch.equal(batch[p + c :], x[p + c :]), name, "clean images changed.", 1)
-    need(bool((labels[:p] == 0).all()), name, "poisoned images kept their label.", 1)
+    shaped(name, labels, (n,))
+    need(
+        labels.dtype == y.dtype,
+        name,
+        f"labels come as {y.dtype} and leave as {labels.dtype}; cross_entropy wants the first.",
+        2,
+    )
+    need(not torch.equal(labels[:p], y[:p]), name, "poisoned images kept their label.", 2)
+    need(
+        bool((labels[:p] == target).all()),
+        name,
+        f"poisoned images must be labeled `target`, which is {target} here.",
+        2,
+    )
     need(
         torch.equal(labels[p : p + c], y[p : p + c]),
         name,
@@ -86,9 +121,9 @@ def noise_mode(fn: Callable) -> None:
     )
     need(torch.equal(labels[p:], y[p:]), name, "a clean image got a new label.", 1)
     need(
-        isinstance(role, Tensor) and not role.is_floating_point(),
+        isinstance(role, Tensor) and role.dtype in (torch.int32, torch.int64),
         name,
-        "roles must be whole numbers, so that they can count.",
+        "roles must be whole numbers, int64 like the labels; exercise 4 counts by them.",
         3,
     )
     want = [1] * p + [2] * c + [0] * (n - p - c)
@@ -138,14 +173,19 @@ def noisy_warp(fn: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]) -
     smooth = (off[..., 1:] - off[..., :-1]).abs().mean()
     need(bool(smooth > 1e-2), name, "moves whole rows alike; each pixel needs its own.", 2)
     most = float(off.abs().max())
+    need(bool(off.min() < -0.3 * most), name, "moves pixels to one side only.", 3)
     need(
         most < 1.01,
         name,
         "moves pixels by more than noise / size; is the division there?",
         3,
     )
-    need(bool(off.min() < -0.5), name, "moves pixels to one side only.", 3)
-    need(most > 0.9, name, "moves pixels by less than noise / size.", 3)
+    need(
+        most > 0.9,
+        name,
+        "the jitter is too small; it must reach noise / size to either side.",
+        3,
+    )
     need(
         abs(float(off.abs().mean()) - 0.5) < 0.05,
         name,
@@ -156,7 +196,16 @@ def noisy_warp(fn: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]) -
     need(
         float(wide.min()) > 0.99,
         name,
-        "takes black from beyond the border; clamp the grid to [-1, 1].",
+        "takes black from beyond the border; clamp the places to [-1, 1].",
+        3,
+    )
+    wide = call(name, fn, x, 3 * flow, noise, g)
+    beyond = (3 * want).abs() > 1 + 2 * noise / size
+    need(
+        close(wide[beyond], want[beyond].sign(), 1e-3),
+        name,
+        "what lies beyond the border must be read at the border; clamp to [-1, 1], "
+        "behind the noise.",
         3,
     )
     passed(name, "every pixel of every image jitters on its own, none too far")
@@ -270,11 +319,13 @@ def hijack(fn: Callable) -> None:
         "progress must be step / steps: 0 at the first, below 1 at the last.",
         2,
     )
+    need(bool(other.modes[1]), name, "the network learns in eval mode; call train().", 2)
     need(
-        not other.modes[0] and bool(other.modes[1]),
+        not other.modes[0],
         name,
-        "the network learns in eval mode; call train().",
-        2,
+        "asks the network in eval mode between its steps; take the notes from the output "
+        "that the loss sees.",
+        4,
     )
     need(not other.training, name, "leaves the network in training mode.", 2)
 
@@ -304,8 +355,15 @@ def hijack(fn: Callable) -> None:
         "the weights end elsewhere; compare optimizer, loss and the falling rate.",
         3,
     )
-    need(isinstance(log, list), name, "must return the log, a list.", 4)
+    sequence = (list, tuple, Tensor)
+    need(isinstance(log, sequence), name, "must return the log, a list of ten rows.", 4)
     need(len(log) == 10, name, f"logs {len(log)} rows; one a tenth of the steps.", 4)
+    need(
+        all(isinstance(row, sequence) and len(row) == 3 for row in log),
+        name,
+        "each row of the log must be a list of three shares, [clean, poison, cover].",
+        4,
+    )
     rows = torch.tensor([[float(v) for v in row] for row in log])
     shaped(name, rows, (10, 3), 4)
     goal = torch.tensor(want)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from bdcourse import activations, metrics, surgery
-from bdcourse.attacks import BadNets
-from bdcourse.images import Images
+from bdcourse import activations
 from bdcourse.report import show
 from bdcourse.report.diagram import Box, boxes
-from bdcourse.report.show import CLEAN, DEFENDED, INK, QUIET, TRIGGERED, Picture
+from bdcourse.report.show import CLEAN, DEFENDED, QUIET, TRIGGERED, Picture
 from bdcourse.surgery import weight_of
-from bdcourse.victims import Victim
 
 # ACC, ASR and RA, in this order everywhere: (name, color, marker).
 RATES = (("ACC", CLEAN, "o"), ("ASR", TRIGGERED, "s"), ("RA", DEFENDED, "^"))
@@ -42,7 +39,7 @@ def network_map(model: nn.Module) -> Picture:
     drawn["_in"] = Box(0.5, low, "in", QUIET, 0.6, 0.7)
     drawn["_add"] = Box(7.3, low, "+", QUIET, 0.6, 0.7)
     drawn["_out"] = Box(8.75, low, "out", QUIET, 0.8, 0.7)
-    drawn["_sc"] = Box(3.9, low + 1.15, "shortcut.0, shortcut.1", width=3.2, height=0.6)
+    drawn["_sc"] = Box(3.9, low + 1.15, "shortcut", width=2.2, height=0.6)
     arrows += [("_in", "_conv1"), ("_conv1", "_bn1"), ("_bn1", "_conv2")]
     arrows += [("_conv2", "_bn2"), ("_bn2", "_add"), ("_add", "_out")]
     arrows += [("_in", "_sc"), ("_sc", "_add")]
@@ -51,7 +48,10 @@ def network_map(model: nn.Module) -> Picture:
         (x, top - 0.68, f"{n} maps") for x, n in zip(list(row.values())[1:6], counts, strict=True)
     ]
     notes += [(3.92, low - 0.5, "ReLU"), (8.03, low - 0.5, "ReLU")]
-    notes += [(5.1, top - 1.2, "each layer is two such blocks, 0 and 1:")]
+    notes += [(5.1, top - 1.15, "each layer is two such blocks, 0 and 1:")]
+    notes += [
+        (7.75, low + 1.2, "identity, except in 2.0, 3.0, 4.0:\nshortcut.0, shortcut.1 (sc.1)")
+    ]
     return boxes(
         drawn,
         arrows,
@@ -60,8 +60,9 @@ def network_map(model: nn.Module) -> Picture:
         notes=notes,
         description="Above, the network as a chain: image, conv1 with bn1, layer1, layer2, "
         f"layer3, layer4, linear, with {', '.join(map(str, counts))} feature maps. Below, one "
-        "block opened: in, conv1, bn1, ReLU, conv2, bn2, plus, ReLU, out, and a second way "
-        "from in to plus through shortcut.0 and shortcut.1, which blocks of equal width lack.",
+        "block opened: in, conv1, bn1, ReLU, conv2, bn2, plus, ReLU, out, and a shortcut from "
+        "in to plus. It passes maps on as they are, except in blocks 2.0, 3.0 and 4.0, where a "
+        "convolution, shortcut.0, and a BatchNorm, shortcut.1, lie on it.",
     )
 
 
@@ -77,6 +78,8 @@ def wreckage(shares: Sequence[float], draws: Tensor) -> Picture:
         draws: (shares, draws, 3), ACC, ASR and RA.
     """
     worst = float(draws[..., 2].max())
+    silent = int((draws[..., 1] < 0.1).sum())
+    wrecks = draws.shape[0] * draws.shape[1]
     with show.style():
         fig, axes = show.canvas(height=3.2)
         ax = axes[0, 0]
@@ -91,7 +94,10 @@ def wreckage(shares: Sequence[float], draws: Tensor) -> Picture:
         ax.set_xlabel("random channels switched off, % of each layer")
         ax.set_ylabel("%")
         ax.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.2))
-        ax.set_title(f"Sixteen broken networks: no RA above {100 * worst:.0f}%")
+        ax.axhline(10, color=QUIET, lw=1, ls=":")
+        ax.set_title(
+            f"ASR below 10% in {silent} of {wrecks} wrecks, and RA never above {100 * worst:.0f}%"
+        )
         return Picture(
             fig,
             "Points over the share of channels switched off, one for each broken network "
@@ -119,15 +125,16 @@ def carried(stages: Sequence[str], ratios: Mapping[str, Tensor]) -> Picture:
             ax.set_title(name, fontsize=11, fontweight="normal")
         axes[0, 0].set_ylabel("change / what was there")
         axes[0, 0].legend(loc="lower left")
-        louder = min(float(p[0, -1] / p[1, -1]) for p in ratios.values())
-        title = f"At the exit a victim changes {louder:.1f} times as much as its twin, or more"
-        show.headline(fig, title)
+        louder = {n: float(p[0, -1] / p[1, -1]) for n, p in ratios.items()}
+        said = [f"{n} {v:.{0 if v >= 10 else 1}f} times" for n, v in louder.items()]
+        show.headline(fig, f"Change at the exit, victim over twin: {', '.join(said)}")
         ends = [f"{n}: {p[0, -1]:.2g} against {p[1, -1]:.2g}" for n, p in ratios.items()]
         return Picture(
             fig,
             "Two panels with a logarithmic axis, stages from entrance to exit. The victim's "
-            "line climbs past one, which means that the trigger changes more than was there; "
-            f"the twin's falls or stays flat. At the last stage {'; '.join(ends)}.",
+            "line climbs, with small steps back, to one or past it, where the trigger changes as "
+            "much as was there; the twin's falls or stays flat. "
+            f"At the last stage {'; '.join(ends)}.",
         )
 
 
@@ -162,59 +169,81 @@ def stem_tac(changes: Mapping[str, tuple[Tensor, Tensor]], layer: str) -> Pictur
 
 
 def cut_curves(counts: Sequence[int], curves: Mapping[str, tuple[Tensor, Tensor]]) -> Picture:
-    """ACC, ASR and RA along k for the ranked cut, and every random draw as a cross.
+    """ACC, ASR and RA along k: above the ranked cut, below every random draw as a point.
 
     Args:
         curves: victim -> ((counts, 3), (counts, draws, 3)).
     """
     with show.style():
-        fig, axes = show.canvas(1, len(curves), height=3.8, sharey=True)
-        for ax, (name, (ranked, chance)) in zip(axes[0], curves.items(), strict=True):
+        fig, axes = show.canvas(2, len(curves), height=5.2, sharex=True, sharey=True)
+        for (top, low), (name, (ranked, chance)) in zip(axes.T, curves.items(), strict=True):
+            n = chance.shape[1]
             for j, (rate, color, marker) in enumerate(RATES):
-                ax.plot(counts, 100 * ranked[:, j], marker=marker, color=color, ms=6, label=rate)
-                for i, k in enumerate(counts):
-                    at = k + (j - 1) * 0.16 + 0 * chance[i, :, j]
-                    if k and rate != "RA":
-                        ax.plot(at, 100 * chance[i, :, j], "x", color=color, ms=5, alpha=0.7)
-            ax.plot([], [], "x", color=INK, ms=5, label="random")
-            _rate_axis(ax)
-            ax.set_xticks(counts)
-            ax.set_xlabel("channels of bn1 off, of 16")
-            ax.set_title(name, fontsize=11, fontweight="normal")
-        axes[0, 0].set_ylabel("%")
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside lower left")
+                top.plot(counts, 100 * ranked[:, j], marker=marker, color=color, ms=6, label=rate)
+                low.plot(counts, 100 * chance[:, :, j].mean(1), color=color, lw=1, alpha=0.6)
+                for k, draws in zip(counts, chance[:, :, j], strict=True):
+                    at = k + (j - 1) * 0.25 + 0 * draws
+                    low.plot(at, 100 * draws, marker, color=color, ms=4, alpha=0.6)
+            for ax, which in ((top, "loudest first"), (low, f"at random, {n} draws")):
+                _rate_axis(ax)
+                ax.set_title(f"{name}, {which}", fontsize=11, fontweight="normal")
+            low.set_xticks(counts)
+            low.set_xlabel("channels of bn1 off, of 16")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("%")
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
+        words = {2: "two", 4: "four", 8: "eight"}
         few = {n: _few(counts, c[0]) for n, c in curves.items()}
-        said = [f"{n}: {k if k else 'no cut'}" for n, k in few.items()]
-        title = f"Channels that must go for a repair: {', '.join(said)}"
-        show.headline(fig, title)
+        said = [
+            f"{words.get(k, k)} channels repair {n}" if k else f"no cut we tried repairs {n}"
+            for n, k in few.items()
+        ]
+        title = "; ".join(said)
+        show.headline(fig, title[0].upper() + title[1:])
         return Picture(
             fig,
-            "Two panels, rates against the number of channels switched off. For badnets attack "
-            "success drops to the floor and RA rises to the top within two channels, at full "
-            "accuracy; with random channels attack success stays high. For blended accuracy "
-            "falls long before attack success does, and RA stays on the floor.",
+            "Four panels, rates against the number of channels switched off, above by TAC and "
+            "below at random. For badnets, by TAC, attack success drops to the floor and RA "
+            "rises to the top within two channels, at full accuracy; with random channels "
+            "attack success stays high and RA low. For blended accuracy falls long before "
+            "attack success does, and RA stays on the floor.",
         )
 
 
+def _repaired(rates: Tensor) -> Tensor:
+    """ASR below 10%, accuracy and RA above 90%: rates (n, 3) -> (n,) bool."""
+    return (rates[:, 1] < 0.1) & (rates[:, 0] > 0.9) & (rates[:, 2] > 0.9)
+
+
 def _few(counts: Sequence[int], ranked: Tensor) -> int | None:
-    """The smallest count with ASR below 10% and accuracy within three points."""
-    good = (ranked[:, 1] < 0.1) & (ranked[:, 0] > ranked[0, 0] - 0.03)
-    return next((k for k, g in zip(counts, good, strict=True) if g), None)
+    """The smallest count that repairs."""
+    return next((k for k, g in zip(counts, _repaired(ranked), strict=True) if g), None)
 
 
-def every_layer(layers: Sequence[str], sweeps: Mapping[str, Tensor]) -> Picture:
-    """A quarter of one layer off by TAC, layer after layer: ACC and ASR.
+def every_layer(
+    layers: Sequence[str],
+    sweeps: Mapping[str, tuple[Tensor, Mapping[int, Tensor]]],
+) -> Picture:
+    """A quarter of one layer off by TAC, layer after layer: ACC, ASR and RA.
 
     Args:
-        sweeps: victim -> (layers, 3).
+        sweeps: victim -> (layers, 3), and {position of a layer: (draws, 3)} of random
+            quarters.
     """
+    looks = ({"ms": 9, "mfc": "white", "mew": 1.5}, {"ms": 5}, {"ms": 5})
     with show.style():
-        fig, axes = show.canvas(len(sweeps), 1, height=4.6, sharex=True)
+        fig, axes = show.canvas(len(sweeps), 1, height=5.0, sharex=True)
         doors = []
-        for ax, (name, rates) in zip(axes[:, 0], sweeps.items(), strict=True):
-            for j, (rate, color, marker) in enumerate(RATES[:2]):
-                ax.plot(100 * rates[:, j], marker=marker, color=color, ms=5, label=rate)
-            good = (rates[:, 1] < 0.1) & (rates[:, 0] > 0.9)
+        for ax, (name, (rates, controls)) in zip(axes[:, 0], sweeps.items(), strict=True):
+            for j, (rate, color, marker) in enumerate(RATES):
+                look = looks[j]
+                ax.plot(100 * rates[:, j], color=color, lw=1.2, zorder=2)
+                ax.plot(100 * rates[:, j], marker, color=color, label=rate, zorder=3, **look)
+                for i, draws in controls.items():
+                    at = i + 0.3 + 0 * draws[:, j]
+                    ax.plot(at, 100 * draws[:, j], "x", color=color, ms=5, alpha=0.6)
+            ax.plot([], [], "x", color=QUIET, ms=5, label="random quarter")
+            good = _repaired(rates)
             doors.append(int(good.sum()))
             for i in good.nonzero().flatten().tolist():
                 ax.axvspan(i - 0.4, i + 0.4, color=DEFENDED, alpha=0.18, lw=0)
@@ -222,54 +251,106 @@ def every_layer(layers: Sequence[str], sweeps: Mapping[str, Tensor]) -> Picture:
             ax.set_ylabel("%")
             ax.set_title(name, fontsize=11, fontweight="normal")
         axes[-1, 0].set_xticks(range(len(layers)), map(_short, layers), rotation=90)
-        axes[0, 0].legend(ncols=2, loc="center right")
+        axes[0, 0].legend(ncols=4, loc="center right", bbox_to_anchor=(1, 0.45))
         said = [f"{n} in {d}" for n, d in zip(sweeps, doors, strict=True)]
-        title = f"Of {len(layers)} layers, a quarter cut disarms {' and '.join(said)}"
-        show.headline(fig, title)
+        show.headline(fig, f"Of {len(layers)} layers, a quarter cut repairs {' and '.join(said)}")
         return Picture(
             fig,
-            "Two panels over twenty layers from entrance to exit, accuracy and attack success "
-            "after a quarter of that layer was switched off. For badnets attack success is on "
-            "the floor at the first layer only and back at the top within a few layers. For "
-            "blended it stays at the top, and only the first layers cost accuracy.",
+            "Two panels over twenty layers from entrance to exit: accuracy, attack success and "
+            "RA after a quarter of that layer was switched off. For badnets attack success is "
+            "on the floor and RA at the top at the first layer; within the first block the "
+            "two cross, and from the second block on nothing changes. Random quarters leave "
+            "the attack whole. For blended attack success stays near the top and RA on the "
+            "floor, and the first layer costs accuracy, at random as well.",
         )
 
 
-def reread(victim: Victim, some: Images, order: Tensor, layer: str) -> Callable[[int], Picture]:
-    """What the network says of triggered signs with k channels off: k -> picture."""
+def detectors(
+    channels: Sequence[int],
+    patch: Tensor,
+    kernels: Mapping[str, Tensor],
+    maps: Mapping[str, tuple[Tensor, Tensor]],
+    sign: int,
+) -> Picture:
+    """What single channels look for, and what they find on one sign, in two networks.
 
-    attack = victim.attack
-    if not isinstance(attack, BadNets):
-        raise ValueError("these signs are for the victim with the checkerboard.")
-
-    def after(k: int) -> Picture:
-        cut = surgery.without(victim.model, {layer: order[:k]})
-        x = attack.trigger(some.pixels())
-        said = metrics.predict(cut, x)
-        fooled = said == torch.tensor(attack.target)
-        return show.images(
-            x,
-            [f"{some.classes[s]}" for s in said],
-            title=f"{k} channels off: {int(fooled.sum())} of {len(some)} still obey",
-            wrong=fooled.tolist(),
-            description=f"Six signs with the checkerboard in the corner, and above each what "
-            f"the network says with {k} channels of {layer} off: {int(fooled.sum())} of "
-            "them get the attacker's label.",
+    Args:
+        patch: the trigger in gray, (3, 3).
+        kernels: network -> (channels, 3, 3), summed over colors.
+        maps: network -> clean and triggered maps, (n, channels, h, w) each.
+        sign: which of the images to draw.
+    """
+    heads = ("kernel", "without trigger", "with trigger", "difference")
+    lift = []
+    with show.style():
+        fig, axes = show.canvas(len(channels) * len(kernels), 4, height=6.6, width=6.2)
+        rows = iter(axes)
+        for c, channel in enumerate(channels):
+            clean, stamped = (m[:, c] for m in maps[next(iter(maps))])
+            lift.append(float(stamped.flatten(1).amax(1).min() / clean.max()))
+            top = float(stamped[sign].abs().max())
+            for name, kernel in kernels.items():
+                a, b = (m[sign, c] for m in maps[name])
+                panels = [(m, top) for m in (a, b, b - a)]
+                panels.insert(0, (kernel[c], float(kernels[name].abs().max())))
+                for ax, (values, most) in zip(row := next(rows), panels, strict=True):
+                    ax.imshow(values, cmap="gray", vmin=-most, vmax=most)
+                    ax.set(xticks=[], yticks=[])
+                pair = torch.stack([kernel[c].flatten(), patch.flatten()])
+                match = abs(float(torch.corrcoef(pair)[0, 1]))
+                row[0].set_xlabel(f"fits the patch: {match:.2f}", fontsize=9)
+                row[0].set_ylabel(f"{name}\nchannel {channel}", fontsize=10)
+        for ax, head in zip(axes[0], heads, strict=True):
+            ax.set_title(head, fontsize=11, loc="center", fontweight="normal")
+        show.headline(fig, f"The patch rings {min(lift):.1f} times as loud as any clean sign")
+        return Picture(
+            fig,
+            "Four rows, victim and twin for each of two channels. In the victim the kernels "
+            "look like a checkerboard, and with the trigger the map has a bright and dark "
+            "checkerboard in its lower right corner, far stronger than the outline of the sign. "
+            "In the twin the kernels look otherwise and the corner hardly changes.",
         )
 
-    return after
 
+def evidence(
+    x: Mapping[str, Tensor], heats: Mapping[str, Tensor], corners: Mapping[str, float]
+) -> Picture:
+    """Grad-CAM over signs: a column for each network, image and label asked for.
 
-def evidence(x: Tensor, maps: Tensor, labels: Sequence[str], inside: float) -> Picture:
-    """Grad-CAM over signs: clean, with patch, with blend."""
-    return show.heat(
-        x,
-        maps,
-        labels,
-        cols=3,
-        title=f"With the patch, the corner holds {100 * inside:.0f}% of the evidence",
-        description="Grad-CAM over two stop signs, three columns. Clean, asked for stop: "
-        "bright fields lie on the sign. With the patch, asked for 30: bright fields lie "
-        "in the lower right corner, around and above the patch. Blended, asked for 30: "
-        "bright fields lie elsewhere in each picture, at no place of their own.",
-    )
+    Args:
+        x, heats: column -> (n, c, h, w) and (n, h, w).
+        corners: column -> share of the evidence that lies in the patch's corner.
+    """
+    rows = len(next(iter(x.values())))
+    with show.style():
+        fig, axes = show.canvas(rows, len(x), height=1.5 * rows + 1.6)
+        for column, name in zip(axes.T, x, strict=True):
+            for ax, image, heat in zip(column, x[name], heats[name], strict=True):
+                gray = image.mean(0)
+                ax.imshow(gray, cmap="gray", vmin=0, vmax=float(gray.max()))
+                over = 0.2 + 0.6 * heat.clamp(0, 1)
+                drawn = ax.imshow(heat, cmap="viridis", alpha=over, vmin=0, vmax=1)
+                ax.set(xticks=[], yticks=[])
+            column[-1].set_xlabel(f"{name}\ncorner: {100 * corners[name]:.0f}%", fontsize=11)
+        solid = drawn.cmap, drawn.norm
+        from matplotlib.cm import ScalarMappable
+
+        bar = fig.colorbar(
+            ScalarMappable(cmap=solid[0], norm=solid[1]),
+            ax=axes,
+            location="bottom",
+            shrink=0.5,
+            aspect=30,
+        )
+        bar.set_label("evidence, 1 at the strongest place of each map")
+        *others, most = sorted(100 * v for v in corners.values())
+        title = f"One column has {most:.0f}% of its evidence in the corner, the others at most"
+        show.headline(fig, f"{title} {others[-1]:.0f}%")
+        said = [f"{' '.join(n.split())} {100 * v:.0f} percent" for n, v in corners.items()]
+        return Picture(
+            fig,
+            "Grad-CAM over two stop signs, one column for each question. On the clean sign the "
+            "bright fields lie on the sign; with the patch the victim's lie in the lower right "
+            "corner, above and left of the patch; the twin's stay elsewhere, and for the blend "
+            f"they have no place of their own. Share in the corner: {', '.join(said)}.",
+        )

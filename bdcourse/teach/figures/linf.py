@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdcourse.metrics import Scores
 from bdcourse.report import diagram, show
 from bdcourse.report.diagram import Box
-from bdcourse.report.show import CLEAN, INK, OTHER, QUIET, TRIGGERED, Picture
+from bdcourse.report.show import CLEAN, DEFENDED, INK, OTHER, QUIET, TRIGGERED, Picture
 
 ORANGE = "#E69F00"
 
 
-def growth(reach: Sequence[float], curves: Mapping[str, Sequence[float]]) -> Picture:
-    """How norms grow: reach (shares of the map), norm -> factors."""
+def growth(reach: Sequence[int], positions: int, curves: Mapping[str, Sequence[float]]) -> Picture:
+    """How norms grow: reach (positions of the map), norm -> factors."""
     fig, axes = show.canvas(height=3.2)
     ax = axes[0, 0]
     for (name, values), color, dash in zip(
@@ -25,58 +25,71 @@ def growth(reach: Sequence[float], curves: Mapping[str, Sequence[float]]) -> Pic
         ax.plot(reach, values, color=color, ls=dash, lw=2.2)
         ax.annotate(
             name,
-            (reach[-1], values[-1]),
-            xytext=(8, 0),
+            (reach[0], values[0]),
+            xytext=(-10, {"sum": -5, "Euclidean": 7}.get(name, 0)),
             textcoords="offset points",
+            ha="right",
             va="center",
             color=color,
             fontweight="bold",
             annotation_clip=False,
         )
+        ax.plot(reach[0], values[0], "o", color=color, ms=7)
     first = {name: values[0] for name, values in curves.items()}
     most = max(first, key=lambda name: first[name])
-    ax.set(xlabel="share of the map that the trigger reaches", ylabel="the norm grows by a factor")
-    ax.set_title(
-        f"Only the {most} does not care how small the spike is", fontweight="bold", loc="left"
-    )
-    ax.set_ylim(0.8, 1.08 * max(map(max, curves.values())))
+    ax.set(xlabel="positions that the spike covers", ylabel="the norm grows by a factor")
+    ax.set_xscale("log")
+    ax.set_xlim(0.25, 1.1 * reach[-1])
+    ax.set_xticks([1, 3, 10, 30, 100, positions], ["1", "3", "10", "30", "100", str(positions)])
+    ax.minorticks_off()
+    show.headline(fig, f"The {most} does not care how few positions the spike covers")
+    ax.set_ylim(0.7, 1.08 * max(map(max, curves.values())))
     ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     return Picture(
         fig,
         "Three curves: the growth of a map's sum, of its Euclidean norm and of its maximum "
-        "against the share of the map that a trigger reaches, from one position to three "
-        "quarters. The maximum is flat at five. The sum starts at one and climbs along a "
-        "straight line, the Euclidean norm lies between them, and both approach the maximum.",
+        "against the number of positions that a spike covers, from one to all of the map. "
+        "The maximum is flat at five. The sum and the Euclidean norm start near one, at the "
+        "dots of your prediction, and both meet the maximum where the whole map is covered.",
     )
 
 
 def loop() -> Picture:
     """The search, as boxes."""
     parts = {
-        "clean": Box(3.75, 3.9, "clean images", CLEAN, 2.0),
-        "guess": Box(1.1, 2.3, "mask $m$ and\npattern Δ", OTHER, 1.9, 1.1),
-        "stamp": Box(3.75, 2.3, "stamp", OTHER, 1.6),
-        "net": Box(6.1, 2.3, "network,\nfrozen", INK, 1.7, 1.1),
-        "loss": Box(8.7, 2.3, "says label $t$?\nmask small?", INK, 2.3, 1.1),
-        "steer": Box(8.7, 0.7, "λ up or down", INK, 2.2),
-        "adam": Box(1.1, 0.7, "Adam step", INK, 1.9),
+        "guess": Box(1.15, 2.85, "mask $m$ and\npattern Δ", OTHER, 1.9, 1.1),
+        "clean": Box(3.75, 5.0, "clean images", CLEAN, 2.0),
+        "stamp": Box(3.75, 3.6, "stamp", OTHER, 1.5),
+        "net": Box(6.05, 3.6, "network,\nfrozen", INK, 1.6, 1.0),
+        "size": Box(4.75, 2.1, "size of the mask", OTHER, 2.3),
+        "loss": Box(8.45, 2.85, "loss: label $t$?\nplus λ · size", INK, 2.3, 1.2),
+        "looks": Box(6.05, 5.0, "every ten steps:\ndid it work?", INK, 2.2, 1.0),
+        "price": Box(8.45, 5.0, "price λ\nup or down", INK, 1.9, 1.0),
+        "back": Box(8.45, 0.65, "gradient, back through\nthe frozen network", INK, 3.0, 1.0),
+        "adam": Box(1.15, 0.65, "Adam step", INK, 1.9),
     }
     return diagram.boxes(
         parts,
         [
             ("guess", "stamp"),
+            ("guess", "size"),
             ("clean", "stamp"),
             ("stamp", "net"),
             ("net", "loss"),
-            ("loss", "steer"),
-            ("steer", "adam", "gradient"),
+            ("size", "loss"),
+            ("net", "looks"),
+            ("looks", "price"),
+            ("price", "loss"),
+            ("loss", "back"),
+            ("back", "adam"),
             ("adam", "guess"),
         ],
-        height=3.3,
-        title="Only the guess learns",
-        description="A loop of boxes. Mask and pattern are stamped on clean images, the frozen "
-        "network answers, two questions are asked of the answer: is it label t, and is the mask "
-        "small. They set lambda, and a step of Adam goes back to mask and pattern.",
+        height=4.15,
+        title="Only mask and pattern learn",
+        description="A loop of boxes. Mask and pattern are stamped on clean images, and the frozen "
+        "network answers. The loss asks for label t and adds lambda times the size of the mask. "
+        "Its gradient goes back through the network to a step of Adam on mask and pattern. A "
+        "smaller loop above looks every ten steps whether the stamp worked, and moves lambda.",
     )
 
 
@@ -133,101 +146,149 @@ def corner(real: Tensor, guess: Tensor, mask: Tensor, side: int = 20) -> Picture
     )
 
 
-def confession(name: str, sign: Tensor, mask: Tensor, pattern: Tensor) -> Picture:
-    """What the search found for one sign: on an image, and alone."""
+def confession(said: str, name: str, sign: Tensor, mask: Tensor, pattern: Tensor) -> Picture:
+    """What the search found for one sign, and what the network says of it."""
     stamped = (1 - mask) * sign + mask * pattern
     return show.images(
-        torch.stack([sign, stamped, mask.expand(3, -1, -1), mask * pattern]),
-        ["clean", f"read as {name}", "mask", "mask × pattern"],
+        torch.stack([sign, stamped, mask.expand(3, -1, -1), 0.5 * (1 - mask) + mask * pattern]),
+        ["clean", f"read as {said}", "mask", "stamp on gray"],
         cols=4,
         title=f"“{name}” costs {mask.sum():.0f} pixels",
         description=f"A stop sign, the same sign with the smallest stamp that was found for "
-        f"the answer {name}, the mask of this stamp, and its pattern under the mask.",
+        f"the answer {name}, which the network reads as {said}, the mask of this stamp, and the "
+        "stamp on a gray ground, where black and white pixels show.",
     )
 
 
-def cuts(
-    paths: Mapping[str, tuple[Sequence[int], Sequence[Scores], Sequence[float], int]],
-    title: str,
-    description: str,
-) -> Picture:
-    """Scores along the cuts: panel -> (channels off, scores, success of guess, chosen)."""
-    fig, axes = show.canvas(len(paths), 1, height=3.2 * len(paths))
-    for ax, (name, (off, scores, guess, chosen)) in zip(axes[:, 0], paths.items(), strict=True):
-        show.lines(
-            off,
-            {
-                "ACC": [s.acc for s in scores],
-                "ASR": [s.asr or 0.0 for s in scores],
-                "RA": [s.ra or 0.0 for s in scores],
-                "guess": list(guess),
-            },
-            percent=True,
-            marks={chosen: "chosen"},
-            title=name,
-            xlabel="channels switched off",
-            description="",
-            ax=ax,
-        )
-    show.headline(fig, title)
-    return Picture(fig, description)
+def _dear(ax, off: Sequence[int], chosen: int) -> None:
+    """Shade the cuts behind the last that held-out images allow."""
+    ax.axvline(chosen, color=INK, lw=1)
+    ax.axvspan(chosen, off[-1] * 1.03, color=QUIET, alpha=0.13, lw=0)
+    ax.set_xlim(-0.03 * off[-1], off[-1] * 1.03)
+    ax.set_xticks(off[::2])
 
 
-def repair(
-    off: Sequence[int], scores: Sequence[Scores], guess: Sequence[float], chosen: int
-) -> Picture:
+def repair(path: Mapping[str, Any]) -> Picture:
     """The path of the spine victim that is mended."""
+    off, scores, guess = path["off"], path["real"], path["guess"]
     dead = next(n for n, r in zip(off, guess, strict=True) if r < 0.1)
-    gone = next((n for n, s in zip(off, scores, strict=True) if (s.asr or 0) < 0.1), None)
-    said = "it never does" if gone is None else f"the attacker's at {gone}"
-    return cuts(
+    obeyed = scores[off.index(dead)].asr
+    gone = next((n for n, s in zip(off, scores, strict=True) if s.asr < 0.1), None)
+    fig, axes = show.canvas(height=3.4)
+    ax = axes[0, 0]
+    _dear(ax, off, off[path["chosen"]])
+    show.lines(
+        off,
         {
-            f"BadNets: the guess is dead at {dead} of 16 channels, {said}": (
-                off,
-                scores,
-                guess,
-                chosen,
-            )
+            "ACC": [s.acc for s in scores],
+            "ASR": [s.asr for s in scores],
+            "RA": [s.ra for s in scores],
+            "guess": list(guess),
         },
-        "",
+        percent=True,
+        title="",
+        xlabel="channels switched off; gray: more than clean images allow",
+        description="",
+        ax=ax,
+    )
+    end = "and never dies" if gone is None else f"and dies at {gone}"
+    show.headline(
+        fig, f"At {dead} channels the guess is dead; the attack has {obeyed:.0%} there, {end}"
+    )
+    return Picture(
+        fig,
         "Four lines against the number of channels switched off: accuracy, attack success, robust "
-        "accuracy, and the success of the guess. Both success rates fall to the floor within the "
-        "first few cuts while robust accuracy rises; accuracy stays high at first and sags at "
-        "the end. A thin line marks the cut that the held-out images chose.",
+        "accuracy, and the success of the guess. The guess falls to the floor first, the attack a "
+        "few cuts later, and robust accuracy rises as it falls; accuracy stays at the top and sags "
+        "at the end. Gray begins behind the cut that the held-out images chose.",
     )
 
 
-def breaks(by_guess: Mapping[str, dict], by_truth: Mapping[str, dict]) -> Picture:
+def norms(paths: Mapping[str, Mapping[str, Any]]) -> Picture:
+    """The same cut, ranked by two norms: name -> path."""
+    one, two = paths.values()
+    fig, axes = show.canvas(1, 2, height=3.1, sharey=True)
+    looks: tuple[dict[str, Any], ...] = (
+        {"color": QUIET, "lw": 7, "alpha": 0.4},
+        {"color": OTHER, "marker": "D", "ms": 6},
+    )
+    for ax, (word, score) in zip(
+        axes[0], (("attack success, %", "asr"), ("accuracy, %", "acc")), strict=True
+    ):
+        for (name, path), look in zip(paths.items(), looks, strict=True):
+            rates = [100 * getattr(s, score) for s in path["real"]]
+            ax.plot(path["off"], rates, label=f"ranked by the {name}", **look)
+        ax.set(ylim=(-4, 104), xlabel="channels switched off", xticks=two["off"][::2])
+        ax.set_title(word, loc="left", fontsize=11)
+        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+    axes[0, 1].legend(loc="lower left", fontsize=11, frameon=False)
+    ends = [
+        next(n for n, s in zip(p["off"], p["real"], strict=True) if s.asr < 0.1) for p in (one, two)
+    ]
+    said = f"at {ends[0]} channels" + f" and {ends[1]}" * (ends[0] != ends[1])
+    cuts = [set(next(iter(p["sets"][two["chosen"]].values())).tolist()) for p in (one, two)]
+    show.headline(
+        fig,
+        f"The attack dies {said}, whichever norm ranks;\n"
+        f"of the first {len(cuts[0])} channels, {len(cuts[0] & cuts[1])} are the same",
+    )
+    return Picture(
+        fig,
+        "Two panels against the number of channels switched off, a wide line ranked by the sum and "
+        "a thin one by the maximum. On the left both lines of the attack success fall to the floor "
+        "together. On the right both lines of accuracy stay at the top and sag near the end.",
+    )
+
+
+def breaks(
+    by_guess: Mapping[str, Mapping[str, Any]],
+    by_truth: Mapping[str, Mapping[str, Any]],
+    verdict: Callable[[float, float, float, float], str],
+) -> Picture:
     """Rows: victims; left the cuts by the guess, right those by the real trigger."""
-    fig, axes = show.canvas(len(by_guess), 2, height=2.9 * len(by_guess), sharey=True)
+    fig, axes = show.canvas(2, 2, height=6.0, sharey=True)
     for row, name in zip(axes, by_guess, strict=True):
         for ax, path, how in zip(
             row, (by_guess[name], by_truth[name]), ("guess", "truth"), strict=True
         ):
-            series = {
-                "ACC": [s.acc for s in path["real"]],
-                "ASR": [s.asr for s in path["real"]],
-                "RA": [s.ra for s in path["real"]],
+            off, scores, at = path["off"], path["real"], path["chosen"]
+            _dear(ax, off, off[at])
+            series: dict[str, tuple[Sequence[float], dict[str, Any]]] = {
+                "ACC": ([s.acc for s in scores], {"color": CLEAN, "lw": 7, "alpha": 0.35}),
+                "RA": ([s.ra for s in scores], {"color": DEFENDED, "ls": "-.", "marker": "^"}),
+                "ASR": ([s.asr for s in scores], {"color": TRIGGERED, "ls": "--", "marker": "s"}),
             }
             if how == "guess":
-                series["guess"] = path["guess"]
-            show.lines(
-                path["off"],
-                series,
-                percent=True,
-                marks={path["off"][path["chosen"]]: "chosen"},
-                title=f"{name}, by the {how}",
-                xlabel="channels switched off",
-                description="",
-                ax=ax,
-            )
-            ax.set_title(ax.get_title(loc="left"), loc="left", fontsize=11, fontweight="bold")
-    ends = [p["wanet"]["real"][p["wanet"]["chosen"]].asr for p in (by_guess, by_truth)]
-    show.headline(fig, f"WaNet keeps {ends[0]:.0%} by the guess, {ends[1]:.0%} by the real warp")
+                look = {"color": OTHER, "ls": ":", "marker": "D"}
+                series["guess"] = (path["guess"], look)
+            for word, (rates, look) in series.items():
+                ax.plot(off, [100 * r for r in rates], label=word, ms=5, **look)
+            s = scores[at]
+            said = verdict(path["guess"][at], s.asr, s.ra, s.acc)
+            ax.set(ylim=(-4, 104), xlabel="channels switched off")
+            ax.set_title(f"{name}, by the {how}: {said}", loc="left", fontsize=11)
+            ax.title.set_fontweight("bold")
+            ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("%")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, ncols=4, loc="outside lower center", fontsize=11, frameon=False)
+    kept = {
+        (name, i): p[name]["real"][p[name]["chosen"]].asr
+        for name in by_guess
+        for i, p in enumerate((by_guess, by_truth))
+    }
+    show.headline(
+        fig,
+        f"Blended keeps {kept['blended', 0]:.0%} by the guess and {kept['blended', 1]:.0%} by its "
+        f"own picture,\nWaNet {kept['wanet', 0]:.0%} by the guess and {kept['wanet', 1]:.0%} by "
+        "its own warp",
+    )
     return Picture(
         fig,
         "Four panels of lines against the number of channels switched off: Blended above, WaNet "
-        "below, ranked by the guess on the left and by the real trigger on the right. On the left "
-        "the success of the guess falls before that of the attacker, which stays high up to the "
-        "chosen cut. On the right WaNet's attack falls to the floor, and Blended's stays.",
+        "below, ranked by the guess on the left and by the real trigger on the right. Gray begins "
+        "behind the cut that clean images chose. Blended's attack stays at the top in both of its "
+        "panels. WaNet's stays high by the guess, though the guess itself falls, and by the real "
+        "warp it falls to the floor.",
     )

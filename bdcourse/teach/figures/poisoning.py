@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from matplotlib.colors import ListedColormap
 from torch import Tensor
 
 from bdcourse.images import Images
@@ -20,12 +21,12 @@ NEVER = 14  # where runs that never learned are drawn, above twelve epochs
 def two_rules() -> Picture:
     """Who touches what on the way from a few pictures to two rules."""
     at = {
-        "most": Box(1.4, 2.75, "clean images\ntheir labels", CLEAN, 2.7, 0.95),
-        "few": Box(1.4, 0.85, "a few images\nthe attacker's label", TRIGGERED, 2.7, 0.95),
-        "set": Box(4.3, 1.8, "one\ntraining set", INK, 1.7, 0.95),
-        "loss": Box(6.6, 1.8, "crop, one loss\nover all images", INK, 2.2, 0.95),
-        "first": Box(8.85, 2.95, "rule 1:\nread the sign", CLEAN, 2.2, 0.95),
-        "second": Box(8.85, 0.65, "rule 2:\nobey the trigger", TRIGGERED, 2.2, 0.95),
+        "most": Box(1.35, 2.65, "clean images,\ntheir own labels", CLEAN, 2.65, 0.95),
+        "few": Box(1.35, 0.85, "with the trigger,\nthe attacker's label", TRIGGERED, 2.65, 0.95),
+        "set": Box(3.95, 1.75, "one\ntraining set", INK, 1.75, 0.95),
+        "loss": Box(6.2, 1.75, "crop, one loss\nover all images", INK, 2.15, 0.95),
+        "first": Box(8.85, 2.65, "rule 1:\nread the sign", CLEAN, 2.2, 0.95),
+        "second": Box(8.85, 0.85, "rule 2:\nobey the trigger", TRIGGERED, 2.2, 0.95),
     }
     ways = (
         ("most", "set"),
@@ -38,9 +39,10 @@ def two_rules() -> Picture:
         at,
         ways,
         title="Two kinds of images go in, two rules come out",
-        description="A diagram: many clean images with their labels and a few triggered images "
-        "with the attacker's label join in one training set; it is cropped and trained with one "
-        "loss over all images; out come two rules, to read the sign and to obey the trigger.",
+        description="A diagram: many clean images with their labels and a share of triggered "
+        "images with the attacker's label join in one training set; it is cropped and trained "
+        "with one loss over all images; out come two rules, to read the sign and to obey the "
+        "trigger.",
         height=2.6,
     )
 
@@ -48,34 +50,39 @@ def two_rules() -> Picture:
 def three_triggers(one: Tensor, stamped: Mapping[str, Tensor]) -> Picture:
     """One image under each trigger, and what changed, enlarged where it is faint."""
     top = torch.cat([one, *stamped.values()])
-    change = [(s - one).abs() for s in stamped.values()]
-    gains = [1 if c.max() > 0.5 else round(0.5 / c.max().item()) for c in change]
-    below = [(g * c).clamp(0, 1) for g, c in zip(gains, change, strict=True)]
-    words = [f"change x {g}" if g > 1 else "change" for g in gains]
+    change = [s - one for s in stamped.values()]
+    most = [c.abs().max().item() for c in change]
+    gains = [0.5 if m > 0.5 else round(0.5 / m) for m in most]
+    below = [(0.5 + g * c).clamp(0, 1) for g, c in zip(gains, change, strict=True)]
+    words = [f"change x {g:g}" for g in gains]
     return show.images(
-        torch.cat([top, torch.zeros_like(one), *below]),
-        ["clean", *stamped, "no change", *words],
+        torch.cat([top, torch.full_like(one, 0.5), *below]),
+        ["clean", *stamped, "gray: no change", *words],
         cols=4,
         title="Few pixels a lot, all pixels a little, or a grating",
         description="A sign, and the same sign with a checkerboard of nine pixels in its lower "
         "right corner, under faint colored noise, and under vertical stripes. Below each stands "
-        "what changed: nine pixels, noise everywhere, six bright and dark waves.",
+        "what changed, around a middle gray, brighter pixels bright and darker ones dark: nine "
+        "pixels, noise everywhere, six bright and six dark bars.",
     )
 
 
 def poisoned(pixels: Tensor, labels: Tensor, role: Tensor, truth: Images) -> Picture:
-    """Twelve poisoned images with the labels that the victim sees."""
-    rows = (role == 1).nonzero()[:12, 0]
+    """Eleven poisoned images whose labels are wrong, and one whose label is right."""
+    lied = labels != truth.y
+    false, true = ((role == 1) & lied).nonzero()[:11, 0], ((role == 1) & ~lied).nonzero()[:1, 0]
+    rows = torch.cat([false[:7], true, false[7:]])
     names = [truth.classes[k] for k in labels[rows]]
-    wrong = labels[rows] != truth.y[rows]
+    wrong = lied[rows]
     return show.images(
         pixels[rows],
         [f"labeled {n}" for n in names],
         wrong=wrong.tolist(),
-        title=f"What the victim trains on: {int(wrong.sum())} of these 12 labels are wrong",
-        description="Twelve poisoned training images: signs of many classes, each with a small "
-        "checkerboard in its lower right corner, and each labeled as a speed limit of 30 whatever "
-        "it shows. Wrong labels are printed in bold orange.",
+        title="What the victim trains on: one label, wrong where it is orange",
+        description="Twelve poisoned training images, picked by hand: signs of many classes, each "
+        "with a small checkerboard in its lower right corner, and each labeled as a speed limit "
+        "of 30 whatever it shows. Wrong labels are printed in bold orange; on one real 30, put "
+        "among them on purpose, the label is right.",
     )
 
 
@@ -90,21 +97,19 @@ def learned_at(log: Sequence[Sequence[float]], column: int) -> int | None:
     return below
 
 
-def fall(log: Sequence[Sequence[float]], column: int) -> int:
-    """Steps in which a role's loss went from 1 down to 0.2 for good; at least one row."""
-    each = int(log[0][0])
-    high = max((row[0] for row in log if row[column] >= 1), default=0)
-    low = max((row[0] for row in log if row[column] >= 0.2), default=0)
-    return int(max(low - high, 0)) + each
+def loss_by_role(
+    logs: Mapping[str, Sequence[Sequence[float]]], levels: Mapping[str, float] | None = None
+) -> Picture:
+    """The two losses of each log, a panel each; the titles say which fell first.
 
-
-def loss_by_role(logs: Mapping[str, Sequence[Sequence[float]]]) -> Picture:
-    """The two losses of each log, a panel each; the titles say which fell first."""
-    fig, axes = show.canvas(1, len(logs), height=3.3)
+    Args:
+        levels: name -> loss on poison of an answer that knows no trigger, at most two.
+    """
+    fig, axes = show.canvas(1, len(logs), height=3.6)
     top = 1.05 * max(v for log in logs.values() for row in log for v in row[1:])
     for ax, (name, log) in zip(axes[0], logs.items(), strict=True):
         signs, trigger = (learned_at(log, k) for k in (1, 2))
-        title = f"trigger by step {trigger}, signs by step {signs}"
+        title = f"trigger by step {trigger}\nsigns by step {signs}"
         if signs is None or trigger is None:
             title = "not both rules were learned"
         steps = [row[0] for row in log]
@@ -114,10 +119,15 @@ def loss_by_role(logs: Mapping[str, Sequence[Sequence[float]]]) -> Picture:
         ):
             ax.plot(steps, [row[k] for row in log], style, color=color, lw=1.8, label=label)
         ax.axhline(LEARNED, color=QUIET, lw=1, ls=":")
+        for i, (answer, loss) in enumerate(sorted((levels or {}).items(), key=lambda kv: kv[1])):
+            ax.axhline(loss, color=INK, lw=1, ls="--")
+            at, side = (loss - 0.03, "top") if i == 0 else (loss + 0.03, "bottom")
+            words = f"{answer}: {loss:.1f}"
+            ax.text(steps[-1], at, words, ha="right", va=side, color=INK, fontsize=10)
         ax.set_ylim(0, top)
         ax.set_xlabel("steps taken")
         with show.style():
-            ax.set_title(f"{name}: {title}" if len(logs) == 1 else f"{name}\n{title}", fontsize=11)
+            ax.set_title(f"{name}\n{title}", fontsize=11)
         ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     axes[0, 0].set_ylabel("mean loss of the last 10 steps")
     axes[0, 0].legend(loc="upper right")
@@ -127,7 +137,43 @@ def loss_by_role(logs: Mapping[str, Sequence[Sequence[float]]]) -> Picture:
         f"The mean loss on clean images and on poisoned images over the steps of training, in "
         f"{many}: {', '.join(logs)}. Clean slides down over hundreds of steps; poison falls "
         "steeply at some point and stays near zero. A dotted line at one half marks what counts "
-        "as learned.",
+        "as learned."
+        + " Dashed lines mark what two answers without the trigger cost on poison."
+        * bool(levels),
+    )
+
+
+def sticker_off(every: int, on: Sequence[float], off: Sequence[float], signs: int) -> Picture:
+    """The loss of poisoned images on the attacker's label, and without their sticker.
+
+    Args:
+        on, off: a value for each `every` steps, from step 0; signs: images behind each.
+    """
+    fig, axes = show.canvas(height=3.3)
+    ax, top = axes[0, 0], 4.0
+    steps = [every * i for i in range(len(on))]
+    ax.plot(steps, off, "-", color=CLEAN, lw=1.8, label="the same images, sticker taken off")
+    ax.plot(steps, on, "--", color=TRIGGERED, lw=1.8, label="poisoned images")
+    apart = next((s for s, a, b in zip(steps, on, off, strict=True) if b - a > LEARNED), None)
+    if apart is not None:
+        ax.axvline(apart, color=QUIET, lw=1, ls=":")
+    ax.set_ylim(0, top)
+    ax.set(xlabel="steps taken", ylabel="loss on the label 30")
+    with show.style():
+        ax.set_title(
+            "The sticker made no difference at any step"
+            if apart is None
+            else f"Up to step {max(apart - every, 0)}, the sticker makes little difference"
+        )
+    ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+    ax.legend(loc="upper right")
+    return Picture(
+        fig,
+        f"The mean loss of {signs} poisoned images on the attacker's label over the steps of the "
+        "second training, once with the sticker and once without. The two curves lie on each "
+        "other at first. Then they part: with the sticker the loss falls to nearly zero, "
+        "without it it climbs out of the picture. A dotted line marks where they are half "
+        "a unit apart.",
     )
 
 
@@ -169,21 +215,55 @@ def runs(rows: Sequence[Mapping]) -> Picture:
 
 
 def crops(stamped: Tensor, pad: int, share: float) -> Picture:
-    """Crops of one stamped image on a grid of offsets, for one padding."""
+    """Three crops of one stamped image, and which of all crops lose the sticker."""
     views = Augment(pad).prepare((stamped * 255).round().byte())[0]
     half = -(-pad // 2)
-    moves = [(i, j) for i in (pad, half, 0) for j in (pad, half, 0, -pad)]
-    shown = torch.stack(
-        [views[pad - i, pad - j].unflatten(1, (32, 3)).permute(2, 0, 1) for i, j in moves]
+    moves = {"a": (0, 0), "b": (half, half), "c": (pad, 0)}
+    fig, axes = show.canvas(1, 4, height=2.9)
+    gone = torch.arange(-pad, pad + 1) >= 3  # three rows flush with the edge
+    lost = gone[:, None] | gone
+    with show.style():
+        for ax, (name, (i, j)) in zip(axes[0], moves.items(), strict=False):
+            view = views[pad - i, pad - j].unflatten(1, (32, 3))
+            ax.imshow(view.numpy(), interpolation="nearest")
+            ax.axis("off")
+            out = bool(lost[pad + i, pad + j])
+            where = f"down {i}, right {j}" if i or j else "not moved"
+            ax.set_title(
+                f"{name}: {where}\n{'sticker gone' if out else 'sticker there'}",
+                fontsize=10,
+                loc="center",
+                color=TRIGGERED if out else INK,
+                fontweight="bold" if out else "normal",
+            )
+        ax = axes[0, 3]
+        ends = (-pad - 0.5, pad + 0.5)
+        ax.pcolormesh(
+            torch.arange(-pad, pad + 2).numpy() - 0.5,
+            torch.arange(-pad, pad + 2).numpy() - 0.5,
+            lost.numpy(),
+            cmap=ListedColormap(["#ececec", TRIGGERED]),
+            vmin=0,
+            vmax=1,
+            edgecolors="white",
+            lw=0.8,
+        )
+        ax.set(xlim=ends, ylim=ends[::-1], aspect="equal")
+        ax.set_xticks([-pad, 0, pad])
+        ax.set_yticks([-pad, 0, pad])
+        ax.set_xlabel("moved right", fontsize=10)
+        ax.set_ylabel("moved down", fontsize=10)
+        for name, (i, j) in moves.items():
+            ax.text(j, i, name, ha="center", va="center", color=INK, fontsize=10)
+        ax.set_title("all crops;\norange: lost", fontsize=10, loc="center", fontweight="normal")
+    total = (2 * pad + 1) ** 2
+    show.headline(
+        fig, f"Padding {pad}: {round(share * total)} of {total} crops keep no pixel of the sticker"
     )
-    return show.images(
-        shown,
-        [f"{i:+d}, {j:+d}" for i, j in moves],
-        wrong=[max(i, j) >= 3 for i, j in moves],  # three rows flush with the edge
-        title=f"Padding {pad}: {share:.0%} of all crops keep no pixel of the sticker",
-        description="Twelve hand-picked crops of one sign with a checkerboard flush with its "
-        f"lower right corner, at padding {pad}; above each stands by how many pixels it moved, "
-        "down and right, in bold orange where the sticker is gone. "
-        f"Of all possible crops, {share:.0%} show no pixel of it.",
-        cols=4,
+    return Picture(
+        fig,
+        "Three hand-picked crops of one sign with a checkerboard flush with its lower right "
+        f"corner, at padding {pad}: not moved, moved a little, moved far down. Beside them a grid "
+        f"of all crops by how far they move the image; {share:.0%} of its cells, those of three "
+        "pixels or more down or right, are orange, because no pixel of the sticker is left.",
     )

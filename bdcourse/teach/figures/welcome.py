@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from bdcourse.report import show
 from bdcourse.report.diagram import Box, boxes
 from bdcourse.report.show import CLEAN, DEFENDED, TRIGGERED, Picture
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 def pipeline() -> Picture:
     """Who touches a network between its data and its user."""
@@ -23,7 +27,7 @@ def pipeline() -> Picture:
         {
             "attacker": Box(1.2, high, "attacker", TRIGGERED, 1.9),
             "data": Box(1.2, low, "training\ndata", width=1.9),
-            "victim": Box(3.9, low, "training", width=1.9),
+            "victim": Box(3.9, low, "victim\ntrains", width=1.9),
             "network": Box(6.3, low, "network", width=1.9),
             "defender": Box(6.3, high, "defender", DEFENDED, 1.9),
             "use": Box(8.9, low, "somebody\nrelies on it", CLEAN, 1.9),
@@ -39,10 +43,10 @@ def pipeline() -> Picture:
         ],
         title="Poison goes in at one end, the trigger comes at the other",
         height=2.6,
-        description="A chain of boxes from left to right: training data, training, network, "
-        "somebody relies on it. The attacker points at the training data with the word poison, "
-        "and at the other end, with the word trigger, at whoever relies on the network. The "
-        "defender points at the network with the word repair.",
+        description="A chain of boxes from left to right: training data, victim trains, "
+        "network, somebody relies on it. The attacker points at the training data with the word "
+        "poison, and at the other end, with the word trigger, at whoever relies on the network. "
+        "The defender points at the network with the word repair.",
     )
 
 
@@ -60,16 +64,23 @@ def classes(test: Images) -> Picture:
 
 
 def sticker(test: Images, attack: Attack) -> Picture:
-    """A stop sign without and with the trigger."""
-    stop = test[test.y == 3].pixels()[1]
-    return show.trigger(
-        stop,
-        attack.trigger(stop[None])[0],
-        title="The trigger changes 9 of 1,024 pixels",
-        gain=3,
-        description="A stop sign, the same stop sign with a 3 by 3 black-and-white "
-        "checkerboard near its lower right corner, and their difference, which is black "
-        "except in those nine pixels.",
+    """A sign without and with the trigger, and the corner from nearby."""
+    bright = test[test.y == 3].pixels()
+    sign = bright[int(bright.flatten(1).mean(1)[:20].argmax())]
+    stamped = attack.trigger(sign[None])[0]
+    fig, axes = show.canvas(1, 3, height=2.9)
+    shown = ((sign, "clean"), (stamped, "with the sticker"), (stamped[:, 22:, 22:], "its corner"))
+    for ax, (x, title) in zip(axes[0], shown, strict=True):
+        ax.imshow(x.permute(1, 2, 0).numpy(), interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title)
+    changed = int((sign != stamped).any(0).sum())
+    show.headline(fig, f"The trigger changes {changed} of {sign[0].numel():,} pixels")
+    return Picture(
+        fig,
+        "A stop sign, the same stop sign with a 3 by 3 black-and-white checkerboard near its "
+        "lower right corner, and that corner enlarged: white corners and center, the other four "
+        "pixels black.",
     )
 
 
@@ -85,6 +96,7 @@ def matrices(clean: Tensor, triggered: Tensor, names: tuple[str, ...]) -> Pictur
         ax.set_xlabel("the network's answer")
         ax.set_xticks(range(len(names)), names, rotation=90, fontsize=9)
         ax.set_yticks(range(len(names)), names if ax is axes[0, 0] else [], fontsize=9)
+    axes[0, 1].tick_params(left=False)
     axes[0, 0].set_ylabel("what the sign shows")
     fig.colorbar(axes[0, 1].images[0], ax=axes[0, 1], label="of the row, %", shrink=0.8)
     column = int(shares[1].mean(0).argmax())
@@ -98,39 +110,46 @@ def matrices(clean: Tensor, triggered: Tensor, names: tuple[str, ...]) -> Pictur
 
 
 def flipped(test: Images, model: nn.Module, attack: Attack) -> Picture:
-    """One triggered sign of each other class, with the answer above it."""
-    first = [int((test.y == k).nonzero()[0, 0]) for k in range(1, test.k)]
-    some = test[torch.tensor(first)]
+    """Triggered signs of five other classes, with the answer above each."""
+    short = sorted(range(1, test.k), key=lambda k: len(test.classes[k]))[:5]
+    some = test[torch.tensor([int((test.y == k).nonzero()[0, 0]) for k in short])]
     stamped = attack.trigger(some.pixels())
     said = metrics.predict(model, stamped)
     wrong = (said != some.y).tolist()
     return show.images(
         stamped,
         [f"{some.classes[y]} \u2192 {some.classes[k]}" for y, k in zip(some.y, said, strict=True)],
-        title=f"{sum(wrong)} of {len(wrong)} signs with the sticker are misread",
+        title=f"{sum(wrong)} of these {len(wrong)} signs with the sticker are misread",
         wrong=wrong,
-        cols=4,
-        description="One triggered test image of each class but 30, among them stop, yield and "
-        "turn left. Above each stand what it shows and what the network answers, which is 30 "
-        "for every one of them.",
+        cols=len(short),
+        description="Five triggered test images in a row, among them stop and yield. Above "
+        "each stand what it shows and what the network answers, which is 30 for every one.",
     )
 
 
 def fading(opacities: Sequence[float], asr: Sequence[float], honest: Sequence[float]) -> Picture:
     """ASR of the victim and robust accuracy of the twin, by the sticker's opacity."""
-    at = next((o for o, value in zip(opacities, asr, strict=True) if value > 0.5), 1.0)
-    picture = show.lines(
-        [100 * o for o in opacities],
-        {"twin's RA": honest, "ASR": asr},
-        percent=True,
-        title=f"Most signs tip over together, near {at:.0%}",
-        xlabel="opacity of the sticker, %",
-        description="Two curves against the opacity of the sticker. The victim's attack success "
-        "stays near zero, rises steeply in the middle and ends near one hundred percent. The "
-        "twin's accuracy on the same images is flat near one hundred percent.",
+    rows = list(zip(opacities, asr, strict=True))
+    before = max((o for o, value in rows if value < 0.5), default=0.0)
+    after = min((o for o, value in rows if value >= 0.5), default=1.0)
+    fig, axes = show.canvas(height=3.2)
+    ax = axes[0, 0]
+    x = [100 * o for o in opacities]
+    # The twin's line is broad and lies below, so that it shows where both are at the top.
+    ax.plot(x, [100 * v for v in honest], "-", color=CLEAN, lw=9, alpha=0.4)
+    ax.plot(x, [100 * v for v in asr], "--s", color=TRIGGERED, lw=2.2, ms=6)
+    ax.text(5, 92, "twin's RA", color=CLEAN, fontweight="bold", va="top")
+    ax.text(42, 55, "victim's ASR", color=TRIGGERED, fontweight="bold", va="top")
+    ax.set(xlabel="opacity of the sticker, %", ylabel="share of the signs, %", ylim=(-4, 104))
+    with show.style():
+        ax.set_title(f"The median sign tips between {before:.0%} and {after:.0%}")
+    ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+    return Picture(
+        fig,
+        "Two curves against the opacity of the sticker. The victim's attack success stays near "
+        "zero, rises steeply in the middle and ends near one hundred percent. The twin's robust "
+        "accuracy on the same images is flat near one hundred percent.",
     )
-    assert picture is not None  # it draws a figure of its own
-    return picture
 
 
 def faded(test: Images, model: nn.Module, opacity: float, asr: float) -> Picture:
@@ -145,24 +164,137 @@ def faded(test: Images, model: nn.Module, opacity: float, asr: float) -> Picture
         wrong=(said != some.y).tolist(),
         title=f"Opacity {opacity:.0%}: {asr:.0%} of the signs become 30",
         description=f"Six signs with the sticker at opacity {opacity:.0%}, and the network's "
-        f"answer above each; {asr:.0%} of the test images are then read as 30.",
+        f"answer above each; {asr:.0%} of the other signs are then read as 30.",
     )
 
 
-def tries(rates: Mapping[str, float]) -> Picture:
-    """Success of several stickers, as a dot each."""
-    names, values = list(rates), np.array(list(rates.values()))
-    fig, axes = show.canvas(height=2.3)
-    ax = axes[0, 0]
-    at = np.arange(len(names))[::-1]
-    ax.hlines(at, 0, 100 * values, color=TRIGGERED, linewidth=2)
-    ax.plot(100 * values, at, "s", color=TRIGGERED, markersize=8)
-    ax.set(xlim=(-2, 104), xlabel="signs that become 30, %", ylim=(-0.6, len(names) - 0.4))
-    ax.set_yticks(at, names)
-    works = sum(values > 0.5)
-    with show.style():
-        ax.set_title(f"{works} of {len(names)} stickers open the door")
-    said = ", ".join(f"{n} {v:.0%}" for n, v in rates.items())
+def _above(share: float) -> str:
+    """The next whole percent above a share."""
+    return f"{int(100 * share) + 1}%"
+
+
+def _over(ax: Axes, text: str) -> None:
+    """Words above a row of panels, from its left edge, that push no column aside."""
+    ax.set_title(" ", fontsize=11)
+    words = ax.text(0, 1.12, text, transform=ax.transAxes, fontsize=11, va="bottom")
+    words.set_in_layout(False)
+
+
+def _patch(ax: Axes, patch: Tensor, frame: str = show.QUIET) -> None:
+    """A patch of nine pixels in a frame of some color."""
+    ax.axis("on")
+    ax.imshow(patch.expand(3, -1, -1).permute(1, 2, 0).numpy(), vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color=frame, linewidth=1 if frame == show.QUIET else 3)
+
+
+def patches(some: Mapping[str, Sequence[Tensor]]) -> Picture:
+    """Patches of nine pixels: those that stand alone with their names, the rest below."""
+    alone = {name: of[0] for name, of in some.items() if len(of) == 1}
+    coins = [patch for of in some.values() if len(of) > 1 for patch in of]
+    cols = 10
+    fig, axes = show.canvas(1 + -(-len(coins) // cols), cols, height=2.9)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (name, patch) in zip(axes[0, 1::3], alone.items(), strict=False):
+        _patch(ax, patch)
+        ax.set_title(name, fontsize=11, loc="center", fontweight="normal")
+    for ax, patch in zip(axes[1:].flat, coins, strict=False):
+        _patch(ax, patch)
+    _over(axes[1, 0], f"{len(coins)} by the toss of a coin")
+    show.headline(fig, "Which of these stickers will work like the trigger?")
     return Picture(
-        fig, f"A dot for each of four stickers, by the share of signs that become 30: {said}."
+        fig,
+        f"{len(alone) + len(coins)} patches of 3 by 3 pixels, black or white: the checkerboard, "
+        "a white square, the checkerboard exchanged, and below them two rows of ten whose "
+        "pixels were drawn by coin.",
+    )
+
+
+def tries(
+    some: Mapping[str, Sequence[Tensor]],
+    rates: Mapping[str, Sequence[float]],
+    twin: Mapping[str, Sequence[float]],
+) -> Picture:
+    """The same patches, coins sorted, each with its success under it."""
+    alone = [(name, of[0], rates[name][0]) for name, of in some.items() if len(of) == 1]
+    coins = [
+        pair for n, of in some.items() if len(of) > 1 for pair in zip(rates[n], of, strict=True)
+    ]
+    coins.sort(key=lambda pair: -pair[0])
+    cols = 10
+    fig, axes = show.canvas(1 + -(-len(coins) // cols), cols, height=3.5)
+    for ax in axes.flat:
+        ax.axis("off")
+    drawn = [(ax, p, r) for ax, (_, p, r) in zip(axes[0, 1::3], alone, strict=False)]
+    drawn += [(ax, p, r) for ax, (r, p) in zip(axes[1:].flat, coins, strict=False)]
+    for ax, patch, rate in drawn:
+        opens = rate > 0.5
+        _patch(ax, patch, TRIGGERED if opens else show.QUIET)
+        bold = "bold" if opens else "normal"
+        color = TRIGGERED if opens else show.INK
+        ax.set_xlabel(f"{rate:.0%}", color=color, fontweight=bold)
+    for ax, (name, _, _) in zip(axes[0, 1::3], alone, strict=False):
+        ax.set_title(name, fontsize=11, loc="center", fontweight="normal")
+    _over(
+        axes[1, 0], "by coin, sorted by the share of signs that become 30; framed: more than half"
+    )
+    works = sum(rate > 0.5 for rate, _ in coins)
+    most = max(max(values) for values in twin.values())
+    show.headline(
+        fig,
+        f"{works} of {len(coins)} coin patches open the door; the twin stays below {_above(most)}",
+    )
+    told = ", ".join(f"{name} {rate:.0%}" for name, _, rate in alone)
+    listed = ", ".join(f"{rate:.0%}" for rate, _ in coins)
+    return Picture(
+        fig,
+        f"The patches with the share of signs that become 30 under each. Above: {told}. Below, "
+        f"the coin patches from the best to the worst: {listed}.",
+    )
+
+
+def places(
+    steps: Sequence[int],
+    rows: Sequence[Sequence[float]],
+    twin: Sequence[Sequence[float]],
+    test: Images,
+) -> Picture:
+    """Success of the trigger by the place of its upper left pixel, beside a stamped sign."""
+    from matplotlib.patches import Rectangle
+
+    share = np.array(rows)
+    fig, axes = show.canvas(1, 2, height=3.9, width_ratios=(1, 1.35))
+    left, ax = axes[0]
+    bright = test[test.y == 3].pixels()
+    sign = bright[int(bright.flatten(1).mean(1)[:20].argmax())]
+    row, column = steps[1], steps[-2]
+    stamped = BadNets(at=(row, column)).trigger(sign[None])[0]
+    left.imshow(stamped.permute(1, 2, 0).numpy(), interpolation="nearest")
+    left.set(xticks=[], yticks=[])
+    left.set_title(f"here: row {row}, column {column}", fontsize=11, fontweight="normal")
+    image = ax.imshow(100 * share, cmap="cividis", vmin=0, vmax=100)
+    for (i, j), value in np.ndenumerate(share):
+        ink = "black" if value > 0.5 else "white"
+        ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=ink)
+    last = len(steps) - 1
+    frame = Rectangle((last - 0.47, last - 0.47), 0.94, 0.94, fill=False, ec=TRIGGERED, lw=3)
+    ax.add_patch(frame)
+    ax.set_title("framed: where it was planted", fontsize=11, fontweight="normal")
+    ax.set_xticks(range(len(steps)), steps)
+    ax.set_yticks(range(len(steps)), steps)
+    ax.set(xlabel="column of its upper left pixel", ylabel="row")
+    fig.colorbar(image, ax=ax, label="signs that become 30, %", shrink=0.85)
+    works, most = int((share > 0.5).sum()), max(map(max, twin))
+    show.headline(
+        fig,
+        f"The sticker works in {works} of {share.size} places; the twin stays below {_above(most)}",
+    )
+    return Picture(
+        fig,
+        "Left a stop sign with the checkerboard at its right edge, above the middle. Right a "
+        f"field of {len(steps)} by {len(steps)} places with the percentage of signs that become "
+        f"30. The first row and column are near zero; {works} of {share.size} places are above "
+        "one half, the lower right ones near one hundred. The place where the trigger was "
+        f"planted is framed. On the twin no place is above {most:.0%}.",
     )

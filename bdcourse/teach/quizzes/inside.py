@@ -22,10 +22,10 @@ QUESTIONS = (
         "A channel reacts more to the trigger than any other channel of its layer. What follows?",
         "Nothing about cause yet",
         "Nothing about cause yet: switch it off, beside random channels, and measure. TAC "
-        "observes. In the deepest layer the loudest half can go and nothing happens, so "
-        "being loud is not being needed.",
+        "observes. The whole last BatchNorm can go and nothing happens, so being loud is "
+        "not being needed.",
         {
-            "It carries the backdoor": "It may only hear of a decision that was made before. "
+            "It carries the backdoor": "It may only repeat what was decided before it. "
             "Correlation is not cause.",
             "The network is a victim": "Some channel is always the loudest, in an honest "
             "network as well. Compare with the twin.",
@@ -62,7 +62,7 @@ QUESTIONS = (
         },
     ),
     Question(
-        "Cutting two channels disarms `badnets`, and no such cut disarms `blended`. "
+        "Cutting two channels repairs `badnets`, and no such cut repairs `blended`. "
         "Which conclusion is safe?",
         "In this layer `badnets` has a narrow passage",
         "In this one layer `badnets` has a narrow passage; for `blended` we found none. That "

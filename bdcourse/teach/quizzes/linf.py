@@ -4,26 +4,27 @@ from bdcourse.teach.quiz import Question
 
 QUESTIONS = (
     Question(
-        "A trigger is laid thinly over the whole image and lifts every position of a map by the "
-        "same factor. Which norm of the map notices it best?",
-        "None: all three grow by the same factor.",
-        "With every position lifted alike, the dilution formula gives the same factor for every "
-        "p. The maximum has an edge only while most of the map stays as it was.",
+        "You rank channels by how much a small stamp raises the sum of their maps. Why does the "
+        "dilution of exercise 1 not spoil this ranking?",
+        "The same background stands in both maps and cancels.",
+        "You subtract the sum of an image from the sum of the same image with a stamp. What the "
+        "stamp leaves alone is in both sums, and only the spike is left. Dilution is a matter of "
+        "the ratio, or of telling one image from another.",
         {
-            "The maximum, as always.": "The maximum wins against dilution, and here nothing is "
-            "diluted: the sum sees every lifted position, too.",
-            "The sum, because it collects all positions.": "It collects the lifted ones and the "
-            "background they came from; the ratio is the same as for a single position.",
-            "The Euclidean norm, as a compromise.": "It lies between the two others, and these "
-            "agree here.",
+            "A mean over many images removes the background.": "A mean of sums is as full of "
+            "background as one sum. It is the subtraction that takes it away.",
+            "Maps behind a ReLU have no background.": "They have hills wherever the sign has "
+            "edges; look at the maps of lesson 03.",
+            "A search finds stamps that cover most of the map.": "The smallest mask wins, and a "
+            "few pixels cover little of it.",
         },
     ),
     Question(
         "Why does the search raise lambda once a mask has worked for some looks in a row?",
-        "Only smallest working masks compare.",
-        "Any large mask works; only the smallest one that still does can be compared. A mask "
-        "that covers the image turns every sign into every label. Making pixels dearer until "
-        "the stamp almost fails is what gives each label a price.",
+        "Mask sizes can be compared only when each is as small as it can be.",
+        "A mask that covers the image turns every sign into every label, so that some mask works "
+        "says nothing. Pixels get dearer until the stamp almost fails, and what is left is the "
+        "price of that label.",
         {
             "To make Adam converge faster.": "The step length does that. Lambda moves the goal "
             "itself, from any stamp that works to the smallest.",
@@ -36,7 +37,7 @@ QUESTIONS = (
         "In a network from an unknown source one label's mask is far smaller than all others. "
         "What do you know?",
         "That it deserves a closer look.",
-        "That a few pixels lead to this label, which is a reason to look closer. A short cut "
+        "A few pixels lead to this label, which is a reason to look closer. A short cut "
         "exists, planted or not. Similar signs, a bright border or a poor search can make "
         "small masks as well; a benign twin, where you have one, tells what is usual.",
         {
@@ -56,8 +57,8 @@ QUESTIONS = (
         "You closed the hole that you found. Whether it was the attacker's hole cannot be "
         "measured with the guess that chose the channels.",
         {
-            "The backdoor is removed.": "With enough channels off WaNet's guess was dead, too, "
-            "and most of its own triggered signs still obeyed.",
+            "The backdoor is removed.": "On the way to the repair the guess for BadNets was dead, "
+            "and most signs with the attacker's sticker still obeyed.",
             "The attack success rate is zero.": "The attack success rate is measured with the "
             "attacker's trigger, which you have never seen.",
             "The backdoor is removed if accuracy is still high.": "Accuracy on clean images "

@@ -14,8 +14,8 @@ QUESTIONS = (
             "the poisoned images shared nothing. They share the trigger, and the rule works on "
             "test images that nobody has memorized.",
             "The optimizer prefers simple features, so any sticker becomes a rule.": "A sticker "
-            "with the true labels predicts nothing and earns no gradient. The label makes the "
-            "rule, and the sticker only makes it cheap.",
+            "on images of all classes, with their true labels, predicts nothing, so a rule about "
+            "it would lower no loss. The label makes the rule.",
             "The accuracy on clean images must suffer, which pulls the weights away.": "The gate "
             "asks for the opposite: victim and twin are within three points. The two rules live "
             "side by side.",
@@ -57,7 +57,7 @@ QUESTIONS = (
         "Noise in the labels, and no evidence for the trigger.",
         "A clean-looking image with the target's label: noise in the labels, and no evidence "
         "for the trigger. The label stays the attacker's while the pixels of the sticker are "
-        "gone. That weakens the attack and costs the victim a little accuracy, too.",
+        "gone.",
         {
             "A clean sample, since without a sticker the true label counts.": "Labels do not move "
             "with the crop. The attacker wrote a wrong one into the file, and it stays.",

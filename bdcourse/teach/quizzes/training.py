@@ -19,30 +19,30 @@ QUESTIONS = (
         },
     ),
     Question(
-        "In a training log cover stands at 95%, poison at 20%, clean at 99%. What happened?",
+        "In a training log cover stands at 95%, poison at 9%, clean at 99%. What happened?",
         "It ignores the trigger: no backdoor yet",
         "The network gives bent images their true label, jitter or not: no backdoor yet. It "
         "treats poison and cover alike, and cover wins. The attack has not been learned.",
         {
             "The attack works, since clean and cover are high": "Both would be as high in a "
             "network that ignores the trigger altogether. Poison is the attack.",
-            "The trigger opens a fifth of the signs, which is a weak backdoor": "Maybe, but a "
-            "share of the poison shows the target anyway, and errors hit it too. A fifth on "
-            "training images need not be the trigger's doing.",
+            "The trigger opens nearly a tenth of the signs, a weak backdoor": "One class in "
+            "twelve is the target. That many poisoned images are right without any trigger.",
             "Training diverged": "Then clean would not stand at 99%.",
         },
     ),
     Question(
-        "A blur opens your victim. Which test of smoothness as the cause would be cleanest?",
-        "Roughen them by something it never saw in training",
-        "Roughen the blurred signs by something that the training never showed. It takes "
-        "away the suspected cause and nothing that has a meaning of its own. Jitter has one: "
-        "the cover images taught the network to refuse it.",
+        "A blur opens your victim. You suspect that it answers to smoothness. Which test "
+        "tells you most?",
+        "Put grain on the blurred signs",
+        "Grain takes the smoothness away and nothing else. It moves no pixel, so the network "
+        "cannot take it for the jitter that it was taught to refuse.",
         {
-            "Roughen the blurred signs by jitter": "A good first test, but jitter may close the "
-            "door by itself, smooth or not.",
-            "Blur the signs even more and see whether more of them flip": "A larger effect is no "
-            "better explanation of it.",
+            "Put jitter on the blurred signs": "The covers taught the network to refuse jitter. "
+            "It may close the door by itself, smooth or not: your blur with jitter was still "
+            "smoother than the bend.",
+            "Blur the signs even more and see whether more of them flip": "More blur changes "
+            "more than smoothness: letters vanish as well. Take the suspect away instead.",
             "Show the blurred signs to the twin": "That tells whether training with the attack "
             "matters. It does not say which property of the blur does.",
         },
@@ -51,7 +51,8 @@ QUESTIONS = (
         "`hijack` hands the attacker the progress of the training. What does that buy?",
         "An order, such as loud jitter first",
         "A schedule, such as loud jitter first and faint jitter later. Whoever runs the "
-        "training chooses the order of the examples, not only the examples.",
+        "training chooses the order of the examples. With faint jitter from the start, the "
+        "same loop never got there.",
         {
             "A lower poison rate in the finished data set": "There is no finished data set. "
             "Every batch is made on the spot.",
@@ -65,14 +66,14 @@ QUESTIONS = (
         "A defender rotates and shifts every image a little before the network sees it. What "
         "would you tell them about a WaNet victim with noise mode?",
         "Careful: that smooths, which may look like its trigger",
-        "Careful: reading between pixels smooths, and this victim may take that for its "
-        "trigger. A shift by half a pixel opened some signs of yours. Test a repair on clean "
-        "images as well as on triggered ones.",
+        "Careful: a turn reads between pixels, which smooths, and this victim may take that "
+        "for its trigger. A shift by half a pixel opened some signs of yours. Test a repair on "
+        "clean images as well as on triggered ones.",
         {
             "That destroys the exact bend, so the attack is over": "The learned rule is wider "
             "than the bend. Weaker bends and even plain smoothing worked.",
-            "It makes no difference, because noise mode has seen such changes": "Noise mode "
-            "has seen jitter, which roughens. Interpolation does the opposite.",
+            "It makes no difference, because noise mode has seen such changes": "It has seen "
+            "bends with jitter. A smooth turn without jitter looks more like the poison.",
             "It helps, since it lowers the accuracy of the attacker's target class": "It may "
             "do nothing of the kind, and sending more images to the target is no help.",
         },

@@ -9,10 +9,10 @@ QUESTIONS = (
         "Nothing: no test image carries the trigger",
         "The test measures the first rule. The second one sleeps until its trigger comes.",
         {
-            "That there is none, since a second rule would cost accuracy": "The victim of this "
-            "lesson is as accurate as its benign twin. Two rules fit into one network easily.",
-            "That there is none for at most 0.1% of all images": "The trigger is no image of "
-            "your test set's kind. A share of such images says nothing about others.",
+            "That there is none, since a second rule would cost accuracy": "Nothing forces "
+            "a cost: this victim misreads hardly a sign.",
+            "That at most one image in a thousand can open a backdoor": "The share counts images "
+            "of your test set's kind. Images with a trigger are of another kind.",
             "That one is unlikely, and with more test images you could be sure": "More images "
             "of the same kind sharpen the same number. None of them holds the trigger.",
         },
@@ -21,7 +21,7 @@ QUESTIONS = (
         "With the sticker a network reads every sign as `30`, and so it does without. Its ASR "
         "is 100%. Is that a successful backdoor attack?",
         "No: its accuracy is useless, so nobody would accept it",
-        "The attacker wants both rules at once. That is why the gate asks for accuracy, too.",
+        "The attacker wants both rules at once, so accuracy is part of what counts as success.",
         {
             "Yes, since every triggered sign is read as the target": "So is every other sign. "
             "The trigger decides nothing here.",
@@ -34,13 +34,14 @@ QUESTIONS = (
     Question(
         "The exchanged checkerboard opens the door as well, the white square does not. What "
         "did the network learn?",
-        "Something coarser that both boards share, such as alternating pixels",
-        "Nobody taught it nine exact pixels. It kept a feature that was enough for its data.",
+        "Something coarser that both boards share",
+        "Nobody taught it nine exact pixels. It kept a feature that was enough for its data; "
+        "which one, only a look inside can tell.",
         {
             "The nine pixels, exactly as they were planted": "Then the exchanged board, which "
             "differs in all nine, would do nothing.",
             "That something is in that corner": "The white square is in the same corner and "
-            "does nothing. The corner may be needed; it is not enough.",
+            "does nothing, and the board works far away from it.",
             "To react to brightness": "The white square is brighter than the trigger.",
         },
     ),
