@@ -24,9 +24,10 @@ be told from the chance of the draw.
 pushes: what the trace term of FIP adds to the gradient in each step, on the zoo's BadNets
 victim with the first set of clean images, and what becomes of the network meanwhile.
 
-stages: what each stage of FMP does to two victims of the zoo, in two draws: after its
-pruning, after its fine-tuning, and, in place of that, with BatchNorm's statistics
-estimated anew and no weight touched; beside it as many random maps, and no maps at all.
+stages: what each stage of FMP does to two victims of the zoo and their benign twin, three
+draws each: after its pruning, after its fine-tuning, after that with the old statistics of
+BatchNorm, and with new statistics and no weight touched; beside it as many random maps,
+and no maps at all. At other steps than the first only the pruning.
 
 Half an hour on a core each, the last but one a quarter. Rows that are there are kept; a
 stopped run goes on.
@@ -42,9 +43,9 @@ from pathlib import Path
 
 import torch
 
-from bdcourse import data, metrics, surgery, victims
+from bdcourse import activations, data, metrics, surgery, victims
 from bdcourse.analysis import curvature, landscape
-from bdcourse.attacks import BadNets
+from bdcourse.attacks import Attack, BadNets
 from bdcourse.attacks.blended import noise_picture
 from bdcourse.bench.cells import environment
 from bdcourse.bench.recipes import train_victim
@@ -77,8 +78,8 @@ OPACITY = 0.5
 STAGES = {"layer4": 4, "layer3": 8, "layer2": 16, "layer1": 32}  # name -> map's height
 NORMS = {"l1": 1.0, "l2": 2.0, "l-infinity": math.inf}
 
-STEP = 8 / 255  # of FMP, and the radius of its start
-FEW, SHARES, LOOKED = 16, (64, 16), 400
+STEPS = (8, 1, 2, 4, 16)  # of FMP and the radius of its start, over 255; the first in full
+FEW, SHARES, LOOKED, PROBED = 16, (64, 16), 400, 150
 
 PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, PER_SET = 10, 200
@@ -206,49 +207,67 @@ def refreshed(model: torch.nn.Module, images: data.Images) -> torch.nn.Module:
 
 
 def stages(options: argparse.Namespace) -> Study:
-    parts = data.splits("signs")
+    parts, twin = data.splits("signs"), ENTRIES["badnets"].twin
     test = parts.test[:LOOKED]
 
     def drawn(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
-    def looked(net: torch.nn.Module, victim: Victim) -> dict:
-        s, said = metrics.evaluate(net, test, victim.attack), metrics.predict(net, test.x)
-        own = {"known": said[test.y == 0] == 0, "says": said == 0}
-        shares = {k: float(v.float().mean()) for k, v in own.items()}
-        return {"acc": s.acc, "asr": s.asr, "ra": s.ra, **shares}
+    def looked(net: torch.nn.Module, attack: Attack) -> dict:
+        own, said = [test.y == k for k in range(test.k)], metrics.predict(net, test.x)
+        known = [float((said[o] == k).float().mean()) for k, o in enumerate(own)]
+        says = [float((said == k).float().mean()) for k in range(test.k)]
+        return rates(metrics.evaluate(net, test, attack)) | {"known": known, "says": says}
 
-    def measured(victim: Victim, draw: int) -> dict:
-        model, how = victim.model, {"epsilon": STEP, "start": STEP, "n": FEW}
+    def measured(victim: Victim, attack: Attack, draw: int, step: int, tuned: bool) -> dict:
+        model, how = victim.model, {"epsilon": step / 255, "start": step / 255, "n": FEW}
         score = fmp_scores(model, parts.clean, **how, generator=drawn(draw))
-        tried, found = {("tuning alone", SHARES[0]): {}}, []
+        maps = {("FMP", p): fmp_select(score, p, least=1) for p in SHARES}
         for p in SHARES:
-            tried["FMP", p], g = fmp_select(score, p, least=1), drawn(10 + draw)
-            tried["random maps", p] = {
+            g = drawn(10 + draw)
+            maps["random maps", p] = {
                 n: torch.randperm(len(score[n].acc), generator=g)[: len(c)]
-                for n, c in tried["FMP", p].items()
+                for n, c in maps["FMP", p].items()
             }
-        for (arm, p), maps in tried.items():
-            own = drawn(1 + draw)
-            after = {"tuned": fmp_repair(model, parts.clean, maps, generator=own).model}
-            if maps:
-                off = maps | fmp_scales_of(model, maps)
-                after["pruned"] = surgery.without(model, off, shift=False)
-            if arm == "FMP":
+        found = []
+        for (arm, p), chosen in maps.items():
+            off = chosen | fmp_scales_of(model, chosen)
+            after = {"pruned": surgery.without(model, off, shift=False)}
+            if tuned:
                 after["new statistics"] = refreshed(after["pruned"], parts.clean)
+                after["tuned"] = repaired(model, chosen, draw)
+                after["tuned, old statistics"] = repaired(model, chosen, draw, frozen_norms=True)
             found += [
-                {"how": arm, "p": p, "stage": k, **looked(m, victim)} for k, m in after.items()
+                {"how": arm, "p": p, "stage": k, **looked(m, attack)} for k, m in after.items()
             ]
-        return {"stages": found}
+        if tuned:
+            alone = looked(repaired(model, {}, draw), attack)
+            found.append({"how": "tuning alone", "p": SHARES[0], "stage": "tuned", **alone})
+        tac = activations.tac(model, test[:PROBED], attack)
+        bn = {q.conv: q.bn for q in surgery.pair_by_flow(model).pairs}
+        agrees = {
+            k: [activations.spearman(sign * getattr(r, k), tac[bn[n]]) for n, r in score.items()]
+            for k, sign in (("loss", 1), ("acc", -1))
+        }
+        values = [len(set(r.acc.tolist())) for r in score.values()]
+        off = sum(map(len, maps["FMP", SHARES[0]].values()))
+        return {"stages": found, "agrees": agrees, "values": values, "pruned": off}
 
-    cell = about("signs", parts) | {"defense": "fmp", "step": STEP, "images": FEW}
-    for name in options.names:
+    def repaired(model, chosen, draw, **how):
+        return fmp_repair(model, parts.clean, chosen, generator=drawn(1 + draw), **how).model
+
+    cell = about("signs", parts) | {"seed": 0, "images": FEW}
+    for name, step in ((n, s) for s in STEPS for n in (*options.names, twin)):
+        entry = ENTRIES[name]
+        owner = victims.zoo(name if entry.attack else "badnets")
         for draw in options.draws:
-            own = {"victim": name, "attack": ENTRIES[name].attack, "draw": draw}
+            own = {"victim": name, "attack": entry.attack or "none", "draw": draw}
+            own["defense"] = f"fmp, step {step}/255"
+            how = (owner.attack, draw, step, step == STEPS[0])
             yield (
                 cell | own,
                 lambda name=name: victims.zoo(name),
-                lambda victim, draw=draw: measured(victim, draw),
+                lambda victim, how=how: measured(victim, *how),
             )
 
 
@@ -272,7 +291,7 @@ def main() -> None:
             own.add_argument("--clean", type=int, default=10, help="networks to train")
         elif study is stages:
             own.add_argument("--names", nargs="+", default=["badnets", "blended"])
-            own.add_argument("--draws", type=int, nargs="+", default=[0, 1])
+            own.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
         elif study is edge:
             own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         elif study is sharper:
