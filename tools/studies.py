@@ -27,7 +27,7 @@ victim with the first set of clean images, and what becomes of the network meanw
 stages: what each stage of FMP does to two victims of the zoo and their benign twin, three
 draws each: after its pruning, after its fine-tuning, after that with the old statistics of
 BatchNorm, and with new statistics and no weight touched; beside it as many random maps,
-and no maps at all. At other steps than the first only the pruning.
+and no maps at all. At other steps, and for the twin, less.
 
 Half an hour on a core each, the last but one a quarter. Rows that are there are kept; a
 stopped run goes on.
@@ -78,8 +78,18 @@ OPACITY = 0.5
 STAGES = {"layer4": 4, "layer3": 8, "layer2": 16, "layer1": 32}  # name -> map's height
 NORMS = {"l1": 1.0, "l2": 2.0, "l-infinity": math.inf}
 
-STEPS = (8, 1, 2, 4, 16)  # of FMP and the radius of its start, over 255; the first in full
-FEW, SHARES, LOOKED, PROBED = 16, (64, 16), 400, 150
+STEP, OTHERS = 8, (4, 16, 2)  # of FMP and the radius of its start, over 255
+FEW, LOOKED, PROBED = 16, 400, 150
+Plan = dict[tuple[str, int], tuple[str, ...]]  # (what chooses maps, p) -> stages
+SHORT: Plan = {("FMP", 64): ("pruned",)}
+TWIN: Plan = {("FMP", 64): ("pruned", "tuned"), ("FMP", 16): ("pruned",)}
+WHOLE: Plan = {
+    ("FMP", 64): ("pruned", "new statistics", "tuned", "tuned, old statistics"),
+    ("FMP", 16): ("pruned", "new statistics"),
+    ("random maps", 64): ("pruned", "new statistics", "tuned"),
+    ("random maps", 16): ("pruned",),
+    ("no maps", 64): ("tuned",),
+}
 
 PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, PER_SET = 10, 200
@@ -214,56 +224,69 @@ def stages(options: argparse.Namespace) -> Study:
         return torch.Generator().manual_seed(seed)
 
     def looked(net: torch.nn.Module, attack: Attack) -> dict:
-        own, said = [test.y == k for k in range(test.k)], metrics.predict(net, test.x)
-        known = [float((said[o] == k).float().mean()) for k, o in enumerate(own)]
-        says = [float((said == k).float().mean()) for k in range(test.k)]
-        return rates(metrics.evaluate(net, test, attack)) | {"known": known, "says": says}
-
-    def measured(victim: Victim, attack: Attack, draw: int, step: int, tuned: bool) -> dict:
-        model, how = victim.model, {"epsilon": step / 255, "start": step / 255, "n": FEW}
-        score = fmp_scores(model, parts.clean, **how, generator=drawn(draw))
-        maps = {("FMP", p): fmp_select(score, p, least=1) for p in SHARES}
-        for p in SHARES:
-            g = drawn(10 + draw)
-            maps["random maps", p] = {
-                n: torch.randperm(len(score[n].acc), generator=g)[: len(c)]
-                for n, c in maps["FMP", p].items()
-            }
-        found = []
-        for (arm, p), chosen in maps.items():
-            off = chosen | fmp_scales_of(model, chosen)
-            after = {"pruned": surgery.without(model, off, shift=False)}
-            if tuned:
-                after["new statistics"] = refreshed(after["pruned"], parts.clean)
-                after["tuned"] = repaired(model, chosen, draw)
-                after["tuned, old statistics"] = repaired(model, chosen, draw, frozen_norms=True)
-            found += [
-                {"how": arm, "p": p, "stage": k, **looked(m, attack)} for k, m in after.items()
-            ]
-        if tuned:
-            alone = looked(repaired(model, {}, draw), attack)
-            found.append({"how": "tuning alone", "p": SHARES[0], "stage": "tuned", **alone})
-        tac = activations.tac(model, test[:PROBED], attack)
-        bn = {q.conv: q.bn for q in surgery.pair_by_flow(model).pairs}
-        agrees = {
-            k: [activations.spearman(sign * getattr(r, k), tac[bn[n]]) for n, r in score.items()]
-            for k, sign in (("loss", 1), ("acc", -1))
+        said = metrics.predict(net, test.x)
+        asked = test[attack.counts(test.y)]
+        hit = metrics.predict(net, attack.trigger(asked.pixels()))
+        own = [said[test.y == k] == k for k in range(test.k)]
+        shares = {
+            "acc": said == test.y,
+            "asr": hit == attack.target,
+            "ra": hit == asked.y,
+            "says target": said == attack.target,
         }
-        values = [len(set(r.acc.tolist())) for r in score.values()]
-        off = sum(map(len, maps["FMP", SHARES[0]].values()))
-        return {"stages": found, "agrees": agrees, "values": values, "pruned": off}
+        known = [share(o) for o in own]
+        return {k: share(v) for k, v in shares.items()} | {"known": known}
 
-    def repaired(model, chosen, draw, **how):
+    def share(hits: torch.Tensor) -> float:
+        return float(hits.double().mean())
+
+    def repaired(model, chosen, draw, **how) -> torch.nn.Module:
         return fmp_repair(model, parts.clean, chosen, generator=drawn(1 + draw), **how).model
 
+    def measured(victim: Victim, attack: Attack, draw: int, step: int, plan: Plan) -> dict:
+        model, how = victim.model, {"epsilon": step / 255, "start": step / 255, "n": FEW}
+        score = fmp_scores(model, parts.clean, **how, generator=drawn(draw))
+        found = []
+        for (arm, p), steps in plan.items():
+            chosen, g = fmp_select(score, p, least=1), drawn(10 + draw)
+            if arm == "random maps":
+                chosen = {
+                    n: torch.randperm(len(score[n].acc), generator=g)[: len(c)]
+                    for n, c in chosen.items()
+                }
+            if arm == "no maps":
+                chosen = {}
+            off = chosen | fmp_scales_of(model, chosen)
+            pruned = surgery.without(model, off, shift=False)
+            ways = {
+                "pruned": lambda net=pruned: net,
+                "new statistics": lambda net=pruned: refreshed(net, parts.clean),
+                "tuned": lambda c=chosen: repaired(model, c, draw),
+                "tuned, old statistics": lambda c=chosen: repaired(
+                    model, c, draw, frozen_norms=True
+                ),
+            }
+            for name in steps:
+                about = {"how": arm, "p": p, "stage": name, "off": sum(map(len, chosen.values()))}
+                found.append(about | looked(ways[name](), attack))
+        tac = activations.tac(model, test[:PROBED], attack)
+        bn = {q.conv: q.bn for q in surgery.pair_by_flow(model).pairs}
+        agrees = [activations.spearman(r.loss, tac[bn[n]]) for n, r in score.items()]
+        values = [len(set(r.acc.tolist())) for r in score.values()]
+        return {"stages": found, "agrees": agrees, "values": values}
+
     cell = about("signs", parts) | {"seed": 0, "images": FEW}
-    for name, step in ((n, s) for s in STEPS for n in (*options.names, twin)):
+    for name, step, plan in (
+        *((n, STEP, WHOLE) for n in options.names),
+        (twin, STEP, TWIN),
+        *((options.names[0], s, SHORT) for s in OTHERS),
+    ):
         entry = ENTRIES[name]
-        owner = victims.zoo(name if entry.attack else "badnets")
+        attack = victims.zoo(name if entry.attack else options.names[0]).attack
         for draw in options.draws:
             own = {"victim": name, "attack": entry.attack or "none", "draw": draw}
             own["defense"] = f"fmp, step {step}/255"
-            how = (owner.attack, draw, step, step == STEPS[0])
+            how = (attack, draw, step, plan)
             yield (
                 cell | own,
                 lambda name=name: victims.zoo(name),

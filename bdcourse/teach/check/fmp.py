@@ -214,7 +214,30 @@ class _Block(nn.Module):
         return self.read(torch.relu(inner + self.beside(x)).mean((2, 3)))
 
 
-SIGNS = {"steps the other way; J is to grow.": -1.0, "stays at the start; no step is taken.": 0.0}
+def _which_losses(net: _Block, x: Tensor, y: Tensor, x0: Tensor, got: dict) -> None:
+    """Name the slip that gave these losses instead of those of maps pushed one by one."""
+    name = "fmp_maps"
+    for sign, says in ((-1.0, "steps the other way; J is to grow."), (0.0, "takes no step.")):
+        other = {n: fmp_plain_scores(net, x, y, x0, n, sign * 0.15).loss for n in got}
+        need(not all(close(v, other[n], 1e-6) for n, v in got.items()), name, says, 3)
+    with torch.no_grad():
+        plain = nn.functional.cross_entropy(net(x), y)
+    need(
+        not all(close(v, plain.expand(len(v)), 1e-6) for v in got.values()),
+        name,
+        "scores the clean images: nothing was pushed, or the step began at x, not at x0.",
+        3,
+    )
+    need(
+        not any(float(v.max() - v.min()) < 1e-9 for v in got.values()),
+        name,
+        "pushes all maps of a layer along one direction; each has its own.",
+        2,
+    )
+    raise CheckFailed(
+        f"{name}: has other losses than maps pushed one by one: from x0, by epsilon times the "
+        "sign, clipped to [0, 1] (hint 3)"
+    )
 
 
 @guarded
@@ -255,9 +278,6 @@ def fmp_maps(fn: Callable[..., tuple]) -> None:
         2,
     )
 
-    def losses(start: Tensor, epsilon: float) -> dict[str, Tensor]:
-        return {n: fmp_plain_scores(net, x, y, start, n, epsilon).loss for n in layers}
-
     want = {n: fmp_plain_scores(net, x, y, x0, n, 0.15) for n in layers}
     for n, c in layers.items():
         if not (isinstance(scores[n], (tuple, list)) and len(scores[n]) == 2):
@@ -265,30 +285,8 @@ def fmp_maps(fn: Callable[..., tuple]) -> None:
         for part in scores[n]:
             shaped(name, part, (c,), hint=4)
     got = {n: scores[n][1].detach().double() for n in layers}
-    for says, sign in SIGNS.items():
-        other = losses(x0, sign * 0.15)
-        need(not all(close(got[n], other[n], 1e-6) for n in layers), name, says, 3)
-    with torch.no_grad():
-        plain = nn.functional.cross_entropy(net(x), y)
-    need(
-        not all(close(got[n], plain.expand(c), 1e-6) for n, c in layers.items()),
-        name,
-        "scores the clean images: nothing was pushed, or the step began at x, not at x0.",
-        3,
-    )
-    need(
-        not any(float(got[n].max() - got[n].min()) < 1e-9 for n in layers),
-        name,
-        "pushes all maps of a layer along one direction; each has its own.",
-        2,
-    )
-    need(
-        all(close(got[n], want[n].loss, 1e-6) for n in layers),
-        name,
-        "has other losses than maps pushed one by one: from x0, by epsilon times the "
-        "sign, clipped to [0, 1].",
-        3,
-    )
+    if not all(close(got[n], want[n].loss, 1e-6) for n in layers):
+        _which_losses(net, x, y, x0, got)
     need(
         all(close(scores[n][0].detach(), want[n].acc, 1e-6) for n in layers),
         name,
