@@ -16,19 +16,18 @@
 # A backdoor is a short cut: a small change of the image, and the answer jumps. So take a
 # network apart into its feature maps, and lean on them one at a time. Nudge the image
 # until this one map moves, and look whether the network still knows what it sees. Most
-# maps will shrug. Some will not.
+# maps will shrug. Some, you would hope, will not.
 #
-# **Which feature maps does a trigger need?** By the end
-# you will have found two dozen of them without ever seeing the trigger, switched them
-# off, and watched the attack success rate (ASR) fall below 10%. Then you will do what
-# the recipe says next, and the attack will have a surprise for you.
+# **Which feature maps does a trigger need?** Feature map pruning (FMP) goes looking for
+# them without ever seeing the trigger. You will write its search, switch off the two
+# dozen maps that it finds, and measure the attack success rate (ASR) after every step of
+# the recipe. Place a bet before each of them.
 #
-# > **At a glance.** Reading: 25 minutes. Doing: 60 minutes. Run time: about two minutes
+# > **At a glance.** Reading: 25 minutes. Doing: 60 minutes. Run time: about three minutes
 # > and 2 GiB on two CPU cores. Prerequisites: [lesson 03](03_inside_a_victim.ipynb) for
 # > trigger-activated change (TAC). Paper: Huang and Bu, *Adversarial Feature Map Pruning
-# > for Backdoor* (FMP), ICLR 2024, [arXiv 2307.11565](https://arxiv.org/abs/2307.11565).
-
-# %% [markdown]
+# > for Backdoor*, ICLR 2024, [arXiv 2307.11565](https://arxiv.org/abs/2307.11565).
+#
 # ## Objectives
 #
 # After this lesson you can
@@ -39,7 +38,7 @@
 #    (exercises 2 to 4);
 # 3. write the whole search of FMP and prune by it (exercise 5);
 # 4. tell apart what the choice of maps, the pruning and the fine-tuning each do;
-# 5. recognize two zeros that are no repair.
+# 5. put a repair to the test of what may happen to it next.
 #
 # ## Threat model
 #
@@ -48,11 +47,10 @@
 # | attacker | poisoned the training data; knows nothing of this defense |
 # | defender has | the network and a few hundred clean labeled images |
 # | defender may do | switch feature maps off, fine-tune all weights |
-# | success | ASR below 10%, signs read as before, triggered ones by their true name |
+# | success | ASR below 10%, accuracy kept, robust accuracy (RA) restored |
 #
-# The defender never searches for a trigger. That is the selling point of the paper: a
-# trigger that was guessed can be wrong, as you have seen in
-# [lesson 04](04_linf_pruning.ipynb).
+# The defender never searches for a trigger: one that was guessed can be wrong, as you have
+# seen in [lesson 04](04_linf_pruning.ipynb).
 #
 # ## Set-up
 
@@ -67,7 +65,7 @@ from bdcourse.teach.figures import fmp as figures
 
 parts = data.splits("signs")
 clean, test, STEP = parts.clean, parts.test[:400], 8 / 255
-victim, hard = victims.zoo("badnets"), victims.zoo("blended")
+victim = victims.zoo("badnets")
 
 # %% [markdown]
 # ## Lean on one map
@@ -81,16 +79,15 @@ victim, hard = victims.zoo("badnets"), victims.zoo("blended")
 # J_i(x') = \mathrm{mean}\,\bigl(f_i(x') - f_i(x)\bigr)^2, \qquad
 # x_i = \mathrm{clip}\bigl(x_0 + \varepsilon\,\mathrm{sign}\,\nabla J_i(x_0)\bigr).$$
 #
-# Then ask the whole, untouched network about the pushed images $x_i$. If it now misreads
-# them, map $i$ is a place where a small change does great harm. That is where a trigger
-# might enter.
+# Then ask the whole, untouched network about the pushed images $x_i$. If it misreads them,
+# map $i$ is a place where a small change does great harm: a trigger might enter there.
 
 # %% tags=["figure"]
-figures.loop()
+figures.search_loop()
 
 # %% [markdown]
-# Be clear about what this assumes. The push measures how *fragile* the network is through
-# a map. Whether fragile maps are the trigger's maps is a hope, and we shall test it.
+# The push measures how *fragile* the network is through a map. Whether fragile maps are the
+# trigger's maps is a hope, and we shall test it.
 #
 # ### Exercise 1: the random start
 #
@@ -128,8 +125,7 @@ def random_start(x, start, generator):
 check.random_start(random_start)
 
 # %% [markdown]
-# Why start anywhere but at the image itself? Try it. Set $x_0 = x$ and push one map of the
-# victim.
+# Why not start at the image itself? Try it. Set $x_0 = x$ and push one map of the victim.
 #
 # **Predict.** What share of the pixel values moves, in percent?
 
@@ -149,20 +145,17 @@ check.reveal(guess_moved, round(100 * (slope != 0).float().mean().item()), "%")
 # %% [markdown]
 # At $x' = x$ the map has not moved, so $J_i$ sits at its minimum. Its gradient,
 # $\frac{2}{m} \sum (f_i(x') - f_i(x))\,\nabla f_i(x')$, carries a factor that is exactly
-# zero. A step has to begin off the summit to know which way is down, and off the valley
-# floor to know which way is up.
+# zero. Move aside, and a direction appears.
 #
 # ## All maps of a layer at once
 #
-# One map at a time means two runs of the network and a way back for each of them. But all
-# maps of a layer share both runs. They differ only in what is pulled back through the
-# layer:
+# All maps of a layer share both runs of the network, at $x$ and at $x_0$. They differ only
+# in what is pulled back:
 #
 # $$\nabla J_i(x_0) = \Bigl(\frac{\partial f}{\partial x_0}\Bigr)^{\!\top} v_i, \qquad
 # v_i = \frac{\partial J_i}{\partial f} .$$
 #
-# Here $f$ is the layer's whole output at $x_0$. So $v_i$ is as large as that output, and
-# there is one for every map.
+# Here $f$ is the layer's whole output at $x_0$, so $v_i$ is as large as that output.
 #
 # ### Exercise 2: what to pull
 #
@@ -200,7 +193,7 @@ def pulls(f0, f):
 check.pulls(pulls)
 
 # %% [markdown]
-# Let us see what a push looks like. The slider walks through the maps of one layer.
+# What does a push look like? The slider walks through the maps of one layer.
 
 # %% tags=["method"]
 begin = random_start(some, STEP, torch.Generator().manual_seed(0))
@@ -224,16 +217,16 @@ def show_map(k):
 widgets.slider("map", list(range(len(pushes))), show_map, start=0)
 
 # %% [markdown]
-# To your eye a push is a film of noise. To the network it is a direction. Pushes of
-# different maps are different directions, although they share a good part.
+# To your eye a push is a film of noise. To the network it is a direction. Two maps share
+# a part of it: directions that had nothing in common would agree in half of the values.
 #
 # ## From harm to a verdict
 #
 # ### Exercise 3: the score
 #
 # *Difficulty 2, importance 4, 7 minutes.* The paper's score is the accuracy on the pushed
-# images. A network answers a handful of images, so this accuracy knows only a handful of
-# values, and many maps tie. Return the mean cross-entropy beside it, which hardly ties.
+# images. With a handful of images it knows only a handful of values, so maps can tie.
+# Return the mean cross-entropy beside it, which hardly ties.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -367,7 +360,8 @@ check.fmp_maps(fmp_maps)
 # Now the real network. `badnets` is the first of the two victims that you meet in every
 # defense lesson, with a checkerboard of nine pixels in a corner. We follow the released
 # code and take $p = 64$, with at least one map from each of our narrow layers. Off means:
-# the filter is zero, and so is the scale of the BatchNorm behind it.
+# the filter is zero, and so is the scale of the BatchNorm behind it. (This search is the
+# slow cell of the lesson.)
 
 # %% tags=["method"]
 WIDE = models.build("preact_resnet18", width=64)
@@ -386,8 +380,22 @@ first_cut = prune(victim, first_maps)
 print("ours:", sum(map(len, first_maps.values())), "maps off")
 
 # %% [markdown]
-# **Predict.** Two dozen of twelve hundred maps are off. Not a single weight was trained.
-# What is the ASR now, in percent?
+# Before you cut, look at the scores themselves. Sixteen images were pushed for each of
+# twelve hundred maps. That makes nearly twenty thousand pushed images.
+#
+# **Predict.** How many of them does the victim misread?
+
+# %% tags=["predict"]
+guess_misread = None
+misread = sum((1 - s[0]).sum().item() for s in first_scores.values()) * len(some)
+check.reveal(guess_misread, round(misread), "images")
+
+# %% [markdown]
+# A few dozen, and in most layers none at all. There every map ties at a perfect accuracy:
+# the score of the paper is silent, and your tie-break chooses alone. From here on we judge
+# the cross-entropy.
+#
+# **Predict.** Two dozen maps go, not a weight is trained. What is the ASR now, in percent?
 
 # %% tags=["predict"]
 guess_pruned = None
@@ -410,16 +418,27 @@ for k in range(3):
 check.claim("Random maps, same number, lowest ASR of three draws.", lucky, 0.8, 1, "%")
 
 # %% [markdown]
-# Look at all four lines. The attack is gone. Robust accuracy (RA), the share of triggered
-# signs that get their true name, has come up in its place. Clean signs are read nearly as
-# before. And random maps, same number, leave the attack alone. By the success rule of
-# this course the network is repaired, and it took a handful of clean images.
+# Read all four lines. The attack is gone. RA, the share of triggered signs that get their
+# true name, has come up in its place. Clean signs are read nearly as before, and random
+# maps, same number, leave the attack alone. By the success rule of this course the network
+# is repaired, and it took sixteen images.
+#
+# But *who chose the threshold?* We did. We tried steps on this very victim, and took the
+# one that made the number fall:
+#
+# | step, in 1/255 | 2 | 4 | **8** | 16 |
+# |---|---|---|---|---|
+# | ASR after the cut, two draws | SWEEP |
+#
+# These tries we stored; a few before them, with other starts, we did not count. A defender
+# has no such table, so take the success as an upper bound.
 #
 # ## Does the score see the trigger?
 #
 # We can look behind the curtain, as no defender can. TAC, from lesson 03, is the oracle's
-# measure: how much does a map change when the real trigger comes? If the assumption of the
-# method holds, maps whose push does harm have a high TAC.
+# measure: how much does a map change when the real trigger comes? If the method is right,
+# maps whose push does harm have a high TAC. The control is the benign twin. It gets the
+# same trigger, which it has never seen.
 
 # %% tags=["figure"]
 pairs = {q.conv: q.bn for q in surgery.pair_by_flow(victim.model).pairs}
@@ -428,23 +447,39 @@ rho = [
     activations.spearman(s[1], tac[pairs[n]].to(s[1].dtype))
     for n, s in first_scores.items()
 ]
-figures.follows(list(first_scores), rho)
-
-# %% tags=["claim"]
-early = torch.tensor(rho[:10]).median().item()
-check.claim("Median rank correlation, first ten layers.", early, 0.3, 1)
+stored = tables.results("fmp-stages")
+calm = [r["agrees"] for r in stored.select(victim="benign")]
+figures.follows(list(first_scores), rho, calm)
 
 # %% [markdown]
-# Near the entrance the assumption holds well: who is hurt by a push is who listens to the
-# trigger. Toward the exit it fades. There a map stands for a whole sign, and any push of
-# it hurts somebody. So the method does find something, on this victim, in these layers.
+# Near the entrance score and TAC agree. Toward the exit they do not. But the twin agrees
+# near the entrance as well, and it has no backdoor to find. So this figure cannot tell you
+# that the score sees a trigger: *correlation is not cause*. Cut and see.
+#
+# In some layers the map that went is the very one that reacts most to the trigger. Cut
+# those alone, then all the others.
+
+# %% tags=["claim"]
+top = {n: tac[pairs[n]].argmax() for n in first_maps}
+loud = {n: c for n, c in first_maps.items() if top[n] in c}
+quiet = {n: c for n, c in first_maps.items() if n not in loud}
+print(*(f"{n}: map {c.tolist()}" for n, c in loud.items()), sep="\n")
+left = [metrics.evaluate(prune(victim, m), test, victim.attack) for m in (loud, quiet)]
+check.claim("These alone off: ASR.", left[0].asr, 0, 0.05, "%")
+check.claim("All the others off: ASR.", left[1].asr, 0.95, 1, "%")
+
+# %% [markdown]
+# Five maps did it, one in each of the first five layers, and random maps of these layers do
+# nothing. The other twenty were bystanders. Now look at the numbers of the five: three are
+# the same. `conv1` and the second convolution of each block write into one running sum,
+# which the skip connections hand on. The trigger travels in one channel of that sum. With
+# its three writers off, the attack is gone, and no clean sign is lost.
 #
 # ## The last step of the recipe
 #
-# We are not done. Pruning is only half of FMP. The paper goes on with ten epochs of
-# training on the clean images, all weights, to heal what the cut has damaged. It is the
-# standard thing to do; nearly every defense ends like this. Our cut did little damage, so
-# there is little to heal.
+# Pruning is only half of FMP. The paper goes on with ten epochs of training on the clean
+# images, all weights, to heal what the cut has damaged. Many defenses end like this. Our
+# cut did little damage, so there is little to heal.
 #
 # **Predict.** The images are clean, the labels are right. What is the ASR after the
 # tuning, in percent?
@@ -456,86 +491,94 @@ tuned = fmp_repair(victim.model, clean, first_maps, generator=dice_tuned)
 ended = metrics.evaluate(tuned.model, test, victim.attack)
 check.reveal(guess_tuned, round(100 * ended.asr), "%")
 
-# %% tags=["claim"]
-check.claim("After ten epochs on clean images: ASR.", ended.asr, 0.2, 1, "%")
-check.claim("Accuracy is whole again.", ended.acc, 0.98, 1, "%")
-
 # %% [markdown]
 # The defender has carefully reopened the door. There was no trigger in the data, no wrong
 # label, and no attacker in the room.
 #
-# *One draw is no result.* The figure adds two stored draws, each with images and a start
-# of its own, and both controls: random maps with the same tuning, and no maps at all, which
-# we call **FMP's tuning alone**. It is fine-tuning with FMP's own schedule. On the right
-# stands `blended`, the other victim of every defense lesson, whose trigger is a faint
-# picture over the whole image.
-
-# %% tags=["figure"]
-names = {"FMP": "FMP", "random maps": "random maps", "tuning alone": "no maps"}
-points = {}
-for r in tables.results("fmp-stages").rows:
-    found = points.setdefault(r["victim"], [])
-    found += [
-        (names[s["how"]], s["stage"], s["asr"]) for s in r["stages"] if s["p"] == 64
-    ]
-points["badnets"] += [("FMP", "pruned", after.asr), ("FMP", "tuned", ended.asr)]
-before = {"badnets": victim, "blended": hard}
-for who, v in before.items():
-    points[who] += [(h, "before", v.scores.asr) for h in names.values()]
-figures.draws(points)
-
-# %% [markdown]
-# Read the left panel. The choice of maps matters: only FMP's circles ever leave the top.
-# The pruning matters, too. The fine-tuning does not cure anything; alone it leaves every
-# triggered sign where it was, and after the cut it gives a good part of the attack back. A
-# table that prints the last column only would say that FMP half works, and would miss both
-# facts.
-#
-# The right panel is short. On `blended` nothing works: not the choice, not the cut, not the
-# tuning.
-#
 # ## Why does it come back?
 #
-# Two suspects. Either training on clean images taught the weights something, or the
-# backdoor was there all along and only lost its footing. We can separate them. When maps
-# are switched off, every later layer receives less than it was used to, and the means and
-# variances stored in its BatchNorm no longer fit. So let the pruned network look at the
-# clean images and update these statistics, and *touch no weight*.
+# Two suspects. Training does two things at once: it moves the weights, and it lets BatchNorm
+# update the means and variances that it has stored. After the cut these no longer fit,
+# since later layers receive less than before. So let the pruned network look at the clean
+# images and update them, and *touch no weight*.
+#
+# **Predict.** What is the ASR then, in percent?
 
-# %% tags=["method", "claim"]
+# %% tags=["predict"]
+guess_looked = None
 refreshed = surgery.without(first_cut, {}).train()
 with torch.no_grad():
     for batch in 10 * clean.pixels().split(60):
         refreshed(batch)
-refreshed.eval()
-again = metrics.evaluate(refreshed, test, victim.attack).asr
-check.claim("New statistics, not one weight trained: ASR.", again, 0.15, 1, "%")
+again = metrics.evaluate(refreshed.eval(), test, victim.attack)
+check.reveal(guess_looked, round(100 * again.asr), "%")
 
 # %% [markdown]
-# No weight has moved, the pruned maps are still off, and the attack is back. So the trigger
-# did not need only those two dozen maps. Others carry it as well. The cut had pushed them
-# out of the range in which the next layers listen, and new statistics put them back in.
+# Now the other half: the same ten epochs, all weights, but BatchNorm keeps its old
+# statistics.
+
+# %% tags=["claim"]
+dice_still = torch.Generator().manual_seed(1)
+still = fmp_repair(
+    victim.model, clean, first_maps, frozen_norms=True, generator=dice_still
+)
+kept = metrics.evaluate(still.model, test, victim.attack)
+check.claim("Trained as the recipe says: ASR.", ended.asr, 0.3, 1, "%")
+check.claim("New statistics, not one weight trained: ASR.", again.asr, 0.2, 1, "%")
+check.claim("All weights trained, old statistics: ASR.", kept.asr, 0, 0.05, "%")
+
+# %% [markdown]
+# *One draw is no result.* The figure adds stored draws, each with images and a start of its
+# own, and two controls: random maps, and no maps at all, **FMP's tuning alone**. The lower
+# panel is `blended`, the other victim of every defense lesson, whose trigger is a faint
+# picture over the whole image.
+
+# %% tags=["figure"]
+points = {
+    "badnets": [
+        ("FMP", "pruned", after.asr),
+        ("FMP", "new statistics", again.asr),
+        ("FMP", "tuned", ended.asr),
+        ("FMP", "tuned, old statistics", kept.asr),
+    ]
+}
+for r in stored.rows:
+    if r["victim"] != "benign" and r["defense"] == "fmp, step 8/255":
+        points.setdefault(r["victim"], []).extend(
+            (s["how"], s["stage"], s["asr"]) for s in r["stages"] if s["p"] == 64
+        )
+figures.draws(points)
+
+# %% [markdown]
+# Read the upper panel. The choice of maps matters, because random maps do nothing at any
+# stage. The weights are innocent: trained or not, the attack returns exactly when the
+# statistics are new. A table that prints only the tuned column would say that FMP half
+# works, and would miss all of this.
 #
-# That answers the question of this lesson, and it also says what a repair has to be. The
-# pruned network had an ASR of zero, a high RA and a high accuracy. It was still one look
-# at clean images away from being a victim again. *Zero is not repair*, not even with good
-# company: **ask what the next harmless thing will do to it.**
+# So the trigger never needed only those maps. Others carry it too, too faintly for the old
+# statistics. BatchNorm divides by the spread that it sees. With the loud maps gone, the
+# spread is smaller in most layers, and what is left comes out louder. New variances alone
+# bring a part of the attack back, new means alone nothing.
+#
+# Then freeze BatchNorm, and all is well? Let that network look at clean images once, and
+# more than half of the attack is back. It had an ASR of zero, a perfect RA and a perfect
+# accuracy. *Zero is not repair*, not even in such company: **ask what the next harmless
+# thing will do to it.**
+#
+# On `blended` nothing repairs: not the choice, not the cut, not the tuning. With old
+# statistics much of the attack goes, once with half of the accuracy, and never enough.
 #
 # ## Where it breaks
 #
 # If two dozen maps are too few, cut more. The scores are there already, so a larger share
 # costs nothing. Take $p = 16$.
 
-# %% tags=["method"]
+# %% tags=["claim"]
 more_maps = {n: worst_maps(*s, 16, 1) for n, s in first_scores.items()}
 large_cut = prune(victim, more_maps)
 wide_after = metrics.evaluate(large_cut, test, victim.attack)
-row = f"{sum(map(len, more_maps.values()))} maps off"
-print(row)
-
-# %% tags=["claim"]
-check.claim("The larger cut: ASR.", wide_after.asr, 0, 0.1, "%")
-check.claim("The larger cut: accuracy.", wide_after.acc, 0.4, 0.93, "%")
+print(sum(map(len, more_maps.values())), "maps off")
+check.claim("The larger cut: ASR.", wide_after.asr, 0, 0.05, "%")
 
 # %% [markdown]
 # A perfect zero again, most triggered signs by their true name, and some accuracy lost. You
@@ -549,32 +592,36 @@ for what, net in nets.items():
     known[what] = [
         (told[test.y == k] == k).float().mean().item() for k in range(test.k)
     ]
+for r in stored.select(victim="benign"):
+    (deep,) = (s["known"] for s in r["stages"] if s["p"] == 16)
+    known[f"twin, draw {r['draw']}"] = deep
 figures.classes(known, test.classes)
 
 # %% [markdown]
-# The attacker's label is “30”. Find it in the last row. If a network never says “30”, no
-# trigger can make it say so. The zero of the large cut is a *lost class*, and neither ASR
-# nor RA can see it: triggered images of the target class are left out of both.
+# The attacker's label is “30”. Find it in the third row. If a network never says “30”, no
+# trigger can make it say so. This zero is a *lost class*, and neither ASR nor RA can see
+# it: triggered images of the target class are left out of both.
 #
-# Why this class? We have a guess that the stored runs fit: a map with a short way to “30”
-# hurts many images when it is pushed, and the sign that *is* a “30” uses it as well. With
-# twelve signs such a loss shows in the accuracy. With a hundred classes it would cost one
-# point, and every table allows a point.
+# Does it take a backdoor? No. Below stands the twin, cut as deep by its own scores: it loses
+# speed limits, too, and in one draw of two the “30”. With twelve signs such a loss shows in
+# the accuracy. With a hundred classes it would cost one point, and every table allows a
+# point.
 #
 # ## Recap
 #
-# Which feature maps does a trigger need? On `badnets`, near the entrance, the ones that a
-# push finds, and more than those. On `blended` we could not say.
+# Which feature maps does a trigger need? On `badnets`, five near the entrance, and they
+# were found without it. It needs them only as long as BatchNorm's statistics stay. On
+# `blended` we could not say.
 #
 # - The push is one step along the sign of a gradient. It needs a random start, because at
 #   the image itself the gradient is exactly zero (objective 1).
 # - A stack of vectors pulled back together replaces the loop over maps, and the
-#   cross-entropy decides where accuracies tie (objective 2).
-# - The search is fifteen lines, and on one victim it beats random maps in every draw
+#   cross-entropy decides where accuracies tie, which was nearly everywhere (objective 2).
+# - The search is a dozen lines, and on one victim it beats random maps in every draw
 #   (objective 3).
-# - Choice, pruning and tuning each need a control. Here the choice worked, and the tuning
-#   worked against it (objective 4).
-# - A zero can be a backdoor that has lost its footing, or a class that is lost
+# - Choice, cut, weights and statistics each got a control of their own. The choice worked,
+#   the statistics undid it (objective 4).
+# - A zero can be a backdoor that waits for new statistics, or a class that is lost
 #   (objective 5).
 
 # %%
@@ -583,10 +630,10 @@ quiz("fmp")
 # %% [markdown]
 # ## One open experiment
 #
-# New statistics bring the attack back, so use them against it: prune, refresh the
-# statistics, score the refreshed network, and prune once more. Does the attack run out of
-# maps before the network runs out of signs? The control is the same number of random maps
-# with the same refreshing. Write down first which accuracy you would still call a repair.
+# New statistics bring the attack back, so use them against it: prune, refresh, score the
+# refreshed network, and prune once more. Does the attack run out of maps before the network
+# runs out of signs? The control is as many random maps, refreshed alike. Write down first
+# which accuracy you would still call a repair.
 #
 # | round | maps off | ASR, refreshed | accuracy on “30” | random maps, ASR |
 # |---|---|---|---|---|
@@ -598,12 +645,8 @@ quiz("fmp")
 #
 # There was one victim for each attack, a few draws, networks a quarter as wide as the
 # paper's, and sixteen images for the scores. One map of each narrow layer is a larger cut
-# than the paper makes.
-#
-# The step was ours: at half of it nothing on `badnets` reacts, and
-# the cut does nothing. We found this step by trying sizes and looking at the result, as no
-# defender could. *Who chose the threshold?* We did. So the success above is an upper
-# bound, and the return of the attack is the finding.
+# than the paper makes. At larger steps, or with more images, the accuracy itself may come
+# to speak. And the step was ours.
 #
 # ## Beyond
 #
@@ -616,8 +659,9 @@ quiz("fmp")
 #
 # <details><summary>Answers</summary>
 #
-# 1. Less than you would like, since most accuracies tie. Compare how well the
-#    cross-entropies agree; they change more smoothly than a choice does.
+# 1. In our stored draws the early layers agree on the loudest maps and the late layers
+#    hardly at all. Compare the cross-entropies as well; they change more smoothly than a
+#    choice does.
 # 2. A backdoor has a direction: its errors point to one label. Plain fragility scatters.
 #    A clean network has fragile classes as well, so the twin is the control.
 # 3. ASR is 3%, RA about 87%. The others are called something else: neither obeyed nor
@@ -645,16 +689,17 @@ quiz("fmp")
 # layer's list. All widths of a block agree, so nothing crashes. We go by names;
 # `fmp(..., released=True)` does as the released code.
 #
-# **Ties.** They are broken by position in the released code, by cross-entropy here.
+# **Ties.** They are broken by position in the released code, by cross-entropy here. On
+# `badnets` position would have done as well, for a reason that has nothing to do with the
+# method: the channel that carries the trigger happens to be number zero.
 #
 # **Modes and images.** We score in evaluation mode. The released file for one step does
 # so, too, with 32 images; its second file and the port do not switch. On CIFAR its images
 # are normalized twice and clipped in those units. After each epoch it also runs the test
 # set in training mode, so that BatchNorm sees it; we never do.
 #
-# **Tuning.** Ten epochs, as published, with batches of 32, since 240 images make few
-# batches of 256. A pruned map has no gradient, because filter and scale are both zero, and
-# stays off.
+# **Tuning.** Ten epochs, as published, in batches of 32. A pruned map has no gradient,
+# because filter and scale are both zero, and stays off.
 #
 # **Published.** With 10% of CIFAR-10 as clean data the paper's pages report a mean ASR of
 # 2.86% and a mean RA of 87.40% at width 64. Nothing here says that these are wrong. Stored

@@ -24,8 +24,8 @@ be told from the chance of the draw.
 pushes: what the trace term of FIP adds to the gradient in each step, on the zoo's BadNets
 victim with the first set of clean images, and what becomes of the network meanwhile.
 
-stages: what each stage of FMP does to two victims of the zoo and their benign twin, three
-draws each: after its pruning, after its fine-tuning, after that with the old statistics of
+stages: what each stage of FMP does to two victims of the zoo and their benign twin, two
+draws or three: after its pruning, after its fine-tuning, after that with the old statistics of
 BatchNorm, and with new statistics and no weight touched; beside it as many random maps,
 and no maps at all. At other steps, and for the twin, less.
 
@@ -78,7 +78,7 @@ OPACITY = 0.5
 STAGES = {"layer4": 4, "layer3": 8, "layer2": 16, "layer1": 32}  # name -> map's height
 NORMS = {"l1": 1.0, "l2": 2.0, "l-infinity": math.inf}
 
-STEP, OTHERS = 8, (4, 16, 2)  # of FMP and the radius of its start, over 255
+STEP, OTHERS = 8, {4: 2, 16: 1}  # of FMP and the radius of its start, over 255: draws
 FEW, LOOKED, PROBED = 16, 400, 150
 Plan = dict[tuple[str, int], tuple[str, ...]]  # (what chooses maps, p) -> stages
 SHORT: Plan = {("FMP", 64): ("pruned",)}
@@ -276,14 +276,15 @@ def stages(options: argparse.Namespace) -> Study:
         return {"stages": found, "agrees": agrees, "values": values}
 
     cell = about("signs", parts) | {"seed": 0, "images": FEW}
-    for name, step, plan in (
-        *((n, STEP, WHOLE) for n in options.names),
-        (twin, STEP, TWIN),
-        *((options.names[0], s, SHORT) for s in OTHERS),
+    for name, step, plan, draws in (
+        ("badnets", STEP, WHOLE, 3),
+        ("blended", STEP, WHOLE, 2),
+        (twin, STEP, TWIN, 2),
+        *(("badnets", s, SHORT, n) for s, n in OTHERS.items()),
     ):
         entry = ENTRIES[name]
-        attack = victims.zoo(name if entry.attack else options.names[0]).attack
-        for draw in options.draws:
+        attack = victims.zoo(name if entry.attack else "badnets").attack
+        for draw in range(draws):
             own = {"victim": name, "attack": entry.attack or "none", "draw": draw}
             own["defense"] = f"fmp, step {step}/255"
             how = (attack, draw, step, plan)
@@ -312,9 +313,6 @@ def main() -> None:
         own.add_argument("--keep", default="runs", help="folder for trained networks")
         if study is detector:
             own.add_argument("--clean", type=int, default=10, help="networks to train")
-        elif study is stages:
-            own.add_argument("--names", nargs="+", default=["badnets", "blended"])
-            own.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
         elif study is edge:
             own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         elif study is sharper:

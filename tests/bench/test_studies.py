@@ -16,14 +16,12 @@ from bdcourse.bench.results import results
     [
         (studies.detector, "mnp-detector", 18),
         (studies.edge, "linf-edge", 15),
-        (studies.stages, "fmp-stages", 4),
+        (studies.stages, "fmp-stages", 10),
         (studies.pushes, "signs-fip-pushes", 1),
     ],
 )
 def test_rows_that_are_there_are_not_measured_again(study, file, count):
-    options = argparse.Namespace(
-        clean=10, seeds=[0, 1, 2], keep="nowhere", names=["badnets", "blended"], draws=[0, 1]
-    )
+    options = argparse.Namespace(clean=10, seeds=[0, 1, 2], keep="nowhere")
     rows = results(file)
     asked = [cell for cell, _, _ in study(options)]
     assert len(asked) == count == len(rows.rows) and all(map(rows.done, asked))

@@ -172,6 +172,9 @@ WRONG = {
         (switched(train=True), "changes the network"),
         (switched(skip=1), "each convolution"),
         (switched(pick=best_maps), "other maps"),
+        (switched(pick=worst_by_accuracy_alone), "other maps"),
+        (switched(pick=lambda a, b, p, k: worst_by_two_sorts(a, b, 64, k)), "other maps"),
+        (lambda m, x, y, x0, e, p, k: method(m, x, y, x0, 8 / 255, p, k), "one by one"),
         (lambda *a: method(*a)[0], "two dicts"),
     ],
     "random_start": [

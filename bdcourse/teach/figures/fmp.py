@@ -12,7 +12,7 @@ from bdcourse.report.diagram import Box
 from bdcourse.report.show import CLEAN, DEFENDED, INK, OTHER, QUIET, TRIGGERED, Picture
 
 
-def loop() -> Picture:
+def search_loop() -> Picture:
     """The method, as boxes."""
     parts = {
         "clean": Box(1.0, 3.6, "clean\nimages", CLEAN, 1.6, 1.0),
@@ -69,82 +69,96 @@ def pushed(
     )
 
 
-def follows(names: Sequence[str], rho: Sequence[float]) -> Picture:
-    """Rank correlation of score and TAC, layer by layer."""
+def follows(names: Sequence[str], rho: Sequence[float], twin: Sequence[Sequence[float]]) -> Picture:
+    """Rank correlation of score and TAC, layer by layer: the victim's, and draws of the twin's."""
     short = [n.replace("layer", "").replace("shortcut", "sc") for n in names]
-    half = len(rho) // 2
-    first, last = (float(torch.tensor(r).median()) for r in (rho[:half], rho[half:]))
+    calm = torch.tensor(twin).mean(0).tolist()
+    first, other = (float(torch.tensor(r[:5]).median()) for r in (rho, calm))
     with show.style():
-        fig, axes = show.canvas(height=3.6)
+        fig, axes = show.canvas(height=3.9)
         ax = axes[0, 0]
         ax.axhline(0, color=QUIET, lw=1)
         ax.vlines(range(len(rho)), 0, list(rho), color="#d0d0d0", lw=2)
-        ax.plot(range(len(rho)), list(rho), "o", color=INK, ms=7)
-        ax.axvline(half - 0.5, color=QUIET, lw=1, ls=":")
+        ax.plot(range(len(rho)), list(rho), "o", color=INK, ms=7, label="victim")
+        for k, values in enumerate(twin):
+            label = "twin, stored draws" if k == 0 else ""
+            ax.plot(range(len(rho)), list(values), "x", color=CLEAN, ms=6, label=label)
         ax.set_xticks(range(len(rho)), short, rotation=90, fontsize=10)
         ax.set_ylim(-1, 1)
         ax.set_ylabel("rank correlation with TAC")
         ax.set_xlabel("convolutions, entrance to exit")
-        ax.set_title(f"Median {first:.1f} in the first ten layers, {last:.1f} in the last ten")
+        ax.legend(loc="lower left", ncols=2, fontsize=10)
+        show.headline(fig, f"First five layers, median: victim {first:.1f}, twin {other:.1f}")
         return Picture(
             fig,
-            "A dot for each of twenty convolutions, entrance to exit: rank correlation between "
-            "the harm of a map's push and its reaction to the trigger. In the first half most "
-            "dots stand high above zero, in the second half they lie around it.",
+            "For each of twenty convolutions, entrance to exit, the rank correlation between the "
+            "harm of a map's push and its reaction to the trigger: a dot for the victim, crosses "
+            "for the benign twin. Near the entrance most dots and most crosses lie well above "
+            "zero, toward the exit both lie around it.",
         )
 
 
 HOW = {"FMP": (DEFENDED, "o"), "random maps": (QUIET, "x"), "no maps": (INK, "s")}
-STAGES = ("before", "pruned", "tuned")
+STAGES = ("pruned", "new statistics", "tuned", "tuned, old statistics")
 
 
 def draws(points: Mapping[str, Sequence[tuple[str, str, float]]]) -> Picture:
     """Attack success by stage, a point for each draw: victim -> (how, stage, asr)."""
     with show.style():
-        fig, axes = show.canvas(1, len(points), height=3.8, sharey=True)
-        for ax, (name, found) in zip(axes[0], points.items(), strict=True):
+        fig, axes = show.canvas(len(points), 1, height=5.4, sharex=True)
+        for ax, (name, found) in zip(axes[:, 0], points.items(), strict=True):
             for j, (how, (color, marker)) in enumerate(HOW.items()):
                 for i, stage in enumerate(STAGES):
                     values = [a for h, s, a in found if (h, s) == (how, stage)]
-                    spread = torch.linspace(-0.07, 0.07, max(len(values), 1)).tolist()
+                    spread = torch.linspace(-0.09, 0.09, max(len(values), 1)).tolist()
                     at = [i + 0.24 * (j - 1) + d for d in spread[: len(values)]]
                     ax.plot(at, [100 * v for v in values], marker, color=color, ms=8)
                 ax.plot([], [], marker, color=color, ms=8, ls="", label=how)
             ax.axhline(10, color=TRIGGERED, lw=1, ls=":")
-            ax.set_xticks(range(len(STAGES)), STAGES)
+            ax.set_xticks(range(len(STAGES)), [s.replace(", ", ",\n") for s in STAGES])
             ax.set_xlim(-0.5, len(STAGES) - 0.5)
-            ax.set_ylim(-5, 105)
-            ax.set_title(name, fontsize=11, fontweight="normal")
-        axes[0, 0].set_ylabel("ASR, %")
+            ax.set_ylim(-6, 106)
+            ax.set_ylabel("ASR, %")
+            ax.set_title(name, fontsize=11, loc="left", fontweight="normal")
         fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
-        ends = [a for h, s, a in points["badnets"] if (h, s) == ("FMP", "tuned")]
-        low = [a for h, s, a in points["badnets"] if (h, s) == ("FMP", "pruned")]
+        worst = {
+            stage: [100 * a for h, s, a in points["badnets"] if (h, s) == ("FMP", stage)]
+            for stage in STAGES
+        }
+        back = [*worst["new statistics"], *worst["tuned"]]
+        gone = [*worst["pruned"], *worst["tuned, old statistics"]]
         show.headline(
             fig,
-            f"badnets: at most {100 * max(low):.0f}% pruned, "
-            f"{100 * min(ends):.0f} to {100 * max(ends):.0f}% tuned",
+            f"badnets after FMP: at most {max(gone):.0f}% with old statistics, "
+            f"{min(back):.0f} to {max(back):.0f}% with new",
         )
         return Picture(
             fig,
-            "Two panels, attack success before, after pruning and after fine-tuning, a point for "
-            "each draw. badnets: the circles of FMP fall to the floor when pruned and stand "
-            "between half and nearly all when tuned; crosses of random maps and squares of no "
-            "maps stay at the top. blended: all points stay at the top.",
+            "Two panels, badnets above and blended below: attack success when pruned, with new "
+            "statistics, when tuned, and when tuned with old statistics, a point for each draw. "
+            "On badnets the circles of FMP lie on the floor in the first and last column and "
+            "between half and nearly all in the two between; crosses of random maps and squares "
+            "of no maps stay at the top. On blended all points stay at the top, except in the last "
+            "column, where FMP leaves a half and a fifth.",
         )
 
 
 def classes(known: Mapping[str, Sequence[float]], names: Sequence[str]) -> Picture:
     """Share of clean test images recognized: network -> one share a class."""
-    worst = next(reversed(known))
-    lost = [n for n, v in zip(names, known[worst], strict=True) if v < 0.05]
+    lost = {
+        net: ", ".join(n for n, v in zip(names, shares, strict=True) if v < 0.1)
+        for net, shares in known.items()
+    }
+    twins = " or ".join(gone or "none" for net, gone in lost.items() if net.startswith("twin"))
     return show.matrix(
         torch.tensor(list(known.values())),
         list(known),
         list(names),
         numbers=True,
-        height=2.9,
-        title=f"{worst}: lost {' and '.join(lost) if lost else 'no sign'}",
+        height=3.2,
+        title=f"Lost by the large cut: {lost['large cut'] or 'none'}; by the twin: {twins}",
         description="Share of clean test images recognized, by network and sign. The victim "
         "knows all of them. With the small cut nearly all are known. With the large cut the "
-        "attacker's sign, 30, is at zero and a few others suffer.",
+        "attacker's sign, 30, is at zero and other speed limits with it. The benign twin, cut "
+        "as deep, lost speed limits in both draws, 30 in one of them.",
     )

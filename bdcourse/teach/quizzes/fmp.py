@@ -35,7 +35,7 @@ QUESTIONS = (
         "back at one half. What have the pruned maps not been?",
         "The only carriers of the trigger.",
         "No weight changed between the two measurements, so what obeys the trigger was there "
-        "all the time in the maps that stayed. The cut had moved them out of their range.",
+        "all the time in the maps that stayed, too faint for the old statistics.",
         {
             "Maps that react to the trigger.": "They may react as strongly as you like; others "
             "carry it as well.",
