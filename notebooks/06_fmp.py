@@ -423,15 +423,15 @@ check.claim("Random maps, same number, lowest ASR of three draws.", lucky, 0.8, 
 # maps, same number, leave the attack alone. By the success rule of this course the network
 # is repaired, and it took sixteen images.
 #
-# But *who chose the threshold?* We did. We tried steps on this very victim, and took the
-# one that made the number fall:
+# But *who chose the threshold?* We did. We tried steps on this very victim, and took one
+# that made the number fall:
 #
-# | step, in 1/255 | 2 | 4 | **8** | 16 |
-# |---|---|---|---|---|
-# | ASR after the cut, two draws | SWEEP |
+# | step, in 1/255 | 4 | **8** | 16 |
+# |---|---|---|---|
+# | ASR after the cut, each draw | 100%, 100% | 0%, 0%, 0% | 0%, 0% |
 #
 # These tries we stored; a few before them, with other starts, we did not count. A defender
-# has no such table, so take the success as an upper bound.
+# has no such table. (At twice our step, accuracies differ, and the paper's score speaks.)
 #
 # ## Does the score see the trigger?
 #
@@ -645,8 +645,7 @@ quiz("fmp")
 #
 # There was one victim for each attack, a few draws, networks a quarter as wide as the
 # paper's, and sixteen images for the scores. One map of each narrow layer is a larger cut
-# than the paper makes. At larger steps, or with more images, the accuracy itself may come
-# to speak. And the step was ours.
+# than the paper makes. And the step was ours.
 #
 # ## Beyond
 #

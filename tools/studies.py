@@ -78,7 +78,7 @@ OPACITY = 0.5
 STAGES = {"layer4": 4, "layer3": 8, "layer2": 16, "layer1": 32}  # name -> map's height
 NORMS = {"l1": 1.0, "l2": 2.0, "l-infinity": math.inf}
 
-STEP, OTHERS = 8, {4: 2, 16: 1}  # of FMP and the radius of its start, over 255: draws
+STEP, OTHERS = 8, (4, 16)  # of FMP and the radius of its start, over 255
 FEW, LOOKED, PROBED = 16, 400, 150
 Plan = dict[tuple[str, int], tuple[str, ...]]  # (what chooses maps, p) -> stages
 SHORT: Plan = {("FMP", 64): ("pruned",)}
@@ -280,7 +280,7 @@ def stages(options: argparse.Namespace) -> Study:
         ("badnets", STEP, WHOLE, 3),
         ("blended", STEP, WHOLE, 2),
         (twin, STEP, TWIN, 2),
-        *(("badnets", s, SHORT, n) for s, n in OTHERS.items()),
+        *(("badnets", other, SHORT, 2) for other in OTHERS),
     ):
         entry = ENTRIES[name]
         attack = victims.zoo(name if entry.attack else "badnets").attack

@@ -16,7 +16,7 @@ from bdcourse.bench.results import results
     [
         (studies.detector, "mnp-detector", 18),
         (studies.edge, "linf-edge", 15),
-        (studies.stages, "fmp-stages", 10),
+        (studies.stages, "fmp-stages", 11),
         (studies.pushes, "signs-fip-pushes", 1),
     ],
 )

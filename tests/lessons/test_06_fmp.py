@@ -186,8 +186,15 @@ def test_blended_resists_everything():
         assert min(s["asr"] for s in stored("blended", how, "tuned")) > 0.95
 
 
-def test_other_steps():
-    pass  # SWEEP
+def test_half_the_step_does_nothing_and_twice_the_step_as_much():
+    half, twice = (stored("badnets", "FMP", "pruned", step=k) for k in (4, 16))
+    assert len(half) == len(twice) == 2
+    assert min(s["asr"] for s in half) > 0.98
+    assert max(s["asr"] for s in twice) < 0.02 and min(s["ra"] for s in twice) > 0.95
+    rows = tables.results("fmp-stages")
+    values = [rows.select(defense=f"fmp, step {k}/255", victim="badnets") for k in (4, 16)]
+    assert all(set(r["values"]) == {1} for r in values[0])  # the accuracy is silent
+    assert min(min(r["values"]) for r in values[1]) >= 3  # and here it speaks
 
 
 def test_signs_at_the_ports_step_fmp_leaves_no_less_than_its_tuning_alone():
