@@ -92,7 +92,7 @@ figures.search_loop()
 # ### Exercise 1: the random start
 #
 # *Difficulty 1, importance 4, 6 minutes.* Move every pixel value by exactly `start`, up or
-# down with equal probability, each value by a coin of its own.
+# down, each by a fair coin of its own.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -561,7 +561,7 @@ figures.draws(points)
 # bring a part of the attack back, new means alone nothing.
 #
 # Then freeze BatchNorm, and all is well? Let that network look at clean images once, and
-# more than half of the attack is back. It had an ASR of zero, a perfect RA and a perfect
+# about half of the attack is back, even if the cut is held. It had an ASR of zero, a perfect RA and a perfect
 # accuracy. *Zero is not repair*, not even in such company: **ask what the next harmless
 # thing will do to it.**
 #
@@ -581,8 +581,8 @@ print(sum(map(len, more_maps.values())), "maps off")
 check.claim("The larger cut: ASR.", wide_after.asr, 0, 0.05, "%")
 
 # %% [markdown]
-# A perfect zero again, most triggered signs by their true name, and some accuracy lost. You
-# would hope that the tuning brings that back. Before you hope, ask which signs were lost.
+# A perfect zero again, most triggered signs by their true name, and some accuracy lost.
+# Before you hope that the tuning brings it back, ask which signs were lost.
 
 # %% tags=["figure"]
 nets = {"victim": victim.model, "small cut": first_cut, "large cut": large_cut}
@@ -698,7 +698,8 @@ quiz("fmp")
 # set in training mode, so that BatchNorm sees it; we never do.
 #
 # **Tuning.** Ten epochs, as published, in batches of 32. A pruned map has no gradient,
-# because filter and scale are both zero, and stays off.
+# because filter and scale are both zero, and stays off. With old statistics its scale gets
+# one, so a map can grow back; `hold_mask=True` holds it.
 #
 # **Published.** With 10% of CIFAR-10 as clean data the paper's pages report a mean ASR of
 # 2.86% and a mean RA of 87.40% at width 64. Nothing here says that these are wrong. Stored

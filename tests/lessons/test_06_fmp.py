@@ -90,7 +90,8 @@ def test_new_variances_bring_back_a_part_and_new_means_nothing(parts, victim, fi
 
 
 def test_tuned_with_old_statistics_it_is_whole_until_it_looks(parts, victim, five):
-    still = fmp_repair(victim.model, parts.clean, five, frozen_norms=True, generator=seeded(1))
+    how = {"frozen_norms": True, "hold_mask": True, "generator": seeded(1)}
+    still = fmp_repair(victim.model, parts.clean, five, **how)
     s = metrics.evaluate(still.model, parts.test[:200], victim.attack)
     assert s.asr < 0.05 and s.ra > 0.98 and s.acc > 0.98 and still.log["revived"] == 0
     looked = metrics.evaluate(refreshed(still.model, parts), parts.test[:200], victim.attack)
