@@ -238,7 +238,7 @@ def stages(options: argparse.Namespace) -> Study:
         return {k: share(v) for k, v in shares.items()} | {"known": known}
 
     def share(hits: torch.Tensor) -> float:
-        return float(hits.double().mean())
+        return float(hits.sum()) / len(hits)
 
     def repaired(model, chosen, draw, **how) -> torch.nn.Module:
         return fmp_repair(model, parts.clean, chosen, generator=drawn(1 + draw), **how).model

@@ -248,7 +248,7 @@ def fmp_maps(fn: Callable[..., tuple]) -> None:
     with torch.no_grad():
         for q in net.parameters():
             q.copy_(torch.randn(q.shape, generator=g, dtype=q.dtype))
-        net.norm.running_var.copy_(0.5 + torch.rand(8, generator=g))
+        net.norm.running_var = 0.5 + torch.rand(8, generator=g, dtype=torch.float64)
     net.eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     x = torch.rand(9, 3, 6, 6, generator=g, dtype=torch.float64)
