@@ -115,6 +115,7 @@ figures.recipe()
 # that works on a whole stack of them.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # `flatten` takes the axis from which on it joins. Join too much, and you get the
@@ -148,11 +149,13 @@ check.sigma(sigma)
 # All arguments have one number for each channel, except `eps`.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # A stretch has no sign. And BatchNorm divides by a deviation, not by a variance.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # `eps` belongs under the root. It matters for channels whose variance is nearly zero.
@@ -189,6 +192,7 @@ check.score(score)
 # suspicious, and does the threshold itself count?
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # The authors' code divides the squared deviations by $n - 1$.
@@ -220,12 +224,14 @@ check.outliers(outliers)
 # What is the mean? How far from it is a channel of either kind?
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Add up the squares over both kinds: $m$ times one distance squared, $n - m$ times the
 # other. The sum becomes short.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Divide the sum by $n - 1$, take the root, and compare it with the distance of the $m$.
@@ -285,23 +291,27 @@ print("the narrowest layer in which u = 3 can flag anybody:", least, "channels")
 # convolutions that have none, so two separate lists will not do.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # A BatchNorm calls its numbers `weight`, `bias`, `running_var` and `eps`. Your `score`
 # takes them as they are; `detach()` cuts the result from the graph of gradients.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Every layer has its own mean and its own deviation.
 #
 # </details>
+#
 # <details><summary>Hint 4</summary>
 #
 # What does a channel say when only its scale is zero? Parameters are changed in place
 # under `torch.no_grad()`.
 #
 # </details>
+#
 # <details><summary>Hint 5</summary>
 #
 # `mask.nonzero()` has a second axis that nobody needs. Layers that lose nothing get an
@@ -446,12 +456,14 @@ figures.heights(scores, calm, 2.5)
 # gives labels in evaluation mode.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # From the largest $u$ down, whatever the order of the list. Stop at the first that
 # costs too much, even if a later one looks fine again: that is luck.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # The drop counts from the accuracy before any cut. A drop of exactly `max_drop` is

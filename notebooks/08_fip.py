@@ -97,11 +97,13 @@ victim, twin = victims.zoo("badnets"), victims.zoo("benign")
 # The squared length of an outer product is the product of two squared lengths.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # The last entry of $(x, 1)$ belongs to the bias, and it counts as well.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Write out $\lVert e_y - p \rVert^2$ label by label: one of them is $y$, the others are
@@ -151,11 +153,13 @@ check.score_length(score_length)
 # draw itself is not differentiated.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Sum the log-likelihoods of the drawn labels. What would an average do to $g$?
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # `torch.autograd.grad` returns a tuple, one tensor for each weight, and leaves nothing
@@ -325,6 +329,7 @@ figures.voices()
 # `gradient` differentiates through what you hand to it.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # There is one length of $g$ for all tensors together, and the walk is $r$ long.
@@ -370,12 +375,14 @@ check.product(product)
 # `dict(net.named_parameters())`: its names are what `functional_call` wants.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # The order of draws matters for the check: first the batch, then its labels. The logits
 # of the first pass are good for both.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Inside the loop define `gradient(at)`: from weights `at` to the gradient of the summed
@@ -383,12 +390,14 @@ check.product(product)
 # require gradients. The gradient of $\lVert g \rVert^2 / n$ has a factor.
 #
 # </details>
+#
 # <details><summary>Hint 4</summary>
 #
 # Copy the received weights before the first step. What is the derivative of
 # $\tfrac12 f\,(\theta - \bar\theta)^2$?
 #
 # </details>
+#
 # <details><summary>Hint 5</summary>
 #
 # Momentum: `speed = 0.9 * speed + slope`, then the weight moves by `lr` times the
@@ -455,12 +464,14 @@ check.fip_plain(fip_plain)
 # result is $V^\top$: one singular vector a row.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Moving $\delta_r$ moves $W$ along $u_r v_r^\top$. How much does the loss change along
 # this matrix, if `dw` is its gradient?
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # ReLU comes after the step, and the shape of `w` at the very end.

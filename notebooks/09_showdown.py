@@ -126,11 +126,13 @@ figures.choices()
 # and what halved?
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Both differences are before minus after. A loss of accuracy lowers the score.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Neither maximum may be forgotten: a repair is not paid for accuracy that rose.
@@ -202,11 +204,13 @@ print(", ".join(r["defense"] for r in beaten))
 # Draw positions, not scores. `torch.randint` takes a `generator` and a shape.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # A table has as many victims as the original, some of them twice.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # With positions of shape $(n, v)$, indexing gives $(n, v)$ scores at once.
@@ -251,17 +255,20 @@ check.resampled_means(resampled_means)
 # `clamp(min=0)` is the maximum for tensors.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # One call of `torch.randint` gives all tables: positions of shape $(n, v)$.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Index the scores' second axis with these positions and average over the last axis of
 # what comes out. Quantiles are taken over the tables.
 #
 # </details>
+#
 # <details><summary>Hint 4</summary>
 #
 # `first` compares each line with the best of its own table, `amax(0)`; so equals are
@@ -410,6 +417,7 @@ check.claim("Soft MNP leads there: share of the tables.", leader, 0.65, 0.85, "%
 # Exactly `least` is enough, and at least one point has it.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # If you filter first, the positions change. Make the forbidden ones unattractive
@@ -494,11 +502,13 @@ show.Table(shown, "ASR that is left, at which accuracy, in percent")
 # The examiner's pick may change from victim to victim, the author's may not.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # The mean over all others: subtract a victim's own score from the sum.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # The pick is made on the others and *paid* on the victim itself. `gather` reads one line

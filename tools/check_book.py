@@ -127,8 +127,26 @@ class Reader(HTMLParser):
         self.images: list[dict] = []
         self.tags: Counter[str] = Counter()
         self.language = ""
+        self.empty: list[str] = []  # folds that open on nothing, by their summaries
+        self._summary: str | None = None  # while nothing has come behind it
+        self._inside = False  # a summary
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self._summary = (self._summary or "") + data
+        elif data.strip():
+            self._summary = None
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "summary":
+            self._inside = False
+        elif tag == "details" and self._summary is not None:
+            self.empty.append(self._summary)
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
+        if not self._inside:
+            self._summary = "" if tag == "summary" else None
+        self._inside = self._inside or tag == "summary"
         a = {k: v or "" for k, v in attrs}
         self.tags[tag] += 1
         if "id" in a:
@@ -189,6 +207,7 @@ def check_html(folder: Path) -> tuple[list[str], dict[str, int]]:
         found += [check_address(u, file, pages, load=False) for u in page.links]
         found += [check_address(u, file, pages, load=True) for u in page.loads]
         found += [f"id {i!r} is used twice" for i, n in Counter(page.ids).items() if n > 1]
+        found += [f"the fold {name!r} opens on nothing" for name in page.empty]
         if not page.language:
             found.append("the language of the page is not stated")
         if page.tags["h1"] != 1:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import getitem
-from typing import Any
 
 from bdcourse import require
 from bdcourse.bench.results import Results
@@ -30,12 +29,19 @@ METHODS = {
     "rivals": "Rivals and controls",
     "toolbox": "Toolboxes and their code",
 }
-CLOSE = 0.05  # shares so near a bound say nothing with one seed and one draw
-HOLDS, FAILS, WEAK, NEAR = "as published", "otherwise", "weak victim", "too close"
-DEARER, DEAR = "at a higher price", 0.05  # so much more accuracy lost than published
-LESSON, APART, MISSING = "in a lesson", "not compared", "not measured"
+SHORT = dict(zip(METHODS, "l-inf. CLP FMP MNP FIP attacks rivals toolboxes".split(), strict=True))
+CLOSE = 0.03  # shares so near a bound say nothing with one seed and one draw
+DEAR = 0.05  # so much more accuracy lost than published
+# Whether the attack (of the rows about attacks) or the defense did what it is for.
+WORKS, DEARER, FAILS = "works in both", "works, at a higher price", "fails in both"
+THERE, HERE = "works there only", "works here only"
+SIDES = (WORKS, DEARER, FAILS, THERE, HERE)
+AGREE, DIFFER = "numbers agree", "numbers differ"
+SAME, OTHER = "same direction", "other direction"
+NEAR, WEAK = "too close", "weak victim"
+LESSON, APART, MISSING = "in a lesson", "not comparable", "not measured"
 RULES = ("within", "less", "greater", "at least times", "below", "above")
-VERDICTS = (HOLDS, DEARER, FAILS, NEAR, WEAK, LESSON, APART, MISSING)
+VERDICTS = (*SIDES, AGREE, DIFFER, SAME, OTHER, NEAR, WEAK, LESSON, APART, MISSING)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,14 @@ class Answer:
         paper = _figures(self.claim["published"])
         other = _figures(self.claim["leaderboard"])
         return "; ".join(filter(None, [paper, other and f"leaderboard {other}"]))
+
+    def gap(self) -> float | None:
+        """Our ASR minus the published one, shares; None where the two do not face."""
+        said = self.claim["published"] or self.claim["leaderboard"] or {}
+        rule = self.claim["rule"] or {}
+        if self.value is None or rule.get("key") != "asr" or said.get("asr") is None:
+            return None
+        return self.value - said["asr"]
 
     def ours(self) -> str:
         """Our figures, and in brackets what stands beside them."""
@@ -116,16 +130,29 @@ def _answer(claim: dict, read: Callable[[str], Results]) -> Answer:
     value = _value(claim, rows)
     others = tuple(_value(claim, b) for b in beside)
     held, margin = _compare(rule, value, others, claim)
-    verdict = HOLDS if held else FAILS
-    if held and "drop" in claim and beside:
+    verdict = _side(claim, held)
+    if verdict == WORKS and "drop" in claim and beside:
         lost = mean(r["acc"] for r in beside[0]) - mean(r["acc"] for r in rows)
-        verdict = DEARER if lost > max(0, claim["drop"]) + DEAR else HOLDS
+        verdict = DEARER if lost > max(0, claim["drop"]) + DEAR else WORKS
     # At the gate of an attack, 95 %, the line itself is the question.
-    if rule["key"] == "asr" and margin < CLOSE and rule.get("bound", 0) < 0.9:
+    if verdict in SIDES and margin < CLOSE and rule["bound"] < 0.9:
         verdict = NEAR
     if any(r["weak"] for r in rows) and claim["method"] != "attacks":
         verdict = WEAK
     return Answer(claim, verdict, rows, beside, value, others)
+
+
+def _side(claim: dict, held: bool) -> str:
+    """What a rule that held, or did not, says of the two sides."""
+    rule = claim["rule"]
+    if rule["kind"] == "within":
+        return AGREE if held else DIFFER
+    if rule["kind"] not in ("below", "above") or rule["key"] != "asr":
+        return SAME if held else OTHER
+    works_there = (rule["kind"] == "above") == (claim["method"] == "attacks")
+    if held:
+        return WORKS if works_there else FAILS
+    return THERE if works_there else HERE
 
 
 def _select(claim: dict, key: dict, read: Callable[[str], Results]) -> tuple[dict, ...]:
@@ -236,29 +263,51 @@ NAMES = {
 }
 
 
+def headlines() -> list[Answer]:
+    """The main figures: each method's own, and the leaderboard's of CLP and of the rivals.
+
+    They were chosen by where they stand in the papers, before our rows were looked at.
+    """
+    return [a for a in answers() if a.claim.get("headline")]
+
+
 def tally() -> Table:
     """How many claims of each method ended with which verdict."""
-    lines: list[dict[str, Any]] = []
-    everything = answers()
-    for method, title in METHODS.items():
-        found = Counter(a.verdict for a in everything if a.claim["method"] == method)
-        lines.append({"about": title, **{v: found[v] for v in VERDICTS}})
-    totals = {v: sum(line[v] for line in lines) for v in VERDICTS}
-    return Table([*lines, {"about": "all", **totals}])
+    found = Counter((a.verdict, a.claim["method"]) for a in answers())
+    return Table(
+        [
+            {
+                "verdict": v,
+                **{SHORT[m]: found[v, m] or "" for m in METHODS},
+                "all": sum(found[v, m] for m in METHODS),
+            }
+            for v in VERDICTS
+        ]
+    )
 
 
 def table(method: str) -> Table:
     """All claims about one of :data:`METHODS`."""
+    return _lines(answers(method))
+
+
+def headline_table() -> Table:
+    """The claims of :func:`headlines`."""
+    return _lines(headlines())
+
+
+def _lines(found: Sequence[Answer]) -> Table:
     return Table(
         [
             {
                 "claim": f"{a.claim['what']} ({a.claim['where']}; {a.claim['setting']})",
                 "reported": a.reported(),
                 "ours": a.ours(),
+                "ASR apart": "" if a.gap() is None else f"{100 * a.gap():+.0f}",
                 "verdict": _verdict(a),
                 "why": Markdown(a.claim["reason"]),
             }
-            for a in answers(method)
+            for a in found
         ]
     )
 

@@ -26,6 +26,8 @@ from bdcourse.bench.results import (
 if TYPE_CHECKING:
     from bdcourse.report.show import Table
 
+REMOVED = 0.1  # ASR, a share, from which on a backdoor is still there: the course's rule
+
 
 def mean(values: Iterable[Any]) -> float:
     """The arithmetic mean of finite numbers, in whatever order they come."""
@@ -301,7 +303,7 @@ def _slashed(values: Sequence[float | None], spread: float = 0) -> str:
 def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Table:
     """One line a defense: means over the victims that pass the gate, as leaderboards.
 
-    "fails" counts victims whose ASR stays above 15 %. The last column is what others
+    "fails" counts victims whose ASR stays above 10 %. The last column is what others
     report, from data/results/published.json, where the sources stand. Arguments as in
     :func:`grid`.
     """
@@ -322,7 +324,7 @@ def summary(name: str, defenses: Sequence[str], caption: str = "", **key) -> Tab
                     "ASR %": 100 * asr,
                     "RA %": 100 * ra,
                     "DER %": 100 * der,
-                    "fails": sum(r["asr"] > 0.15 for r in rows),
+                    "fails": sum(r["asr"] > REMOVED for r in rows),
                     "clean images": round(images),
                     "seconds": seconds,
                     "elsewhere": _slashed(_published(elsewhere.get(d))),

@@ -26,7 +26,7 @@ def case(tmp_path, monkeypatch, rows, **claim):
         "published": {"asr": 0.1},
         "leaderboard": None,
         "ours": ours,
-        "rule": {"key": "asr", "kind": "below", "bound": 0.15},
+        "rule": {"key": "asr", "kind": "below", "bound": 0.1},
         "reason": "",
         "what": "",
         "where": "",
@@ -39,18 +39,20 @@ def test_a_verdict_follows_from_the_rule(tmp_path, monkeypatch):
     def verdict(asr, **claim):
         return case(tmp_path, monkeypatch, [{"asr": asr}], **claim).verdict
 
-    assert verdict(0.05) == claims.HOLDS and verdict(0.5) == claims.FAILS
-    assert verdict(0.14) == verdict(0.19) == claims.NEAR
-    above = {"rule": {"key": "asr", "kind": "above", "bound": 0.15}}
-    assert verdict(0.05, **above) == claims.FAILS and verdict(0.5) == claims.FAILS
+    assert verdict(0.05) == claims.WORKS and verdict(0.5) == claims.THERE
+    assert verdict(0.08) == verdict(0.12) == claims.NEAR
+    above = {"rule": {"key": "asr", "kind": "above", "bound": 0.1}}
+    assert verdict(0.05, **above) == claims.HERE and verdict(0.5, **above) == claims.FAILS
     within = {"rule": {"key": "asr", "kind": "within", "bound": 0.1}}
-    assert verdict(0.11, **within) == claims.HOLDS
-    assert verdict(0.3, **within) == claims.FAILS
+    assert verdict(0.11, **within) == claims.AGREE
+    assert verdict(0.3, **within) == claims.DIFFER
     board = within | {"published": None, "leaderboard": {"asr": 0.3}}
-    assert verdict(0.3, **board) == claims.HOLDS
+    assert verdict(0.3, **board) == claims.AGREE
     gate = {"rule": {"key": "asr", "kind": "above", "bound": 0.95}, "method": "attacks"}
-    assert verdict(0.96, **gate) == claims.HOLDS
-    assert verdict(0.9, **gate) == claims.FAILS
+    assert verdict(0.96, **gate) == claims.WORKS
+    assert verdict(0.9, **gate) == claims.THERE
+    dull = {"rule": {"key": "acc", "kind": "below", "bound": 0.1}}  # of no attack at all
+    assert verdict(0.05, **dull) == claims.OTHER
     assert verdict(0.05, rule=None) == claims.APART
     lesson = {"notebook": "05_clp", "printed": []}
     assert verdict(0.05, rule=None, lesson=lesson) == claims.LESSON
@@ -58,21 +60,30 @@ def test_a_verdict_follows_from_the_rule(tmp_path, monkeypatch):
     assert verdict(0.05, ours=None, lesson=lesson) == claims.LESSON
 
 
+def test_the_gap_stands_beside_a_verdict_however_large(tmp_path, monkeypatch):
+    above = {"rule": {"key": "asr", "kind": "above", "bound": 0.1}}
+    found = case(tmp_path, monkeypatch, [{"asr": 0.2}], published={"asr": 0.97}, **above)
+    assert found.verdict == claims.FAILS and found.gap() == pytest.approx(-0.77)
+    assert case(tmp_path, monkeypatch, [{}], published={"acc": 0.9}).gap() is None
+    assert case(tmp_path, monkeypatch, [{}], rule=None).gap() is None
+    assert case(tmp_path, monkeypatch, [{}], ours=None).gap() is None
+
+
 def test_weak_victims_and_dear_repairs_are_set_apart(tmp_path, monkeypatch):
     weak = case(tmp_path, monkeypatch, [{"weak": "ASR 50 %"}])
     assert weak.verdict == claims.WEAK
     rows = [{}, {"defense": "none", "acc": 0.9, "asr": 1.0, "ra": 0.0}]
     ours = {"file": "hand", "select": {"defense": "cut"}, "beside": [{"defense": "none"}]}
-    for drop, want in ((0.03, claims.DEARER), (0.06, claims.HOLDS)):
+    for drop, want in ((0.03, claims.DEARER), (0.06, claims.WORKS)):
         found = case(tmp_path, monkeypatch, rows, ours=ours, drop=drop)
         assert found.verdict == want
     assert found.ours() == "80.0 / 5.0 / 70.0 (none: 90.0 / 100.0 / 0.0)"
     assert found.reported() == "– / 10.0 / –"
     less = {"rule": {"key": "asr", "kind": "less", "of": 0}}
-    assert case(tmp_path, monkeypatch, rows, ours=ours, **less).verdict == claims.HOLDS
+    assert case(tmp_path, monkeypatch, rows, ours=ours, **less).verdict == claims.SAME
     least = {"rule": {"key": "acc", "kind": "at least times", "of": 0, "bound": 2}}
     found = case(tmp_path, monkeypatch, rows, ours=ours, **least)
-    assert found.verdict == claims.FAILS
+    assert found.verdict == claims.OTHER
 
 
 def test_means_run_over_the_attacks_named_and_missing_rows_are_told(tmp_path, monkeypatch):
@@ -127,7 +138,24 @@ def test_every_claim_is_answered_by_what_it_names():
                 assert key.get("defense", "none") in PLANS, c["id"]
     found = Counter(a.verdict for a in claims.answers())
     assert sum(found.values()) == len(ids) and set(found) <= set(claims.VERDICTS)
-    assert found[claims.FAILS] > 10  # an examiner that agrees with all is none
+    assert found[claims.THERE] > 10  # an examiner that agrees with all is none
+
+
+def test_a_rule_puts_the_source_on_the_side_where_its_own_figure_lies():
+    for c in CLAIMS:
+        rule, said = c["rule"], c["published"] or c["leaderboard"]
+        if rule and rule["key"] == "asr" and said.get("asr") is not None:
+            near = rule.get("bound", 0) + 0.02  # a source may call 11 % a repair
+            assert rule["kind"] != "below" or said["asr"] < near, c["id"]
+            if c["method"] != "attacks" and rule["kind"] == "above":
+                assert rule["bound"] == tables.REMOVED <= said["asr"], c["id"]
+
+
+def test_fifteen_headlines_have_a_figure_on_both_sides():
+    found = claims.headlines()
+    assert len(found) == len({a.claim["headline"] for a in found}) == 15
+    assert all(a.gap() is not None for a in found)
+    assert {a.claim["method"] for a in found} == {"linf", "clp", "fmp", "fip", "rivals"}
 
 
 def test_what_lessons_are_quoted_for_stands_in_their_outputs():

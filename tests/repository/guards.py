@@ -354,9 +354,12 @@ def folded_hints(nb: NotebookNode) -> list[str]:
         numbers = re.findall(r"<details><summary>Hint (\d+)</summary>", text)
         if not 1 <= len(numbers) <= 5 or numbers != [str(n + 1) for n in range(len(numbers))]:
             found.append(f"exercise {i}: folded hints {numbers}, not 1 to 5 in order")
-    return found + [
-        f"cell {i}: an open hint" for i, c in enumerate(nb.cells) if "**Hint" in c.source
-    ]
+    for i, c in enumerate(nb.cells):
+        if "**Hint" in c.source:
+            found.append(f"cell {i}: an open hint")
+        if "</details>\n<details>" in c.source:  # one piece of HTML: the second is emptied
+            found.append(f"cell {i}: two folds without a blank line between them")
+    return found
 
 
 def few_claims(nb: NotebookNode) -> list[str]:

@@ -261,6 +261,11 @@ def test_good_pages_pass(folder):
         ('<a href="#top"', '<a id="top" href="#top"', "is used twice"),
         (' lang="en"', "", "language"),
         ("</h1>", "</h1><h1>again</h1>", "2 top headings"),
+        (
+            "</h1>",
+            "</h1><details><summary>A <b>hint</b></summary> </details><p>Halve it.</p>",
+            "the fold 'A hint' opens on nothing",
+        ),
     ],
 )
 def test_bad_pages_are_caught(folder, old, new, message):
@@ -268,6 +273,14 @@ def test_bad_pages_are_caught(folder, old, new, message):
     (folder / "a.html").write_text(GOOD.replace(old, new, 1))
     problems, _ = check_book.check_html(folder)
     assert len(problems) == 1 and message in problems[0], problems
+
+
+def test_folds_with_something_inside_pass(folder):
+    fold = "<details><summary>Hint <i>1</i></summary>"
+    for inside in ("Halve it.", "<p>Halve it.</p>", f'<img src="f.png" alt="{WORDS}">'):
+        page = GOOD.replace("</h1>", f"</h1>{fold}{inside}</details>")
+        (folder / "a.html").write_text(page)
+        assert check_book.check_html(folder)[0] == []
 
 
 def test_decorative_images_need_no_words(folder):

@@ -312,6 +312,7 @@ BREAKS = {
         source(0, "Hint 1", "Hint 2"),
         source(0, "<details><summary>Hint 1", "<summary>Hint 1"),
         source(10, "> **Hint 1.** Halve it."),
+        source(10, "<details>\n\nHalve it.\n\n</details>\n<details>\n\nTwice.\n\n</details>"),
     ],
     "few_claims": [source(6, "check.claim()\n" * 11), source(6, "show()")],
     "waiting_predictions": [
