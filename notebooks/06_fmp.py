@@ -99,12 +99,14 @@ figures.search_loop()
 # The length of the move is fixed; only its sign is drawn.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # `torch.randint(2, x.shape, generator=generator)` gives zeros and ones. You need minus
 # ones and ones.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # A pixel that was white cannot become whiter: the result is an image again.
@@ -167,12 +169,14 @@ check.reveal(guess_moved, round(100 * (slope != 0).float().mean().item()), "%")
 # The derivative of a mean of squares. Over how many values does the mean of one map run?
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # $J_i$ does not know the other maps. What is its derivative by their values? A unit matrix
 # over two of the axes says the same.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # Compare a small case with `torch.autograd.grad` of `(f0 - f)[:, i].square().mean()`.
@@ -233,6 +237,7 @@ widgets.slider("map", list(range(len(pushes))), show_map, start=0)
 # Two tensors with a value for each map. Which axis holds the classes?
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # `F.cross_entropy` takes one map's rows at a time, or all of them at once if you arrange
@@ -267,6 +272,7 @@ check.harm(harm)
 # First the number. Then sort, and cut.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # Two keys: sort by the less important one first, then by the other with a sort that keeps
@@ -305,6 +311,7 @@ check.worst_maps(worst_maps)
 # received it.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # The images need the gradient, the weights do not: `torch.autograd.grad` with the layer's
@@ -312,11 +319,13 @@ check.worst_maps(worst_maps)
 # whole stack. Detach what goes into `pulls`.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # The step begins at `x0`, goes up, and uses nothing but the sign of the gradient.
 #
 # </details>
+#
 # <details><summary>Hint 4</summary>
 #
 # Pushed images come as (maps, images, c, h, w). `flatten(0, 1)` makes a batch of them, and
