@@ -6,6 +6,7 @@
     python tools/studies.py sharper_spine             -> signs-sharp.json
     python tools/studies.py pushes                    -> signs-fip-pushes.json
     python tools/studies.py forgetting                -> signs-mnp-forgetting.json
+    python tools/studies.py stages                    -> fmp-stages.json
 
 detector: how an MNP-style detector judges victims of the zoo, and ten clean networks. What
 is usual for a clean network takes clean networks to say, so ten are trained, each with
@@ -33,7 +34,12 @@ forgetting: how much of an MNP-style repair is luck. The soft repair of lesson 0
 draws of the copy that forgets, for each beta of a grid. The control is a copy that has not
 forgotten: noise on all its weights broke it as thoroughly.
 
-Half an hour on a core each, the last two less. Rows that are there are kept; a
+stages: what each stage of FMP does to two victims of the zoo and their benign twin, two
+draws or three: after its pruning, after its fine-tuning, after that with the old statistics of
+BatchNorm, and with new statistics and no weight touched; beside it as many random maps,
+and no maps at all. At other steps, and for the twin, less.
+
+Half an hour on a core each, the later ones less. Rows that are there are kept; a
 stopped run goes on.
 """
 
@@ -48,9 +54,9 @@ from pathlib import Path
 
 import torch
 
-from bdcourse import data, metrics, victims
+from bdcourse import activations, data, metrics, surgery, victims
 from bdcourse.analysis import curvature, landscape
-from bdcourse.attacks import BadNets
+from bdcourse.attacks import Attack, BadNets
 from bdcourse.attacks.blended import noise_picture
 from bdcourse.bench.cells import environment
 from bdcourse.bench.recipes import train_victim
@@ -58,6 +64,10 @@ from bdcourse.bench.results import Results
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.defenses import (
     fip,
+    fmp_repair,
+    fmp_scales_of,
+    fmp_scores,
+    fmp_select,
     linf_oracle,
     linf_responses,
     mnp_apply_masks,
@@ -83,6 +93,19 @@ OPACITY = 0.5
 STAGES = {"layer4": 4, "layer3": 8, "layer2": 16, "layer1": 32}  # name -> map's height
 NORMS = {"l1": 1.0, "l2": 2.0, "l-infinity": math.inf}
 
+STEP, OTHERS = 8, (4, 16)  # of FMP and the radius of its start, over 255
+FEW, LOOKED, PROBED = 16, 400, 150
+Plan = dict[tuple[str, int], tuple[str, ...]]  # (what chooses maps, p) -> stages
+SHORT: Plan = {("FMP", 64): ("pruned",)}
+TWIN: Plan = {("FMP", 64): ("pruned", "tuned"), ("FMP", 16): ("pruned",)}
+WHOLE: Plan = {
+    ("FMP", 64): ("pruned", "new statistics", "tuned", "tuned, old statistics"),
+    ("FMP", 16): ("pruned", "new statistics"),
+    ("random maps", 64): ("pruned", "new statistics", "tuned"),
+    ("random maps", 16): ("pruned",),
+    ("no maps", 64): ("tuned",),
+}
+
 PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, PER_SET = 10, 200
 SPINE = ("benign", "badnets", "blended")
@@ -94,7 +117,7 @@ COPIES = {  # (victim, what broke the copy): draws, betas
     ("badnets", "noise"): (3, HIGH),
     ("blended", "ascent"): (1, HIGH),
 }
-SHORT = {"steps": 60, "lr": 0.2, "batch": 32}
+SCHEDULE = {"steps": 60, "lr": 0.2, "batch": 32}
 STOP = 0.2  # accuracy that is low enough for a copy
 
 SAID = ("attack", "victim", "options", "seed", "draw", "acc", "asr", "correlation", "lambda_max")
@@ -269,7 +292,9 @@ def forgetting(options: argparse.Namespace) -> Study:
 
         def mended(beta: float) -> dict:
             g = torch.Generator().manual_seed(1)
-            masks, _ = mnp_learn_masks(model, broken, parts.clean, beta=beta, generator=g, **SHORT)
+            masks, _ = mnp_learn_masks(
+                model, broken, parts.clean, beta=beta, generator=g, **SCHEDULE
+            )
             m = mnp_apply_masks(model, masks).model
             kept = metrics.evaluate(m, parts.held).acc
             return {"beta": beta, "held": kept, **rates(metrics.evaluate(m, some, victim.attack))}
@@ -300,6 +325,94 @@ def rates(scores: metrics.Scores) -> dict:
     return {"acc": scores.acc, "asr": scores.asr, "ra": scores.ra}
 
 
+def refreshed(model: torch.nn.Module, images: data.Images) -> torch.nn.Module:
+    """A copy whose BatchNorms have seen the images ten times; no weight is touched."""
+    copy = surgery.without(model, {}).train()
+    with torch.no_grad():
+        for part in 10 * images.pixels().split(60):
+            copy(part)
+    return copy.eval()
+
+
+def stages(options: argparse.Namespace) -> Study:
+    parts, twin = data.splits("signs"), ENTRIES["badnets"].twin
+    test = parts.test[:LOOKED]
+
+    def drawn(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    def looked(net: torch.nn.Module, attack: Attack) -> dict:
+        said = metrics.predict(net, test.x)
+        asked = test[attack.counts(test.y)]
+        hit = metrics.predict(net, attack.trigger(asked.pixels()))
+        own = [said[test.y == k] == k for k in range(test.k)]
+        shares = {
+            "acc": said == test.y,
+            "asr": hit == attack.target,
+            "ra": hit == asked.y,
+            "says target": said == attack.target,
+        }
+        known = [share(o) for o in own]
+        return {k: share(v) for k, v in shares.items()} | {"known": known}
+
+    def share(hits: torch.Tensor) -> float:
+        return float(hits.sum()) / len(hits)
+
+    def repaired(model, chosen, draw, **how) -> torch.nn.Module:
+        return fmp_repair(model, parts.clean, chosen, generator=drawn(1 + draw), **how).model
+
+    def measured(victim: Victim, attack: Attack, draw: int, step: int, plan: Plan) -> dict:
+        model, how = victim.model, {"epsilon": step / 255, "start": step / 255, "n": FEW}
+        score = fmp_scores(model, parts.clean, **how, generator=drawn(draw))
+        found = []
+        for (arm, p), steps in plan.items():
+            chosen, g = fmp_select(score, p, least=1), drawn(10 + draw)
+            if arm == "random maps":
+                chosen = {
+                    n: torch.randperm(len(score[n].acc), generator=g)[: len(c)]
+                    for n, c in chosen.items()
+                }
+            if arm == "no maps":
+                chosen = {}
+            off = chosen | fmp_scales_of(model, chosen)
+            pruned = surgery.without(model, off, shift=False)
+            ways = {
+                "pruned": lambda net=pruned: net,
+                "new statistics": lambda net=pruned: refreshed(net, parts.clean),
+                "tuned": lambda c=chosen: repaired(model, c, draw),
+                "tuned, old statistics": lambda c=chosen: repaired(
+                    model, c, draw, frozen_norms=True
+                ),
+            }
+            for name in steps:
+                about = {"how": arm, "p": p, "stage": name, "off": sum(map(len, chosen.values()))}
+                found.append(about | looked(ways[name](), attack))
+        tac = activations.tac(model, test[:PROBED], attack)
+        bn = {q.conv: q.bn for q in surgery.pair_by_flow(model).pairs}
+        agrees = [activations.spearman(r.loss, tac[bn[n]]) for n, r in score.items()]
+        values = [len(set(r.acc.tolist())) for r in score.values()]
+        return {"stages": found, "agrees": agrees, "values": values}
+
+    cell = about("signs", parts) | {"seed": 0, "images": FEW}
+    for name, step, plan, draws in (
+        ("badnets", STEP, WHOLE, 3),
+        ("blended", STEP, WHOLE, 2),
+        (twin, STEP, TWIN, 2),
+        *(("badnets", other, SHORT, 2) for other in OTHERS),
+    ):
+        entry = ENTRIES[name]
+        attack = victims.zoo(name if entry.attack else "badnets").attack
+        for draw in range(draws):
+            own = {"victim": name, "attack": entry.attack or "none", "draw": draw}
+            own["defense"] = f"fmp, step {step}/255"
+            how = (attack, draw, step, plan)
+            yield (
+                cell | own,
+                lambda name=name: victims.zoo(name),
+                lambda victim, how=how: measured(victim, *how),
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -312,6 +425,7 @@ def main() -> None:
         (sharper_spine, "signs-sharp"),
         (pushes, "signs-fip-pushes"),
         (forgetting, "signs-mnp-forgetting"),
+        (stages, "fmp-stages"),
     ):
         own = studies.add_parser(study.__name__)
         own.set_defaults(study=study)

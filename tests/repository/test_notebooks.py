@@ -37,11 +37,7 @@ PROMISED = (
 )
 
 # The tour has no attacker of its own and may leave all exercises to the lessons.
-RELAXED = {"00_welcome": {"threat_model"}} | {
-    # To be written anew.
-    name: {guard.__name__ for guard in guards.READER}
-    for name in ("06_fmp",)
-}
+RELAXED = {"00_welcome": {"threat_model"}}
 
 # --- The lessons -----------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from bdcourse import activations
+
 
 def start_by_ints(x, start, generator):
     sign = 2 * torch.randint(2, x.shape, generator=generator) - 1
@@ -49,20 +51,87 @@ def worst_by_python(acc, loss, p, least):
     return torch.tensor([i for *_, i in pairs[:m]], dtype=torch.int64)
 
 
+def method(
+    model,
+    x,
+    y,
+    x0,
+    epsilon,
+    p,
+    least,
+    *,
+    begin=None,
+    sign=torch.sign,
+    clip=True,
+    clean=False,
+    together=False,
+    backward=False,
+    train=False,
+    skip=0,
+    pick=worst_by_two_sorts,
+):
+    """The answer of the lesson, with a switch for everything that can go wrong."""
+    if train:
+        model.train()
+    chosen, scores = {}, {}
+    convs = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    for name in convs[skip:]:
+        seen, a = [], (x0 if begin is None else begin(x, x0)).clone().requires_grad_()
+        with activations.watching(model, lambda _, out, s=seen: s.append(out), [name]):
+            model(x)
+            model(a)
+        f, f0 = seen
+        v = pulls_by_index(f0.detach(), f.detach())
+        if together:
+            v = v.sum(0, keepdim=True).expand_as(v)
+        if backward:
+            f0.square().mean().backward(retain_graph=True)
+        (g,) = torch.autograd.grad(f0, a, v.contiguous(), is_grads_batched=True)
+        pushed = a.detach() + epsilon * sign(g)
+        pushed = pushed.clamp(0, 1) if clip else pushed
+        if clean:
+            pushed = x.expand_as(pushed)
+        with torch.no_grad():
+            logits = model(pushed.flatten(0, 1)).view(len(g), len(y), -1)
+        scores[name] = harm_at_once(logits, y)
+        chosen[name] = pick(*scores[name], p, least)
+    return chosen, scores
+
+
+def method_by_loop(model, x, y, x0, epsilon, p, least):
+    chosen, scores = {}, {}
+    for name, m in model.named_modules():
+        if not isinstance(m, torch.nn.Conv2d):
+            continue
+        rows = []
+        for i in range(m.out_channels):
+            a = x0.detach().clone().requires_grad_()
+            with torch.no_grad():
+                f = activations.outputs(model, x, [name])[name]
+            seen = []
+            hook = m.register_forward_hook(lambda _, __, out, s=seen: s.append(out))
+            model(a)
+            hook.remove()
+            j = F.mse_loss(seen[0][:, i], f[:, i], reduction="sum")
+            g = torch.autograd.grad(j, a)[0]
+            with torch.no_grad():
+                rows.append(model((x0 + epsilon * g.sign()).clip(0, 1)))
+        scores[name] = harm_by_loop(torch.stack(rows), y)
+        chosen[name] = worst_by_python(*scores[name], p, least)
+    return chosen, scores
+
+
+def switched(**wrong):
+    return lambda *args: method(*args, **wrong)
+
+
+def best_maps(acc, loss, p, least):
+    return worst_by_two_sorts(-acc, -loss, p, least)
+
+
 RIGHT = {
+    "fmp_maps": [method, method_by_loop],
     "random_start": [start_by_ints, start_by_coins],
-    "departure": [
-        lambda f0, f, i: (f0[:, i] - f[:, i]).square().mean(),
-        lambda f0, f, i: F.mse_loss(f0.select(1, i), f.select(1, i)),
-    ],
-    "push": [
-        lambda x0, g, e: (x0 + e * g.sign()).clamp(0, 1),
-        lambda x0, g, e: (
-            torch.where(g > 0, x0 + e, torch.where(g < 0, x0 - e, x0))
-            .maximum(torch.zeros(()))
-            .minimum(torch.ones(()))
-        ),
-    ],
     "pulls": [pulls_by_index, pulls_by_mask],
     "harm": [harm_by_loop, harm_at_once],
     "worst_maps": [worst_by_two_sorts, worst_by_python],
@@ -92,6 +161,22 @@ def worst_by_accuracy_alone(acc, loss, p, least):
 
 
 WRONG = {
+    "fmp_maps": [
+        (switched(begin=lambda x, x0: x), "not at x0"),
+        (switched(sign=lambda g: -g.sign()), "other way"),
+        (switched(sign=lambda g: g), "one by one|no step"),
+        (switched(clip=False), "one by one"),
+        (switched(clean=True), "clean images"),
+        (switched(together=True), "one direction"),
+        (switched(backward=True), "leaves gradients"),
+        (switched(train=True), "changes the network"),
+        (switched(skip=1), "each convolution"),
+        (switched(pick=best_maps), "other maps"),
+        (switched(pick=worst_by_accuracy_alone), "other maps"),
+        (switched(pick=lambda a, b, p, k: worst_by_two_sorts(a, b, 64, k)), "other maps"),
+        (lambda m, x, y, x0, e, p, k: method(m, x, y, x0, 8 / 255, p, k), "one by one"),
+        (lambda *a: method(*a)[0], "two dicts"),
+    ],
     "random_start": [
         (within_a_cube, "exactly start"),
         (one_sign_an_image, "sign"),
@@ -101,22 +186,6 @@ WRONG = {
             lambda x, s, g: x + s * (2 * torch.randint(2, x.shape, generator=g) - 1),
             r"leaves \[0, 1\]",
         ),
-    ],
-    "departure": [
-        (lambda f0, f, i: (f0 - f).square().mean(), "all maps"),
-        (lambda f0, f, i: (f0[:, i] - f[:, i]).square().sum(), "takes the mean"),
-        (lambda f0, f, i: (f0[i % len(f)] - f[i % len(f)]).square().mean(), "image i"),
-        (lambda f0, f, i: (f0[:, i] - f[:, i]).abs().mean(), "mean squared"),
-        (
-            lambda f0, f, i: (f0.detach()[:, i] - f[:, i]).square().mean(),
-            "lost its gradient",
-        ),
-    ],
-    "push": [
-        (lambda x0, g, e: (x0 - e * g.sign()).clamp(0, 1), "steps down"),
-        (lambda x0, g, e: (x0 + e * g).clamp(0, 1), "only its sign"),
-        (lambda x0, g, e: x0 + e * g.sign(), r"leaves \[0, 1\]"),
-        (lambda x0, g, e: x0 + (e * g.sign()).clamp(0, 1), "is not x0 plus"),
     ],
     "pulls": [
         (lambda f0, f: 2 * (f0 - f) / f0[:, 0].numel(), "shape"),

@@ -23,10 +23,9 @@ from bdcourse.teach.check.fip import (
     spectral_step,
 )
 from bdcourse.teach.check.fmp import (
-    departure,
+    fmp_maps,
     harm,
     pulls,
-    push,
     random_start,
     worst_maps,
 )
@@ -74,10 +73,10 @@ __all__ = [
     "contest",
     "cut_curve",
     "decibels",
-    "departure",
     "dilution",
     "find_triggers",
     "fip_plain",
+    "fmp_maps",
     "folded",
     "forget",
     "harm",
@@ -96,7 +95,6 @@ __all__ = [
     "poison_one_class",
     "product",
     "pulls",
-    "push",
     "random_start",
     "removal",
     "resampled_means",

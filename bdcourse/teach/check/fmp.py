@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bdcourse.defenses import FmpResponse, fmp_plain_scores, fmp_select
 from bdcourse.teach.check.core import (
     CheckFailed,
     call,
@@ -62,105 +63,7 @@ def random_start(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None
         "leaves [0, 1]: the result must be an image.",
         3,
     )
-    passed(name)
-
-
-@guarded
-def departure(fn: Callable[[Tensor, Tensor, int], Tensor]) -> None:
-    """departure(f0, f, i) -> mean squared difference of map i, differentiable."""
-    name, g = "departure", fresh()
-    for shape in ((4, 5, 3, 3), (2, 7, 4, 6)):
-        f0 = torch.randn(shape, generator=g).requires_grad_()
-        f = torch.randn(shape, generator=g)
-        i = int(torch.randint(1, shape[1], (1,), generator=g))
-        out = call(name, fn, f0, f, i)
-        shaped(name, out, ())
-        gap = f0.detach().double() - f.double()
-        want = gap[:, i].square().mean()
-        need(
-            not close(out.detach(), gap.square().mean(), 1e-5),
-            name,
-            "averages over all maps; only map i may count.",
-            1,
-        )
-        need(
-            not close(out.detach(), gap[i % len(gap)].square().mean(), 1e-5),
-            name,
-            "takes image i instead of map i; maps are the second axis.",
-            1,
-        )
-        need(
-            not close(out.detach(), gap[:, i].square().sum(), 1e-5),
-            name,
-            "sums where the formula takes the mean over images and positions.",
-            2,
-        )
-        need(
-            close(out.detach(), want, 1e-5),
-            name,
-            "is not the mean squared difference of map i.",
-            1,
-        )
-        need(
-            out.requires_grad,
-            name,
-            "has lost its gradient: no item(), no detach() on f0.",
-            2,
-        )
-        (grad,) = torch.autograd.grad(out, f0)
-        need(
-            close(grad[:, i], 2 * gap[:, i] / gap[:, i].numel(), 1e-5),
-            name,
-            "has the right value and a wrong gradient.",
-            2,
-        )
-    passed(name)
-
-
-@guarded
-def push(fn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    """push(x0, gradient, epsilon) -> clip(x0 + epsilon sign(gradient))."""
-    name, g = "push", fresh()
-    x0 = 0.2 + 0.6 * torch.rand(4, 3, 5, 5, generator=g)
-    # As small as real ones are: whoever forgets the sign hardly moves.
-    gradient = 1e-4 * torch.randn(4, 3, 5, 5, generator=g)
-    gradient[0, 0, 0] = 0.0
-    out = call(name, fn, x0, gradient, 0.1)
-    shaped(name, out, tuple(x0.shape))
-    need(
-        not close(out, x0 - 0.1 * gradient.sign(), 1e-6),
-        name,
-        "steps down; J is to grow.",
-        1,
-    )
-    need(
-        float((out - x0).abs().max()) > 0.05 and not close(out, x0 + 0.1, 1e-6),
-        name,
-        "steps along the gradient itself; only its sign counts.",
-        1,
-    )
-    need(
-        close(out, x0 + 0.1 * gradient.sign(), 1e-6),
-        name,
-        "is not x0 plus epsilon times the gradient's sign.",
-        1,
-    )
-    stack = torch.randn(3, 4, 3, 5, 5, generator=g)
-    many = fn(x0, stack, 0.9)
-    shaped(name, many, tuple(stack.shape))
-    need(
-        0 <= float(many.min()) and float(many.max()) <= 1,
-        name,
-        "leaves [0, 1]: the result must be an image.",
-        2,
-    )
-    need(
-        close(many, (x0 + 0.9 * stack.sign()).clamp(0, 1), 1e-6),
-        name,
-        "does not clip to [0, 1], or not the pushed image.",
-        2,
-    )
-    passed(name)
+    passed(name, "one step of start up or down for each value, inside [0, 1]")
 
 
 @guarded
@@ -199,7 +102,7 @@ def pulls(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         )
         need(not close(out, -want, 1e-5), name, "has the wrong sign.", 1)
         need(close(out, want, 1e-5), name, "is not the gradient of J_i by f0.", 3)
-    passed(name)
+    passed(name, "the gradient of every J_i, zero outside its own map")
 
 
 @guarded
@@ -232,7 +135,7 @@ def harm(fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
             2,
         )
         need(close(loss, each.mean(1), 1e-4), name, "has a wrong cross-entropy.", 2)
-    passed(name)
+    passed(name, "accuracy and mean cross-entropy, a value for each map")
 
 
 @guarded
@@ -293,4 +196,110 @@ def worst_maps(fn: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
         "takes the first of equal accuracies; ties go to the higher loss.",
         2,
     )
-    passed(name)
+    passed(name, "lowest accuracy first, ties to the higher loss, the asked number")
+
+
+class _Block(nn.Module):
+    """Three convolutions, one of them beside the others and defined first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.Conv2d(3, 7, 1)
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 7, 3, padding=1)
+        self.read = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.second(torch.relu(self.norm(self.first(x))))
+        return self.read(torch.relu(inner + self.beside(x)).mean((2, 3)))
+
+
+def _which_losses(net: _Block, x: Tensor, y: Tensor, x0: Tensor, got: dict) -> None:
+    """Name the slip that gave these losses instead of those of maps pushed one by one."""
+    name = "fmp_maps"
+    for sign, says in ((-1.0, "steps the other way; J is to grow."), (0.0, "takes no step.")):
+        other = {n: fmp_plain_scores(net, x, y, x0, n, sign * 0.15).loss for n in got}
+        need(not all(close(v, other[n], 1e-6) for n, v in got.items()), name, says, 3)
+    with torch.no_grad():
+        plain = nn.functional.cross_entropy(net(x), y)
+    need(
+        not all(close(v, plain.expand(len(v)), 1e-6) for v in got.values()),
+        name,
+        "scores the clean images: nothing was pushed, or the step began at x, not at x0.",
+        3,
+    )
+    need(
+        not any(float(v.max() - v.min()) < 1e-9 for v in got.values()),
+        name,
+        "pushes all maps of a layer along one direction; each has its own.",
+        2,
+    )
+    raise CheckFailed(
+        f"{name}: has other losses than maps pushed one by one: from x0, by epsilon times the "
+        "sign, clipped to [0, 1] (hint 3)"
+    )
+
+
+@guarded
+def fmp_maps(fn: Callable[..., tuple]) -> None:
+    """fmp_maps(model, x, y, x0, epsilon, p, least) -> chosen maps and their scores."""
+    name, g = "fmp_maps", fresh()
+    net = _Block().double()
+    with torch.no_grad():
+        for q in net.parameters():
+            q.copy_(torch.randn(q.shape, generator=g, dtype=q.dtype))
+        net.norm.running_var = 0.5 + torch.rand(8, generator=g, dtype=torch.float64)
+    net.eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x = torch.rand(9, 3, 6, 6, generator=g, dtype=torch.float64)
+    up = torch.randint(2, x.shape, generator=g)
+    x0 = (x + 0.1 * (2 * up - 1)).clamp(0, 1)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+        y[:3] = torch.randint(4, (3,), generator=g)
+    out = call(name, fn, net, x, y, x0, 0.15, 3, 1)
+    if not (isinstance(out, (tuple, list)) and len(out) == 2):
+        raise CheckFailed(f"{name}: gives back two dicts, chosen and scores (hint 1)")
+    chosen, scores = out
+    layers = {"beside": 7, "first": 8, "second": 7}
+    for one in (chosen, scores):
+        need(
+            isinstance(one, dict) and set(one) == set(layers),
+            name,
+            "must have one entry for each convolution, under its name.",
+            1,
+        )
+    same = all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    need(same and not net.training, name, "changes the network, which is only asked.", 1)
+    need(
+        all(q.grad is None for q in net.parameters()),
+        name,
+        "leaves gradients in the network; ask for those of the images alone.",
+        2,
+    )
+
+    want = {n: fmp_plain_scores(net, x, y, x0, n, 0.15) for n in layers}
+    for n, c in layers.items():
+        if not (isinstance(scores[n], (tuple, list)) and len(scores[n]) == 2):
+            raise CheckFailed(f"{name}: scores hold (acc, loss) of each layer (hint 4)")
+        for part in scores[n]:
+            shaped(name, part, (c,), hint=4)
+    got = {n: scores[n][1].detach().double() for n in layers}
+    if not all(close(got[n], want[n].loss, 1e-6) for n in layers):
+        _which_losses(net, x, y, x0, got)
+    need(
+        all(close(scores[n][0].detach(), want[n].acc, 1e-6) for n in layers),
+        name,
+        "has other accuracies than maps pushed one by one.",
+        4,
+    )
+    best = fmp_select({n: FmpResponse(*want[n]) for n in layers}, 3, least=1)
+    for n in layers:
+        need(
+            isinstance(chosen[n], Tensor)
+            and sorted(chosen[n].tolist()) == sorted(best[n].tolist()),
+            name,
+            f"chooses other maps of {n} than the scores say.",
+            4,
+        )
+    passed(name, "the scores and choices of maps pushed one by one, network untouched")
