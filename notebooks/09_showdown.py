@@ -340,15 +340,9 @@ check.claim("Yet NAD is above fine-tuning: share of the tables.", above, 0.95, 1
 # %% tags=["figure"]
 def strokes(name, **key):
     # DER of every measured repair of a victim that passes, by line.
-    found = tables.results(name)
-    return {
-        d: [
-            r["der"]
-            for r in found.select(defense=d, **key)
-            if r["der"] and not r["weak"]
-        ]
-        for d in LINES
-    }
+    found = [r for r in tables.results(name).select(**key) if r["attack"] != "none"]
+    passed = [r for r in found if not r["weak"]]
+    return {d: [r["der"] for r in passed if r["defense"] == d] for d in LINES}
 
 
 figures.standings(signs, LINES, strokes(**SIGNS), "fine-tuning")
