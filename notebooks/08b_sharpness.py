@@ -106,12 +106,14 @@ figures.twice()
 # them into signs, and into floats?
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # A loop over the draws, with a vector of its own in each; `torch.stack` makes one
 # tensor of a list of numbers.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # $v^\top (A v)$ is a dot product: a sum, and no mean.
@@ -173,11 +175,13 @@ widgets.slider("products", [0, 1, 2, 3, 5, 10, 20], figures.parts, start=3)
 # Divide $v$ by its length each time.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # The next $v$ is $A v$, and not another product with the first one.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # A length is never negative. Which product of $v$ and $A v$ keeps the sign?
@@ -224,18 +228,21 @@ check.top_eigenvalue(top_eigenvalue)
 # `model.eval()` before anything else, whatever mode the model came in.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # The last batch may be shorter than the others. Sum the loss within a batch, and
 # divide by the number of *all* images.
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # For each batch: `torch.autograd.grad(loss, weights, create_graph=True)`, flattened
 # into one vector $g$; then the gradient of `g @ v`.
 #
 # </details>
+#
 # <details><summary>Hint 4</summary>
 #
 # Define `product(v)` inside, over all of `model.parameters()`, and hand it to your
@@ -442,11 +449,13 @@ figures.loudest(shares)
 # a pair.
 #
 # </details>
+#
 # <details><summary>Hint 2</summary>
 #
 # What would BatchNorm have measured if the convolution had always had these weights?
 #
 # </details>
+#
 # <details><summary>Hint 3</summary>
 #
 # `running_mean` and `running_var` do not grow by the same factor. Some convolutions
@@ -603,6 +612,7 @@ quiz("sharpness")
 # 1)^2 \lVert g_k \rVert^2$.
 #
 # </details>
+#
 # <details><summary>Fine print: maps of minima, and which part carries a repair</summary>
 #
 # **Maps.** The popular pictures of a loss surface span a plane by two random directions,

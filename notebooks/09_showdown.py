@@ -337,7 +337,7 @@ above = signs["above"][one].item() if overlap > 0 else 0
 check.claim("Yet NAD is above fine-tuning: share of the tables.", above, 0.95, 1, "%")
 
 
-# %% tags=["figure"]
+# %% tags=["figure", "claim"]
 def strokes(name, **key):
     # DER of every measured repair of a victim that passes, by line.
     found = [r for r in tables.results(name).select(**key) if r["attack"] != "none"]
@@ -345,12 +345,10 @@ def strokes(name, **key):
     return {d: [r["der"] for r in passed if r["defense"] == d] for d in LINES}
 
 
-figures.standings(signs, LINES, strokes(**SIGNS), "fine-tuning")
-
-# %% tags=["claim"]
 three = [r["asr"] for r in each.select(victim="badnets", defense="fip")]
 apart = max(three) - min(three)
 check.claim("FIP on badnets, draws of clean images apart by.", apart, 0.9, 1, "%")
+figures.standings(signs, LINES, strokes(**SIGNS), "fine-tuning")
 
 # %% [markdown]
 # There is a winner after all, and it wins clearly. I-BAU, one of the rivals, looks for
@@ -393,9 +391,6 @@ by = {r["defense"]: r for r in ranked}
 for d in ("none", "mnp, soft", "ft-sam", "i-bau"):
     percent = (f"{k} {100 * by[d][k]:.0f}" for k in ("der", "worst", "acc", "ra"))
     print(d, *percent, sep="  ")
-check.claim(
-    "I-BAU on its worst photograph victim: ASR.", by["i-bau"]["worst"], 0, 0.1, "%"
-)
 leader = photos["first"][LINES.index("mnp, soft")].item()
 check.claim("Soft MNP leads there: share of the tables.", leader, 0.65, 0.85, "%")
 
@@ -582,6 +577,10 @@ for name, scores in gaps.items():
 names_left = [name for name in left if not name.endswith("*")]
 order = ["fip", *(d for d in LINES if d not in ("none", "fine-tuning", "fip"))]
 widgets.menus({"victim": names_left, "defense": order}, figures.compared)
+
+# %% tags=["claim"]
+tuned = [r["asr"] for r in each.select(victim="badnets", defense="fine-tuning")]
+check.claim("Fine-tuning on badnets, lowest ASR of its draws.", min(tuned), 0.9, 1, "%")
 
 # %% [markdown]
 # ## Where it breaks
