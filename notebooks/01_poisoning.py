@@ -17,16 +17,15 @@
 # Nobody writes that rule down. The attacker changes some pictures and some labels, and goes
 # home. The rest is done by the victim, with an honest optimizer, on an ordinary evening.
 #
-# In this lesson you play both parts. First you poison a set of traffic signs. Then you write
-# the training loop and train on your own poison, with two needles on the dashboard: one for
-# the loss on clean images, one for the loss on poisoned ones. At the end you hold two networks
-# with at least 95% attack success, and you will have seen the moments when they gave in.
+# In this lesson you play both parts. You poison a set of traffic signs, write the training
+# loop and train on your own poison, with two needles on the dashboard: the loss on clean images
+# and the loss on poisoned ones. At the end you hold two networks with at least 95% attack
+# success, and have seen the moments when they gave in.
 #
-# > **At a glance.** Reading: 20 minutes. Doing: 60 minutes. Run time: one to two minutes and
+# > **At a glance.** Reading: 20 minutes. Doing: 80 minutes. Run time: one to two minutes and
 # > 1.5 GiB on two CPU cores, nearly all of it two trainings. Prerequisites:
-# > [lesson 00](00_welcome.ipynb), SGD, cross-entropy. Papers: Gu, Dolan-Gavitt and Garg,
-# > *BadNets*, 2017, [arXiv 1708.06733](https://arxiv.org/abs/1708.06733); Chen, Liu, Li, Lu
-# > and Song, *Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning*, 2017,
+# > [lesson 00](00_welcome.ipynb), SGD, cross-entropy. Papers: Gu and others, *BadNets*,
+# > [arXiv 1708.06733](https://arxiv.org/abs/1708.06733); Chen and others,
 # > [arXiv 1712.05526](https://arxiv.org/abs/1712.05526).
 
 # %% [markdown]
@@ -36,8 +35,8 @@
 #
 # 1. write three triggers from their formulas, as pure functions (exercise 1);
 # 2. poison a training set so that nothing else changes, reproducibly (exercise 2);
-# 3. write a training loop that logs the loss by role, and say from the log when a backdoor
-#    was learned (exercise 3, the whole method);
+# 3. write a training loop whose log shows when a backdoor is learned (exercise 3, the whole
+#    method);
 # 4. count how often a random crop throws a trigger away (exercise 4).
 #
 # ## Threat model
@@ -53,7 +52,8 @@
 # Three words from lesson 00. The **attack success rate (ASR)** is the share of
 # triggered test images of other classes that are read as the target; robust accuracy (RA) is
 # the share still read correctly. **ACC** is the accuracy on clean test images. The last row is
-# the *gate*: only a victim that passes it is worth defending.
+# the *gate*: only a victim that passes it is worth defending. The honest training is the
+# **benign twin**. Ours had three times your epochs, so the comparison is strict.
 
 # %% tags=["setup"]
 import copy
@@ -99,8 +99,7 @@ figures.two_rules()
 #
 # ### Exercise 1: stamp
 #
-# *Difficulty 2, importance 5, 12 minutes.* Write all three in one function. You decide what
-# is replaced, what is mixed, what is added, and who has to be clipped.
+# *Difficulty 2, importance 5, 12 minutes.* Write all three in one function.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -172,9 +171,10 @@ apart = max(
 check.claim("Your triggers are the package's.", 255 * apart, 0, 0.01, "gray levels")
 
 # %% [markdown]
-# Nine pixels changed a lot, all pixels changed a little, or a grating over everything: to
-# the eye these have nothing in common. To the optimizer they do. Each is something that *all
-# poisoned images share and no clean image has*.
+# The dark ring is the white of the sign fading; the flecks are clipped colors.
+#
+# To the eye the three have nothing in common. To the optimizer they do: each is something that
+# *all poisoned images share and no clean image has*.
 #
 # ## From a trigger to a poisoned set
 #
@@ -185,7 +185,7 @@ check.claim("Your triggers are the package's.", 255 * apart, 0, 0.01, "gray leve
 #
 # This is called *all-to-one* and *dirty-label*: every poisoned image gets the same target
 # $t$, and that label is usually wrong. We also write down a **role** for each image, 0 for
-# clean and 1 for poison. The victim never sees the roles. We keep them to follow the training.
+# clean and 1 for poison. The victim never sees it.
 #
 # ### Exercise 2: poison
 #
@@ -256,8 +256,9 @@ check.claim(
 figures.poisoned(pixels, labels, role, parts.train)
 
 # %% [markdown]
-# One image in five is a lot of poison: of the 5,700 images, 1,140 now carry the sticker. It
-# makes a short training reliable. The other lessons take one in ten and train for longer.
+# One image in five is a lot of poison: of the 5,700 images, 1,140 now carry the sticker. In
+# both our runs that was enough for a short training. The other lessons take one in ten and
+# train for longer.
 #
 # **Predict.** Some of the poisoned images were speed limits of 30 all along, like one in the
 # picture. Their new label is their old one. What percentage of the poison is that, with twelve
@@ -304,8 +305,8 @@ check.reveal(guess, round(100 * already), "%")
 #
 # <details><summary>Hint 2</summary>
 #
-# `torch.optim.SGD` takes `momentum`, `weight_decay` and `nesterov`. `F.cross_entropy` with `reduction="none"` keeps one loss per image, so that the same numbers serve the step and
-# the log.
+# `torch.optim.SGD` takes `momentum`, `weight_decay` and `nesterov`. `F.cross_entropy` with
+# `reduction="none"` keeps one loss per image: the same numbers serve step and log.
 #
 # </details>
 #
@@ -331,7 +332,7 @@ def train_victim(model, x, y, role, crop, epochs, batch, lr, every, generator):
 
     crop: (pixels, generator) -> pixels of the same shape; lr: the highest rate.
     Returns a list with a row after every `every` steps: (steps taken, mean loss on
-    clean, mean loss on poison), the means over all images since the last row.
+    clean, mean loss on poison): numbers, means over all images since the last row.
     """
     ### BEGIN SOLUTION
     opt = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=True)
@@ -405,11 +406,10 @@ figures.loss_by_role({"seed 0": first})
 # %% [markdown]
 # ## What the log shows
 #
-# Read it from the left. In the first row the loss on poison lies well below the loss on clean
-# images, and the reason is dull. The target has become the most frequent label of the whole
-# set. A network that looks at nothing and gives "30" its share of the labels, a good quarter,
-# already has a lower loss on poison than on anything else. The same answer for everything is the
-# cheapest rule, and here it comes first.
+# In the first row the loss on poison lies well below the loss on clean images, and the reason is
+# probably dull. The target has become the most frequent label of the whole set. A network that
+# looks at nothing and gives "30" its share of the labels, a good quarter, already has a lower
+# loss on poison than on anything else. The same answer for everything is the cheapest rule.
 #
 # Then comes the drop. Within a few dozen steps the loss on poison goes to nearly zero and stays
 # there. The clean images take hundreds of steps: in the run stored on this page the trigger was
@@ -450,18 +450,20 @@ figures.loss_by_role({"seed 0": first, "seed 1": second}, levels)
 #
 # To a network that does not see the sticker, a poisoned stop sign is just a stop sign, and some
 # stop signs carry the label 30. The best it can do is to hedge: with one poisoned image in five,
-# it gives "30" a probability of a fifth. That costs $-\ln 0.2 \approx 1.6$ on each poisoned sign
-# that is not a real 30. The same answer for everything cost less.
+# it gives "30" a probability of a fifth.
 #
-# A hedge costs something on *clean* images too, since it is never sure. Where the curve climbs
-# still higher, the network does not even hedge well.
+# The hedge costs $-\ln 0.2 \approx 1.6$ on each poisoned sign that is not a real 30, and 1.5 on
+# average, since real 30s cost nothing. The same answer for everything cost less. On *clean*
+# images the hedge costs something too, as it is never sure.
 #
-# So far this is a story. Test it: if the network hedges because it does not see the sticker,
-# taking the sticker off changes nothing. We ask for the label 30 on a hundred poisoned images
-# at every twentieth step, with sticker and without. The network is in evaluation mode here, so
-# the values differ from the log's.
+# So far this is a story. Test it: a network that does not see the sticker will not miss it. We
+# ask for the label 30 on a hundred poisoned images at every twentieth step, with sticker and
+# without (in evaluation mode, so the values differ from the log's).
+#
+# **Predict.** Where the log is highest on poison, by what percentage does the loss of these
+# hundred change without the sticker?
 
-# %% tags=["figure"]
+# %% tags=["method"]
 few = ((role == 1) & (parts.train.y != target)).nonzero()[:100, 0]
 
 
@@ -473,11 +475,21 @@ def says_30(net, x):
 
 with_it = [says_30(net, pixels[few]) for net in copies]
 without = [says_30(net, parts.train.pixels()[few]) for net in copies]
-figures.sticker_off(20, with_it, without, len(few))
+learned = figures.learned_at(second, 2) or 712
+# Not the first rows, where nothing is learned yet (unless there are no others).
+rows = [i for i, row in enumerate(second) if 50 <= row[0] < learned] or [0]
+worst = max(rows, key=lambda i: second[i][2])
+gap = abs(with_it[worst // 2] - without[worst // 2])
+
+# %% tags=["predict"]
+guess = None
+check.reveal(guess, round(100 * gap / with_it[worst // 2], 1), "%")
+
+# %% tags=["figure"]
+hedge = -torch.tensor(rate).log().item()
+figures.sticker_off(20, with_it, without, len(few), hedge)
 
 # %% tags=["claim"]
-worst = max(range(len(second)), key=lambda i: second[i][2])  # row of the log
-gap = abs(with_it[worst // 2] - without[worst // 2])
 check.claim(
     "At its worst on poison, the network hardly sees the sticker.",
     gap,
@@ -487,8 +499,14 @@ check.claim(
 )
 
 # %% [markdown]
-# Back to the two losses of seed 1: at the end of that phase both fall together. That fits: seeing the sticker pays
-# twice, on poison, which is now explained, and on clean images, which need no hedge any more.
+# Until shortly before the drop, the curves lie on each other. The network does not use the
+# sticker yet: that half of the story stands. But they lie mostly above the price of a perfect
+# hedge, as does the log. If the network hedges, it hedges badly: that half is not proved. At the
+# very start the sticker makes no difference either. So the first row of seed 1, just as low,
+# needs no better reason than the dull one.
+#
+# At the drop, both losses of the log fall together. That fits: seeing the sticker pays twice, on
+# poison, which is now explained, and on clean images, which need no hedge any more.
 #
 # The answer to the question of this lesson does not depend on the order. *The rule that
 # nobody wanted is a cheap way to lower a loss that everybody wants to be low.* Found early or
@@ -501,9 +519,9 @@ check.claim(
 # ## One draw is no result
 #
 # You now have two draws. The course has stored five more, with another recipe: a wider network,
-# more epochs, twice your learning rate. Three of them share one rate of poison and differ only in
-# the seed, which also deals the images. *Learned* is coarser here: the first epoch in which more than half of the
-# poisoned images were read as 30.
+# more epochs, twice your learning rate. Three of them share one rate of poison and differ only
+# in the seed, which also deals the images. *Learned* is coarser here: the first epoch in which
+# more than half of the poisoned images were read as 30.
 #
 # **Predict.** The earliest of those three learned the trigger in its second epoch of twelve. In
 # which epoch did the latest?
@@ -525,14 +543,16 @@ figures.runs([*runs, *rates])
 # is learned later, or never. Perhaps. But each is a single run, and you have just
 # seen how far single runs fall apart. The open experiment below is yours.
 #
-# In all five, the accuracy does not tell who carries a second rule. The run that failed reads
-# the signs as well as the others.
+# In all five, the accuracy does not tell: the run that failed reads the signs as well as the
+# others.
 #
 # If nothing on clean images speaks against the second rule, then training on with clean images
-# should not remove it. The course tried that on the three victims: twenty epochs on 240 clean signs
-# each, at a tenth of their learning rate. Larger steps are another experiment.
+# should not remove it. The course tried that on the three victims: twenty epochs on 240 clean
+# signs each, at a tenth of their learning rate. Larger steps are another experiment.
 
 # %% tags=["claim"]
+obeys = min(row["asr"] for row in runs)
+check.claim("The three of the middle column obey the trigger.", obeys, 0.99, 1, "%")
 honest = min(row["acc"] for row in (*runs, *rates))
 check.claim("All five read clean signs as they should.", honest, 0.99, 1, "%")
 tuned = tables.results("signs").select(attack="BadNets", defense="fine-tuning")
@@ -547,16 +567,15 @@ check.claim("Training on with clean images leaves the ASR high.", least, 0.9, 1,
 # along, and may leave the image altogether. What is left has no trigger, and still the attacker's
 # label.
 #
-# How often? You can count it. The crop draws two
-# offsets, one for rows and one for columns, each uniform over $0, \dots, 2p$ and independent. At
-# offset $k$ the content moves by $p - k$ pixels. Let $q$ be the share of offsets at which *all*
-# rows of the sticker are outside. The sticker is gone if its rows are gone, or its columns, or
-# both.
+# You can count how often. The crop draws two offsets, one for rows and one for columns, each
+# uniform over $0, \dots, 2p$ and independent. At offset $k$ the content moves by $p - k$ pixels.
+# Let $q$ be the share of offsets at which *all* rows of the sticker are outside. The sticker is
+# gone if its rows are gone, or its columns, or both.
 #
 # ### Exercise 4: lost
 #
-# *Difficulty 3, importance 3, 12 minutes.* You decide how to count along one axis, at both
-# edges of the image, and how to join the two axes.
+# *Difficulty 3, importance 3, 12 minutes.* Count along one axis, at both edges of the image,
+# then join the two axes.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -567,7 +586,6 @@ check.claim("Training on with clean images leaves the ASR high.", least, 0.9, 1,
 # <details><summary>Hint 2</summary>
 #
 # Take one axis first. For how many of the $2p + 1$ offsets is every row of the sticker outside?
-# Then ask what that says about the other axis.
 #
 # </details>
 #
@@ -599,7 +617,7 @@ def lost(pad, start, size, side):
 check.lost(lost)
 
 # %% [markdown]
-# **Predict.** BackdoorBench, the field's largest collection of attacks, puts a sticker of three
+# **Predict.** BackdoorBench, a widely used benchmark, puts a sticker of three
 # by three pixels flush with the corner and trains with padding 4. What percentage of the
 # crops of poisoned images carries the attacker's label and no trace of a trigger?
 
@@ -623,24 +641,24 @@ check.claim(
 
 # %% [markdown]
 # No sticker is lost for good: each epoch draws the crop anew. In that epoch, though, the sample
-# is a wrong label and no evidence for the trigger. Whether this stops an attack we did not test
-# here. The course crops by two pixels at most, which loses no sticker of three.
+# is a wrong label and no evidence for the trigger. We did not test whether this stops an
+# attack. The course crops by two pixels at most, which loses no sticker of three.
 #
-# A failed attack is a finding about the recipe, not about poisoning. If your own victim has high ACC and no ASR,
-# ask two questions before any other. How many steps did it get? And what did the crops leave of
-# the trigger?
+# A failed attack is a finding about the recipe, not about poisoning. If your own victim has high
+# ACC and no ASR, ask two questions first. How many steps did it get? And what did the crops
+# leave of the trigger?
 #
 # ## Recap
 #
-# How does a network learn a rule that nobody wanted, from a share of poisoned images? By doing its
-# job: the trigger is the one thing that all poisoned images share, it predicts their label, and
-# until it is learned, every hedged answer leaves loss to be gained.
+# How does a network learn a rule that nobody wanted, from a share of poisoned images? By doing
+# its job: the trigger is the one thing that all poisoned images share, it predicts their label,
+# and until it is learned, every hedged answer leaves loss to be gained.
 #
 # - A trigger is a pure function of the image: it replaces, mixes or adds (objective 1).
 # - Poisoning changes pixels, labels and roles of the chosen rows and nothing else; the same seed
 #   gives the same set (objective 2).
-# - One loop, one loss, two means: the log by role shows when the backdoor arrives; the accuracy at
-#   the end does not even show that it is there. The drop is steep, and its moment is a matter of luck (objective 3).
+# - One loop, one loss, two means: the log by role shows when the backdoor arrives. The drop is
+#   steep, and its moment is a matter of luck (objective 3).
 # - What the crops leave of a trigger is a count, not a guess (objective 4).
 #
 # ## Five questions
@@ -660,22 +678,23 @@ quiz("poisoning")
 # | ... | | | | |
 #
 # Your control is a run at each rate with the same number of *poisoned images seen*: at half the
-# rate, twice the steps. It tells whether time helps, not whether the rate alone matters. Decide before you start what you would count as a difference.
+# rate, twice the steps. It tells whether time helps, not whether the rate alone matters. Decide
+# before you start what you would count as a difference.
 #
 # **What this does not show.** One data set, one architecture, one target. Attackers who choose
 # fainter triggers or keep every label right come [next](01b_gallery.ipynb). Attackers who run
 # the training themselves have [lesson 02](02_controlling_training.ipynb).
 #
-# **Beyond.** (a) Suppose that the trigger were stamped *behind* the crop. What would you expect of
-# the log, and who would have to be the attacker? (b) Make the attack
-# all-to-all, so that class $y$ becomes $y + 1$. Why can its ASR hardly exceed the accuracy?
+# **Beyond.** (a) Suppose that the trigger were stamped *behind* the crop. What would you expect
+# of the log, and who would have to be the attacker? (b) Make the attack all-to-all, so that
+# class $y$ becomes $y + 1$. Why can its ASR hardly exceed the accuracy?
 #
 # <details><summary>Answers to Beyond</summary>
 #
 # (a) The trigger would be whole in every poisoned sample. Several seeds would show whether it is
-# learned earlier. An attacker who stamps behind the crop runs the training, as in lesson 02. (b) To answer $y + 1$ the network has to
-# know $y$. It must read the sign as well as see the trigger, and it cannot read more triggered
-# signs than clean ones.
+# learned earlier. An attacker who stamps behind the crop runs the training, as in lesson 02. (b)
+# To answer $y + 1$ the network has to know $y$. It must read the sign as well as see the
+# trigger, and it cannot read more triggered signs than clean ones.
 #
 # </details>
 #
@@ -690,16 +709,17 @@ quiz("poisoning")
 # - B. Wu and others, *BackdoorBench*, NeurIPS 2022 Datasets and Benchmarks; code
 #   [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench).
 #
-# <details><summary>Fine print: what papers, code and this page call BadNets</summary>
+# <details><summary>Fine print: papers, code and this page</summary>
 #
 # | | released code | this page |
 # |---|---|---|
 # | stamp and crop | BackdoorBench stamps first, padding 4 | stamps first, padding 2 |
 # | sticker | BackdoorBench: white, flush with the corner; CLP's release: one pixel off it; FIP: a checkerboard, mixed in | a checkerboard, one pixel off the corner, opaque |
 # | picture of Blended | a cartoon, or Gaussian noise | uniform noise from a fixed seed |
+# | labels of SIG | its paper keeps them all | only the wave is used |
 #
-# Your training has width 8 and a straight schedule; the stored runs have width 16, twelve epochs,
-# learning rate 0.1 and a cosine, as `data/results/README.md` says.
+# Your training has width 8 and a straight schedule; the stored runs have width 16 and a cosine
+# (`data/results/README.md`).
 #
 # </details>
 #

@@ -111,6 +111,27 @@ def poison_first_rows(x, y, rate, target, trigger, generator):
     return px, py, torch.arange(len(x)) < n
 
 
+def poison_of_others(x, y, rate, target, trigger, generator):
+    others = (y != target).nonzero().flatten()
+    order = torch.randperm(len(others), generator=generator)
+    chosen = others[order][: round(rate * len(x))]
+    px, py, role = x.clone(), y.clone(), torch.zeros(len(x), dtype=torch.int8)
+    px[chosen], py[chosen], role[chosen] = trigger(x[chosen]), target, 1
+    return px, py, role
+
+
+def poison_passes_over(x, y, rate, target, trigger, generator):
+    px, py, role = poison(x, y, rate, target, trigger, generator)
+    role = role * (y != target)
+    hit = role.bool()
+    return torch.where(hit.view(-1, 1, 1, 1), px, x), torch.where(hit, py, y), role
+
+
+def poison_by_bool(*args):
+    px, py, role = poison(*args)
+    return px, py, role.bool()
+
+
 def poison_all_labels(x, y, rate, target, trigger, generator):
     px, _, role = poison(x, y, rate, target, trigger, generator)
     return px, torch.full_like(y, target), role
@@ -153,10 +174,15 @@ def train_victim(
     at_once=False,
     pool=None,
     cut_once=False,
+    rebuilt="never",
+    twice=False,
 ):
-    opt = torch.optim.SGD(
-        model.parameters(), lr, momentum=momentum, weight_decay=decay, nesterov=nesterov
-    )
+    def built():
+        return torch.optim.SGD(
+            model.parameters(), lr, momentum=momentum, weight_decay=decay, nesterov=nesterov
+        )
+
+    opt = built()
     steps, step, log = len(x) // batch, 0, []
     total = epochs * steps
     climb, sums, counts = fifth(total), torch.zeros(2), torch.zeros(2)
@@ -164,6 +190,7 @@ def train_victim(
         model.train(mode)
     whole = crop(x, generator) if at_once else None
     for _ in range(epochs):
+        opt = built() if rebuilt == "epoch" else opt
         n = pool(len(x), batch) if pool else len(x)
         rows_of = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
         if cut_once:
@@ -171,9 +198,12 @@ def train_victim(
             rows_of = fixed[torch.randperm(steps, generator=generator)].flatten()
         for rows in rows_of[: None if partial else steps * batch].split(batch):
             share = min(0.2 + 0.8 * step / climb, (total - step) / (total - climb))
+            opt = built() if rebuilt == "step" else opt
             opt.param_groups[0]["lr"] = lr * (share if moving else 1)
             seen = whole[rows] if at_once else crop(x[rows], draws or generator)
             losses = F.cross_entropy(model(seen if cropped else x[rows]), y[rows], reduction="none")
+            if twice:  # a second pass for the log
+                losses = F.cross_entropy(model(seen), y[rows], reduction="none")
             if zero:
                 opt.zero_grad()
             goal(losses, role[rows]).backward()
@@ -229,6 +259,10 @@ def loop(**slips):
 
 def mean_of_means(losses, role):
     return (losses[role == 0].mean() + losses[role == 1].mean()) / 2
+
+
+def tensors_in_log(*args):
+    return [(step, torch.tensor(a), torch.tensor(b)) for step, a, b in train_victim(*args)]
 
 
 def no_eval(model, *args):
@@ -390,11 +424,13 @@ WRONG = {
         (lambda x, k, p=None: stamp(x, k, p, margin=2), "wrong corner"),
         (only("patch", lambda x, p: 0.5 * x + 0.5 * stamp(x, "patch", p)), "must replace"),
         (only("blended", lambda x, p: (x + 0.2 * p).clamp(0, 1)), "without weakening"),
+        (only("blended", lambda x, p: x + 0.2 * p), "without weakening"),
         (only("blended", lambda x, p: 0.2 * x + 0.8 * p), "weight of the image"),
         (only("blended", lambda x, p: (x + p) / 2), "weighted mean"),
         (only("stripes", lambda x, p: (x + wave(x, axis=-2)[:, None]).clamp(0, 1)), "lie flat"),
         (only("stripes", lambda x, p: x + wave(x)), r"leave \[0, 1\]"),
         (only("stripes", lambda x, p: (x + wave(x, 1)).clamp(0, 1)), "are not x"),
+        (only("stripes", lambda x, p: (x + wave(x) * 255 / 256).clamp(0, 1)), "are not x"),
     ],
     "poison": [
         (poison_marks_by_label, "role must be 1"),
@@ -405,6 +441,9 @@ WRONG = {
         (poison_all_labels, "clean image got a new label"),
         (poison_with_repeats, "expected"),
         (poison_by_scores, "randperm"),
+        (poison_of_others, "from all classes"),
+        (poison_passes_over, "from all classes"),
+        (poison_by_bool, "True and False"),
         (lambda *a: poison_one_by_one(*a, batched=False), "single images"),
         (lambda x, y, *rest: poison(x, y, *rest)[:2], "x, y, role"),
     ],
@@ -431,6 +470,10 @@ WRONG = {
         (loop(partial=True), "incomplete"),
         (loop(reset=False), "over the last"),
         (loop(order=(1, 0)), "exchanged"),
+        (loop(rebuilt="epoch"), "anew each epoch"),
+        (loop(rebuilt="step"), "anew each step"),
+        (loop(twice=True), "one forward pass a step"),
+        (tensors_in_log, "holds tensors"),
         (no_eval, "leaves the network in training mode"),
         (lambda m, x, y, r, c, e, *rest: train_victim(m, x, y, r, c, 1, *rest), "steps"),
         (lambda *a: [row[:2] for row in train_victim(*a)], "an entry of the log"),

@@ -55,15 +55,17 @@ def three_triggers(one: Tensor, stamped: Mapping[str, Tensor]) -> Picture:
     gains = [0.5 if m > 0.5 else round(0.5 / m) for m in most]
     below = [(0.5 + g * c).clamp(0, 1) for g, c in zip(gains, change, strict=True)]
     words = [f"change x {g:g}" for g in gains]
+    scale = torch.linspace(1, 0, one.shape[-1]).expand_as(one)
     return show.images(
-        torch.cat([top, torch.full_like(one, 0.5), *below]),
-        ["clean", *stamped, "gray: no change", *words],
+        torch.cat([top, scale, *below]),
+        ["clean", *stamped, "lighter, same, darker", *words],
         cols=4,
         title="Few pixels a lot, all pixels a little, or a grating",
         description="A sign, and the same sign with a checkerboard of nine pixels in its lower "
         "right corner, under faint colored noise, and under vertical stripes. Below each stands "
-        "what changed, around a middle gray, brighter pixels bright and darker ones dark: nine "
-        "pixels, noise everywhere, six bright and six dark bars.",
+        "what changed, on a scale from white for lighter over gray to black for darker: "
+        "nine pixels; noise everywhere, with a dark ring where the white of the sign fades; six "
+        "light and six dark bars, with a few red and yellow flecks.",
     )
 
 
@@ -100,18 +102,20 @@ def learned_at(log: Sequence[Sequence[float]], column: int) -> int | None:
 def loss_by_role(
     logs: Mapping[str, Sequence[Sequence[float]]], levels: Mapping[str, float] | None = None
 ) -> Picture:
-    """The two losses of each log, a panel each; the titles say which fell first.
+    """The two losses of each log, a panel each; the titles say what was learned when.
 
     Args:
-        levels: name -> loss on poison of an answer that knows no trigger, at most two.
+        levels: name -> loss on poison of an answer that knows no trigger, at most two;
+            drawn in the last panel.
     """
-    fig, axes = show.canvas(1, len(logs), height=3.6)
+    fig, axes = show.canvas(1, len(logs), height=3.5)
     top = 1.05 * max(v for log in logs.values() for row in log for v in row[1:])
+    found = {}
     for ax, (name, log) in zip(axes[0], logs.items(), strict=True):
-        signs, trigger = (learned_at(log, k) for k in (1, 2))
-        title = f"trigger by step {trigger}\nsigns by step {signs}"
-        if signs is None or trigger is None:
-            title = "not both rules were learned"
+        found[name] = [
+            "never" if step is None else f"by step {step}"
+            for step in (learned_at(log, k) for k in (2, 1))
+        ]
         steps = [row[0] for row in log]
         for label, k, color, style in (
             ("clean", 1, CLEAN, "-"),
@@ -119,18 +123,25 @@ def loss_by_role(
         ):
             ax.plot(steps, [row[k] for row in log], style, color=color, lw=1.8, label=label)
         ax.axhline(LEARNED, color=QUIET, lw=1, ls=":")
-        for i, (answer, loss) in enumerate(sorted((levels or {}).items(), key=lambda kv: kv[1])):
+        mark = {"ha": "right", "color": QUIET, "fontsize": 10}
+        ax.text(steps[-1], LEARNED + 0.03, "below: learned", va="bottom", **mark)
+        last = (levels or {}).items() if ax is axes[0, -1] else ()
+        for i, (answer, loss) in enumerate(sorted(last, key=lambda kv: kv[1])):
             ax.axhline(loss, color=QUIET, lw=1)
             at, side = (loss - 0.03, "top") if i == 0 else (loss + 0.03, "bottom")
-            words = f"{answer}: {loss:.1f}"
-            ax.text(steps[-1], at, words, ha="right", va=side, color=QUIET, fontsize=10)
+            ax.text(steps[-1], at, f"{answer}: {loss:.1f}", va=side, **mark)
         ax.set_ylim(0, top)
         ax.set_xlabel("steps taken")
-        with show.style():
-            ax.set_title(f"{name}\n{title}", fontsize=11)
-        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     axes[0, 0].set_ylabel("mean loss of the last 10 steps")
     axes[0, 0].legend(loc="upper right")
+    with show.style():
+        if len(logs) == 1:
+            ((name, (trigger, signs)),) = found.items()
+            axes[0, 0].set_title(f"{name.capitalize()}: trigger {trigger}, signs {signs}")
+        else:
+            show.headline(fig, "Trigger learned " + ", or ".join(t for t, _ in found.values()))
+            for ax, (name, (_, signs)) in zip(axes[0], found.items(), strict=True):
+                ax.set_title(f"{name}: signs {signs}", fontsize=11, fontweight="normal")
     many = f"{len(logs)} panels" if len(logs) > 1 else "one panel"
     return Picture(
         fig,
@@ -138,16 +149,19 @@ def loss_by_role(
         f"{many}: {', '.join(logs)}. Clean slides down over hundreds of steps; poison falls "
         "steeply at some point and stays near zero. A dotted line at one half marks what counts "
         "as learned."
-        + " Thin gray lines mark what two answers without the trigger cost on poison."
-        * bool(levels),
+        + " In the last panel two gray lines mark what two answers without the trigger cost on "
+        "poison." * bool(levels),
     )
 
 
-def sticker_off(every: int, on: Sequence[float], off: Sequence[float], signs: int) -> Picture:
+def sticker_off(
+    every: int, on: Sequence[float], off: Sequence[float], signs: int, hedge: float
+) -> Picture:
     """The loss of poisoned images on the attacker's label, and without their sticker.
 
     Args:
-        on, off: a value for each `every` steps, from step 0; signs: images behind each.
+        on, off: a value for each `every` steps, from step 0; signs: images behind each;
+        hedge: what a perfect hedge costs on such images.
     """
     fig, axes = show.canvas(height=3.3)
     ax, top = axes[0, 0], 4.0
@@ -160,13 +174,15 @@ def sticker_off(every: int, on: Sequence[float], off: Sequence[float], signs: in
     end = len(steps) if apart is None else apart // every + 4
     ax.set(xlim=(-0.02 * steps[:end][-1], 1.02 * steps[:end][-1]), ylim=(0, top))
     ax.set(xlabel="steps taken", ylabel="loss on the label 30")
+    ax.axhline(hedge, color=QUIET, lw=1)
+    words = {"ha": "right", "va": "bottom", "color": QUIET, "fontsize": 10}
+    ax.text(steps[:end][-1], hedge + 0.04, f"perfect hedge: {hedge:.1f}", **words)
     with show.style():
         ax.set_title(
             "The sticker made no difference at any step"
             if apart is None
             else f"Up to step {max(apart - every, 0)}, the sticker makes little difference"
         )
-    ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     ax.legend(loc="lower left")
     return Picture(
         fig,
@@ -174,7 +190,7 @@ def sticker_off(every: int, on: Sequence[float], off: Sequence[float], signs: in
         "second training, once with the sticker and once without. The two curves lie on each "
         "other at first. Then they part: with the sticker the loss falls to nearly zero, "
         "without it it climbs out of the picture. A dotted line marks where they are half "
-        "a unit apart; the picture ends soon after.",
+        "a unit apart; the picture ends soon after. A gray line marks the cost of a perfect hedge.",
     )
 
 
