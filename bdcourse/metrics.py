@@ -1,4 +1,4 @@
-"""Accuracy, attack success, recovered accuracy: one function for every model and task.
+"""Accuracy, attack success, robust accuracy: one function for every model and task.
 
 ACC  share of clean test images classified correctly; on other tasks, their headline.
 ASR  share of triggered test images, true class not already the attacker's label, that

@@ -73,9 +73,9 @@ print(f'{len(test)} test images; the attacker wants the sign "{test.classes[targ
 # \mathrm{ASR} = \frac1{|A|} \sum_{i \in A} [f(T(x_i)) = t], \qquad
 # \mathrm{RA} = \frac1{|A|} \sum_{i \in A} [f(T(x_i)) = y_i].$$
 #
-# They are called accuracy, attack success rate and robust accuracy. The last two look at the
-# same images. An image cannot be both moved and right, so they never add up to more than one;
-# the rest gets some third label.
+# A bracket is one where the statement in it holds, else zero. The three are called accuracy,
+# attack success rate and robust accuracy. The last two look at the same images. An image cannot
+# be both moved and right, so they never add up to more than one; the rest gets some third label.
 #
 # ### Exercise 1: attack success rate
 #
@@ -234,8 +234,8 @@ figures.wreckage(shares, wrecks)
 # Follow the orange squares from left to right. At first the attack survives, then luck decides,
 # at last it is gone. So is accuracy: a broken network obeys nobody. Whoever reports only ASR may
 # call that a success. The circles give the wrecks away, and the triangles agree, since the labels
-# have not come back. *Zero is not repair.* (A triangle can lie above its circle, because RA
-# leaves the target's own signs out.)
+# have not come back. *Zero is not repair.* (A triangle can lie above its circle: RA leaves the
+# target's own signs out, and the patch may push a broken network to a right label.)
 #
 # **Third: who chose the threshold?** Every pruning method has a knob, and somebody must turn
 # it. [Lesson 05](05_clp.ipynb) meets CLP, channel Lipschitzness pruning, whose knob $u$ says
@@ -269,12 +269,12 @@ show.Table(rows, caption=told)
 # The last line would look splendid in a paper that prints ACC and ASR. Its RA says that most
 # triggered signs stay misread. And who would have chosen it? Turning the knob that far
 # costs nine points of accuracy, and without the trigger nobody can see what they buy. It
-# is no lie: it answers what the method could do if somebody who knows the trigger held its hand.
+# answers what the method could do if somebody who knows the trigger held its hand.
 #
 # ## A map of the network
 #
 # With honest numbers in hand, open the victim. It is a ResNet-18 at a quarter of the usual
-# width. Learn its street names now; all later lessons use them.
+# width. Learn its street names; all later lessons use them.
 
 # %% tags=["figure"]
 figures.network_map(badnets.model)
@@ -330,8 +330,8 @@ check.tac(tac)
 #
 # $$r_\ell = \frac{\sum_i \lVert F^\ell(T(x_i)) - F^\ell(x_i) \rVert_2}{\sum_i \lVert F^\ell(x_i) \rVert_2}$$
 #
-# At one, the trigger changes as much as was there to begin with, and it may be more. We ask the
-# victim, and the twin under the same trigger.
+# At one, the trigger changes as much as was there to begin with, and it may be more. Victim and
+# twin get the same trigger.
 
 # %% tags=["method"]
 stages = ["bn1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1))]
@@ -358,8 +358,9 @@ check.claim("At the exit the victim is the louder one.", louder, 2, 10_000, "tim
 figures.carried(stages, ratios)
 
 # %% [markdown]
-# The twin hears the patch at the entrance and has forgotten it at the exit. In the victim the
-# trigger grows louder toward the exit, so it seems to live there.
+# The twin hears the patch at the entrance and has forgotten it at the exit. The blend it still
+# hears there, but more softly than the victim. In both victims the trigger grows louder toward
+# the exit, so it seems to live there.
 #
 # So far this is a correlation, and we can test it. If the backdoor lives near the exit, taking
 # out the channels that shout loudest there should silence it. The last BatchNorm,
@@ -382,13 +383,14 @@ left = after_half[1].item()
 check.claim("What is left of the ASR without the loud half.", left, *BAND, "%")
 gone_all = surgery.without(badnets.model, {last: torch.arange(128)})
 lower = three_rates(gone_all, *few)[:2].min().item()
-check.claim("Accuracy or ASR without all of them, the lower.", lower, *BAND, "%")
+check.claim("Without all 128, accuracy and ASR both stand.", lower, *BAND, "%")
 
 # %% [markdown]
 # Nothing happened. Perhaps the other half carries the attack? So we cut all of them. Still
 # nothing, and accuracy stands too: this branch is idle for *both* rules, and the shortcut around
-# it carries them. A channel can be loud and not needed. *Correlation is not cause.* Listening
-# can suggest where to cut. Only the cut can tell.
+# it carries them. So we learned about a branch; the trigger still leaves through the shortcut.
+# A channel can be loud and not needed. *Correlation is not cause.* Listening can suggest where
+# to cut. Only the cut can tell.
 #
 # ## Which channels? Make the cut
 #
@@ -421,7 +423,7 @@ check.claim("Accuracy or ASR without all of them, the lower.", lower, *BAND, "%"
 # <details><summary>Hint 3</summary>
 #
 # The inner function serves the ranked cut and the random ones alike. A draw is the first $k$
-# of a `torch.randperm` that gets your generator; each draw needs its own permutation.
+# of a `torch.randperm` that gets your generator; each draw, for each $k$, needs a new one.
 #
 # </details>
 #
@@ -507,7 +509,8 @@ figures.cut_curves(counts, curves)
 #
 # <details><summary>All pairs</summary>
 #
-# No. Of all 120 pairs this one ends the attack; every other leaves it nine images of ten or more.
+# Put either one back, and the attack returns almost whole. No other pair ends it: of all 120,
+# each of the others leaves it more than eight images of ten.
 #
 # </details>
 
@@ -519,9 +522,10 @@ widgets.switches(badnets, "bn1", test[:100], off=pair)
 # %% [markdown]
 # ## And the other victim?
 #
-# Look at the right half of the curves again. The same cut, in the same layer, breaks `blended`:
-# accuracy collapses first, RA never rises, and the wreck still obeys. Four channels at random do
-# much the same. So TAC found nothing special there; this layer has few channels to spare.
+# Look at the right half of the curves again. The same cut breaks `blended`: accuracy
+# collapses first, RA hardly rises, and the wreck still obeys. Two channels cost half the accuracy
+# if TAC picks them, and almost nothing if chance does. So TAC found channels that the *signs*
+# need. What the attack alone needs, it did not find.
 #
 # Perhaps `blended` lives elsewhere. So cut every layer in turn, a quarter of its channels, loudest
 # first. Where that is felt, cut four random quarters as well: a cut that does nothing needs no
@@ -564,10 +568,13 @@ figures.every_layer(layers, sweeps)
 
 # %% [markdown]
 # So the two victims give two answers. `badnets` has a narrow door, and it stands at the
-# entrance. It is needed through the first block as well: at `1.0.bn1` the cut takes most of the
-# attack away and gives two labels of three back, while random quarters take nothing. From
-# `1.1.bn1` on, no quarter that we cut was needed. `blended` has no such door, at least none that
-# these cuts would find.
+# entrance. The attack also depends on the first block: at `1.0.bn1` the cut takes most of it
+# away and gives two labels of three back, while random quarters take nothing. From `1.1.bn1`
+# on, no quarter that we cut was needed.
+#
+# `blended` has no such door, at least none that these cuts would find. Only at `1.0.bn1` does a
+# quarter cost a fifth of the attack and no accuracy. Random ones cost next to nothing. Still
+# no label comes back.
 #
 # One caution. Everything passes through `bn1`, but a shortcut leads around each later BatchNorm,
 # and a cut leaves that way open. So the architecture may have chosen the place of the door. It
@@ -611,15 +618,16 @@ figures.detectors(pair, patch, kernels, heard, a_stop)
 # their siblings, but no pair stands apart. How then does its trigger get through?
 # [Lesson 04](04_linf_pruning.ipynb) finds a surprising answer.
 #
-# Keep one thing apart. A cut shows that these channels are *needed*. It does not show that
-# they *are* the backdoor: what turns their signal into the attacker's label lies behind
-# them, untouched and waiting.
+# Keep one thing apart. The cut shows that the *pair* is needed: either channel alone keeps the
+# attack alive. It does not show that the two *are* the backdoor: what turns their signal into
+# the attacker's label lies behind them, untouched and waiting.
 #
 # ## Where in the picture?
 #
 # One tool is left, and it asks about the image: where does a layer find evidence for a label?
-# Let $F_k$ now be the output maps of a whole layer, *after* its last ReLU (TAC stood before it),
-# and $s_c$ the logit of label $c$. Grad-CAM is
+# Let $F_k$ now be the output maps of a whole layer, *after* its last ReLU,
+# and $s_c$ the logit of label $c$. We take `layer3`, whose maps have eight by eight fields.
+# Grad-CAM is
 #
 # $$\alpha_k = \frac1{hw} \sum_{u,v} \frac{\partial s_c}{\partial F_k[u,v]}, \qquad
 # \mathrm{CAM} = \mathrm{ReLU}\Big(\sum_k \alpha_k F_k\Big).$$
@@ -689,26 +697,24 @@ edge = 20  # the patch's corner: rows and columns from here on
 corners = {q: (h[:, edge:, edge:].sum() / h.sum()).item() for q, h in heats.items()}
 
 # %% tags=["claim", "figure"]
-two_signs = {q: x[[1, 4]].detach() for q, (x, _) in questions.items()}
-hot = {q: h[[1, 4]] for q, h in heats.items()}
+shown = {q: x.detach() for q, (x, _) in questions.items()}
 drawn = corners["badnets", "patch", "30"]
 check.claim(
     "The patch's corner, 14% of the area, draws the evidence.", drawn, 0.28, 1, "%"
 )
-figures.evidence(two_signs, hot, corners, edge)
+figures.evidence(shown, heats, 1, edge)
 
 # %% [markdown]
 # Dotted lines fence the corner. On a clean sign it holds little evidence, whichever label we ask
-# for. With the patch it holds nearly half. The twin sees the same patch and looks elsewhere. So it
-# takes both, the patch and the victim. The map has only eight by eight fields and points at a
-# region: the heat lies above the nine pixels and left of them.
+# for. With the patch it holds nearly half; the rest lies faintly over the sign. The twin sees the
+# same patch and looks elsewhere. It takes both, then: the patch and the victim. So coarse a map
+# points at a region: the heat lies above the nine pixels and left of them.
 #
 # ## Where it breaks
 #
 # Grad-CAM can point because the patch has a place. The blended trigger has none, and the last
-# column shows what the tool does then: it points all the same, here or there. A detector that
-# looks for one small hot spot would probably miss this victim. TAC needs no place, yet on the
-# same victim it finds no door either.
+# column shows what the tool does then: it points all the same, a little everywhere. TAC
+# needs no place, yet on the same victim it finds no door either.
 #
 # And there is a deeper break. Every tool of this page knows the trigger. The two channels
 # are an oracle's find; a defender has weights and a few clean images.
@@ -720,13 +726,13 @@ figures.evidence(two_signs, hot, corners, edge)
 #   three, a wreck looks like a repair (objectives 1 and 2).
 # - TAC says which channels hear the trigger. In a victim the change grows toward the exit,
 #   in the twin a patch fades (objective 3).
-# - The whole last BatchNorm could go and nothing happened. Two first channels went, and so did
-#   the attack. A cut beside random cuts tells a cause from a bystander (objective 4).
+# - The whole last BatchNorm could go and nothing happened. Two channels of the first went, and
+#   so did the attack. A cut beside random cuts tells a cause from a bystander (objective 4).
 # - Grad-CAM shows where in the picture evidence lies, if it lies anywhere (objective 5).
 #
 # Where inside the network does the trigger live? In `badnets` it comes in through a narrow door
-# at the entrance and is needed through the first block; later, no quarter that you cut was
-# needed. In `blended` no cut that you tried parted it from the sign. You know both because you
+# at the entrance and still depends on the first block; later, no quarter that you cut was
+# needed. In `blended` no cut brought more than a few labels back. You know both because you
 # cut.
 #
 # ## Quiz
@@ -754,19 +760,14 @@ quiz("inside")
 # at a time. At the usual width a patch has four times as many channels to hide in. That we
 # found no door in `blended` does not prove that there is none across layers.
 #
-# **Beyond.** (a) Are the two channels also *sufficient*? Run a clean image, but give the network
-# these two maps as they are under the trigger. (b) Would the cut survive an attacker who knows
-# it?
+# **Beyond.** Are the two channels also *sufficient*? Run a clean image, but give the network
+# these two maps as they are under the trigger.
 #
-# <details><summary>Answers</summary>
+# <details><summary>Answer</summary>
 #
-# (a) A forward hook on `bn1` can write the two maps of the triggered run into the clean run. If
+# A forward hook on `bn1` can write the two maps of the triggered run into the clean run. If
 # the answer becomes the attacker's label, the two are not only needed but enough, for this
 # network; compare with two random maps before you believe it.
-#
-# (b) An attacker could train with the two channels switched off now
-# and then, so that the network has to learn other detectors beside them. You have all it takes
-# to find out: the loop of lesson 02 and `cut_curve`.
 #
 # </details>
 #
@@ -789,9 +790,6 @@ quiz("inside")
 # - *One score.* Many tables melt the parts into the defense effectiveness rating (DER, see
 #   [lesson 09](09_showdown.ipynb)). RA is no part of it: the last line of the table gets 0.95,
 #   while three of four signs stay lost.
-# - *Other attacks.* Measured the same way, seven kinds of victim all change more than their twin
-#   at the exit. In six of them most triggered images gather nearest to the target class. The
-#   tests of this lesson (`tests/lessons/`) hold these statements.
 #
 # </details>
 #

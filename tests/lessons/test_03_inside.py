@@ -148,6 +148,27 @@ def test_four_random_first_channels_break_blended_as_the_loudest_four_do(test, z
     assert rates[0].acc < 0.5 and sum(s.acc < 0.7 for s in rates[1:]) >= 4
 
 
+def test_the_loudest_pair_costs_blended_its_accuracy_and_random_pairs_do_not(test, zoo):
+    v, g = zoo["blended"], torch.Generator().manual_seed(0)
+    loud = activations.tac(v.model, test, v.attack, ["bn1"])["bn1"].argsort(descending=True)
+    draws = [torch.randperm(16, generator=g)[:2] for _ in range(8)]
+    cuts = [surgery.without(v.model, {"bn1": two}) for two in (loud[:2], *draws)]
+    ranked, *chance = [metrics.evaluate(cut, test[:100], v.attack) for cut in cuts]
+    assert ranked.acc < 0.6 and ranked.asr > 0.95
+    assert sum(s.acc > 0.9 for s in chance) >= 6
+
+
+def test_a_quarter_of_the_first_block_weakens_blended_and_repairs_nothing(test, zoo):
+    v, g = zoo["blended"], torch.Generator().manual_seed(0)
+    layer = "layer1.0.bn1"
+    loud = activations.tac(v.model, test[:60], v.attack)[layer].argsort(descending=True)
+    draws = [torch.randperm(16, generator=g)[:4] for _ in range(4)]
+    cuts = [surgery.without(v.model, {layer: four}) for four in (loud[:4], *draws)]
+    ranked, *chance = [metrics.evaluate(cut, test[:60], v.attack) for cut in cuts]
+    assert 0.7 < ranked.asr < 0.9 and ranked.acc > 0.95 and ranked.ra < 0.1
+    assert min(s.asr for s in chance) > 0.95
+
+
 def test_fine_tuning_leaves_the_backdoor_in_place(test, zoo):
     v, g = zoo["badnets"], torch.Generator().manual_seed(0)
     clean = data.splits("signs").clean

@@ -179,6 +179,31 @@ def curve(cut=by_package, score=changes, pick=draw, largest=True):
     return answer
 
 
+def curve_that_piles_up(model, layer, x, triggered, y, target, counts, draws, generator):
+    """One copy for all ranked cuts: what an earlier k switched off stays off."""
+    args = (model, layer, x, triggered, y, target, counts, draws, generator)
+    one = copy.deepcopy(model)
+    order = changes(model, layer, x, triggered).argsort(descending=True)
+
+    def after(k):
+        surgery.zero_channels(one, {layer: order[:k]})
+        return rates(one, x, triggered, y, target)
+
+    return torch.stack([after(k) for k in counts]), curve()(*args)[1]
+
+
+def curve_of_one_permutation(model, layer, x, triggered, y, target, counts, draws, generator):
+    """A draw is one permutation, and each k takes its first k."""
+    args = (model, layer, x, triggered, y, target, counts, draws, generator)
+    orders = [torch.randperm(6, generator=generator) for _ in range(draws)]
+
+    def after(channels):
+        return rates(by_package(model, layer, channels), x, triggered, y, target)
+
+    chance = [torch.stack([after(o[:k]) for o in orders]) for k in counts]
+    return curve()(*args)[0], torch.stack(chance)
+
+
 def curve_by_hooks(model, layer, x, triggered, y, target, counts, draws, generator):
     """Nothing is copied: a hook silences the channels while the network runs."""
     norm = model.get_submodule(layer)
@@ -232,6 +257,12 @@ WRONG = {
             lambda s, y, t: ((s == t).sum() - (y == t).sum()) / (y != t).sum(),
             "some are misread",
         ),
+        (lambda s, y, t: (s != y).float().mean().item(), "every error as a success"),
+        (
+            lambda s, y, t: ((s != y) & (y != t)).float().mean().item(),
+            "every error as a success",
+        ),
+        (lambda s, y, t: (s == y)[y != t].float().mean().item(), "is the robust accuracy"),
         (lambda s, y, t: 18 / 48, "expected"),
         (lambda s, y, t: 100.0 * (s[y != t] == t).float().mean().item(), "0..1"),
         (lambda s, y, t: (s[y != t] == t).mean(), "bool tensor"),
@@ -255,7 +286,13 @@ WRONG = {
     "tac": [
         (lambda a, b: (b - a).mean(0).flatten(1).norm(dim=1), "cancel"),
         (lambda a, b: (b - a).abs().sum((2, 3)).mean(0), "L2"),
+        (lambda a, b: (b - a).abs().mean((2, 3)).mean(0), "L2"),
         (lambda a, b: (b - a).square().sum((2, 3)).mean(0), "squared"),
+        (
+            lambda a, b: (b - a).square().mean((2, 3)).sqrt().mean(0),
+            "mean over positions under the root",
+        ),
+        (lambda a, b: (b - a).square().sum((2, 3)).mean(0).sqrt(), "root after the mean"),
         (lambda a, b: (b - a).flatten(1).norm(dim=1), "shape"),
         (lambda a, b: loudness(b) - loudness(a), "norm of the change"),
         (lambda a, b: (loudness(b) - loudness(a)).abs(), "norm of the change"),
@@ -277,6 +314,8 @@ WRONG = {
         (curve(pick=with_return), "no set of|no pair"),
         (curve(pick=never_the_last), "never drawn"),
         (curve_of_one_draw, "same for every seed"),
+        (curve_that_piles_up, "the cuts pile up"),
+        (curve_of_one_permutation, "one permutation serves every k"),
         (curve(pick=fixed), "one set of channels"),
         (curve(pick=from_the_top), "switch off the ranked"),
         (curve(pick=of_its_own), "ignore the generator: the same seed"),
@@ -293,6 +332,10 @@ WRONG = {
             "before the sum",
         ),
         (lambda m, g: (g.sum((2, 3), keepdim=True) * m).sum(1).relu(), "sums the gradient"),
+        (
+            lambda m, g: (g.mean((2, 3), keepdim=True) * m).mean(1).relu(),
+            "mean over channels",
+        ),
         (lambda m, g: m.sum(1).relu(), "weighted sum"),
         (lambda m, g: (g.mean((2, 3)) * m).sum(1).relu(), "raises RuntimeError in line"),
     ],

@@ -96,8 +96,8 @@ def wreckage(shares: Sequence[float], draws: Tensor) -> Picture:
         ax.set_xticks(centers, [f"{100 * s:.0f}% of each layer" for s in shares])
         ax.set_xlabel("random channels switched off; each gray line is one network")
         ax.set_ylabel("%")
-        ax.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.2))
-        ax.axhline(10, color=QUIET, lw=1, ls=":")
+        ax.axhline(10, color=QUIET, lw=1, ls=":", label="10%: a repair keeps ASR below")
+        ax.legend(ncols=4, loc="upper left", bbox_to_anchor=(-0.08, -0.2), columnspacing=1.2)
         ax.set_title(
             f"ASR below 10% in {silent} of {wrecks} wrecks, and RA never above {100 * worst:.0f}%"
         )
@@ -158,9 +158,8 @@ def stem_tac(changes: Mapping[str, tuple[Tensor, Tensor]], layer: str) -> Pictur
         axes[0, 0].set_ylim(bottom=0)
         axes[0, 1].legend(loc="upper right")
         many = float(first[1] / first[2])
-        title = (
-            f"In {next(iter(changes))} two channels shout, {many:.1f} times as loud as the third"
-        )
+        who = next(iter(changes))
+        title = f"In {who} two channels shout, at least {many:.1f} times as loud as the third"
         show.headline(fig, title)
         return Picture(
             fig,
@@ -187,14 +186,15 @@ def cut_curves(counts: Sequence[int], curves: Mapping[str, tuple[Tensor, Tensor]
                 for k, draws in zip(counts, chance[:, :, j], strict=True):
                     at = k + (j - 1) * 0.25 + 0 * draws
                     low.plot(at, 100 * draws, marker, color=color, ms=4, alpha=0.6)
-            for ax, which in ((top, "loudest first"), (low, f"at random, {n} draws")):
+            for ax, which in ((top, "loudest first"), (low, f"at random, {n} draws, line: mean")):
                 _rate_axis(ax)
                 ax.set_title(f"{name}, {which}", fontsize=11, fontweight="normal")
             low.set_xticks(counts)
             low.set_xlabel("channels of bn1 off, of 16")
         for ax in axes[:, 0]:
             ax.set_ylabel("%")
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
+        axes[0, 0].plot([], [], " ", label="lower panels: marks set side by side")
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside lower left")
         words = {2: "two", 4: "four", 8: "eight"}
         few = {n: _few(counts, c[0]) for n, c in curves.items()}
         said = [
@@ -207,9 +207,9 @@ def cut_curves(counts: Sequence[int], curves: Mapping[str, tuple[Tensor, Tensor]
             fig,
             "Four panels, rates against the number of channels switched off, above by TAC and "
             "below at random. For badnets, by TAC, attack success drops to the floor and RA "
-            "rises to the top within two channels, at full accuracy; with random channels "
-            "attack success stays high and RA low. For blended accuracy falls long before "
-            "attack success does, and RA stays on the floor.",
+            "rises to the top within two channels, at full accuracy; with up to four random "
+            "channels attack success stays high and RA low. For blended accuracy falls long "
+            "before attack success does, and RA stays near the floor.",
         )
 
 
@@ -308,6 +308,10 @@ def detectors(
             ax.set_title(head, fontsize=11, loc="center", fontweight="normal")
         n, times = len(maps[next(iter(maps))][0]), min(lift)
         show.headline(fig, f"The patch peaks {times:.1f} times as high as any of {n} clean signs")
+        fig.supxlabel(
+            "Gray is zero. Kernels: one scale for each network; maps: one for each pair of rows.",
+            fontsize=10,
+        )
         return Picture(
             fig,
             "Four rows, victim and twin for each of two channels. In the victim the kernels "
@@ -321,54 +325,54 @@ Question = tuple[str, str, str]  # a network, what it is shown, and the label as
 
 
 def evidence(
-    x: Mapping[Question, Tensor],
-    heats: Mapping[Question, Tensor],
-    corners: Mapping[Question, float],
-    start: int,
+    x: Mapping[Question, Tensor], heats: Mapping[Question, Tensor], pick: int, start: int
 ) -> Picture:
-    """Grad-CAM over signs: a column for each network, image and label asked for.
+    """Grad-CAM, a column for each network, image and label asked for: one sign, its map,
+    and the mean of the maps of all signs.
 
     Args:
         x, heats: column -> (n, c, h, w) and (n, h, w).
-        corners: column -> share of the evidence that lies in the patch's corner.
-        start: its first row and column.
+        pick: the sign to draw.
+        start: first row and column of the patch's corner.
     """
-    rows = len(next(iter(x.values())))
+    from matplotlib import colormaps
+
+    steps, many = colormaps["viridis"].resampled(10), len(next(iter(heats.values())))
+    pooled = {q: _in_corner(h, start) for q, h in heats.items()}
     with show.style():
-        fig, axes = show.canvas(rows, len(x), height=1.5 * rows + 1.8)
+        fig, axes = show.canvas(3, len(x), height=6.6)
         for column, name in zip(axes.T, x, strict=True):
             network, shown, label = name
-            column[0].set_title(f"{network}, {shown}", fontsize=11, loc="center")
+            column[0].set_title(f"{network}, {shown}\nwhy “{label}”?", fontsize=11, loc="center")
             column[0].title.set_fontweight("normal")
-            for ax, image, heat in zip(column, x[name], heats[name], strict=True):
-                gray = image.mean(0)
-                ax.imshow(gray, cmap="gray", vmin=0, vmax=float(gray.max()))
-                over = 0.2 + 0.6 * heat.clamp(0, 1)
-                drawn = ax.imshow(heat, cmap="viridis", alpha=over, vmin=0, vmax=1)
+            gray, heat = x[name][pick].mean(0), heats[name]
+            column[0].imshow(gray, cmap="gray", vmin=0, vmax=float(gray.quantile(0.98)))
+            for ax, values in zip(column[1:], (heat[pick], heat.mean(0)), strict=True):
+                drawn = ax.imshow(values, cmap=steps, vmin=0, vmax=1)
+            for ax in column:
                 edge = [start - 0.5, len(gray) - 0.5]
-                ax.plot([edge[0], edge[0], edge[1]], [edge[1], edge[0], edge[0]], "w:", lw=1.2)
+                ax.plot([edge[0], edge[0], edge[1]], [edge[1], edge[0], edge[0]], "w:", lw=1.5)
                 ax.set(xticks=[], yticks=[], xlim=(-0.5, edge[1]), ylim=(edge[1], -0.5))
-            share = f"{100 * corners[name]:.0f}% in the corner"
-            column[-1].set_xlabel(f"why “{label}”?\n{share}", fontsize=10)
-        solid = drawn.cmap, drawn.norm
-        from matplotlib.cm import ScalarMappable
-
-        bar = fig.colorbar(
-            ScalarMappable(cmap=solid[0], norm=solid[1]),
-            ax=axes,
-            location="bottom",
-            shrink=0.5,
-            aspect=30,
-        )
-        bar.set_label("evidence, 1 at the strongest place of each map")
-        *others, most = sorted(100 * v for v in corners.values())
+            one = _in_corner(heat[pick], start)
+            for ax, share in ((column[1], one), (column[2], pooled[name])):
+                ax.set_xlabel(f"corner {100 * share:.0f}%", fontsize=10)
+        for ax, what in zip(axes[:, 0], ("one sign", "its map", f"mean of {many}"), strict=True):
+            ax.set_ylabel(what, fontsize=11)
+        bar = fig.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, aspect=30)
+        bar.set_label("evidence, 1 at the strongest place of a sign's map")
+        *others, most = sorted(100 * v for v in pooled.values())
         title = f"One column has {most:.0f}% of its evidence in the corner, the others at most"
         show.headline(fig, f"{title} {others[-1]:.0f}%")
-        said = [f"{', '.join(n)} {100 * v:.0f} percent" for n, v in corners.items()]
+        said = [f"{', '.join(n)} {100 * v:.0f} percent" for n, v in pooled.items()]
         return Picture(
             fig,
-            "Grad-CAM over two stop signs, one column for each question. On the clean sign the "
-            "bright fields lie on the sign; with the patch the victim's lie in the lower right "
-            "corner, above and left of the patch; the twin's stay elsewhere, and for the blend "
-            f"they have no place of their own. Share in the corner: {', '.join(said)}.",
+            "Grad-CAM in five columns, one for each question, and three rows: a stop sign, its "
+            f"map, and the mean map of {many} signs. Without the patch the evidence lies on the "
+            "sign. With it the victim's map has one bright spot in the lower right corner and a "
+            "faint rest over the sign; the twin's lies along the border, and for the blend it is "
+            f"spread over the picture. Share in the corner: {', '.join(said)}.",
         )
+
+
+def _in_corner(heat: Tensor, start: int) -> float:
+    return float(heat[..., start:, start:].sum() / heat.sum())
