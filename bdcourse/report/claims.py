@@ -303,7 +303,7 @@ def _lines(found: Sequence[Answer]) -> Table:
                 "claim": f"{a.claim['what']} ({a.claim['where']}; {a.claim['setting']})",
                 "reported": a.reported(),
                 "ours": a.ours(),
-                "ASR apart": "" if a.gap() is None else f"{100 * a.gap():+.0f}",
+                "ASR apart": "" if (gap := a.gap()) is None else f"{100 * gap:+.0f}",
                 "verdict": _verdict(a),
                 "why": Markdown(a.claim["reason"]),
             }

@@ -135,7 +135,7 @@ def travels(means: Mapping[str, Tensor], lines: Sequence[str], followed: Sequenc
         means: of two tables, by name: the mean DER of each line, shares.
     """
     names, scores = list(means), [dict(zip(lines, m.tolist(), strict=True)) for m in means.values()]
-    here, there = (sorted(lines, key=lambda line, s=s: -s[line]) for s in scores)
+    here, there = (sorted(lines, key=s.__getitem__, reverse=True) for s in scores)
     colors = dict(zip(followed, (DEFENDED, OTHER, "#E69F00", INK), strict=False))
     with show.style():
         fig, axes = show.canvas(height=5.2)
