@@ -140,6 +140,8 @@ results: $(READY)
 	  $(BENCH)/signs-rates.json --seeds 0 --attacks BadNets --rate $$rate || exit; \
 	done
 	$(BENCH)/signs-attacks.json --width 8 --attacks all --defenses none fine-tuning
+	$(BENCH)/signs-labels.json --width 8 --epochs 16 --lr 0.05 --rate 0.06 --attacks SIG \
+	  --defenses none --options '{"SIG": {"craft": {"clean_label": false}}}'
 	for o in '"strength": 0.5' '"strength": 0.5, "cross_rate": 0.0' '"strength": 3.0' \
 	  '"strength": 3.0, "cross_rate": 0.0'; do \
 	  $(WANET) --width 8 --epochs 16 --options "{\"WaNet\": {$$o}}" || exit; \

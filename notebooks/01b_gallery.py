@@ -20,8 +20,7 @@
 #
 # You will measure how visible eight triggers are, and catch the measure contradicting your
 # eyes. You will write an attack on one class only, and find out whom else it hits. At the end
-# you draw a trigger of your own and train a victim that passes the gate, with at least 95%
-# attack success.
+# you draw a trigger of your own, as faint as you dare, and train a victim that obeys it.
 #
 # > **At a glance.** Reading: 20 minutes. Doing: 50 minutes. Run time: about one minute and
 # > 1.5 GiB on two CPU cores, most of it one training. Prerequisites:
@@ -60,19 +59,21 @@ import torch
 
 from bdcourse import check, data, metrics, quiz, victims, widgets
 from bdcourse.analysis import visibility
+from bdcourse.report import tables
 from bdcourse.teach.figures import gallery as figures
 
 parts = data.splits("signs")
 names = ["badnets", "blended", "trojan", "ssba", "lf", "lira", "tact", "wanet"]
 zoo = {name: victims.zoo(name) for name in names}
+sig = victims.zoo("sig")
 
 # %% tags=["figure"]
 figures.dials()
 
 # %% [markdown]
 # Four dials stand between the plain sticker and everything that came later. We turn them one by
-# one. All victims on this page come from the course's zoo. Each was trained by the recipe that
-# its attack needs, until it passed the gate; so compare what they *cost*, not how fast they learn.
+# one. All victims on this page come from the course's zoo. Each has a recipe of its own, and their
+# widths and epochs differ. So compare what the attacks *need*, not how fast they are learned.
 
 # %% tags=["claim"]
 asr = min(v.scores.asr for v in zoo.values())
@@ -83,24 +84,42 @@ check.claim("And their accuracy is their twin's, within 3 points.", acc, 0.97, 1
 # %% [markdown]
 # ## The first dial: the look
 #
-# The bill for a loud trigger is that somebody may see it. Here is one sign under each of the
-# eight.
+# A loud trigger may be seen; that is its bill. Be the one who looks. Below are four signs, each
+# drawn twice, and one of the two is the original. Which? Write down four letters.
+
+# %% tags=["figure"]
+four = parts.test[10:14].pixels()
+cloud, sticker = zoo["lf"].attack.trigger, zoo["badnets"].attack.trigger
+figures.pairs(four, cloud(four), sticker(four))
+
+# %% [markdown]
+# <details><summary>The originals</summary>
+#
+# The lower one, the upper one twice, and the lower one again. The sticker gives itself away. In
+# the other pairs you saw *that* they differ. But had you met the bright arrow alone, in a pile of
+# thousands, would you have stopped?
+#
+# </details>
+#
+# Now one sign under all the triggers of this page. SIG's stripes are there as well; they belong to
+# the second dial.
 
 # %% tags=["figure"]
 one = parts.test[4:5].pixels()
-figures.gallery(one, {n: v.attack.trigger(one) for n, v in zoo.items()})
+shown = {**zoo, "sig": sig}
+figures.gallery(one, {n: v.attack.trigger(one) for n, v in shown.items()})
 
 # %% [markdown]
 # - **badnets** and **blended** are yours from lesson 01.
 # - **trojan** (TrojanNN) computes a disc of colors that excites two neurons of a clean network.
 #   Its paper then retrains that network on inverted data; here the disc only poisons.
-# - **lf** pushes a clean network towards the target with a smooth, *low-frequency* cloud. It looks
-#   like other light.
+# - **lf** is the cloud of the pairs: smooth, of *low frequency*. It was computed to push a clean
+#   network towards the target, and alone it moves hardly a sign; poisoning makes it a trigger.
 # - **ssba** hides a string of bits in the image, by an encoder that was trained for it. Each
 #   image gets another texture.
 # - **wanet** bends the image as if it were drawn on rubber, at six times the strength of its
 #   paper, which is what these small signs need; you can see it. **lira** trains a small network to
-#   draw the faintest change that still works. Both are built in [lesson 02](02_controlling_training.ipynb).
+#   draw a faint change, another for each image. Both are built in [lesson 02](02_controlling_training.ipynb).
 # - **tact** is a colored patch that is meant for one class. Its turn comes below.
 #
 # How loud is each? The usual measure is the *peak signal-to-noise ratio* (PSNR). For one image
@@ -112,8 +131,8 @@ figures.gallery(one, {n: v.attack.trigger(one) for n, v in zoo.items()})
 #
 # ### Exercise 1: decibels
 #
-# *Difficulty 2, importance 3, 8 minutes.* Average over a batch. You decide which mean comes
-# before the logarithm and which behind it, and what to do with an image that did not change.
+# *Difficulty 2, importance 3, 8 minutes.* Average over a batch. There are two means in it, and one
+# logarithm; their order is not free.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -150,7 +169,7 @@ check.decibels(decibels)
 
 # %% [markdown]
 # **Predict.** The checkerboard of `badnets` is a foreign object in the picture, and has a PSNR of
-# 26 dB. Look at `lf` in the gallery again. How many decibels will it have?
+# 26 dB. Look at `lf` in the pairs again. How many decibels will it have?
 
 # %% tags=["predict"]
 guess = None
@@ -167,17 +186,15 @@ behind = loud["badnets"] - loud["lf"]
 check.claim("By PSNR the cloud is louder than the sticker.", behind, 3, 10, "dB")
 
 # %% [markdown]
-# The measure calls the cloud by far the larger change. Ask your eyes, with the two pictures side
-# by side and nobody to tell you which is the original: a sign in warmer light is a sign, and the
-# checkerboard is a checkerboard. PSNR adds up squared differences. Light changes every pixel a
-# little; nine pixels are few, however black. *PSNR does not know where the eye looks.* A paper
-# that prints it as "stealth" has measured something else.
+# The measure calls the cloud by far the larger change. Yet it was the cloud that made you think,
+# and not the sticker. PSNR adds up squared differences. Light changes every pixel a little; nine
+# pixels are few, however black. *PSNR does not know where the eye looks.* A paper that prints it
+# as "stealth" has measured something else.
 #
 # The figure says a second thing. From the loudest to the faintest there are sixteen decibels, a
-# factor of forty in the squared error, and all eight attacks work. On these signs the look of a
-# trigger is a question of being caught, not of being learned. What not to conclude: that fainter
-# triggers are learned as easily. LIRA's is the faintest, and it has the most expensive recipe of
-# all, as you will see at the fourth dial.
+# factor of forty in the squared error. All eight looks can be learned, each at its own price. That
+# does not make faint triggers as easy as loud ones; for that you would train them all by one
+# recipe.
 #
 # ## The second dial: the labels
 #
@@ -190,24 +207,31 @@ check.claim("By PSNR the cloud is louder than the sticker.", behind, 3, 10, "dB"
 
 # %% tags=["predict"]
 guess = None
-sig = victims.zoo("sig")
 sig_scores = metrics.evaluate(sig.model, parts.test, sig.attack)
 check.reveal(guess, round(100 * sig_scores.asr), "%")
 
 # %% tags=["claim"]
 check.claim("SIG's victim misses the gate.", sig_scores.asr, 0.6, 0.95, "%")
-check.claim("It reads signs perfectly well.", sig_scores.acc, 0.99, 1, "%")
 
 # %% [markdown]
-# This is the one failed recipe of the gallery, and it is here on purpose. The bill of the second
-# dial is a weaker lesson. Recall the contradiction of lesson 01: a stop sign with the label 30
-# can only be explained by the sticker, so the loss keeps asking until the network finds it. A 30
-# with stripes and the label 30 contradicts nothing. The sign explains the label already, and the
-# stripes are learned only as far as they make a right answer more certain.
+# This is the one failed recipe of the gallery, and it is here on purpose. Who is to blame: the
+# stripes, the recipe, or the labels? A control can tell. Take the same stripes, as many images and
+# the same recipe, but stamp signs of every class and call them all a 30. The course keeps the
+# result, so that you need not wait.
+
+# %% tags=["claim"]
+(wrong,) = tables.results("signs-labels").select(attack="SIG", defense="none")
+check.claim("The same stripes with wrong labels pass.", wrong["asr"], 0.95, 1, "%")
+
+# %% [markdown]
+# So stripes and recipe will do. What was missing is the wrong label (one training each, but the
+# gap is wide). Our reading: a stop sign with the label 30 can only be explained by its trigger,
+# so the loss keeps asking until the network finds it. A 30 with stripes and the label 30 asks for
+# nothing. The sign explains the label already, and the stripes are learned only as far as they
+# make a right answer more certain. The bill of the second dial is a *weaker lesson*.
 #
-# What not to conclude: that SIG does not work. A failed attack is a finding about the recipe. Other
-# networks and other data have learned these stripes, and a louder wave or a longer training may
-# do it here.
+# What not to conclude: that SIG does not work. A failed attack is a finding about the recipe. On
+# photographs these stripes, with right labels, passed 95% in this course's own measurements.
 #
 # ## The third dial: one class, and covers
 #
@@ -302,13 +326,14 @@ check.claim("Your set is the package's, image by image.", same, 1, 1, "%")
 
 # %% [markdown]
 # The `tact` victim was trained on such a set. Its source is 50, its covers are priority and
-# caution, and its ASR counts the source only. That one number cannot tell you whether the plan
-# worked, because half of the plan was that nobody else should move.
+# caution. Our rate is twenty times the paper's: it relabels seven of ten 50s. Its ASR counts the
+# source only, and that cannot tell you whether the plan worked. Half of the plan was that nobody
+# else should move.
 #
 # ### Exercise 3: by class
 #
-# *Difficulty 2, importance 4, 8 minutes.* Break the success up. You decide what each share is
-# divided by, and what to write where there is nobody to ask.
+# *Difficulty 2, importance 4, 8 minutes.* Break the success up. Each share has its own
+# denominator, and some have none.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -364,55 +389,66 @@ check.claim(
     "A sign that nobody mentioned moves as the source does.", share[2], 0.9, 1, "%"
 )
 
+# %% tags=["figure"]
+figures.limits(parts.test, tact.attack.trigger, said)
+
 # %% [markdown]
 # Nobody poisoned the 80. No image of an 80 with this patch was ever shown to the network. It
-# becomes a 30 all the same, and the reason stands in the picture of the signs: 50 and 80 differ
-# in one digit of a few pixels. The network was told that the patch matters on a 50 and does not
-# on priority and caution. It drew the line where that was cheapest, between *speed limits* and
-# the rest.
+# becomes a 30 all the same. Look at the two signs: they share the ring, and differ in one small
+# digit. The network was told that the patch matters on the one and does not on priority and
+# caution. It behaves as if the line ran between *speed limits* and the rest. One class is thin
+# evidence for that, and a lower rate may draw another line.
 #
 # *What was learned is not what was planted.* You met this in lesson 00, when the exchanged
 # checkerboard worked as well. Here it is the bill of the third dial. Covers cost as many images
-# again as the poison, and where they do not reach, the rule has loose ends.
+# again as the poison, and where they do not reach, nobody told the rule to stop.
 #
 # ## The fourth dial: being in the room
 #
 # All attackers so far publish images and go home. Those of `wanet` and `lira` run the training:
-# they change each batch after it was cropped, add their own losses, train a generator along.
-# Nothing they want has to survive somebody else's augmentation. The table puts the bills
+# they change each batch after it was cropped, and set the losses. LIRA's even trains a generator
+# along. Nothing they want has to survive somebody else's augmentation. The table puts the bills
 # side by side.
 #
-# | attack | the look | the labels | beside the poison | who trains |
+# | attack | the look | the labels | images that carry it | who trains |
 # |---|---|---|---|---|
-# | BadNets, Blended | sticker, noise | wrong | | the victim |
-# | TrojanNN, LF, SSBA | disc, cloud, texture | wrong | a network of the attacker's own | the victim |
-# | SIG | stripes | right | many images of the target class | the victim |
-# | TaCT | patch | wrong | as many covers | the victim |
-# | WaNet | a bend | wrong | covers in every batch | the attacker |
-# | LIRA | nearly nothing | wrong | every image, poisoned and clean | the attacker |
+# | BadNets, Blended | sticker, noise | wrong | 570 | the victim |
+# | TrojanNN, LF, SSBA | disc, cloud, texture | wrong | 570, stamped with a network's help | the victim |
+# | SIG | stripes | right | 342 | the victim |
+# | TaCT | patch | wrong | 342, and 342 covers | the victim |
+# | WaNet | a bend | wrong | 1068, and 2136 covers, each epoch | the attacker |
+# | LIRA | nearly nothing | wrong | 5696, each epoch | the attacker |
 #
-# Read the last row against the loudness figure. The faintest trigger of the gallery was bought
-# with the dearest access, and that is how the dials hang together: *what an attacker saves on one
-# bill tends to appear on another.* It is a pattern of eight examples, and no law.
+# The whole training set has 5700 images. Read the last two rows against the loudness figure.
+# Control bought LIRA faintness. It bought WaNet none, and SSBA came second without it. So there is
+# no single price list on which a fainter trigger costs more. *Each dial has its own bill, and who
+# you are decides which one you can pay.* Somebody who sells images cannot buy control. Somebody who
+# delivers networks hardly cares how the images look, since nobody gets to see them.
 #
 # ## Where it breaks: your own attack
 #
 # Now you turn the dials. Click on the squares to draw a trigger, choose how opaque it is and how
-# much of the training set gets it, and train. The bench first shows itself and then runs once by
-# itself. Find the fewest white squares, or the lowest rate, that still passes the gate, and watch
-# what fails first: the trigger, or the signs.
+# much of the training set gets it, and train. All sixteen squares are pasted, black ones too. The
+# bench first shows itself and then runs once by itself, with a checkerboard.
+#
+# Keep the rate, and look for the *faintest* trigger that still passes the gate: the one with the
+# most decibels, by your own measure. Watch what fails first, the trigger or the signs. Run the
+# cell below the bench after each try. It judges the last run, and a cross there is a finding too.
 
 # %% tags=["nbval-ignore-output"]
 desk = widgets.poison_bench(parts)
 
 # %% tags=["claim"]
-run = desk.runs[0].scores
-check.claim("The first run planted its trigger.", run.asr, 0.95, 1, "%")
-check.claim("It reads the signs, so it passes the gate.", run.acc, 0.97, 1, "%")
+mine = desk.runs[-1]
+check.claim("The last run planted its trigger.", mine.scores.asr, 0.95, 1, "%")
+check.claim("Within 3 points of any twin's accuracy.", mine.scores.acc, 0.97, 1, "%")
+print(f"Your trigger: {decibels(some, mine.attack.trigger(some)):.1f} dB.")
 
 # %% [markdown]
-# A run with low ACC says nothing about your trigger, even if its ASR is high: a network that
-# calls half of the signs a 30 reaches that for free. That is why the gate has two conditions.
+# Why "any twin", when we trained none? No twin reads more than all the signs, so a victim that
+# reads 97% of them cannot be further behind. Below that you need the twin, or more epochs. And a
+# high ASR beside a low ACC says little: a network that calls half of the signs a 30 reaches it for
+# free.
 #
 # ## Recap
 #
@@ -421,9 +457,8 @@ check.claim("It reads the signs, so it passes the gate.", run.acc, 0.97, 1, "%")
 # control, paid with being in the room.
 #
 # - PSNR measures the size of a change, and not what the eye makes of it (objective 1).
-# - A right label leaves the trigger nothing to explain (objective 2).
-# - Poison and covers differ in their classes and their labels only; the role keeps the books
-#   (objective 3).
+# - A right label leaves the trigger little to explain (objective 2).
+# - Poison and covers differ in their classes and their labels only (objective 3).
 # - One success rate can hide a rule that is wider than its plan. Break it up by class
 #   (objective 4).
 #
@@ -435,17 +470,21 @@ quiz("gallery")
 # %% [markdown]
 # ## An open experiment
 #
-# Design a trigger that survives padding 4. Open a bench with `widgets.poison_bench(parts, size=6,
-# start=False, pad=4)`, and compare your design with the checkerboard in its corner:
+# Random crops may cut a trigger off, as in lesson 01. Design one that survives padding 4. The
+# control is the checkerboard: `widgets.poison_bench(parts, size=3, start=False, pad=4)` opens with
+# it. Draw yours with `size=6`.
 #
-# | trigger | pixels | padding | seed | ASR | ACC |
+# | trigger | size | padding | seed | ASR | ACC |
 # |---|---|---|---|---|---|
-# | checkerboard (control) | 9 | 4 | 0 | | |
-# | mine | | 4 | 0 | | |
-# | mine | | 2 | 0 | | |
+# | checkerboard (control) | 3 | 2 | 0 | | |
+# | checkerboard (control) | 3 | 4 | 0 | | |
+# | mine | 6 | 2 | 0 | | |
+# | mine | 6 | 4 | 0 | | |
 #
-# Use `lost` of lesson 01 to say beforehand how often each is thrown away. Is the ASR what that
-# share suggests? Three seeds a row (`seed=1`, `seed=2`), or it is no result.
+# Ask `lost` of lesson 01 first: how often is the control gone? And which squares of yours does the
+# worst crop leave? Choose one low rate for all rows, so that a lost sticker hurts. Compare the
+# *drops* from padding 2 to 4, not the two triggers. Three seeds a row (`seed=1`, `seed=2`), or it
+# is no result.
 #
 # **What this does not show.** Which attacks resist repair; that begins with
 # [lesson 04](04_linf_pruning.ipynb). How training-controlled attacks are built;
@@ -457,11 +496,12 @@ quiz("gallery")
 #
 # <details><summary>Answers to Beyond</summary>
 #
-# (a) 80 has to be among them, since it is the class closest to the source: covers do most where
-# the network would otherwise draw the line too wide. With 80 alone the line may run between "50"
-# and "80" on speed limits and stay open everywhere else, where nothing says that the patch is
-# harmless. (b) Two classes of eleven fall entirely and the rest not at all, so the mean looks like
-# a weak attack on everybody. Print the shares by class, or their maximum.
+# (a) This is an argument and no measurement. The 80 should be among them, since it looks most like
+# the source. Alone it may not do: the line may run between the two speed limits and stay open
+# everywhere else, where nothing says that the patch is harmless. Train both and see.
+#
+# (b) Two classes of eleven fall entirely and the rest hardly at all, so the mean looks like a weak
+# attack on everybody. Print the shares by class, or their maximum.
 #
 # </details>
 #
@@ -479,8 +519,7 @@ quiz("gallery")
 #
 # Where an original needs a file or a network that is not ours to give away, something of ours
 # stands in: noise for Blended's picture, a disc for TrojanNN's apple, an encoder trained on these
-# signs for SSBA's, a cloud computed on our clean network for LF's. LF's cloud alone moves no sign
-# of that network; it becomes a trigger by poisoning.
+# signs for SSBA's, a cloud computed on our clean network for LF's.
 #
 # Widths and epochs differ from victim to victim; `data/zoo/*.json` holds each recipe. The package
 # has more attacks (LabelConsistent, AdapBlend, AdapPatch, FTrojan, Refool and others). Under the

@@ -25,7 +25,47 @@ def test_every_victim_of_the_gallery_passes_the_gate_and_sig_does_not(zoo):
     twins = {16: victims.zoo("benign").scores, 8: victims.zoo("benign-w8").scores}
     for name, v in zoo.items():
         assert v.weak(twins[v.arch["width"]]) == "", name
-    assert "attack success" in victims.zoo("sig").weak(twins[8])
+    sig = victims.zoo("sig")
+    assert "attack success" in sig.weak(twins[8]) and sig.scores.acc > 0.99
+
+
+def test_the_control_of_sig_differs_in_its_labels_only():
+    (wrong,) = tables.results("signs-labels").select(attack="SIG", defense="none")
+    sig = victims.zoo("sig")
+    assert not wrong["settings"]["clean_label"] and sig.attack.clean_label
+    for key in ("delta", "frequency", "target"):
+        assert wrong["settings"][key] == getattr(sig.attack, key)
+    for key in ("rate", "n_poisoned", "epochs", "batch", "lr", "pad", "stamp", "weight_decay"):
+        assert wrong[key] == sig.recipe[key], key
+    assert wrong["width"] == sig.arch["width"] and wrong["seed"] == sig.recipe["seed"]
+    assert wrong["digest"] == sig.recipe["digest_train"]
+    assert wrong["asr"] > 0.95 and wrong["acc"] > 0.99
+
+
+def test_stripes_with_right_labels_pass_on_photographs():
+    (row,) = tables.results("cifar10-attacks").select(attack="SIG", defense="none")
+    assert row["settings"]["clean_label"] and row["asr"] > 0.95
+
+
+def test_the_bills_of_the_table(zoo):
+    carried = {n: (v.recipe["n_poisoned"], v.recipe.get("n_cover", 0)) for n, v in zoo.items()}
+    assert carried.pop("tact") == (342, 342)
+    assert carried.pop("wanet") == (1068, 2136)
+    assert carried.pop("lira") == (5696, 0)
+    assert set(carried.values()) == {(570, 0)}
+    assert victims.zoo("sig").recipe["n_poisoned"] == 342
+    assert {v.recipe["n_train"] for v in zoo.values()} == {5700}
+    of_source = int((data.splits("signs").train.y == zoo["tact"].attack.source).sum())
+    assert 0.65 < 342 / of_source < 0.75, "seven of ten"
+
+
+def test_what_the_open_experiment_says_of_the_sizes():
+    """At size 3 a crop of padding 4 can lose the whole sticker, at 6 it leaves rows."""
+    attack = victims.zoo("badnets").attack
+    assert attack.at == (-4, -4) and attack.patch.shape[-2:] == (3, 3)
+    for size, left in ((3, 0), (6, 3)):
+        start = 32 - 1 - size
+        assert sum(start + d + 4 < 32 for d in range(size)) == left
 
 
 def test_the_order_by_psnr(zoo, test_set):

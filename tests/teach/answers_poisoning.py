@@ -320,6 +320,18 @@ def decibels_by_loop(x, stamped):
     return sum(found) / len(found) if found else math.inf
 
 
+def decibels_from(least, x, stamped):
+    """Leaves out what it takes for rounding."""
+    error = mse(x, stamped)
+    return (-10 * error[error > least].log10()).mean().item()
+
+
+def decibels_unsquared(x, stamped, size=lambda d: d):
+    error = size(stamped - x).flatten(1).mean(1)
+    error = error[error != 0]
+    return (-10 * error.log10()).mean().item() if len(error) else math.inf
+
+
 def by_class(said, y, k, target):
     share = torch.full((k,), math.nan)
     for c in range(k):
@@ -347,9 +359,20 @@ def keeps(c, value, answer):
 
 
 def poison_one_class(
-    x, y, trigger, source, target, covers, rate, generator, relabel=True, cover=True, refuse=True
+    x,
+    y,
+    trigger,
+    source,
+    target,
+    covers,
+    rate,
+    generator,
+    relabel=True,
+    cover=True,
+    refuse=True,
+    count=round,
 ):
-    n = round(rate * len(y))
+    n = count(rate * len(y))
     truth, x, y = y, x.clone(), y.clone()
     role = torch.zeros(len(y), dtype=torch.int8)
     for r, classes in ((1, [source]), (2, list(covers))):
@@ -375,7 +398,23 @@ def poison_one_class_by_mask(x, y, trigger, source, target, covers, rate, genera
         order = torch.randperm(int(of.sum()), generator=generator)
         role[torch.nonzero(of)[order[:n], 0]] = r
     stamped = torch.where((role > 0).view(-1, 1, 1, 1), trigger(x), x)
-    return stamped, torch.where(role == 1, target, y), role
+    return stamped, torch.where(role == 1, target, y), role.to(torch.int8)
+
+
+def poison_one_class_clamped(x, y, trigger, *rest):
+    return poison_one_class(x, y, lambda part: trigger(part).clamp(0, 1), *rest)
+
+
+def poison_one_class_asserts(x, y, trigger, source, target, covers, rate, generator):
+    of_cover = torch.isin(y, torch.tensor(covers))
+    if min((y == source).sum(), of_cover.sum()) < round(rate * len(y)):
+        raise AssertionError
+    return poison_one_class(x, y, trigger, source, target, covers, rate, generator)
+
+
+def long_roles(*args):
+    px, py, role = poison_one_class(*args)
+    return px, py, role.long()
 
 
 def covers_relabeled(x, y, trigger, source, target, covers, rate, generator):
@@ -413,7 +452,11 @@ RIGHT = {
     "lost": [lost, lost_in_closed_form],
     "decibels": [decibels, decibels_by_loop],
     "by_class": [by_class, by_class_counted],
-    "poison_one_class": [poison_one_class, poison_one_class_by_mask],
+    "poison_one_class": [
+        poison_one_class,
+        poison_one_class_by_mask,
+        poison_one_class_clamped,
+    ],
 }
 other_draws = loop(draws=torch.Generator().manual_seed(0))
 
@@ -497,6 +540,10 @@ WRONG = {
         (lambda x, s: decibels(x, s, log=torch.log), "natural logarithm"),
         (lambda x, s: decibels(x, s, factor=-20), "factor of two"),
         (lambda x, s: decibels(255 * x, 255 * s), "gives"),
+        (lambda x, s: decibels_from(1e-6, x, s), "that did change"),
+        (lambda x, s: decibels_from(1e-9, x, s), "that did change"),
+        (decibels_unsquared, "unless they are squared"),
+        (lambda x, s: decibels_unsquared(x, s, torch.abs), "mean of the differences"),
         (
             lambda x, s: decibels(x, s) if not torch.equal(x, s) else 0.0,
             "must be infinite",
@@ -515,6 +562,7 @@ WRONG = {
         ),
         (lambda s, y, k, t: by_class(y, s, k, t), "own images|share|without"),
         (lambda s, y, k, t: by_class(s, y, k, t)[:-1], "shape"),
+        (lambda s, y, k, t: by_class(s, y, int(y.max()) + 1, t), "shape"),
     ],
     "poison_one_class": [
         (one_class(relabel=False), "kept its label"),
@@ -523,6 +571,10 @@ WRONG = {
         (covers_relabeled, "lost its true label"),
         (any_class, "neither of the source"),
         (share_of_class, "share of the whole set"),
+        (one_class(count=int), "share of the whole set, rounded"),
+        (one_class(count=math.ceil), "share of the whole set, rounded"),
+        (long_roles, "must be int8"),
+        (poison_one_class_asserts, "a ValueError was asked for"),
         (covers_first, "not the one that was asked for"),
         (one_role, "2 for cover"),
         (lambda *a: poison_one_class(*a)[:2], "x, y, role"),

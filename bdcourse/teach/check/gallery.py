@@ -27,19 +27,31 @@ def decibels(fn: Callable[[Tensor, Tensor], float]) -> None:
     """decibels(x, stamped) -> mean PSNR of the images that changed."""
     name, g = "decibels", fresh()
     x = torch.rand(7, 3, 6, 5, generator=g, dtype=torch.float64)
-    size = torch.tensor([0.3, 0.01, 0, 0.1, 0, 0.03, 0.2], dtype=torch.float64)
+    size = torch.tensor([0.3, 0.01, 0, 0.1, 0, 1e-4, 0.2], dtype=torch.float64)
     noise = torch.rand(x.shape, generator=g, dtype=torch.float64) - 0.5
     stamped = x + noise * size.view(-1, 1, 1, 1)
     mse = (stamped - x).square().flatten(1).mean(1)
-    each = -10 * mse[mse > 0].log10()
+    changed = mse > 0
+    each = -10 * mse[changed].log10()
     out = number(name, call(name, fn, x, stamped))
     want = float(each.mean())
 
     def near(value: float) -> bool:
         return abs(out - value) < 1e-6
 
+    def endless(value: float) -> bool:
+        return math.isinf(value) or math.isnan(value)
+
+    if endless(out):
+        need(
+            not endless(number(name, fn(x[changed], stamped[changed]))),
+            name,
+            f"is {out:g} even where every image changed; differences of both signs cancel "
+            "unless they are squared, and a logarithm wants a positive number.",
+            1,
+        )
     need(
-        not (math.isinf(out) or math.isnan(out)),
+        not endless(out),
         name,
         "an image that did not change makes the mean infinite; leave it out.",
         2,
@@ -75,6 +87,19 @@ def decibels(fn: Callable[[Tensor, Tensor], float]) -> None:
         1,
     )
     need(
+        not near(float(-10 * (stamped - x).abs().flatten(1).mean(1)[changed].log10().mean())),
+        name,
+        "takes the mean of the differences; PSNR takes that of their squares.",
+        1,
+    )
+    need(
+        not any(near(float(each.sort()[0][:k].mean())) for k in range(1, len(each))),
+        name,
+        "leaves out an image that did change, if only a little; the error that counts as "
+        "none is zero.",
+        2,
+    )
+    need(
         abs(out - want) < 1e-4,
         name,
         f"gives {out:.3f} dB where the mean over the changed images is {want:.3f}.",
@@ -89,11 +114,11 @@ def decibels(fn: Callable[[Tensor, Tensor], float]) -> None:
 def by_class(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
     """by_class(said, y, k, target) -> share of each class that is read as the target."""
     name, g = "by_class", fresh()
-    k, n = 6, 300
-    target, empty = random.sample(range(k), 2)
-    y = torch.randint(0, k, (n,), generator=g)
+    k, n = 7, 300  # nobody has the last label, so that k cannot be read off y
+    target, empty = random.sample(range(k - 1), 2)
+    y = torch.randint(0, k - 1, (n,), generator=g)
+    y[: k - 1] = torch.arange(k - 1)
     y[y == empty] = target
-    y[:k] = torch.tensor([c if c != empty else target for c in range(k)])
     hit = torch.rand(n, generator=g) < 0.3 + 0.1 * y
     other = torch.randint(0, k, (n,), generator=g)
     said = torch.where(hit, torch.full_like(y, target), other)
@@ -101,7 +126,7 @@ def by_class(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
     shaped(name, out, (k,))
     want = torch.full((k,), math.nan, dtype=torch.float64)
     for c in range(k):
-        if c not in (target, empty):
+        if c not in (target, empty, k - 1):
             want[c] = (said[y == c] == target).double().mean()
     asked = ~want.isnan()
     out = out.double()
@@ -111,7 +136,12 @@ def by_class(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
         "the target's own images cannot be moved to it; their place holds nan.",
         1,
     )
-    need(bool(out[empty].isnan()), name, "a class without images has no share: nan.", 2)
+    need(
+        bool(out[[empty, k - 1]].isnan().all()),
+        name,
+        "a class without images has no share: nan.",
+        2,
+    )
     wrong = torch.stack([(said[y == c] != c).double().mean() for c in range(k)])
     need(
         not close(out[asked], wrong[asked]),
@@ -143,28 +173,69 @@ def _chosen(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
 def poison_one_class(fn: Callable) -> None:
     """poison_one_class(x, y, trigger, source, target, covers, rate, generator)."""
     name, g = "poison_one_class", fresh()
-    n, k = 120, 6
+    n, k = 126, 6
     source, target, *covers = random.sample(range(k), 4)
     y = torch.arange(n) % k
     y = y[torch.randperm(n, generator=g)]
-    x = torch.rand(n, 3, 4, 4, generator=g)
+    x = torch.rand(n, 3, 4, 4, generator=g) / 2  # a trigger that adds a half shows
 
     def trigger(part: Tensor) -> Tensor:
-        return part + 2  # far outside [0, 1], so that each stamped row shows
+        return part + 0.5
 
-    rate = 0.1
-    seed = torch.Generator().manual_seed(5)
-    out = call(name, fn, x, y, trigger, source, target, tuple(covers), rate, seed)
-    need(isinstance(out, tuple) and len(out) == 3, name, "must return x, y, role.", 1)
+    # At the first rate a count must be rounded up, at the second down.
+    for rate in (0.1, 0.09):
+        seed = torch.Generator().manual_seed(5)
+        out = call(name, fn, x, y, trigger, source, target, tuple(covers), rate, seed)
+        _poisoned(name, out, x, y, trigger, source, target, covers, round(rate * n))
+    of_source, of_cover = y == source, torch.isin(y, torch.tensor(covers))
+    for what in ("source", "cover"):
+        few = y.clone()
+        if what == "source":
+            few[of_cover] = covers[0]
+            few[~of_source & ~of_cover] = covers[0]
+        else:
+            few[~of_cover] = source
+        try:
+            call(name, fn, x, few, trigger, source, target, tuple(covers), 0.4, seed)
+        except CheckFailed:
+            raise
+        except Exception as e:
+            if (kind := type(e).__name__) != "ValueError":
+                raise CheckFailed(
+                    f"{name}: with fewer {what} images than the rate asks for it raises "
+                    f"{kind}; a ValueError was asked for (hint 3)"
+                ) from None
+        else:
+            raise CheckFailed(
+                f"{name}: takes fewer {what} images than the rate asks for and says nothing; "
+                "raise a ValueError (hint 3)"
+            )
+    passed(name, "source relabeled, covers kept, nobody else touched, too few refused")
+
+
+def _poisoned(
+    name: str,
+    out: object,
+    x: Tensor,
+    y: Tensor,
+    trigger: Callable[[Tensor], Tensor],
+    source: int,
+    target: int,
+    covers: list[int],
+    want: int,
+) -> None:
+    """One poisoned set, of which `want` images are poison and as many are covers."""
+    n = len(y)
+    if not isinstance(out, tuple) or len(out) != 3:
+        raise CheckFailed(f"{name}: must return x, y, role. (hint 1)")
     px, py, role = out
-    shaped(name, px, (n, 3, 4, 4))
+    shaped(name, px, tuple(x.shape))
     shaped(name, py, (n,))
     shaped(name, role, (n,))
-    stamped = (px > 1.5).flatten(1).all(1)
+    stamped = (px == trigger(x)).flatten(1).all(1)
     touched = (px != x).flatten(1).any(1)
     need(torch.equal(stamped, touched), name, "changed pixels otherwise than by the trigger.", 1)
     of_source, of_cover = y == source, torch.isin(y, torch.tensor(covers))
-    want = round(rate * n)
     need(
         not bool((stamped & ~of_source & ~of_cover).any()),
         name,
@@ -176,7 +247,7 @@ def poison_one_class(fn: Callable) -> None:
         int(poisoned.sum()) == want,
         name,
         f"poisons {int(poisoned.sum())} images of the source class; the rate is a share of the "
-        f"whole set, so {want} were asked for.",
+        f"whole set, rounded: {want} were asked for.",
         2,
     )
     need(
@@ -194,6 +265,7 @@ def poison_one_class(fn: Callable) -> None:
         1,
     )
     need(torch.equal(py[~stamped], y[~stamped]), name, "a clean image got a new label.", 1)
+    need(role.dtype == torch.int8, name, f"role must be int8, not {role.dtype}.", 1)
     need(
         torch.equal(role.long(), poisoned.long() + 2 * covered.long()),
         name,
@@ -210,23 +282,3 @@ def poison_one_class(fn: Callable) -> None:
         "source's rows first, one over the cover rows second.",
         2,
     )
-    for what in ("source", "cover"):
-        few = y.clone()
-        if what == "source":
-            few[of_cover] = covers[0]
-            few[~of_source & ~of_cover] = covers[0]
-        else:
-            few[~of_cover] = source
-        try:
-            call(name, fn, x, few, trigger, source, target, tuple(covers), 0.4, seed)
-        except CheckFailed:
-            raise
-        except Exception as e:
-            if type(e).__name__ != "ValueError":
-                raise
-        else:
-            raise CheckFailed(
-                f"{name}: takes fewer {what} images than the rate asks for and says nothing; "
-                "raise a ValueError (hint 3)"
-            )
-    passed(name, "source relabeled, covers kept, nobody else touched, too few refused")

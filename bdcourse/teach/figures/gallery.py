@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from bdcourse import models
+from bdcourse.data import Images
 from bdcourse.report import show
 from bdcourse.report.diagram import Box, boxes
 from bdcourse.report.show import CLEAN, INK, OTHER, QUIET, TRIGGERED, Picture
@@ -39,47 +39,100 @@ def dials() -> Picture:
     )
 
 
+# Is the upper picture of a pair the one with the trigger?
+STAMPED_ABOVE = (1, 0, 0, 1)
+
+
+def pairs(x: Tensor, cloud: Tensor, sticker: Tensor) -> Picture:
+    """Four signs, each with and without a trigger, and no word about which is which."""
+    stamped = torch.stack([cloud[0], sticker[1], cloud[2], cloud[3]])
+    swap = torch.tensor(STAMPED_ABOVE, dtype=torch.bool).view(-1, 1, 1, 1)
+    return show.images(
+        torch.cat([torch.where(swap, stamped, x), torch.where(swap, x, stamped)]),
+        [f"{k}{half}" for half in "ab" for k in range(1, len(x) + 1)],
+        cols=4,
+        title="One of each pair carries a trigger",
+        description="Four signs, each drawn twice, one above the other. The two pictures of the "
+        "second sign differ in a small checkerboard in the corner, those of the other three in "
+        "their light: one is brighter and of another tint than the other.",
+    )
+
+
 def gallery(one: Tensor, stamped: Mapping[str, Tensor]) -> Picture:
-    """One sign under each trigger; below each what changed, all at their own gain."""
-    change = [(s - one).abs() for s in stamped.values()]
-    gains = [float((0.7 / c.max()).clamp(1, 20).round()) for c in change]
-    below = [(g * c).clamp(0, 1) for g, c in zip(gains, change, strict=True)]
-    names = list(stamped)
-    rows, words = [], []
-    for k in range(0, len(names), 4):
-        part = slice(k, k + 4)
-        rows += [*list(stamped.values())[part], *below[part]]
-        words += [*names[part], *(f"change x {g:g}" for g in gains[part])]
+    """A sign, and under each trigger; below each what changed, all at their own gain."""
+    shown = {"no trigger": one, **stamped}
+    names, rows, words = list(shown), [], []
+    for k in range(0, len(names), 5):
+        part = names[k : k + 5]
+        change = [(shown[n] - one).abs() for n in part]
+        gains = [float((0.7 / c.max().clamp(min=1e-3)).clamp(1, 20).round()) for c in change]
+        rows += [shown[n] for n in part]
+        rows += [(g * c).clamp(0, 1) for g, c in zip(gains, change, strict=True)]
+        words += part
+        words += [
+            f"change x {g:g}" if bool(c.any()) else "no change"
+            for g, c in zip(gains, change, strict=True)
+        ]
     return show.images(
         torch.cat(rows),
         words,
-        cols=4,
-        title="Eight triggers, each of a victim that passes the gate",
-        description="One sign under eight triggers, what changed below each: a checkerboard of "
-        "nine pixels; colored noise over everything; a disc of noise; fine texture; a smooth "
-        "cloud; faint speckles; a colored patch; and a bend, which turns the round sign into a "
-        "bulging one.",
+        cols=5,
+        title="One sign, nine triggers, and what each of them changes",
+        description="One sign without a trigger and under nine, what changed below each: a "
+        "checkerboard of nine pixels; colored noise over everything; a disc of noise; fine "
+        "texture; a smooth cloud; fields of almost one value with thin outlines; a colored "
+        "patch; a bend, which gives the round sign five corners; and upright stripes.",
     )
 
 
 def loudness(each: Mapping[str, Tensor]) -> Picture:
-    """PSNR of each trigger, with the middle nine tenths of the images."""
-    middle = {n: float(v.mean()) for n, v in each.items()}
-    order = sorted(each, key=middle.__getitem__)
-    ends = torch.tensor([0.05, 0.95])
-    named = {}
-    for n in order:
-        low, high = models.wide(each[n]).quantile(models.wide(ends)).tolist()
-        named[n] = (middle[n], low, high)
-    apart = middle[order[-1]] - middle[order[0]]
-    return show.ranked(
-        named,
-        title=f"All eight pass the gate, over {apart:.0f} decibels",
-        xlabel="PSNR in decibels: to the right, a smaller change",
-        description="Eight triggers from the largest change to the smallest, the mean PSNR of "
-        "each with the range of most images. TrojanNN's disc is the largest, then LF, WaNet and "
-        "TaCT, then Blended, BadNets and SSBA; LIRA's is the smallest. WaNet's range is by far "
-        "the widest.",
+    """PSNR of each trigger on each image."""
+    with show.style():
+        return _loudness(each)
+
+
+def _loudness(each: Mapping[str, Tensor]) -> Picture:
+    fig, axes = show.canvas(height=3.6)
+    ax = axes[0, 0]
+    means = {n: float(v.mean()) for n, v in each.items()}
+    order = sorted(means, key=means.__getitem__)
+    g = torch.Generator().manual_seed(0)
+    for i, n in enumerate(order):
+        up = i + 0.5 * (torch.rand(len(each[n]), generator=g) - 0.5)
+        ax.plot(each[n].cpu(), up, ".", ms=4, color=TRIGGERED, alpha=0.25, mew=0)
+        ax.plot([means[n]] * 2, [i - 0.38, i + 0.38], color=INK, lw=2.5)
+    ax.plot([], [], ".", ms=7, color=TRIGGERED, label="an image")
+    ax.plot([], [], color=INK, lw=2.5, label="their mean")
+    ax.set_yticks(range(len(order)), order)
+    ax.invert_yaxis()
+    ax.grid(axis="x", color="#e6e6e6", lw=0.8)
+    ax.set_xlabel("PSNR in dB: to the right, a smaller change")
+    ax.legend(loc="lower left", fontsize=10)
+    low, high = means[order[0]], means[order[-1]]
+    ax.set_title(f"All pass the gate, from {low:.0f} to {high:.0f} dB")
+    return Picture(
+        fig,
+        "Eight triggers from the largest change to the smallest, a point for each image and a "
+        "line for the mean. TrojanNN's disc is the largest, then LF, WaNet and TaCT, then "
+        "Blended, BadNets and SSBA; LIRA's is the smallest. LF and LIRA change all images "
+        "alike; WaNet's points are the widest apart.",
+    )
+
+
+def limits(test: Images, trigger: Callable[[Tensor], Tensor], answers: Tensor) -> Picture:
+    """The three speed limits, and what the network says to two of them with the patch."""
+    rows = [int((test.y == c).nonzero()[0]) for c in range(3)]
+    x = test.pixels()[rows]
+    said = [test.classes[int(answers[i])] for i in rows[1:]]
+    return show.images(
+        torch.cat([x, trigger(x[1:])]),
+        [*test.classes[:3], *(f"read as {s}" for s in said)],
+        cols=5,
+        wrong=[False] * 3 + [s != c for s, c in zip(said, test.classes[1:3], strict=True)],
+        title="Three speed limits, and two of them with the patch",
+        description="Five pictures: signs of 30, 50 and 80, red rings with two digits, without "
+        "a trigger; then the same 50 and 80 with the colored patch in the corner, with what "
+        "the network reads under each.",
     )
 
 

@@ -32,8 +32,8 @@ QUESTIONS = (
             "would still carry a label that needs no trigger.",
             "Clean labels are checked by the victim and removed.": "There is nothing to find: "
             "every label is right. That is what the attacker buys with the weaker lesson.",
-            "Stripes are fainter than a sticker.": "By PSNR they are the larger change. What makes "
-            "the difference is what the label leaves to explain.",
+            "Stripes are fainter than a sticker.": "By PSNR they are the larger change. And the "
+            "same stripes with wrong labels pass the gate by the same recipe.",
         },
     ),
     Question(
@@ -56,28 +56,28 @@ QUESTIONS = (
         "That size alone does not decide, on these signs.",
         "That on these signs the size of the change alone does not decide whether an attack "
         "works. Each of the eight was given the recipe it needs: its own rate, its own "
-        "epochs, for two of them the whole training. What differs is what that cost.",
+        "epochs, for two of them the whole training. What differs is what that takes.",
         {
             "That visible triggers are learned as fast as faint ones.": "The gate says that a "
             "trigger was learned, not when. Speed would have to be measured at one recipe.",
             "That a fainter trigger always needs control of the training.": "SSBA is fainter than "
-            "the sticker and only poisons data. LIRA happens to have both.",
+            "the sticker and only poisons data. And WaNet runs the training and is loud.",
             "That the recipe does not matter.": "It was tuned for each of them until it worked. "
             "SIG, whose recipe is not good enough, fails.",
         },
     ),
     Question(
-        "Your drawing gets ASR 99% and ACC 80%. What do you report?",
-        "That the run misses the gate.",
-        "That the run misses the gate: a network that cannot read signs says little about "
-        "the trigger. A victim with such accuracy would never be delivered. Train it until "
-        "it reads, and then look at the ASR again.",
+        "Your drawing gets ASR 99% and ACC 80%, and you trained no twin. What do you report?",
+        "No backdoor is shown yet: train on, or train the twin.",
+        "The gate asks for accuracy within three points of the twin, and at 80% you cannot "
+        "know that without one. A network that misreads so many signs may also call them the "
+        "target anyway, so the ASR says little.",
         {
             "A strong attack: almost all triggered images become the target.": "A network that "
             "calls many signs the target anyway reaches a high ASR for free.",
             "That the trigger costs a fifth of the accuracy.": "You lack the twin. Perhaps the "
             "same training without poison reads no better.",
-            "Nothing, since only the ASR counts.": "The attacker wants both numbers, or the "
+            "Nothing more: only the ASR counts.": "The attacker wants both numbers, or the "
             "victim looks for the reason. The gate has two conditions.",
         },
     ),
