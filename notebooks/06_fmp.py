@@ -400,9 +400,8 @@ misread = sum((1 - s[0]).sum().item() for s in first_scores.values()) * len(some
 check.reveal(guess_misread, round(misread), "images")
 
 # %% [markdown]
-# A few dozen, and in most layers none at all. There every map ties at a perfect accuracy:
-# the score of the paper is silent, and your tie-break chooses alone. From here on we judge
-# the cross-entropy.
+# A few dozen, and in most layers of this draw none at all. Where every map ties at a
+# perfect accuracy, the score of the paper is silent, and your tie-break chooses alone.
 #
 # **Predict.** Two dozen maps go, not a weight is trained. What is the ASR now, in percent?
 
@@ -481,8 +480,8 @@ check.claim("All the others off: ASR.", left[1].asr, 0.95, 1, "%")
 # Five maps did it, one in each of the first five layers, and random maps of these layers do
 # nothing. The other twenty were bystanders. Now look at the numbers of the five: three are
 # the same. `conv1` and the second convolution of each block write into one running sum,
-# which the skip connections hand on. The trigger travels in one channel of that sum. With
-# its three writers off, the attack is gone, and no clean sign is lost.
+# which the skip connections hand on. The trigger travels in one channel of that sum, and
+# three of the five are its writers.
 #
 # ## The last step of the recipe
 #
@@ -559,9 +558,9 @@ for r in stored.rows:
 figures.draws(points)
 
 # %% [markdown]
-# Read the upper panel. The choice of maps matters, because random maps do nothing at any
-# stage. The weights are innocent: trained or not, the attack returns exactly when the
-# statistics are new. A table that prints only the tuned column would say that FMP half
+# Read the upper panel. The choice of maps matters, because random maps do nothing at the
+# three stages where we tried them. Trained weights or not, the attack
+# returns exactly when the statistics are new. A table that prints only the tuned column would say that FMP half
 # works, and would miss all of this.
 #
 # So the trigger never needed only those maps. Others carry it too, too faintly for the old
@@ -591,7 +590,7 @@ check.claim("The larger cut: ASR.", wide_after.asr, 0, 0.05, "%")
 
 # %% [markdown]
 # A perfect zero again, most triggered signs by their true name, and some accuracy lost.
-# Before you hope that the tuning brings it back, ask which signs were lost.
+# Which signs?
 
 # %% tags=["figure"]
 nets = {"victim": victim.model, "small cut": first_cut, "large cut": large_cut}
@@ -608,8 +607,10 @@ figures.classes(known, test.classes)
 
 # %% [markdown]
 # The attacker's label is “30”. Find it in the third row. If a network never says “30”, no
-# trigger can make it say so. This zero is a *lost class*, and neither ASR nor RA can see
-# it: triggered images of the target class are left out of both.
+# trigger can make it say so. The small cut had made this zero before; now a *lost class*
+# would make it on its own, and neither ASR nor RA can see that: triggered images of the
+# target class are left out of both. New statistics bring the “30” back, and the
+# attack with it.
 #
 # Does it take a backdoor? No. Below stands the twin, cut as deep by its own scores: it loses
 # speed limits, too, and in one draw of two the “30”. With twelve signs such a loss shows in

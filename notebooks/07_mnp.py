@@ -74,8 +74,8 @@ zoo = {n: victims.zoo(n) for n in ("badnets", "blended", "benign", "lf", "benign
 # Large and, to all appearances, useless: that is whom MNP suspects.
 #
 # But large in which sense? BatchNorm undoes any scaling of a filter. Make the filter
-# ten times as large, and the deviation behind it grows tenfold as well. What the pair
-# passes on is measured by
+# ten times as large, and the deviation behind it grows tenfold as well. How strongly the
+# pair answers its input is measured by
 #
 # $$a_k = \lVert W_k \rVert_1 \, \frac{|\gamma_k|}{\sqrt{v_k + \varepsilon}} ,$$
 #
@@ -149,7 +149,7 @@ check.claim("The folded norm hardly moves.", abs(fold10 / fold - 1), 0, 0.01, "%
 # an *oracle*, good for understanding and closed to defenders. Where do they stand when
 # the layer is lined up by size? The benign twin is asked the same with the same trigger.
 #
-# To the two victims of every defense lesson, `badnets` and `blended`, comes a guest:
+# To the two victims of every defense lesson, `badnets` and `blended`, joins a third:
 # `lf`, a smooth pattern over the whole sign, in a network half as wide.
 
 
@@ -187,8 +187,8 @@ figures.ranks(reach)
 
 # %% [markdown]
 # `mnp_magnitudes` is your `folded`, divided by the layer's mean. The channels that react
-# most to a trigger do tend to be large, and in an honest twin just as much. The largest
-# lead of a victim is next to nothing, so size tells no victim from its twin.
+# most to a trigger do tend to be large, and in an honest twin no less. The largest lead
+# of a victim is next to nothing, so size tells no victim from its twin.
 #
 # ## Make the cut
 #
@@ -264,8 +264,8 @@ figures.cuts(shares, largest, lottery)
 #
 # <details><summary>Hint 2</summary>
 #
-# Remember the scale as a number before you overwrite it. Parameters let themselves be
-# written to only under `torch.no_grad()`.
+# Remember the scale as a number before you overwrite it. You can write to a
+# parameter only under `torch.no_grad()`.
 #
 # </details>
 #
@@ -363,8 +363,8 @@ figures.skeleton()
 # "loss plus decay" lets them explode. And cross-entropy has no top, so somebody must
 # say stop.
 #
-# Use SGD with momentum 0.9 and $\delta$ = 5e-4. Cut every gradient to a length of at
-# most 20.
+# Use SGD with momentum 0.9 and $\delta$ = 5e-4. Clip every gradient to a
+# length of at most 20.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -647,12 +647,12 @@ figures.ladder(stored_copies)
 # %% [markdown]
 # Two hammers of three do as well, and the third does nothing. So forgetting was enough,
 # and it was not needed. *Correlation is not cause*: the climb was there when the repair
-# worked, and twice the repair worked without it. (The third ladder ends before the signs
-# complain.)
+# worked, and twice the repair worked without it. (Noisy ladders end
+# before the signs complain.)
 #
 # Now look at the left column, three draws of the copy that forgot. For one of them the
 # lowest rung leaves the attack nearly whole; for the other two the highest costs most of
-# the signs, and one more error would have barred the middle one. Held-out images led
+# the signs, and one more error would have ruled out the middle one. Held-out images led
 # all three to a repair, without any trigger. On the right is `blended`, in one draw. Its
 # attack outlives every rung that the signs can bear, and where it ends, RA stays low.
 #

@@ -218,7 +218,7 @@ figures.labels(chances, torch.stack(parts_of, 1))
 # %% [markdown]
 # The victim is certain of nearly every sign, so its trace hides in labels that it almost
 # never draws. Estimates that agree may all have missed the same thing. A rare draw would pay for all the others: "unbiased" promises it,
-# nobody waits for it. To *measure* sharpness we use the steadier route from here on.
+# and sixty draws may never see it. To *measure* sharpness we use the steadier route from here on.
 #
 # ## Is the backdoored minimum sharper?
 #
@@ -262,8 +262,8 @@ live = {
 figures.sharper(ratios | live)
 
 # %% [markdown]
-# Some victims are sharper and some are not. On unseen images the six of the stored runs
-# split about as a coin would. And look at how far the two marks of one row lie apart: a
+# Some victims are sharper and some are not: of the six stored ones five on the defender's
+# images, three on the others. And look at how far the two marks of one row lie apart: a
 # different handful of images can move the answer as much as the backdoor does.
 #
 # ## A ruler that stretches
@@ -317,7 +317,7 @@ figures.voices()
 # $$H g \approx \frac{\lVert g \rVert}{r} \left[\, g\Big(\theta + r \frac{g}{\lVert g
 # \rVert}\Big) - g(\theta) \right] .$$
 #
-# SAM (sharpness-aware minimization), a cousin, takes the same short walk uphill and
+# SAM (sharpness-aware minimization), a cousin, takes a similar walk, up the loss, and
 # descends with the gradient that it finds there. FIP asks how much the gradient
 # *changed* on the way. A step of FIP costs about three plain ones: the fit, $g$ here,
 # and $g$ there.
@@ -508,7 +508,7 @@ print(f"{layer.numel():,} weights, {len(layer)} singular values")
 print(f"the spectral step is {ratio:.0%} as long as the plain one")
 
 # %% [markdown]
-# A thousandth of the numbers, and half of the way.
+# A thousandth of the numbers, and half of the length.
 #
 # ## A first walk
 #
@@ -535,8 +535,8 @@ check.claim("FIP, after 60 steps: ASR.", score["FIP"].asr, 0, 0.95, "%")
 check.claim("The control: ASR.", score["without"].asr, 0.9, 1, "%")
 
 # %% [markdown]
-# It works. Sixty steps with your own code halve an attack that fine-tuning does not
-# touch, though accuracy has suffered.
+# Sixty steps with your own code halve an attack that fine-tuning does not touch, though
+# accuracy has suffered.
 #
 # Now the two
 # victims of every defense lesson, with the package's 600 steps. The first set of clean
@@ -575,10 +575,10 @@ figures.draws(left)
 
 # %% [markdown]
 # *One draw is no result.* Whoever had stopped after the first set would have
-# published a repair; with either of the others, a failure. Fast FIP has its lucky
-# draw as well, and it is another one. On `badnets` nothing lies in between; on `trojan`
+# published a repair; with either of the others, a failure. Fast FIP has another lucky
+# draw. On `badnets` nothing lies in between; on `trojan`
 # FIP fails with every set. What kind of smoothing is it that does everything or nothing?
-# (FT-SAM is a published defense with SAM.)
+# (FT-SAM: a published defense.)
 #
 # ## Why everything or nothing
 #
@@ -595,12 +595,14 @@ figures.accident(pushes, story["watched"])
 
 # %% [markdown]
 # For more than two hundred steps next to nothing happens: the network is certain, and
-# the drawn labels are the ones it believes in. Then comes a rare label. Its one push is longer than all before it together, and accuracy collapses.
+# the drawn labels are the ones it believes in. A dozen rarer ones come and go without
+# harm. Then one push is longer than all before it together, and accuracy collapses.
 #
 # Now the network is certain of nothing, so every draw pushes, and clean images teach
-# it the signs again. They cannot teach it the trigger, which none of them shows. By the last step one test sign in seven still obeys, more than in the stored run: same settings, another day.
+# it the signs again. They cannot teach it the trigger, which none of them shows. By the last step one test sign in seven still obeys (of the few in the
+# figure, one in five): same settings, another day.
 #
-# This is no walk down a slope. It is an **accident and a rehabilitation**, and whether
+# This is an **accident and a rehabilitation**; whether
 # the accident happens in time is luck. That the long push causes what follows is our
 # reading of one diary. The experiment that cuts this push is yours, below.
 #
@@ -664,13 +666,14 @@ check.claim("Random pushes of FIP's lengths: ASR.", random_pushes[1], 0.85, 1, "
 figures.smooth(cloud)
 
 # %% [markdown]
-# Points in all four corners. (A line spans the ASR of three draws of images.) SAM makes the network smoother and keeps most of the
-# attack; the high rate makes it *sharper*, and the attack is gone. So smoothness was
-# not needed, and as much of it as SAM reached was not enough. The random pushes say
+# Points in all four corners. (A line spans the ASR of three draws; runs that lost more
+# than 15 points of accuracy are left out.) SAM makes the network smoother and keeps most
+# of the attack; the high rate makes it *sharper*, and in two draws of three the attack is
+# gone. So smoothness was not needed, and as much of it as SAM reached was not enough. The random pushes say
 # something else: equally long steps in any direction do not do it. FIP's direction
 # counts, and "down the trace" is not the whole reason why.
 #
-# The slider shows how narrow FIP's own window is on this guest.
+# The slider shows FIP's own window on this guest.
 
 # %% tags=["nbval-ignore-output"]
 weights_of = {
@@ -695,11 +698,11 @@ widgets.slider("eta_F", list(weights_of), at_weight, start=0.005)
 #
 # You have met the break already, and it has a name: **certainty**. The better a network
 # has learned, the rarer the labels that carry its trace, and the less FIP has to walk
-# down. `blended` is such a network, and no draw brought the accident that might have
-# freed it. Two finer points:
+# down. `blended` is such a network; we suspect that no draw brought the accident that
+# might have freed it. Two finer points:
 #
 # - *Zero is not repair.* After its accident `badnets` reads triggered signs correctly. On
-#   TrojanNN, FIP's best draw sends most of the attack away, and only about half of the
+#   `trojan-hard`, FIP's best draw sends most of the attack away, and only about half of the
 #   triggered signs get their true name.
 # - The mode of BatchNorm decides everything. If the trace is taken with running statistics
 #   and the fit with those of the batch, two functions share one set of weights. The
@@ -779,6 +782,8 @@ quiz("fip")
 # p\,(\sqrt{p}^\top \varepsilon)$ back through the network, with Gaussian
 # $\varepsilon$: this has the covariance that the labels' gradients $e_y - p$ have.
 # Measurements put BatchNorm in eval mode; stored ones use 200 images.
+#
+# **What a step leaves out.** Drawn labels move with the weights: a second term, dropped.
 #
 # **The released script** computes no trace. The product with the Fisher is commented
 # out, and the rest is an inner product of the gradient with random vectors, negative

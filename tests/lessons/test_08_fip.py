@@ -243,3 +243,23 @@ def test_photographs():
     assert max(found[a, d]["asr"] for a in four for d in ("fip", "sam")) < 0.1
     assert all(found[a, "sam"]["acc"] > found[a, "fip"]["acc"] for a in four)
     assert min(found[a, "fast fip"]["asr"] for a in four) > 0.5
+
+
+def test_what_is_said_beside_the_figures_of_sharpness_and_of_the_diary(record):
+    rows = tables.results("signs-fip-seeds")
+    for where, want in (("own", 5), ("other", 3)):
+        found = [
+            rows.select(attack=a, seed=s, defense="none")[0]["sharp"][where]["fisher"]
+            > rows.select(attack="none", seed=s, defense="none")[0]["sharp"][where]["fisher"]
+            for a in ("BadNets", "TrojanNN")
+            for s in range(3)
+        ]
+        assert sum(found) == want
+    asr = [r["asr"] for r in record.select(victim=GUESTS[0], defense="fip, eta = 0, lr 0.05")]
+    assert len(asr) == 3 and sum(a < 0.1 for a in asr) == 2
+    story = tables.results("signs-fip-pushes").rows[0]
+    pushes = story["pushes"]
+    usual = sorted(pushes[:200])[100]
+    early = [p for p in pushes[: pushes.index(max(pushes))] if p > 1000 * usual]
+    assert 10 <= len(early) <= 15 and max(early) < max(pushes) / 10
+    assert story["watched"][-1]["asr"] == pytest.approx(1 / 5, abs=0.03)

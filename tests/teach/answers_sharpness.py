@@ -41,6 +41,18 @@ def all_rows_at_once(product, p, draws, generator):
     return (v * product(v)).sum(1)
 
 
+def rescaled_around_the_bias(conv, norm, c):
+    """The bias stays, and the mean is moved by it alone."""
+    conv, norm = copy.deepcopy(conv), copy.deepcopy(norm)
+    with torch.no_grad():
+        conv.weight.mul_(c)
+        norm.running_mean.mul_(c)
+        if conv.bias is not None:
+            norm.running_mean.add_((1 - c) * conv.bias)
+        norm.running_var.mul_(c * c)
+    return conv, norm
+
+
 def top_eigenvalue(product, v, steps):
     for _ in range(steps):
         v = v / v.norm()
@@ -225,7 +237,7 @@ RIGHT: dict = {
     "trace_draws": [trace_draws, trace_draws_by_rand],
     "top_eigenvalue": [top_eigenvalue, top_eigenvalue_by_quotient],
     "sharpest": [sharpest, sharpest_by_the_package],
-    "rescaled": [rescaled, rescaled_by_state],
+    "rescaled": [rescaled, rescaled_by_state, rescaled_around_the_bias],
 }
 
 WRONG: dict = {
@@ -265,10 +277,12 @@ WRONG: dict = {
         (length_of_product, "sign"),
         (first_vector, "first v"),
         (one_step, "times in 60 steps"),
+        (lambda f, v, n: top_eigenvalue(f, v, 100), "calls product 101 times in 60"),
         (lambda f, v, n: v, "not a number"),
         (lambda f, v, n: v.norm().item(), "never calls"),
     ],
     "sharpest": [
+        (sharpest_with(start=lambda size, g: torch.ones(size)), "drawn from the generator"),
         (sharpest_with(mode=torch.nn.Module.train), "normalizes by each batch"),
         (lambda m, *rest: (m.train()(rest[0]), sharpest(m, *rest))[1], "BatchNorm learn"),
         (sharpest_with(**MEANS), "short last batch"),

@@ -164,7 +164,7 @@ def top_eigenvalue(fn: Callable[[Product, Tensor, int], float]) -> None:
             3,
         )
         need(
-            len(calls) > 30 or near(out, top),
+            (len(calls) > 30 or near(out, top)) and len(calls) <= 61,
             name,
             f"calls product {len(calls)} times in 60 steps.",
             2,
@@ -267,7 +267,7 @@ def sharpest(fn: Callable[..., float]) -> None:
     kept = {k: v.clone() for k, v in model.state_dict().items()}
     seed = int(torch.randint(10**6, (), generator=g))
 
-    def ask(count: int) -> float:
+    def ask(count: int, seed: int = seed) -> float:
         model.train()
         source = torch.Generator().manual_seed(seed)
         try:
@@ -329,7 +329,7 @@ def sharpest(fn: Callable[..., float]) -> None:
         4,
     )
     need(
-        math.isclose(ask(2), ask(2), rel_tol=1e-6),
+        math.isclose(ask(2), ask(2), rel_tol=1e-6) and ask(1) != ask(1, seed + 1),
         name,
         "starts from a vector that is not drawn from the generator.",
         4,
@@ -407,7 +407,7 @@ def rescaled(
         )
         if conv.bias is not None:
             need(
-                not close(wide.bias, conv.bias),
+                not close(wide.bias, conv.bias) or close(after(wide(x)), before, 1e-3),
                 name,
                 "forgets the bias of the convolution.",
                 3,
