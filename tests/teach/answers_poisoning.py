@@ -541,7 +541,7 @@ WRONG = {
         (lambda x, s: decibels(x, s, factor=-20), "factor of two"),
         (lambda x, s: decibels(255 * x, 255 * s), "gives"),
         (lambda x, s: decibels_from(1e-6, x, s), "that did change"),
-        (lambda x, s: decibels_from(1e-9, x, s), "that did change"),
+        (lambda x, s: decibels_from(3e-9, x, s), "that did change"),
         (decibels_unsquared, "unless they are squared"),
         (lambda x, s: decibels_unsquared(x, s, torch.abs), "mean of the differences"),
         (
