@@ -266,7 +266,7 @@ NAMES = {
 def headlines() -> list[Answer]:
     """The main figures: each method's own, and the leaderboard's of CLP and of the rivals.
 
-    They were chosen by where they stand in the papers, before our rows were looked at.
+    They were chosen by where they stand in the papers, not by how ours came out.
     """
     return [a for a in answers() if a.claim.get("headline")]
 
