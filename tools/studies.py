@@ -1,4 +1,4 @@
-"""Measure five questions beside the tables of defenses; rows go to data/results.
+"""Measure seven questions beside the tables of defenses; rows go to data/results.
 
     python tools/studies.py detector                  -> mnp-detector.json
     python tools/studies.py edge [--seeds 0 1 2]      -> linf-edge.json
@@ -327,11 +327,11 @@ def rates(scores: metrics.Scores) -> dict:
 
 def refreshed(model: torch.nn.Module, images: data.Images) -> torch.nn.Module:
     """A copy whose BatchNorms have seen the images ten times; no weight is touched."""
-    copy = surgery.without(model, {}).train()
+    net = surgery.without(model, {}).train()
     with torch.no_grad():
         for part in 10 * images.pixels().split(60):
-            copy(part)
-    return copy.eval()
+            net(part)
+    return net.eval()
 
 
 def stages(options: argparse.Namespace) -> Study:
@@ -352,11 +352,8 @@ def stages(options: argparse.Namespace) -> Study:
             "ra": hit == asked.y,
             "says target": said == attack.target,
         }
-        known = [share(o) for o in own]
-        return {k: share(v) for k, v in shares.items()} | {"known": known}
-
-    def share(hits: torch.Tensor) -> float:
-        return float(hits.sum()) / len(hits)
+        known = [metrics.share(o) for o in own]
+        return {k: metrics.share(v) for k, v in shares.items()} | {"known": known}
 
     def repaired(model, chosen, draw, **how) -> torch.nn.Module:
         return fmp_repair(model, parts.clean, chosen, generator=drawn(1 + draw), **how).model

@@ -129,6 +129,7 @@ def _fields(name, defenses, title, who, key) -> Picture:
     values = torch.tensor(
         [[float("nan") if v is None else v for v in row] for row in left.values()]
     )
+    most = f"{100 * tables.REMOVED:g}"
     removed = sum(v is not None and v <= tables.REMOVED for row in left.values() for v in row)
     cells = sum(v is not None for row in left.values() for v in row)
     worst = max(defenses, key=lambda d: _column(left, defenses.index(d)))
@@ -140,10 +141,10 @@ def _fields(name, defenses, title, who, key) -> Picture:
         numbers=True,
         mark=tables.REMOVED,
         height=1.9 + 0.3 * len(left),
-        title=title or f"Framed: {removed} of {cells} cells, with at most 10 % left",
+        title=title or f"Framed: {removed} of {cells} cells, with at most {most} % left",
         description=f"A table of fields, {len(left)} victims down ({', '.join(left)}) "
         f"and {len(defenses)} defenses across, each with the attack success in percent "
-        f"that is left. In {removed} of {cells} fields it is at most 10. The lowest "
+        f"that is left. In {removed} of {cells} fields it is at most {most}. The lowest "
         f"mean column is {best}, the highest {worst}."
         + f" {tables.STAR}"
         * any(v.endswith("*") for v in left),
