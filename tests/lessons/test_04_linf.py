@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bdcourse import data, metrics, surgery, tables, victims
+from bdcourse import metrics, surgery, tables, victims
 from bdcourse.attacks import Attack
 from bdcourse.defenses import (
     detect,
@@ -25,11 +25,6 @@ pytestmark = pytest.mark.slow
 SEARCH = {"steps": 200, "lr": 0.2, "lam": 0.01, "batch": 2}
 NORMS = (1.0, 2.0, math.inf)
 SHARES = [i / 16 for i in range(9)]
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return data.splits("signs")
 
 
 @pytest.fixture(scope="module")

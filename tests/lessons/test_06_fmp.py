@@ -5,26 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bdcourse import activations, data, metrics, models, surgery, tables, victims
+from bdcourse import activations, metrics, models, surgery, tables, victims
 from bdcourse.defenses import (
     fmp_execution_order,
     fmp_released_order,
     fmp_repair,
     fmp_scales_of,
 )
+from helpers import gen
 
 pytestmark = pytest.mark.slow
 DRAWS = 3
 WRITERS = ("conv1", "layer1.0.conv2", "layer1.1.conv2")  # of the first stage's running sum
-
-
-def seeded(k):
-    return torch.Generator().manual_seed(k)
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return data.splits("signs")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +59,7 @@ def test_the_writers_of_one_channel_carry_it_and_that_channel_is_number_zero(par
 
 def test_random_maps_of_the_same_five_layers_do_nothing(parts, victim, five):
     for k in range(3):
-        g = seeded(k)
+        g = gen(k)
         some = {n: torch.randperm(16, generator=g)[:1] for n in five}
         assert metrics.evaluate(cut(victim, some), parts.test[:150], victim.attack).asr > 0.9
 
@@ -90,7 +82,7 @@ def test_new_variances_bring_back_a_part_and_new_means_nothing(parts, victim, fi
 
 
 def test_tuned_with_old_statistics_it_is_whole_until_it_looks(parts, victim, five):
-    how = {"frozen_norms": True, "hold_mask": True, "generator": seeded(1)}
+    how = {"frozen_norms": True, "hold_mask": True, "generator": gen(1)}
     still = fmp_repair(victim.model, parts.clean, five, **how)
     s = metrics.evaluate(still.model, parts.test[:200], victim.attack)
     assert s.asr < 0.05 and s.ra > 0.98 and s.acc > 0.98 and still.log["revived"] == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bdcourse import activations, data, metrics, surgery, victims
+from bdcourse import activations, metrics, surgery, victims
 from bdcourse.defenses import (
     fmp_plain_scores,
     fmp_repair,
@@ -14,19 +14,11 @@ from bdcourse.defenses import (
     fmp_select,
 )
 from bdcourse.defenses._fmp import fmp_random_start, gradients
+from helpers import gen
 
 pytestmark = pytest.mark.slow
 LAYER, STEP = "layer3.0.conv1", 4 / 255
 THREE = ["layer2.0.conv1", LAYER, "layer3.1.conv2"]
-
-
-def seeded(k):
-    return torch.Generator().manual_seed(k)
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return data.splits("signs")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +29,7 @@ def trojan():
 @pytest.fixture(scope="module")
 def start(parts):
     x = parts.clean[:32].pixels()
-    return x, parts.clean[:32].y, fmp_random_start(x, 8 / 255, seeded(0))
+    return x, parts.clean[:32].y, fmp_random_start(x, 8 / 255, gen(0))
 
 
 # --- the push ----------------------------------------------------------------------
@@ -65,7 +57,7 @@ def test_at_the_ports_step_accuracies_tie(trojan, start):
 
 def test_a_random_step_of_that_size_harms_nobody(trojan, start):
     _, y, x0 = start
-    coin = fmp_random_start(x0, STEP, seeded(1))
+    coin = fmp_random_start(x0, STEP, gen(1))
     assert (metrics.predict(trojan.model, coin) == y).float().mean() > 0.96
 
 
@@ -89,7 +81,7 @@ def test_errors_of_pushed_images_lean_to_the_target(start):
 
 def scored(name, parts):
     model = victims.zoo(name).model
-    how = {"epsilon": STEP, "start": 8 / 255, "generator": seeded(0)}
+    how = {"epsilon": STEP, "start": 8 / 255, "generator": gen(0)}
     return model, fmp_scores(model, parts.clean[:32], **how)
 
 
@@ -123,13 +115,13 @@ def test_pruned_the_trojan_is_at_zero_and_says_no_30(parts, trojan, trojan_cut):
 
 def test_tuned_the_trojan_is_back_whatever_was_cut(parts, trojan, trojan_cut):
     maps, _ = trojan_cut
-    g = seeded(2)
+    g = gen(2)
     widths = {n: trojan.model.get_submodule(n).out_channels for n in maps}
     lucky = {n: torch.randperm(widths[n], generator=g)[: len(c)] for n, c in maps.items()}
     test = parts.test[:300]
     assert metrics.evaluate(cut(trojan.model, lucky), test, trojan.attack).asr > 0.85
     for chosen in (maps, lucky, {}):
-        tuned = fmp_repair(trojan.model, parts.clean, chosen, generator=seeded(1))
+        tuned = fmp_repair(trojan.model, parts.clean, chosen, generator=gen(1))
         s = metrics.evaluate(tuned.model, test, trojan.attack)
         assert s.asr > 0.95 and s.acc > 0.97 and tuned.log["revived"] == 0
 
@@ -150,7 +142,7 @@ def test_low_accuracy_marks_the_trojans_maps(parts, trojan, trojan_scores):
 
 
 def test_another_start_chooses_other_maps_and_losses_are_steadier(parts, trojan, trojan_scores):
-    how = {"epsilon": STEP, "start": 8 / 255, "generator": seeded(1), "layers": THREE}
+    how = {"epsilon": STEP, "start": 8 / 255, "generator": gen(1), "layers": THREE}
     new = fmp_scores(trojan.model, parts.clean[:32], **how)
     old = {n: trojan_scores[n] for n in THREE}
     both = [fmp_select(s, 8) for s in (new, old)]
@@ -169,7 +161,7 @@ def test_a_narrow_clean_network_loses_its_30_as_well(parts, trojan_scores):
     maps, test = fmp_select(score, 64, least=1), parts.test[:600]
     before, pruned = metrics.evaluate(model, test).acc, cut(model, maps)
     assert before - metrics.evaluate(pruned, test).acc > 0.15 and known(pruned, parts) < 0.5
-    tuned = fmp_repair(model, parts.clean, maps, generator=seeded(1))
+    tuned = fmp_repair(model, parts.clean, maps, generator=gen(1))
     assert before - metrics.evaluate(tuned.model, test).acc < 0.03
     harm = [
         float(torch.cat([1 - r.acc for r in s.values()]).mean()) for s in (trojan_scores, score)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import studies
-from bdcourse import activations, data, tables, victims
+from bdcourse import activations, tables, victims
 from bdcourse.activations import spearman
 from bdcourse.defenses import (
     anp_step,
@@ -24,11 +24,6 @@ from bdcourse.defenses import (
 from bdcourse.teach.figures.mnp import allowed
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return data.splits("signs")
 
 
 @pytest.fixture(scope="module")

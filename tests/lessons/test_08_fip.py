@@ -18,16 +18,6 @@ def record():
     return tables.results("signs-fip")
 
 
-@pytest.fixture(scope="module")
-def guest():
-    return victims.zoo("badnets-hard")
-
-
-@pytest.fixture(scope="module")
-def clean():
-    return data.splits("signs-hard").clean
-
-
 def row(record, who, defense, draw=None):
     return record.select(victim=who, defense=defense, draw=draw)[0]
 

@@ -7,16 +7,11 @@ import copy
 import pytest
 import torch
 
-from bdcourse import data, metrics, victims
+from bdcourse import data, metrics
 from bdcourse.defenses import fast_fip
 from bdcourse.train import Augment
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def guest():
-    return victims.zoo("badnets-hard")
 
 
 @pytest.fixture(scope="module")

@@ -27,16 +27,6 @@ def seeds():
     return {(r["attack"], r["seed"]): r for r in rows}
 
 
-@pytest.fixture(scope="module")
-def guest():
-    return victims.zoo("badnets-hard")
-
-
-@pytest.fixture(scope="module")
-def clean():
-    return data.splits("signs-hard").clean
-
-
 # --- sets of images ----------------------------------------------------------------
 
 
