@@ -669,7 +669,9 @@ figures.smooth(cloud)
 # Points in all four corners. (A line spans the ASR of three draws; runs that lost more
 # than 15 points of accuracy are left out.) SAM makes the network smoother and keeps most
 # of the attack; the high rate makes it *sharper*, and in two draws of three the attack is
-# gone. So smoothness was not needed, and as much of it as SAM reached was not enough. The random pushes say
+# gone. So smoothness was not needed, and as much of it as SAM reached was not enough.
+#
+# The random pushes say
 # something else: equally long steps in any direction do not do it. FIP's direction
 # counts, and "down the trace" is not the whole reason why.
 #
