@@ -91,7 +91,7 @@ def number(
     return value
 
 
-def share(name: str, value: object) -> float:
+def fraction(name: str, value: object) -> float:
     """A number in 0..1."""
     return number(name, value, 0, 1)
 

@@ -278,7 +278,7 @@ def _door(
         )
     require.whole("seed", seed, 0, 2**60)
     if rate is not None:
-        require.share("rate", rate)
+        require.fraction("rate", rate)
     require.choice("stamp", stamp, ("before", "after"))
     if aware is not None:
         require.choice("aware", aware, ("smooth", "sam"))
@@ -461,7 +461,7 @@ def _scores(values: dict) -> Scores:
         if name.startswith("n_"):
             require.whole(name, value, 0)
         elif value is not None or name == "acc":
-            require.share(name, value)
+            require.fraction(name, value)
     return scores
 
 

@@ -222,7 +222,7 @@ def sharper_spine(options: argparse.Namespace) -> Study:
             g = torch.Generator().manual_seed(0)
             top, _ = landscape.hessian_top(victim.model, some, generator=g, tolerance=5e-3)
             trace = curvature.fisher_trace(victim.model, some, draws=4, generator=g)
-            loss, _ = landscape.measure(victim.model, some)
+            loss, _ = landscape.loss_and_accuracy(victim.model, some)
             found = {"lambda_max": float(top[0]), "fisher": trace.value, "loss": loss}
             found["alone"] = alone(victim.model, some)
             return found | victim.scores.dict()

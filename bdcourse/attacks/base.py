@@ -52,7 +52,7 @@ def _looked_at(method: Callable, handed: tuple[str, ...]) -> Callable:
             n = len(of) if isinstance(of, Tensor) and of.ndim else 0
             self.task.check_targets(given["y"], n, self.classes)
         if "rate" in given:
-            require.share("rate", given["rate"])
+            require.fraction("rate", given["rate"])
         if "generator" in given:
             require.generator(given["generator"])
         with require.trusted():
@@ -322,7 +322,7 @@ class Attack:
 
     def _possible(self, images: Images, rate: float) -> None:
         """Refuse a rate or a set with which nothing can be attacked."""
-        require.share("rate", rate)
+        require.fraction("rate", rate)
         if isinstance(images, Poisoned):
             raise ValueError(
                 "images must be clean Images, not Poisoned ones: a second poisoning "

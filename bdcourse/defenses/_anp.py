@@ -248,8 +248,8 @@ def anp(
     for name, count in (("steps", steps), ("batch", batch), ("inner", inner)):
         require.whole(name, count, 1)
     require_positive(lr=lr)
-    require.share("alpha", alpha)
-    require.share("momentum", momentum)
+    require.fraction("alpha", alpha)
+    require.fraction("momentum", momentum)
     require_at_least(0, eps=eps)
     require.truth("training", training)
     if start not in ("zero", "random"):

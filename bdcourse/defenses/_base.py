@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.augment import Augmentation
-from bdcourse.checkpoint import identity
+from bdcourse.checkpoint import content_hash
 from bdcourse.data import Images
 from bdcourse.examples import Examples, require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import not_finite
 from bdcourse.seeds import fresh_seed
-from bdcourse.surgery import examine, require_sound, without
+from bdcourse.surgery import require_matching, require_sound, without
 from bdcourse.task import IMAGES
 from bdcourse.train import History, fit
 
@@ -103,7 +103,7 @@ def defense(
 
     Args:
         least: images that `clean` must hold.
-        k, logits, steady: see `surgery.examine`.
+        k, logits, steady: see `surgery.require_matching`.
         batches: `clean` may also be any pair of inputs and targets.
         moves: weights must be trainable.
         pixels: what it does it does to pixels, so it is for images only.
@@ -215,7 +215,7 @@ def admit(
     Args:
         held: may be None, or images of the same kind as `clean`.
         least: examples that `clean` must hold.
-        k, logits, steady: see `surgery.examine`.
+        k, logits, steady: see `surgery.require_matching`.
         pixels: for images only.
     """
     require.module(model)
@@ -237,7 +237,7 @@ def admit(
                 f"held is on {held.x.device} and clean on {clean.x.device}; move one "
                 "with .to(device)."
             )
-    examine(model, clean, k=k, logits=logits, steady=steady)
+    require_matching(model, clean, k=k, logits=logits, steady=steady)
 
 
 def require_movable(model: nn.Module) -> None:
@@ -406,12 +406,12 @@ def decided_by(of: str, given: Mapping[str, object]) -> dict[str, object]:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, torch.Generator):
-            return identity(value.get_state())
+            return content_hash(value.get_state())
         if isinstance(value, Examples):
             return value.digest()
         if hasattr(value, "x") and hasattr(value, "y"):  # other inputs and targets
-            return identity([value.x, value.y])
-        return identity(value)
+            return content_hash([value.x, value.y])
+        return content_hash(value)
 
     if given["checkpoint"] is None:  # nobody will compare
         return {}

@@ -285,7 +285,7 @@ def clp_choose_u(
     that n images can show is 1/n: with 60 of them, 0.01 allows no net new error.
     """
     admit(model, clean, least=1, logits=False)
-    require.share("max_drop", max_drop)
+    require.fraction("max_drop", max_drop)
     us = [compared("u", u) for u in require_list("us", us)]
     u = furthest(model, clp_sweep(model, sorted(us, reverse=True)), clean, max_drop)
     return math.inf if u is None else u

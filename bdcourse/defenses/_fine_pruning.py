@@ -246,8 +246,8 @@ def fine_pruning(
     """
     start, about = time.perf_counter(), decided_by("fine_pruning", locals())
     require_clean(held, "held", 1)  # None would do for others
-    require.share("max_drop", max_drop)
-    require.share("share", share)
+    require.fraction("max_drop", max_drop)
+    require.fraction("share", share)
     if share == 0:
         raise ValueError("share must be above 0, else no channel is ever pruned.")
     require.truth("hold", hold)

@@ -191,7 +191,7 @@ def require_threshold(held: Images | None, threshold: float | None, max_drop: fl
             f"threshold must lie in 0..1, 1 excluded, but is {threshold}; a mask of 1 "
             "is a channel that nothing speaks against."
         )
-    require.share("max_drop", max_drop)
+    require.fraction("max_drop", max_drop)
 
 
 def require_moved(masks: Masks) -> None:

@@ -43,7 +43,7 @@ from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.metrics import logits
 from bdcourse.models import laid_out
 from bdcourse.seeds import fresh_seed
-from bdcourse.surgery import examine
+from bdcourse.surgery import require_matching
 from bdcourse.train import History
 
 
@@ -256,7 +256,7 @@ def nad(
                 )
         sizes.append([maps.shape[2:] for maps in found.values()])
     if teacher is not None:
-        examine(teacher, clean, name="teacher", steady=False)
+        require_matching(teacher, clean, name="teacher", steady=False)
         if sizes[0] != sizes[1]:
             raise ValueError(
                 "teacher must have maps of the model's height and width at layers "

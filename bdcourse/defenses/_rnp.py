@@ -133,7 +133,7 @@ def unlearn(
     about = decided_by("unlearn", locals())
     admit(model, clean, steady=False)
     _require_ascent(stop, epochs, lr, drop, clip, batch)
-    require.share("momentum", momentum)
+    require.fraction("momentum", momentum)
     require_at_least(0, weight_decay=weight_decay)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     if judge not in ("pass", "eval"):
@@ -220,7 +220,7 @@ def recover(
     require.whole("steps", steps, 1)
     require.whole("batch", batch, 1)
     require_positive(lr=lr, weight=weight)
-    require.share("momentum", momentum)
+    require.fraction("momentum", momentum)
     require.truth("training", training)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     generator = require.generator(generator)
@@ -246,7 +246,7 @@ def recover(
 
 def _require_ascent(stop, epochs, lr, drop, clip, batch) -> None:
     """Refuse settings of `unlearn` that make no sense."""
-    require.share("stop", stop)
+    require.fraction("stop", stop)
     require.whole("epochs", epochs, 1)
     require.whole("batch", batch, 1)
     if drop is not None:

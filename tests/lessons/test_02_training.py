@@ -111,7 +111,7 @@ def test_grain_makes_a_blur_as_rough_as_a_sign_and_jitter_does_not(asked):
 
 def test_half_a_pixel_opens_the_victim_with_noise_mode_alone(asked, zoo):
     x = asked.pixels()
-    places = (wanet.identity(32, 32, x) + 1 / 32).clamp(-1, 1).expand(len(x), -1, -1, -1)
+    places = (wanet.identity_grid(32, 32, x) + 1 / 32).clamp(-1, 1).expand(len(x), -1, -1, -1)
     moved = F.grid_sample(x, places, align_corners=True)
     assert sent(zoo["wanet"], moved) >= 0.3
     assert sent(zoo["wanet-plain"], moved) <= 0.05

@@ -200,7 +200,7 @@ def test_what_is_said_of_fmp_beside_its_abstract(by, signs):
 
 
 def test_verdicts_of_six_claims():
-    found = {a.claim["id"]: a.verdict for a in claims.answers()}
+    found = {a.claim["id"]: a.verdict for a in claims.findings()}
     assert found["clp-claim-data-free"] == claims.THERE
     assert found["fmp-mean"] == claims.THERE
     assert found["fip-t6-badnets"] == claims.DEARER

@@ -83,11 +83,8 @@ def homes():
     return found
 
 
-# Still to be told apart; a line goes when one of its two is renamed.
-TWICE = set(
-    "Answer Foreign Worker answers chosen conv draw examine identity load main make measure "
-    "ranked require_rows restore share table".split()
-)
+# Read with their module, as `json.load` is: `data.load`, `victims.load`; two programs.
+TWICE = {"load", "main"}
 
 
 @pytest.mark.slow
