@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from bdcourse import require
 from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import content_hash
-from bdcourse.data import Images
 from bdcourse.examples import Examples, require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import not_finite
@@ -254,7 +253,7 @@ def require_batch(clean: object) -> None:
     x, y = getattr(clean, "x", None), getattr(clean, "y", None)
     if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim):
         raise ValueError(
-            "clean must be Images, or hold inputs x and targets y as tensors with one "
+            "clean must be Examples, or hold inputs x and targets y as tensors with one "
             f"row an example, not {require.kind(clean)}."
         )
     if x.is_floating_point() and not bool(x.isfinite().all()):
@@ -366,7 +365,7 @@ class Tuning:
     def __call__(
         self,
         model: nn.Module,
-        clean: Images,
+        clean: Examples,
         generator: torch.Generator,
         checkpoint: str | os.PathLike | None = None,
         **more,
@@ -490,7 +489,7 @@ class Look(NamedTuple):
 def furthest(
     model: nn.Module,
     steps: Iterable[tuple[Setting, Mapping[str, Tensor]]],
-    held: Images,
+    held: Examples,
     max_drop: float = 0.01,
     *,
     shift: bool = True,

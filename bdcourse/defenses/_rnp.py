@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint, pack, unpack
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Look,
     Purified,
@@ -48,7 +47,7 @@ from bdcourse.defenses._masks import (
     normalize_by_batch,
     require_threshold,
 )
-from bdcourse.examples import require_clean
+from bdcourse.examples import Examples, require_clean
 from bdcourse.likelihoods import SOFTMAX, Likelihood
 from bdcourse.metrics import evaluate
 from bdcourse.models import laid_out, lay_out, wide
@@ -85,7 +84,7 @@ def ascend(
 @filled
 def unlearn(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     stop: float = 0.2,
     judge: Literal["pass", "eval"] = "pass",
@@ -187,7 +186,7 @@ def unlearn(
 @filled
 def recover(
     unlearned: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     steps: int = 80,
     lr: float = 0.2,
@@ -257,8 +256,8 @@ def _require_ascent(stop, epochs, lr, drop, clip, batch) -> None:
 @defense()
 def rnp(
     model: nn.Module,
-    clean: Images,
-    held: Images | None = None,
+    clean: Examples,
+    held: Examples | None = None,
     *,
     threshold: float | None = None,
     max_drop: float = 0.01,
