@@ -138,16 +138,20 @@ def fading(
     opacities: Sequence[float], victim: Sequence[Scores], twin: Sequence[Scores], images: Images
 ) -> Picture:
     """ASR and robust accuracy of the victim and its twin's, by the sticker's opacity."""
-    rows = [(o, s.asr) for o, s in zip(opacities, victim, strict=True)]
+    asr, ra, honest = (
+        [float(v or 0) for v in of]
+        for of in ([s.asr for s in victim], [s.ra for s in victim], [s.ra for s in twin])
+    )
+    rows = list(zip(opacities, asr, strict=True))
     before = max((o for o, value in rows if value < 0.5), default=0.0)
     after = min((o for o, value in rows if value >= 0.5), default=1.0)
     fig, axes = show.canvas(height=3.2)
     ax = axes[0, 0]
     x = [100 * o for o in opacities]
     # The twin's line lies below the others, whose gaps and markers leave it seen at the top.
-    ax.plot(x, [100 * s.ra for s in twin], "-", color=CLEAN, lw=2.2)
-    ax.plot(x, [100 * s.ra for s in victim], ":o", color=CLEAN, lw=2.2, ms=6, mfc="white")
-    ax.plot(x, [100 * s.asr for s in victim], "--s", color=TRIGGERED, lw=2.2, ms=6)
+    ax.plot(x, [100 * v for v in honest], "-", color=CLEAN, lw=2.2)
+    ax.plot(x, [100 * v for v in ra], ":o", color=CLEAN, lw=2.2, ms=6, mfc="white")
+    ax.plot(x, [100 * v for v in asr], "--s", color=TRIGGERED, lw=2.2, ms=6)
     ax.text(66, 95, "twin's RA", color=CLEAN, fontweight="bold", va="top")
     ax.text(7, 88, "victim's RA", color=CLEAN, fontweight="bold", va="top")
     ax.text(7, 20, "victim's ASR", color=TRIGGERED, fontweight="bold", va="top")
