@@ -138,6 +138,18 @@ def test_noise_that_is_drawn_in_the_lessons_way_is_the_packages(asked):
     assert torch.allclose(mine, theirs, atol=1e-5)
 
 
+def test_at_the_papers_strength_the_jitter_moves_a_pixel_farther_than_the_bend(asked):
+    flow = WaNet(strength=0.5).flow(asked.pixels()[:1]) - wanet.identity(32, 32, asked.pixels())
+    assert 32 * flow.abs().mean() < 0.4  # and 0.5 of a jitter of one
+
+
+def test_the_twin_answers_none_of_the_bends_of_other_keys(asked):
+    twin = victims.zoo("benign")
+    for seed in range(1, 5):
+        other = WaNet(grid=wanet.control_grid(seed=seed), strength=3.0)
+        assert sent(twin, other.trigger(asked.pixels())) <= 0.05
+
+
 def test_the_input_aware_victim_opens_to_its_own_triggers_mostly(asked, zoo):
     victim = zoo["input-aware"]
     x = asked.pixels()

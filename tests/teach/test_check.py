@@ -104,4 +104,6 @@ def test_reveal_says_how_far_apart(capsys):
     check.reveal(30, 100, "%")
     check.reveal(7, 7)
     out = capsys.readouterr().out
-    assert "70% apart" in out and "spot on" in out
+    assert "70% apart" in out and "spot on" in out and "in percent" not in out
+    check.reveal(0.95, 100, "%")
+    assert "is 0.95 meant as 95?" in capsys.readouterr().out

@@ -179,6 +179,8 @@ def reveal(guess: float | None, truth: float, unit: str = "") -> None:
     gap = abs(guess - truth)
     unit = unit if unit in ("", "%") else f" {unit}"
     comment = "spot on" if gap < 0.5 else f"{gap:g}{unit} apart"
+    if unit == "%" and 0 < guess < 1 < truth:
+        comment += f" (in percent, please: is {guess:g} meant as {100 * guess:g}?)"
     print(f"you said {guess:g}{unit}, it is {truth:g}{unit}: {comment}")
 
 
