@@ -101,9 +101,9 @@ TWIN: Plan = {("FMP", 64): ("pruned", "tuned"), ("FMP", 16): ("pruned",)}
 WHOLE: Plan = {
     ("FMP", 64): ("pruned", "new statistics", "tuned", "tuned, old statistics"),
     ("FMP", 16): ("pruned", "new statistics"),
-    ("random maps", 64): ("pruned", "new statistics", "tuned"),
+    ("random maps", 64): ("pruned", "new statistics", "tuned", "tuned, old statistics"),
     ("random maps", 16): ("pruned",),
-    ("no maps", 64): ("tuned",),
+    ("no maps", 64): ("tuned", "tuned, old statistics"),
 }
 
 PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
