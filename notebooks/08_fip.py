@@ -540,13 +540,12 @@ after = {
     for name, weights in {"FIP": (0.005, 0.05), "without": (0, 0)}.items()
 }
 score = {
-    n: metrics.evaluate(m, hard.test[:400], guest.attack) for n, m in after.items()
+    n: metrics.evaluate(m, hard.test[:400], guest.attack)
+    for n, m in ({"received": guest.model} | after).items()
 }
 check.claim("FIP, after 60 steps: ASR.", score["FIP"].asr, 0, 0.95, "%")
 check.claim("The control: ASR.", score["without"].asr, 0.9, 1, "%")
-for n, s in {
-    "received": metrics.evaluate(guest.model, hard.test[:400])
-} | score.items():
+for n, s in score.items():
     print(f"{n}: accuracy {s.acc:.0%}, RA {s.ra:.0%}")
 
 # %% [markdown]
