@@ -499,7 +499,7 @@ def rescaled(conv, norm, c):
 check.rescaled(rescaled)
 
 # %% [markdown]
-# Do it to the first convolution of the twin, with $c$ a quarter. Then go back to the
+# Do it to the first convolution of the twin, with $c$ a tenth. Then go back to the
 # first thirty images, on which the victim was nearly twice as sharp as its twin.
 #
 # **Predict.** How many times as sharp as the rewritten twin is the victim?
@@ -507,7 +507,7 @@ check.rescaled(rescaled)
 # %% tags=["predict", "method"]
 guess_spelled = None
 spelled = copy.deepcopy(twin)
-spelled.conv1, spelled.bn1 = rescaled(spelled.conv1, spelled.bn1, 1 / 4)
+spelled.conv1, spelled.bn1 = rescaled(spelled.conv1, spelled.bn1, 0.1)
 ratio_spelled = top_victim / reading(spelled, first)
 check.reveal(guess_spelled, round(ratio_spelled, 2), "times")
 
@@ -533,12 +533,12 @@ moved = (spelled(first.pixels()) - twin(first.pixels())).abs().max().item()
 grown = layer_trace(spelled) / layer_trace(twin)
 check.claim("Largest change of any output.", moved, 0, 0.01)
 check.claim("Victim over rewritten twin.", ratio_spelled, 0, 0.9, "times")
-check.claim("Trace of the layer, by your signs.", grown, 15, 17, "times")
+check.claim("Trace of the layer, by your signs.", grown, 95, 105, "times")
 check.claim("Its relative trace.", relative[0] / relative[1], 0.98, 1.02, "times")
 
 # %% [markdown]
 # Now the twin is the sharp one, and it answers every image as it did. Its first weights
-# are a quarter as long, so a step of the same length is four times as much of them. The
+# are a tenth as long, so a step of the same length is ten times as much of them. The
 # curvature, a second derivative, feels that twice. With rescalings like this one, Dinh
 # and others made good networks as sharp as they liked.
 #
@@ -559,7 +559,7 @@ check.claim("Its relative trace.", relative[0] / relative[1], 0.98, 1.02, "times
 #   (objective 2).
 # - In eval mode, batches add up exactly, and a top eigenvalue costs two passes a step
 #   (objective 3).
-# - A layer became sixteen times as sharp, and the network stayed what it was (objective
+# - A layer became a hundred times as sharp, and the network stayed what it was (objective
 #   4).
 
 # %%

@@ -18,8 +18,8 @@ ORANGE = "#E69F00"
 def voices() -> Picture:
     """One step of FIP, as boxes."""
     parts = {
-        "batch": Box(1.1, 2.1, "clean batch", CLEAN, 1.7),
-        "old": Box(1.1, 0.6, "received weights", INK, 2.2),
+        "batch": Box(1.3, 2.1, "clean batch", CLEAN, 1.7),
+        "old": Box(1.3, 0.6, "received weights", INK, 2.4),
         "fit": Box(4.4, 2.7, "fit: gradient of the\ncross-entropy", INK, 3.0, 0.8),
         "trace": Box(4.4, 1.65, "smooth: labels drawn,\nthe change of g", OTHER, 3.0, 0.8),
         "pull": Box(4.4, 0.6, "hold: pull back to\nthese weights", INK, 3.0, 0.8),
