@@ -183,9 +183,9 @@ def one_pass_trace(model, x, generator):
 check.one_pass_trace(one_pass_trace)
 
 # %% [markdown]
-# Try it on `badnets`, the victim of every defense lesson: sixty draws of labels for the
-# same images. A steadier route to the same trace draws no label at all (fine print).
-# Its mean over twenty random vectors, good to about a sixth, stands for the truth.
+# Try it on `badnets`: sixty draws of labels for the same images. A steadier route to
+# the same trace draws no label at all (fine print). Its mean over twenty random
+# vectors, good to about a sixth, stands for the truth.
 #
 # **Predict.** What percentage of the trace does the middle one of your sixty estimates
 # see?
@@ -204,9 +204,9 @@ check.claim("The middle estimate, in units of the trace.", middle, 0, 0.1, "%")
 figures.tail(drawn, whole.value)
 
 # %% [markdown]
-# Unbiased is not the same as good. Where is the rest? For the last layer your formula
-# from exercise 1 can tell: a label's part of the trace is its chance times its squared
-# score.
+# Unbiased is not the same as good. Where is the rest? Your formula from exercise 1 can
+# tell it for the last layer: a label's part of the trace is its chance times its
+# squared score.
 
 # %% tags=["figure"]
 chances = victim.model(few).detach().softmax(1)
@@ -225,10 +225,10 @@ figures.labels(chances, torch.stack(parts_of, 1))
 #
 # ## Is the backdoored minimum sharper?
 #
-# Now the claim of the paper. With each of three seeds we trained a benign network and
-# two victims, BadNets and TrojanNN, on a harder set of signs. Each victim has a twin of
-# the same seed. The trace is measured on two sets of clean images that no network
-# trained on: set A is the defender's, set B comes from the test.
+# With each of three seeds we trained a benign network and two victims, BadNets and
+# TrojanNN, on a harder set of signs. Each victim has a twin of the same seed. The trace
+# is measured on two sets of clean images that no network trained on: set A is the
+# defender's, set B comes from the test.
 #
 # **Predict.** How many of the six victims have a larger trace than their twin, on both
 # sets?
@@ -271,14 +271,14 @@ figures.sharper(compared, honest)
 # %% [markdown]
 # Three of the six are sharper on both sets. Set A alone would have said five. The gray
 # rows are the control: one benign twin over another. They lie just as far from one. So
-# a new seed, or other images, can move the trace as much as anything that we see in the
-# six. Our own `badnets` is clearly sharper than its twin, but that is one seed. (Bars
-# are standard errors.)
+# a new seed, or other images, can move the trace as much as we see in the six. Our own
+# `badnets` is clearly sharper than its twin, but that is one seed. (Bars are standard
+# errors.)
 #
 # ## A ruler that stretches
 #
-# There is a deeper doubt, and you can settle it with paper. Inside a block of our
-# network a BatchNorm is followed by a ReLU and a convolution. For any $a > 0$
+# A deeper doubt can be settled with paper. Inside a block of our network a BatchNorm is
+# followed by a ReLU and a convolution. For any $a > 0$
 #
 # $$\frac{W}{a} * \mathrm{ReLU}\big(a\,(\gamma z + \beta)\big) =
 # W * \mathrm{ReLU}(\gamma z + \beta) .$$
@@ -302,7 +302,7 @@ check.claim("The trace is longer than it was.", growth, 2, 1000, "times")
 # %% [markdown]
 # That layer held a twenty-fifth of the trace, and its part grew a hundredfold. The same
 # function, the same backdoor, another sharpness. But a cure may work even if its
-# diagnosis is shaky. So build the cure.
+# diagnosis is shaky. Build it.
 #
 # ## The walk to smoother ground
 #
@@ -321,8 +321,8 @@ figures.voices()
 # %% [markdown]
 # How does one go down a trace? Take $g$ from above and hold its drawn labels fixed. Then
 # the gradient of $\lVert g \rVert^2$ is $2 H g$, where $H$ is the second derivative of
-# the summed log-likelihood. (The fine print says what this leaves out.) $H g$ is close to
-# a difference of two gradients, a short way $r$ apart:
+# the summed log-likelihood. (What this leaves out: see the fine print.) $H g$ is close
+# to a difference of two gradients, a short way $r$ apart:
 #
 # $$H g \approx \frac{\lVert g \rVert}{r} \left[\, g\Big(\theta + r \frac{g}{\lVert g
 # \rVert}\Big) - g(\theta) \right] .$$
@@ -517,9 +517,8 @@ print(f"{layer.numel():,} weights, {len(layer)} singular values")
 print(f"the spectral step is {ratio:.0%} as long as the plain one")
 
 # %% [markdown]
-# A thousandth of the numbers still gives half of the length. The slope that way is half
-# as steep, too, so to first order the loss falls by a quarter of what the plain step
-# gains.
+# A thousandth of the numbers still gives half of the length and so, to first order, a
+# quarter of the gain.
 #
 # ## A first walk
 #
@@ -549,12 +548,12 @@ for n, s in score.items():
     print(f"{n}: accuracy {s.acc:.0%}, RA {s.ra:.0%}")
 
 # %% [markdown]
-# Sixty steps with your own code halve an attack that fine-tuning does not touch. The
-# lines below the claims show the price.
+# Sixty steps with your own code halve an attack that fine-tuning does not touch, for
+# nine points of accuracy.
 #
 # Now the two victims of every defense lesson, with the package's 600 steps. With the
-# first set of clean images, `badnets` loses its attack, and it reads clean and
-# triggered signs correctly.
+# first set of clean images, `badnets` loses its attack and reads triggered signs
+# correctly.
 #
 # **Predict.** The same code, with two other sets of clean images and other random draws.
 # What ASR, in percent, is left in the mean of these two?
@@ -589,8 +588,7 @@ figures.draws(left)
 # %% [markdown]
 # *One draw is no result.* Whoever had stopped after the first set would have published
 # a repair, and with either of the others a failure. On `trojan` FIP never gets below
-# our line of 10%. But on `badnets` it did all or nothing. What kind of smoothing does
-# that?
+# our line of 10%. But on `badnets` it did all or nothing.
 #
 # ## Why all or nothing on `badnets`
 #
@@ -615,17 +613,16 @@ figures.accident(pushes, story["watched"])
 # From here on the pushes stay long, and clean images teach the network its signs again.
 # They cannot teach it the trigger, which none of them shows. So the attack fades, but
 # one triggered test sign in seven still obeys at the end. Same images, same settings,
-# and by our rule the repair has become a failure.
+# and by our rule a failure.
 #
 # We call this an **accident and a rehabilitation**. That the long push causes the rest
 # is our reading of one diary. The experiment that cuts this push is yours, below.
 #
 # ## Is it the smoothness?
 #
-# Ask again whether smoothness is the cause, now on the guest. First, where do we
-# measure it? We fine-tuned the guest for the same 600 steps with both weights of FIP at
-# zero. On the images *that it was tuned on* the trace fell to a fifteenth. The attack
-# stayed at 100%.
+# Ask again whether smoothness is the cause, now on the guest. We fine-tuned the guest
+# for the same 600 steps with both weights of FIP at zero. On the images *that it was
+# tuned on* the trace fell to a fifteenth. The attack stayed at 100%.
 #
 # **Predict.** And on images it has not seen? Write the trace after fine-tuning in
 # percent of the trace before.
@@ -641,9 +638,8 @@ change = {w: tuned[1][w]["fisher"] / tuned[0][w]["fisher"] for w in ("own", "oth
 check.reveal(guess_other, round(100 * change["other"]), "%")
 
 # %% [markdown]
-# This network is flat on the images that it has memorized, and sharper elsewhere. The
-# authors' script measures on images of the purification set. From here on only unseen
-# images count.
+# This network is flat on the images that it has memorized, and sharper elsewhere. From
+# here on only unseen images count.
 #
 # Next, *correlation is not cause*. If smoothing removes the backdoor, then networks
 # that became smoother should have lost it, and networks that became sharper should not.
@@ -682,7 +678,7 @@ check.claim("Random pushes of FIP's lengths: ASR.", random_pushes[1], 0.85, 1, "
 figures.smooth(cloud)
 
 # %% [markdown]
-# There are points in all four corners. SAM made both networks smoother, TrojanNN even
+# Points lie in all four corners. SAM made both networks smoother, TrojanNN even
 # smoother than FIP did, and most of the attack stayed. So smoother was not enough. FIP
 # on the steadier route left BadNets *sharper* than it was, without the attack, for
 # seven points of accuracy. So smoother was not needed either.
@@ -721,8 +717,8 @@ widgets.slider("eta_F", list(weights_of), at_weight, start=0.005)
 # accident.
 #
 # - *Zero is not repair.* On `trojan-hard`, FIP's best draw sends most of the attack
-#   away, and about half of the triggered signs get their true name. (The trigger hides
-#   much: a twin without a backdoor reads six in ten.)
+#   away, and about half of the triggered signs get their true name. (A twin without a
+#   backdoor reads six in ten.)
 # - Take the trace with running statistics and the fit with those of the batch: then two
 #   functions share one set of weights. In our run the one that was smoothed became
 #   blind, and it is the one that is deployed.
