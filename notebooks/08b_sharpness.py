@@ -417,7 +417,7 @@ check.claim("Left without another image.", without["another"], 0.9, 1.1, "%")
 # and the answer stays certain. Your code can look at each image alone.
 
 # %% tags=["figure"]
-alone = [abs(reading(twin, second[[i]], 4)) for i in range(len(second))]
+alone = [abs(reading(twin, second[[i]], 3)) for i in range(len(second))]
 figures.certain(losses.tolist(), alone, loud)
 
 # %% [markdown]
