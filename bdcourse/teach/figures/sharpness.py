@@ -120,14 +120,14 @@ def sets(signs: Mapping[str, Mapping], photographs: Mapping[str, Mapping]) -> Pi
 
 
 def dark(images: Tensor, labels: Sequence[str]) -> Picture:
-    """One image among others of its set; each label says how certain the network is."""
+    """One image among others of its set; its label says how certain the network is."""
     return show.images(
         images,
         labels,
         cols=6,
         title="How certain the twin is of image 346, and of five others",
         description="Six road signs on blurred backgrounds. The first, a speed limit of 50, is "
-        "very dark, its rim hardly red; the others are well lit. Below each stands how certain "
+        "very dark, its rim hardly red; the others are well lit. Above each stands how certain "
         f"the twin is of it: {', '.join(' '.join(t.split()) for t in labels)}.",
     )
 
