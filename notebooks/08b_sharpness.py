@@ -421,7 +421,7 @@ alone = [abs(reading(twin, second[[i]], 3)) for i in range(len(second))]
 figures.certain(losses.tolist(), alone, loud)
 
 # %% [markdown]
-# So it is: the more certain the twin, the flatter the image. Does this hold for whole
+# By and large: the more certain the twin, the flatter the image. Does this hold for whole
 # sets? How much of the top eigenvalue of two hundred images do the *loudest* ones,
 # those with the largest loss, make by themselves? A share is what would remain if all
 # other images were flat; shares need not add up to one. Ten random images are the
