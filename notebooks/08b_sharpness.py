@@ -511,7 +511,7 @@ spelled.conv1, spelled.bn1 = rescaled(spelled.conv1, spelled.bn1, 0.1)
 ratio_spelled = top_victim / reading(spelled, first)
 check.reveal(guess_spelled, round(ratio_spelled, 2), "times")
 
-# %% tags=["claim"]
+# %% tags=["claim", "method"]
 layer, same = ["conv1.weight"], torch.Generator()
 
 
