@@ -310,7 +310,7 @@ WRONG: dict = {
         (trace_with(total=lambda q, y: q[:, y[:, 0]].sum()), "all pairs"),
         (trace_with(total=lambda q, y: q[:, y[:, 0]].mean()), "all pairs"),
         (trace_with(total=lambda q, y: q.exp().gather(1, y).sum()), "for any labels"),
-        (trace_with(weights=lambda model: [model[1].weight]), "bias"),
+        (trace_with(weights=lambda model: [model[-1].weight]), "bias"),
         (trace_piling_up, "call before"),
         (trace_image_by_image, "by itself"),
     ],
