@@ -42,6 +42,8 @@ ONLY_HERE = (
     answers_mnp.every_image,
     answers_mnp.fixed_batch,
     answers_mnp.apart,
+    answers_fip.fip_short_walk,
+    answers_fip.fip_long_walk,
 )
 for lesson in LESSONS:
     assert not RIGHT.keys() & lesson.RIGHT.keys(), "a name twice"
