@@ -139,7 +139,9 @@ def test_noise_that_is_drawn_in_the_lessons_way_is_the_packages(asked):
 
 
 def test_at_the_papers_strength_the_jitter_moves_a_pixel_farther_than_the_bend(asked):
-    flow = WaNet(strength=0.5).flow(asked.pixels()[:1]) - wanet.identity_grid(32, 32, asked.pixels())
+    flow = WaNet(strength=0.5).flow(asked.pixels()[:1]) - wanet.identity_grid(
+        32, 32, asked.pixels()
+    )
     assert 32 * flow.abs().mean() < 0.4  # and 0.5 of a jitter of one
 
 
