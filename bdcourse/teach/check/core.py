@@ -189,15 +189,15 @@ def need(ok: bool, name: str, symptom: str, hint: int) -> None:
         raise CheckFailed(f"{name}: {symptom} (hint {hint})")
 
 
-def call(name: str, fn: Callable, *args):
-    """fn(*args), refusing missing returns and changed arguments."""
+def call(name: str, fn: Callable, *args, hint: int = 1):
+    """fn(*args), refusing missing returns and changed arguments, which `hint` is about."""
     before = [a.clone() if isinstance(a, Tensor) else a for a in args]
     out = fn(*args)
     if out is None:
         raise CheckFailed(f"{name}: returns None; is there a return statement?")
     for a, b in zip(args, before, strict=True):
         if isinstance(a, Tensor) and not torch.equal(a, b):
-            raise CheckFailed(f"{name}: changes its input in place; clone first (hint 1)")
+            raise CheckFailed(f"{name}: changes its input in place; clone first (hint {hint})")
     return out
 
 
