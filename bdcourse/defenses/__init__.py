@@ -38,6 +38,7 @@ from bdcourse.defenses._fmp import (
     FmpResponse,
     fmp,
     fmp_execution_order,
+    fmp_plain_push,
     fmp_plain_scores,
     fmp_random,
     fmp_released_order,

@@ -93,7 +93,7 @@ def fmp_random_start(x: Tensor, start: float, generator: torch.Generator) -> Ten
     return (x + start * (2 * sign - 1).to(x.device)).clamp(0, 1)
 
 
-def plain_push(
+def fmp_plain_push(
     model: nn.Module, x: Tensor, x0: Tensor, layer: str, i: int, epsilon: float
 ) -> Tensor:
     """Examples moved one step so that map i of a convolution changes: (n, c, h, w).
@@ -122,7 +122,7 @@ def fmp_plain_scores(
     """The scores of one convolution, map by map; the reference for :func:`fmp_scores`."""
     rows = []
     for i in range(_conv(model, layer).out_channels):
-        pushed = plain_push(model, x, x0, layer, i, epsilon)
+        pushed = fmp_plain_push(model, x, x0, layer, i, epsilon)
         with torch.no_grad(), evaluating(model):
             rows.append(judge(model(pushed), y).mean(1))
     return FmpResponse(*torch.stack(rows, 1))

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bdcourse.defenses import FmpResponse, fmp_plain_scores, fmp_select
-from bdcourse.defenses._fmp import plain_push
+from bdcourse.defenses import FmpResponse, fmp_plain_push, fmp_plain_scores, fmp_select
 from bdcourse.teach.check.core import (
     CheckFailed,
     call,
@@ -248,7 +247,7 @@ def _pushed_from(net: _Block, x: Tensor, y: Tensor, x0: Tensor, layer: str) -> T
     """Losses of the maps of a layer where the gradient at x0 moves the images at x."""
     found = []
     for i in range(net.get_submodule(layer).out_channels):
-        way = (plain_push(net, x, x0, layer, i, 1e-6) - x0).sign()
+        way = (fmp_plain_push(net, x, x0, layer, i, 1e-6) - x0).sign()
         with torch.no_grad():
             logits = net((x + 0.15 * way).clamp(0, 1))
         found.append(nn.functional.cross_entropy(logits, y))
