@@ -122,6 +122,7 @@ __all__ = [
     "FipDescent",
     "fmp",
     "fmp_execution_order",
+    "fmp_plain_push",
     "fmp_plain_scores",
     "fmp_random",
     "fmp_released_order",
