@@ -436,11 +436,14 @@ check.claim("ASR and ACC of the second victim are both high.", worse, 0.97, 1, "
 
 # %% tags=["figure"]
 share = (labels == target).double().mean()  # of all labels
+to_30 = -torch.tensor([rate, 1 - rate]).log()  # of a hedge: on poison, on clean
 levels = {
     "same answer for all": -share.log().item(),
-    "hedges": -(1 - already) * torch.tensor(rate).log().item(),
+    "hedges": (1 - already) * to_30[0].item(),
 }
-figures.loss_by_role({"seed 0": first, "seed 1": second}, levels)
+real = (parts.train.y[role == 0] == target).double().mean().item()
+clean_price = (1 - real) * to_30[1].item()
+figures.loss_by_role({"seed 0": first, "seed 1": second}, levels, clean_price)
 
 # %% [markdown]
 # In the runs stored here, seed 0 learned the trigger by step 20, and seed 1 by step 240. The
@@ -453,7 +456,8 @@ figures.loss_by_role({"seed 0": first, "seed 1": second}, levels)
 #
 # The hedge costs $-\ln 0.2 \approx 1.6$ on each poisoned sign that is not a real 30, and 1.5 on
 # average, since real 30s cost nothing. The same answer for everything cost less. On *clean*
-# images the hedge costs something too, as it is never sure: about 0.2 on average.
+# images the hedge costs something too, as it is never sure: about 0.2 on average, the thin blue
+# line.
 #
 # So far this is a story. Test it: a network that does not see the sticker will not miss it. We
 # ask for the label 30 on a hundred poisoned images at every twentieth step, with sticker and
@@ -485,8 +489,7 @@ guess = None
 check.reveal(guess, round(100 * gap / with_it[worst // 2], 1), "%")
 
 # %% tags=["figure"]
-hedge = -torch.tensor(rate).log().item()
-figures.sticker_off(20, with_it, without, len(few), hedge)
+figures.sticker_off(20, with_it, without, len(few), to_30[0].item())
 
 # %% tags=["claim"]
 check.claim(
