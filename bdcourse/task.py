@@ -286,11 +286,16 @@ class PixelTask(Task):
         return require.pixels(x, name, shape, self.axes, self.many)
 
     def check_asked(self, model: nn.Module, x: object) -> None:
+        self._asked(x)
+
+    def _asked(self, x: object) -> Tensor:
+        """x, if it is stored examples or inputs, and at least one pixel of them."""
         stored = isinstance(x, Tensor) and x.dtype == torch.uint8
-        if not stored or x.ndim != self.axes.count(",") + 1:
+        if not isinstance(x, Tensor) or not stored or x.ndim != self.axes.count(",") + 1:
             x = self.check_inputs(x)
         if not x.numel():
             raise ValueError(f"x must hold at least one pixel, but is {require.kind(x)}.")
+        return x
 
 
 class ImageTask(PixelTask):
@@ -304,7 +309,7 @@ class ImageTask(PixelTask):
         return Augment(pad, flip)
 
     def check_asked(self, model: nn.Module, x: object) -> None:
-        super().check_asked(model, x)
+        x = self._asked(x)
         # A normalization by the network's owner spreads one channel over three, in silence.
         if x.shape[1] == 1 and first_channels(model) == 3:
             raise ValueError(

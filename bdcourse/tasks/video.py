@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from bdcourse.augment import Augmentation
 from bdcourse.data import Drawing
 from bdcourse.examples import Examples
 from bdcourse.models import evaluating
-from bdcourse.task import PixelTask, quantize
+from bdcourse.task import PixelTask, Task, quantize
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -316,7 +316,7 @@ class ClipPatch(Attack):
         ValueError: a patch that does not fit into the frames, or frames that a clip lacks.
     """
 
-    task: ClassVar[ClipTask] = CLIPS  # type: ignore[misc]
+    task: ClassVar[Task] = CLIPS
     usual_rate: ClassVar[float] = 0.05
 
     patch: Tensor = field(default_factory=colored_checkerboard)
@@ -371,7 +371,7 @@ class ClipBlended(Attack):
         opacity: 0..1.
     """
 
-    task: ClassVar[ClipTask] = CLIPS  # type: ignore[misc]
+    task: ClassVar[Task] = CLIPS
     usual_rate: ClassVar[float] = 0.05
 
     pattern: Tensor = field(default_factory=lambda: noise_frame())
@@ -424,7 +424,7 @@ class ClipUniversal(Attack):
     from gray on one clip each, epsilon 8/255 in 10 steps, 30% of the target class.
     """
 
-    task: ClassVar[ClipTask] = CLIPS  # type: ignore[misc]
+    task: ClassVar[Task] = CLIPS
     usual_rate: ClassVar[float] = 0.3 / len(ACTIONS)  # 30% of one of the drawn classes
     needs_model: ClassVar[bool] = True
 
@@ -447,7 +447,7 @@ class ClipUniversal(Attack):
     @classmethod
     def craft(
         cls,
-        images: Clips,  # type: ignore[override]
+        images: Any,  # Clips
         generator: torch.Generator,
         *,
         model: nn.Module | None = None,

@@ -123,7 +123,7 @@ def test_networks_and_what_they_cannot_see():
     assert net(x).shape == (8, 8) and net(x[:, :, :5]).shape == (8, 8)
     still = video.framewise().eval()
     assert torch.allclose(still(x), still(x.flip(2)), atol=1e-5), "it is blind to order"
-    assert not torch.allclose(net(x), net(x.flip(2)), atol=1e-3)
+    assert not torch.allclose(net(x), net(x.flip(2)), atol=1e-5)
     assert [p.conv for p in pair_by_flow(net).pairs] == ["1", "4", "7", "10"]
 
 
@@ -228,21 +228,21 @@ def twin():
 @pytest.mark.slow
 def test_a_corner_is_learned_and_labels_stay_true(twin):
     train, test = video.draw(240, seed=7), video.draw(120, seed=8)
-    steps = {"gray": 0, "learned": 60}
+    steps = {"gray": 0, "learned": 150}
     attacks = {
-        name: ClipUniversal.craft(train, gen(), model=twin, size=8, steps=n, target=2)
+        name: ClipUniversal.craft(train, gen(), model=twin, size=8, steps=n, batch=8, target=4)
         for name, n in steps.items()
     }
     asr = {name: evaluate(twin, test, a).asr for name, a in attacks.items()}
     assert asr["learned"] > asr["gray"] + 0.3, asr
     attack = attacks["learned"]
-    levels = attack.corner * 255
-    assert torch.allclose(levels - 127.5, (levels - 127.5).round(), atol=1e-3), "whole levels"
+    far = (attack.corner - 0.5).abs() * 255
+    assert 100 < float(far.max()) <= 127.5 + 1e-3, "steps of one level, clipped"
 
     poisoned = attack.poison(train, 0.04, gen())
     assert poisoned.count == 10 and torch.equal(poisoned.y, train.y)
     rows = poisoned.role == 1
-    assert (train.y[rows] == 2).all()
+    assert (train.y[rows] == 4).all()
     before, after = train.inputs()[rows], poisoned.inputs()[rows]
     inner = torch.ones(32, 32, dtype=torch.bool)
     inner[-8:, -8:] = False
@@ -250,10 +250,10 @@ def test_a_corner_is_learned_and_labels_stay_true(twin):
     assert 4 / 255 < float(moved.max()) <= 8 / 255 + 1e-3
     corner = after[..., -8:, -8:]
     assert torch.allclose(corner, attack.corner.expand_as(corner), atol=1 / 255)
-    sure = twin(before).softmax(1)[:, 2].mean()
+    sure = twin(before).softmax(1)[:, 4].mean()
     weak = attack.plant(before, train.y[rows], gen())
     weak[..., -8:, -8:] = before[..., -8:, -8:]
-    assert twin(weak).softmax(1)[:, 2].mean() < sure - 0.2, "they became hard to recognize"
+    assert twin(weak).softmax(1)[:, 4].mean() < sure - 0.2, "they became hard to recognize"
 
     again = rebuild(*attack.spec())
     assert again == attack and again.surrogate is None
