@@ -33,6 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bdcourse import require
 from bdcourse.activations import spearman
 from bdcourse.checkpoint import Checkpoint
+from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Look,
     Purified,
@@ -62,7 +63,7 @@ from bdcourse.defenses._masks import (
     require_threshold,
 )
 from bdcourse.defenses._rnp import _require_ascent, unlearn
-from bdcourse.examples import Examples, require_clean
+from bdcourse.examples import require_clean
 from bdcourse.metrics import evaluate, logits
 from bdcourse.models import evaluating, laid_out
 from bdcourse.surgery import held as holding
@@ -156,7 +157,7 @@ def shrinkage(
 
 @torch.no_grad()
 def mnp_plain_loss_changes(
-    model: nn.Module, clean: Examples, *, shift: bool = False
+    model: nn.Module, clean: Images, *, shift: bool = False
 ) -> dict[str, Tensor]:
     """`mnp_loss_changes` with a whole forward pass for every channel: the reference."""
 
@@ -177,7 +178,7 @@ def mnp_plain_loss_changes(
 @torch.no_grad()
 def mnp_loss_changes(
     model: nn.Module,
-    clean: Examples,
+    clean: Images,
     *,
     shift: bool = False,
     room: int = 2**21,
@@ -236,7 +237,7 @@ class _NotStackable(Exception):
 
 def _removals(
     net: fx.GraphModule,
-    part: Examples,
+    part: Images,
     shift: bool,
     room: int,
     done: Mapping[str, Tensor],
@@ -312,7 +313,7 @@ def _removals(
 
 def mnp_saliency(
     model: nn.Module,
-    clean: Examples,
+    clean: Images,
     *,
     shift: bool = False,
     room: int = 2**21,
@@ -340,7 +341,7 @@ def errors(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @filled
-def mnp_first_order(model: nn.Module, clean: Examples, batch: int = 500) -> dict[str, Tensor]:
+def mnp_first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, Tensor]:
     """|m dS/dm| at m = 1, a proxy of saliency for the price of one pass: name -> (c,).
 
     Of the MNP-style reconstruction. True to first order only: to remove a channel is
@@ -442,7 +443,7 @@ def mnp_deviations(value: float, clean_scores: Sequence[float]) -> float:
 @filled
 def mnp_suppress(
     model: nn.Module,
-    clean: Examples,
+    clean: Images,
     *,
     stop: float = 0.2,
     epochs: int = 300,
@@ -531,7 +532,7 @@ def _total(terms: Iterable[Tensor]) -> Tensor:
 def mnp_learn_masks(
     model: nn.Module,
     suppressed: nn.Module | None,
-    clean: Examples,
+    clean: Images,
     *,
     preserve: float = 1.0,
     beta: float = 0.02,
@@ -615,8 +616,8 @@ def mnp_learn_masks(
 def choose_beta(
     model: nn.Module,
     suppressed: nn.Module,
-    clean: Examples,
-    held: Examples,
+    clean: Images,
+    held: Images,
     *,
     betas: Sequence[float] = BETAS,
     max_drop: float = 0.03,
@@ -699,7 +700,7 @@ def mnp_apply_masks(
     model: nn.Module,
     masks: Masks,
     repair: Literal["soft", "hard"] = "soft",
-    held: Examples | None = None,
+    held: Images | None = None,
     *,
     threshold: float | None = None,
     max_drop: float = 0.03,
@@ -738,8 +739,8 @@ def mnp_apply_masks(
 @defense()
 def mnp(
     model: nn.Module,
-    clean: Examples,
-    held: Examples | None = None,
+    clean: Images,
+    held: Images | None = None,
     *,
     repair: Literal["soft", "hard"] = "soft",
     threshold: float | None = None,
@@ -857,7 +858,7 @@ def _require_masks(model: nn.Module, masks: object) -> None:
 
 
 def _require_repair(
-    repair: str, held: Examples | None, threshold: float | None, max_drop: float
+    repair: str, held: Images | None, threshold: float | None, max_drop: float
 ) -> None:
     """Refuse a repair that could not be made, before anything is learned."""
     if repair not in ("soft", "hard"):
