@@ -246,7 +246,7 @@ class _Block(nn.Module):
 def _pushed_from(net: _Block, x: Tensor, y: Tensor, x0: Tensor, layer: str) -> Tensor:
     """Losses of the maps of a layer where the gradient at x0 moves the images at x."""
     found = []
-    for i in range(net.get_submodule(layer).out_channels):
+    for i in range(len(net.get_parameter(f"{layer}.weight"))):
         way = (fmp_plain_push(net, x, x0, layer, i, 1e-6) - x0).sign()
         with torch.no_grad():
             logits = net((x + 0.15 * way).clamp(0, 1))
