@@ -193,6 +193,9 @@ class _Small(nn.Module):
     and -1 behind the last image; `passes` counts.
     """
 
+    rows: Tensor
+    passes: Tensor
+
     def __init__(self, g: torch.Generator, gain: float = 1.0) -> None:
         super().__init__()
         self.gain = gain
@@ -308,7 +311,7 @@ def forget(fn: Callable[..., nn.Module]) -> None:
     for epochs in (1, 3):
         out = climb(model, x, y, -1.0, epochs)
         for symptom, (other, hint) in wrong.items():
-            told = _same(out, _climbed(kept, x, y, 0.1, epochs, **other))
+            told = _same(out, _climbed(kept, x, y, 0.1, epochs, None, **other))
             need(not told or (epochs == 1 and "momentum" in other), name, symptom, hint)
         need(
             epochs == 1 or not _same(out, _climbed(kept, x, y, 0.1, 1)),
