@@ -37,11 +37,6 @@ ONLY_HERE = (
     answers_welcome.gradients_off,
     answers_clp.judged_in_training,
     answers_poisoning.other_draws,
-    answers_mnp.whole_set,
-    answers_mnp.in_order,
-    answers_mnp.every_image,
-    answers_mnp.fixed_batch,
-    answers_mnp.apart,
     answers_fip.fip_short_walk,
     answers_fip.fip_long_walk,
 )
