@@ -58,8 +58,8 @@ from bdcourse.teach.figures import showdown as figures
 # ## The table
 #
 # Ten victims stand ready: small networks that read drawn signs, under attacks from the
-# sticker to the warp. Each meets eighteen **entries**. Five methods you have rebuilt, MNP
-# in two variants. Two entries are controls: *random channels* switches off as many
+# sticker to the warp. Each meets eighteen **entries**. Five are the methods of lessons 04 to
+# 08, MNP in two variants. Two are controls: *random channels* switches off as many
 # channels as CLP does, and *fine-tuning* just trains on. The others are rivals from the
 # literature; the fold at the end has a sentence on each.
 # Repairs that use clean images ran with three **draws**, three random sets of them.
@@ -96,8 +96,8 @@ check.claim("The lowest worst-victim ASR of any entry.", worst, 0.3, 0.4, "%")
 figures.left(left, ENTRIES, 0.1, PARTS)
 
 # %% [markdown]
-# Not one. Read the figure by columns first. Some victims, such as `wanet` with its warp,
-# are cured by many entries; `blended` and `lf` by none. Then read it by rows. A method
+# Not one. Read the figure by columns first. Many entries bring `wanet` with its warp below
+# 10%; none does so for `blended` or `lf`. Then read it by rows. A method
 # that ends in fine-tuning has to be compared with the fine-tuning row, never with "none".
 #
 # If nobody wins everywhere, then "who wins?" needs a number that adds things up.
@@ -312,14 +312,14 @@ def contest(acc, asr, twin, against, n, generator):
 check.contest(contest)
 
 # %% [markdown]
-# Let it judge the signs. The first figure is a pair whose intervals overlap: fine-tuning,
+# Judge the signs. The first figure is a pair whose intervals overlap: fine-tuning,
 # and NAD, which tunes with a teacher. Each point is one drawn table, with the means from
 # your exercise 2.
 #
 # The second figure has all entries. Each stroke is one measured repair of one victim.
 # Dots and bars are yours, and so is the column on the right: the share of tables in which
-# an entry is above fine-tuning. Note that `judged` averages the draws of a victim first,
-# so a cure with one draw in three counts like a third of a cure with each.
+# an entry is above fine-tuning. `judged` averages a victim's draws first, so
+# a cure with one draw in three counts like a third of a cure with each.
 
 
 # %% tags=["method", "claim"]
@@ -382,9 +382,9 @@ figures.standings(signs, ENTRIES, strokes(**SIGNS), "fine-tuning")
 # ## Does the winner travel?
 #
 # The bar around I-BAU is short. It tells how sure we may be *about such signs*. Take the
-# eighteen entries and "none" to photographs, with networks of their own. Of eight victims
-# there four pass the gate: BadNets, Blended, SIG and TrojanNN. Each was repaired with one
-# draw of clean images only.
+# eighteen entries and "none" to photographs, with networks of their own and 2,500 clean
+# images: three things change at once. Of eight victims there four pass the gate: BadNets,
+# Blended, SIG and TrojanNN. Each was repaired with one draw of clean images only.
 #
 # **Predict.** Which place does I-BAU take there, among nineteen?
 
@@ -421,26 +421,26 @@ check.claim("Share of these tables in which soft MNP leads.", leader, 0.65, 0.85
 
 # %% [markdown]
 # The winner on photographs is the soft variant of our MNP reconstruction, ninth on signs.
-# I-BAU is only three points of DER lower here, but the others caught up. An interval over
-# victims cannot know about victims that nobody put into the table.
+# I-BAU is only three points of DER lower here, but the others caught up; places 5 to 7 all
+# round to 91. NAD, above fine-tuning in every table of signs, is above it in 35% here. An
+# interval over victims cannot know about victims that nobody put into the table.
 #
 # Now read the printed rows: DER, the worst ASR of a victim, accuracy and RA. By ASR four
-# entries bring all four victims below 10%. The old winner is among them, the new one is
+# entries bring all four victims below 10%, FIP by a hair. The old winner is among them, the new one is
 # not, and FT-SAM's worst is the lowest of all. But I-BAU loses thirteen points of
 # accuracy, MNP two, and DER charges for them. **Who wins depends on what the score lets
 # you trade.**
 #
 # And on what it leaves out. RA can hardly exceed the 75% that these networks read without
 # a trigger. Soft MNP gives BadNets nearly all labels back and SIG a third; the mean
-# describes neither. (SIG's waves may hide a label from any network; no twin was tested.)
+# describes neither. (SIG's waves may hide a label from any network.)
 #
 # ## Who chose?
 #
 # CLP has its threshold $u$, ANP and RNP have theirs. A defender sets it with clean images
 # alone. A benchmark sees everything: for ANP and RNP, BackdoorBench's code keeps the
 # threshold with the lowest ASR *on the test set* among those that cost at most a tenth
-# of the accuracy ([header of
-# anp.py](https://github.com/SCLBD/BackdoorBench/blob/main/defense/anp.py), [issue
+# of the accuracy ([anp.py](https://github.com/SCLBD/BackdoorBench/blob/main/defense/anp.py), [issue
 # 35](https://github.com/SCLBD/BackdoorBench/issues/35)). That rule does two things at
 # once: somebody **looks** at the attack, and somebody **allows** a tenth.
 #
@@ -476,10 +476,8 @@ check.by_the_test(by_the_test)
 
 # %% [markdown]
 # Take the two apart. For CLP a stored sweep lets us choose again: the blind defender
-# takes the smallest $u$ that the allowance permits. The rulers differ a little. CLP's
-# victims are wider, its allowance is a share of the test accuracy, and its examiner looks
-# at the test set itself. ANP and RNP may lose one or ten points on held-out images, where
-# their examiner looks too.
+# takes the smallest $u$ that the allowance permits. Its accuracy and its look are those of
+# the test set, ANP's and RNP's those of held-out images.
 
 # %% tags=["method"]
 swept = tables.results("cifar10")
@@ -533,9 +531,10 @@ figures.allowance(choosers, STEPS)
 
 # %% [markdown]
 # Follow the orange curves. From "little" to "a tenth" they fall: that is the allowance.
-# After it they stay: the look hardly lowers any ASR. On CLP's Blended it saves almost
-# three points of accuracy. For CLP we can also look with only a hundredth allowed, and
-# no ASR moves.
+# After it they stay: the look hardly lowers any ASR. On these victims more pruning removes
+# more of the attack, so the lowest ASR lies near the edge of the allowance, and a blind
+# defender who goes to the edge lands there too. (On CLP's Blended the look saves almost
+# three points of accuracy.)
 #
 # What decides is the price, and the blue curves show it. It does not always buy
 # something: two of RNP's four photograph victims do not move at all. On signs, where
@@ -543,8 +542,7 @@ figures.allowance(choosers, STEPS)
 # those start at zero. A table that does not print the price compares purses, not methods.
 # Before you ask who chose a threshold, ask **what it was allowed to cost**.
 #
-# We expect looking to pay where somebody chooses among epochs, seeds or methods. For
-# methods we can measure it.
+# Looking should pay where somebody chooses among methods. That we can measure.
 #
 # ### Exercise 5: three choosers
 #
@@ -613,8 +611,8 @@ for name, scores in gaps.items():
 # Nobody cheated. The author merely picked by the victims that they report. On signs
 # that cost nothing, since every defender would have picked the same entry. On
 # photographs the lead melts, all of it on a single victim: whoever has not met SIG
-# trusts NC unlearning, which fails on it. It is a close call, for on the three other
-# victims NC unlearning is ahead of soft MNP by less than a point.
+# trusts NC unlearning, which fails on it. It is a close call: on the other three NC
+# unlearning is ahead by less than a point.
 #
 # And the question of this lesson? **The winner of a table is the winner of that table**,
 # under choices that somebody made. Here they are, with what each of them moved.
@@ -660,7 +658,7 @@ check.claim("Lowest ASR of fine-tuning's draws on badnets.", min(tuned), 0.9, 1,
 #
 # ## How to read a defense paper
 #
-# Print these ten questions.
+# Ten questions to print.
 #
 # 1. **Do the attacks work?** Look for ASR and accuracy before any defense, beside a
 #    benign twin.

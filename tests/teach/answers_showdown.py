@@ -68,6 +68,27 @@ def in_place(acc, asr, least):
     return int(asr.argmin())
 
 
+def by_division(acc, asr, least):
+    return int((asr / (acc >= least)).argmin())
+
+
+def by_loop_without_zero(acc, asr, least):
+    best, at = None, 0
+    for i, (a, s) in enumerate(zip(acc.tolist(), asr.tolist(), strict=True)):
+        if a >= least and (not best or s < best):
+            best, at = s, i
+    return at
+
+
+def one_gain_only(acc, asr, acc_after, asr_after):
+    removed, lost = asr - asr_after, acc - acc_after
+    if acc_after > acc:
+        lost = 0
+    elif asr_after > asr:
+        removed = 0
+    return (removed - lost + 1) / 2
+
+
 def by_the_test_by_loop(acc, asr, least):
     allowed = [i for i in range(len(acc)) if acc[i] >= least]
     return min(allowed, key=lambda i: asr[i])
@@ -303,6 +324,7 @@ WRONG = {
         (lambda a, s, b, t: (max(0, s - t - (a - b)) + 1) / 2, "maximum of its own|that rose"),
         (lambda a, s, b, t: (t - s + a - b + 1) / 2, "gives 0 for a perfect"),
         (lambda a, s, b, t: (max(0, t - s) - max(0, b - a) + 1) / 2, "before minus after"),
+        (one_gain_only, "rose together"),
     ],
     "contest": [
         (gated(0.94, 0.03), "fewer than 95%"),
@@ -355,6 +377,8 @@ WRONG = {
         (lambda s, n, g: resampled_means(s, 1, g).expand(n), "one sample n times"),
     ],
     "by_the_test": [
+        (by_division, "a forbidden point whose ASR is 0"),
+        (by_loop_without_zero, "an allowed point whose ASR is exactly 0"),
         (lambda acc, asr, least: int(asr.argmin()), "ignores the accuracy"),
         (lambda acc, asr, least: int(asr[acc >= least].argmin()), "whole list"),
         (lambda acc, asr, least: int(acc.argmax()), "best accuracy"),

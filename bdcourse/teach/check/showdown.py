@@ -96,6 +96,12 @@ def balance(fn: Callable[[float, float, float, float], float]) -> None:
             "charges for attack success that rose; it counts as no drop.",
             3,
         )
+        need(
+            near(ask(a, s, acc, asr), 0.5),
+            name,
+            "is not 1/2 where ASR and accuracy rose together; each has a maximum of its own.",
+            3,
+        )
     passed(name, "1 for a perfect repair, 1/2 for none; gains are not paid for")
 
 
@@ -184,6 +190,10 @@ def by_the_test(fn: Callable[[Tensor, Tensor, float], int]) -> None:
     tied = torch.tensor([0.1, 0.2, 0.9, 0.3])
     got = number(name, call(name, fn, tied, ones, 0.5, hint=2))
     need(got == 2, name, "picks a forbidden point where every ASR is 1.", 2)
+    acc, asr = torch.tensor([0.2, 0.9, 0.8, 0.7]), torch.tensor([0.0, 0.4, 0.0, 0.3])
+    got = number(name, call(name, fn, acc, asr, 0.5, hint=2))
+    need(got != 0, name, "picks a forbidden point whose ASR is 0.", 2)
+    need(got == 2, name, "passes over an allowed point whose ASR is exactly 0.", 2)
     passed(name, "the lowest ASR among those that are accurate enough")
 
 

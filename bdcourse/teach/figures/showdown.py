@@ -67,7 +67,7 @@ def left(
     cured = {line: int((row[strong] < most).sum()) for line, row in zip(lines, values, strict=True)}
     best = max(cured, key=lambda line: cured[line])
     framed = int((values[: parts[0]] < most).sum())
-    whole = "no entry cures" if max(cured.values()) < len(strong) else "some entry cures"
+    whole = "no entry brings" if max(cured.values()) < len(strong) else "some entry brings"
     return show.matrix(
         values,
         lines,
@@ -76,7 +76,7 @@ def left(
         mark=most,
         parts=parts,
         height=5.8,
-        title=f"ASR left, %: {whole} all {len(strong)} victims; {best} cures {cured[best]}",
+        title=f"ASR left, %: {whole} all {len(strong)} below 10; {best} brings {cured[best]}",
         xlabel=f"means over draws; framed: below {100 * most:g}; a star: misses the gate",
         description=f"A field of numbers: {len(lines)} entries down, {len(found)} "
         f"victims across, each the attack success in percent that is left. White lines part "
