@@ -12,7 +12,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(READY): elsewhere
 endif
 
-.PHONY: help setup lab style check test student notebooks book browser zoo results bench-train \
+.PHONY: help setup lab style check test draws student notebooks book browser zoo results bench-train \
   bench-clp bench-attacks bench-defenses clean elsewhere
 .DELETE_ON_ERROR:
 
@@ -21,6 +21,7 @@ help:
 	@echo 'make setup        install the course into .venv, nothing else'
 	@echo 'make check        run what takes a minute: style, guards, quick units'
 	@echo 'make test         run every test: style, units, lessons, book'
+	@echo 'make draws        try the checks of exercises with other random draws (an hour)'
 	@echo 'make notebooks    make the .ipynb files anew from their .py files;'
 	@echo '                  NB="05_clp --force" chooses lessons or runs fresh ones too'
 	@echo 'make student      copies of the lessons without answers, or updates of yours'
@@ -111,6 +112,13 @@ test: style
 	$(UNITS) --ignore tests/test_memory_format.py
 	$(SPREAD) --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
 	$(PY) tools/check_book.py
+
+# The checks of exercises with twenty other draws: right answers pass, wrong ones get their
+# sentence. An hour on two cores; after a change of a check.
+draws: $(READY)
+	for n in $$(seq 1 20); do \
+	  CHECK_DRAWS=$$n $(UNITS) -q tests/teach/test_check.py || exit 1; \
+	done
 
 notebooks: $(READY)
 	$(PY) tools/notebooks.py build $(NB)
