@@ -23,7 +23,7 @@
 #
 # > **At a glance.** An appendix to [lesson 08](08_fip.ipynb). Reading: 20 minutes.
 # > Doing: 45 minutes. Run time: about a minute and 1 GiB on two CPU cores.
-# > Prerequisites: gradients of gradients. Paper: Karim, Al Arafat, Rakin, Guo and
+# > Prerequisites: gradients of gradients, the Fisher matrix of lesson 08. Paper: Karim, Al Arafat, Rakin, Guo and
 # > Rahnavard, *Fisher Information guided Purification against Backdoor Attacks* (FIP),
 # > CCS 2024, [arXiv 2409.00863](https://arxiv.org/abs/2409.00863). We had its
 # > abstract, its figures and its authors' code.
@@ -152,13 +152,14 @@ check.claim("Normal numbers: variance of a draw.", normals.var().item(), 25, 35)
 # %% [markdown]
 # With signs, $v_i^2$ is always one. The diagonal, which we want to add up, adds the
 # same to every draw, and only the entries beside it make noise. With normal numbers
-# the diagonal itself becomes noise.
+# the diagonal itself becomes noise. Count it: every sign draw is 3 or 7, variance
+# $2\sum_{i \ne j} A_{ij}^2 = 4$; with normal numbers it is $2\sum_{ij} A_{ij}^2 = 30$.
 #
 # ## The sharpest direction
 #
 # A random vector is a mix of all eigenvectors. Multiply it by $A$ again and again: each
-# time, every part grows by its own eigenvalue, and the part whose eigenvalue is largest
-# in *size* wins. That is *power iteration*. Move the slider.
+# time, every part is multiplied by its own eigenvalue, and the part whose eigenvalue is
+# largest in *size* wins. That is *power iteration*. Move the slider.
 
 # %% tags=["nbval-ignore-output"]
 widgets.slider("products", [0, 1, 2, 3, 5, 10, 20], figures.parts, start=3)
@@ -369,7 +370,8 @@ figures.sets(ratios["signs"], ratios["photographs"])
 # On signs both victims are sharper on sets 1, 3 and 4, and on set 2 the twin is. On
 # photographs the ratios crowd around one (look at the axis): only SIG is sharper every
 # time, while BadNets and Blended are flatter on most sets. The trace of the Fisher
-# matrix, on the right, moves less, but `badnets` changes sides there, too.
+# matrix, on the right, moves less on signs, but `badnets` changes sides there, too. On
+# photographs it moves no less; as an estimate from four draws, it adds chance of its own.
 #
 # *One draw is no result*, and here a draw is a set of images. Where a victim does stay
 # sharper, the backdoor need not be the reason: another training moves sharpness as
@@ -389,8 +391,8 @@ sure = [f"{330 + i}: {(-losses[i]).exp():.2%}" for i in strip]
 figures.dark(second[strip].pixels(), sure)
 
 # %% [markdown]
-# A dark 50. The twin reads it correctly, and of every other one of the thirty it is
-# surer still.
+# A dark 50. The twin reads it correctly, at 97.75%, and is surer of each of the other
+# twenty-nine.
 #
 # **Predict.** Leave this one image out and measure the twin on the other twenty-nine.
 # What percentage of its top eigenvalue is left?
@@ -414,7 +416,9 @@ check.claim("Left without another image.", without["another"], 0.9, 1.1, "%")
 #
 # A mean explains how. The Hessian of a set is the mean of the Hessians of its images.
 # An image of which the network is certain should have hardly any: nudge the weights,
-# and the answer stays certain. Your code can look at each image alone.
+# and the answer stays certain. In symbols, with the label chances $p$ and the derivative
+# $J$ of the logits, it is about $J^\top (\mathrm{diag}\,p - p p^\top) J$, and the middle
+# goes to zero as $p$ becomes certain. Your code can look at each image alone.
 
 # %% tags=["figure"]
 alone = [abs(reading(twin, second[[i]], 3)) for i in range(len(second))]
@@ -539,7 +543,8 @@ check.claim("Its relative trace.", relative[0] / relative[1], 0.98, 1.02, "times
 # %% [markdown]
 # Now the twin is the sharp one, and it answers every image as it did. Its first weights
 # are a tenth as long, so a step of the same length is ten times as much of them. The
-# curvature, a second derivative, feels that twice. With rescalings like this one, Dinh
+# curvature, a second derivative, feels that twice: the layer's own grew a hundredfold.
+# The network's top grew only about fivefold, as this layer had little part in it before. With rescalings like this one, Dinh
 # and others made good networks as sharp as they liked.
 #
 # A fair ruler counts steps in units of the weights. The *relative trace* multiplies
@@ -557,8 +562,8 @@ check.claim("Its relative trace.", relative[0] / relative[1], 0.98, 1.02, "times
 #   (objective 1).
 # - Power iteration gives the eigenvalue of largest size; $v^\top A v$ keeps its sign
 #   (objective 2).
-# - In eval mode, batches add up exactly, and a top eigenvalue costs two passes a step
-#   (objective 3).
+# - In eval mode, batches add up exactly, and a step toward the top eigenvalue costs a
+#   forward and two backward passes over the images (objective 3).
 # - A layer became a hundred times as sharp, and the network stayed what it was (objective
 #   4).
 
@@ -587,7 +592,7 @@ quiz("sharpness")
 #
 # ## Beyond
 #
-# (a) The trace varies less from set to set than the top eigenvalue. Why? (b) Would you
+# (a) On signs the trace varies less from set to set than the top eigenvalue. Why? (b) Would you
 # rather measure on images that a defense has trained on?
 #
 # <details><summary>Answers</summary>

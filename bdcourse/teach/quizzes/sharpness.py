@@ -5,7 +5,8 @@ from bdcourse.teach.quiz import Question
 QUESTIONS = (
     Question(
         "Why does nobody write down the Hessian of a network, and what is used instead?",
-        "It has a row and a column for each weight; its product with a vector costs two passes.",
+        "It has a row and a column for each weight; its product with a vector costs two backward "
+        "passes.",
         "The product is the gradient of one number, g times v. Trace and top eigenvalue need "
         "nothing but such products.",
         {
@@ -57,8 +58,8 @@ QUESTIONS = (
             "The images would still be the same.",
             "Repeat it with another random start.": "Nearly every start leads to the same "
             "eigenvalue. The chance that matters lies in the images and in the training.",
-            "Take the trace: it does not depend on the images.": "It varies less, as it adds up "
-            "many directions. But it is a mean over the same images.",
+            "Take the trace: it does not depend on the images.": "On signs it varied less, as it adds "
+            "up many directions. But it is a mean over the same images.",
         },
     ),
     Question(
