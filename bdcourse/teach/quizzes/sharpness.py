@@ -58,8 +58,8 @@ QUESTIONS = (
             "The images would still be the same.",
             "Repeat it with another random start.": "Nearly every start leads to the same "
             "eigenvalue. The chance that matters lies in the images and in the training.",
-            "Take the trace: it does not depend on the images.": "On signs it varied less, as it adds "
-            "up many directions. But it is a mean over the same images.",
+            "Take the trace: it does not depend on the images.": "On signs it varied less, as it "
+            "adds up many directions. But it is a mean over the same images.",
         },
     ),
     Question(
