@@ -20,8 +20,8 @@
 # confession enough to remove the crime?** For one victim the attack success rate (ASR)
 # will fall below 10%. For another it will not.
 #
-# > **At a glance.** Reading: 25 minutes. Doing: 70 minutes. Run time: about one
-# > minute and 1 GiB on two CPU cores. Prerequisites: [lesson
+# > **At a glance.** Reading: 25 minutes. Doing: 70 minutes. Run time: about two
+# > minutes and 1 GiB on two CPU cores. Prerequisites: [lesson
 # > 03](03_inside_a_victim.ipynb). Papers: Cheng and others, *Defending against
 # > Backdoor Attack on Deep Neural Networks*, 2020, [arXiv
 # > 2002.12162](https://arxiv.org/abs/2002.12162); Wang and others, *Neural Cleanse*,
@@ -380,8 +380,8 @@ figures.corner(planted, ((1 - mask) * stop + mask * pattern)[0], mask)
 # exact pixels. It learned whatever tells poisoned images apart most cheaply, and this
 # is what it tells us.
 #
-# The slider puts the guess for another sign below the suspect's. (It moves in
-# JupyterLab.) Most others need many more pixels.
+# The slider shows the guess for another sign below the suspect's. (It moves in
+# JupyterLab.) Most signs need many more pixels.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -443,8 +443,8 @@ check.rise(rise)
 # %% [markdown]
 # ### Exercise 5: where to stop
 #
-# *Difficulty 2, importance 5, 6 minutes.* Cut from the top, one channel after the
-# other. When is it enough? The attack success would tell, but you do not have the
+# *Difficulty 2, importance 5, 6 minutes.* Cut from the top, a few channels at a time.
+# When is it enough? The attack success would tell, but you do not have the
 # attack. You have held-out clean images. So cut as long as the network can bear it:
 # take the last share *before the first* that costs more than `max_drop` of accuracy.
 #
@@ -724,8 +724,8 @@ check.claim('The two others, blind: times that they say "30".', others, 0, 0)
 
 # %% [markdown]
 # In all four: to this network silence means "30". A blend takes contrast away, so the
-# picture hushes the twin as well. But the twin, blind, names other signs, and so does
-# `badnets`. That suggests that Blended's habit came with its poison.
+# picture hushes the twin as well. But the twin, blind, names other signs, and `badnets`
+# names the same as the twin. That suggests that Blended's habit came with its poison.
 #
 # And a cut is a silence, too. So a cut cannot undo what this trigger does, only join
 # in. (The picture may have other ways.)
