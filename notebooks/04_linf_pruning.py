@@ -609,7 +609,9 @@ figures.norms({"sum": by_sum, "maximum": mended})
 
 # %% [markdown]
 # So the maximum is no hero: the sum finds most of the same channels, and one victim is
-# too few to rank the two. Where did the dilution go? Exercise 1 was a ratio on one map.
+# too few to rank the two.
+#
+# Where did the dilution go? Exercise 1 was a ratio on one map.
 # Our score is a difference between an image and the same image with a stamp. The hills
 # stand on both sides, and they cancel. A spike of height $a$ on $r$ flat positions adds
 # $a$ to the maximum and $r a$ to the sum. On hilly ground the maximum even gets less:
@@ -663,8 +665,8 @@ kept = by_guess["blended"]["real"][by_guess["blended"]["chosen"]]
 check.reveal(guess_left, round(100 * kept.asr), "%")
 
 # %% tags=["claim", "figure"]
-for which, s in elsewhere.items():
-    print(f"blended, by its own picture, {which}, ASR. Measured: {s.asr:.0%}.")
+for place, s in elsewhere.items():
+    print(f"blended, by its own picture, {place}, ASR. Measured: {s.asr:.0%}.")
 tries = [p["blended"]["real"][p["blended"]["chosen"]] for p in (by_guess, by_truth)]
 low = min(s.asr for s in (*tries, *elsewhere.values()))
 check.claim("Blended, over all of these cuts, the lowest ASR.", low, 0.8, 1, "%")
@@ -706,7 +708,8 @@ figures.breaks(by_guess, by_truth, verdict)
 # attacker's sign?
 
 # %% tags=["predict"]
-guess_blind, blind = None, {}
+guess_blind = None
+blind = {}
 some = test[test.y != 0][:60].pixels()
 for name in ("blended", "badnets", "benign"):
     for i, width in enumerate((16, 32, 64, 128)):
