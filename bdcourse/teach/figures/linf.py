@@ -34,8 +34,7 @@ def growth(reach: Sequence[int], positions: int, curves: Mapping[str, Sequence[f
             fontweight="bold",
             annotation_clip=False,
         )
-        # The larger dot lies below: those of sum and Euclidean norm nearly coincide.
-        ax.plot(reach[0], values[0], "o", color=color, ms=11 if name == "sum" else 6)
+        ax.plot(reach[0], values[0], "o", color=color, ms=7)
     first = {name: values[0] for name, values in curves.items()}
     most = max(first, key=lambda name: first[name])
     ax.set(xlabel="positions that the spike covers", ylabel="the norm grows by a factor")
@@ -235,7 +234,7 @@ def repair(path: Mapping[str, Any]) -> Picture:
         description="",
         ax=ax,
     )
-    ax.hlines(10, -1, off[-1], color=QUIET, lw=1, ls=":", zorder=1)  # short of the names
+    ax.axhline(10, color=QUIET, lw=1, ls=":", zorder=1)
     end = "and never dies" if gone is None else f"and dies at {gone}"
     show.headline(
         fig, f"At {dead} channels the guess is dead; the attack has {obeyed:.0%} there, {end}"
