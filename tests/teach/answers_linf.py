@@ -48,14 +48,14 @@ def without_the_root(clean, triggered, p):
 
 def verdict(guess, asr, ra, acc, dead=0.1, read=0.9):
     if asr < dead:
-        return "repaired" if min(ra, acc) >= read else "silenced"
+        return "repaired" if min(ra, acc) >= read else "dead, unread"
     return "immune to the guess" if guess < dead else "untouched"
 
 
 def verdict_by_table(guess, asr, ra, acc):
     words = {
         (True, True): "repaired",
-        (True, False): "silenced",
+        (True, False): "dead, unread",
         (False, True): "immune to the guess",
         (False, False): "untouched",
     }

@@ -148,17 +148,29 @@ def corner(real: Tensor, guess: Tensor, mask: Tensor, side: int = 20) -> Picture
     )
 
 
-def confession(said: str, name: str, sign: Tensor, mask: Tensor, pattern: Tensor) -> Picture:
-    """What the search found for one sign, and what the network says of it."""
-    stamped = (1 - mask) * sign + mask * pattern
+def confession(sign: Tensor, rows: Mapping[str, tuple[str, Tensor, Tensor]]) -> Picture:
+    """What the search found for some signs, and what the network says of it.
+
+    Args:
+        sign: an image (c, h, w).
+        rows: name of a sign -> what the network reads, the mask and the pattern.
+    """
+    images, names = [], []
+    for said, mask, pattern in rows.values():
+        stamped, gray = ((1 - mask) * under + mask * pattern for under in (sign, 0.5))
+        images.append(torch.stack([sign, stamped, mask.expand(3, -1, -1), gray]))
+        names += ["clean", f"read as {said}", "mask", "stamp on gray"]
+    sizes = {name: f"{float(mask.sum()):.0f}" for name, (_, mask, _) in rows.items()}
+    said = "; ".join(f"“{name}” costs {size} pixels" for name, size in sizes.items())
     return show.images(
-        torch.stack([sign, stamped, mask.expand(3, -1, -1), 0.5 * (1 - mask) + mask * pattern]),
-        ["clean", f"read as {said}", "mask", "stamp on gray"],
+        torch.cat(images),
+        names,
         cols=4,
-        title=f"“{name}” costs {mask.sum():.0f} pixels",
-        description=f"A stop sign, the same sign with the smallest stamp that was found for "
-        f"the answer {name}, which the network reads as {said}, the mask of this stamp, and the "
-        "stamp on a gray ground, where black and white pixels show.",
+        title=said,
+        description="Rows of four images, one for each of these answers: "
+        f"{', '.join(f'{name}, which the network reads as {r[0]}' for name, r in rows.items())}. "
+        "A stop sign, the same sign with the smallest stamp that was found, the mask of this "
+        "stamp, and the stamp on a gray ground, where black and white pixels show.",
     )
 
 
@@ -218,10 +230,11 @@ def repair(path: Mapping[str, Any]) -> Picture:
         },
         percent=True,
         title="",
-        xlabel=f"{_of(path)}; gray: more than clean images allow",
+        xlabel=f"{_of(path)}; gray: more than clean images allow; dots: 10%",
         description="",
         ax=ax,
     )
+    ax.axhline(10, color=QUIET, lw=1, ls=":", zorder=1)
     end = "and never dies" if gone is None else f"and dies at {gone}"
     show.headline(
         fig, f"At {dead} channels the guess is dead; the attack has {obeyed:.0%} there, {end}"
@@ -231,7 +244,8 @@ def repair(path: Mapping[str, Any]) -> Picture:
         "Four lines against the number of channels switched off: accuracy, attack success, robust "
         "accuracy, and the success of the guess. The guess falls to the floor first, the attack a "
         "few cuts later, and robust accuracy rises as it falls; accuracy stays at the top and sags "
-        "at the end. Gray begins behind the cut that the held-out images chose.",
+        "at the end. A dotted line marks ten percent. Gray begins behind the cut that the "
+        "held-out images chose.",
     )
 
 
@@ -285,7 +299,7 @@ def breaks(
             off, scores, at = path["off"], path["real"], path["chosen"]
             _dear(ax, off, off[at])
             series: dict[str, tuple[Sequence[float], dict[str, Any]]] = {
-                "ACC": ([s.acc for s in scores], {"color": CLEAN, "lw": 7, "alpha": 0.35}),
+                "ACC": ([s.acc for s in scores], {"color": CLEAN, "lw": 5, "alpha": 0.4}),
                 "RA": ([s.ra for s in scores], {"color": DEFENDED, "ls": "-.", "marker": "^"}),
                 "ASR": ([s.asr for s in scores], {"color": TRIGGERED, "ls": "--", "marker": "s"}),
             }
