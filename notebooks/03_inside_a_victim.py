@@ -43,8 +43,8 @@
 # | wants | to know where in the network the attack lives |
 # | may not | pass anything learned here to a defense |
 #
-# Whatever uses the trigger is an *oracle*. Oracles are fine for understanding. A repair that
-# is tuned by one is no repair, because no defender could have done it.
+# Whatever uses the trigger is an *oracle*. A repair that is tuned by one is no repair, because
+# no defender could have done it.
 
 # %% tags=["setup"]
 import copy
@@ -75,7 +75,7 @@ print(f'{len(test)} test images; the attacker wants the sign "{test.classes[targ
 #
 # A bracket is one where the statement in it holds, else zero. The three are called accuracy,
 # attack success rate and robust accuracy. The last two look at the same images. An image cannot
-# be both moved and right, so they never add up to more than one; the rest gets some third label.
+# be both moved and right, so they never add up to more than one.
 #
 # ### Exercise 1: attack success rate
 #
@@ -126,8 +126,7 @@ check.asr(asr)
 #
 # <details><summary>Hint 1</summary>
 #
-# Ask twice, for clean and for triggered pixels. Return a tensor of three shares in the order of
-# the formula.
+# Return a tensor of three shares in the order of the formula.
 #
 # </details>
 #
@@ -196,7 +195,7 @@ check.claim("Both victims obey their trigger.", weakest, *BAND, "%")
 
 # %% tags=["predict", "claim"]
 guess = None
-even = torch.cat([(test.y == c).nonzero()[:50, 0] for c in range(test.k)])
+even = torch.cat([(test.y == c).nonzero()[:25, 0] for c in range(test.k)])
 stamped, labels = badnets.attack.trigger(test[even].pixels()), test.y[even]
 said_twin = metrics.predict(twin.model, stamped)
 honest = (said_twin == target).float().mean().item()
@@ -230,10 +229,9 @@ wrecks = torch.stack([torch.stack(row) for row in wrecks])
 figures.wreckage(shares, wrecks)
 
 # %% [markdown]
-# Follow the orange squares. At first the attack survives, then luck decides,
-# at last it is gone. So is accuracy: a broken network obeys nobody. The circles give the wrecks
-# away, and so do the triangles: most labels have not come back. *Zero is not repair.* (A triangle can lie above its circle, since RA
-# leaves the target's own signs out.)
+# Follow the orange squares. At first the attack survives, then luck decides, at last it is gone.
+# So is accuracy: a broken network obeys nobody. The circles give the wrecks away, and so do the
+# triangles: most labels have not come back. *Zero is not repair.*
 #
 # **Third: who chose the threshold?** Every pruning method has a knob, and somebody must turn
 # it. [Lesson 05](05_clp.ipynb) meets CLP, channel Lipschitzness pruning, whose knob $u$ says
@@ -271,7 +269,7 @@ show.Table(rows, caption=told)
 #
 # ## A map of the network
 #
-# With honest numbers in hand, open the victim. It is a ResNet-18 at a quarter of the usual
+# Now open the victim. It is a ResNet-18 at a quarter of the usual
 # width. Learn its street names; all later lessons use them.
 
 # %% tags=["figure"]
@@ -331,7 +329,7 @@ check.tac(tac)
 # At one, the change is as large as the signal itself; it can be larger. Victim and twin get the
 # same trigger.
 
-# %% tags=["method"]
+# %% tags=["method", "claim", "figure"]
 stages = ["bn1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1))]
 
 
@@ -349,8 +347,6 @@ for name in ("badnets", "blended"):
     views = asked_of(name, 80)[:2]
     both = [ratio(m, *views) for m in (zoo[name].model, twin.model)]
     ratios[name] = torch.stack(both)
-
-# %% tags=["claim", "figure"]
 louder = min((r[0, -1] / r[1, -1]).item() for r in ratios.values())
 check.claim("At the exit the victim is the louder one.", louder, 2, 10_000, "times")
 figures.carried(stages, ratios)
@@ -392,9 +388,9 @@ check.claim("Without all 128, accuracy and ASR both stand.", lower, *BAND, "%")
 # %% [markdown]
 # Nothing happened. Is the branch too quiet to matter? No: the trigger changes it three quarters
 # as much as the shortcut around it. Does the other half carry the attack? We cut all 128. Still
-# nothing, and accuracy stands too. The shortcut carries *both* rules, and neither
-# needs this branch. A channel can be loud and not needed. *Correlation is not cause.* Listening
-# can suggest where to cut. Only the cut can tell.
+# nothing, and accuracy stands too. The shortcut carries *both* rules, and neither needs this
+# branch. A channel can be loud and not needed. *Correlation is not cause.* Listening can suggest
+# where to cut. Only the cut can tell.
 #
 # ## Which channels? Make the cut
 #
@@ -509,7 +505,7 @@ figures.cut_curves(counts, curves, before)
 # %% [markdown]
 # Two channels of more than a thousand, and the attack is over: true labels come back, accuracy
 # stays. (Zero of some ninety images still leaves about 3% open.) Random pairs leave the attack
-# nearly whole. One random eight ends it. Did that eight hold both loud channels?
+# whole, and even random eights leave most of it.
 #
 # In JupyterLab each button below is a channel of `bn1`, and the two are off. Put one back: does
 # the attack return? Could another pair end it as well? Guess, try some, then look below.
@@ -536,8 +532,8 @@ figures.pairs(kept_asr, len(signs))
 #
 # Look at the right half of the curves again. The same cut breaks `blended`: accuracy
 # collapses first, RA hardly rises, and the wreck still obeys. The pair that TAC picks costs more
-# than half the accuracy, and the random pairs cost next to nothing. So TAC found channels that
-# the *signs* need. What the attack alone needs, it did not find.
+# than half the accuracy, more than any of the four random pairs. So TAC found channels that the
+# *signs* need. What the attack alone needs, it did not find.
 #
 # Perhaps `blended` lives elsewhere. So cut every layer in turn, a quarter of its channels, loudest
 # first. Where accuracy or ASR falls below 90%, cut four random quarters as well: a cut that does
@@ -758,8 +754,7 @@ figures.evidence(shown, heats, sure, 1, edge)
 # ## Where it breaks
 #
 # Grad-CAM can point because the patch has a place. The blended trigger has none, and in the last
-# column the tool points all the same, a little everywhere. TAC needs no place, yet on the same
-# victim it finds no door either.
+# column the tool points all the same, a little everywhere.
 #
 # And there is a deeper break. Every tool of this page knows the trigger. The two channels
 # are an oracle's find; a defender has weights and a few clean images.
@@ -778,7 +773,7 @@ figures.evidence(shown, heats, sure, 1, edge)
 #
 # Where inside the network does the trigger live? In `badnets` it comes in through a narrow door
 # at the entrance and still depends on the first block. In `blended` no cut brought more than a
-# few labels back. You know both because you cut.
+# few labels back.
 #
 # ## Quiz
 
@@ -810,7 +805,7 @@ quiz("inside")
 #
 # A forward hook can write the means. We tried it: still no quarter of any layer repairs
 # `blended`. The one dent in its ASR, at `1.0.bn1`, even gets smaller, so part of it was the
-# zero's doing. For `badnets` the pair of `bn1` ends the attack either way.
+# zero's doing.
 #
 # </details>
 #

@@ -214,8 +214,7 @@ def cut_curves(
             "Four panels, rates against the number of channels switched off, above by TAC and "
             "below at random. For badnets, by TAC, attack success drops to the floor and RA "
             "rises to the top within two channels, at full accuracy; with up to four random "
-            "channels attack success stays high and RA low, and one of the draws of eight ends "
-            "the attack. For blended accuracy falls long "
+            "channels attack success stays high and RA low. For blended accuracy falls long "
             "before attack success does, and RA stays near the floor.",
         )
 
