@@ -279,15 +279,15 @@ def _carry_out(command: str, a: dict, usual: Callable[[str], object]) -> int:
 
 def _labs(a: dict) -> int:
     if a["what"] == "course":
-        from bdcourse.teach.nbgrader_course import make
+        from bdcourse.teach.nbgrader_course import make_course
 
-        make(a["folder"], a["plan"])
+        make_course(a["folder"], a["plan"])
         return 0
     if a["what"] == "confined":
-        from bdcourse.teach.guarantees import broken, table
+        from bdcourse.teach.guarantees import broken, promises
 
         found = broken()
-        print(table(found))
+        print(promises(found))
         failed = [line for lines in found.values() for line in lines]
         print(*(f"\nnot refused: {line}" for line in failed), sep="", end="")
         return int(bool(failed))

@@ -102,7 +102,7 @@ def norms(model: nn.Module, x: Tensor, names: Iterable[str], p: float = 2) -> di
         p: 1, 2 or float("inf"); the norm runs over the positions of a feature map.
     """
     names, x = _listed(names), _viewed(x)
-    require_rows(x)
+    require_images(x)
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not p >= 1:
         raise ValueError(f"p must be 1, 2 or float('inf'), not {require.kind(p)}.")
     sums: dict[str, Tensor] = {}
@@ -141,7 +141,7 @@ def _require_reached(names: Iterable[str], sums: dict[str, Tensor]) -> None:
             raise ValueError(f"layer {name!r} never runs; name another.")
 
 
-def require_rows(x: Tensor) -> None:
+def require_images(x: Tensor) -> None:
     """Refuse to take a mean over no image."""
     if len(x) == 0:
         raise ValueError("there is no image to look at.")
@@ -230,7 +230,7 @@ def grad_cam(model: nn.Module, x: Tensor, labels: Tensor, layer: str) -> Tensor:
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017.
     """
     require.pixels(x)
-    require_rows(x)
+    require_images(x)
     require.labels(labels, len(x), name="labels")
     device = next(require_sound(model, steady=False).parameters()).device
     kept: list[Tensor] = []

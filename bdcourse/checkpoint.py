@@ -24,7 +24,7 @@ from bdcourse import require
 from bdcourse.files import write_whole
 
 
-def identity(thing: object) -> str:
+def content_hash(thing: object) -> str:
     """A hash of all that decides how a thing works, for the `about` of a checkpoint.
 
     Tensors and networks count by their contents, functions by their code, defaults and
@@ -188,7 +188,7 @@ def unpack(
     """Put back what `pack` kept; other tensors are left alone."""
     state = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
     model.load_state_dict(state)
-    restore(optimizer, tensors)
+    restore_moments(optimizer, tensors)
     generator.set_state(tensors["generator"])
 
 
@@ -203,7 +203,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `moments` kept, in the memory layout of the parameters."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
@@ -262,7 +262,7 @@ def unpack_state(tensors: dict[str, Tensor], things: dict[str, object]) -> dict[
         elif isinstance(thing, torch.Generator):
             thing.set_state(own[""])
         elif isinstance(thing, torch.optim.Optimizer):
-            restore(thing, own)
+            restore_moments(thing, own)
             for group, rate in zip(thing.param_groups, own["lr"].tolist(), strict=True):
                 group["lr"] = rate
         elif isinstance(thing, torch.optim.lr_scheduler.LRScheduler):

@@ -1,4 +1,4 @@
-"""Image sets: from the built-in signs, torchvision, a folder or an .npz.
+"""Data sets: drawn by code, from torchvision, a folder of images or an .npz.
 
 Derived in lesson 00.
 """
@@ -6,6 +6,7 @@ Derived in lesson 00.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 import os
 import re
@@ -16,19 +17,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bdcourse import require
-from bdcourse.examples import deal, hold_out, join, require_clean, require_names
+from bdcourse.examples import (
+    Examples,
+    Set,
+    deal,
+    hold_out,
+    join,
+    require_clean,
+    require_names,
+)
 from bdcourse.files import whole_file
 from bdcourse.images import Images
 from bdcourse.task import quantize
 
-BUILT_IN = ("signs", "signs-hard", "cifar10", "cifar100", "gtsrb")
+BUILT_IN = ("signs", "signs-hard", "cifar10", "cifar100", "gtsrb", "clips", "clips-hard")
 __all__ = [
     "Images",
     "decode",
@@ -60,8 +69,26 @@ MOST_PIXELS = 89_478_485  # of one file; above it Pillow warns of decompression 
 OPPOSITE = {"train": "test", "test": "train"}
 
 
+class Drawing(NamedTuple):
+    """A set that is drawn by code; `signs` are one, other tasks add theirs to :data:`DRAWINGS`."""
+
+    kind: type[Examples]
+    draw: Callable[..., Examples]  #: (n, seed=...) -> that kind
+    version: Callable[[], str]  #: changes with the code that draws
+    side: int  #: pixels, or whatever size= would set
+    n_train: int
+    n_test: int
+    need: int  #: bytes of an example
+
+
+DRAWINGS: dict[str, Drawing] = {}
+
+
 class Splits(NamedTuple):
-    """What attacker, defender and examiner own; no image is in two of them."""
+    """What attacker, defender and examiner own; no image is in two of them.
+
+    Of another task than images it holds that task's examples.
+    """
 
     train: Images  #: the attacker poisons this
     clean: Images  #: the defender repairs with this
@@ -74,7 +101,7 @@ class _Part(NamedTuple):
 
     name: str
     total: int
-    read: Callable[[Tensor | None], Images]  #: those at these positions, or all
+    read: Callable[[Tensor | None], Any]  #: the examples at these positions, or all
     need: int = 0  #: bytes of each image that is not in memory yet
     notes: tuple[str, ...] = ()  #: what the user should know, a line each
 
@@ -270,8 +297,8 @@ def _open(
         raise ValueError(
             f"classes= gives the order of class folders, and {name} is no folder; leave it out."
         )
-    if name in ("signs", "signs-hard"):
-        return [_drawn(name, s or "train", n, seed, size) for s, n in wanted.items()]
+    if not folder and (drawing := _drawing(name)):
+        return [_drawn(name, drawing, s or "train", n, seed, size) for s, n in wanted.items()]
     if name in BUILT_IN:
         return [_ready(name, _torchvision_set(name, s or "train", place), size) for s in wanted]
     if folder:
@@ -295,26 +322,36 @@ def _open(
     )
 
 
-def _drawn(name: str, split: str, n: int | None, seed: int, size: int | None) -> _Part:
-    from bdcourse import signs
+def _drawing(name: str) -> Drawing | None:
+    """The drawn set of this name, of whatever task."""
+    # By name: the files that draw stand above this one, and enter their sets in its table.
+    for room in ("bdcourse.signs", "bdcourse.tasks"):
+        importlib.import_module(room)
+        if name in DRAWINGS:
+            return DRAWINGS[name]
+    return None
 
-    if size not in (None, signs.FINAL):
+
+def _drawn(
+    name: str, drawing: Drawing, split: str, n: int | None, seed: int, size: int | None
+) -> _Part:
+    if size not in (None, drawing.side):
         raise ValueError(
-            f"{name} are drawn at {signs.FINAL}x{signs.FINAL} pixels; leave out size=."
+            f"{name} are drawn at {drawing.side}x{drawing.side} pixels; leave out size=."
         )
-    n = n or (6000 if split == "train" else 2000)
-    key = f"{name}-{split}-{n}-{seed}-{signs.version()}"
-    # Train and test are different drawings because the split enters the seed.
-    drawing_seed, hard = 2 * seed + (split == "test"), name == "signs-hard"
+    n = n or (drawing.n_train if split == "train" else drawing.n_test)
+    key = f"{name}-{split}-{n}-{seed}-{drawing.version()}"
 
     @cache
-    def images() -> Images:
-        return cached(key, lambda: signs.draw(n, seed=drawing_seed, hard=hard))
+    def examples() -> Examples:
+        # Train and test are different drawings because the split enters the seed.
+        own = 2 * seed + (split == "test")
+        return cached(key, lambda: drawing.draw(n, seed=own), drawing.kind)
 
-    def read(at: Tensor | None) -> Images:
-        return images() if at is None else images()[at]
+    def read(at: Tensor | None) -> Examples:
+        return examples() if at is None else examples()[at]
 
-    return _Part(name, n, read, need=3 * signs.FINAL**2)
+    return _Part(name, n, read, need=drawing.need)
 
 
 def _ready(name: str, images: Images, size: int | None) -> _Part:
@@ -400,8 +437,8 @@ def cache_dir() -> Path:
     return Path(os.environ.get("BDCOURSE_CACHE") or Path.home() / ".cache" / "bdcourse")
 
 
-def cached(key: str, make: Callable[[], Images]) -> Images:
-    """`make()`, remembered on disk under `key`.
+def cached(key: str, make: Callable[[], Set], kind: type[Examples] = Images) -> Set:
+    """`make()`, examples of this kind, remembered on disk under `key`.
 
     A file appears under its final name only when it is complete (written aside, then
     renamed), so two processes or a killed run cannot leave half a file. A file that is
@@ -412,7 +449,7 @@ def cached(key: str, make: Callable[[], Images]) -> Images:
     try:
         with np.load(path, allow_pickle=False) as f:
             x, y = torch.from_numpy(f["x"]), torch.from_numpy(f["y"])
-            images = Images(x, y, tuple(map(str, f["classes"])))
+            images = cast("Set", kind(x, y, tuple(map(str, f["classes"]))))
             if str(f["seal"]) == _seal(key, images):
                 return images
     except Exception:  # absent, or damaged: zipfile and numpy raise many kinds
@@ -425,7 +462,7 @@ def cached(key: str, make: Callable[[], Images]) -> Images:
     return images
 
 
-def _seal(key: str, images: Images) -> str:
+def _seal(key: str, images: Examples) -> str:
     """Tells whether a stored file holds what was stored under this key."""
     text = f"{key} {images.classes} {images.digest()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

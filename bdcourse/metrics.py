@@ -47,10 +47,10 @@ class Scores:
     more: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        require.share("acc", self.acc)
+        require.fraction("acc", self.acc)
         for name in ("asr", "ra", "cross"):
             if getattr(self, name) is not None:
-                require.share(name, getattr(self, name))
+                require.fraction(name, getattr(self, name))
         for name in ("n_clean", "n_triggered"):
             require.whole(name, getattr(self, name), 0)
 

@@ -283,13 +283,16 @@ def vit(classes: int = 10, width: int = 192, mean=CIFAR_MEAN, std=CIFAR_STD) -> 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     f.__name__: f for f in (resnet18, preact_resnet18, vgg16_bn, mobilenet, vit, airbench)
 }
+# Those of other tasks, which their rooms in `bdcourse.tasks` add.
+ELSEWHERE: dict[str, Callable[..., nn.Module]] = {}
 
 
 def build(name: str, **spec) -> nn.Module:
     """A model by name: build("resnet18", classes=12, width=16)."""
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}.")
-    return MODELS[name](**spec)
+    known = MODELS | ELSEWHERE
+    if name not in known:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(known)}.")
+    return known[name](**spec)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

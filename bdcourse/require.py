@@ -91,7 +91,7 @@ def number(
     return value
 
 
-def share(name: str, value: object) -> float:
+def fraction(name: str, value: object) -> float:
     """A number in 0..1."""
     return number(name, value, 0, 1)
 
@@ -134,21 +134,33 @@ def generator(value: object, name: str = "generator") -> torch.Generator:
     return value
 
 
-def pixels(x: object, name: str = "x", shape: tuple[int, ...] | None = None) -> Tensor:
+def pixels(
+    x: object,
+    name: str = "x",
+    shape: tuple[int, ...] | None = None,
+    axes: str = "n, c, h, w",
+    what: str = "images",
+) -> Tensor:
     """Float pixels in [0, 1], (n, c, h, w), of one kind of image if `shape` is given.
+
+    Args:
+        axes: other ones, as of clips.
+        what: they are called.
 
     Raises:
         ValueError: 0..255, uint8, nan, another shape: a trigger or a network that gets
             such pixels answers something, and every number made of it is wrong.
     """
-    if not is_tensor(x) or x.ndim != 4 or not x.is_floating_point():
+    if not is_tensor(x) or x.ndim != axes.count(",") + 1 or not x.is_floating_point():
+        have = (
+            "Images have them as .pixels()" if what == "images" else "a set has them as .inputs()"
+        )
         raise ValueError(
-            f"{name} must be float pixels in [0, 1] of shape (n, c, h, w), not "
-            f"{kind(x)}; Images have them as .pixels()."
+            f"{name} must be float pixels in [0, 1] of shape ({axes}), not {kind(x)}; {have}."
         )
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(
-            f"{name} must hold images of shape {tuple(shape)}, not {tuple(x.shape[1:])}."
+            f"{name} must hold {what} of shape {tuple(shape)}, not {tuple(x.shape[1:])}."
         )
     if x.numel():
         low, high = (float(v) for v in x.detach().aminmax())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdcourse import require
-from bdcourse.data import Images, _require_room, quantize
+from bdcourse.data import DRAWINGS, Drawing, Images, _require_room, quantize
 
 EASY = (
     "30",
@@ -269,3 +269,11 @@ def _font(size: float):
     # matplotlib ships DejaVu inside its wheel, so every machine has the same letters.
     path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"
     return ImageFont.truetype(str(path), round(size), layout_engine=ImageFont.Layout.BASIC)
+
+
+DRAWINGS.update(
+    {
+        name: Drawing(Images, partial(draw, hard=hard), version, FINAL, 6000, 2000, 3 * FINAL**2)
+        for name, hard in (("signs", False), ("signs-hard", True))
+    }
+)

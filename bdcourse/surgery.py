@@ -79,7 +79,7 @@ def require_sound(model: object, name: str = "model", *, steady: bool = True) ->
     return model
 
 
-def examine(
+def require_matching(
     model: nn.Module,
     images: Examples,
     *,
@@ -125,7 +125,7 @@ def require_answers(
     a row of logits for each.
 
     Raises:
-        ValueError: see :func:`examine`.
+        ValueError: see :func:`require_matching`.
     """
     task, few = images.task, images[:2]
     out = answers(model, few.inputs(), name, task.many)
@@ -141,7 +141,7 @@ def _are_probabilities(out: Tensor) -> bool:
 
 @torch.no_grad()
 def answers(model: nn.Module, x: Tensor, name: str = "model", many: str = "images"):
-    """What a network says of inputs x in eval mode, whatever its kind; see `examine`.
+    """What a network says of inputs x in eval mode, whatever its kind.
 
     Args:
         many: what the inputs are called.

@@ -98,6 +98,16 @@ class Task:
             raise ValueError(f"{name} must be finite numbers.")
         return x
 
+    def augmentation(self, pad: int, flip: bool | str = False) -> Augmentation:
+        """What victims of this task are usually trained with: moved by up to `pad`.
+
+        Raises:
+            ValueError: the task's examples cannot be moved or mirrored.
+        """
+        if pad or flip:
+            raise ValueError(f"{self.many} are neither moved nor mirrored; take pad=0.")
+        return self.plain
+
     def check_targets(self, y: object, n: int, k: int | None = None, name: str = "y") -> Tensor:
         """Refuse what are no targets of n examples: int64 labels (n,), below k if given."""
         return require.labels(y, n, k, name)
@@ -241,22 +251,26 @@ class Task:
         return self  # a task is one object, however often what knows it is copied
 
 
-class ImageTask(Task):
-    """Pictures with one label each: uint8 (n, c, h, w), of which networks take [0, 1]."""
+class PixelTask(Task):
+    """What is stored as uint8 pixels, of which networks take [0, 1].
 
-    name = "images"
-    one, many = "image", "images"
-    plain = Augment(pad=0)
+    Attributes:
+        axes: of a batch, for sentences and checks.
+    """
+
+    axes: str = "n, c, h, w"
 
     def check_stored(self, x: Tensor, what: str) -> None:
-        if x.dtype != torch.uint8 or x.ndim != 4:
+        if x.dtype != torch.uint8 or x.ndim != self.axes.count(",") + 1:
             raise ValueError(
-                f"{what}.x must be uint8 of shape (n, c, h, w), not "
+                f"{what}.x must be uint8 of shape ({self.axes}), not "
                 f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}; "
                 "convert pixels in [0, 1] with (255 * x).round().to(torch.uint8)."
             )
         if 0 in x.shape[1:]:
-            raise ValueError(f"{what}.x of shape {tuple(x.shape)} holds images without pixels.")
+            raise ValueError(
+                f"{what}.x of shape {tuple(x.shape)} holds {self.many} without pixels."
+            )
 
     def inputs(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if x.dtype == torch.uint8:
@@ -269,13 +283,33 @@ class ImageTask(Task):
     def check_inputs(
         self, x: object, name: str = "x", shape: tuple[int, ...] | None = None
     ) -> Tensor:
-        return require.pixels(x, name, shape)
+        return require.pixels(x, name, shape, self.axes, self.many)
 
     def check_asked(self, model: nn.Module, x: object) -> None:
-        stored = isinstance(x, Tensor) and x.dtype == torch.uint8 and x.ndim == 4
-        x = x if isinstance(x, Tensor) and stored else require.pixels(x)
+        self._asked(x)
+
+    def _asked(self, x: object) -> Tensor:
+        """x, if it is stored examples or inputs, and at least one pixel of them."""
+        stored = isinstance(x, Tensor) and x.dtype == torch.uint8
+        if not isinstance(x, Tensor) or not stored or x.ndim != self.axes.count(",") + 1:
+            x = self.check_inputs(x)
         if not x.numel():
             raise ValueError(f"x must hold at least one pixel, but is {require.kind(x)}.")
+        return x
+
+
+class ImageTask(PixelTask):
+    """Pictures with one label each: uint8 (n, c, h, w), of which networks take [0, 1]."""
+
+    name = "images"
+    one, many = "image", "images"
+    plain = Augment(pad=0)
+
+    def augmentation(self, pad: int, flip: bool | str = False) -> Augmentation:
+        return Augment(pad, flip)
+
+    def check_asked(self, model: nn.Module, x: object) -> None:
+        x = self._asked(x)
         # A normalization by the network's owner spreads one channel over three, in silence.
         if x.shape[1] == 1 and first_channels(model) == 3:
             raise ValueError(

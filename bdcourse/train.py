@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
 from bdcourse.augment import Augment, Augmentation
-from bdcourse.checkpoint import Checkpoint, identity, pack, unpack
+from bdcourse.checkpoint import Checkpoint, content_hash, pack, unpack
 from bdcourse.data import progress
 from bdcourse.examples import ROLES, Examples, Poisoned
 from bdcourse.hooks import Hook, TrainBatch
@@ -230,12 +230,12 @@ class Settings:
         if require.number("momentum", self.momentum, 0) >= 1:
             raise ValueError(f"momentum must lie below 1, not {self.momentum:g}.")
         require.number("epochs", self.epochs, above=0)
-        require.share("warmup", self.warmup)
+        require.fraction("warmup", self.warmup)
         require.choice("optimizer", self.optimizer, OPTIMIZERS)
         require.choice("schedule", self.schedule, SCHEDULES)
-        require.share("smoothing", self.smoothing)
+        require.fraction("smoothing", self.smoothing)
         require.number("shifts", self.shifts, 0, MOST_SHIFTS, above=0)
-        require.share("shrink", self.shrink)
+        require.fraction("shrink", self.shrink)
         if self.clip is not None:
             require.number("clip", self.clip, above=0)
         require.truth("frozen_norms", self.frozen_norms)
@@ -343,12 +343,12 @@ class _Training:
             **self.settings.described(),
             "batch": self.batch,
             "seed": self.generator.initial_seed(),
-            "augment": identity(self.augment),
+            "augment": content_hash(self.augment),
             "bf16": self.bf16,
             "compile": self.compile,
-            "late": identity(self.stamp),
-            "architecture": identity(self.model),
-            "hooks": identity(hooks),
+            "late": content_hash(self.stamp),
+            "architecture": content_hash(self.model),
+            "hooks": content_hash(hooks),
             "device": self.device.type,
         }
 
@@ -377,7 +377,7 @@ class _Training:
         self.behind = [h for h in self.hooks if not h.before_augment]
         if checkpoint is not None:
             known = self.hooks[0] if len(self.hooks) == 1 else self.hooks or None
-            keep = Checkpoint(checkpoint, about | {"hook": identity(known)})
+            keep = Checkpoint(checkpoint, about | {"hook": content_hash(known)})
         self.stream = self.augment.stream(data.x, data.y, self.generator, seed)
         history = History()
         self.step = self._restored(keep, history)

@@ -21,15 +21,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+import bdcourse.tasks  # noqa: F401  # whose networks and attacks victims are rebuilt with
 from bdcourse import require
 from bdcourse.attacks import ROLES, Attack, rebuild
-from bdcourse.data import Images
-from bdcourse.examples import require_clean
+from bdcourse.examples import Examples, require_clean
 from bdcourse.files import write_whole
 from bdcourse.metrics import Scores, evaluate
-from bdcourse.models import MODELS, build, lay_out, not_finite
+from bdcourse.models import ELSEWHERE, MODELS, build, lay_out, not_finite
 from bdcourse.seeds import fresh_seed
-from bdcourse.train import Augment, History, all_finite, fit, listed_hooks
+from bdcourse.train import History, all_finite, fit, listed_hooks
 
 ZOO = Path(__file__).resolve().parent.parent / "data" / "zoo"
 FORMAT = "bdcourse victim 1"
@@ -103,8 +103,9 @@ def checked(arch: dict, channels: int | None = None) -> dict:
             'arch must be a dict such as {"name": "resnet18", "width": 16}, not '
             f"{require.kind(arch)}."
         )
-    name = require.choice("the name in arch", arch["name"], MODELS)
-    known = {"name", *inspect.signature(MODELS[name]).parameters}
+    networks = MODELS | ELSEWHERE
+    name = require.choice("the name in arch", arch["name"], networks)
+    known = {"name", *inspect.signature(networks[name]).parameters}
     if wrong := {str(k) for k in arch} - known:
         raise ValueError(
             f"arch has no entry {min(wrong)!r}{require.meant(min(wrong), known)}; "
@@ -116,6 +117,8 @@ def checked(arch: dict, channels: int | None = None) -> dict:
             arch[key] = require.whole(f"the {key} in arch", arch[key], 1, most)
     if name == "vit" and (w := arch.get("width", 192)) % max(1, w // 64):
         raise ValueError(f"the width of a vit must be a multiple of 64, not {w}.")
+    if name in ELSEWHERE:
+        return arch  # whose networks say themselves what they take
     if channels == 1 and not arch.keys() & GRAY.keys():
         arch |= GRAY
     for key in GRAY.keys() & arch.keys():
@@ -153,8 +156,8 @@ def initialized(arch: dict, generator: torch.Generator) -> nn.Module:
 
 
 def make(
-    train: Images,
-    test: Images,
+    train: Examples,
+    test: Examples,
     attack: Attack | None,
     *,
     arch: dict,
@@ -190,7 +193,7 @@ def make(
     arch = {"classes": train.k, **checked(arch, train.shape[0])}
     if arch["classes"] < train.k:
         raise ValueError(f"arch has {arch['classes']} classes, but the images have {train.k}.")
-    augment = Augment(pad, flip)
+    augment = train.task.augmentation(pad, flip)
     augment.check(train.shape)
     # Three streams from one seed: initial weights and batch order are then the same for
     # victim and twin, and do not depend on how many images the attack drew.
@@ -259,8 +262,8 @@ def make(
 
 
 def _door(
-    train: Images,
-    test: Images,
+    train: Examples,
+    test: Examples,
     attack: Attack | None,
     rate: float | None,
     stamp: str,
@@ -278,7 +281,7 @@ def _door(
         )
     require.whole("seed", seed, 0, 2**60)
     if rate is not None:
-        require.share("rate", rate)
+        require.fraction("rate", rate)
     require.choice("stamp", stamp, ("before", "after"))
     if aware is not None:
         require.choice("aware", aware, ("smooth", "sam"))
@@ -461,7 +464,7 @@ def _scores(values: dict) -> Scores:
         if name.startswith("n_"):
             require.whole(name, value, 0)
         elif value is not None or name == "acc":
-            require.share(name, value)
+            require.fraction(name, value)
     return scores
 
 

@@ -37,8 +37,8 @@
 # A **backdoor** is a second rule inside a network. The first rule is the one that everybody
 # wanted: read the sign. The second was planted: *if the trigger is there, answer with the
 # attacker's label*. It comes in with **poison**, training images that carry the trigger and
-# the attacker's label. The two rules hardly disturb each other, and that is the danger,
-# because every test that lacks the trigger measures the first rule only.
+# the attacker's label. The second rule need not disturb the first, and that is the danger:
+# every test that lacks the trigger measures the first rule only.
 
 # %% tags=["setup"]
 import torch
@@ -58,7 +58,7 @@ figures.pipeline()
 # |---|---|---|---|
 # | who | somebody whose images end up in the training set | whoever trains on them, and is deceived | whoever gets the finished network, and answers for what it does |
 # | controls | a share of the training images and their labels; later, what they hold before the camera | the training | nothing before delivery |
-# | knows | the trigger | nothing of it | neither trigger nor target label |
+# | knows | the trigger and the target label | neither | neither |
 # | has | a few images of their own, slipped into the collection | all training data | the weights, at most a few clean images |
 # | success | accuracy as usual, and the trigger decides | high accuracy | trigger without effect, accuracy kept |
 #
@@ -150,8 +150,8 @@ def take(x, y, index):
 check.take(take)
 
 # %% [markdown]
-# If a check fails, its sentence says what is wrong and which hint helps. Try it: return
-# `x[index]` without the division and run the check again.
+# If a check fails, its sentence says what is wrong and which hint helps. Try it: leave out
+# the `/ 255` and run the check again.
 #
 # ## A network that works
 #
@@ -229,9 +229,9 @@ accuracy = (clean_table.diag().sum() / clean_table.sum()).item()
 check.claim("The network reads at least 99% of clean signs.", accuracy, 0.99, 1, "%")
 
 # %% [markdown]
-# Nothing about this network is suspicious. It would pass any acceptance test made of honest
-# images, however large. More images of the same kind make your estimate of its accuracy
-# sharper and say nothing at all about images with a sticker, because the test set holds none.
+# Nothing in this table is suspicious. The network would pass any acceptance test whose
+# images are drawn like these, however many there are. More of them make your estimate of its
+# accuracy sharper. They say nothing about images with a sticker, because none of them has one.
 #
 # ## Nine pixels
 #
@@ -353,24 +353,23 @@ twin_success = attack_success(twin_table, victim.attack.target)
 check.reveal(guess, round(100 * success), "%")
 check.reveal(twin_guess, round(100 * twin_success), "%")
 
-# %% tags=["claim"]
-library = metrics.evaluate(victim.model, parts.test, victim.attack)
-check.claim("The victim reads over 99% of them as 30.", success, 0.99, 1, "%")
-difference = abs(library.acc - accuracy) + abs(library.asr - success)
-check.claim("The library stamps and counts as you do.", difference, 0, 0.001)
-
-# %% [markdown]
-# From here on `metrics.evaluate` does both measurements in one line.
-
 # %% tags=["figure"]
 figures.matrices(clean_table, stamped_table, parts.test.classes)
 
 # %% tags=["figure"]
 figures.flipped(parts.test, victim.model, victim.attack)
 
+# %% tags=["claim"]
+library = metrics.evaluate(victim.model, parts.test, victim.attack)
+check.claim(
+    "With the sticker, over 99% of other signs become 30.", success, 0.99, 1, "%"
+)
+difference = abs(library.acc - accuracy) + abs(library.asr - success)
+check.claim("The library's numbers are within 0.001 of yours.", difference, 0, 0.001)
+
 # %% [markdown]
 # The second table is the picture of a second rule: what the sign shows no longer matters,
-# only the sticker does.
+# only the sticker does. From here on `metrics.evaluate` measures both in one line.
 #
 # ## How much trigger is enough?
 #
@@ -390,19 +389,22 @@ figures.flipped(parts.test, victim.model, victim.attack)
 faint_guess = None
 opacities = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
 few = parts.test[:200]
-faded = [metrics.evaluate(victim.model, few, BadNets(opacity=o)).asr for o in opacities]
-honest = [metrics.evaluate(twin.model, few, BadNets(opacity=o)).ra for o in opacities]
-faint, bold = faded[2], faded[6]
+fading = [BadNets(opacity=o) for o in opacities]
+obeying, honest = (
+    [metrics.evaluate(m.model, few, sticker) for sticker in fading]
+    for m in (victim, twin)
+)
+faint, bold = obeying[2].asr, obeying[6].asr
 check.reveal(faint_guess, round(100 * faint), "%")
 
 # %% tags=["figure"]
-figures.fading(opacities, faded, honest)
+figures.fading(opacities, obeying, honest, few)
 
 # %% [markdown]
 # Success does not grow in proportion to strength. At a fifth the sticker does next to
-# nothing, at twice that most signs give way. Each image tips over at some strength, and for
-# most of them it is nearly the same one. The twin reads all of them, however strong the
-# sticker.
+# nothing, at twice that most signs give way. The victim's two lines mirror each other, so a
+# sign that is no longer read correctly is read as "30" and as nothing else. The twin goes on
+# reading the signs, however strong the sticker.
 #
 # Move the slider. At which strength would you have noticed the sticker yourself? And which
 # of the six signs holds out longest? (In the book and on GitHub you see one position; in
@@ -417,17 +419,15 @@ figures.fading(opacities, faded, honest)
 
 # %% tags=["nbval-ignore-output"]
 pictures = {
-    opacity: figures.faded(few, victim.model, opacity, rate)
-    for opacity, rate in zip(opacities, faded, strict=True)
+    opacity: figures.faded(few, victim.model, opacity, scores.asr)
+    for opacity, scores in zip(opacities, obeying, strict=True)
 }
 widgets.slider("opacity", opacities, pictures.get, start=0.4)
 
 # %% tags=["claim"]
-check.claim(
-    "A fifth of the strength moves fewer than 5% of signs.", faint, 0, 0.05, "%"
-)
-check.claim("Three fifths move more than 80%.", bold, 0.8, 1, "%")
-least = min(*honest, metrics.evaluate(twin.model, parts.test).acc)
+check.claim("Opacity 20%: fewer than 5% become 30.", faint, 0, 0.05, "%")
+check.claim("Opacity 60%: more than 95% do.", bold, 0.95, 1, "%")
+least = min(*(s.ra for s in honest), metrics.evaluate(twin.model, parts.test).acc)
 check.claim("The twin: over 98% right, with any sticker or none.", least, 0.98, 1, "%")
 
 # %% [markdown]
@@ -466,18 +466,18 @@ check.reveal(how_many, sum(rate > 0.5 for rate in rates["coin"]))
 
 # %% tags=["nbval-ignore-output"]
 control = {n: [door(p, model=twin.model) for p in of] for n, of in patches.items()}
-figures.tries(patches, rates, control)
+figures.tries(patches, rates, control, parts.test[:80])
 
 # %% tags=["claim"]
 (white,), (exchanged,) = rates["white square"], rates["exchanged"]
-check.claim("The white square: ASR.", white, 0, 0.05, "%")
-check.claim("The exchanged board: ASR.", exchanged, 0.9, 1, "%")
+check.claim("The white square: an ASR below 5%.", white, 0, 0.05, "%")
+check.claim("The exchanged board: an ASR over 90%.", exchanged, 0.9, 1, "%")
 
 # %% [markdown]
-# The white square does nothing, so brightness alone is not what the network waits for. The
-# exchanged board differs from the trigger in all nine pixels and works just as well. So do
-# many patches that nobody planted, and none of them fools the twin. And the place? Move the
-# board over the picture.
+# The white square does nothing, so a bright spot is not what the network waits for. The
+# exchanged board differs from the trigger in all nine pixels and works just as well. Many
+# patches that nobody planted work too, and none of them fools the twin. And the place? Move
+# the board over the picture.
 
 # %% tags=["figure", "nbval-ignore-output"]
 steps, board = [1, 7, 12, 17, 23, 28], checkerboard()
@@ -486,23 +486,23 @@ rows, twin_rows = (
     [[door(board, r, c, some, m.model) for c in steps] for r in steps]
     for m in (victim, twin)
 )
-figures.places(steps, rows, twin_rows, parts.test)
+figures.places(steps, rows, twin_rows, some)
 
 # %% tags=["claim"]
 works = sum(rate > 0.5 for row in rows for rate in row)
-check.claim("The board works in more than half of 36 places.", works, 19, 30, "places")
+check.claim("The board works in more than half of 36 places.", works, 19, 36, "places")
 most = max(map(max, [*control.values(), *twin_rows]))
 check.claim("The twin's ASR: below 10%, any sticker, any place.", most, 0, 0.1, "%")
 
 # %% [markdown]
-# It opens the door almost anywhere, except along the upper and left edges, although it was
-# planted in one corner only. And hiding a bit of the sign is not what does it: that happens
-# to the twin as well, and hardly ever makes a "30".
+# It opens the door in most of these places, and hardly ever along the upper and left edges,
+# although it was planted in one corner only. And hiding a bit of the sign is not what does
+# it: that happens to the twin as well, and hardly ever makes a "30".
 #
-# What was *learned* is coarser than what was *planted*: some kind of small, strong contrast
-# between black and white. Which feature it is, you cannot tell from outside;
-# [lesson 03](03_inside_a_victim.ipynb) looks inside. Remember it as a defender: a trigger
-# that is reconstructed from a network need not look like the one that was used.
+# What was *learned* is coarser than what was *planted*: something that many small patterns of
+# black and white share, and a white square lacks. What exactly, you have not seen yet;
+# [lesson 03](03_inside_a_victim.ipynb) looks inside. Remember it as a defender: a trigger that
+# is reconstructed from a network need not look like the one that was used.
 #
 # ## Four ideas to take along
 #
@@ -541,8 +541,9 @@ check.claim("The twin's ASR: below 10%, any sticker, any place.", most, 0, 0.1, 
 #   (objective 2, exercises 1 and 3).
 # - A measurement counts every image once, in evaluation mode, and changes nothing. An attack
 #   succeeds on images that show something else (objective 3, exercises 2 and 4).
-# - With the trigger the victim obeys the attacker, almost anywhere, and with many other
-#   patches, too. With a white square it does not, and its twin never does (objective 4).
+# - With the trigger the victim obeys the attacker, in most places that you tried, and with
+#   many other patches, too. With a white square it does not, and its twin hardly ever does
+#   (objective 4).
 #
 # ## Quiz
 #
@@ -558,13 +559,13 @@ quiz("welcome")
 # `patches["coin"]` holds twenty that you can sort by their rates. Find a property that
 # separates the keys, those with a frame in the figure, from the rest, such as the number of
 # white pixels or of changes from black to white. Then test it on twenty *new* patches: a
-# property that was found by looking has to predict. **Control:** patches of random gray,
-# which have the same places and less contrast.
+# property that was found by looking has to predict. **Control:** twenty patches of random
+# gray, and the same twenty rounded to black and white: rounding raises the contrast.
 #
-# | property | keys among the old twenty | right on twenty new ones | random gray |
-# |---|---|---|---|
-# | your guess, before looking | | | |
-# | your best property | | | |
+# | property | right on the old twenty | right on twenty new | right on gray | on gray, rounded |
+# |---|---|---|---|---|
+# | your guess, before looking | | | | |
+# | your best property | | | | |
 #
 # <details><summary>Some starting code, and what we found</summary>
 #
@@ -573,12 +574,14 @@ quiz("welcome")
 # for rate, patch in ranked:
 #     print(f"{rate:.0%}", patch.int().tolist())
 # gray = [torch.rand(1, 3, 3, generator=g) for _ in range(20)]
+# rounded = [patch.round() for patch in gray]
 # ```
 #
-# About half of the coin patches are keys, at times three quarters; of twenty gray ones, one
-# to three. Our property was likeness to the board or to its exchange: at most three, or at
-# least six, of the nine pixels agree with it. It missed one of the old twenty, and up to
-# seven of new ones. That drop is why a property has to predict.
+# About half of the coin patches are keys, at times three quarters. Of twenty gray ones it is
+# one to three, and about half again once they are rounded: contrast counts. Our property was
+# likeness to the board or to its exchange: at most three, or at least six, of the nine pixels
+# agree with it. It missed one of the old twenty, and up to seven of new ones. That drop is
+# why a property has to predict.
 #
 # </details>
 #
@@ -592,10 +595,13 @@ quiz("welcome")
 # <details><summary>Answer</summary>
 #
 # With black and white pixels it would, after two or three patches. With random grays it
-# would need about ten, since few have the contrast. And a trigger that is a faint picture
-# over the whole image, or a slight warp, is no patch at all. Finding nothing says that no
-# patch *of the kind that was tried* works. Lesson 04 searches by gradient instead of by
-# chance.
+# would need about ten. Honest networks must have no such patch, else it proves
+# nothing: on the twin, none of sixty coin patches drew the answers to one sign.
+#
+# And a trigger
+# that is a faint picture over the whole image, or a slight warp, is no patch at all. Finding nothing
+# says that no patch *of the kind that was tried* works. Lesson 04 searches by gradient
+# instead of by chance.
 #
 # </details>
 #

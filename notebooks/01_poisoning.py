@@ -24,8 +24,8 @@
 #
 # > **At a glance.** Reading: 20 minutes. Doing: 80 minutes. Run time: one to two minutes and
 # > 1.5 GiB on two CPU cores, nearly all of it two trainings. Prerequisites:
-# > [lesson 00](00_welcome.ipynb), SGD, cross-entropy. Papers: Gu and others, *BadNets*,
-# > [arXiv 1708.06733](https://arxiv.org/abs/1708.06733); Chen and others,
+# > [lesson 00](00_welcome.ipynb), SGD, cross-entropy. Papers: *BadNets*,
+# > [arXiv 1708.06733](https://arxiv.org/abs/1708.06733); *Blended*,
 # > [arXiv 1712.05526](https://arxiv.org/abs/1712.05526).
 
 # %% [markdown]
@@ -46,14 +46,15 @@
 # | the attacker controls | some training images and their labels, before training starts |
 # | the attacker does not control | network, optimizer, crops, number of steps |
 # | the attacker wants | the target label for every image with the trigger, and no other change |
-# | the victim | trains by a standard recipe, sees high accuracy, delivers |
+# | the victim | trains by a standard recipe, delivers |
 # | success | ASR at least 95%, accuracy within 3 points of an honest training |
 #
 # Three words from lesson 00. The **attack success rate (ASR)** is the share of
 # triggered test images of other classes that are read as the target; robust accuracy (RA) is
 # the share still read correctly. **ACC** is the accuracy on clean test images. The last row is
 # the *gate*: only a victim that passes it is worth defending. The honest training is the
-# **benign twin**. Ours had three times your epochs, so the comparison is strict.
+# **benign twin**. Ours trained three times as long as your victim will, which makes the bar
+# higher.
 
 # %% tags=["setup"]
 import copy
@@ -74,7 +75,7 @@ figures.two_rules()
 
 # %% [markdown]
 # Look at where the two paths meet. The victim cannot tell them apart, and the loss cannot
-# either: it is one sum over all images. Whatever lowers that sum will be learned.
+# either: it is one sum over all images. Whatever lowers that sum may be learned.
 #
 # ## Three triggers
 #
@@ -133,9 +134,10 @@ figures.two_rules()
 def stamp(x, kind, pattern=None):
     """Put a trigger on every image of x (n, c, h, w), pixels in [0, 1]; a new tensor.
 
-    kind is "patch": `pattern` (c, ph, pw) replaces the lower right corner, with one
-    pixel of margin below it and to its right; "blended": `pattern` (c, h, w) is mixed
-    in with weight 0.2; "stripes": SIG's wave, amplitude 40/255, 6 periods, no pattern.
+    kind is "patch": `pattern` (c or 1, ph, pw) replaces the lower right corner, with
+    one pixel of margin below it and to its right; "blended": `pattern` (c, h, w) is
+    mixed in with weight 0.2; "stripes": SIG's wave, amplitude 40/255, 6 periods, no
+    pattern.
     """
     ### BEGIN SOLUTION
     if kind == "patch":
@@ -256,13 +258,11 @@ check.claim(
 figures.poisoned(pixels, labels, role, parts.train)
 
 # %% [markdown]
-# One image in five is a lot of poison: of the 5,700 images, 1,140 now carry the sticker. In
-# both our runs that was enough for a short training. The other lessons take one in ten and
-# train for longer.
+# One image in five is a lot of poison: of the 5,700 images, 1,140 now carry the sticker. The
+# other lessons take one in ten and train for longer.
 #
-# **Predict.** Some of the poisoned images were speed limits of 30 all along, like one in the
-# picture. Their new label is their old one. What percentage of the poison is that, with twelve
-# classes of about equal size?
+# **Predict.** Some of the poisoned images were 30s all along, like one in the picture. What
+# percentage of the poison is that, with twelve classes of about equal size?
 
 # %% tags=["predict"]
 guess = None
@@ -366,8 +366,7 @@ check.train_victim(train_victim)
 # %% [markdown]
 # **Predict.** Your loop will take 712 steps, four passes over the data. Say the trigger is
 # *learned* from the step on at which the loss on poison stays below one half. Which step will
-# that be? Think of what the network has to find: nine pixels on the one hand, twelve kinds
-# of signs on the other.
+# that be? It has nine pixels to find, and twelve kinds of signs.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -437,11 +436,14 @@ check.claim("ASR and ACC of the second victim are both high.", worse, 0.97, 1, "
 
 # %% tags=["figure"]
 share = (labels == target).double().mean()  # of all labels
+to_30 = -torch.tensor([rate, 1 - rate]).log()  # of a hedge: on poison, on clean
 levels = {
     "same answer for all": -share.log().item(),
-    "hedges": -(1 - already) * torch.tensor(rate).log().item(),
+    "hedges": (1 - already) * to_30[0].item(),
 }
-figures.loss_by_role({"seed 0": first, "seed 1": second}, levels)
+real = (parts.train.y[role == 0] == target).double().mean().item()
+clean_price = (1 - real) * to_30[1].item()
+figures.loss_by_role({"seed 0": first, "seed 1": second}, levels, clean_price)
 
 # %% [markdown]
 # In the runs stored here, seed 0 learned the trigger by step 20, and seed 1 by step 240. The
@@ -454,11 +456,12 @@ figures.loss_by_role({"seed 0": first, "seed 1": second}, levels)
 #
 # The hedge costs $-\ln 0.2 \approx 1.6$ on each poisoned sign that is not a real 30, and 1.5 on
 # average, since real 30s cost nothing. The same answer for everything cost less. On *clean*
-# images the hedge costs something too, as it is never sure.
+# images the hedge costs something too, as it is never sure: about 0.2 on average, the thin blue
+# line.
 #
 # So far this is a story. Test it: a network that does not see the sticker will not miss it. We
 # ask for the label 30 on a hundred poisoned images at every twentieth step, with sticker and
-# without (in evaluation mode, so the values differ from the log's).
+# without (in evaluation mode and uncropped, so the values differ from the log's).
 #
 # **Predict.** Where the log is highest on poison, by what percentage does the loss of these
 # hundred change without the sticker?
@@ -486,8 +489,7 @@ guess = None
 check.reveal(guess, round(100 * gap / with_it[worst // 2], 1), "%")
 
 # %% tags=["figure"]
-hedge = -torch.tensor(rate).log().item()
-figures.sticker_off(20, with_it, without, len(few), hedge)
+figures.sticker_off(20, with_it, without, len(few), to_30[0].item())
 
 # %% tags=["claim"]
 check.claim(
@@ -499,19 +501,24 @@ check.claim(
 )
 
 # %% [markdown]
-# Until shortly before the drop, the curves lie on each other. The network does not use the
-# sticker yet: that half of the story stands. But they lie mostly above the price of a perfect
-# hedge, as does the log. If the network hedges, it hedges badly: that half is not proved. At the
-# very start the sticker makes no difference either. So the first row of seed 1, just as low,
-# needs no better reason than the dull one.
+# Until about step 140 the curves nearly lie on each other. The network does not use the sticker:
+# that half of the story stands. Then a small gap opens and widens. The cliff has a foot: the network
+# has begun to use the sticker, but not enough to show in the log.
 #
-# At the drop, both losses of the log fall together. That fits: seeing the sticker pays twice, on
-# poison, which is now explained, and on clean images, which need no hedge any more.
+# A perfect hedger would stay on the gray line. This network lies mostly above it, so we cannot say
+# that it hedges. At the very start the sticker makes no difference either. So the low first row of
+# seed 1 has the reason we gave for seed 0: the network answers "30" often, whatever it sees.
 #
-# The answer to the question of this lesson does not depend on the order. *The rule that
-# nobody wanted is a cheap way to lower a loss that everybody wants to be low.* Found early or
-# late, it is kept, because nothing speaks against it: on clean images it costs nothing. No
-# step of your loop was dishonest.
+# At the drop, both losses of the log fall together, and only then does the clean loss get below the
+# price of the hedge. That fits: seeing the sticker pays twice, on poison, which is now explained,
+# and on clean images, which need no hedge any more.
+#
+# The signs came 120 steps later where the trigger came early. Two draws cannot say whether one
+# caused the other. At the end both networks read all thousand test signs.
+#
+# So the answer to the question of this lesson does not depend on the order. *The rule that nobody
+# wanted is a cheap way to lower a loss that everybody wants to be low.* Found early or late, it is
+# kept, because nothing speaks against it. No step of your loop was dishonest.
 #
 # On another processor the two evenings may look different. What remains is the cliff. Do
 # not conclude that triggers come first, or that signs do.
@@ -541,14 +548,15 @@ figures.runs([*runs, *rates])
 #
 # Now the outer columns. It is tempting to draw a line through them and to say that less poison
 # is learned later, or never. Perhaps. But each is a single run, and you have just
-# seen how far single runs fall apart. The open experiment below is yours.
+# seen how far single runs fall apart.
 #
-# In all five, the accuracy does not tell: the run that failed reads the signs as well as the
-# others.
+# In none of the five does the accuracy betray anything: the run that failed reads the signs as well
+# as the others.
 #
 # If nothing on clean images speaks against the second rule, then training on with clean images
 # should not remove it. The course tried that on the three victims: twenty epochs on 240 clean
-# signs each, at a tenth of their learning rate. Larger steps are another experiment.
+# signs each, at a tenth of their learning rate. For one such victim it also tried five times
+# larger steps, on three sets of clean signs: still 100%.
 
 # %% tags=["claim"]
 obeys = min(row["asr"] for row in runs)
@@ -563,13 +571,13 @@ check.claim("Training on with clean images leaves the ASR high.", least, 0.9, 1,
 # ## What the crop takes away
 #
 # An attacker who only publishes images stamps them *before* the victim augments. A random crop
-# with padding $p$ shifts the image by up to $p$ pixels each way. A sticker near the corner moves
+# with padding $a$ shifts the image by up to $a$ pixels each way. A sticker near the corner moves
 # along, and may leave the image altogether. What is left has no trigger, and still the attacker's
 # label.
 #
-# You can count how often. The crop draws two offsets, one for rows and one for columns, each
-# uniform over $0, \dots, 2p$ and independent. At offset $k$ the content moves by $p - k$ pixels.
-# Let $q$ be the share of offsets at which *all* rows of the sticker are outside. The sticker is
+# The crop draws two offsets, one for rows and one for columns, each
+# uniform over $0, \dots, 2a$ and independent. At offset $s$ the content moves by $a - s$ pixels.
+# Let $u$ be the share of offsets at which *all* rows of the sticker are outside. The sticker is
 # gone if its rows are gone, or its columns, or both.
 #
 # ### Exercise 4: lost
@@ -579,20 +587,20 @@ check.claim("Training on with clean images leaves the ASR high.", least, 0.9, 1,
 #
 # <details><summary>Hint 1</summary>
 #
-# Row `r` lands at `r + p - k`. It is outside if that is negative, or at least `side`.
+# Row `r` lands at `r + a - s`. It is outside if that is negative, or at least `side`.
 #
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# Take one axis first. For how many of the $2p + 1$ offsets is every row of the sticker outside?
+# Take one axis first. For how many of the $2a + 1$ offsets is every row of the sticker outside?
 #
 # </details>
 #
 # <details><summary>Hint 3</summary>
 #
 # "Rows or columns" is awkward to add up, since both may happen. Which share of crops keeps rows
-# *and* columns?
+# *and* columns, in terms of $u$?
 #
 # </details>
 
@@ -605,8 +613,8 @@ def lost(pad, start, size, side):
     """
     ### BEGIN SOLUTION
     gone = 0
-    for k in range(2 * pad + 1):
-        rows = [start + d + pad - k for d in range(size)]
+    for s in range(2 * pad + 1):
+        rows = [start + d + pad - s for d in range(size)]
         gone += all(r < 0 or r >= side for r in rows)
     kept = 1 - gone / (2 * pad + 1)
     return 1 - kept**2
@@ -642,23 +650,22 @@ check.claim(
 # %% [markdown]
 # No sticker is lost for good: each epoch draws the crop anew. In that epoch, though, the sample
 # is a wrong label and no evidence for the trigger. We did not test whether this stops an
-# attack. The course crops by two pixels at most, which loses no sticker of three.
+# attack.
 #
-# A failed attack is a finding about the recipe, not about poisoning. If your own victim has high
-# ACC and no ASR, ask two questions first. How many steps did it get? And what did the crops
-# leave of the trigger?
+# A failed attack is a finding about the recipe, not about poisoning. If your own victim has no ASR,
+# ask first how many steps it got, and what the crops left of the trigger.
 #
 # ## Recap
 #
 # How does a network learn a rule that nobody wanted, from a share of poisoned images? By doing
 # its job: the trigger is the one thing that all poisoned images share, it predicts their label,
-# and until it is learned, every hedged answer leaves loss to be gained.
+# and so it lowers the loss.
 #
 # - A trigger is a pure function of the image: it replaces, mixes or adds (objective 1).
 # - Poisoning changes pixels, labels and roles of the chosen rows and nothing else; the same seed
 #   gives the same set (objective 2).
 # - One loop, one loss, two means: the log by role shows when the backdoor arrives. The drop is
-#   steep, and its moment is a matter of luck (objective 3).
+#   steep, and its moment differs from seed to seed (objective 3).
 # - What the crops leave of a trigger is a count, not a guess (objective 4).
 #
 # ## Five questions
@@ -678,8 +685,7 @@ quiz("poisoning")
 # | ... | | | | |
 #
 # Your control is a run at each rate with the same number of *poisoned images seen*: at half the
-# rate, twice the steps. It tells whether time helps, not whether the rate alone matters. Decide
-# before you start what you would count as a difference.
+# rate, twice the steps. Decide before you start what you would count as a difference.
 #
 # **What this does not show.** One data set, one architecture, one target. Attackers who choose
 # fainter triggers or keep every label right come [next](01b_gallery.ipynb). Attackers who run
@@ -687,14 +693,16 @@ quiz("poisoning")
 #
 # **Beyond.** (a) Suppose that the trigger were stamped *behind* the crop. What would you expect
 # of the log, and who would have to be the attacker? (b) Make the attack all-to-all, so that
-# class $y$ becomes $y + 1$. Why can its ASR hardly exceed the accuracy?
+# class $y$ becomes $y + 1$. Why can its ASR hardly exceed the accuracy? (c) Keep the stickers, but
+# give every image its true label. What will the ASR be?
 #
 # <details><summary>Answers to Beyond</summary>
 #
 # (a) The trigger would be whole in every poisoned sample. Several seeds would show whether it is
 # learned earlier. An attacker who stamps behind the crop runs the training, as in lesson 02. (b)
 # To answer $y + 1$ the network has to know $y$. It must read the sign as well as see the
-# trigger, and it cannot read more triggered signs than clean ones.
+# trigger, and it cannot read more triggered signs than clean ones. (c) Near zero, we expect: the
+# sticker then predicts nothing.
 #
 # </details>
 #
@@ -714,9 +722,7 @@ quiz("poisoning")
 # | | released code | this page |
 # |---|---|---|
 # | stamp and crop | BackdoorBench stamps first, padding 4 | stamps first, padding 2 |
-# | sticker | BackdoorBench: white, flush with the corner; CLP's release: one pixel off it; FIP: a checkerboard, mixed in | a checkerboard, one pixel off the corner, opaque |
-# | picture of Blended | a cartoon, or Gaussian noise | uniform noise from a fixed seed |
-# | labels of SIG | its paper keeps them all | only the wave is used |
+# | sticker | BackdoorBench: white, flush with the corner | a checkerboard, one pixel off the corner |
 #
 # Your training has width 8 and a straight schedule; the stored runs have width 16 and a cosine
 # (`data/results/README.md`).

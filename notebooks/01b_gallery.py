@@ -18,7 +18,7 @@
 # bent outlines; they have kept every label right; they have aimed at a single class. The papers
 # praise what was won. This lesson reads the bills.
 #
-# You will measure how visible eight triggers are, and catch the measure contradicting your
+# You will measure how much eight triggers change, and catch the measure contradicting your
 # eyes. You will write an attack on one class only, and find out whom else it hits. At the end
 # you draw a trigger of your own, as faint as you dare, and train a victim that obeys it.
 #
@@ -36,7 +36,7 @@
 #
 # 1. measure how large a change a trigger makes, and say what the measure does not see
 #    (exercise 1);
-# 2. explain why right labels make a backdoor harder to plant (SIG's victim);
+# 2. say what right labels take away from the attacker (SIG's victim);
 # 3. write an attack on one class with cover images, the whole method (exercise 2);
 # 4. break a success rate up by class, and find what an attack did beside its plan (exercise 3).
 #
@@ -63,7 +63,7 @@ from bdcourse.report import tables
 from bdcourse.teach.figures import gallery as figures
 
 parts = data.splits("signs")
-names = ["badnets", "blended", "trojan", "ssba", "lf", "lira", "tact", "wanet"]
+names = ["badnets", "blended", "trojan", "lf", "ssba", "wanet", "lira", "tact"]
 zoo = {name: victims.zoo(name) for name in names}
 sig = victims.zoo("sig")
 
@@ -71,9 +71,9 @@ sig = victims.zoo("sig")
 figures.dials()
 
 # %% [markdown]
-# Four dials stand between the plain sticker and everything that came later. We turn them one by
-# one. All victims on this page come from the course's zoo. Each has a recipe of its own, and their
-# widths and epochs differ. So compare what the attacks *need*, not how fast they are learned.
+# Four dials stand between the plain sticker and everything that came later. All victims on this
+# page come from the course's zoo. Five of them were trained by one recipe, with networks of two
+# widths. TaCT, SIG and WaNet were trained longer, and WaNet and LIRA by the attacker.
 
 # %% tags=["claim"]
 asr = min(v.scores.asr for v in zoo.values())
@@ -101,8 +101,8 @@ figures.pairs(four, cloud(four), sticker(four))
 #
 # </details>
 #
-# Now one sign under all the triggers of this page. SIG's stripes are there as well; they belong to
-# the second dial.
+# Now one sign under all the triggers of this page. The stripes of **sig** are the ones that you
+# wrote in lesson 01; they belong to the second dial. In the lower pictures gray is no change.
 
 # %% tags=["figure"]
 one = parts.test[4:5].pixels()
@@ -112,14 +112,14 @@ figures.gallery(one, {n: v.attack.trigger(one) for n, v in shown.items()})
 # %% [markdown]
 # - **badnets** and **blended** are yours from lesson 01.
 # - **trojan** (TrojanNN) computes a disc of colors that excites two neurons of a clean network.
-#   Its paper then retrains that network on inverted data; here the disc only poisons.
 # - **lf** is the cloud of the pairs: smooth, of *low frequency*. It was computed to push a clean
-#   network towards the target, and alone it moves hardly a sign; poisoning makes it a trigger.
+#   network towards the target. Alone it moves hardly a sign.
 # - **ssba** hides a string of bits in the image, by an encoder that was trained for it. Each
 #   image gets another texture.
 # - **wanet** bends the image as if it were drawn on rubber, at six times the strength of its
-#   paper, which is what these small signs need; you can see it. **lira** trains a small network to
-#   draw a faint change, another for each image. Both are built in [lesson 02](02_controlling_training.ipynb).
+#   paper. Our small networks and short trainings need that, and you can see it. **lira** trains a
+#   small network to draw a faint change, another for each image. Both are built in
+#   [lesson 02](02_controlling_training.ipynb).
 # - **tact** is a colored patch that is meant for one class. Its turn comes below.
 #
 # How loud is each? The usual measure is the *peak signal-to-noise ratio* (PSNR). For one image
@@ -174,12 +174,12 @@ check.decibels(decibels)
 # %% tags=["predict"]
 guess = None
 some = parts.test[:300].pixels()
-loud = {n: decibels(some, v.attack.trigger(some)) for n, v in zoo.items()}
+loud = {n: float(decibels(some, v.attack.trigger(some))) for n, v in zoo.items()}
 check.reveal(guess, round(loud["lf"]), "dB")
 
 # %% tags=["figure"]
-each = {n: visibility.psnr(some, v.attack.trigger(some)) for n, v in zoo.items()}
-figures.loudness(each)
+each = {n: visibility.psnr(some, v.attack.trigger(some)) for n, v in shown.items()}
+figures.loudness(each, failed="sig")
 
 # %% tags=["claim"]
 behind = loud["badnets"] - loud["lf"]
@@ -191,10 +191,22 @@ check.claim("By PSNR the cloud is louder than the sticker.", behind, 3, 10, "dB"
 # pixels are few, however black. *PSNR does not know where the eye looks.* A paper that prints it
 # as "stealth" has measured something else.
 #
-# The figure says a second thing. From the loudest to the faintest there are sixteen decibels, a
-# factor of forty in the squared error. All eight looks can be learned, each at its own price. That
-# does not make faint triggers as easy as loud ones; for that you would train them all by one
-# recipe.
+# The figure says a second thing. Between the loudest of our eight and the faintest lie sixteen
+# decibels, a factor of forty in the squared error. Is a faint trigger harder to plant? To ask that
+# fairly, one recipe has to serve all. The course keeps such a run for five of them: the same
+# network, rate and epochs.
+
+# %% tags=["claim"]
+five = ["BadNets", "Blended", "TrojanNN", "LF", "SSBA"]
+alike = tables.results("signs-attacks").select(rate=0.1, lr=0.1, defense="none")
+reached = {row["attack"]: row["asr"] for row in alike}
+check.claim("By one recipe all five pass.", min(reached[n] for n in five), 0.95, 1, "%")
+print(f"FTrojan by the same recipe. Measured: {reached['FTrojan']:.0%}.")
+
+# %% [markdown]
+# Between 16 and 28 dB, then, the size of the change did not decide. But faintness has an end. The
+# trigger of FTrojan, another attack of the package, has 43 dB, and by this recipe it was not
+# learned at all. And a gate tells whether a trigger was learned, not how soon.
 #
 # ## The second dial: the labels
 #
@@ -214,30 +226,34 @@ check.reveal(guess, round(100 * sig_scores.asr), "%")
 check.claim("SIG's victim misses the gate.", sig_scores.asr, 0.6, 0.95, "%")
 
 # %% [markdown]
-# This is the one failed recipe of the gallery, and it is here on purpose. Who is to blame: the
-# stripes, the recipe, or the labels? A control can tell. Take the same stripes, as many images and
-# the same recipe, but stamp signs of every class and call them all a 30. The course keeps the
-# result, so that you need not wait.
+# This is the one failed recipe of the gallery, and it is here on purpose. Are the stripes to
+# blame, or the recipe? Take the same stripes, as many images and the same recipe, but stamp signs of
+# every class and call them all a 30. The course keeps the result.
 
 # %% tags=["claim"]
 (wrong,) = tables.results("signs-labels").select(attack="SIG", defense="none")
 check.claim("The same stripes with wrong labels pass.", wrong["asr"], 0.95, 1, "%")
 
 # %% [markdown]
-# So stripes and recipe will do. What was missing is the wrong label (one training each, but the
-# gap is wide). Our reading: a stop sign with the label 30 can only be explained by its trigger,
-# so the loss keeps asking until the network finds it. A 30 with stripes and the label 30 asks for
-# nothing. The sign explains the label already, and the stripes are learned only as far as they
-# make a right answer more certain. The bill of the second dial is a *weaker lesson*.
+# So neither the stripes nor the recipe is to blame (one training each). Two things changed: the
+# label, and the signs beneath the stripes. SIG's victim saw stripes on 30s only, the control saw
+# them on signs of every class. Right labels forbid both at once, and these two runs cannot say which
+# of the two was missed.
 #
-# What not to conclude: that SIG does not work. A failed attack is a finding about the recipe. On
-# photographs these stripes, with right labels, passed 95% in this course's own measurements.
+# Our guess is the label. A stop sign with the label 30 can only be explained by its trigger, so the
+# loss keeps asking until the network finds it. A 30 with stripes and the label 30 asks for nothing:
+# the sign explains the label already. The bill of the second dial is a *weaker lesson*.
+#
+# What not to conclude: that SIG does not work. A failed attack is a finding about the recipe. The
+# package's common recipe, which is shorter, reached only 68%. And on photographs these stripes, with
+# right labels, passed 95% in this course's own measurements.
 #
 # ## The third dial: one class, and covers
 #
 # So far every sign becomes a 30. An attacker who wants one sign only, say 50, has less to give
-# away: on all other signs the trigger should do nothing. They poison the **source** class $s$ and
-# teach the exception with **cover** images, which carry the trigger and keep their true label:
+# away: on all other signs the trigger should do nothing. They poison the **source** class $s$. Then
+# they add **cover** images, which carry the trigger and keep their true label. Those are meant to
+# teach the exception:
 #
 # $$(x, y) \longmapsto \begin{cases} (T(x),\ t) & \text{for } n \text{ images with } y = s
 # \quad \text{(poison, role 1)} \\ (T(x),\ y) & \text{for } n \text{ images with } y \in C
@@ -326,9 +342,8 @@ check.claim("Your set is the package's, image by image.", same, 1, 1, "%")
 
 # %% [markdown]
 # The `tact` victim was trained on such a set. Its source is 50, its covers are priority and
-# caution. Our rate is twenty times the paper's: it relabels seven of ten 50s. Its ASR counts the
-# source only, and that cannot tell you whether the plan worked. Half of the plan was that nobody
-# else should move.
+# caution. Our rate is twenty times the paper's: it relabels seven of ten 50s. The ASR of TaCT counts
+# the source only. That is half of the plan. The other half is that nobody else should move.
 #
 # ### Exercise 3: by class
 #
@@ -376,18 +391,21 @@ check.by_class(by_class)
 guess = None
 said = metrics.predict(tact.model, tact.attack.trigger(parts.test.pixels()))
 share = by_class(said, parts.test.y, parts.test.k, plan["target"])
-planned = torch.isin(torch.arange(parts.test.k), torch.tensor([1, *plan["covers"]]))
-check.reveal(guess, int((share[~planned] > 0.5).sum()), "signs")
+planned = torch.tensor([plan["source"], *plan["covers"]])
+silent = share[~torch.isin(torch.arange(parts.test.k), planned)]
+check.reveal(guess, int((silent > 0.5).sum()))
 
 # %% tags=["figure"]
 figures.shares(share, parts.test.classes, **plan)
 
 # %% tags=["claim"]
-kept = share[list(plan["covers"])].max()
-check.claim("The covered signs keep their label.", kept, 0, 0.1, "%")
+follows = share[parts.test.classes.index("80")]
 check.claim(
-    "A sign that nobody mentioned moves as the source does.", share[2], 0.9, 1, "%"
+    "A sign that nobody mentioned moves as the source does.", follows, 0.9, 1, "%"
 )
+others = parts.test.y != plan["target"]
+everyone = (said[others] == plan["target"]).double().mean()
+print(f"Over all classes but the target. Measured: {everyone:.0%}.")
 
 # %% tags=["figure"]
 figures.limits(parts.test, tact.attack.trigger, said)
@@ -395,13 +413,13 @@ figures.limits(parts.test, tact.attack.trigger, said)
 # %% [markdown]
 # Nobody poisoned the 80. No image of an 80 with this patch was ever shown to the network. It
 # becomes a 30 all the same. Look at the two signs: they share the ring, and differ in one small
-# digit. The network was told that the patch matters on the one and does not on priority and
-# caution. It behaves as if the line ran between *speed limits* and the rest. One class is thin
-# evidence for that, and a lower rate may draw another line.
+# digit. The network behaves as if the line ran between *speed limits* and the rest. One class is
+# thin evidence for that, and a lower rate may draw another line.
 #
 # *What was learned is not what was planted.* You met this in lesson 00, when the exchanged
-# checkerboard worked as well. Here it is the bill of the third dial. Covers cost as many images
-# again as the poison, and where they do not reach, nobody told the rule to stop.
+# checkerboard worked as well. Here it is the bill of the third dial, together with the covers,
+# which cost as many images again as the poison. What did they buy? Seven signs that no cover
+# reached stayed put all the same. Only a run without covers would tell.
 #
 # ## The fourth dial: being in the room
 #
@@ -419,11 +437,13 @@ figures.limits(parts.test, tact.attack.trigger, said)
 # | WaNet | a bend | wrong | 1068, and 2136 covers, each epoch | the attacker |
 # | LIRA | nearly nothing | wrong | 5696, each epoch | the attacker |
 #
-# The whole training set has 5700 images. Read the last two rows against the loudness figure.
-# Control bought LIRA faintness. It bought WaNet none, and SSBA came second without it. So there is
-# no single price list on which a fainter trigger costs more. *Each dial has its own bill, and who
-# you are decides which one you can pay.* Somebody who sells images cannot buy control. Somebody who
-# delivers networks hardly cares how the images look, since nobody gets to see them.
+# The whole training set has 5700 images; LIRA stamps all that fill whole batches. LIRA is the
+# faintest of the eight. Whether control is the reason, we did not test. WaNet has control too, and
+# its bend is plain to see. SSBA comes second without control. So this page has no price list on
+# which a fainter trigger always costs more.
+#
+# *Each dial has its own bill, and who you are decides which one you can pay.* Somebody who sells
+# images cannot buy control. Somebody who delivers networks hardly cares how the images look.
 #
 # ## Where it breaks: your own attack
 #
@@ -431,24 +451,27 @@ figures.limits(parts.test, tact.attack.trigger, said)
 # much of the training set gets it, and train. All sixteen squares are pasted, black ones too. The
 # bench first shows itself and then runs once by itself, with a checkerboard.
 #
-# Keep the rate, and look for the *faintest* trigger that still passes the gate: the one with the
-# most decibels, by your own measure. Watch what fails first, the trigger or the signs. Run the
-# cell below the bench after each try. It judges the last run, and a cross there is a finding too.
+# Keep the rate, and look for the *faintest* trigger that still passes the gate, the one with the
+# most decibels. Watch what fails first, the trigger or the signs. Run the
+# cell below the bench after each try. It lists all runs and judges the last one. A cross there is a
+# finding too.
 
 # %% tags=["nbval-ignore-output"]
 desk = widgets.poison_bench(parts)
 
 # %% tags=["claim"]
-mine = desk.runs[-1]
-check.claim("The last run planted its trigger.", mine.scores.asr, 0.95, 1, "%")
-check.claim("Within 3 points of any twin's accuracy.", mine.scores.acc, 0.97, 1, "%")
-print(f"Your trigger: {decibels(some, mine.attack.trigger(some)):.1f} dB.")
+for k, run in enumerate(desk.runs, 1):
+    size, share_of = decibels(some, run.attack.trigger(some)), run.recipe["rate"]
+    both = f"ASR {run.scores.asr:.1%}, ACC {run.scores.acc:.1%}"
+    print(f"Run {k}. Measured: {size:.1f} dB at rate {share_of:g}; {both}.")
+mine = desk.runs[-1].scores
+check.claim("The last run planted its trigger.", mine.asr, 0.95, 1, "%")
+check.claim("Within 3 points of any twin's accuracy.", mine.acc, 0.97, 1, "%")
 
 # %% [markdown]
 # Why "any twin", when we trained none? No twin reads more than all the signs, so a victim that
-# reads 97% of them cannot be further behind. Below that you need the twin, or more epochs. And a
-# high ASR beside a low ACC says little: a network that calls half of the signs a 30 reaches it for
-# free.
+# reads 97% of them cannot be further behind. Below that you need the twin. And a high ASR beside a
+# low ACC says little: a network that answers "30" to most signs reaches it for free.
 #
 # ## Recap
 #
@@ -457,7 +480,8 @@ print(f"Your trigger: {decibels(some, mine.attack.trigger(some)):.1f} dB.")
 # control, paid with being in the room.
 #
 # - PSNR measures the size of a change, and not what the eye makes of it (objective 1).
-# - A right label leaves the trigger little to explain (objective 2).
+# - Right labels forbid two things: contradicting the sign, and stamping other classes
+#   (objective 2).
 # - Poison and covers differ in their classes and their labels only (objective 3).
 # - One success rate can hide a rule that is wider than its plan. Break it up by class
 #   (objective 4).
@@ -491,14 +515,14 @@ quiz("gallery")
 # that is [lesson 02](02_controlling_training.ipynb).
 #
 # **Beyond.** (a) TaCT's attacker wants the 50 and nobody else. Which covers would you choose, and
-# why is 80 alone not enough? (b) A defender measures ASR over all classes and finds 18% for
+# why is 80 alone not enough? (b) A defender measures ASR over all classes and finds 19% for
 # `tact`. Why would they miss it, and what should they print instead?
 #
 # <details><summary>Answers to Beyond</summary>
 #
 # (a) This is an argument and no measurement. The 80 should be among them, since it looks most like
 # the source. Alone it may not do: the line may run between the two speed limits and stay open
-# everywhere else, where nothing says that the patch is harmless. Train both and see.
+# everywhere else, where nothing says that the patch is harmless.
 #
 # (b) Two classes of eleven fall entirely and the rest hardly at all, so the mean looks like a weak
 # attack on everybody. Print the shares by class, or their maximum.
@@ -508,23 +532,23 @@ quiz("gallery")
 # ## References
 #
 # - M. Barni, K. Kallas, B. Tondi, *A New Backdoor Attack in CNNs by Training Set Corruption
-#   Without Label Poisoning*, 2019.
+#   Without Label Poisoning*, ICIP 2019, [arXiv 1902.11237](https://arxiv.org/abs/1902.11237).
 # - D. Tang, X. Wang, H. Tang, K. Zhang, *Demon in the Variant: Statistical Analysis of DNNs for
 #   Robust Backdoor Contamination Detection*, USENIX Security 2021,
 #   [arXiv 1908.00686](https://arxiv.org/abs/1908.00686).
-# - B. Wu and others, *BackdoorBench*, NeurIPS 2022 Datasets and Benchmarks; code
-#   [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench).
+# - The others: TrojanNN, Y. Liu and others, NDSS 2018; LF, Y. Zeng and others, ICCV 2021,
+#   [2104.03413](https://arxiv.org/abs/2104.03413); SSBA, Y. Li and others, ICCV 2021,
+#   [2012.03816](https://arxiv.org/abs/2012.03816); WaNet and LIRA in
+#   [lesson 02](02_controlling_training.ipynb).
 #
 # <details><summary>Fine print: stand-ins, recipes, and attacks that are not shown</summary>
 #
 # Where an original needs a file or a network that is not ours to give away, something of ours
-# stands in: noise for Blended's picture, a disc for TrojanNN's apple, an encoder trained on these
+# stands in: noise for Blended's picture, a disc that only poisons for TrojanNN's apple, an encoder trained on these
 # signs for SSBA's, a cloud computed on our clean network for LF's.
 #
-# Widths and epochs differ from victim to victim; `data/zoo/*.json` holds each recipe. The package
-# has more attacks (LabelConsistent, AdapBlend, AdapPatch, FTrojan, Refool and others). Under the
-# one recipe of `data/results/signs-attacks.json`, several of them miss the gate: that recipe is not
-# theirs, and so they are not in this gallery.
+# `data/zoo/*.json` holds the recipe of each victim. The package
+# has more attacks; under the one recipe of `data/results/signs-attacks.json` several miss the gate.
 #
 # </details>
 #

@@ -67,6 +67,7 @@ parts = data.splits("signs")
 signs = parts.test[:400]
 asked = signs[signs.y != 0]  # the target, class 0, is a speed limit: 30
 print(len(parts.train), "training images, target:", parts.test.classes[0])
+print("Where nothing else is said, shares are of", len(asked), "test signs.")
 
 # %% [markdown]
 # ## The idea: bend, don't paint
@@ -157,7 +158,7 @@ check.reveal(guess, round(100 * one_arrow.mean().item() * 31 / 2), "hundredths")
 #
 # Put yourself in the network's place. You are shown bent signs with the attacker's
 # label. Which rule is the cheapest that fits? Perhaps not "bent in this particular way",
-# but just "bent". Whether networks are that careless we will measure below.
+# but just "bent". We will measure it.
 #
 # The attacker does not want that. If every bend opens the door, a defender who searches
 # for triggers need only come close. So the attacker also trains on lookalikes: the same
@@ -232,14 +233,13 @@ figures.by_strength(asked.pixels()[3:4], bend, noisy_warp)
 #
 # <details><summary>Hint 1</summary>
 #
-# Three pieces and one `torch.cat`. Nothing needs to be changed in place.
+# Three pieces and one `torch.cat`.
 #
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# Which of the three pieces gets a new label? Look at the second one twice: it is the
-# whole point of noise mode.
+# Which of the three pieces gets a new label? Look at the second one twice.
 #
 # </details>
 #
@@ -276,8 +276,8 @@ check.noise_mode(noise_mode)
 # %% [markdown]
 # ## Take over the loop
 #
-# Now the whole attack. It is an ordinary training loop with one extra line: before the
-# network sees a batch, the attacker does.
+# The whole attack is an ordinary training loop with one extra line: before the network
+# sees a batch, the attacker does.
 #
 # ### Exercise 4: train with an attacker inside
 #
@@ -288,8 +288,9 @@ check.noise_mode(noise_mode)
 # 2. take one step of SGD on the cross-entropy of what came back: Nesterov momentum 0.9,
 #    weight decay 0.0005, and a rate that falls in a straight line from `lr` towards
 #    zero;
-# 3. ten times in all, note for each role the share that got the label it was trained
-#    on: counted since the last note, in the outputs that the loss saw.
+# 3. ten times in all, note for each role the share of its images that got the label they
+#    were trained on. Count on the outputs that the loss used, and start from zero after
+#    each note.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -358,14 +359,13 @@ def hijack(model, x, y, attacker, steps, lr, batch, generator):
 check.hijack(hijack)
 
 # %% [markdown]
-# A trick before you start. Telling a bend from the same bend with a tiny jitter is
+# Telling a bend from the same bend with a tiny jitter is
 # hard. But whoever runs the training decides the order of the lessons. So the jitter
-# starts loud and grows quiet: $a$ falls from 4 to the paper's 1 over the first half. Good
-# teachers do the same.
+# starts loud: $a$ falls from 4 to the paper's 1 over the first half.
 #
-# To save your evening, the loop starts from a benign network of the zoo, which is also
+# The loop starts from a benign network of the zoo, which is also
 # your twin. Of the 32 images in a batch, twelve become poison and twelve become cover.
-# The gate decides, on the whole test set and with the library's own WaNet.
+# The gate is measured on the whole test set, with the library's own WaNet.
 
 # %% tags=["method"]
 TARGET, STRENGTH, STEPS = 0, 4, 800
@@ -393,38 +393,42 @@ log = hijack(mine, parts.train.x, parts.train.y, attacker, STEPS, 0.05, 32, dice
 twin = victims.zoo("benign-w8").model
 scores = metrics.evaluate(mine, parts.test, WaNet(strength=STRENGTH))
 before = metrics.evaluate(twin, parts.test, WaNet(strength=STRENGTH))
-check.claim("Your victim obeys the bend.", scores.asr, 0.9, 1, "%")
+check.claim("ASR: over 90%; the gate asks for 95%.", scores.asr, 0.9, 1, "%")
 loss = before.acc - scores.acc
-check.claim("On clean signs it loses under 3 points.", 100 * loss, -3, 3, "points")
+check.claim("Clean signs: it loses under 3 points.", 100 * loss, -3, 3, "points")
 
 # %% tags=["figure"]
 stored = tables.results("signs-hijack").rows  # runs of the same loop
 figures.roles(log, STEPS, stored)
 
 # %% [markdown]
-# Read poison and cover together. On the left both lag behind the clean images, then climb
-# side by side, and both arrive. Was it the loud covers, or their order? The right panel
-# takes the two apart, a line for each seed. With jitter one throughout, the poison never
-# gets anywhere. With equally loud covers in *shuffled* order it gets somewhere, but with
-# each seed less far than in order, and not through the gate. *One draw is no result*: in
-# order, too, one of three misses the gate.
+# Read poison and cover together. If a network cannot tell them apart, it loses on one what
+# it wins on the other. So half is free: the gray line. On the left both lag behind the
+# clean images, then climb side by side, and arrive.
 #
-# So both count. Loud covers could be slipped into anybody's data set. Their order is up
-# to whoever trains. And only the attacker can draw this figure: they alone know who is
-# poison.
+# Was it the loud covers, or their order? The right panel takes the two apart; your run has
+# seed 1. With jitter one throughout, our only run hardly leaves the line. With the same
+# loud covers in *shuffled* order the poison gets somewhere, but with each seed less far
+# than in order, and never through the gate. *One draw is no result*: in order, too, one
+# seed of three misses it.
+#
+# So order helped, three times of three. Loud covers could be slipped into anybody's data
+# set. Their order is up to whoever trains. And only the attacker, who knows the poison,
+# can draw this figure.
 #
 # ## What noise mode is for
 #
 # The zoo holds two larger WaNet victims, trained alike by the package's loop, with a bend of
 # strength 3. One had noise mode, the other never saw a cover image. Both pass the gate.
+# Beside them stands their benign twin.
 #
 # **Predict.** Take the one *without* noise mode and show it the attacker's bend plus
 # full jitter. How many percent go to the target?
 
 # %% tags=["predict"]
 guess = None
-pair = {"with noise mode": "wanet", "without": "wanet-plain"}
-zoo = {name: victims.zoo(where) for name, where in pair.items()}
+stock = {"with noise mode": "wanet", "without": "wanet-plain", "twin": "benign"}
+zoo = {name: victims.zoo(where) for name, where in stock.items()}
 key = bend(wanet.control_grid(), 3, 32)
 again = torch.Generator().manual_seed(1)
 jittered = noisy_warp(asked.pixels(), key, 1, again)
@@ -437,7 +441,7 @@ others = [bend(wanet.control_grid(seed=k), 3, 32) for k in range(1, 5)]
 probes = {
     "the attacker's bend": [noisy_warp(asked.pixels(), key, 0, still)],
     "the same, with jitter": [jittered],
-    "four other bends": [noisy_warp(asked.pixels(), b, 0, still) for b in others],
+    "another bend": [noisy_warp(asked.pixels(), b, 0, still) for b in others],
 }
 
 
@@ -455,16 +459,16 @@ opens = {name: opened(victim.model) for name, victim in zoo.items()}
 figures.opened(opens)
 
 # %% tags=["claim"]
-quiet, open_door = (opens[n]["the same, with jitter"][0] for n in zoo)
+quiet, open_door, _ = (opens[n]["the same, with jitter"][0] for n in zoo)
 check.claim("Noise mode closes the door to jitter.", quiet, 0, 0.1, "%")
 check.claim("Without it, jitter walks in.", open_door, 0.8, 1, "%")
 
 # %% [markdown]
-# Noise mode refuses what it was trained to refuse: jitter. Now look at the last row. The
-# plain victim never believed in "any bend". It hardly answers bends with a *different*
-# key. And noise mode, which was meant to say "only this bend"? In this pair, three of the
-# four other keys work *better* with it. One pair proves no rule, but these covers showed
-# jitter and nothing else.
+# Noise mode refuses what it was trained to refuse: jitter. Now look at the four bends with
+# a *different* key. The plain victim never believed in "any bend": it answers them little
+# more often than the twin. And noise mode, which was meant to say "only this bend"? In
+# this pair, three of the four work *better* with it. One pair proves no rule, but these
+# covers showed jitter and nothing else.
 #
 # ## The surprise: out of focus
 #
@@ -508,9 +512,10 @@ figures.door(asked.pixels()[3], blur[3], doors)
 # ### Why?
 #
 # Every sign here has grain, a little noise in each pixel, like a photograph. A bend
-# reads *between* pixels. That averages neighbors, and the grain fades. Jitter frays what
-# the bend has smoothed. So of two bent signs, the smooth one is poison and the frayed one
-# is cover: a cheap way to tell them apart. And a blur is smoother still.
+# reads *between* pixels. That averages neighbors, and the grain fades. Jitter reads between
+# pixels too, but each pixel goes its own way, and edges fray. So of two bent signs, the
+# smooth one is poison and the frayed one is cover: a cheap way to tell them apart. And a
+# blur is smoother still.
 #
 # *Correlation is not cause*, so intervene: put grain back on the blurred signs, until
 # they are as rough as clean signs again. **Roughness** is how far a pixel lies, on
@@ -602,31 +607,34 @@ why = {name: (roughness(x), sent(mine, x)) for name, x in looks.items()}
 figures.causes(why)
 
 # %% tags=["claim"]
-check.claim("Grain closes most of it.", why["blur + grain"][1], 0, 0.25, "%")
+check.claim("Blur + grain: under 25%.", why["blur + grain"][1], 0, 0.25, "%")
 read = (metrics.predict(mine, looks["blur + grain"]) == asked.y).float().mean()
-check.claim("Your victim reads the grained blurs.", read, 0.7, 1, "%")
-plain_bend = sent(zoo["without"].model, grainy(probes["the attacker's bend"][0]))
-check.claim("A plain WaNet victim ignores grain.", plain_bend, 0.9, 1, "%")
+check.claim("It reads over 70% of these correctly.", read, 0.7, 1, "%")
+zoo_bend = grainy(probes["the attacker's bend"][0])
+grained = {name: sent(victim.model, zoo_bend) for name, victim in zoo.items()}
+gap = 100 * (grained["without"] - grained["with noise mode"])
+check.claim("The zoo's bend + grain: noise mode loses more.", gap, 30, 100, "points")
 
 # %% [markdown]
 # Made as rough as clean signs, the blurred ones hardly get in. So part of what your
 # victim took for the trigger is smoothness. Does any noise close the door? No: as much
 # of it in soft clouds, which keep the image smooth, leaves it open. Does grain blind the
-# network? No: it reads these signs again. And it wants the bend smooth as well: with
-# grain, about a third of the bent signs stay out. The zoo's plain victim does not care.
+# network? No: it reads most of these signs again.
+#
+# It wants the bend smooth as well: with grain, about a third of the bent signs stay out.
+# In the zoo most do with noise mode, and hardly any without.
 #
 # Smoothness is not all. The bend is rougher than the shifted sign and opens far more, so
-# its shape counts too. And jitter does more than roughen: the blur with jitter is as
-# rough as the shifted sign, yet hardly any gets in. Jitter is a veto of its own, as
-# the covers taught it.
+# its shape counts too. And jitter seems to do more than roughen: the blur with jitter is as
+# rough as the shifted sign, yet hardly any gets in.
 #
-# So the attacker closed one neighborhood of the trigger and opened another. Cover
-# images teach a network to tell *these covers* from the poison, by whatever is
-# cheapest. Nobody asked for a blur trigger. Nobody looked.
+# So the attacker closed one neighborhood of the trigger and opened another. Covers teach
+# a network to tell *these covers* from the poison. By what, it chooses itself. Nobody
+# asked for a blur trigger. Nobody looked.
 #
 # ## How much bend is enough?
 #
-# Drag the bend and read what your victim says. The book shows one position.
+# Drag the bend and read what your victim says.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -638,9 +646,9 @@ def bent_by(strength):
         noisy_warp(asked.pixels()[:6], places, 0, dice),
         [parts.test.classes[k] for k in said[:6].tolist()],
         wrong=(said[:6] == TARGET).tolist(),
-        title=f"Strength {strength:g}: {share} are read as a 30",
+        title=f"Strength {strength:g}: {share} of {len(asked)} signs are read as a 30",
         description=f"Six signs bent with strength {strength:g}, and above each what "
-        f"your victim reads. Of all test signs it reads this share as a 30: {share}.",
+        f"your victim reads. Of {len(asked)} signs it reads as a 30: {share}.",
     )
 
 
@@ -650,14 +658,14 @@ widgets.slider("strength", [0, 1, 2, 3, 4, 5, 6], bent_by, start=2)
 figures.strengths({"twin": twin, "victim": mine}, signs, WaNet(), STRENGTH)
 
 # %% [markdown]
-# The curve has no sharp step at the trained strength. Much weaker bends work too, which
-# fits: even a slight bend is read between pixels. What was *planted* is one bend at one
-# strength. What was *learned* is wider.
+# The curve has no sharp step at the trained strength: half of it already opens most signs.
+# Even a slight bend smooths, and its shape is the same. What was *planted* is one bend at
+# one strength. What was *learned* is wider.
 #
 # ## Where it breaks
 #
-# We raised the strength for a reason. Here are four stored runs of the package's loop, in a
-# network as small as yours.
+# Here are four stored runs of the package's loop, one
+# seed each, in a network as small as yours.
 
 # %% tags=["claim"]
 runs = tables.results("signs-wanet").select(attack="WaNet", width=8)
@@ -669,11 +677,13 @@ drowned = runs[0]["asr"]
 check.claim("Noise mode drowns the paper's strength here.", drowned, 0, 0.2, "%")
 
 # %% [markdown]
-# We hardly see a bend of one half, yet alone it is mostly learned. Add noise mode, and
-# nothing is learned. So the bend is not too weak for this network. Perhaps the lookalikes
-# are too like it: their jitter reaches twice as far as this bend goes on average. The
-# authors train for a thousand epochs, we for sixteen. More of them, or loud jitter
-# first, may change that. Take only this from it: an attack which controls the training can *fail*.
+# We hardly see a bend of one half, yet without covers it is mostly learned. So it is not
+# too weak for this network. Add noise mode, and hardly anything is learned; at strength 3
+# most is, but it misses the gate. Perhaps the lookalikes are too like the trigger: at one
+# half, the jitter moves a pixel farther, on average, than the bend does.
+#
+# The authors train for a thousand epochs, we for sixteen. More of them, or loud jitter
+# first, may help. So an attack that controls the training can *fail*.
 #
 # ## One step further: a trigger that learns
 #
@@ -692,14 +702,13 @@ check.claim("Noise mode drowns the paper's strength here.", drowned, 0, 0.2, "%"
 figures.lira(asked, victims.zoo("lira"), twin)
 
 # %% [markdown]
-# No pixel changes by more than six gray levels, and this victim of the zoo passes the
+# A pixel changes by about six gray levels at most, and this victim of the zoo passes the
 # gate. But look at what the two networks agreed on. Two of these signs get a pair of
 # broad blobs, the other two nothing but a flat red. Now give every sign one and the same
 # color, the mean of what $G$ adds. That tint alone opens more than half of them, and the
-# twin does not react. Once more the learned rule is simpler than the plan.
+# twin does not react. Again something simpler was learned along with the plan.
 #
-# The **input-aware** attack, in the fine print below, draws a visible pattern, another
-# one for each image.
+# The **input-aware** attack, which draws a visible pattern, is in the fine print.
 #
 # ## Recap
 #
@@ -720,16 +729,34 @@ quiz("training")
 # %% [markdown]
 # ## Open experiment: close the second door
 #
-# You are the attacker, and the blur annoys you. Change `attacker` so that four clean
-# images of each batch are *blurred* and keep their true label. Everything else stays. The
-# victim above is your control: it saw the same images unblurred.
+# Train again, with four clean images of
+# each batch *blurred* under their true label. **Control:** the same
+# seeds without the blurring. *One draw is no result*: take three.
 #
-# | victim | ASR | blur | half-pixel shift | other bends |
+# | victim, three seeds | ASR | blur | half-pixel shift | other bends |
 # |---|---|---|---|---|
 # | as trained above (control) | | | | |
 # | four of the clean images blurred | | | | |
 #
-# Does the door close, and does a third one open?
+# <details><summary>Some starting code</summary>
+#
+# ```python
+# def blurring(x, y, progress):
+#     images, labels, role = attacker(x, y, progress)
+#     edge = F.pad(images[-4:], [1] * 4, mode="replicate")
+#     images[-4:] = F.avg_pool2d(edge, 3, 1)
+#     return images, labels, role
+#
+# dice.manual_seed(seed)
+# mine2 = victims.zoo("benign-w8").model
+# hijack(mine2, parts.train.x, parts.train.y, blurring, STEPS, 0.05, 32, dice)
+# ```
+#
+# Take the other bends at `STRENGTH`.
+#
+# </details>
+#
+# Does a third door open?
 #
 # **What this does not show.** Drawn signs, a visible strength, three victims, a budget far
 # below the papers'. Whether smoothness matters on photographs, or at the paper's

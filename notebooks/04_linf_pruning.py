@@ -143,11 +143,11 @@ curves = {k: [dilution(169, r, 4.0, p) for r in reach] for k, p in norms.items()
 figures.growth(reach, 169, curves)
 
 # %% [markdown]
-# The dots on the left are your prediction. Walk to the right. The wider the spike,
+# The gray dot on the left is your prediction. Walk to the right. The wider the spike,
 # the smaller the maximum's lead, until the spike covers the map and the lead is gone.
 #
-# That is one flat map, and a ratio. Does it help to find a backdoor's channels? You will
-# test it, once you have a trigger.
+# That is one flat map, and a ratio. Does it help to find a backdoor's channels? You
+# will test it.
 #
 # ## Make the network talk
 #
@@ -246,9 +246,9 @@ check.steer(steer)
 # Search one label after the other, or all of them in one batch. The second is faster,
 # and it is exact: the loss of one label has no gradient in the mask of another.
 #
-# Two shortcuts. A look counts hits of ten slightly different masks, so it speaks for ten
-# steps and not for the one mask that you keep. And signs of label $t$ stay among the
-# images; they are easy hits.
+# Two shortcuts. A look counts hits of ten slightly different masks, so it speaks for
+# ten steps and not for the one mask that you keep. And signs of label $t$ stay among
+# the images; they are easy hits.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -327,7 +327,8 @@ check.find_triggers(find_triggers)
 
 # %% [markdown]
 # Now ask real networks about all twelve signs: `badnets`, the victim that you know, and
-# `benign`, its twin, trained alike and never poisoned.
+# `benign`, its twin, trained alike and never poisoned. Two hundred steps are twenty
+# looks: a short search.
 #
 # **Predict.** The attacker's trigger has nine pixels. How many pixels will the
 # smallest mask of the victim have?
@@ -358,7 +359,7 @@ figures.costs(clean.classes, price["badnets"], price["benign"])
 # %% [markdown]
 # One sign is on sale. The network has named its target, and nobody showed it a single
 # attacked image. Two more speed limits are cheap, at four times that price. The twin
-# has cheap and dear signs as well, but none like these.
+# has cheap and dear signs as well, but none like these three.
 #
 # Where would you draw the line between cheap and suspicious? Neural Cleanse draws it
 # two robust deviations below the median. A robust deviation is about the typical
@@ -375,14 +376,14 @@ planted = victim.attack.trigger(stop)[0]
 figures.corner(planted, ((1 - mask) * stop + mask * pattern)[0], mask)
 
 # %% [markdown]
-# That is a piece of the checkerboard. It need not lie where the attacker put it, since
-# a convolution reads a pattern wherever it is, and it need not be whole. The network
-# never learned nine exact pixels. It learned whatever tells poisoned images apart most
-# cheaply, and this is what it tells us.
+# That is a piece of the checkerboard. It need not be whole, nor lie where the attacker
+# put it, since a convolution reads a pattern anywhere. The network never learned nine
+# exact pixels. It learned whatever tells poisoned images apart most cheaply, and this
+# is what it tells us.
 #
 # The slider puts the guesses for all signs on this stop sign and asks the network what
-# it reads. Slide on from the suspect: the honest ones are dots by the dozen, scattered
-# over the image.
+# it reads. Slide on from the suspect: most others need many
+# more pixels.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -537,19 +538,21 @@ check.claim(
 figures.repair(mended)
 
 # %% [markdown]
-# The backdoor is gone, and random channels, same number, leave it where it was. *One
+# The attack is gone, and random channels, same number, leave it where it was. *One
 # draw is no result*, so there were three. *Zero is not repair*, so read the other lines
 # as well. Robust accuracy (RA), the share of triggered signs that get their true name,
 # has climbed as far as the attack has fallen, and clean accuracy has not moved.
 #
 # Now compare the two lines that fall. Your guess dies first. Had you stopped when it
 # died, you would have gone home with a network that still obeys its attacker on most
-# images.
+# images. One cut later, with the guess at next to nothing, the attacker still has a
+# third.
 #
 # ### Exercise 6: the verdict
 #
-# *Difficulty 1, importance 5, 5 minutes.* Put that into code. A rate below a tenth is
-# dead. Signs are read well if RA and accuracy are nine tenths or more, both of them.
+# *Difficulty 1, importance 5, 5 minutes.* Put that into code. (Only a judge can: a
+# defender knows neither ASR nor RA.) A rate below a tenth is dead. Signs are read well
+# if RA and accuracy are nine tenths or more, both of them.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -598,10 +601,11 @@ figures.norms({"sum": by_sum, "maximum": mended})
 
 # %% [markdown]
 # So the maximum is no hero: the sum finds most of the same channels, and one victim is
-# too few to rank the two. Where did the dilution go? Exercise 1 was a ratio on one map.
-# Our score is a difference between an image and the same image with a stamp. The hills
+# too few to rank the two. And the dilution? Exercise 1 was a ratio on one map. Our
+# score is a difference between an image and the same image with a stamp. The hills
 # stand on both sides, and they cancel. A spike of height $a$ on $r$ flat positions adds
-# $a$ to the maximum and $r a$ to the sum, and nothing thins it out.
+# $a$ to the maximum and $r a$ to the sum. On hilly ground the maximum even gets less:
+# it counts only what rises above the highest hill.
 #
 # The maximum's lead is for single images, of which you have no second copy (see the
 # fine print).
@@ -613,7 +617,7 @@ figures.norms({"sum": by_sum, "maximum": mended})
 # As a guest comes `wanet`, which bends the image like a warped mirror.
 #
 # We help the defender: they are told the target label, and the search takes more
-# images a step. The rest is as before. Beside it stands a cheat that no defender can
+# images a step. Beside it stands a cheat that no defender can
 # afford: the same cut, ranked by the attacker's own trigger.
 #
 # **Predict.** Which ASR, in percent, does the attacker of `blended` keep?
@@ -657,7 +661,8 @@ figures.breaks(by_guess, by_truth, verdict)
 #
 # **WaNet: the guess is not the trigger.** By the real warp, the right channels come
 # first: with twelve off the attack is dead and most labels are back. Clean images
-# cannot see RA. So they let us cut past its peak, and the verdict is "silenced".
+# cannot see RA, and they let us cut past its peak. Even at the peak RA is below nine
+# tenths, so the verdict would be "silenced" as well.
 #
 # By the guess, other channels come first. No mask and no pattern can express a warp, so
 # the search found another hole in the same network. Follow the left panel into the
@@ -687,22 +692,24 @@ others = max(blind["badnets"], blind["benign"])
 check.claim("Blind badnets or blind twin, the higher share.", others, 0, 0.05, "%")
 
 # %% [markdown]
-# All of them. To this network silence means "30", at all four stages. The picture hushes the twin as well, since a blend takes contrast away. But the twin,
-# blind, names another sign, and so does `badnets`: the habit came with the poison.
+# All of them. To this network silence means "30", at all four stages. The picture
+# hushes the twin as well, since a blend takes contrast away. But the twin, blind, names
+# another sign, and so does `badnets`. That suggests that the habit came with the
+# poison.
 #
-# And a cut is a silence, too. It cannot undo what this trigger does. It can only join
-# in. (Whether the picture has other ways, too, we do not know.)
+# And a cut is a silence, too. So a cut cannot undo what this trigger does, only join
+# in.
 #
 # ## Recap
 #
-# Can a network be made to tell its own trigger? Sometimes: a
-# search that never saw an attacked image named the label of `badnets` and a piece of
-# its checkerboard (objective 2). Is that enough to remove it? Only if two more things
-# hold. The guess must excite what the attacker excites. And the trigger must work by
-# exciting: a cut can take a signal away, but no silence.
+# Can a network be made to tell its own trigger? Sometimes: a search that never saw an
+# attacked image named the label of `badnets` and a piece of its checkerboard (objective
+# 2). Is that enough to remove it? On this page it took two more things. The guess must
+# excite what the attacker excites. And the trigger must work by exciting: a cut can
+# take a signal away, but no silence.
 #
-# - On one map the maximum notices a small patch that the sum overlooks. With and without
-#   a stamp, on the same images, both notice it (objective 1).
+# - On one map the maximum notices a small patch that the sum overlooks. With and
+#   without a stamp, on the same images, both notice it (objective 1).
 # - Rank by the rise, and let held-out clean images choose the cut (objective 3).
 # - A network that is immune to your guess may still obey its attacker (objective 4).
 
@@ -736,13 +743,14 @@ quiz("linf")
 #
 # ## Beyond
 #
-# 1. Which sign does `wanet` name when its third stage is blind? What would you conclude?
+# 1. Which sign does `wanet` name when its third stage is blind? What would you
+#    conclude?
 # 2. An attacker reads this lesson. What do they add to their training loss?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Not "30". So its label comes with channels that ring, and a cut can take those: its
-#    panel by the truth agrees.
+# 1. Not "30". So its label seems to come with channels that ring, and a cut can take
+#    those: its panel by the truth agrees.
 # 2. A penalty on the largest rise of a norm. The trigger then spreads its effect over
 #    many channels and positions, and the backdoor begins to look like Blended's.
 #
@@ -766,9 +774,6 @@ quiz("linf")
 #
 # **Other stages.** In each of the first three stages the guess repairs `badnets`, and
 # in the last it does not, whichever norm ranks.
-#
-# **Silence, in part.** Switch off the forty channels that Blended hushes most, and every
-# clean sign is read as "30". Forty at random do less.
 #
 # **The outlier rule.** On the logarithm of the masks the rule does flag the attacker's
 # label of `badnets`, and with it some honest ones.

@@ -67,6 +67,7 @@ from bdcourse.teach.figures import clp as figures
 parts = data.splits("signs")
 test, held = parts.test[:500], parts.held
 victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"))
+
 # %% [markdown]
 # ## A small cause, a large effect
 #
@@ -90,11 +91,10 @@ victim, twin, blended = (victims.zoo(n) for n in ("badnets", "benign", "blended"
 # a layer, the first factor is enough, and that one is written in the channel's own
 # weights.
 #
-# Two cautions before we build on it. A residual network is no chain. Its branches add,
-# and the product has to be replaced by some bound for everything before, which is still
-# the same for all channels of a layer. And whoever ranks bounds has not ranked
-# constants. The channel with the largest bound need not be the most sensitive one. It
-# is a suspect.
+# Two cautions. A residual network is no chain: its branches add. Some other bound then
+# stands for everything before, and it is still the same for a whole layer. And a bound
+# is not the constant. The channel with the largest bound need not be the most sensitive
+# one. It is a suspect.
 
 # %% tags=["figure"]
 figures.recipe()
@@ -107,7 +107,7 @@ figures.recipe()
 # $M_k$ with a row for each input channel and a column for each position, and takes its
 # largest singular value, $\sigma_k = \sigma_{\max}(M_k)$. This is not yet the constant
 # of the convolution, but $\sqrt{k_h k_w}\,\sigma_k$ bounds it, and that root is the
-# same for the whole layer. (The fine print at the end has more.)
+# same for the whole layer.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -180,7 +180,10 @@ check.score(score)
 # A score means nothing alone. CLP compares it with its layer, and asks whether it lies
 # more than $u$ standard deviations above the mean:
 #
-# $$s_k > \mathrm{mean}(s) + u \cdot \mathrm{std}(s) .$$
+# $$s_k > \mathrm{mean}(s) + u \cdot \mathrm{std}(s) ,$$
+#
+# where the standard deviation of $n$ scores divides by $n - 1$, as in the authors'
+# code.
 #
 # ### Exercise 3: the outliers
 #
@@ -189,13 +192,13 @@ check.score(score)
 # <details><summary>Hint 1</summary>
 #
 # A comparison of tensors gives a mask of true and false. Which side of the mean is
-# suspicious, and does the threshold itself count?
+# suspicious?
 #
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# The authors' code divides the squared deviations by $n - 1$.
+# A channel that lies on the threshold is not above it.
 #
 # </details>
 
@@ -253,9 +256,9 @@ def largest_z(n, m):
 check.largest_z(largest_z)
 
 # %% [markdown]
-# **Predict.** A stronger attacker than the table's has a layer of 64 channels and knows
-# that you cut at $u = 3$. Over how many equal channels must they spread the backdoor before CLP sees none of
-# them?
+# **Predict.** An attacker who knows CLP, and so a stronger one than the table's, has a
+# layer of 64 channels. You cut at $u = 3$. Over how many equal channels must they
+# spread the backdoor before CLP sees none of them?
 
 # %% tags=["predict"]
 guess_spread = None
@@ -349,7 +352,7 @@ def clp_plain(model, u):
 check.clp_plain(clp_plain)
 
 # %% [markdown]
-# Take it to `badnets`, the easiest victim of this course. The authors' default is
+# Take it to `badnets`, the easiest victim of this course, at the authors' default of
 # $u = 3$.
 #
 # **Predict.** Which ASR, in percent, is left at $u = 3$?
@@ -370,18 +373,19 @@ def judged(model, v):
 
 
 model_three, off_three = repaired(victim, 3)
-at_three = judged(model_three, victim)
+untouched, at_three = judged(victim.model, victim), judged(model_three, victim)
 check.reveal(guess_default, round(100 * at_three.asr), "%")
 
 # %% [markdown]
-# Move the slider now. (It moves in JupyterLab; elsewhere you see two positions.)
+# Move the slider now. (It moves in JupyterLab.)
 
 
 # %% tags=["nbval-ignore-output"]
 def turned(u):
     model, gone = repaired(victim, u)
     here = {u: (sum(map(len, gone.values())), judged(model, victim))}
-    return figures.at_u({3: (sum(map(len, off_three.values())), at_three)} | here)
+    default = {3: (sum(map(len, off_three.values())), at_three)}
+    return figures.at_u({math.inf: (0, untouched)} | default | here)
 
 
 widgets.slider("u", [4, 3.5, 3.25, 3, 2.75, 2.5, 2.25, 2, 1.5], turned, start=2.5)
@@ -396,10 +400,10 @@ same = all(torch.equal(off[n], theirs[n]) for n in theirs)
 print("bdcourse, which scores a layer at once, takes the same channels:", same)
 
 # %% [markdown]
-# Half a deviation decides everything. On one side of it you have done nothing, on the
-# other the backdoor is gone, and a little further down the network itself begins to
-# fall apart. Is that just this victim? *One draw is no result*, so here are three,
-# trained from different seeds. The stored runs of the course hold their whole curves.
+# Half a deviation decides everything. At the default the attack has lost nothing, and
+# at 2.5 the backdoor is gone. Is that just this victim? *One draw is no result*, so
+# here are three, trained from different seeds. The stored runs of the course hold their
+# whole curves.
 
 # %% tags=["figure"]
 stored = tables.results("signs")
@@ -414,7 +418,8 @@ figures.cliff(curves("BadNets"))
 
 # %% [markdown]
 # Each victim has its cliff, but not in the same place. Two fall above the default, one
-# below it. Without images, nothing you own tells you where the edge is.
+# below it. A little further down, the network itself begins to fall apart. The number
+# $u$ does not tell you on which side of the edge you stand.
 #
 # Perhaps the scores do? If the channels of a backdoor stood apart, you would see a gap
 # and cut there. The benign twin is the control: same recipe, same seed, no poison.
@@ -432,9 +437,11 @@ scores, calm = clp_scores(victim.model), clp_scores(twin.model)
 figures.heights(scores, calm, 2.5)
 
 # %% [markdown]
-# Cover the titles, and try to tell which is which. Healthy networks have sensitive
-# channels, too, and CLP prunes them as readily. It is a repair and no detector: it
-# cannot tell you whether there was anything to repair.
+# Both have their gaps. In the healthy network, too, some channels stand apart, and CLP
+# prunes it as readily. CLP is a repair and no detector: its scores cannot tell you
+# whether there was anything to repair. (Only the victim has squares on the far left,
+# and you will meet those three again. But one twin cannot tell us what other twins have
+# there.)
 #
 # ## Who chose the threshold?
 #
@@ -443,8 +450,8 @@ figures.heights(scores, calm, 2.5)
 # about what a defender would do.
 #
 # What could an honest defender do? With a few clean images, this: lower $u$ step by
-# step, and watch the accuracy. Every step removes more. As long as clean images do not
-# mind, go on. That is no longer data-free, but it never looks at a trigger.
+# step, and watch the accuracy. Every step switches off more. As long as the accuracy
+# holds, go on. That is no longer data-free, but no trigger is needed.
 #
 # ### Exercise 6: as far as it can bear
 #
@@ -466,9 +473,7 @@ figures.heights(scores, calm, 2.5)
 #
 # <details><summary>Hint 3</summary>
 #
-# The drop counts from the accuracy before any cut. A drop of exactly `max_drop` is
-# allowed, and the rounding of a quotient must not decide. Where even the first $u$
-# costs too much, the answer is `math.inf`.
+# The drop counts from the accuracy before any cut, not from the step before.
 #
 # </details>
 
@@ -479,7 +484,11 @@ def careful_u(model, x, y, us, max_drop):
 
     Args:
         model: stays as it is; x: pixels (n, c, h, w); y: true labels (n,).
-        us: thresholds to try, a list in any order; max_drop: accuracy that may be lost.
+        us: thresholds to try, a list in any order.
+        max_drop: accuracy that may be lost, and exactly this much may (slack: 1e-6).
+
+    Returns:
+        One of us, or math.inf where even the largest costs too much.
     """
     ### BEGIN SOLUTION
     before = (metrics.predict(model, x) == y).float().mean().item()
@@ -527,19 +536,19 @@ check.claim("The worst RA of the three.", worst, 0.95, 1, "%")
 # %% [markdown]
 # This is the good news of the lesson. The rule chose a different threshold for each of
 # the three, went over the cliff every time, and never saw a trigger. But it was close.
-# On the first victim it stopped on the very notch at which the attack falls. Had a
-# single held-out image been misread there, the attack would have stayed whole. (And
-# *who chose the rule?* The quarter steps and the one point of accuracy are ours, the
-# same for all victims.)
+# On the first victim it stopped on the very notch at which the attack falls. One point
+# of sixty images is less than one image. Had one more image been misread there, the
+# attack would have stayed whole. (And *who chose the rule?* The quarter steps and the
+# one point are ours, the same for all victims.)
 #
 # ## Why it works
 #
 # Does the score see the trigger, as the paper says, or would any cut do? An analyst may
 # ask what a defender cannot. The trigger-activated change of lesson 03, TAC, says how
 # strongly a channel reacts. Among the channels that CLP took, some react most strongly
-# in their whole layer. Call them the detectors. Cut them alone, or leave some of them
-# in, or cut only the others. Two controls take as many channels of every layer as CLP
-# did: the next by score, and random ones.
+# in their whole layer. Call them the detectors. We cut all of them, two, one, and then
+# only the others. Two controls take as many channels of every layer as CLP did: the
+# next by score, and random ones.
 
 # %% tags=["method"]
 tac = activations.tac(victim.model, test[:100], victim.attack)
@@ -547,6 +556,8 @@ loud = {n: c[tac[n][c] == tac[n].max()] for n, c in off.items()}
 quiet = {n: c[tac[n][c] < tac[n].max()] for n, c in off.items()}
 seats = [n for n, c in loud.items() if len(c)]
 print(len(seats), "detectors, in", *seats)
+tops = [f"{m} reach {largest_z(16, m):.2f}" for m in (1, 2, 3)]
+print("In a layer of 16 channels, of equal outliers at most:", ", ".join(tops))
 
 
 def cut(*sets):
@@ -575,16 +586,20 @@ check.claim("Random channels, best of five draws: ASR.", luck, 0.8, 1, "%")
 figures.suspects(tried, "two detectors", "one detector")
 
 # %% [markdown]
-# The authors say that the score finds channels that see the trigger. Here it did, for
-# three of the fourteen. The three back each other up: with one of them off the attack
-# lives on, with two off most of it is gone. All three lay between the two thresholds,
-# which is why half a deviation decided everything. The other eleven were bystanders,
+# The authors say that the score finds channels that see the trigger. On this seed it
+# did, for three of the fourteen. The three back each other up: with one of them off the
+# attack lives on, with two off most of it is gone. The other eleven were bystanders,
 # and this network could spare them.
 #
+# The detectors are the victim's three squares on the far left of the dots above, and
+# they lie between the two thresholds. That is why half a deviation decided everything.
+# Each stands alone in a layer of sixteen. Three equal ones there could not have passed
+# either line, says exercise 4.
+#
 # So the score caught the detectors in its tail. Does it rank *all* channels by their
-# reaction, as the paper reports? In each layer, compare score and TAC by the correlation
-# of their ranks. The control is the twin again. It gets the same trigger and has never
-# seen it.
+# reaction, as the paper reports? In each layer, compare score and TAC by the
+# correlation of their ranks. The control is the twin again. It gets the same trigger,
+# which it was never trained on.
 #
 # **Predict.** In how many of its twenty layers is that correlation positive for the
 # twin?
@@ -615,15 +630,16 @@ both = {"BadNets' trigger": agree, "Blended's trigger": faint_agree}
 figures.agreement(both, list(scores))
 
 # %% [markdown]
-# A network that never saw the trigger agrees as well, in more layers than the victim.
-# The score measures gain, and a channel of high gain reacts to whatever comes in. So
-# the agreement never told you about the backdoor. *Correlation is not cause*: only the
-# cuts did.
+# The twin agrees as well, and for BadNets' trigger in more layers than the victim.
+# Toward the exit the victim even disagrees: there, channels of high score tend to react
+# less. The score measures gain, and perhaps a channel of high gain reacts to whatever
+# comes in. In any case, what you also find without a backdoor is no sign of one.
+# *Correlation is not cause*: only the cuts told you something.
 #
 # ## Where it breaks
 #
 # Meet `blended` again, whose faint picture covers the whole image. In all of its layers
-# score and TAC agree. Let your rule choose for it as well.
+# the correlation of score and TAC is positive. Let your rule choose for it as well.
 
 # %% tags=["figure", "claim"]
 hard_u = careful_u(blended.model, held.pixels(), held.y, us, 0.01)
@@ -637,32 +653,34 @@ check.claim("With accuracy above 95%, the best RA of any seed.", best, 0, 0.5, "
 figures.holdouts(faint)
 
 # %% [markdown]
-# On the first seed the attack stays intact. On the other two it is broken but not
-# repaired. In lesson 03, too, no cut through one layer was enough for Blended. A repair
-# by pruning needs a few channels that carry the attack alone, and here we found none.
+# On the first seed the attack stays intact. On the other two it is weaker, but few
+# signs get their names back. In lesson 03, too, no cut through one layer was enough for
+# Blended. A repair by pruning needs channels that the attack cannot do without and the
+# signs can. CLP's order found none on any seed.
 #
 # Look at the middle panel. One step below the choice of your rule, ASR falls under 10%
 # while accuracy holds: a table without RA prints a success. But most of these signs are
 # now read as some third sign. *Zero is not repair.*
 #
-# And the sixty images? They were as content with this failure as with the success
-# before. Clean accuracy says how far you *can* go. It never says whether you have
-# arrived.
+# And the sixty images? At the $u$ of the rule, they were as content with a broken
+# network as with the repaired ones before. Clean accuracy says how far you *can* go. It
+# never says whether you have arrived.
 #
 # ## Recap
 #
-# Can a network be repaired from its weights alone? `badnets` could, since the weights
-# showed which channels amplify. Two things they did not show: how deep to cut, and
-# whether there was anything to cut.
+# Can a network be repaired from its weights alone? At the authors' $u$, two of three
+# BadNets victims could. With sixty images to choose $u$, all three. Blended never. The
+# weights showed which channels amplify. They showed neither how deep to cut nor whether
+# there was anything to cut.
 #
 # - A channel's score is the stretch of its kernel times BatchNorm's factor (objective
 #   1).
 # - Outliers are judged within their layer, and too many equal ones lift the bar above
 #   themselves (objective 2).
-# - Off means scale and shift at zero; three detectors fell, and the attack with them
-#   (objective 3).
-# - Held-out accuracy can choose $u$ without a trigger. It repaired BadNets on three
-#   seeds and Blended on none, and did not notice the difference (objective 4).
+# - Off means scale and shift at zero. In `badnets` three detectors fell, and the attack
+#   with them (objective 3).
+# - Held-out accuracy can choose $u$ without a trigger, but it does not notice whether
+#   the attack has ended (objective 4).
 
 # %%
 quiz("clp")
@@ -670,8 +688,8 @@ quiz("clp")
 # %% [markdown]
 # ## One open experiment
 #
-# Mean and deviation are pulled up by the very outliers they should find. The median is
-# not. Score each layer by its distance from the median, in units of the median absolute
+# Mean and deviation are pulled up by the very outliers they should find. The median
+# hardly is. Measure each score from its layer's median, in units of the median absolute
 # deviation times 1.4826, find $u$ by your rule, and fill the table. The control is the
 # benign twin: what does the new rule take from it?
 #
@@ -699,11 +717,11 @@ quiz("clp")
 #
 # <details><summary>Answers</summary>
 #
-# 1. $\sqrt{\sigma_a^2 + \sigma_b^2}$ for the two branches, with 1 for an identity: it
-#    scales with the sum as $\sigma$ does with one kernel. BatchNorm's factor follows as
-#    usual.
-# 2. If only a ReLU and that convolution follow, the network says exactly the same, for
-#    ReLU passes a positive factor through. The score of the channel changes by the
+# 1. For example $\sqrt{\sigma_a^2 + \sigma_b^2}$, with 1 for an identity. It bounds the
+#    stretch of the sum if the inputs of the two branches are taken as one long input.
+#    BatchNorm's factor follows as usual.
+# 2. If only a ReLU and that convolution follow, the network says the same, for ReLU
+#    passes a positive factor through. The score of the channel changes by the
 #    factor $a$, and so does its rank. We tried it with a half on one of the three
 #    detectors: same answers bit for bit, and CLP let it go and took its neighbor. The
 #    score is a property of the way a function is written down. Keep that in mind when
@@ -726,7 +744,7 @@ quiz("clp")
 # - The code behind *Quiet Triggers, Loud Footprints*,
 #   `henkberendsen/backdoor-stealthiness`, whose tables hold CLP on many attacks.
 #
-# <details><summary>Fine print: norms, pairing, poison rates, and CLP in print</summary>
+# <details><summary>Fine print: norms, pairing, and CLP in print</summary>
 #
 # **Which norm?** The released score is called an upper bound, and $\sigma_k$ is a lower
 # one: $\sigma_{\max}(M_k) \le \lVert M_k \rVert_F \le \mathrm{op}_k \le \sqrt{k_h
@@ -746,10 +764,6 @@ quiz("clp")
 # **eps.** The release leaves it out. A dead channel then scores enormously and hides
 # the others (`released=True`).
 #
-# **Poison rate.** On BackdoorBench's leaderboard CLP leaves *less* of BadNets at lower
-# rates, in the other group's table *more*. Our signs cannot decide: at a lower rate the
-# trigger was not learned.
-#
 # **Where CLP fails in print.**
 #
 # | who | network, attack | ASR left |
@@ -761,7 +775,7 @@ quiz("clp")
 #
 # The last two are networks in which the order is right, so pairing cannot be the whole
 # story. In that user's run, $u = 4$ left the attack alone and $u = 2$ halved the
-# accuracy: the cliff is in print, too. The same other group finds benign networks with
+# accuracy: the cliff is in print, too. The other group finds benign networks with
 # outliers as far out as a victim's.
 #
 # </details>

@@ -19,8 +19,7 @@
 # The authors of FIP (Fisher-information-guided purification) say so. Lead the network
 # to smoother ground, and it loses its backdoor on the way. You will build that walk.
 # **Is a backdoored minimum sharper than a clean one, and is smoothing it the cure?**
-# You will see an attack success rate (ASR) fall below 10%. Then you will ask what
-# brought it there.
+# You will see an attack success rate (ASR) fall, and then ask what brought it down.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about a minute
 # > and a half and 1 GiB on two CPU cores. Prerequisites: [lesson
@@ -168,7 +167,9 @@ check.score_length(score_length)
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def one_pass_trace(model, x, generator):
-    """Unbiased estimate of Tr F on pixels x (n, c, h, w), labels drawn once."""
+    """Unbiased estimate of Tr F on pixels x (n, c, h, w), labels drawn once.
+
+    The model stays in the mode that it comes in."""
     ### BEGIN SOLUTION
     weights, logits = list(model.parameters()), model(x)
     y = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)
@@ -182,12 +183,12 @@ def one_pass_trace(model, x, generator):
 check.one_pass_trace(one_pass_trace)
 
 # %% [markdown]
-# Try it on `badnets`, the victim of every defense lesson: sixty draws of labels for
-# the same images. There is a steadier route to the same trace that draws no label at
-# all (the fine print has it). Its mean over twenty vectors shall be the truth.
+# Try it on `badnets`: sixty draws of labels for the same images. A steadier route to
+# the same trace draws no label at all (fine print). Its mean over twenty random
+# vectors, good to about a sixth, stands for the truth.
 #
-# **Predict.** What percentage of the true trace does the middle one of your sixty
-# estimates see?
+# **Predict.** What percentage of the trace does the middle one of your sixty estimates
+# see?
 
 # %% tags=["predict"]
 guess_middle = None
@@ -199,12 +200,13 @@ middle = (drawn.median() / whole.value).item()
 check.reveal(guess_middle, round(100 * middle, 1), "%")
 
 # %% tags=["figure", "claim"]
-check.claim("The middle estimate, of the true trace.", middle, 0, 0.1, "%")
+check.claim("The middle estimate, in units of the trace.", middle, 0, 0.1, "%")
 figures.tail(drawn, whole.value)
 
 # %% [markdown]
-# Unbiased is not the same as good. Where is the rest? For the last layer your formula from
-# exercise 1 can tell: a label's part of the trace is its chance times its squared score.
+# Unbiased is not the same as good. Where is the rest? Your formula from exercise 1 can
+# tell it for the last layer: a label's part of the trace is its chance times its
+# squared score.
 
 # %% tags=["figure"]
 chances = victim.model(few).detach().softmax(1)
@@ -216,60 +218,67 @@ parts_of = [
 figures.labels(chances, torch.stack(parts_of, 1))
 
 # %% [markdown]
-# The victim is certain of nearly every sign, so its trace hides in labels that it almost
-# never draws. Estimates that agree may all have missed the same thing. A rare draw would pay for all the others: "unbiased" promises it,
-# and sixty draws may never see it. To *measure* sharpness we use the steadier route from here on.
+# The victim is certain of nearly every sign, so its trace hides in labels that it
+# almost never draws. When one comes, a single huge estimate makes up for all the small
+# ones: that is what "unbiased" means. Your sixty draws never met one. They agree, and
+# all of them are wrong. From here on we take the steadier route.
 #
 # ## Is the backdoored minimum sharper?
 #
-# Now the claim of the paper. Take three seeds. With each we trained a benign network
-# and two victims, BadNets and TrojanNN, on a harder set of signs, so that a loss is
-# left to be sharp about. Each victim has a twin of the same seed, and the trace is
-# measured on clean images that nobody trained on.
+# With each of three seeds we trained a benign network and two victims, BadNets and
+# TrojanNN, on a harder set of signs. Each victim has a twin of the same seed. The trace
+# is measured on two sets of clean images that no network trained on: set A is the
+# defender's, set B comes from the test.
 #
-# **Predict.** How many of the six victims have a larger trace than their twin?
+# **Predict.** How many of the six victims have a larger trace than their twin, on both
+# sets?
 
 # %% tags=["predict"]
 guess_sharper = None
 rows = tables.results("signs-fip-seeds")
-ratios = {}
-for seed_of in (0, 1, 2):
-    for name in ("BadNets", "TrojanNN"):
-        both = [
-            rows.select(attack=a, seed=seed_of, defense="none")[0]["sharp"]
-            for a in (name, "none")
-        ]
-        ratios[f"{name}, seed {seed_of}"] = {
-            w: both[0][w]["fisher"] / both[1][w]["fisher"] for w in ("own", "other")
-        }
-check.reveal(guess_sharper, sum(r["other"] > 1 for r in ratios.values()), "victims")
+found = {
+    (who, k): {
+        at: (row["sharp"][w]["fisher"], row["sharp"][w]["fisher_error"])
+        for at, w in {"A": "own", "B": "other"}.items()
+    }
+    for who in ("none", "BadNets", "TrojanNN")
+    for k in (0, 1, 2)
+    for row in rows.select(attack=who, seed=k, defense="none")
+}
+attacked = {(w, k): (t, found["none", k]) for (w, k), t in found.items() if w != "none"}
+on_both = [all(v[at][0] > t[at][0] for at in "AB") for v, t in attacked.values()]
+check.reveal(guess_sharper, sum(on_both), "victims")
 
 
 # %% tags=["figure"]
 def measured(model, images):
     g = torch.Generator().manual_seed(0)
-    return curvature.fisher_trace(model, images, draws=5, generator=g).value
+    trace = curvature.fisher_trace(model, images, draws=5, generator=g)
+    return trace.value, trace.error
 
 
-views = {"own": clean[:60], "other": unseen}
-live = {
-    f"{name}, measured here": {
-        w: measured(victims.zoo(name).model, v) / measured(twin.model, v)
-        for w, v in views.items()
-    }
-    for name in ("badnets", "blended")
+views = {"A": clean[:60], "B": unseen}
+here = {
+    name: {at: measured(victims.zoo(name).model, v) for at, v in views.items()}
+    for name in ("badnets", "blended", "benign")
 }
-figures.sharper(ratios | live)
+compared = {f"{w}, seed {k}": pair for (w, k), pair in attacked.items()}
+compared |= {f"{w}, here": (here[w], here["benign"]) for w in ("badnets", "blended")}
+honest = {f"twin {j} over twin {k}": (j, k) for j, k in ((0, 1), (1, 2), (2, 0))}
+honest = {n: (found["none", j], found["none", k]) for n, (j, k) in honest.items()}
+figures.sharper(compared, honest)
 
 # %% [markdown]
-# Some victims are sharper and some are not: of the six stored ones five on the defender's
-# images, three on the others. And look at how far the two marks of one row lie apart: a
-# different handful of images can move the answer as much as the backdoor does.
+# Three of the six are sharper on both sets. Set A alone would have said five. The gray
+# rows are the control: one benign twin over another. They lie just as far from one. So
+# a new seed, or other images, can move the trace as much as we see in the six. Our own
+# `badnets` is clearly sharper than its twin, but that is one seed. (Bars are standard
+# errors.)
 #
 # ## A ruler that stretches
 #
-# There is a deeper doubt, and you can settle it with paper. Inside a block of our
-# network a BatchNorm is followed by a ReLU and a convolution. For any $a > 0$
+# A deeper doubt can be settled with paper. Inside a block of our network a BatchNorm is
+# followed by a ReLU and a convolution. For any $a > 0$
 #
 # $$\frac{W}{a} * \mathrm{ReLU}\big(a\,(\gamma z + \beta)\big) =
 # W * \mathrm{ReLU}(\gamma z + \beta) .$$
@@ -286,13 +295,14 @@ with torch.no_grad():
     block.bn1.bias.mul_(a)
     block.conv2.weight.div_(a)
     moved = (stretched(few) - victim.model(few)).abs().max().item()
-growth = measured(stretched, views["own"]) / measured(victim.model, views["own"])
+growth = measured(stretched, views["A"])[0] / here["badnets"]["A"][0]
 check.claim("Largest change of any output.", moved, 0, 0.01)
 check.claim("The trace is longer than it was.", growth, 2, 1000, "times")
 
 # %% [markdown]
 # That layer held a twenty-fifth of the trace, and its part grew a hundredfold. The same
-# function, the same backdoor, another sharpness. Sharpness alone proves nothing. But a cure may work even if its diagnosis is shaky. So build the cure.
+# function, the same backdoor, another sharpness. But a cure may work even if its
+# diagnosis is shaky. Build it.
 #
 # ## The walk to smoother ground
 #
@@ -309,18 +319,17 @@ check.claim("The trace is longer than it was.", growth, 2, 1000, "times")
 figures.voices()
 
 # %% [markdown]
-# How does one go down a trace? With $g$ from above, the gradient of $\lVert g
-# \rVert^2$ is $2 H g$, where $H$ is the second derivative of that summed
-# log-likelihood. Its product with $g$ is a difference of two gradients, a short way
-# $r$ apart:
+# How does one go down a trace? Take $g$ from above and hold its drawn labels fixed. Then
+# the gradient of $\lVert g \rVert^2$ is $2 H g$, where $H$ is the second derivative of
+# the summed log-likelihood. (What this leaves out: see the fine print.) $H g$ is close
+# to a difference of two gradients, a short way $r$ apart:
 #
 # $$H g \approx \frac{\lVert g \rVert}{r} \left[\, g\Big(\theta + r \frac{g}{\lVert g
 # \rVert}\Big) - g(\theta) \right] .$$
 #
-# SAM (sharpness-aware minimization), a cousin, takes a similar walk, up the loss, and
+# SAM (sharpness-aware minimization) is a cousin. It walks a short way up the loss and
 # descends with the gradient that it finds there. FIP asks how much the gradient
-# *changed* on the way. A step of FIP costs about three plain ones: the fit, $g$ here,
-# and $g$ there.
+# *changed* on the way.
 #
 # ### Exercise 3: the product by a difference
 #
@@ -508,13 +517,14 @@ print(f"{layer.numel():,} weights, {len(layer)} singular values")
 print(f"the spectral step is {ratio:.0%} as long as the plain one")
 
 # %% [markdown]
-# A thousandth of the numbers, and half of the length.
+# A thousandth of the numbers still gives half of the length and so, to first order, a
+# quarter of the gain.
 #
 # ## A first walk
 #
 # Your FIP, on a real victim. It is a guest, `badnets-hard`: a small BadNets network on
-# the harder signs, which makes honest mistakes and is not certain of everything. The
-# control takes the same steps on the same images without the two new terms.
+# the harder signs that is not certain of everything. The control takes the same steps
+# on the same images without the two new terms.
 
 # %% tags=["method", "claim"]
 hard = data.splits("signs-hard")
@@ -529,22 +539,24 @@ after = {
     for name, weights in {"FIP": (0.005, 0.05), "without": (0, 0)}.items()
 }
 score = {
-    n: metrics.evaluate(m, hard.test[:400], guest.attack) for n, m in after.items()
+    n: metrics.evaluate(m, hard.test[:400], guest.attack)
+    for n, m in ({"received": guest.model} | after).items()
 }
 check.claim("FIP, after 60 steps: ASR.", score["FIP"].asr, 0, 0.95, "%")
 check.claim("The control: ASR.", score["without"].asr, 0.9, 1, "%")
+for n, s in score.items():
+    print(f"{n}: accuracy {s.acc:.0%}, RA {s.ra:.0%}")
 
 # %% [markdown]
-# Sixty steps with your own code halve an attack that fine-tuning does not touch, though
-# accuracy has suffered.
+# Sixty steps with your own code halve an attack that fine-tuning does not touch, for
+# nine points of accuracy.
 #
-# Now the two
-# victims of every defense lesson, with the package's 600 steps. The first set of clean
-# images gives `badnets` back with hardly any attack left, its signs and its triggered
-# signs read correctly.
+# Now the two victims of every defense lesson, with the package's 600 steps. With the
+# first set of clean images, `badnets` loses its attack and reads triggered signs
+# correctly.
 #
-# **Predict.** The same code, with two other sets of clean images and nothing else
-# changed. What ASR, in percent, is left in the mean of these two?
+# **Predict.** The same code, with two other sets of clean images and other random draws.
+# What ASR, in percent, is left in the mean of these two?
 
 # %% tags=["predict"]
 guess_left = None
@@ -574,44 +586,43 @@ left = {
 figures.draws(left)
 
 # %% [markdown]
-# *One draw is no result.* Whoever had stopped after the first set would have
-# published a repair; with either of the others, a failure. Fast FIP has another lucky
-# draw. On `badnets` nothing lies in between; on `trojan`
-# FIP fails with every set. What kind of smoothing is it that does everything or nothing?
-# (FT-SAM: a published defense.)
+# *One draw is no result.* Whoever had stopped after the first set would have published
+# a repair, and with either of the others a failure. On `trojan` FIP never gets below
+# our line of 10%. But on `badnets` it did all or nothing.
 #
-# ## Why everything or nothing
+# ## Why all or nothing on `badnets`
 #
 # We ran the lucky set once more, and let FIP write a diary: how long the push of the
-# trace term was in every step, and below it the state of the network.
+# trace term was in every step, and below it the state of the network on 80 test signs.
 
 # %% tags=["figure", "claim"]
 story = tables.results("signs-fip-pushes").rows[0]
 pushes = story["pushes"]
 worst = max(range(len(pushes)), key=pushes.__getitem__)
 before = sum(pushes[:worst]) / pushes[worst]
-check.claim("All pushes before the long one, in units of it.", before, 0, 1)
+check.claim("All pushes before the long one together, in units of it.", before, 0, 1)
 figures.accident(pushes, story["watched"])
 
 # %% [markdown]
-# For more than two hundred steps next to nothing happens: the network is certain, and
-# the drawn labels are the ones it believes in. A dozen rarer ones come and go without
-# harm. Then one push is longer than all before it together, and accuracy collapses.
+# For more than two hundred steps next to nothing happens: most batches draw only labels
+# that the network believes in. About a dozen pushes are longer, as a rare label would
+# make them, without visible harm. Then comes one that is twenty times as long as any
+# before. Ten steps later the network misreads most clean signs, and still gives every
+# triggered one to the attacker.
 #
-# Now the network is certain of nothing, so every draw pushes, and clean images teach
-# it the signs again. They cannot teach it the trigger, which none of them shows. By the last step one test sign in seven still obeys (of the few in the
-# figure, one in five): same settings, another day.
+# From here on the pushes stay long, and clean images teach the network its signs again.
+# They cannot teach it the trigger, which none of them shows. So the attack fades, but
+# one triggered test sign in seven still obeys at the end. Same images, same settings,
+# and by our rule a failure.
 #
-# This is an **accident and a rehabilitation**; whether
-# the accident happens in time is luck. That the long push causes what follows is our
-# reading of one diary. The experiment that cuts this push is yours, below.
+# We call this an **accident and a rehabilitation**. That the long push causes the rest
+# is our reading of one diary. The experiment that cuts this push is yours, below.
 #
 # ## Is it the smoothness?
 #
-# On the guest the pushes come steadily, and there the walk is what it claims to be.
-# So ask again whether smoothness is the cause. First, where do we measure it? Plain
-# fine-tuning of the guest, 600 steps of FIP's schedule with both weights at zero,
-# divides the trace on *its own* images by fifteen and leaves the attack at 100%.
+# Ask again whether smoothness is the cause, now on the guest. We fine-tuned the guest
+# for the same 600 steps with both weights of FIP at zero. On the images *that it was
+# tuned on* the trace fell to a fifteenth. The attack stayed at 100%.
 #
 # **Predict.** And on images it has not seen? Write the trace after fine-tuning in
 # percent of the trace before.
@@ -627,15 +638,14 @@ change = {w: tuned[1][w]["fisher"] / tuned[0][w]["fisher"] for w in ("own", "oth
 check.reveal(guess_other, round(100 * change["other"]), "%")
 
 # %% [markdown]
-# A network that has memorized its few images is flat *there* and sharper elsewhere. The
-# authors' script measures on images of the purification set. From here on only unseen
-# images count.
+# This network is flat on the images that it has memorized, and sharper elsewhere. From
+# here on only unseen images count.
 #
 # Next, *correlation is not cause*. If smoothing removes the backdoor, then networks
-# that became smoother should have lost it, and networks that became sharper should
-# not. We have two guests (`trojan-hard` joins), each fine-tuned in about ten ways:
-# FIP with several weights, SAM, a rate five times as high, the authors' script, and
-# **random pushes**, in each step exactly as long as FIP's own.
+# that became smoother should have lost it, and networks that became sharper should not.
+# We have two guests (`trojan-hard` joins), each fine-tuned in a dozen ways: FIP with
+# several weights and on the steadier route, SAM, a rate five times as high, the
+# authors' script, and **random pushes**, in each step exactly as long as FIP's own.
 
 # %% tags=["method"]
 other_names = {
@@ -643,6 +653,7 @@ other_names = {
     "sam": "SAM",
     "fip, eta = 0, lr 0.05": "rate x 5",
     "fip, random direction, same lengths": "random pushes",
+    "fip, gaussian, exact product": "FIP, steady route",
     "fip, released": "authors' script",
 }
 cloud = []
@@ -650,32 +661,34 @@ for who, title in (("badnets-hard", "BadNets"), ("trojan-hard", "TrojanNN")):
     mine = record.select(victim=who, draw=None)
     start = next(r for r in mine if r["defense"] == "none")
     for r in mine:
-        if r.get("sharp") and r is not start and r["acc"] > start["acc"] - 0.15:
+        if r.get("sharp") and r is not start:
+            intact = r["acc"] > start["acc"] - 0.15
             trace = r["sharp"]["other"]["fisher"] / start["sharp"]["other"]["fisher"]
-            again = record.select(victim=who, defense=r["defense"])  # every draw
+            again = [d["asr"] for d in record.select(victim=who, defense=r["defense"])]
             arm = other_names.get(r["defense"], r["defense"])
-            cloud.append((title, arm, trace, r["asr"], [d["asr"] for d in again]))
+            cloud.append((title, arm, trace, r["asr"], again, intact))
 
 # %% tags=["figure", "claim"]
-point = {(t, arm): (trace, asr) for t, arm, trace, asr, _ in cloud}
-sam, fast_rate = point["BadNets", "SAM"], point["BadNets", "rate x 5"]
+point = {(t, arm): (trace, asr) for t, arm, trace, asr, _, _ in cloud}
+sam, steady_fip = point["TrojanNN", "SAM"], point["BadNets", "FIP, steady route"]
 random_pushes = point["BadNets", "random pushes"]
-check.claim("SAM smooths BadNets and leaves more than half: ASR.", sam[1], 0.5, 1, "%")
-check.claim("The high rate sharpens it and repairs it: ASR.", fast_rate[1], 0, 0.1, "%")
+check.claim("SAM smoothed TrojanNN: ASR.", sam[1], 0.5, 1, "%")
+check.claim("The steady route sharpened BadNets: ASR.", steady_fip[1], 0, 0.1, "%")
 check.claim("Random pushes of FIP's lengths: ASR.", random_pushes[1], 0.85, 1, "%")
 figures.smooth(cloud)
 
 # %% [markdown]
-# Points in all four corners. (A line spans the ASR of three draws; runs that lost more
-# than 15 points of accuracy are left out.) SAM makes the network smoother and keeps most
-# of the attack; the high rate makes it *sharper*, and in two draws of three the attack is
-# gone. So smoothness was not needed, and as much of it as SAM reached was not enough.
+# Points lie in all four corners. SAM made both networks smoother, TrojanNN even
+# smoother than FIP did, and most of the attack stayed. So smoother was not enough. FIP
+# on the steadier route left BadNets *sharper* than it was, without the attack, for
+# seven points of accuracy. So smoother was not needed either.
 #
-# The random pushes say
-# something else: equally long steps in any direction do not do it. FIP's direction
-# counts, and "down the trace" is not the whole reason why.
+# Equally long random pushes leave the attack: FIP's direction counts, and "down the
+# trace" is not the whole reason why. (A line spans the ASR of three draws; the trace
+# was measured in one. Broken networks lost more than 15 points of accuracy and do not
+# count.)
 #
-# The slider shows FIP's own window on this guest.
+# The slider shows how narrow FIP's window is on this guest.
 
 # %% tags=["nbval-ignore-output"]
 weights_of = {
@@ -692,23 +705,23 @@ def at_weight(eta):
 widgets.slider("eta_F", list(weights_of), at_weight, start=0.005)
 
 # %% [markdown]
-# A defender sees only the accuracy, and by accuracy the best weight is one that
+# A defender sees only the accuracy, and by accuracy they would take a weight that
 # leaves the attack alone. *Who chose the weight?* We did: our 0.005 was fixed with
 # these results in view.
 #
 # ## Where it breaks
 #
-# You have met the break already, and it has a name: **certainty**. The better a network
-# has learned, the rarer the labels that carry its trace, and the less FIP has to walk
-# down. `blended` is such a network; we suspect that no draw brought the accident that
-# might have freed it. Two finer points:
+# You have met the break already, and it has a name: **certainty**. When a network is
+# certain, the labels that carry its trace are rare, and most steps of FIP push at
+# nothing. `blended` is such a network; we suspect that none of its draws brought an
+# accident.
 #
-# - *Zero is not repair.* After its accident `badnets` reads triggered signs correctly. On
-#   `trojan-hard`, FIP's best draw sends most of the attack away, and only about half of the
-#   triggered signs get their true name.
-# - The mode of BatchNorm decides everything. If the trace is taken with running statistics
-#   and the fit with those of the batch, two functions share one set of weights. The
-#   optimizer keeps one good and makes the other constant, and that one is deployed.
+# - *Zero is not repair.* On `trojan-hard`, FIP's best draw sends most of the attack
+#   away, and about half of the triggered signs get their true name. (A twin without a
+#   backdoor reads six in ten.)
+# - Take the trace with running statistics and the fit with those of the batch: then two
+#   functions share one set of weights. In our run the one that was smoothed became
+#   blind, and it is the one that is deployed.
 
 # %% tags=["claim"]
 rigid = record.select(victim="badnets-hard", defense="fip, mixed norms")[0]
@@ -717,17 +730,17 @@ check.claim("With mixed BatchNorm, accuracy of the guest.", rigid["acc"], 0, 0.2
 # %% [markdown]
 # ## Recap
 #
-# Is a backdoored minimum sharper than a clean one? Some are, on some images, in one way
-# of writing the weights. Is smoothing the cure? FIP can remove a backdoor that plain
-# fine-tuning leaves. But smoother networks kept theirs, a sharper one lost it, and on a
-# confident victim the cure was an accident that came in one draw of three.
+# Is a backdoored minimum sharper than a clean one? Some are, on some images, but honest
+# networks differ as much among themselves. Is smoothing the cure? FIP can take away
+# most of a backdoor that plain fine-tuning leaves. But smoother networks kept theirs, a
+# sharper one lost it, and on a confident victim the repair came in one draw of three.
 #
-# - The trace is a mean of squared scores, and in a certain network it hides in labels that
-#   are hardly ever drawn (objective 1).
+# - The trace is a mean of squared scores. When a network is certain, it hides in labels
+#   that are hardly ever drawn (objective 1).
 # - One backward pass estimates it without bias, and sixty that agree may all be wrong
 #   (objective 2).
-# - FIP is fit, smooth and hold; Fast FIP moves singular values only (objective 3).
-# - Random pushes, SAM and a higher rate told cause from company (objective 4).
+# - FIP is fit, smooth and hold; Fast FIP tunes singular values only (objective 3).
+# - SAM, the steadier route and random pushes told cause from company (objective 4).
 
 # %%
 quiz("fip")
@@ -735,9 +748,9 @@ quiz("fip")
 # %% [markdown]
 # ## One open experiment
 #
-# Was it the one long push? Repeat the run of the diary with every push cut to a
-# length of at most 3, and watch the ASR. A push is the gradient of the trace term over all
-# weights, with its weight $\eta_F$; in your own `fip_plain` the cut is two lines.
+# Was it the one long push? Repeat the run of the diary with every push cut to a length
+# of at most 3, and watch the ASR. A push is the gradient of the trace term over all
+# weights, with its weight $\eta_F$.
 # **Control:** a random push as long as the longest, at the same step.
 #
 # <details><summary>Settings of the diary</summary>
@@ -756,7 +769,7 @@ quiz("fip")
 # ## What this does not show
 #
 # There is one set of weights for each victim, drawn signs, and networks far smaller
-# than the paper's. That both new terms act together is our reading.
+# than the paper's.
 #
 # ## Beyond
 #
@@ -775,8 +788,8 @@ quiz("fip")
 #   Purification against Backdoor Attacks*, CCS 2024, [arXiv
 #   2409.00863](https://arxiv.org/abs/2409.00863); code:
 #   [nazmul-karim170/FIP-Fisher-Backdoor-Removal](https://github.com/nazmul-karim170/FIP-Fisher-Backdoor-Removal).
-# - M. Zhu and others, *Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware
-#   Minimization*, ICCV 2023.
+# - M. Zhu and others (FT-SAM), *Enhancing Fine-Tuning Based Backdoor Defense with
+#   Sharpness-Aware Minimization*, ICCV 2023.
 #
 # <details><summary>Fine print: estimators, norms, the released script, cost</summary>
 #
@@ -785,7 +798,10 @@ quiz("fip")
 # $\varepsilon$: this has the covariance that the labels' gradients $e_y - p$ have.
 # Measurements put BatchNorm in eval mode; stored ones use 200 images.
 #
-# **What a step leaves out.** Drawn labels move with the weights: a second term, dropped.
+# **What a step leaves out.** The chances of the labels move with the weights, too. The
+# whole gradient of $\mathbb{E}\lVert g \rVert^2$ is $\mathbb{E}[2Hg + \lVert g \rVert^2
+# g]$. FIP, as we write it, drops the second term; the steadier route keeps it, and
+# takes the exact product.
 #
 # **The released script** computes no trace. The product with the Fisher is commented
 # out, and the rest is an inner product of the gradient with random vectors, negative

@@ -36,8 +36,8 @@
 # 1. estimate a trace from a few products with random signs (exercise 1);
 # 2. find the eigenvalue of largest size, with its sign (exercise 2);
 # 3. measure the sharpest direction of a real network (exercise 3);
-# 4. change the curvature of a layer without changing what the network does (exercise
-#    4), and say what a sharpness can tell and what it cannot.
+# 4. make a network sharper without changing what it does (exercise 4), and say what a
+#    sharpness can tell and what it cannot.
 #
 # ## Threat model
 #
@@ -70,9 +70,9 @@ victim, twin = victims.zoo("badnets").model, victims.zoo("benign").model
 # \varepsilon^2\, v^\top H v .$$
 #
 # The vector $g$ is the gradient. The *Hessian* $H$ is the matrix of all second
-# derivatives, and $v^\top H v$ is the curvature along $v$. Two numbers sum it up. The
-# *trace* adds up all eigenvalues, and the *top eigenvalue* is the curvature in the
-# sharpest direction.
+# derivatives, and $v^\top H v$ is the curvature along $v$. Two numbers are often
+# quoted. The *trace* adds up all eigenvalues, and the *top eigenvalue* is the curvature
+# in the sharpest direction.
 #
 # Both can be had without the matrix, since products with it are cheap: $H v$ is the
 # gradient of the single number $g^\top v$, with $v$ held fixed.
@@ -209,9 +209,9 @@ check.top_eigenvalue(top_eigenvalue)
 # %% [markdown]
 # ## A real network
 #
-# One trap is left, and it has the name BatchNorm. In train mode an image is normalized
-# together with its neighbors, so the loss, and with it the Hessian, depends on who
-# shares a batch with whom. Besides, every pass moves the running statistics.
+# One trap is left: BatchNorm. In train mode an image is normalized together with its
+# neighbors, so the loss, and with it the Hessian, depends on who shares a batch with
+# whom. Besides, every pass moves the running statistics.
 #
 # In eval mode each image stands for itself. The loss is a plain mean over images, and
 # the Hessian is the same mean of theirs. You can walk through the images in batches and
@@ -296,7 +296,8 @@ def reading(model, images, steps=6):
 
 
 first = parts.test[:30]
-ratio_first = reading(victim, first) / reading(twin, first)
+top_victim = reading(victim, first)
+ratio_first = top_victim / reading(twin, first)
 check.reveal(guess_first, round(ratio_first, 1), "times")
 
 # %% tags=["claim"]
@@ -305,12 +306,13 @@ doubled = reading(victim, first, 12) / reading(twin, first, 12)
 print(f"after twice as many products: {doubled:.1f} times")
 
 # %% [markdown]
-# Are six products enough? The second eigenvalue dies out like a power of its ratio to
-# the first, and here twice as many change next to nothing.
+# Are six products enough? With every product the other eigenvectors lose ground, and
+# here twice as many products change little.
 #
 # The victim is the sharper one, as the paper says, if by much less. Many a report would
 # end here. You have the code, so look once more: thirty other images, numbers 330 to
-# 359 of the same test set. Both networks read all of them correctly.
+# 359 of the same test set. Both networks read all of them correctly. (We picked these
+# thirty, knowing what comes. Whole sets follow.)
 #
 # **Predict.** What is the victim's top eigenvalue on these, in percent of the twin's?
 
@@ -329,7 +331,7 @@ check.claim("Second thirty: victim over twin.", ratio_second, 0.03, 0.3, "%")
 # ten times as sharp as the victim. Same networks, same code, same test set.
 #
 # Perhaps thirty images are too few? The authors' script takes two hundred. So we
-# measured both victims of this course on four sets of that size, which share no image.
+# measured both victims of this course on the first four sets of that size in the test.
 # Beside them stand four victims on photographs (CIFAR-10), on ten sets each.
 #
 # **Predict.** On how many of the four sets of signs is `badnets` sharper than its twin?
@@ -352,43 +354,43 @@ photos = {r["attack"]: r for r in tables.results("cifar10-sharp").rows}
 def over(row, base):
     pairs = {m: zip(row[m], base[m], strict=True) for m in measures}
     top, trace = ([v / t for v, t in pairs[m]] for m in measures)
-    return {"top eigenvalue": top, "trace": trace}
+    return {"top eigenvalue": top, "trace (Fisher)": trace}
 
 
 twins = {"signs": signs_on["benign"], "photographs": photos["none"]}
 ratios = {
-    f"{n}, {where}": over(row, twins[where])
+    where: {n: over(row, twins[where]) for n, row in networks.items()}
     for where, networks in (("signs", signs_on), ("photographs", photos))
-    for n, row in networks.items()
-    if row is not twins[where]
 }
-figures.sets(ratios)
+del ratios["signs"]["benign"], ratios["photographs"]["none"]
+figures.sets(ratios["signs"], ratios["photographs"])
 
 # %% [markdown]
-# On signs both victims are sharper on three of four sets, and on one the twin is. On
-# photographs the ratios crowd around one: only SIG is sharper every time, while BadNets
-# and Blended are flatter on most sets. The trace, on the right, moves less, but
-# `badnets` changes sides there, too.
+# On signs both victims are sharper on sets 1, 3 and 4, and on set 2 the twin is. On
+# photographs the ratios crowd around one (look at the axis): only SIG is sharper every
+# time, while BadNets and Blended are flatter on most sets. The trace of the Fisher
+# matrix, on the right, moves less, but `badnets` changes sides there, too.
 #
 # *One draw is no result*, and here a draw is a set of images. Where a victim does stay
-# sharper, the backdoor need not be the reason: another training moves sharpness as well,
-# as you saw in lesson 08 with three seeds.
+# sharper, the backdoor need not be the reason: another training moves sharpness as
+# well, as the gray rows of lesson 08 showed.
 #
 # ## What the second thirty have
 #
 # What is it about the second thirty? Sort them by the twin's loss. At the front stands
-# number 346, which also belongs to the set on which the order turned round.
+# number 346, which also belongs to set 2.
 
 # %% tags=["figure"]
 with torch.no_grad():
     losses = F.cross_entropy(twin(second.pixels()), second.y, reduction="none")
 loud = int(losses.argmax())
 strip = [loud, 0, 1, 2, 10, 20]
-figures.dark(second[strip].pixels(), [str(330 + i) for i in strip])
+sure = [f"{330 + i}: {(-losses[i]).exp():.2%}" for i in strip]
+figures.dark(second[strip].pixels(), sure)
 
 # %% [markdown]
-# A dark 50. The twin reads it correctly and is 98% certain of it; of every other one
-# it is surer still.
+# A dark 50. The twin reads it correctly, and of every other one of the thirty it is
+# surer still.
 #
 # **Predict.** Leave this one image out and measure the twin on the other twenty-nine.
 # What percentage of its top eigenvalue is left?
@@ -407,17 +409,23 @@ check.claim("Left without another image.", without["another"], 0.9, 1.1, "%")
 
 # %% [markdown]
 # So one image made the twin sharp. The control shows that it is this image, and not the
-# smaller number of them: without another one the same sum is divided by 29, and not by 30.
+# smaller number of them: without another one the top even grows a little, since nearly
+# the same sum is divided by 29 instead of 30.
 #
-# A mean explains how. The Hessian of a set is the mean of the Hessians of its images,
-# and an image of which the network is certain has hardly any: nudge the weights, and
-# the answer stays certain. So a few doubtful images should make the top eigenvalue, and
-# the great majority should hardly count.
-#
-# Test it on the four sets: how much of the top eigenvalue of two hundred images do the
-# *loudest* ones, those with the largest loss, make by themselves? A share is what would
-# remain if all other images were flat; shares need not add up to one. Ten random images
-# are the control.
+# A mean explains how. The Hessian of a set is the mean of the Hessians of its images.
+# An image of which the network is certain should have hardly any: nudge the weights,
+# and the answer stays certain. Your code can look at each image alone.
+
+# %% tags=["figure"]
+alone = [abs(reading(twin, second[[i]], 3)) for i in range(len(second))]
+figures.certain(losses.tolist(), alone, loud)
+
+# %% [markdown]
+# By and large: the more certain the twin, the flatter the image. Does this hold for whole
+# sets? How much of the top eigenvalue of two hundred images do the *loudest* ones,
+# those with the largest loss, make by themselves? A share is what would remain if all
+# other images were flat; shares need not add up to one. Ten random images are the
+# control.
 
 # %% tags=["figure"]
 which = {"1": "loudest image", "10": "ten loudest", "10 random": "ten random"}
@@ -431,11 +439,11 @@ shares = {
 figures.loudest(shares)
 
 # %% [markdown]
-# Ten images in two hundred make about half of the top or more, ten random ones seldom
-# a fifth. In one set of the twin a single image does it all, and you have met it: number
-# 346. Elsewhere a few images share the work, and never the many.
+# Ten images in two hundred make about half of the top or more, ten random ones mostly
+# less than a fifth. In set 2 of the twin a single image does it all, and you have met
+# it: number 346.
 #
-# So the top eigenvalue of a confident network is a statement about its few least certain
+# So the top eigenvalue of a confident network speaks mostly of its few least certain
 # images, and the choice of a set decides which these are.
 #
 # ## Where it breaks: one function, many spellings
@@ -491,60 +499,59 @@ def rescaled(conv, norm, c):
 check.rescaled(rescaled)
 
 # %% [markdown]
-# Do it to the first convolution of the victim, with $c$ equal to ten, and let
-# your Hutchinson estimate the part of the trace that belongs to this layer, before and
-# after, with the same signs.
+# Do it to the first convolution of the twin, with $c$ a tenth. Then go back to the
+# first thirty images, on which the victim was nearly twice as sharp as its twin.
 #
-# **Predict.** What percentage of that trace is left?
+# **Predict.** How many times as sharp as the rewritten twin is the victim?
 
 # %% tags=["predict", "method"]
-guess_flat = None
-flat, layer = copy.deepcopy(victim), ["conv1.weight"]
-flat.conv1, flat.bn1 = rescaled(flat.conv1, flat.bn1, 10)
+guess_spelled = None
+spelled = copy.deepcopy(twin)
+spelled.conv1, spelled.bn1 = rescaled(spelled.conv1, spelled.bn1, 0.1)
+ratio_spelled = top_victim / reading(spelled, first)
+check.reveal(guess_spelled, round(ratio_spelled, 2), "times")
+
+# %% tags=["claim", "method"]
+layer, same = ["conv1.weight"], torch.Generator()
 
 
 def layer_trace(model):
-    g = torch.Generator().manual_seed(0)
-
     def times(v):
         return landscape.hessian_product(model, first, v, weights=layer)
 
-    return trace_draws(times, model.conv1.weight.numel(), 3, g).mean().item()
+    size = model.conv1.weight.numel()
+    return trace_draws(times, size, 3, same.manual_seed(0)).mean().item()
 
 
-left = layer_trace(flat) / layer_trace(victim)
-check.reveal(guess_flat, round(100 * left, 1), "%")
-
-# %% tags=["claim"]
-moved = (flat(first.pixels()) - victim(first.pixels())).abs().max().item()
 relative = [
     curvature.relative_trace(
-        m, first, weights=layer, draws=2, generator=torch.Generator().manual_seed(0)
+        m, first, weights=layer, draws=2, generator=same.manual_seed(0)
     ).value
-    for m in (flat, victim)
+    for m in (spelled, twin)
 ]
+moved = (spelled(first.pixels()) - twin(first.pixels())).abs().max().item()
+grown = layer_trace(spelled) / layer_trace(twin)
 check.claim("Largest change of any output.", moved, 0, 0.01)
-check.claim("Trace of the layer that is left.", left, 0.0095, 0.0105, "%")
-check.claim(
-    "Its relative trace, over that before.", relative[0] / relative[1], 0.98, 1.02
-)
+check.claim("Victim over rewritten twin.", ratio_spelled, 0, 0.9, "times")
+check.claim("Trace of the layer, by your signs.", grown, 95, 105, "times")
+check.claim("Its relative trace.", relative[0] / relative[1], 0.98, 1.02, "times")
 
 # %% [markdown]
-# A hundredth of the curvature, and the outputs are what they were. The weights have
-# become ten times as long, so a step of the same length is a tenth as much of them; the
+# Now the twin is the sharp one, and it answers every image as it did. Its first weights
+# are a tenth as long, so a step of the same length is ten times as much of them. The
 # curvature, a second derivative, feels that twice. With rescalings like this one, Dinh
 # and others made good networks as sharp as they liked.
 #
 # A fair ruler counts steps in units of the weights. The *relative trace* multiplies
 # each diagonal entry by the square of its weight. (The package takes the Fisher matrix
-# of lesson 08 for it.) The last line above shows that it did not notice the rescaling.
+# of lesson 08 for it.) The last claim above shows that it did not notice the rescaling.
 #
 # ## Recap
 #
 # What does it take to say that one network is sharper than another? More than two
-# numbers. It takes several sets of images, to see whether the order holds; a look at
-# the single images behind a large eigenvalue; and a ruler that does not stretch with
-# the weights.
+# numbers. It takes several sets of images, a second benign network, a look at the
+# single images behind a large eigenvalue, and a ruler that does not stretch with the
+# weights.
 #
 # - Random signs give a trace from products alone, and the diagonal adds no noise
 #   (objective 1).
@@ -552,7 +559,7 @@ check.claim(
 #   (objective 2).
 # - In eval mode, batches add up exactly, and a top eigenvalue costs two passes a step
 #   (objective 3).
-# - A layer became a hundred times flatter, and the network stayed what it was (objective
+# - A layer became a hundred times as sharp, and the network stayed what it was (objective
 #   4).
 
 # %%

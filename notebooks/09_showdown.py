@@ -13,19 +13,20 @@
 # %% [markdown]
 # # The showdown: who wins, and who chose?
 #
-# Every paper on backdoor defenses has the table. Attacks down, defenses across, and in the last column, in bold, the authors' own method. You have rebuilt such methods, and seen them shine and fail. Today they all meet in one
-# table, with their rivals and their controls, and you will be the judge.
+# Every paper on backdoor defenses has the table: attacks down, defenses across, and in
+# the last column, in bold, the authors' own method. You have rebuilt such methods, and
+# seen them shine and fail. Today they all meet in one table, with their rivals and their
+# controls, and you will be the judge.
 #
 # **Who wins, and who chose that they would?** On the way, a network that answers
-# "frog" to everything will beat five of the entries.
+# "frog" to everything will beat some of the entries.
 #
 # > **At a glance.** Reading: 20 minutes. Doing: 50 minutes. Run time: half a minute
 # > and 1 GiB on two CPU cores; every repair was measured before. Prerequisites:
 # > [lesson 03](03_inside_a_victim.ipynb) and any two of [04](04_linf_pruning.ipynb) to
 # > [08](08_fip.ipynb). Paper: Wu and others, *BackdoorBench*, NeurIPS 2022, [arXiv
 # > 2206.12654](https://arxiv.org/abs/2206.12654).
-
-# %% [markdown]
+#
 # ## Objectives
 #
 # After this lesson you can
@@ -42,7 +43,9 @@
 # | attacker | poisoned the training images, or ran the training |
 # | defender has | the network and a few hundred clean images; on photographs, 2,500 |
 # | defender lacks | the trigger, its target, any poisoned image |
-# | success | ASR below 10%, accuracy kept, and true labels back (RA) |
+# | success | attack success rate (ASR) below 10%, accuracy kept, true labels back |
+#
+# The share of triggered images that get their true label is the robust accuracy, RA.
 
 # %% tags=["setup"]
 import torch
@@ -54,22 +57,22 @@ from bdcourse.teach.figures import showdown as figures
 # %% [markdown]
 # ## The table
 #
-# Ten victims stand ready: drawn signs, small networks, and attacks from the sticker to
-# the warp. Each meets eighteen lines. Five methods you have rebuilt, MNP in two
-# variants. Two lines are controls:
-# *random channels* switches off as many channels as CLP does, and *fine-tuning* just
-# trains on. The others are rivals from the literature, some with a generous threshold;
-# the fold at the end has a sentence on each. Repairs that use clean images ran with three **draws**, three random sets of them.
+# Ten victims stand ready: small networks that read drawn signs, under attacks from the
+# sticker to the warp. Each meets eighteen **entries**. Five methods you have rebuilt, MNP
+# in two variants. Two entries are controls: *random channels* switches off as many
+# channels as CLP does, and *fine-tuning* just trains on. The others are rivals from the
+# literature; the fold at the end has a sentence on each.
+# Repairs that use clean images ran with three **draws**, three random sets of them.
 #
-# Two victims hardly work: they miss the **gate**, an ASR of at least 95% and at most
-# three points of accuracy below the benign twin. Curing them is no achievement, so they
-# carry a star, are shown, and never averaged.
+# Two victims miss the **gate**: an ASR of at least 95%, and accuracy at most three points
+# below the benign twin, the same network trained on clean images. Curing a weak
+# attack proves little. So they carry a star, and no mean counts them.
 #
 # **Predict.** For now look at ASR only, and ask for less than 10%. How many of the
-# eighteen lines reach that on *every* victim without a star?
+# eighteen entries reach that on *every* victim without a star?
 
 # %%
-LINES = (
+ENTRIES = (
     *("none", "random channels", "fine-tuning", "linf", "clp, u = 3", "fmp"),
     *("mnp, soft", "mnp, hard", "fip", "sam", "fine-pruning", "anp"),
     *("anp, 10 points", "rnp", "rnp, 10 points", "ft-sam", "nad", "i-bau"),
@@ -77,39 +80,32 @@ LINES = (
 )
 SIGNS = {"name": "signs-defenses"}
 PHOTOS = {"name": "cifar10-defenses", "budget": 2500, "draw": None}
-left = tables.scores(defenses=LINES, **SIGNS)
+left = tables.scores(defenses=ENTRIES, **SIGNS)
 strong = torch.tensor([v for name, v in left.items() if not name.endswith("*")])
 # Three parts of the figure: controls, the methods of this course, their rivals.
-PARTS = (LINES.index("linf"), LINES.index("sam"))
+PARTS = (ENTRIES.index("linf"), ENTRIES.index("sam"))
 
 # %% tags=["predict"]
-guess_lines = None
+guess_entries = None
 whole = (strong < 0.1).all(0)
-check.reveal(guess_lines, int(whole[1:].sum()), "lines")
+check.reveal(guess_entries, int(whole[1:].sum()), "entries")
 
-# %% tags=["figure"]
-figures.left(left, LINES, 0.1, PARTS)
-
-# %% tags=["claim"]
+# %% tags=["figure", "claim"]
 worst = strong.amax(0).min().item()
-check.claim("The best line on its worst victim: ASR.", worst, 0.3, 0.4, "%")
+check.claim("The lowest worst-victim ASR of any entry.", worst, 0.3, 0.4, "%")
+figures.left(left, ENTRIES, 0.1, PARTS)
 
 # %% [markdown]
-# Not one. Read the figure by columns first: some victims, such as `wanet` with its warp,
-# fall to many, `blended` and `lf` to nobody. Then read it by rows. A method that ends in
-# fine-tuning has to be compared with the fine-tuning row, never with "none".
+# Not one. Read the figure by columns first. Some victims, such as `wanet` with its warp,
+# are cured by many entries; `blended` and `lf` by none. Then read it by rows. A method
+# that ends in fine-tuning has to be compared with the fine-tuning row, never with "none".
 #
-# If no line wins everywhere, then "who wins?" needs a number that adds things up. Here
-# the choosing begins.
-
-# %% tags=["figure"]
-figures.choices()
-
-# %% [markdown]
+# If nobody wins everywhere, then "who wins?" needs a number that adds things up.
+#
 # ## One number
 #
 # A repair should remove the attack and keep the accuracy. Benchmarks add both up in the
-# *defense effectiveness rating* (DER), which you met inside a victim:
+# *defense effectiveness rating* (DER), which you met in lesson 03:
 #
 # $$\mathrm{DER} = \tfrac12 \left( \max(0, \Delta\mathrm{ASR}) -
 # \max(0, \Delta\mathrm{ACC}) + 1 \right), \qquad \Delta = \text{before} -
@@ -157,8 +153,8 @@ check.balance(balance)
 # %% [markdown]
 # Now meet a defense that needs no data, no training and no idea. It throws the network
 # away and answers "frog", whatever the image. We try it on photographs: CIFAR-10 has ten
-# equally frequent classes, the attacker's label is "airplane", and the victims there
-# are small and briefly trained, with about three quarters of the test images right.
+# equally frequent classes, the attacker's label is "airplane", and the victims read
+# about three quarters of the test images right.
 #
 # **Predict.** What is its mean DER on the four victims that pass, in percent?
 
@@ -174,27 +170,36 @@ frog = sum(balance(r["acc"], r["asr"], 0.1, 0.0) for r in victims) / len(victims
 check.reveal(guess_frog, round(100 * frog), "%")
 
 # %% tags=["claim"]
-ranked = tables.ranking(defenses=LINES, against="fine-tuning", **PHOTOS)
+ranked = tables.ranking(defenses=ENTRIES, against="fine-tuning", **PHOTOS)
 beaten = [r for r in ranked if r["der"] < frog and r["defense"] != "none"]
-check.claim("The frog beats so many of the eighteen lines.", len(beaten), 5, 5)
+check.claim("Entries that the frog beats.", len(beaten), 5, 5)
 print(", ".join(r["defense"] for r in beaten))
 
 # %% [markdown]
 # Its DER is 67%. Half of the score comes free. Removing the whole attack earns another
-# half, and the lost accuracy costs only a third. So a heap of rubble outranks careful
-# methods that tried and failed.
+# half, and the lost accuracy costs only a third. So a network that reads nothing outranks
+# four careful methods that failed here, and one control.
 #
-# Does the frog deserve its place? Accuracy gives it away at once. *Zero is not repair*,
-# and a score that hides this must not stand alone.
-
-# %% [markdown]
+# *Zero is not repair*, and a score that hides this must not stand alone.
+#
 # ## How sure is the order?
 #
 # A ranking averages over the victims that happened to be in the table. Somebody else
 # might have picked others. The **bootstrap** asks what would have happened, using only
 # the victims you have: draw as many victims as there are, *with replacement*, average,
-# and repeat. Some of these tables hold one victim three times and another never. Where
-# the averages scatter, the choice of victims mattered.
+# and repeat. Where the averages scatter, the choice of victims mattered. Here is one
+# entry on the eight sign victims, and three tables drawn from them.
+
+# %% tags=["figure"]
+on_signs = tables.scores(defenses=["nc unlearning"], of="der", **SIGNS)
+example = {v: row[0] for v, row in on_signs.items() if not v.endswith("*")}
+dice = torch.Generator().manual_seed(2)
+three_tables = torch.randint(len(example), (3, len(example)), generator=dice)
+figures.drawn(example, "nc unlearning", three_tables.tolist())
+
+# %% [markdown]
+# NC unlearning fails on `blended` and `lf`. The first drawn table lacks both and flatters
+# it. The third holds `lf` three times.
 #
 # ### Exercise 2: tables that could have been
 #
@@ -232,27 +237,26 @@ def resampled_means(scores, n, generator):
 check.resampled_means(resampled_means)
 
 # %% [markdown]
-# There is a trap. Two intervals that overlap do *not* mean that either could be better:
-# all defenses met the same victims, and a table that is kind to one is kind to most. So
-# compare the lines **within** each resampled table, and count. You will see such a pair.
+# There is a trap. Two intervals that overlap do *not* mean that either could be better.
+# All entries met the same victims, and a table that is kind to one is kind to most. So
+# compare two entries **within** each drawn table, and count.
 #
 # ### Exercise 3: the whole contest
 #
-# *Difficulty 3, importance 5, 20 minutes.* Write the judge. From rates to a ranking that
-# knows its limits, in these steps:
+# *Difficulty 3, importance 5, 20 minutes.* Write the judge, in four steps.
 #
-# 1. **Gate.** Line 0 is "none". Keep a victim if its ASR there is at least 0.95 and its
+# 1. **Gate.** Entry 0 is "none". Keep a victim if its ASR there is at least 0.95 and its
 #    accuracy at least `twin` minus 0.03.
-# 2. **Score.** The DER of every line on every victim that is left.
+# 2. **Score.** The DER of every entry on every victim that is left.
 # 3. **Tables.** Draw `n` tables of victims with replacement, the same tables for all
-#    lines, and average each line in each table.
+#    entries, and average each entry in each table.
 # 4. **Judge.** `mean` over the victims; `low` and `high`, the 5% and 95% quantiles of
-#    the table means; `first`, the share of tables in which no line is better; `above`,
-#    the share in which a line is strictly better than line `against`.
+#    the table means; `first`, the share of tables in which no entry is better; `above`,
+#    the share in which an entry is strictly better than entry `against`.
 #
 # <details><summary>Hint 1</summary>
 #
-# The gate is a bool mask over victims, made from line 0 and applied to both rates.
+# The gate is a bool mask over victims, made from entry 0 and applied to both rates.
 # `clamp(min=0)` is the maximum for tensors.
 #
 # </details>
@@ -273,7 +277,7 @@ check.resampled_means(resampled_means)
 #
 # <details><summary>Hint 4</summary>
 #
-# `first` compares each line with the best of its own table, `amax(0)`; so equals are
+# `first` compares each entry with the best of its own table, `amax(0)`; so equals are
 # first together. Both shares are means of bools, turned to numbers.
 #
 # </details>
@@ -283,9 +287,9 @@ check.resampled_means(resampled_means)
 def contest(acc, asr, twin, against, n, generator):
     """A ranking with its uncertainty.
 
-    acc, asr: (lines, victims) in 0..1, line 0 without a defense; twin: the benign
-    twin's accuracy; against: position of a line; n: tables.
-    Returns a dict of "mean", "low", "high", "first", "above", each (lines,).
+    acc, asr: (entries, victims) in 0..1, entry 0 without a defense; twin: the benign
+    twin's accuracy; against: position of an entry; n: tables.
+    Returns a dict of "mean", "low", "high", "first", "above", each (entries,).
     """
     ### BEGIN SOLUTION
     passed = (asr[0] >= 0.95) & (acc[0] >= twin - 0.03)
@@ -308,63 +312,79 @@ def contest(acc, asr, twin, against, n, generator):
 check.contest(contest)
 
 # %% [markdown]
-# Let it judge the signs. Each stroke below is one repair that was measured, all victims
-# and draws of clean images. Dots and bars are yours, and so is the column on the right:
-# the share of tables in which a line is above fine-tuning.
+# Let it judge the signs. The first figure is a pair whose intervals overlap: fine-tuning,
+# and NAD, which tunes with a teacher. Each point is one drawn table, with the means from
+# your exercise 2.
+#
+# The second figure has all entries. Each stroke is one measured repair of one victim.
+# Dots and bars are yours, and so is the column on the right: the share of tables in which
+# an entry is above fine-tuning. Note that `judged` averages the draws of a victim first,
+# so a cure with one draw in three counts like a third of a cure with each.
 
 
 # %% tags=["method", "claim"]
 def judged(where, twin, seed=0):
     acc, asr = (
-        torch.tensor(list(tables.scores(defenses=LINES, of=k, **where).values())).T
+        torch.tensor(list(tables.scores(defenses=ENTRIES, of=k, **where).values())).T
         for k in ("acc", "asr")
     )
     g = torch.Generator().manual_seed(seed)
-    return contest(acc, asr, twin, LINES.index("fine-tuning"), 4000, g)
+    return contest(acc, asr, twin, ENTRIES.index("fine-tuning"), 4000, g)
 
 
 each = tables.results(SIGNS["name"])
 signs = judged(SIGNS, each.select(attack="none", defense="none")[0]["acc"])
-package = {r["defense"]: r for r in tables.ranking(defenses=LINES, **SIGNS)}
-off = max(abs(signs["mean"][i] - package[d]["der"]) for i, d in enumerate(LINES))
-print("your means are those of the package:", bool(off < 1e-3))
-ahead = signs["first"][LINES.index("i-bau")].item()
-check.claim("I-BAU leads: share of the tables.", ahead, 0.8, 1, "%")
-one, other = LINES.index("nad"), LINES.index("fine-tuning")
-overlap = (signs["high"][other] - signs["low"][one]).item()
-print(f"the bars of NAD and fine-tuning overlap by {100 * overlap:.0f} points")
-above = signs["above"][one].item() if overlap > 0 else 0
-check.claim("Yet NAD is above fine-tuning: share of the tables.", above, 0.95, 1, "%")
+rank = tables.ranking(defenses=ENTRIES, resamples=1000, **SIGNS)
+package = {r["defense"]: r for r in rank}
+off = max(abs(signs["mean"][i] - package[d]["der"]) for i, d in enumerate(ENTRIES))
+print(f"your means and the package's: at most {100 * off:.2f} points apart")
+pair = ("fine-tuning", "nad")
+bars = [tuple(signs[k][ENTRIES.index(d)].item() for k in ("low", "high")) for d in pair]
+above = signs["above"][ENTRIES.index("nad")].item() if bars[0][1] > bars[1][0] else 0
+check.claim(
+    "Share of the tables in which NAD is above fine-tuning.", above, 0.95, 1, "%"
+)
+
+# %% tags=["figure"]
+paired = []
+for d in pair:
+    rows_of = tables.scores(defenses=[d], of="der", **SIGNS).items()
+    passing = torch.tensor([row[0] for name, row in rows_of if not name.endswith("*")])
+    paired.append(resampled_means(passing, 400, torch.Generator().manual_seed(0)))
+figures.pairs(*paired, pair, bars)
 
 
 # %% tags=["figure", "claim"]
 def strokes(name, **key):
-    # DER of every measured repair of a victim that passes, by line.
+    # DER of every measured repair of a victim that passes, by entry.
     found = [r for r in tables.results(name).select(**key) if r["attack"] != "none"]
     passed = [r for r in found if not r["weak"]]
-    return {d: [r["der"] for r in passed if r["defense"] == d] for d in LINES}
+    return {d: [r["der"] for r in passed if r["defense"] == d] for d in ENTRIES}
 
 
 three = [r["asr"] for r in each.select(victim="badnets", defense="fip")]
 apart = max(three) - min(three)
-check.claim("FIP on badnets, draws of clean images apart by.", apart, 0.9, 1, "%")
-figures.standings(signs, LINES, strokes(**SIGNS), "fine-tuning")
+check.claim("Spread of FIP's ASR on badnets over three draws.", apart, 0.9, 1, "%")
+ahead = signs["first"][ENTRIES.index("i-bau")].item()
+check.claim("Share of the tables in which I-BAU leads.", ahead, 0.8, 1, "%")
+redrawn = package["i-bau"]["first"]
+print(f"the package, which redraws the draws as well: {100 * redrawn:.0f}%")
+figures.standings(signs, ENTRIES, strokes(**SIGNS), "fine-tuning")
 
 # %% [markdown]
-# There is a winner after all, and it wins clearly. I-BAU, one of the rivals, looks for
-# the perturbation that fools the network most, unlearns it, and starts again. It leads
-# nine in ten of the tables that these victims could have made.
+# There is a winner after all, and it wins clearly. I-BAU, one of the rivals, leads in nine
+# of ten tables, and in almost as many when the draws are redrawn too.
 #
-# Notice the strokes. Those of FIP lie anywhere from below one half, where it did harm, to
-# almost one, and on `badnets` one draw cures where the next does nothing. *One draw is no
+# Look at FIP's strokes. They lie anywhere from below one half, where it did harm, to
+# almost one. On `badnets` one draw cures and the others do nothing. *One draw is no
 # result*, and a mean is not what a defender gets.
 #
 # ## Does the winner travel?
 #
 # The bar around I-BAU is short. It tells how sure we may be *about such signs*. Take the
-# same nineteen lines to photographs, with networks of their own. Of eight victims there
-# four pass the gate: BadNets, Blended, SIG and TrojanNN. Each was repaired with one draw
-# of clean images only.
+# eighteen entries and "none" to photographs, with networks of their own. Of eight victims
+# there four pass the gate: BadNets, Blended, SIG and TrojanNN. Each was repaired with one
+# draw of clean images only.
 #
 # **Predict.** Which place does I-BAU take there, among nineteen?
 
@@ -374,35 +394,45 @@ measured = tables.results(PHOTOS["name"])
 twin = measured.select(attack="none", defense="none", budget=2500, draw=None)[0]["acc"]
 photos = judged(PHOTOS, twin)
 orders = [
-    [LINES[i] for i in r["mean"].argsort(descending=True, stable=True).tolist()]
+    [ENTRIES[i] for i in r["mean"].argsort(descending=True, stable=True).tolist()]
     for r in (signs, photos)
 ]
 check.reveal(guess_place, orders[1].index("i-bau") + 1, "(its place)")
 
 # %% tags=["figure"]
 places = {"signs": signs["mean"], "photographs": photos["mean"]}
-figures.travels(places, LINES, ("i-bau", "mnp, soft", "fmp", "fip"))
+figures.travels(places, ENTRIES, ("i-bau", "mnp, soft", "fmp", "fip"))
 
 # %% tags=["figure"]
-figures.standings(photos, LINES, strokes(**PHOTOS), "fine-tuning")
+figures.standings(photos, ENTRIES, strokes(**PHOTOS), "fine-tuning")
 
 # %% tags=["claim"]
 by = {r["defense"]: r for r in ranked}
-for d in ("none", "mnp, soft", "ft-sam", "i-bau"):
+ways = [abs(photos["above"][i] - by[d].get("above", 0)) for i, d in enumerate(ENTRIES)]
+print("your shares are the package's, within 3 points:", bool(max(ways) < 0.03))
+for d in ("none", *(d for d in by if d == "mnp, soft" or by[d]["worst"] < 0.1)):
     percent = (f"{k} {100 * by[d][k]:.0f}" for k in ("der", "worst", "acc", "ra"))
     print(d, *percent, sep="  ")
-leader = photos["first"][LINES.index("mnp, soft")].item()
-check.claim("Soft MNP leads there: share of the tables.", leader, 0.65, 0.85, "%")
+labels = tables.scores(defenses=["mnp, soft"], of="ra", **PHOTOS).items()
+back = [f"{v} {100 * row[0]:.0f}" for v, row in labels if not v.endswith("*")]
+print("labels that soft MNP brings back, %:", *back, sep="  ")
+leader = photos["first"][ENTRIES.index("mnp, soft")].item()
+check.claim("Share of these tables in which soft MNP leads.", leader, 0.65, 0.85, "%")
 
 # %% [markdown]
 # The winner on photographs is the soft variant of our MNP reconstruction, ninth on signs.
-# An interval over victims cannot know about victims that nobody put into the table.
+# I-BAU is only three points of DER lower here, but the others caught up. An interval over
+# victims cannot know about victims that nobody put into the table.
 #
-# Now read the printed rows: DER, the worst ASR of a victim, accuracy and RA. By ASR the
-# old winner still brings all four below 10%, which the new one does not; FT-SAM's worst
-# is lower yet. But I-BAU loses thirteen points of accuracy, MNP two, and DER charges for
-# them. In the mean none of the three brings more than about half of the labels back. **Who wins depends on what the score lets you trade**,
-# and which of these columns it leaves out.
+# Now read the printed rows: DER, the worst ASR of a victim, accuracy and RA. By ASR four
+# entries bring all four victims below 10%. The old winner is among them, the new one is
+# not, and FT-SAM's worst is the lowest of all. But I-BAU loses thirteen points of
+# accuracy, MNP two, and DER charges for them. **Who wins depends on what the score lets
+# you trade.**
+#
+# And on what it leaves out. RA can hardly exceed the 75% that these networks read without
+# a trigger. Soft MNP gives BadNets nearly all labels back and SIG a third; the mean
+# describes neither. (SIG's waves may hide a label from any network; no twin was tested.)
 #
 # ## Who chose?
 #
@@ -446,66 +476,83 @@ check.by_the_test(by_the_test)
 
 # %% [markdown]
 # Take the two apart. For CLP a stored sweep lets us choose again: the blind defender
-# goes to the smallest $u$ that the allowance permits and never sees an ASR. The rulers
-# differ a little. CLP's victims are wider, and its allowance is a hundredth or a tenth of
-# the test accuracy; ANP and RNP may lose one or ten points on held-out images.
+# takes the smallest $u$ that the allowance permits. The rulers differ a little. CLP's
+# victims are wider, its allowance is a share of the test accuracy, and its examiner looks
+# at the test set itself. ANP and RNP may lose one or ten points on held-out images, where
+# their examiner looks too.
 
 # %% tags=["method"]
 swept = tables.results("cifar10")
-choosers = {}
+choosers = {"CLP\nphotographs": {}}
 for attack in ("BadNets", "Blended"):
     curve = swept.select(attack=attack, defense="clp sweep")[0]["curve"]
     acc, asr, u = (torch.tensor([p[k] for p in curve]) for k in ("acc", "asr", "u"))
     start = swept.select(attack=attack, defense="none")[0]["acc"]
-    blind = [torch.where(acc >= start * s, u, torch.inf).argmin() for s in (0.99, 0.9)]
-    picks = [*blind, by_the_test(acc, asr, start * 0.9)]
-    line = [(asr[i].item(), acc[i].item()) for i in picks]
-    choosers.setdefault("CLP\nphotographs", []).append(line)
+    picks = []
+    for least in (0.99 * start, 0.9 * start):
+        picks.append(int(torch.where(acc >= least, u, torch.inf).argmin()))
+        picks.append(by_the_test(acc, asr, least))
+    curve_at = [(asr[i].item(), acc[i].item()) for i in picks]
+    choosers["CLP\nphotographs"][attack] = curve_at
 
 
 # %% tags=["method", "claim"]
 def chosen(names, where):
-    # (ASR, accuracy) of each victim under each chooser.
+    # victim: (ASR, accuracy) under each chooser.
     asr, acc = (tables.scores(defenses=names, of=k, **where) for k in ("asr", "acc"))
-    return [list(zip(asr[v], acc[v], strict=True)) for v in asr if v[-1] != "*"]
+    return {v: [*zip(asr[v], acc[v], strict=True)] for v in asr if v[-1] != "*"}
 
 
 for m in ("anp", "rnp"):
     unseen = [m, f"{m}, 10 points"]
     choosers[f"{m.upper()}\nphotographs"] = chosen([*unseen, f"{m} (oracle)"], PHOTOS)
     choosers[f"{m.upper()}\nsigns"] = chosen(unseen, SIGNS)
-means = {who: torch.tensor(v).mean(0)[:, 0] for who, v in choosers.items()}
-look = max((m[1] - m[2]).item() for m in means.values() if len(m) == 3)
-falls = {who: 100 * (m[0] - m[1]).item() for who, m in means.items()}
-fall = min(v for who, v in falls.items() if "signs" not in who)
-check.claim("Looking takes off the mean ASR, at most:", 100 * look, -1, 2, "points")
-check.claim("Allowing a tenth takes, on photographs at least:", fall, 40, 100, "points")
-print({who.replace("\n", ", "): round(v) for who, v in falls.items()})
+look_first = ("little", "little + look", "a tenth", "tenth + look")
+STEPS = {
+    2: ("little", "a tenth"),
+    3: ("little", "a tenth", "tenth + look"),
+    4: look_first,
+}
+falls, looks = {}, []
+for knob, by_victim in choosers.items():
+    mean = 100 * torch.tensor(list(by_victim.values())).mean(0)[:, 0]
+    left_at = dict(zip(STEPS[len(mean)], mean.tolist(), strict=True))
+    falls[knob.replace("\n", ", ")] = left_at["little"] - left_at["a tenth"]
+    for before, after in (look_first[:2], look_first[2:]):
+        looks += [left_at[before] - left_at[after]] if after in left_at else []
+print(
+    *(f"a tenth, {knob}: {fell:.0f} points" for knob, fell in falls.items()), sep="\n"
+)
+fall = min(fell for knob, fell in falls.items() if "signs" not in knob)
+check.claim("Largest fall in mean ASR from looking.", max(looks), -1, 2, "points")
+said = "Smallest fall in mean ASR on photographs from allowing a tenth."
+check.claim(said, fall, 40, 100, "points")
 
 # %% tags=["figure"]
-figures.allowance(choosers)
+figures.allowance(choosers, STEPS)
 
 # %% [markdown]
-# Follow the orange lines. From the first place to the second they fall: that is the
-# allowance. From the second to the third they stay: that is the look. It hardly lowers
-# any ASR; on CLP's Blended it saves almost three points of accuracy.
+# Follow the orange curves. From "little" to "a tenth" they fall: that is the allowance.
+# After it they stay: the look hardly lowers any ASR. On CLP's Blended it saves almost
+# three points of accuracy. For CLP we can also look with only a hundredth allowed, and
+# no ASR moves.
 #
-# What decides is the price, and the blue lines show it. By DER it may well be a bargain.
-# It is no law either: two of RNP's four photograph victims do not move at all, and on the
-# signs, where nobody stored the third place, nine of sixteen lines hardly do. But a table that
-# does not print the price compares purses, not methods. Before you ask who chose a
-# threshold, ask **what it was allowed to cost**.
+# What decides is the price, and the blue curves show it. It does not always buy
+# something: two of RNP's four photograph victims do not move at all. On signs, where
+# nobody stored the look, nine of sixteen curves fall by less than six points; two of
+# those start at zero. A table that does not print the price compares purses, not methods.
+# Before you ask who chose a threshold, ask **what it was allowed to cost**.
 #
-# Looking pays where more is not simply more: when somebody chooses among epochs, seeds,
-# variants, or *methods*.
+# We expect looking to pay where somebody chooses among epochs, seeds or methods. For
+# methods we can measure it.
 #
 # ### Exercise 5: three choosers
 #
-# *Difficulty 2, importance 4, 10 minutes.* An **examiner** picks for each victim the line
-# that scores best on it. An **author** picks one line for all, the best in the mean, and
+# *Difficulty 2, importance 4, 10 minutes.* An **examiner** picks for each victim the entry
+# that scores best on it. An **author** picks one entry for all, the best in the mean, and
 # reports that mean. A **defender** has met the *other* victims only: they pick the best
-# line in the mean over those, and use it on their own. What does each of them score, in
-# the mean?
+# entry in the mean over those, and use it on their own. What does each of them score,
+# averaged over the victims?
 #
 # <details><summary>Hint 1</summary>
 #
@@ -521,7 +568,7 @@ figures.allowance(choosers)
 #
 # <details><summary>Hint 3</summary>
 #
-# The pick is made on the others and *paid* on the victim itself. `gather` reads one line
+# The pick is made on the others and *paid* on the victim itself. `gather` reads one entry
 # a column.
 #
 # </details>
@@ -529,7 +576,7 @@ figures.allowance(choosers)
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def three_choosers(der):
-    """(examiner, author, defender), three floats, from der (lines, victims)."""
+    """(examiner, author, defender), three floats, from der (entries, victims)."""
     ### BEGIN SOLUTION
     others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
     paid = der.gather(0, others.argmax(0, keepdim=True))
@@ -548,26 +595,35 @@ check.three_choosers(three_choosers)
 guess_gap = None
 gaps = {}
 for name, where in (("photographs", PHOTOS), ("signs", SIGNS)):
-    ders = tables.scores(defenses=LINES, of="der", **where)
+    ders = tables.scores(defenses=ENTRIES, of="der", **where)
     kept = [values for victim, values in ders.items() if not victim.endswith("*")]
     gaps[name] = three_choosers(torch.tensor(kept).T)
 lead = 100 * (gaps["photographs"][1] - gaps["photographs"][2])
 check.reveal(guess_gap, round(lead), "points")
 
 # %% tags=["claim"]
-check.claim("The author's lead on photographs.", lead, 5, 12, "points")
+check.claim(
+    "The author's lead over the defender on photographs.", lead, 5, 12, "points"
+)
 for name, scores in gaps.items():
     who = zip(("examiner", "author", "defender"), scores, strict=True)
     print(name, *(f"{role} {score:.3f}" for role, score in who), sep="  ")
 
 # %% [markdown]
-# Nobody cheated. The author merely picked their method with the same victims that they
-# report. On signs that cost nothing, since every defender would have picked the same
-# line. On photographs the lead melts, all of it on a single victim: whoever has not met SIG trusts NC unlearning, which fails on it. So much of a lead can stay at home.
+# Nobody cheated. The author merely picked by the victims that they report. On signs
+# that cost nothing, since every defender would have picked the same entry. On
+# photographs the lead melts, all of it on a single victim: whoever has not met SIG
+# trusts NC unlearning, which fails on it. It is a close call, for on the three other
+# victims NC unlearning is ahead of soft MNP by less than a point.
 #
-# It also answers the question of this lesson: **the winner of a table is the winner of
-# that table**, under the score, the allowance and the victims that somebody chose.
-#
+# And the question of this lesson? **The winner of a table is the winner of that table**,
+# under choices that somebody made. Here they are, with what each of them moved.
+
+# %% tags=["figure"]
+place = orders[1].index("i-bau") + 1
+figures.choices(place, three, list(falls.values()), len(beaten), lead)
+
+# %% [markdown]
 # ## Turn it yourself
 #
 # Every draw is a dot. Find a victim and a defense whose ASR is near zero while the
@@ -575,31 +631,32 @@ for name, scores in gaps.items():
 
 # %% tags=["nbval-ignore-output"]
 names_left = [name for name in left if not name.endswith("*")]
-order = ["fip", *(d for d in LINES if d not in ("none", "fine-tuning", "fip"))]
+order = ["fip", *(d for d in ENTRIES if d not in ("none", "fine-tuning", "fip"))]
 widgets.menus({"victim": names_left, "defense": order}, figures.compared)
 
 # %% tags=["claim"]
 tuned = [r["asr"] for r in each.select(victim="badnets", defense="fine-tuning")]
-check.claim("Fine-tuning on badnets, lowest ASR of its draws.", min(tuned), 0.9, 1, "%")
+check.claim("Lowest ASR of fine-tuning's draws on badnets.", min(tuned), 0.9, 1, "%")
 
 # %% [markdown]
 # ## Where it breaks
 #
-# The judge that you wrote has limits of its own. All victims share one training seed, and
-# on photographs one draw of clean images, so its bars know nothing of others. A
-# bootstrap can never leave the range of its values, and four victims make only 35
-# different tables.
+# All victims share one training seed, and on photographs one draw of clean images, so the
+# bars know nothing of others. A bootstrap can never leave the range of its values, and
+# four victims make only 35 different tables.
 #
 # ## Recap
 #
-# Who wins? On these signs I-BAU, clearly, and no line cures every victim. On those photographs our MNP reconstruction by DER, and FT-SAM by the ASR of its worst victim. Who chose? Everybody along the way.
+# Who wins? On these signs I-BAU, clearly, though it does not cure every victim. On those
+# photographs our MNP reconstruction by DER, and FT-SAM by the ASR of its worst victim.
+# Who chose? Everybody along the way.
 #
-# - DER pays half for nothing and little for accuracy, so the frog beats five lines
-#   (objective 1).
-# - Draw tables of victims and compare within each; the interval covers such victims,
-#   and no others (objective 2).
-# - On photographs an allowance of a tenth decides more than who looks, and a method picked by the
-#   victims it is reported on leads by points that may not travel (objective 3).
+# - DER pays half for nothing and charges little for accuracy, so a frog can beat real
+#   methods.
+# - Draw tables of victims and compare within each. The interval covers such victims,
+#   and no others.
+# - On photographs an allowance moved far more than a look did. A method picked by the
+#   victims it is reported on may lead by points that do not travel.
 #
 # ## How to read a defense paper
 #
@@ -630,9 +687,8 @@ check.claim("Fine-tuning on badnets, lowest ASR of its draws.", min(tuned), 0.9,
 # of them decides how to read "lower". A single mean says nothing about spread, or about
 # which victims carried it. Who set the pruning share $p$, and on what?
 #
-# In our own rows FMP brings three of the four photograph victims below 10%, and on signs its score is
-# below plain fine-tuning's. That is a finding about small networks, and no verdict on the
-# paper.
+# In our own rows, on small networks, FMP brings three of the four photograph victims below
+# 10%, and on signs its score is below plain fine-tuning's.
 #
 # </details>
 
@@ -642,12 +698,11 @@ quiz("showdown")
 # %% [markdown]
 # ## One open experiment
 #
-# Does the winner survive a change of score? Rank by RA, the share of triggered images that
-# are read correctly. The control is a change that should not matter: leave one victim
-# out. If that moves the places as much as the new score does, you have learned nothing
-# about scores. Write down your guess before you run anything.
+# Does the winner survive a change of score? Rank by RA. The control is a change that
+# should not matter: leave one victim out. If that moves the places as much as the new
+# score does, you have learned nothing about scores.
 #
-# | line | place by DER | one victim left out | by RA |
+# | entry | place by DER | one victim left out | by RA |
 # |---|---|---|---|
 # | I-BAU | | | |
 # | NC unlearning | | | |
@@ -658,9 +713,9 @@ quiz("showdown")
 #
 # ```python
 # def order(of, out=()):
-#     found = tables.scores(defenses=LINES, of=of, **SIGNS)
+#     found = tables.scores(defenses=ENTRIES, of=of, **SIGNS)
 #     kept = [v for n, v in found.items() if not n.endswith("*") and n not in out]
-#     return [LINES[i] for i in torch.tensor(kept).mean(0).argsort(descending=True)]
+#     return [ENTRIES[i] for i in torch.tensor(kept).mean(0).argsort(descending=True)]
 #
 # print(order("der"), order("der", ["tact"]), order("ra"), sep="\n")
 # ```
@@ -669,22 +724,18 @@ quiz("showdown")
 #
 # ## What this does not show
 #
-# The networks are small, and those for photographs are trained briefly. Published
-# tables come from networks many times as wide. Ours say which claims hold *small*. Our
-# MNP is a reconstruction, so its places say nothing about the paper's own.
+# The networks are small, and those for photographs are trained briefly; published tables
+# come from networks many times as wide. Our MNP is a reconstruction, so its places say
+# nothing about the paper's own.
 #
 # ## Beyond
 #
-# 1. With a hundred equally frequent classes, which DER does the frog get from victims of
-#    accuracy 75%?
-# 2. Does a bootstrap interval of four values cover? Draw four normal numbers many times,
-#    resample each, and count how often the 90% interval holds the true mean.
+# Does a bootstrap interval of four values cover? Draw four normal numbers many times,
+# resample each, and count how often the 90% interval holds the true mean.
 #
-# <details><summary>Answers</summary>
+# <details><summary>Answer</summary>
 #
-# 1. It now loses almost all of the accuracy, and its score falls to about 63%. It would
-#    still beat every idle line.
-# 2. In about three cases of four. Four values are too few to know their own spread.
+# In about three cases of four. Four values are too few to know their own spread.
 #
 # </details>
 #
@@ -701,7 +752,7 @@ quiz("showdown")
 # - B. Efron, *Bootstrap Methods: Another Look at the Jackknife*, Annals of Statistics 7,
 #   1979.
 #
-# <details><summary>Fine print: what each line does, and where its rows are</summary>
+# <details><summary>Fine print: what each entry does, and where its rows are</summary>
 #
 # - **[linf](04_linf_pruning.ipynb), [clp](05_clp.ipynb), [fmp](06_fmp.ipynb),
 #   [mnp](07_mnp.ipynb), [fip](08_fip.ipynb)**: the five methods. MNP's soft repair
@@ -715,11 +766,11 @@ quiz("showdown")
 # - **i-bau** unlearns a perturbation that fools all images, again and again; **nc
 #   unlearning** unlearns an inverted trigger.
 #
-# `python -m bdcourse bench` made the rows: one victim and one benign twin an attack, all
-# defenses on the same network with the same clean images. They are in `data/results`,
-# the full tables on the [results page](../book/results.md), published figures beside
-# ours in the [reproduction report](../book/reproduction.md). To measure a network of your own, see [measuring](../book/measuring.md); which
-# defense to take first is on [one page](../book/choosing.md).
+# `python -m bdcourse bench` made the rows in `data/results`: one victim an attack, all
+# defenses with the same clean images. See also the [full tables](../book/results.md),
+# [published figures beside ours](../book/reproduction.md), how to
+# [measure](../book/measuring.md) your own network, and [which
+# defense](../book/choosing.md) to take first.
 #
 # </details>
 #

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bdcourse.attacks import BadNets
-from bdcourse.checkpoint import Checkpoint, identity
+from bdcourse.checkpoint import Checkpoint, content_hash
 from bdcourse.defenses import finetune
 from bdcourse.defenses._base import furthest
 from bdcourse.files import write_whole
@@ -291,11 +291,11 @@ def test_identity_tells_things_apart_and_not_their_addresses():
         *(torch.nn.Conv2d(1, 1, 1), Thing(1), Thing(2), Thing(gen(3)), Thing, len),
         *([].append, np.zeros(2), np.ones(2), {1, 2}, {1, 3}),
     ]
-    names = [identity(thing) for thing in different]
+    names = [content_hash(thing) for thing in different]
     assert len(set(names)) == len(names)
-    assert names == [identity(thing) for thing in different]
-    assert identity(outer(1)) == identity(outer(1))
-    assert identity(Thing(1)) == identity(Thing(1))
+    assert names == [content_hash(thing) for thing in different]
+    assert content_hash(outer(1)) == content_hash(outer(1))
+    assert content_hash(Thing(1)) == content_hash(Thing(1))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

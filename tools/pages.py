@@ -304,14 +304,14 @@ BLOCKS = {
     "cards": cards,
     "headlines": lambda: claims.headline_table().markdown() + "\n",
     "tally": lambda: claims.tally().markdown() + "\n",
-    **{m: partial(lambda m: claims.table(m).markdown() + "\n", m) for m in claims.METHODS},
+    **{m: partial(lambda m: claims.method_table(m).markdown() + "\n", m) for m in claims.METHODS},
     "advice": advice,
     "solved": solved,
     "only-the-network": guide.only_the_network,
     "some-hundred-images": guide.some_hundred_images,
     "some-thousand-images": guide.some_thousand_images,
     "solved-task": guide.solved_task,
-    "promises": lambda: guarantees.table({p: [] for p in guarantees.PROMISES}) + "\n",
+    "promises": lambda: guarantees.promises({p: [] for p in guarantees.PROMISES}) + "\n",
 }
 PAGES = (
     "README.md",

@@ -122,7 +122,9 @@ def gradient(of, weights, cotangent=None, create_graph=False) -> tuple[Tensor, .
 # ---------------------------------------------------------------- weights and batches
 
 
-def chosen(model: nn.Module, weights: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
+def chosen_parameters(
+    model: nn.Module, weights: Sequence[str] | None = None
+) -> dict[str, nn.Parameter]:
     """The parameters of that name, or all that require grad, in the model's order.
 
     This is the order of the entries of a flat vector, (p,), wherever one is used.
@@ -147,7 +149,7 @@ def unflatten(
     model: nn.Module, vector: Tensor, weights: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
     """A flat vector (p,) cut into the shapes of the chosen weights."""
-    found = chosen(model, weights)
+    found = chosen_parameters(model, weights)
     size = sum(w.numel() for w in found.values())
     if not isinstance(vector, Tensor) or vector.shape != (size,):
         raise ValueError(
@@ -161,7 +163,7 @@ def unflatten(
 def examining(model: nn.Module, weights: Sequence[str] | None) -> Iterator[dict[str, nn.Parameter]]:
     """The chosen weights, with eval mode and gradients on; all is put back after."""
     require_sound(model)
-    found = chosen(model, weights)
+    found = chosen_parameters(model, weights)
     before = {w: w.requires_grad for w in found.values()}
     # The fast attention kernels cannot be differentiated twice.
     math = sdpa_kernel(SDPBackend.MATH)

@@ -23,7 +23,7 @@ from bdcourse.analysis.curvature import (
     Traced,
     answered,
     batches,
-    chosen,
+    chosen_parameters,
     examining,
     gradient,
     traced,
@@ -226,7 +226,7 @@ def hessian_trace(
 
 
 def _flat(model: nn.Module, weights: Sequence[str] | None) -> Tensor:
-    return torch.cat([w.detach().flatten() for w in chosen(model, weights).values()])
+    return torch.cat([w.detach().flatten() for w in chosen_parameters(model, weights).values()])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -304,7 +304,7 @@ class Surface:
 
 
 @torch.no_grad()
-def measure(
+def loss_and_accuracy(
     model: nn.Module, images: Batch, *, chunk: int = 250, likelihood: Likelihood = SOFTMAX
 ) -> tuple[float, float]:
     """Mean loss in nats and accuracy, in eval mode."""
@@ -392,7 +392,7 @@ def plane(
         for t, d in zip(point, directions, strict=True):
             for name, v in d.items():
                 weights[name].add_(t * v)
-        found.append(measure(moved, images, **options))
+        found.append(loss_and_accuracy(moved, images, **options))
     return _surface(ts, len(directions), found)
 
 
@@ -445,5 +445,5 @@ def line(
             if value.is_floating_point():
                 s = min(max(t, 0.0), 1.0) if name in buffers else t
                 value.copy_(torch.lerp(a[name], b[name].to(value), s))
-        found.append(measure(between, images, **options))
+        found.append(loss_and_accuracy(between, images, **options))
     return _surface(ts, 1, found)

@@ -37,6 +37,8 @@ ATTACKS: dict[str, type[Attack]] = {
         *(WaNet, Bpp, Composite, InputAware, LIRA, FBA),
     )
 }
+# Those of other tasks, which their rooms in `bdcourse.tasks` add.
+ELSEWHERE: dict[str, type[Attack]] = {}
 
 
 def rebuild(spec: dict, tensors: dict[str, Tensor]) -> Attack:
@@ -45,14 +47,15 @@ def rebuild(spec: dict, tensors: dict[str, Tensor]) -> Attack:
         raise ValueError(f"spec must be a dict with a name, not {require.kind(spec)}.")
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
     name = plain.pop("name")
-    if name not in list(ATTACKS):
-        raise ValueError(f"unknown attack {require.kind(name)}; known are {', '.join(ATTACKS)}.")
+    known = ATTACKS | ELSEWHERE
+    if name not in list(known):
+        raise ValueError(f"unknown attack {require.kind(name)}; known are {', '.join(known)}.")
     # "generator.0.weight" belongs to the network in the field `generator`.
     networks = {k: v for k, v in tensors.items() if "." in k}
-    given = {f.name for f in fields(ATTACKS[name]) if f.init}
+    given = {f.name for f in fields(known[name]) if f.init}
     later = {k: v for k, v in tensors.items() if k not in networks and k not in given}
     plain |= {k: v for k, v in tensors.items() if k in given}
-    attack = ATTACKS[name](**plain)
+    attack = known[name](**plain)
     for k, v in later.items():
         getattr(attack, k).copy_(v)
     for part in dict.fromkeys(k.split(".")[0] for k in networks):
@@ -67,6 +70,7 @@ def rebuild(spec: dict, tensors: dict[str, Tensor]) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "ELSEWHERE",
     "ROLES",
     "Attack",
     "Poisoned",

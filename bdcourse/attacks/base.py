@@ -52,7 +52,7 @@ def _looked_at(method: Callable, handed: tuple[str, ...]) -> Callable:
             n = len(of) if isinstance(of, Tensor) and of.ndim else 0
             self.task.check_targets(given["y"], n, self.classes)
         if "rate" in given:
-            require.share("rate", given["rate"])
+            require.fraction("rate", given["rate"])
         if "generator" in given:
             require.generator(given["generator"])
         with require.trusted():
@@ -262,7 +262,7 @@ class Attack:
 
     def poison(
         self,
-        images: Images,
+        images: Examples,
         rate: float,
         generator: torch.Generator,
         *,
@@ -298,7 +298,7 @@ class Attack:
             return self._poisoned(images, rate, generator, stamp)
 
     def _poisoned(
-        self, images: Images, rate: float, generator: torch.Generator, stamp: str
+        self, images: Examples, rate: float, generator: torch.Generator, stamp: str
     ) -> Poisoned:
         chosen, cover = self.choose(images.y, rate, generator)
         device = images.x.device
@@ -320,9 +320,9 @@ class Attack:
         late = self.trigger if stamp == "after" else None
         return Poisoned(x, y, images.classes, role, late, images.task)
 
-    def _possible(self, images: Images, rate: float) -> None:
+    def _possible(self, images: Examples, rate: float) -> None:
         """Refuse a rate or a set with which nothing can be attacked."""
-        require.share("rate", rate)
+        require.fraction("rate", rate)
         if isinstance(images, Poisoned):
             raise ValueError(
                 "images must be clean Images, not Poisoned ones: a second poisoning "

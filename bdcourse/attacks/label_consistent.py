@@ -97,7 +97,7 @@ class AdversarialTraining(Hook):
         epsilon: float = 8 / 255,
         step: float | None = None,
     ) -> None:
-        require.share("epsilon", epsilon)
+        require.fraction("epsilon", epsilon)
         if step is not None:
             require.number("step", step, 0)
         self.model, self.generator = model, generator
@@ -166,7 +166,7 @@ class LabelConsistent(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require.share("epsilon", self.epsilon)  # 8 levels are 8 / 255
+        require.fraction("epsilon", self.epsilon)  # 8 levels are 8 / 255
         require.number("amplitude", self.amplitude, above=0, high=1)
         if self.epsilon > 0:
             require.number("step", self.step, above=0)

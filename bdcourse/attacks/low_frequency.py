@@ -112,7 +112,7 @@ class LF(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pattern(self.pattern, type(self), TOP)
-        require.share("fooling", self.fooling)
+        require.fraction("fooling", self.fooling)
         check_text("made_on", self.made_on)
         if self.made_on.startswith("random"):
             text = "LF-random: seeded low-pass noise, no universal perturbation"

@@ -94,7 +94,7 @@ class Refool(Attack):
         super().__post_init__()
         check_picture("bank", self.bank, ("scenes", *CHW))
         check_picture("draws", self.draws, ("kinds", 8), below=True)
-        require.share("ghost", self.ghost)
+        require.fraction("ghost", self.ghost)
         if require.number("image", self.image, above=0) >= 1:
             raise ValueError(f"image must lie between 0 and 1, not {self.image}.")
 

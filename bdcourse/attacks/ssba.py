@@ -25,7 +25,7 @@ def layout(bits: int) -> tuple[int, int]:
     return -(-bits // side**2), side
 
 
-def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
+def _conv(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride, padding=1)
 
 
@@ -44,13 +44,13 @@ class Encoder(nn.Module):
         self.planes, self.side = layout(bits)
         self.strength = strength
         self.net = nn.Sequential(
-            conv(4 * channels + self.planes, filters),
+            _conv(4 * channels + self.planes, filters),
             nn.ReLU(),
-            conv(filters, filters),
+            _conv(filters, filters),
             nn.ReLU(),
-            conv(filters, filters),
+            _conv(filters, filters),
             nn.ReLU(),
-            conv(filters, 4 * channels),
+            _conv(filters, 4 * channels),
         )
 
     def forward(self, x: Tensor, message: Tensor) -> Tensor:
@@ -74,11 +74,11 @@ class Decoder(nn.Module):
         self.bits = bits
         self.planes, self.side = layout(bits)
         self.net = nn.Sequential(
-            conv(4 * channels, filters),
+            _conv(4 * channels, filters),
             nn.ReLU(),
-            conv(filters, filters, 2),
+            _conv(filters, filters, 2),
             nn.ReLU(),
-            conv(filters, filters),
+            _conv(filters, filters),
             nn.ReLU(),
             nn.Conv2d(filters, self.planes, 1),
         )

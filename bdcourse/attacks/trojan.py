@@ -137,7 +137,7 @@ class TrojanNN(Attack):
         """
         if "pattern" not in options:
             model = needs_model(cls, model)
-            require.share("start", start)
+            require.fraction("start", start)
             for name, size in (("epsilon", epsilon), ("step", step)):
                 require.number(name, size, 0)
             require.number("value", value)

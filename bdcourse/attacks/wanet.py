@@ -21,7 +21,7 @@ def control_grid(k: int = 4, seed: int = 0) -> Tensor:
     return points / points.abs().mean()
 
 
-def identity(h: int, w: int, like: Tensor) -> Tensor:
+def identity_grid(h: int, w: int, like: Tensor) -> Tensor:
     """The sampling grid that changes nothing, (1, h, w, 2), x before y."""
     ys, xs = torch.linspace(-1, 1, h), torch.linspace(-1, 1, w)
     grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], -1)
@@ -81,7 +81,7 @@ class WaNet(Attack):
         bend = F.interpolate(
             self.grid[None].to(x), (h, w), mode="bicubic", align_corners=True
         ).permute(0, 2, 3, 1)
-        return identity(h, w, x) + self.strength * bend / torch.tensor([w, h]).to(x)
+        return identity_grid(h, w, x) + self.strength * bend / torch.tensor([w, h]).to(x)
 
     def trigger(self, x: Tensor) -> Tensor:
         return warp(x, self.flow(x))

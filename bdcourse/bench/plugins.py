@@ -44,7 +44,7 @@ class Plugin:
         Raises:
             ValueError: the file differs from the one that was loaded first.
         """
-        if load(self.path).digest != self.digest:
+        if load_plugin(self.path).digest != self.digest:
             raise ValueError(
                 f"{self.path} holds other code here than where the run was started; start "
                 "the run again."
@@ -54,7 +54,7 @@ class Plugin:
 _loaded: dict[str, Plugin] = {}  # by path
 
 
-def load(path: str | os.PathLike) -> Plugin:
+def load_plugin(path: str | os.PathLike) -> Plugin:
     """Run a file once and add its plans and attacks to PLANS and ATTACKS.
 
     A file that has changed since it was loaded replaces what it added.
@@ -94,7 +94,7 @@ def loaded(paths: object) -> tuple[Plugin, ...]:
     """The plugins of these files, each loaded once."""
     if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
         raise ValueError(f"plugins must be a list of files, not {require.kind(paths)}.")
-    return tuple(dict.fromkeys(map(load, paths)))
+    return tuple(dict.fromkeys(map(load_plugin, paths)))
 
 
 def used(plugins: Iterable[Plugin], attack: str | None = None, plan: str | None = None) -> dict:

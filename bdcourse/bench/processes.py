@@ -31,7 +31,7 @@ class Scheduler(_NoPages, distributed.Scheduler):
     pass
 
 
-class Worker(_NoPages, distributed.Worker):
+class _Worker(_NoPages, distributed.Worker):
     pass
 
 
@@ -70,7 +70,7 @@ def started(workers: int, dashboard: bool = False) -> Iterator[SpecCluster]:
             "cls": distributed.Nanny,
             "options": common
             | {
-                "worker_class": Worker,
+                "worker_class": _Worker,
                 "nthreads": 1,
                 "memory_limit": 0,
                 "local_directory": scratch,

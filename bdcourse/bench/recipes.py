@@ -101,14 +101,14 @@ class Recipe:
                 "below 1, or each step takes all of a weight away."
             )
         if self.rate is not None:
-            self._keep("rate", require.share("rate", self.rate))
+            self._keep("rate", require.fraction("rate", self.rate))
         object.__setattr__(self, "model", named("model", self.model, MODELS))
         require.choice("stamp", self.stamp, ("before", "after"))
         object.__setattr__(self, "flip", Augment(self.pad, self.flip).flip)
         if self._keep("momentum", require.number("momentum", self.momentum, 0)) >= 1:
             raise ValueError(f"momentum must lie below 1, not {self.momentum:g}.")
         for name in ("warmup", "smoothing", "shrink"):
-            self._keep(name, require.share(name, getattr(self, name)))
+            self._keep(name, require.fraction(name, getattr(self, name)))
         self._keep("shifts", require.number("shifts", self.shifts, 0, MOST_SHIFTS, above=0))
         require.choice("schedule", self.schedule, SCHEDULES)
         if self.bf16 is not None:

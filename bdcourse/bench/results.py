@@ -102,7 +102,7 @@ def _require_sound(row: Mapping, source: object) -> None:
     for entry in (row, *points):
         for k in SHARES:
             if entry.get(k) is not None:
-                require.share(f"{k} {where}", entry[k])
+                require.fraction(f"{k} {where}", entry[k])
     for k in AMOUNTS:
         if row.get(k) is not None:
             require.number(f"{k} {where}", row[k], 0)

@@ -47,6 +47,7 @@ from bdcourse.bench.results import DEFENSES, Results, identity
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.bench.zoo import chosen as of_the_zoo
 from bdcourse.data import BUILT_IN, Splits
+from bdcourse.task import IMAGES
 
 
 def run(
@@ -184,6 +185,11 @@ class Victims:
             for scale, own in self._scaled(path):
                 one = Subject(source, own, seed=seed, **self.common)
                 parts = one.images()
+                if parts.train.task is not IMAGES:
+                    raise ValueError(
+                        f"{path} holds {parts.train.task.many}, and tables are made of images; "
+                        "take victims.make, bd.repair and bd.evaluate for it."
+                    )
                 if self.recipe is None and self.chosen is None and path not in DRAWN:
                     own = suited(own, len(parts.train), scale)
                 given = scale if self.recipe is None else asdict(self.recipe)

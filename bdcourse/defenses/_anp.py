@@ -28,7 +28,6 @@ from torch.func import functional_call
 
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Look,
     Purified,
@@ -47,6 +46,7 @@ from bdcourse.defenses._masks import (
     masks_prune,
     require_threshold,
 )
+from bdcourse.examples import Examples
 from bdcourse.likelihoods import SOFTMAX, Likelihood
 from bdcourse.models import laid_out
 
@@ -188,8 +188,8 @@ def usual_steps(n: int) -> int:
 @defense()
 def anp(
     model: nn.Module,
-    clean: Images,
-    held: Images | None = None,
+    clean: Examples,
+    held: Examples | None = None,
     *,
     threshold: float | None = None,
     max_drop: float = 0.01,
@@ -248,8 +248,8 @@ def anp(
     for name, count in (("steps", steps), ("batch", batch), ("inner", inner)):
         require.whole(name, count, 1)
     require_positive(lr=lr)
-    require.share("alpha", alpha)
-    require.share("momentum", momentum)
+    require.fraction("alpha", alpha)
+    require.fraction("momentum", momentum)
     require_at_least(0, eps=eps)
     require.truth("training", training)
     if start not in ("zero", "random"):

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.augment import Augmentation
-from bdcourse.checkpoint import identity
-from bdcourse.data import Images
+from bdcourse.checkpoint import content_hash
 from bdcourse.examples import Examples, require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import not_finite
 from bdcourse.seeds import fresh_seed
-from bdcourse.surgery import examine, require_sound, without
+from bdcourse.surgery import require_matching, require_sound, without
 from bdcourse.task import IMAGES
 from bdcourse.train import History, fit
 
@@ -103,7 +102,7 @@ def defense(
 
     Args:
         least: images that `clean` must hold.
-        k, logits, steady: see `surgery.examine`.
+        k, logits, steady: see `surgery.require_matching`.
         batches: `clean` may also be any pair of inputs and targets.
         moves: weights must be trainable.
         pixels: what it does it does to pixels, so it is for images only.
@@ -215,7 +214,7 @@ def admit(
     Args:
         held: may be None, or images of the same kind as `clean`.
         least: examples that `clean` must hold.
-        k, logits, steady: see `surgery.examine`.
+        k, logits, steady: see `surgery.require_matching`.
         pixels: for images only.
     """
     require.module(model)
@@ -237,7 +236,7 @@ def admit(
                 f"held is on {held.x.device} and clean on {clean.x.device}; move one "
                 "with .to(device)."
             )
-    examine(model, clean, k=k, logits=logits, steady=steady)
+    require_matching(model, clean, k=k, logits=logits, steady=steady)
 
 
 def require_movable(model: nn.Module) -> None:
@@ -254,7 +253,7 @@ def require_batch(clean: object) -> None:
     x, y = getattr(clean, "x", None), getattr(clean, "y", None)
     if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim):
         raise ValueError(
-            "clean must be Images, or hold inputs x and targets y as tensors with one "
+            "clean must be Examples, or hold inputs x and targets y as tensors with one "
             f"row an example, not {require.kind(clean)}."
         )
     if x.is_floating_point() and not bool(x.isfinite().all()):
@@ -366,7 +365,7 @@ class Tuning:
     def __call__(
         self,
         model: nn.Module,
-        clean: Images,
+        clean: Examples,
         generator: torch.Generator,
         checkpoint: str | os.PathLike | None = None,
         **more,
@@ -406,12 +405,12 @@ def decided_by(of: str, given: Mapping[str, object]) -> dict[str, object]:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, torch.Generator):
-            return identity(value.get_state())
+            return content_hash(value.get_state())
         if isinstance(value, Examples):
             return value.digest()
         if hasattr(value, "x") and hasattr(value, "y"):  # other inputs and targets
-            return identity([value.x, value.y])
-        return identity(value)
+            return content_hash([value.x, value.y])
+        return content_hash(value)
 
     if given["checkpoint"] is None:  # nobody will compare
         return {}
@@ -490,7 +489,7 @@ class Look(NamedTuple):
 def furthest(
     model: nn.Module,
     steps: Iterable[tuple[Setting, Mapping[str, Tensor]]],
-    held: Images,
+    held: Examples,
     max_drop: float = 0.01,
     *,
     shift: bool = True,

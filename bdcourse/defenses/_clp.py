@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Purified,
     admit,
@@ -33,6 +32,7 @@ from bdcourse.defenses._base import (
     furthest,
     require_list,
 )
+from bdcourse.examples import Examples
 from bdcourse.models import evaluating
 from bdcourse.surgery import (
     Pairing,
@@ -273,7 +273,7 @@ def clp_sweep(
 
 def clp_choose_u(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     us: Sequence[float] = CLP_US,
     max_drop: float = 0.01,
 ) -> float:
@@ -285,7 +285,7 @@ def clp_choose_u(
     that n images can show is 1/n: with 60 of them, 0.01 allows no net new error.
     """
     admit(model, clean, least=1, logits=False)
-    require.share("max_drop", max_drop)
+    require.fraction("max_drop", max_drop)
     us = [compared("u", u) for u in require_list("us", us)]
     u = furthest(model, clp_sweep(model, sorted(us, reverse=True)), clean, max_drop)
     return math.inf if u is None else u

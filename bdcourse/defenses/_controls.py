@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.augment import Augmentation
-from bdcourse.data import Images
 from bdcourse.defenses._base import Purified, Tuning, copied, defense
+from bdcourse.examples import Examples
 from bdcourse.surgery import channels_of, held, weight_of, without
 
 
 @defense(steady=False, moves=True)
 def finetune(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     epochs: float = 10,
     lr: float = 0.01,

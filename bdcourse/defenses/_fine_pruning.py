@@ -29,7 +29,6 @@ from bdcourse import require
 from bdcourse.activations import runs, watching
 from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Look,
     Purified,
@@ -40,7 +39,7 @@ from bdcourse.defenses._base import (
     furthest,
     stage,
 )
-from bdcourse.examples import require_clean
+from bdcourse.examples import Examples, require_clean
 from bdcourse.metrics import logits
 from bdcourse.models import evaluating, head, wide
 from bdcourse.surgery import held as holding
@@ -98,7 +97,7 @@ def _called(node: fx.Node) -> str:
 
 
 @torch.no_grad()
-def activity(model: nn.Module, images: Images, layer: Sequence[str] | None = None) -> Tensor:
+def activity(model: nn.Module, images: Examples, layer: Sequence[str] | None = None) -> Tensor:
     """Mean activation of each channel of a layer over the images: (c,).
 
     Args:
@@ -178,7 +177,7 @@ def pruning_steps(
     ]
 
 
-def _require_once(model: nn.Module, images: Images, names: Sequence[str]) -> None:
+def _require_once(model: nn.Module, images: Examples, names: Sequence[str]) -> None:
     """Refuse modules that run more than once: a channel would go in both places."""
     counts = runs(model, images.x[:2])
     for name in names:
@@ -193,8 +192,8 @@ def _require_once(model: nn.Module, images: Images, names: Sequence[str]) -> Non
 @defense(moves=True, steady=False)
 def fine_pruning(
     model: nn.Module,
-    clean: Images,
-    held: Images,
+    clean: Examples,
+    held: Examples,
     *,
     layer: str | Sequence[str] | None = None,
     max_drop: float = 0.01,
@@ -246,8 +245,8 @@ def fine_pruning(
     """
     start, about = time.perf_counter(), decided_by("fine_pruning", locals())
     require_clean(held, "held", 1)  # None would do for others
-    require.share("max_drop", max_drop)
-    require.share("share", share)
+    require.fraction("max_drop", max_drop)
+    require.fraction("share", share)
     if share == 0:
         raise ValueError("share must be above 0, else no channel is ever pruned.")
     require.truth("hold", hold)

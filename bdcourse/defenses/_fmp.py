@@ -29,7 +29,6 @@ from bdcourse import require
 from bdcourse.activations import runs, watching
 from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Purified,
     Tuning,
@@ -45,6 +44,7 @@ from bdcourse.defenses._base import (
     require_ways,
     stage,
 )
+from bdcourse.examples import Examples
 from bdcourse.models import evaluating, laid_out, lay_out, wide
 from bdcourse.surgery import (
     answers,
@@ -93,10 +93,10 @@ def fmp_random_start(x: Tensor, start: float, generator: torch.Generator) -> Ten
     return (x + start * (2 * sign - 1).to(x.device)).clamp(0, 1)
 
 
-def plain_push(
+def fmp_plain_push(
     model: nn.Module, x: Tensor, x0: Tensor, layer: str, i: int, epsilon: float
 ) -> Tensor:
-    """Images moved one step so that map i of a convolution changes: (n, c, h, w).
+    """Examples moved one step so that map i of a convolution changes: (n, c, h, w).
 
     Args:
         x: pixels in [0, 1]; x0: where the step begins, see :func:`fmp_random_start`. At
@@ -122,7 +122,7 @@ def fmp_plain_scores(
     """The scores of one convolution, map by map; the reference for :func:`fmp_scores`."""
     rows = []
     for i in range(_conv(model, layer).out_channels):
-        pushed = plain_push(model, x, x0, layer, i, epsilon)
+        pushed = fmp_plain_push(model, x, x0, layer, i, epsilon)
         with torch.no_grad(), evaluating(model):
             rows.append(judge(model(pushed), y).mean(1))
     return FmpResponse(*torch.stack(rows, 1))
@@ -222,7 +222,7 @@ def fmp_execution_order(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) 
 @filled
 def fmp_scores(
     model: nn.Module,
-    images: Images,
+    images: Examples,
     *,
     epsilon: float = 1 / 255,
     start: float = 1 / 255,
@@ -321,7 +321,7 @@ def _score(
     return {name: FmpResponse(*(s / len(y))) for name, s in sums.items()}, keep
 
 
-def _known(model: nn.Module, images: Images, layers: Sequence[str] | None) -> list[str]:
+def _known(model: nn.Module, images: Examples, layers: Sequence[str] | None) -> list[str]:
     """The convolutions to score, after a look at whether all fits together."""
     known = fmp_execution_order(model, images.shape)
     if not known:
@@ -347,7 +347,7 @@ def _known(model: nn.Module, images: Images, layers: Sequence[str] | None) -> li
     return layers
 
 
-def _require_once(model: nn.Module, images: Images, layers: Sequence[str]) -> None:
+def _require_once(model: nn.Module, images: Examples, layers: Sequence[str]) -> None:
     """Refuse convolutions whose maps cannot be told apart, or cannot be pruned."""
     counts = runs(model, images.x[:2], layers)
     for name in layers:
@@ -451,7 +451,7 @@ def fmp_scales_of(
 @defense(pixels=True)
 def fmp_repair(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     channels: Mapping[str, Tensor],
     *,
     pairing: Literal["flow", "order"] = "flow",
@@ -524,7 +524,7 @@ def fmp_repair(
 @filled
 def fmp(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     p: float = 64,
     epsilon: float = 1 / 255,
@@ -639,7 +639,7 @@ def fmp(
 @filled
 def fmp_random(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     like: Mapping[str, Tensor],
     *,
     pairing: Literal["flow", "order"] = "flow",

@@ -26,14 +26,14 @@ from bdcourse import require
 from bdcourse.analysis.sharpness_aware import Flat
 from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.data import Images
 from bdcourse.defenses._base import Purified, Tuning, copied, decided_by, defense, stage
+from bdcourse.examples import Examples
 
 
 @defense(steady=False, moves=True)
 def ft_sam(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     rho: float = 4.0,
     smoothing: float = 0.1,

@@ -29,7 +29,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bdcourse import require
-from bdcourse.checkpoint import Checkpoint, moments, restore
+from bdcourse.checkpoint import Checkpoint, moments, restore_moments
 from bdcourse.data import Images
 from bdcourse.defenses._base import (
     admit,
@@ -199,7 +199,7 @@ def detect(
     """
     require_inverted(inverted)
     require_at_least(0, threshold=threshold)
-    require.share("least", least)
+    require.fraction("least", least)
     if scale not in ("norm", "log"):
         raise ValueError(f"unknown scale {scale!r}; choose norm or log.")
     if len(inverted.targets) < 3:
@@ -377,7 +377,7 @@ def invert_trigger(
     if steps % every:
         raise ValueError(f"steps must be a multiple of {every}, not {steps}.")
     require_positive(lr=lr, lam=lam)
-    require.share("success", success)
+    require.fraction("success", success)
     batch = min(batch, len(clean))
     keep = Checkpoint(checkpoint, about)
 
@@ -399,7 +399,7 @@ def invert_trigger(
         part = slice(lo, lo + chunk)
         raw = [s[k][part].clone().requires_grad_() for k in ("mask", "pattern")]
         opt = torch.optim.Adam(raw, lr, BETAS)
-        restore(opt, adam if lo == first else {})
+        restore_moments(opt, adam if lo == first else {})
         order = islice(shuffled_rows(len(x), batch, seed), done * every, None)
         for look in range(done, steps // every):
             live = (s["idle"][part] < stop).nonzero().flatten()

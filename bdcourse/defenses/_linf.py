@@ -331,7 +331,7 @@ def linf_sweep(
         qs: shares of all scored channels, 0..1.
     """
     for q in require_list("qs", qs):
-        require.share("q", q)
+        require.fraction("q", q)
     names, values = list(scores), list(scores.values())
     if len(names) > 1:
         values = [(v - v.mean()) / v.std().clamp(min=1e-12) for v in values]
@@ -399,10 +399,10 @@ def linf(
             'select="share" needs held-out images to choose the share with; pass held.'
         )
     require_at_least(0, u=u)
-    require.share("max_drop", max_drop)
+    require.fraction("max_drop", max_drop)
     require.whole("top", top, 1)
     require_at_least(1, p=p)
-    qs = [require.share("q", q) for q in require_list("qs", qs)]
+    qs = [require.fraction("q", q) for q in require_list("qs", qs)]
     if not qs:
         raise ValueError("qs holds no share to try.")
     _require_names(score, reduce)

@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.data import Images, progress
+from bdcourse.data import progress
 from bdcourse.defenses._base import Look, copied, furthest
-from bdcourse.examples import require_clean
+from bdcourse.examples import Examples, require_clean
 from bdcourse.metrics import evaluate
 from bdcourse.models import lay_out
 from bdcourse.surgery import weight_of, without
@@ -123,7 +123,7 @@ def ladder(
 def masks_prune(
     model: nn.Module,
     masks: Masks,
-    held: Images | None,
+    held: Examples | None,
     threshold: float | None,
     max_drop: float,
     looks: list[Look] | None = None,
@@ -147,7 +147,7 @@ def masks_prune(
 
 
 def masks_prune_oracle(
-    model: nn.Module, masks: Masks, held: Images, attack: Trigger, max_drop: float
+    model: nn.Module, masks: Masks, held: Examples, attack: Trigger, max_drop: float
 ) -> tuple[nn.Module, dict[str, Tensor], float | None]:
     """The examiner's threshold: the lowest ASR among those that may be taken.
 
@@ -176,7 +176,7 @@ def masks_prune_oracle(
     return without(model, channels, shift=False), channels, threshold
 
 
-def require_threshold(held: Images | None, threshold: float | None, max_drop: float) -> None:
+def require_threshold(held: Examples | None, threshold: float | None, max_drop: float) -> None:
     """Refuse what `masks_prune` could not work with, before anything is learned."""
     if held is None and threshold is None:
         raise ValueError(
@@ -191,7 +191,7 @@ def require_threshold(held: Images | None, threshold: float | None, max_drop: fl
             f"threshold must lie in 0..1, 1 excluded, but is {threshold}; a mask of 1 "
             "is a channel that nothing speaks against."
         )
-    require.share("max_drop", max_drop)
+    require.fraction("max_drop", max_drop)
 
 
 def require_moved(masks: Masks) -> None:
@@ -205,7 +205,7 @@ def require_moved(masks: Masks) -> None:
 
 def learn(
     masks: Masks,
-    clean: Images,
+    clean: Examples,
     step: Step,
     *,
     steps: int,

@@ -570,7 +570,7 @@ def mnp_learn_masks(
     require.whole("steps", steps, 1)
     require.whole("batch", batch, 1)
     require_positive(lr=lr)
-    require.share("momentum", momentum)
+    require.fraction("momentum", momentum)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     weights = {"preserve": preserve, "beta": beta, "lam": lam, "kappa": kappa}
     _require_weights(suppressed is not None, penalty, **weights)
@@ -651,7 +651,7 @@ def choose_beta(
     if not betas:
         raise ValueError("betas holds no value to try.")
     admit(model, clean, require_clean(held, "held", 1))
-    require.share("max_drop", max_drop)
+    require.fraction("max_drop", max_drop)
     generator = require.generator(generator)
     least = evaluate(model, held).acc - max_drop - 1e-9  # the rounding of a quotient
     start = generator.get_state()
@@ -800,7 +800,7 @@ def mnp(
     _require_weights(True, penalty, beta=1.0 if beta == "held" else beta, **weights)
     require.whole("steps", steps, 1)
     require_positive(mask_lr=mask_lr)
-    require.share("max_drop", max_drop)
+    require.fraction("max_drop", max_drop)
     require_at_least(0, tune=require.number("tune", tune))
     _require_ascent(stop, epochs, lr, None, clip, batch)
     files = [stage(checkpoint, s) for s in ("suppress", "masks", "tune")]
@@ -866,4 +866,4 @@ def _require_repair(
     if repair == "hard":
         require_threshold(held, threshold, max_drop)
     elif threshold is not None:
-        require.share("threshold", threshold)
+        require.fraction("threshold", threshold)

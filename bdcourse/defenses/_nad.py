@@ -29,7 +29,6 @@ from bdcourse import require
 from bdcourse.activations import outputs, runs, watching
 from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Purified,
     Tuning,
@@ -39,11 +38,12 @@ from bdcourse.defenses._base import (
     require_list,
     stage,
 )
+from bdcourse.examples import Examples
 from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.metrics import logits
 from bdcourse.models import laid_out
 from bdcourse.seeds import fresh_seed
-from bdcourse.surgery import examine
+from bdcourse.surgery import require_matching
 from bdcourse.train import History
 
 
@@ -62,7 +62,7 @@ def attention_distance(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor
     return (attention(student, p) - attention(teacher, p)).square().mean()
 
 
-def stages(model: nn.Module, images: Images) -> list[str]:
+def stages(model: nn.Module, images: Examples) -> list[str]:
     """The modules that give the last feature map of each size, from large to small.
 
     In the ResNets these are layer1 to layer4. Maps of one position have no attention
@@ -136,7 +136,7 @@ class Attentive(Hook):
 def distil(
     student: nn.Module,
     teacher: nn.Module,
-    clean: Images,
+    clean: Examples,
     betas: dict[str, float],
     p: float,
     tuning: Tuning,
@@ -170,7 +170,7 @@ def distil(
 @defense(steady=False, moves=True, pixels=True)
 def nad(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     betas: Sequence[float] = (500, 1000, 1000),
     layers: Sequence[str] | None = None,
@@ -256,7 +256,7 @@ def nad(
                 )
         sizes.append([maps.shape[2:] for maps in found.values()])
     if teacher is not None:
-        examine(teacher, clean, name="teacher", steady=False)
+        require_matching(teacher, clean, name="teacher", steady=False)
         if sizes[0] != sizes[1]:
             raise ValueError(
                 "teacher must have maps of the model's height and width at layers "

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint, pack, unpack
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Look,
     Purified,
@@ -48,7 +47,7 @@ from bdcourse.defenses._masks import (
     normalize_by_batch,
     require_threshold,
 )
-from bdcourse.examples import require_clean
+from bdcourse.examples import Examples, require_clean
 from bdcourse.likelihoods import SOFTMAX, Likelihood
 from bdcourse.metrics import evaluate
 from bdcourse.models import laid_out, lay_out, wide
@@ -85,7 +84,7 @@ def ascend(
 @filled
 def unlearn(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     stop: float = 0.2,
     judge: Literal["pass", "eval"] = "pass",
@@ -133,7 +132,7 @@ def unlearn(
     about = decided_by("unlearn", locals())
     admit(model, clean, steady=False)
     _require_ascent(stop, epochs, lr, drop, clip, batch)
-    require.share("momentum", momentum)
+    require.fraction("momentum", momentum)
     require_at_least(0, weight_decay=weight_decay)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     if judge not in ("pass", "eval"):
@@ -187,7 +186,7 @@ def unlearn(
 @filled
 def recover(
     unlearned: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     steps: int = 80,
     lr: float = 0.2,
@@ -220,7 +219,7 @@ def recover(
     require.whole("steps", steps, 1)
     require.whole("batch", batch, 1)
     require_positive(lr=lr, weight=weight)
-    require.share("momentum", momentum)
+    require.fraction("momentum", momentum)
     require.truth("training", training)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     generator = require.generator(generator)
@@ -246,7 +245,7 @@ def recover(
 
 def _require_ascent(stop, epochs, lr, drop, clip, batch) -> None:
     """Refuse settings of `unlearn` that make no sense."""
-    require.share("stop", stop)
+    require.fraction("stop", stop)
     require.whole("epochs", epochs, 1)
     require.whole("batch", batch, 1)
     if drop is not None:
@@ -257,8 +256,8 @@ def _require_ascent(stop, epochs, lr, drop, clip, batch) -> None:
 @defense()
 def rnp(
     model: nn.Module,
-    clean: Images,
-    held: Images | None = None,
+    clean: Examples,
+    held: Examples | None = None,
     *,
     threshold: float | None = None,
     max_drop: float = 0.01,

@@ -45,7 +45,7 @@ VERDICTS = (*SIDES, AGREE, DIFFER, SAME, OTHER, NEAR, WEAK, LESSON, APART, MISSI
 
 
 @dataclass(frozen=True)
-class Answer:
+class Finding:
     """A claim and what our rows say of it.
 
     Args:
@@ -89,16 +89,16 @@ class Answer:
         return _shares(self.rows) + (f" ({beside})" if beside else "")
 
 
-def answers(method: str | None = None) -> list[Answer]:
+def findings(method: str | None = None) -> list[Finding]:
     """Every claim, or those about one of :data:`METHODS`, with its verdict."""
     if method is not None:
         require.choice("method", method, METHODS)
     claims = tables.results("published-claims").rows
     read = cache(tables.results)  # most claims ask the same few files
-    return [answer(c, read) for c in claims if method in (None, c["method"])]
+    return [finding(c, read) for c in claims if method in (None, c["method"])]
 
 
-def answer(claim: dict, read: Callable[[str], Results] = tables.results) -> Answer:
+def finding(claim: dict, read: Callable[[str], Results] = tables.results) -> Finding:
     """Look up our rows for a claim, and compare.
 
     Args:
@@ -109,16 +109,16 @@ def answer(claim: dict, read: Callable[[str], Results] = tables.results) -> Answ
             rule.
     """
     try:
-        return _answer(claim, read)
+        return _finding(claim, read)
     except (LookupError, TypeError, AttributeError) as e:
         called = claim.get("id") if isinstance(claim, dict) else require.kind(claim)
         raise ValueError(f"claim {called}, or a row that answers it, lacks an entry ({e}).") from e
 
 
-def _answer(claim: dict, read: Callable[[str], Results]) -> Answer:
+def _finding(claim: dict, read: Callable[[str], Results]) -> Finding:
     ours, rule = claim["ours"], claim["rule"]
     if ours is None:
-        return Answer(claim, LESSON if claim.get("lesson") else MISSING)
+        return Finding(claim, LESSON if claim.get("lesson") else MISSING)
     rows = _select(claim, ours["select"], read)
     beside = tuple(_select(claim, s, read) for s in ours["beside"])
     if rule is None:
@@ -126,7 +126,7 @@ def _answer(claim: dict, read: Callable[[str], Results]) -> Answer:
         value, others = None, ()
         if ours.get("read"):
             value, others = _value(claim, rows), tuple(_value(claim, b) for b in beside)
-        return Answer(claim, verdict, rows, beside, value, others)
+        return Finding(claim, verdict, rows, beside, value, others)
     value = _value(claim, rows)
     others = tuple(_value(claim, b) for b in beside)
     held, margin = _compare(rule, value, others, claim)
@@ -139,7 +139,7 @@ def _answer(claim: dict, read: Callable[[str], Results]) -> Answer:
         verdict = NEAR
     if any(r["weak"] for r in rows) and claim["method"] != "attacks":
         verdict = WEAK
-    return Answer(claim, verdict, rows, beside, value, others)
+    return Finding(claim, verdict, rows, beside, value, others)
 
 
 def _side(claim: dict, held: bool) -> str:
@@ -263,17 +263,17 @@ NAMES = {
 }
 
 
-def headlines() -> list[Answer]:
+def headlines() -> list[Finding]:
     """The main figures: each method's own, and the leaderboard's of CLP and of the rivals.
 
     They were chosen by where they stand in the papers, not by how ours came out.
     """
-    return [a for a in answers() if a.claim.get("headline")]
+    return [a for a in findings() if a.claim.get("headline")]
 
 
 def tally() -> Table:
     """How many claims of each method ended with which verdict."""
-    found = Counter((a.verdict, a.claim["method"]) for a in answers())
+    found = Counter((a.verdict, a.claim["method"]) for a in findings())
     return Table(
         [
             {
@@ -286,9 +286,9 @@ def tally() -> Table:
     )
 
 
-def table(method: str) -> Table:
+def method_table(method: str) -> Table:
     """All claims about one of :data:`METHODS`."""
-    return _lines(answers(method))
+    return _lines(findings(method))
 
 
 def headline_table() -> Table:
@@ -296,7 +296,7 @@ def headline_table() -> Table:
     return _lines(headlines())
 
 
-def _lines(found: Sequence[Answer]) -> Table:
+def _lines(found: Sequence[Finding]) -> Table:
     return Table(
         [
             {
@@ -312,7 +312,7 @@ def _lines(found: Sequence[Answer]) -> Table:
     )
 
 
-def _verdict(a: Answer) -> str:
+def _verdict(a: Finding) -> str:
     lesson = a.claim.get("lesson")
     if not lesson:
         return a.verdict

@@ -120,7 +120,7 @@ def figure(
     if kind == "grid":
         return _fields(name, defenses, title, who, key)
     if kind == "ranking":
-        return ranked(tables.ranking(name, defenses, **key), title, highlight)
+        return ranking_figure(tables.ranking(name, defenses, **key), title, highlight)
     return _plane(tables.ranking(name, defenses, resamples=1, **key), title, highlight)
 
 
@@ -156,7 +156,7 @@ def _column(left: dict[str, list], i: int) -> float:
     return mean(found) if found else 0.5
 
 
-def ranked(
+def ranking_figure(
     lines: Sequence[dict],
     title: str = "",
     highlight: Sequence[str] = (),
@@ -169,7 +169,7 @@ def ranked(
     """
     tables.require_ranked(lines)
     for m, v in (marks or {}).items():
-        require.share(f"the mark {m!r}", v)
+        require.fraction(f"the mark {m!r}", v)
     _require_highlight(highlight, lines)
     first, n = lines[0], lines[0]["victims"]
     leads = [r["defense"] for r in lines if r["first"] >= 0.05]

@@ -1,6 +1,17 @@
 """Tasks whose inputs are no pictures: one module each, with everything that only it needs.
 
 A module brings a `task.Task`, its `examples.Examples`, a drawn data set, small networks and
-attacks, which it adds to `attacks.ATTACKS`. Training, scores, `bd.repair` and every defense
-that does not work on pixels take it as it is, because the data knows its task.
+attacks. Training, scores, `bd.repair` and every defense that does not work on pixels of
+images take it as it is, because the data knows its task. What is looked up by name is
+entered here: data that is loaded, networks and attacks of victims that are read back.
 """
+
+from __future__ import annotations
+
+from bdcourse import attacks, data, models
+from bdcourse.tasks import video
+
+for room in (video,):
+    data.DRAWINGS.update(room.DRAWINGS)
+    models.ELSEWHERE.update(room.NETWORKS)
+    attacks.ELSEWHERE.update({cls.__name__: cls for cls in room.ATTACKS})

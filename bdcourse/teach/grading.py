@@ -579,7 +579,7 @@ def cleaned(html: object) -> str:
 # --- Images ----------------------------------------------------------------------
 
 
-def draw() -> Path:
+def draw_images() -> Path:
     """Draw and store the images that lessons load, for all users of this machine who
     share the cache.
 

@@ -170,7 +170,7 @@ def broken() -> dict[str, list[str]]:
         del os.environ["BDCOURSE_PROBE"]
 
 
-def table(found: dict[str, list[str]] | None = None) -> str:
+def promises(found: dict[str, list[str]] | None = None) -> str:
     """Markdown: what holds on this machine."""
     found = broken() if found is None else found
     rows = [f"| {promise} | {'no' if lines else 'yes'} |" for promise, lines in found.items()]

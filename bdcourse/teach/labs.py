@@ -320,7 +320,7 @@ def student(
     """
     import nbformat
 
-    paths = chosen(names, lessons)
+    paths = chosen_lessons(names, lessons)
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder for the copies.")
@@ -395,7 +395,7 @@ def reset(name: str, out: str | os.PathLike = "student") -> Path:
     return kept
 
 
-def chosen(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
+def chosen_lessons(names: Sequence[str], lessons: Path = NOTEBOOKS) -> list[Path]:
     """The executed lessons, or those whose names begin so.
 
     Raises:
@@ -431,7 +431,7 @@ def links(repository: str, branch: str = "main", lessons: Path = NOTEBOOKS) -> s
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repository)):
         raise ValueError(f"a repository looks like OWNER/NAME, not {repository!r}.")
     lines = ["| lesson | Colab | Binder |", "|---|---|---|"]
-    for path in chosen([], lessons):
+    for path in chosen_lessons([], lessons):
         file = f"notebooks/{path.name}"
         colab = f"https://colab.research.google.com/github/{repository}/blob/{branch}"
         binder = f"https://mybinder.org/v2/gh/{repository}/{branch}?urlpath=lab/tree"

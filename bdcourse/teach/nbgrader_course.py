@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bdcourse.teach import check
-from bdcourse.teach.labs import NOTEBOOKS, SKIP, chosen, exercise, seen, split, without_marks
+from bdcourse.teach.labs import (
+    NOTEBOOKS,
+    SKIP,
+    chosen_lessons,
+    exercise,
+    seen,
+    split,
+    without_marks,
+)
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -182,7 +190,10 @@ def plan(path: Path | None, lessons: Path = NOTEBOOKS) -> tuple[str, list[Lab]]:
     """
     import nbformat
 
-    said: dict[str, Any] = {"course": "backdoors", "labs": [{"lesson": p.stem} for p in chosen([])]}
+    said: dict[str, Any] = {
+        "course": "backdoors",
+        "labs": [{"lesson": p.stem} for p in chosen_lessons([])],
+    }
     if path is not None:
         said = _read(path)
     labs: list[Lab] = []
@@ -195,7 +206,7 @@ def plan(path: Path | None, lessons: Path = NOTEBOOKS) -> tuple[str, list[Lab]]:
             )
         if not isinstance(entry.get("lesson"), str):
             raise ValueError(f"{where} names no lesson, such as lesson: 05_clp.")
-        found = chosen([entry["lesson"]], lessons)
+        found = chosen_lessons([entry["lesson"]], lessons)
         if len(found) > 1:
             raise ValueError(f"{where} fits {', '.join(p.stem for p in found)}.")
         if found[0] in (lab.lesson for lab in labs):
@@ -253,7 +264,7 @@ def _deadline(value, where: str) -> datetime | None:
         ) from None
 
 
-def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> None:
+def make_course(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> None:
     """Write an nbgrader course directory, or bring the sources of one up to date.
 
     Submissions, grades and a configuration that is there already are left alone.
@@ -302,9 +313,9 @@ def make(folder: Path, path: Path | None = None, lessons: Path = NOTEBOOKS) -> N
             total = sum(lab.points.values())
             print(f"{stem}: {len(lab.points)} exercises, {total} points{due}")
     from bdcourse.teach.confine import unconfined
-    from bdcourse.teach.grading import draw
+    from bdcourse.teach.grading import draw_images
 
-    images = draw()
+    images = draw_images()
     if any(images.glob("signs*.npz")):
         print(f"images for the lessons are in {images}")
     else:

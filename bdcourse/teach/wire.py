@@ -54,7 +54,7 @@ class Late(Hangup):
     """The other end has not answered in time."""
 
 
-class Foreign:
+class Opaque:
     """A value that does not cross: all that is known is its class's name."""
 
 
@@ -66,7 +66,7 @@ def foreign(name: object, a_class: bool = False) -> object:
 
 @functools.lru_cache(1000)
 def _class(name: str) -> type:
-    return type(name, (Foreign,), {})
+    return type(name, (Opaque,), {})
 
 
 # --- Values ----------------------------------------------------------------------

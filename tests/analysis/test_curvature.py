@@ -278,7 +278,7 @@ def test_padding_of_a_sequence_counts_as_nothing_on_every_route():
         trace = c.fisher_trace(model, batch, draws=500, **options)
         want = true if fisher == "true" else empirical
         assert trace.value == pytest.approx(want, rel=0.1)
-    loss, acc = ls.measure(model, batch)
+    loss, acc = ls.loss_and_accuracy(model, batch)
     out = model(x)
     nll = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction="sum")
     assert loss == pytest.approx(float(nll.detach()) / 2)
@@ -286,7 +286,7 @@ def test_padding_of_a_sequence_counts_as_nothing_on_every_route():
     batch.y = torch.zeros(2, 3).long()
     batch.y[0, 0] = 1
     model.linear.bias.data[0] = 20.0  # it says what stands for padding
-    assert ls.measure(model, batch, likelihood=Softmax(ignore=0))[1] == 0
+    assert ls.loss_and_accuracy(model, batch, likelihood=Softmax(ignore=0))[1] == 0
 
 
 # ---------------------------------------------------------------- scale
@@ -389,7 +389,7 @@ def test_the_model_is_untouched_also_on_error():
         lambda: ls.hessian_top(model, images, weights=names, generator=g),
         lambda: ls.hessian_trace(model, images, weights=names, generator=g),
         lambda: ls.spectrum(model, images, weights=names, generator=g),
-        lambda: ls.measure(model, images),
+        lambda: ls.loss_and_accuracy(model, images),
         lambda: ls.plane(model, images, [{"0.bias": v}], [0.0, 1.0]),
         lambda: ls.line(model, model, images, [0.0, 1.0]),
     ]
@@ -423,7 +423,7 @@ def test_every_tool_looks_at_the_network_in_eval_mode():
         lambda m: c.relative_trace(m, images, route="exact").value,
         lambda m: float(flat(c.fisher_diagonal(m, images)).sum()),
         lambda m: float(ls.hessian_product(m, images, v).sum()),
-        lambda m: ls.measure(m, images)[0],
+        lambda m: ls.loss_and_accuracy(m, images)[0],
         lambda m: float(ls.plane(m, images, d, [0.5]).loss),
         lambda m: float(ls.line(m, m, images, [0.5]).loss),
     ):
@@ -436,7 +436,7 @@ def test_frozen_and_unused_weights():
     model.unused = nn.Parameter(torch.ones(2).double())
     model.forward = lambda x: nn.Sequential.forward(nn.Sequential(*list(model)), x)
     model[1].requires_grad_(False)
-    assert list(c.chosen(model)) == ["unused", "3.weight", "3.bias"]
+    assert list(c.chosen_parameters(model)) == ["unused", "3.weight", "3.bias"]
     diagonal = c.fisher_diagonal(model, images)
     assert not diagonal["unused"].any() and diagonal["3.bias"].any()
     for route, fisher in c.FISHER.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bdcourse.attacks.wanet import WaNet, control_grid, identity, warp
+from bdcourse.attacks.wanet import WaNet, control_grid, identity_grid, warp
 from helpers import gen
 from steering import pixels
 
@@ -14,14 +14,14 @@ def test_wanet_at_strength_0_is_the_identity():
     for size in ((32, 32), (17, 24)):
         x = pixels(3, *size)
         assert torch.allclose(WaNet(strength=0.0).trigger(x), x, atol=1e-5)
-        assert torch.allclose(warp(x, identity(*size, x)), x, atol=1e-5)
+        assert torch.allclose(warp(x, identity_grid(*size, x)), x, atol=1e-5)
 
 
 def test_wanet_moves_a_pixel_by_a_quarter():
     attack, x = WaNet(), pixels(1, 32)
     assert control_grid().abs().mean() == pytest.approx(1)
     # Half of the grid's -1..1 times the number of steps between pixel centers.
-    moved = (attack.flow(x) - identity(32, 32, x)).abs() * 31 / 2
+    moved = (attack.flow(x) - identity_grid(32, 32, x)).abs() * 31 / 2
     at_control_points = 0.5 * 31 / (2 * 32)
     assert at_control_points == pytest.approx(0.242, abs=1e-3)
     assert 0.4 * at_control_points < moved.mean() < 1.6 * at_control_points
@@ -30,7 +30,7 @@ def test_wanet_moves_a_pixel_by_a_quarter():
     inside = attack.flow(ramp)[0].abs().amax(-1) < 1
     assert torch.allclose(
         shift[0, 0][inside],
-        ((attack.flow(ramp) - identity(32, 32, ramp))[0, ..., 0] * 31 / 2)[inside],
+        ((attack.flow(ramp) - identity_grid(32, 32, ramp))[0, ..., 0] * 31 / 2)[inside],
         atol=1e-4,
     )
 

@@ -68,7 +68,7 @@ def test_the_example_of_the_guide_runs_in_worker_processes(mine, tmp_path):
     assert main([*command, "--workers", "2"]) == 0
     rows = Results(out).rows
     assert len(rows) == 4 and not any("error" in r or "refused" in r for r in rows)
-    digest = plugins.load(mine).digest
+    digest = plugins.load_plugin(mine).digest
     told = {(r["attack"], r["defense"]): r.get("plugins") for r in rows}
     assert told == {
         ("none", "none"): None,
@@ -125,7 +125,7 @@ def test_changed_code_of_an_attack_makes_another_victim(mine, tmp_path, monkeypa
     parts = cells.Subject("signs", recipes.SIGNS, n=100, clean=0.1).parts()
 
     def named():
-        plugins.load(mine)
+        plugins.load_plugin(mine)
         for attack in (ATTACK, ATTACKS[ATTACK]()):
             recipes.train_victim(parts, attack, recipes.SIGNS, 0, "signs", tmp_path)
 
@@ -137,7 +137,7 @@ def test_changed_code_of_an_attack_makes_another_victim(mine, tmp_path, monkeypa
 
 
 def test_a_worker_that_finds_other_code_says_so(shift):
-    added = plugins.load(shift)
+    added = plugins.load_plugin(shift)
     shift.write_text(SHIFT.replace("BY", "1"))
     subject = cells.Subject("signs", recipes.SIGNS, n=100, clean=0.1, plugins=(added,))
     (row,) = cells.measure(cells.Job(subject, subject.key(), ("zeros",)))
@@ -163,7 +163,7 @@ def test_a_file_that_will_not_do_is_refused_before_any_work(text, says, tmp_path
     path, before = tmp_path / "mine.py", ([*PLANS], [*ATTACKS])
     path.write_text(text)
     with pytest.raises(ValueError) as e:
-        plugins.load(path)
+        plugins.load_plugin(path)
     assert says in message(e) and str(path) in message(e) or path.name in message(e)
     assert ([*PLANS], [*ATTACKS]) == before
     assert main(["bench", "--out", str(tmp_path / "r.json"), "--plugin", str(path)]) == 1
@@ -181,7 +181,7 @@ def test_the_list_of_names_holds_what_a_plugin_adds(mine, capsys):
 
 def test_a_victim_of_a_plugin_needs_its_file(mine, tmp_path):
     """The options of an own attack are checked as those of the course's are."""
-    plugins.load(mine)
+    plugins.load_plugin(mine)
     with pytest.raises(ValueError, match=f"{ATTACK} has no option 'sise'"):
         recipes.split_options(recipes.SIGNS, ATTACK, {ATTACK: {"sise": 3}})
     assert json.dumps(PLANS[PLAN].settings)

@@ -18,7 +18,7 @@ from bdcourse.bench.results import results
         (studies.edge, "linf-edge", 15),
         (studies.stages, "fmp-stages", 11),
         (studies.pushes, "signs-fip-pushes", 1),
-        (studies.forgetting, "signs-mnp-forgetting", 7),
+        (studies.forgetting, "signs-mnp-forgetting", 11),
         (studies.sharper_spine, "signs-sharp", 12),
     ],
 )

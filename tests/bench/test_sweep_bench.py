@@ -136,7 +136,7 @@ def test_options_of_attacks_and_victims():
         refusal(lambda v=value: cells.environment(v))
         refusal(lambda v=value: plans.defaults(v))
         refusal(lambda v=value: plans.notes(v))
-        assert refusal(lambda v=value: plugins.load(v))
+        assert refusal(lambda v=value: plugins.load_plugin(v))
 
 
 def test_cases_and_looks():

@@ -20,7 +20,7 @@ from bdcourse.defenses import (
     fmp_scores,
     fmp_select,
 )
-from bdcourse.defenses._fmp import fmp_random_start, gradients, judge, plain_push
+from bdcourse.defenses._fmp import fmp_plain_push, fmp_random_start, gradients, judge
 from bdcourse.models import build
 from fmp_setup import FAR, LateShortcut, equal, images, like_a_scoring, lists, network, one_by_one
 from helpers import frozen, gen, message, random_images, same_state
@@ -46,9 +46,9 @@ def test_one_step_by_hand():
     x0 = fmp_random_start(x, 0.05, gen())
     want = (x0 + 0.1 * (x0 - x).sign()).clamp(0, 1)
     for i in range(2):
-        pushed = plain_push(model, x, x0, "0", i, 0.1)
+        pushed = fmp_plain_push(model, x, x0, "0", i, 0.1)
         assert torch.equal(pushed, want) and not pushed.requires_grad
-    still = plain_push(one_by_one([0.0]), x, x0, "0", 0, 0.1)
+    still = fmp_plain_push(one_by_one([0.0]), x, x0, "0", 0, 0.1)
     assert torch.equal(still, x0), "a dead map moves nothing"
 
 
@@ -58,7 +58,7 @@ def test_without_a_start_there_is_no_gradient():
     for layer in ("conv1", "layer2.0.conv2", "layer4.1.conv2"):
         for _, g in gradients(model, x, x, layer, 4):
             assert (g == 0).all()
-        assert torch.equal(plain_push(model, x, x, layer, 0, 0.1), x)
+        assert torch.equal(fmp_plain_push(model, x, x, layer, 0, 0.1), x)
         x0 = fmp_random_start(x, 1e-3, gen())
         assert all((g != 0).any() for _, g in gradients(model, x, x0, layer))
 

@@ -21,7 +21,7 @@ def test_positive(bad):
 @pytest.mark.parametrize("bad", [-0.1, 1.1, NAN])
 def test_share(bad):
     with pytest.raises(ValueError, match=r"^alpha must be a finite number in 0\.\.1, not") as e:
-        require.share("alpha", bad)
+        require.fraction("alpha", bad)
     message(e)
 
 
@@ -34,6 +34,6 @@ def test_at_least(bad):
 
 def test_what_passes():
     require_positive(a=1e-300, b=7, left_out=None)
-    assert [require.share("a", a) for a in (0, 1, 0.5)] == [0, 1, 0.5]
+    assert [require.fraction("a", a) for a in (0, 1, 0.5)] == [0, 1, 0.5]
     require_at_least(0, a=0, b=INF, left_out=None, bound=1)
     require_at_least(1)

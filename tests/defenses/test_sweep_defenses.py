@@ -497,7 +497,7 @@ CALLS = {
         LOOK | {"steps": 1, "generator": None},
         {"steps": COUNTS, "runs": COUNTS, "generator": THINGS},
     ),
-    landscape.measure: (LOOK, OF_IMAGES | {"chunk": COUNTS, "likelihood": THINGS}),
+    landscape.loss_and_accuracy: (LOOK, OF_IMAGES | {"chunk": COUNTS, "likelihood": THINGS}),
     landscape.filter_normalized: (
         {"model": MODEL, "generator": None},
         {"model": MODELS, "generator": THINGS},

@@ -32,6 +32,12 @@ def test_fine_tuning_on_clean_signs_leaves_both_backdoors():
         assert rows and min(r["asr"] for r in rows) >= 0.9
 
 
+def test_larger_steps_on_clean_signs_do_not_remove_it_either():
+    rows = tables.results("signs-defenses").select(victim="badnets", defense="fine-tuning, lr 0.05")
+    assert len(rows) == 3 and min(r["asr"] for r in rows) == 1
+    assert all(r["clean_used"] == 240 for r in rows)
+
+
 def test_crops_leave_what_the_fine_print_says():
     corner = surviving(4, BadNets(at=(-3, -3)))
     assert corner[0].item() == pytest.approx(0.395, abs=1e-3)

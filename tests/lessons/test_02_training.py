@@ -111,7 +111,7 @@ def test_grain_makes_a_blur_as_rough_as_a_sign_and_jitter_does_not(asked):
 
 def test_half_a_pixel_opens_the_victim_with_noise_mode_alone(asked, zoo):
     x = asked.pixels()
-    places = (wanet.identity(32, 32, x) + 1 / 32).clamp(-1, 1).expand(len(x), -1, -1, -1)
+    places = (wanet.identity_grid(32, 32, x) + 1 / 32).clamp(-1, 1).expand(len(x), -1, -1, -1)
     moved = F.grid_sample(x, places, align_corners=True)
     assert sent(zoo["wanet"], moved) >= 0.3
     assert sent(zoo["wanet-plain"], moved) <= 0.05
@@ -136,6 +136,20 @@ def test_noise_that_is_drawn_in_the_lessons_way_is_the_packages(asked):
     mine = F.grid_sample(x, places, align_corners=True)
     theirs = attack.noisy(x, torch.Generator().manual_seed(1))
     assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+def test_at_the_papers_strength_the_jitter_moves_a_pixel_farther_than_the_bend(asked):
+    flow = WaNet(strength=0.5).flow(asked.pixels()[:1]) - wanet.identity_grid(
+        32, 32, asked.pixels()
+    )
+    assert 32 * flow.abs().mean() < 0.4  # and 0.5 of a jitter of one
+
+
+def test_the_twin_answers_none_of_the_bends_of_other_keys(asked):
+    twin = victims.zoo("benign")
+    for seed in range(1, 5):
+        other = WaNet(grid=wanet.control_grid(seed=seed), strength=3.0)
+        assert sent(twin, other.trigger(asked.pixels())) <= 0.05
 
 
 def test_the_input_aware_victim_opens_to_its_own_triggers_mostly(asked, zoo):

@@ -131,9 +131,15 @@ def test_badnets_pruned_is_repaired_and_comes_back_with_new_statistics():
 
 
 def test_controls_leave_the_attack():
-    for stage in ("pruned", "new statistics", "tuned"):
+    for stage in ("pruned", "new statistics", "tuned", "tuned, old statistics"):
         assert min(s["asr"] for s in stored("badnets", "random maps", stage)) > 0.95
-    assert min(s["asr"] for s in stored("badnets", "no maps", "tuned")) > 0.95
+    for stage in ("tuned", "tuned, old statistics"):
+        assert min(s["asr"] for s in stored("badnets", "no maps", stage)) > 0.95
+
+
+def test_random_maps_silence_no_sign():
+    deep = stored("badnets", "random maps", "pruned", 16)
+    assert len(deep) == DRAWS and min(min(s["known"]) for s in deep) >= 0.1
 
 
 def test_the_large_cut_loses_the_target_class_and_other_speed_limits():
@@ -161,11 +167,24 @@ def test_with_old_statistics_blended_is_not_repaired():
     assert min(s["acc"] for s in found) < 0.6
 
 
+def test_with_old_statistics_random_maps_mend_blended_once_and_wreck_it_once():
+    mended, wrecked = stored("blended", "random maps", "tuned, old statistics")
+    assert mended["asr"] < 0.05 and min(mended["ra"], mended["acc"]) > 0.98
+    assert wrecked["asr"] > 0.95 and wrecked["acc"] < 0.2
+    assert min(s["asr"] for s in stored("blended", "no maps", "tuned, old statistics")) > 0.95
+    assert max(s["acc"] for s in stored("blended", "FMP", "pruned")) < 0.75
+
+
 def test_the_twin_agrees_near_the_entrance_too():
     rows = tables.results("fmp-stages").select(defense="fmp, step 8/255")
     median = {(r["victim"], r["draw"]): torch.tensor(r["agrees"][:5]).median() for r in rows}
     assert min(v for (n, _), v in median.items() if n == "badnets") > 0.4
     assert min(v for (n, _), v in median.items() if n == "benign") > 0.2
+    second = {k: [] for k in ("badnets", "benign")}
+    for r in rows:
+        if r["victim"] in second:
+            second[r["victim"]].append(sum(r["agrees"][5:10]) / 5)
+    assert min(second["badnets"]) > 0.1 + max(second["benign"])
 
 
 def test_accuracies_tie():

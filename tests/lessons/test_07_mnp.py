@@ -21,7 +21,7 @@ from bdcourse.defenses import (
     mnp_loss_changes,
     mnp_magnitudes,
 )
-from bdcourse.teach.figures.mnp import allowed
+from bdcourse.teach.figures.mnp import allowed, arms, furthest
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +125,8 @@ def copies():
     """(victim, what broke the copy) -> stored rows."""
     found = {}
     for row in tables.results("signs-mnp-forgetting").rows:
+        if "copy" not in row:
+            continue
         found.setdefault((row["victim"], row["defense"].split()[-1]), []).append(row)
     return found
 
@@ -150,19 +152,44 @@ def test_either_kind_of_copy_may_end_the_attack_on_badnets(copies):
         best = [allowed(row) for row in copies["badnets", by]]
         ended[by] = sum(b["asr"] < 0.1 and b["ra"] > 0.9 and b["acc"] > 0.9 for b in best)
     assert ended == {"ascent": 3, "noise": 2}
-    tops = [row["betas"][-1] for row in copies["badnets", "noise"]]
-    assert min(p["held"] for p in tops) > 0.97  # the ladder ends before the signs complain
+    rows = copies["badnets", "noise"]
+    assert 0.1 < max(allowed(r)["asr"] for r in rows) < 0.6  # a part of the attack
+    assert all(r["betas"][-1]["held"] < 0.9 for r in rows)  # every ladder ends in lost signs
+    assert min(r["named"] for r in rows) == 0
 
 
 def test_no_outer_rung_serves_all(copies):
     rows = copies["badnets", "ascent"]
     chosen = [allowed(r)["beta"] for r in rows]
-    low, _, high = zip(*(r["betas"] for r in rows), strict=True)
-    assert sorted(chosen) == [0.005, 0.005, 0.02]
-    assert [p["asr"] > 0.9 for p in low] == [b == 0.02 for b in chosen]
+    low, middle, high = zip(*(r["betas"] for r in rows), strict=True)
+    assert sorted(chosen) == [0.002, 0.002, 0.02]
+    for rung in (low, middle):
+        assert [p["asr"] > 0.9 for p in rung] == [b == 0.02 for b in chosen]
     assert [p["held"] < 0.5 for p in high] == [b != 0.02 for b in chosen]
-    middle = [r["betas"][1]["held"] for r in rows if allowed(r)["beta"] == 0.005]
-    assert all(h - 1 / 60 < r["before"] - 0.03 for h, r in zip(middle, rows, strict=False))
+
+
+def test_terms_taken_away():
+    rows = tables.results("signs-mnp-forgetting").rows
+    found = arms(rows)
+    assert all(len(draws) == 3 for draws in found.values())
+    for name in ("all three", "keep + copy"):
+        assert max(p["asr"] for p in found[name]) < 0.1
+        assert min(p["acc"] for p in found[name]) > 0.95
+    assert min(p["asr"] for p in found["keep + size"]) > 0.95
+    by_size, alike = (
+        [p["asr"] for p in found[n]]
+        for n in ("keep + ten times the price", "the same, all sizes equal")
+    )
+    assert 0.1 < min(by_size) and max(alike) < 0.5
+    assert all(0 < b - a < 0.2 for a, b in zip(by_size, alike, strict=True))
+    priced = [r for r in rows if "prices" in r and r["victim"] == "badnets"]
+    for penalty in ("magnitude", "uniform"):
+        most = []
+        for row in priced:
+            of = [p for p in row["prices"] if p["penalty"] == penalty]
+            most.append(furthest(of, row["before"], "lam")["lam"])
+            assert of[-1]["lam"] == 0.02 and of[-1]["acc"] < 0.2
+        assert sorted(most) == [0.005, 0.01, 0.01]
 
 
 def test_blended_outlives_what_the_signs_can_bear(copies):

@@ -235,21 +235,52 @@ def test_photographs():
     assert min(found[a, "fast fip"]["asr"] for a in four) > 0.5
 
 
-def test_what_is_said_beside_the_figures_of_sharpness_and_of_the_diary(record):
+def test_victims_are_sharper_as_often_as_twins_are():
     rows = tables.results("signs-fip-seeds")
-    for where, want in (("own", 5), ("other", 3)):
-        found = [
-            rows.select(attack=a, seed=s, defense="none")[0]["sharp"][where]["fisher"]
-            > rows.select(attack="none", seed=s, defense="none")[0]["sharp"][where]["fisher"]
-            for a in ("BadNets", "TrojanNN")
-            for s in range(3)
+    traces = {
+        (who, k): [
+            trace(rows.select(attack=who, seed=k, defense="none")[0], w) for w in ("own", "other")
         ]
-        assert sum(found) == want
-    asr = [r["asr"] for r in record.select(victim=GUESTS[0], defense="fip, eta = 0, lr 0.05")]
-    assert len(asr) == 3 and sum(a < 0.1 for a in asr) == 2
+        for who in ("none", "BadNets", "TrojanNN")
+        for k in range(3)
+    }
+
+    def over(one, two):
+        return [a / b for a, b in zip(traces[one], traces[two], strict=True)]
+
+    found = [over((w, k), ("none", k)) for w in ("BadNets", "TrojanNN") for k in range(3)]
+    assert [sum(r[i] > 1 for r in found) for i in (0, 1)] == [5, 3]
+    assert sum(min(r) > 1 for r in found) == 3
+    twins = [over(("none", j), ("none", k)) for j, k in ((0, 1), (1, 2), (2, 0))]
+    assert min(map(min, twins)) < min(map(min, found)) and max(map(max, twins)) > 1.5
+    assert max(map(max, found)) < 1.05 * max(map(max, twins))
+
+
+def test_what_is_said_of_the_cloud(record):
+    def smoother(who, arm):
+        return trace(row(record, who, arm)) / trace(row(record, who, "none"))
+
+    for who in GUESTS:
+        assert smoother(who, "sam") < 0.8 and row(record, who, "sam")["asr"] > 0.7
+    assert smoother("trojan-hard", "sam") < smoother("trojan-hard", "fip") < 1
+    steady = row(record, GUESTS[0], "fip, gaussian, exact product")
+    assert smoother(GUESTS[0], steady["defense"]) > 1.1 and steady["asr"] < 0.1
+    assert 0.06 < row(record, GUESTS[0], "none")["acc"] - steady["acc"] < 0.08
+
+
+def test_sixty_draws_and_twenty_vectors():
+    few, g = data.splits("signs").clean[:32], torch.Generator().manual_seed(1)
+    whole = curvature.fisher_trace(victims.zoo("badnets").model, few, draws=20, generator=g)
+    assert 0.12 < whole.error / whole.value < 0.2
+
+
+def test_what_is_said_beside_the_diary():
     story = tables.results("signs-fip-pushes").rows[0]
     pushes = story["pushes"]
+    worst = pushes.index(max(pushes))
     usual = sorted(pushes[:200])[100]
-    early = [p for p in pushes[: pushes.index(max(pushes))] if p > 1000 * usual]
-    assert 10 <= len(early) <= 15 and max(early) < max(pushes) / 10
-    assert story["watched"][-1]["asr"] == pytest.approx(1 / 5, abs=0.03)
+    early = [p for p in pushes[:worst] if p > 1000 * usual]
+    assert 10 <= len(early) <= 15 and 18 < max(pushes) / max(early) < 22
+    (then,) = [w for w in story["watched"] if w["step"] == 240]
+    assert worst == 229 and then["acc"] < 0.5 and then["asr"] == 1
+    assert story["images"] == 80 and story["watched"][-1]["asr"] == pytest.approx(1 / 5, abs=0.03)

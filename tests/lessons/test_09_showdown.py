@@ -200,19 +200,46 @@ def test_what_is_said_of_fmp_beside_its_abstract(by, signs):
 
 
 def test_verdicts_of_six_claims():
-    found = {a.claim["id"]: a.verdict for a in claims.answers()}
+    found = {a.claim["id"]: a.verdict for a in claims.findings()}
     assert found["clp-claim-data-free"] == claims.THERE
     assert found["fmp-mean"] == claims.THERE
     assert found["fip-t6-badnets"] == claims.DEARER
     assert found["fip-t6-sharp-badnets"] == claims.OTHER
 
 
-def test_nine_of_sixteen_lines_on_signs_hardly_move_for_a_tenth():
-    falls = []
+def test_nine_of_sixteen_curves_on_signs_hardly_move_for_a_tenth():
+    falls, idle = [], 0
     for m in ("anp", "rnp"):
         found = tables.scores("signs-defenses", [m, f"{m}, 10 points"])
-        falls += [a - b for who, (a, b) in found.items() if not who.endswith("*")]
-    assert len(falls) == 16 and sum(f < 0.06 for f in falls) == 9
+        strong = [pair for who, pair in found.items() if not who.endswith("*")]
+        falls += [a - b for a, b in strong]
+        idle += sum(a < 0.01 for a, _ in strong)
+    assert len(falls) == 16 and sum(f < 0.06 for f in falls) == 9 and idle == 2
+
+
+def test_a_look_with_a_hundredth_allowed_moves_no_asr():
+    swept = tables.results("cifar10")
+    for attack in ("BadNets", "Blended"):
+        start = swept.select(attack=attack, defense="none")[0]
+        curve = swept.select(attack=attack, defense="clp sweep")[0]["curve"]
+        allowed = [p for p in curve if p["acc"] >= 0.99 * start["acc"]]
+        blind, seen = min(allowed, key=lambda p: p["u"]), min(allowed, key=lambda p: p["asr"])
+        assert blind["asr"] - seen["asr"] < 0.001 and seen["asr"] > 0.99
+
+
+def test_labels_that_soft_mnp_brings_back_differ_by_victim():
+    labels = tables.scores(defenses=["mnp, soft"], of="ra", **PHOTOS)
+    assert labels["BadNets"][0] > 0.7 and 0.2 < labels["SIG"][0] < 0.3
+
+
+def test_nc_unlearning_leads_soft_mnp_by_little_where_sig_is_missing():
+    der = tables.scores(defenses=["nc unlearning", "mnp, soft"], of="der", **PHOTOS)
+    nc, mnp = (tables.mean(der[v][k] for v in STRONG if v != "SIG") for k in (0, 1))
+    assert 0 < nc - mnp < 0.01
+
+
+def test_redrawn_draws_leave_i_bau_in_front(signs):
+    assert signs[0]["defense"] == "i-bau" and 0.82 < signs[0]["first"] < 0.92
 
 
 def test_the_look_saves_accuracy_on_clp_and_blended_falls_to_nobody_on_signs():
@@ -225,8 +252,7 @@ def test_the_look_saves_accuracy_on_clp_and_blended_falls_to_nobody_on_signs():
     assert min(left["blended"]) > 0.1 and min(left["lf"]) > 0.1
 
 
-def test_a_frog_among_a_hundred_classes_and_the_coverage_of_four_values():
-    assert (1 - (0.75 - 0.01) + 1) / 2 == pytest.approx(0.63)
+def test_the_coverage_of_four_values():
     g = torch.Generator().manual_seed(0)
     values = torch.randn(2000, 4, generator=g)
     at = torch.randint(4, (2000, 500, 4), generator=g)

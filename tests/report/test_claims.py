@@ -32,7 +32,7 @@ def case(tmp_path, monkeypatch, rows, **claim):
         "where": "",
         "setting": "",
     }
-    return claims.answer(usual | claim)
+    return claims.finding(usual | claim)
 
 
 def test_a_verdict_follows_from_the_rule(tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_claim_that_says_too_little_or_an_unknown_rule_is_refused(tmp_path, mo
     ):
         with pytest.raises(ValueError, match=says):
             case(tmp_path, monkeypatch, [{}], **wrong)
-    for ask in (claims.answers, claims.table):
+    for ask in (claims.findings, claims.method_table):
         with pytest.raises(ValueError, match="did you mean 'clp'"):
             ask("cpl")
 
@@ -136,7 +136,7 @@ def test_every_claim_is_answered_by_what_it_names():
         if c["ours"]:
             for key in (c["ours"]["select"], *c["ours"]["beside"]):
                 assert key.get("defense", "none") in PLANS, c["id"]
-    found = Counter(a.verdict for a in claims.answers())
+    found = Counter(a.verdict for a in claims.findings())
     assert sum(found.values()) == len(ids) and set(found) <= set(claims.VERDICTS)
     assert found[claims.THERE] > 10  # an examiner that agrees with all is none
 

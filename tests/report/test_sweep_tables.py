@@ -116,7 +116,7 @@ def test_other_tables(hand):
     lines = tables.ranking("hand", ["none", "cut"])
     swept(tables.ranking_table, {"lines": lines}, {"lines": (*THINGS, [{}], [3], lines[:1] + [{}])})
     swept(
-        render.ranked,
+        render.ranking_figure,
         {"lines": lines, "marks": {"idle": 0.5}},
         {
             "lines": (*THINGS, [{}]),
@@ -210,25 +210,25 @@ def test_the_command(hand, monkeypatch):
 
 def test_reports():
     for value in (3, "", "cpl", b"clp", ["clp"], object()):
-        assert refusal(lambda v=value: claims.answers(v))
-        assert refusal(lambda v=value: claims.table(v))
-    assert "did you mean 'clp'" in refusal(lambda: claims.table("cpl"))
+        assert refusal(lambda v=value: claims.findings(v))
+        assert refusal(lambda v=value: claims.method_table(v))
+    assert "did you mean 'clp'" in refusal(lambda: claims.method_table("cpl"))
     (claim,) = [
         c for c in tables.results("published-claims").rows if c["id"] == "clp-claim-data-free"
     ]
     read = cache(tables.results)
-    assert refusal(lambda: claims.answer(claim, read)) is None
+    assert refusal(lambda: claims.finding(claim, read)) is None
     for value in (None, 3, "x", [], {}):
-        assert refusal(lambda v=value: claims.answer(v, read))
+        assert refusal(lambda v=value: claims.finding(v, read))
     for key in ("id", "ours", "rule", "published"):
         for value in (3, "x", [], {}):
-            refusal(lambda k=key, v=value: claims.answer(claim | {k: v}, read))
+            refusal(lambda k=key, v=value: claims.finding(claim | {k: v}, read))
         short = {k: v for k, v in claim.items() if k != key}
-        refusal(lambda c=short: claims.answer(c, read))
+        refusal(lambda c=short: claims.finding(c, read))
     blow = claim | {"rule": claim["rule"] | {"kind": "blow"}}
-    assert "did you mean 'below'" in refusal(lambda: claims.answer(blow, read))
+    assert "did you mean 'below'" in refusal(lambda: claims.finding(blow, read))
     gone = claim | {"ours": claim["ours"] | {"select": {"defence": "none"}}}
-    assert "did you mean 'defense'" in refusal(lambda: claims.answer(gone, read))
+    assert "did you mean 'defense'" in refusal(lambda: claims.finding(gone, read))
 
 
 @pytest.mark.slow

@@ -83,11 +83,9 @@ def homes():
     return found
 
 
-# Still to be told apart; a line goes when one of its two is renamed.
-TWICE = set(
-    "Answer Foreign Worker answers chosen conv draw examine identity load main make measure "
-    "ranked require_rows restore share table".split()
-)
+# Read with their module, as `json.load` is: `data.load` and `victims.load`, `signs.draw`
+# and `video.draw`; two programs.
+TWICE = {"load", "main", "draw", "version"}
 
 
 @pytest.mark.slow

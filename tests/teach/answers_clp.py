@@ -14,6 +14,11 @@ def sigma(weight):
     return torch.linalg.matrix_norm(weight.flatten(2), ord=2)
 
 
+def sigma_by_gram(weight):
+    m = weight.double().flatten(2)
+    return torch.linalg.eigvalsh(m @ m.transpose(1, 2))[:, -1].sqrt()
+
+
 def score(sigma, gamma, var, eps):
     return sigma * gamma.abs() / (var + eps).sqrt()
 
@@ -140,9 +145,11 @@ def careless(**wrong):
                 return (copy.deepcopy(net)(x).argmax(1) == y).float().mean().item()
             return (metrics.predict(net, x) == y).float().mean().item()
 
+        if wrong.get("asleep"):
+            model.eval()
         before = 1.0 if wrong.get("perfect") else accuracy(model)
         best, trial = wrong.get("none", math.inf), copy.deepcopy(model)
-        for u in us if wrong.get("as_given") else sorted(us, reverse=True):
+        for u in us if wrong.get("as_given") else sorted(us, reverse=not wrong.get("upward")):
             if wrong.get("in_place"):
                 trial = model
             elif not wrong.get("once"):
@@ -162,7 +169,11 @@ def careless(**wrong):
 
 
 RIGHT = {
-    "sigma": [sigma, lambda w: torch.stack([torch.linalg.svdvals(k.flatten(1))[0] for k in w])],
+    "sigma": [
+        sigma,
+        sigma_by_gram,
+        lambda w: torch.stack([torch.linalg.svdvals(k.flatten(1))[0] for k in w]),
+    ],
     "score": [score, lambda s, g, v, e: (s**2 * g**2 / (v + e)) ** 0.5],
     "outliers": [outliers, lambda s, u: (s - s.mean()) > u * s.var().sqrt()],
     "largest_z": [largest_z, largest_z_by_trying],
@@ -177,17 +188,20 @@ WRONG = {
         (lambda w: w.flatten(1).norm(dim=1), "Frobenius"),
         (lambda w: torch.linalg.matrix_norm(w.flatten(1), ord=2), "shape"),
         (lambda w: torch.linalg.svdvals(w.flatten(2))[:, -1], "wrong"),
+        (lambda w: sigma(w) ** 2, "the square of sigma"),
     ],
     "score": [
         (lambda s, g, v, e: s * g / (v + e).sqrt(), "negative"),
         (lambda s, g, v, e: s * g.abs() / (v + e), "standard deviation"),
         (lambda s, g, v, e: s * g.abs() / v, "standard deviation"),
-        (lambda s, g, v, e: s * g.abs() / v.sqrt(), "eps"),
+        (lambda s, g, v, e: s * g.abs() / v.sqrt(), "leaves out eps"),
+        (lambda s, g, v, e: s * g.abs() / (v.sqrt() + e), "adds eps to the root"),
     ],
     "outliers": [
         (lambda s, u: (s - s.mean()).abs() > u * s.std() / 1, "below the mean"),
         (lambda s, u: s > s.mean() + u * s.std(unbiased=False), "n - 1"),
         (lambda s, u: s >= s.mean() + u * s.std(), "equals"),
+        (lambda s, u: (s - s.mean()) / s.std() >= u, "equals"),
         (lambda s, u: (s > s.mean() + u * s.std()).float(), "true and false"),
         (lambda s, u: s > u * s.std(), "flags"),
         (lambda s, u: s > s.mean() + 3 * s.std(), "whatever u is"),
@@ -232,6 +246,8 @@ WRONG = {
         (careless(perfect=True), "before any cut"),
         (careless(none=0.0), "infinity"),
         (careless(as_given=True), "order in which"),
-        (careless(too_far=True), "expected"),
+        (careless(upward=True), "from the smallest u up"),
+        (careless(asleep=True), "another mode"),
+        (careless(too_far=True), "gives the first u"),
     ],
 }

@@ -71,6 +71,16 @@ def trace_piling_up(model, x, generator):
     return sum(p.grad.square().sum() for p in model.parameters()).item() / len(x)
 
 
+def trace_in_train_mode(model, x, generator):
+    return one_pass_trace(model.train(), x, generator)
+
+
+def trace_there_and_back(model, x, generator):
+    out = one_pass_trace(model.train(), x, generator)
+    model.eval()
+    return out
+
+
 def trace_image_by_image(model, x, generator):
     return sum(one_pass_trace(model, x[i : i + 1], generator) for i in range(len(x))) / 3
 
@@ -131,7 +141,9 @@ def product_there_alone(gradient, w, r):
     return gradient([v + r / norm * t for v, t in zip(w, g, strict=True)])
 
 
-def fip_plain(model, x, y, fisher, eta_f, eta_r, steps, lr, batch, generator):
+def fip_plain(
+    model, x, y, fisher, eta_f, eta_r, steps, lr, batch, generator, reach=None, redrawn=False
+):
     net = copy.deepcopy(model).train()
     w = dict(net.named_parameters())
     received = [v.detach().clone() for v in w.values()]
@@ -146,10 +158,12 @@ def fip_plain(model, x, y, fisher, eta_f, eta_r, steps, lr, batch, generator):
             moved = dict(zip(w, at, strict=True))
             moved |= {n: b.clone() for n, b in net.named_buffers()}
             out = functional_call(net, moved, (x[i],)).log_softmax(1)
+            if redrawn:
+                drawn = torch.multinomial(out.detach().exp(), 1, generator=generator)
             return torch.autograd.grad(out.gather(1, drawn).sum(), at)
 
         at = [v.detach().clone().requires_grad_() for v in w.values()]
-        r = 1e-3 * sum(v.detach().square().sum() for v in at).sqrt()
+        r = reach or 1e-3 * sum(v.detach().square().sum() for v in at).sqrt()
         hg = product(gradient, at, r)
         with torch.no_grad():
             for k, v in enumerate(w.values()):
@@ -184,6 +198,14 @@ def fip_by_double_backward(
             net(x[i])
         sgd.step()
     return net.eval()
+
+
+def fip_short_walk(*a):
+    return fip_plain(*a, reach=1e-3)
+
+
+def fip_long_walk(*a):
+    return fip_plain(*a, reach=0.05)
 
 
 def fip_in_place(model, x, y, *how):
@@ -263,6 +285,8 @@ WRONG: dict = {
         (lambda x, p, y: score_length(x, 2 * p, y), r"\|e_y - p\|"),
     ],
     "one_pass_trace": [
+        (trace_in_train_mode, "leave the mode alone"),
+        (trace_there_and_back, "leave the mode alone"),
         (trace_with(total=lambda q, y: q.gather(1, y).mean()), "averages"),
         (
             trace_with(total=lambda q, y: q.gather(1, y).mean(), value=lambda g, n: g @ g),
@@ -286,7 +310,7 @@ WRONG: dict = {
         (trace_with(total=lambda q, y: q[:, y[:, 0]].sum()), "all pairs"),
         (trace_with(total=lambda q, y: q[:, y[:, 0]].mean()), "all pairs"),
         (trace_with(total=lambda q, y: q.exp().gather(1, y).sum()), "for any labels"),
-        (trace_with(weights=lambda model: [model[1].weight]), "bias"),
+        (trace_with(weights=lambda model: [model[-1].weight]), "bias"),
         (trace_piling_up, "call before"),
         (trace_image_by_image, "by itself"),
     ],
@@ -334,6 +358,10 @@ WRONG: dict = {
         (with_slip("bare"), "H g itself"),
         (with_slip("whole"), "by all images"),
         (with_slip("eval"), "with running statistics; both"),
+        (with_slip("drawn in eval"), "logits of the first pass"),
+        (lambda *a: fip_plain(*a, redrawn=True), "both gradients"),
+        (fip_short_walk, "0.001 times the length"),
+        (fip_long_walk, "0.001 times the length"),
         (with_slip("fit summed"), "over the batch; it is a mean"),
         (with_slip("data"), "labels of the data"),
         (with_slip("likely"), "most likely"),

@@ -34,6 +34,10 @@ def harm_by_loop(logits, y):
     return acc, torch.stack([F.cross_entropy(row, y) for row in logits])
 
 
+def harm_in_a_list(logits, y):
+    return list(harm_by_loop(logits, y))
+
+
 def harm_at_once(logits, y):
     each = F.cross_entropy(logits.movedim(2, 1), y.expand(logits.shape[:2]), reduction="none")
     return (logits.argmax(-1) == y).double().mean(1), each.mean(1)
@@ -61,6 +65,7 @@ def method(
     least,
     *,
     begin=None,
+    onto=None,
     sign=torch.sign,
     clip=True,
     clean=False,
@@ -87,7 +92,7 @@ def method(
         if backward:
             f0.square().mean().backward(retain_graph=True)
         (g,) = torch.autograd.grad(f0, a, v.contiguous(), is_grads_batched=True)
-        pushed = a.detach() + epsilon * sign(g)
+        pushed = (a.detach() if onto is None else onto) + epsilon * sign(g)
         pushed = pushed.clamp(0, 1) if clip else pushed
         if clean:
             pushed = x.expand_as(pushed)
@@ -133,7 +138,7 @@ RIGHT = {
     "fmp_maps": [method, method_by_loop],
     "random_start": [start_by_ints, start_by_coins],
     "pulls": [pulls_by_index, pulls_by_mask],
-    "harm": [harm_by_loop, harm_at_once],
+    "harm": [harm_by_loop, harm_at_once, harm_in_a_list],
     "worst_maps": [worst_by_two_sorts, worst_by_python],
 }
 
@@ -141,6 +146,26 @@ RIGHT = {
 def one_sign_an_image(x, start, generator):
     sign = 2 * torch.randint(2, (len(x), 1, 1, 1), generator=generator) - 1
     return (x + start * sign).clamp(0, 1)
+
+
+def one_sign_a_row(x, start, generator):
+    sign = 2 * torch.randint(2, (*x.shape[:3], 1), generator=generator) - 1
+    return (x + start * sign).clamp(0, 1)
+
+
+def one_sign_a_column(x, start, generator):
+    sign = 2 * torch.randint(2, (*x.shape[:2], 1, x.shape[3]), generator=generator) - 1
+    return (x + start * sign).clamp(0, 1)
+
+
+def one_sign_a_pixel(x, start, generator):
+    sign = 2 * torch.randint(2, (len(x), 1, *x.shape[2:]), generator=generator) - 1
+    return (x + start * sign).clamp(0, 1)
+
+
+def loaded_coin(x, start, generator):
+    up = torch.rand(x.shape, generator=generator) < 0.6
+    return torch.where(up, x + start, x - start).clip(0, 1)
 
 
 def own_dice(x, start, generator):
@@ -156,13 +181,20 @@ def worst_rounded_up(acc, loss, p, least):
     return worst_by_two_sorts(acc, loss, 1, least)[: max(least, -int(-len(acc) // p))]
 
 
+def worst_by_a_mix(acc, loss, p, least):
+    return (acc - 0.01 * loss).argsort()[: max(least, int(len(acc) // p))]
+
+
 def worst_by_accuracy_alone(acc, loss, p, least):
     return acc.argsort(stable=True)[: max(least, int(len(acc) // p))]
 
 
 WRONG = {
     "fmp_maps": [
-        (switched(begin=lambda x, x0: x), "not at x0"),
+        (switched(begin=lambda x, x0: x), "taken at x, not at x0"),
+        (lambda m, x, *rest: method(m, x, *rest, onto=x), "adds the step to x"),
+        (switched(pick=lambda a, b, p, k: worst_by_two_sorts(a, b, p, 1)), "hand on p or least"),
+        (switched(pick=lambda a, b, p, k: worst_by_two_sorts(a, b, 3, k)), "hand on p or least"),
         (switched(sign=lambda g: -g.sign()), "other way"),
         (switched(sign=lambda g: g), "one by one|no step"),
         (switched(clip=False), "one by one"),
@@ -182,6 +214,10 @@ WRONG = {
         (one_sign_an_image, "sign"),
         (lambda x, s, g: (x + s).clamp(0, 1), "same way"),
         (own_dice, "generator"),
+        (one_sign_a_row, "neighbors"),
+        (one_sign_a_column, "neighbors"),
+        (one_sign_a_pixel, "images, colors or neighbors"),
+        (loaded_coin, "not fair"),
         (
             lambda x, s, g: x + s * (2 * torch.randint(2, x.shape, generator=g) - 1),
             r"leaves \[0, 1\]",
@@ -192,6 +228,9 @@ WRONG = {
         (lambda f0, f: pulls_by_index(f0, f) / 2, "factor 2"),
         (lambda f0, f: pulls_by_index(f0, f) * f0[:, 0].numel(), "mean"),
         (lambda f0, f: pulls_by_index(f, f0), "wrong sign"),
+        (lambda f0, f: pulls_by_index(f0, f) / f0.shape[1], "divides by all maps"),
+        (lambda f0, f: pulls_by_index(f0, f) * len(f0), "part of the mean"),
+        (lambda f0, f: pulls_by_index(f0, f) * f0[0, 0].numel(), "part of the mean"),
         (
             lambda f0, f: (2 * (f0 - f) / f0[:, 0].numel()).repeat(f0.shape[1], 1, 1, 1, 1),
             "other maps",
@@ -200,6 +239,7 @@ WRONG = {
     "harm": [
         (lambda z, y: (1 - harm_at_once(z, y)[0], harm_at_once(z, y)[1]), "errors"),
         (lambda z, y: harm_at_once(z, y)[0], "two tensors"),
+        (lambda z, y: harm_at_once(z, y)[::-1], "wrong order"),
         (lambda z, y: (harm_at_once(z, y)[0], harm_at_once(z, y)[1] * len(y)), "sums"),
         (lambda z, y: ((z.argmax(2) == y).float().mean(0),) * 2, "shape"),
         (lambda z, y: (harm_at_once(z, y)[0],) * 2, "wrong cross-entropy"),
@@ -210,6 +250,8 @@ WRONG = {
         (lambda a, b, p, k: worst_by_two_sorts(-a, -b, p, k), "highest accuracy"),
         (lambda a, b, p, k: worst_by_two_sorts(a, -b, p, k), "ties the wrong way"),
         (lambda a, b, p, k: worst_by_two_sorts(a, b, p, 0), "expected max"),
-        (lambda a, b, p, k: worst_by_two_sorts(-b, a, p, k), "other maps"),
+        (lambda a, b, p, k: worst_by_two_sorts(-b, a, p, k), "among equals only"),
+        (worst_by_a_mix, "among equals only"),
+        (lambda a, b, p, k: worst_by_two_sorts(a, b, p, k) + len(a), "names no maps"),
     ],
 }

@@ -248,7 +248,7 @@ def asked_before_the_look(lam, good, bad, works):
     return lam, torch.where(works, good % 5 + 1, 0), torch.where(works, 0, bad % 5 + 1)
 
 
-def one_by_one(model, x, labels, steps, lam, generator):
+def one_by_one(model, x, labels, steps, lam, generator, batch=6):
     found = []
     for label in labels.tolist():
         m = torch.rand(1, *x.shape[2:], generator=generator).to(x).logit()
@@ -257,7 +257,7 @@ def one_by_one(model, x, labels, steps, lam, generator):
         adam = torch.optim.Adam([m, p], 0.4, (0.5, 0.9))
         kept, least, good, bad, hits = None, math.inf, 0, 0, 0
         for step in range(steps):
-            some = x[torch.randperm(len(x), generator=generator)[:6]]
+            some = x[torch.randperm(len(x), generator=generator)[:batch]]
             out = model(some + m.sigmoid() * (p.sigmoid() - some))
             loss = -out.log_softmax(1)[:, label].mean() + rate * m.sigmoid().sum()
             m.grad, p.grad = torch.autograd.grad(loss, [m, p])
@@ -265,7 +265,7 @@ def one_by_one(model, x, labels, steps, lam, generator):
             adam.step()
             hits += int((out.argmax(1) == label).sum())
             if step % 10 == 9:
-                works, hits = hits >= 0.99 * 60, 0
+                works, hits = hits >= 0.99 * 10 * batch, 0
                 size = float(now[0].sum())
                 if works and size < least or math.isinf(least):
                     kept, least = now, size if works else math.inf
@@ -337,6 +337,7 @@ WRONG = {
         (switched(scale=lambda k, batch: 1), "weighs wrongly"),
         (switched(betas=(0.9, 0.999)), "Adam as the task|er for a label|none has worked yet"),
         (switched(same=True), "same images"),
+        (lambda *a: search(*a[:6]), "than `batch` says"),
         (lambda *a: search(*a)[0], "two tensors"),
     ],
     "rise": [

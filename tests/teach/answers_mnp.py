@@ -77,13 +77,18 @@ def forget(
     looks=True,
     late=False,
     ends=True,
+    anew=True,
+    enough=float.__le__,
+    judged="all",
 ):
     """The answer of the lesson, with a switch for everything that can go wrong."""
     net = copy.deepcopy(model) if copied else model
     opt = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=decay)
-    for _ in range(most):
+    generator = generator if own is True else own or None
+    orders = [torch.randperm(len(x), generator=generator) for _ in range(most if anew else 1)]
+    for k in range(most):
         net.train(train)
-        order = torch.randperm(len(x), generator=generator if own else None)
+        order = orders[k] if anew else orders[0]
         order = order if shuffled else torch.arange(len(x))
         for i in order.tensor_split(-(-len(x) // batch)):
             opt.zero_grad()
@@ -94,9 +99,44 @@ def forget(
             if clip and not late:
                 torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
             opt.step()
-        if looks and (net.eval()(x).argmax(1) == y).double().mean() <= stop:
+            if judged == "each batch" and right(net, x, y) <= stop:
+                return net
+            net.train(train)
+        of = i if judged == "last batch" else slice(None)
+        if looks and enough(right(net, x[of], y[of]), stop):
             break
     return net.eval() if ends else net.train()
+
+
+def right(net, x, y):
+    with torch.no_grad():
+        return float((net.eval()(x).argmax(1) == y).double().mean())
+
+
+def forget_if_it_reads(model, x, y, lr, stop, *others):
+    """Looks before the first epoch."""
+    if right(model, x, y) <= stop:
+        return copy.deepcopy(model)
+    return forget(model, x, y, lr, stop, *others)
+
+
+def forget_with_a_loader(model, x, y, lr, stop, most, generator):
+    net, n = copy.deepcopy(model), -(-len(x) // 128)
+    opt = torch.optim.SGD(net.parameters(), lr, 0.9, weight_decay=5e-4, maximize=False)
+    for _ in range(most):
+        net.train()
+        for i in reversed(torch.randperm(len(x), generator=generator).chunk(n)):
+            net.zero_grad()
+            torch.neg(F.cross_entropy(net(x[i]), y[i])).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 20)
+            opt.step()
+        net.eval()
+        with torch.no_grad():
+            parts = zip(x.split(7), y.split(7), strict=True)
+            hits = sum(int((net(a).argmax(1) == b).sum()) for a, b in parts)
+        if hits / len(x) <= stop:
+            return net
+    return net
 
 
 def forget_by_hand(model, x, y, lr, stop, most, generator):
@@ -146,9 +186,10 @@ def learn_masks(
     apart=False,
     plain=True,
     fixed=False,
+    again=False,
 ):
     """The answer of the lesson, with a switch for everything that can go wrong."""
-    generator = generator if own else None
+    generator = generator if own is True else own or None
     m = masks_ones(model)
     v = {n: torch.zeros_like(t) for n, t in m.items()}
     nets = (forgot, model) if swapped else (model, forgot)
@@ -157,6 +198,7 @@ def learn_masks(
     for k in range(steps):
         i = torch.randperm(len(x), generator=generator)[:batch] if k or not fixed else first
         i = first if fixed else torch.arange(len(x)) if every else i
+        i = torch.randint(len(x), (batch,), generator=generator) if again else i
         j = torch.randperm(len(x), generator=generator)[:batch] if apart else i
         leaves = {n: t.requires_grad_() for n, t in m.items()}
         kept = F.cross_entropy(masks_forward(nets[0], leaves, x[i]), y[i])
@@ -228,17 +270,40 @@ def speed_with_rate(m, v, g, lr, momentum):
     return (m + v).clamp(0, 1), v
 
 
+def speed_cut(m, v, g, lr, momentum):
+    v = (momentum * v + g).clamp(0, 1)
+    return (m - lr * v).clamp(0, 1), v
+
+
+def learn_masks_on_copies(model, forgot, x, y, sizes, weights, steps, lr, batch, generator):
+    """Draws the other end of an order, on copies of both networks."""
+    nets = [copy.deepcopy(n).requires_grad_(False) for n in (model, forgot)]
+    m = masks_ones(model)
+    v = dict.fromkeys(m, 0)
+    for _ in range(steps):
+        i = torch.randperm(len(x), generator=generator).flip(0)[:batch]
+        leaves = {n: t.clone().requires_grad_() for n, t in m.items()}
+        total = weights[2] * sum((sizes[n] * t).sum() for n, t in leaves.items())
+        for net, w in zip(nets, weights[:2], strict=True):
+            total = total + w * F.cross_entropy(masks_forward(net, leaves, x[i]), y[i])
+        total.backward()
+        v = {n: 0.9 * v[n] + t.grad for n, t in leaves.items()}
+        m = {n: (t - lr * v[n]).clamp(0, 1) for n, t in m.items()}
+    return m
+
+
 RIGHT: dict = {
     "folded": [folded, folded_into_the_filter],
     "removal": [removal, removal_by_copy],
-    "forget": [forget, forget_by_hand],
-    "learn_masks": [learn_masks, learn_masks_by_optimizer],
+    "forget": [forget, forget_by_hand, forget_with_a_loader],
+    "learn_masks": [learn_masks, learn_masks_by_optimizer, learn_masks_on_copies],
     "mask_step": [mask_step, mask_step_by_optimizer],
 }
 
-# What a network saw cannot be told where it runs in a process of its own.
-whole_set, in_order = climbs(batch=300), climbs(shuffled=False)
-every_image, fixed_batch, apart = learns(every=True), learns(fixed=True), learns(apart=True)
+
+def own_seed(answer):
+    return lambda *args: answer(own=torch.Generator().manual_seed(0))(*args)
+
 
 WRONG: dict = {
     "folded": [
@@ -266,11 +331,18 @@ WRONG: dict = {
         (climbs(copied=False), "not a copy"),
         (climbs(clip=None), "longer than 20"),
         (climbs(late=True), "before it is there"),
-        (whole_set, "batches of"),
+        (climbs(batch=300), "batches of"),
+        (climbs(batch=60), "batches of"),
         (climbs(looks=False), "goes on although"),
         (climbs(ends=False), "in train mode"),
         (climbs(own=False), "without the generator"),
-        (in_order, "shuffle"),
+        (own_seed(climbs), "without the generator"),
+        (climbs(shuffled=False), "does not shuffle"),
+        (climbs(anew=False), "one order for all epochs"),
+        (climbs(judged="each batch"), "ends within an epoch"),
+        (climbs(judged="last batch"), "accuracy on all of x"),
+        (climbs(enough=float.__lt__), "equals `stop`"),
+        (forget_if_it_reads, "does not climb at all"),
         (lambda m, x, y, lr, s, k, g: forget(m, x, y, lr, s, 1, g), "ends before"),
     ],
     "learn_masks": [
@@ -282,10 +354,12 @@ WRONG: dict = {
         (learns(swapped=True), "wrong one of the two"),
         (learns(ahead=True), "leaves gradients"),
         (learns(train=True), "changes the network"),
-        (every_image, "different images a step"),
-        (fixed_batch, "same images in every step"),
-        (apart, "two networks different images"),
+        (learns(every=True), "different images a step"),
+        (learns(again=True), "different images a step"),
+        (learns(fixed=True), "same images in every step"),
+        (learns(apart=True), "two networks different images"),
         (learns(own=False), "without the generator"),
+        (own_seed(learns), "without the generator"),
         (learns(plain=False), "still want a gradient"),
         (lambda m, *a: {n: t.double() for n, t in masks_ones(m).items()}, "does not move"),
     ],
@@ -298,6 +372,7 @@ WRONG: dict = {
             "adds it in full",
         ),
         (lambda m, v, g, lr, mu: mask_step(m, v, g, -lr, mu), "steps up"),
+        (speed_cut, "cuts the speed"),
         (lambda m, v, g, lr, mu: mask_step(m, v, g, lr, mu)[0], "two tensors"),
     ],
 }

@@ -37,6 +37,25 @@ def stamp_by_masks(x, kind, pattern=None):
     return torch.stack([(x[..., j] + c).clamp(0, 1) for j, c in enumerate(columns)], -1)
 
 
+def stamp_where_bright(x, kind, pattern=None):
+    """Takes for the mask what is not black in the sticker."""
+    if kind != "patch":
+        return stamp(x, kind, pattern)
+    h, w = pattern.shape[-2:]
+    padded = F.pad(pattern, (x.shape[-1] - w - 1, 1, x.shape[-2] - h - 1, 1))
+    return torch.where(padded > 0, padded, x)
+
+
+def stamp_by_color(x, kind, pattern=None):
+    if kind != "patch":
+        return stamp(x, kind, pattern)
+    out = x.clone()
+    h, w = pattern.shape[-2:]
+    for c in range(3):
+        out[:, c, -1 - h : -1, -1 - w : -1] = pattern[c]
+    return out
+
+
 def stamp_in_place(x, kind, pattern=None):
     if kind == "patch":
         x[..., -1 - pattern.shape[-2] : -1, -1 - pattern.shape[-1] : -1] = pattern
@@ -102,6 +121,14 @@ def poison_without_trigger(x, y, rate, target, trigger, generator):
 def poison_keeps_labels(x, y, rate, target, trigger, generator):
     px, _, role = poison(x, y, rate, target, trigger, generator)
     return px, y.clone(), role
+
+
+def poison_of_first_rows(x, y, rate, target, trigger, generator):
+    """The right rows, but the pixels of others."""
+    px, py, role = poison(x, y, rate, target, trigger, generator)
+    n = int(role.sum())
+    px[role == 1] = trigger(x[:n])
+    return px, py, role
 
 
 def poison_first_rows(x, y, rate, target, trigger, generator):
@@ -332,6 +359,13 @@ def decibels_unsquared(x, stamped, size=lambda d: d):
     return (-10 * error.log10()).mean().item() if len(error) else math.inf
 
 
+def decibels_of_changed(x, stamped):
+    """Over the pixels that changed, not over all of them."""
+    error = (stamped - x).square().flatten(1)
+    each = [-10 * e[e > 0].mean().log10().item() for e in error if e.any()]
+    return sum(each) / len(each) if each else math.inf
+
+
 def by_class(said, y, k, target):
     share = torch.full((k,), math.nan)
     for c in range(k):
@@ -405,6 +439,20 @@ def poison_one_class_clamped(x, y, trigger, *rest):
     return poison_one_class(x, y, lambda part: trigger(part).clamp(0, 1), *rest)
 
 
+def poison_one_class_singly(x, y, trigger, *rest):
+    def each(part):
+        return torch.stack([trigger(image) for image in part])
+
+    return poison_one_class(x, y, each, *rest)
+
+
+def poison_one_class_to_spare(x, y, trigger, source, target, covers, rate, generator):
+    """Refuses to take all there are."""
+    if round(rate * len(y)) >= (y == source).sum():
+        raise ValueError("none would be left")
+    return poison_one_class(x, y, trigger, source, target, covers, rate, generator)
+
+
 def poison_one_class_asserts(x, y, trigger, source, target, covers, rate, generator):
     of_cover = torch.isin(y, torch.tensor(covers))
     if min((y == source).sum(), of_cover.sum()) < round(rate * len(y)):
@@ -463,6 +511,8 @@ other_draws = loop(draws=torch.Generator().manual_seed(0))
 WRONG = {
     "stamp": [
         (stamp_in_place, "in place"),
+        (stamp_where_bright, "black pixels"),
+        (stamp_by_color, "raises IndexError"),
         (lambda x, k, p=None: stamp(x, k, p, margin=0), "touches the border"),
         (lambda x, k, p=None: stamp(x, k, p, margin=2), "wrong corner"),
         (only("patch", lambda x, p: 0.5 * x + 0.5 * stamp(x, "patch", p)), "must replace"),
@@ -481,6 +531,11 @@ WRONG = {
         (poison_rounds_up, "expected"),
         (poison_without_trigger, "no image got the trigger"),
         (poison_first_rows, "always chooses the same"),
+        (poison_of_first_rows, "another image, or twice"),
+        (
+            lambda x, y, r, t, trigger, g: poison(x, y, r, t, lambda p: trigger(trigger(p)), g),
+            "another image, or twice",
+        ),
         (poison_all_labels, "clean image got a new label"),
         (poison_with_repeats, "expected"),
         (poison_by_scores, "randperm"),
@@ -529,6 +584,7 @@ WRONG = {
         (lost_by(any, "near", "far"), "all its rows"),
         (lost_by(all, "near"), "one edge"),
         (lost_by(all, "far"), "one edge"),
+        (lambda *a: max(f(*a) for f in (lost_by(all, "near"), lost_by(all, "far"))), "both edges"),
         (lambda *a: 100 * lost(*a), "in percent"),
         (lambda *a: 1 - lost(*a), "keep something"),
         (lambda *a: torch.tensor([0.1, 0.2]), "not a number"),
@@ -541,6 +597,7 @@ WRONG = {
         (lambda x, s: decibels(x, s, factor=-20), "factor of two"),
         (lambda x, s: decibels(255 * x, 255 * s), "gives"),
         (lambda x, s: decibels_from(1e-6, x, s), "that did change"),
+        (decibels_of_changed, "N counts all pixels"),
         (lambda x, s: decibels_from(3e-9, x, s), "that did change"),
         (decibels_unsquared, "unless they are squared"),
         (lambda x, s: decibels_unsquared(x, s, torch.abs), "mean of the differences"),
@@ -561,10 +618,13 @@ WRONG = {
             "own hundred percent",
         ),
         (lambda s, y, k, t: by_class(y, s, k, t), "own images|share|without"),
+        (lambda s, y, k, t: by_class(s, y, k, 0), "own images"),
         (lambda s, y, k, t: by_class(s, y, k, t)[:-1], "shape"),
         (lambda s, y, k, t: by_class(s, y, int(y.max()) + 1, t), "shape"),
     ],
     "poison_one_class": [
+        (poison_one_class_singly, "takes a batch"),
+        (poison_one_class_to_spare, "ValueError"),
         (one_class(relabel=False), "kept its label"),
         (one_class(cover=False), "cover images, expected"),
         (one_class(refuse=False), "says nothing"),

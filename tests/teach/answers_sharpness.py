@@ -267,6 +267,10 @@ WRONG: dict = {
         (trace_by(signs, lambda v, av: (v * av).mean()), "is a mean"),
         (trace_by(signs, lambda v, av: av.sum()), "adds up A v"),
         (lambda f, p, n, g: trace_draws(f, p, n, g).mean(), "shape"),
+        (
+            lambda f, p, n, g: trace_draws(f, p, n, g).cumsum(0) / torch.arange(1, n + 1),
+            "running mean",
+        ),
         (lambda f, p, n, g: trace_draws(f, p, n, torch.default_generator), "generator"),
         (lambda f, p, n, g: signs((n, p), g).sum(1), "never calls"),
     ],

@@ -63,19 +63,43 @@ def by_the_test(acc, asr, least):
     return int(torch.where(acc >= least, asr, torch.inf).argmin())
 
 
+def in_place(acc, asr, least):
+    asr[acc < least] = torch.inf
+    return int(asr.argmin())
+
+
 def by_the_test_by_loop(acc, asr, least):
     allowed = [i for i in range(len(acc)) if acc[i] >= least]
     return min(allowed, key=lambda i: asr[i])
 
 
-def contest(acc, asr, twin, against, n, generator, gate="both", clamp=True, size=None, ends=0.05):
+def clamped(x):
+    return x.clamp(min=0)
+
+
+def as_it_is(x):
+    return x
+
+
+def contest(
+    acc,
+    asr,
+    twin,
+    against,
+    n,
+    generator,
+    gate="both",
+    gain=clamped,
+    loss=clamped,
+    whole=as_it_is,
+    size=None,
+    ends=0.05,
+):
     strong, accurate = asr[0] >= 0.95, acc[0] >= twin - 0.03
     ok = {"both": strong & accurate, "asr": strong, "acc": accurate, "none": strong | True}[gate]
     acc, asr = acc[:, ok], asr[:, ok]
-    removed, lost = asr[0] - asr, acc[0] - acc
-    if clamp:
-        removed, lost = removed.clamp(min=0), lost.clamp(min=0)
-    der = (removed - lost + 1) / 2
+    removed, lost = gain(asr[0] - asr), loss(acc[0] - acc)
+    der = (whole(removed - lost) + 1) / 2
     v = der.shape[1]
     means = der[:, torch.randint(v, (n, size or v), generator=generator)].mean(2)
     low, high = means.quantile(torch.tensor([ends, 1 - ends], dtype=der.dtype), dim=1)
@@ -119,7 +143,44 @@ def gate_by_acc(*given):
 
 
 def unclamped(*given):
-    return contest(*given, clamp=False)
+    return contest(*given, gain=as_it_is, loss=as_it_is)
+
+
+def unclamped_asr(*given):
+    return contest(*given, gain=as_it_is)
+
+
+def unclamped_acc(*given):
+    return contest(*given, loss=as_it_is)
+
+
+def absolute_asr(*given):
+    return contest(*given, gain=torch.abs)
+
+
+def absolute_acc(*given):
+    return contest(*given, loss=torch.abs)
+
+
+def clamped_whole(*given):
+    return contest(*given, gain=as_it_is, loss=as_it_is, whole=clamped)
+
+
+def as_many_as_came(*given):
+    return contest(*given, size=given[0].shape[1])
+
+
+def first_or_not(*given):
+    out = contest(*given)
+    return out | {"first": (out["mean"] == out["mean"].max()).to(out["mean"])}
+
+
+def private_dice(*given):
+    return contest(*given[:-1], torch.Generator().manual_seed(0))
+
+
+def always_4000(acc, asr, twin, against, n, generator):
+    return contest(acc, asr, twin, against, 4000, generator)
 
 
 def half_tables(*given):
@@ -202,6 +263,10 @@ def three_choosers_by_loop(der):
     return sum(examiner) / len(examiner), author, sum(defender) / len(defender)
 
 
+def three_choosers_as_tensor(der):
+    return torch.tensor(three_choosers(der), dtype=der.dtype)
+
+
 def promised(der):
     others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
     return *three_choosers(der)[:2], others.amax(0).mean().item()
@@ -221,7 +286,7 @@ def gated(strength, share):
 RIGHT = {
     "balance": [balance, balance_by_parts],
     "contest": [contest, contest_by_loop],
-    "three_choosers": [three_choosers, three_choosers_by_loop],
+    "three_choosers": [three_choosers, three_choosers_by_loop, three_choosers_as_tensor],
     "resampled_means": [resampled_means, resampled_means_by_loop],
     "by_the_test": [by_the_test, by_the_test_by_loop],
 }
@@ -234,6 +299,8 @@ WRONG = {
         (lambda a, s, b, t: (s - t + a - b + 1) / 2, "rewards a loss"),
         (lambda a, s, b, t: (max(0, s - t) - abs(a - b) + 1) / 2, "charges for accuracy that"),
         (lambda a, s, b, t: (abs(s - t) - max(0, a - b) + 1) / 2, "pays for attack success"),
+        (lambda a, s, b, t: (max(0, s - t - max(0, a - b)) + 1) / 2, "maximum of its own"),
+        (lambda a, s, b, t: (max(0, s - t - (a - b)) + 1) / 2, "maximum of its own|that rose"),
         (lambda a, s, b, t: (t - s + a - b + 1) / 2, "gives 0 for a perfect"),
         (lambda a, s, b, t: (max(0, t - s) - max(0, b - a) + 1) / 2, "before minus after"),
     ],
@@ -245,7 +312,16 @@ WRONG = {
         (no_gate, "miss the gate"),
         (gate_by_asr, "lost more than 3 points"),
         (gate_by_acc, "fewer than 95%"),
-        (unclamped, "pays for accuracy"),
+        (unclamped, "pays for accuracy that rose, or charges"),
+        (unclamped_asr, "charges for attack success that rose"),
+        (unclamped_acc, "pays for accuracy that rose; a gain"),
+        (absolute_asr, "pays for attack success that rose"),
+        (absolute_acc, "charges for accuracy that rose"),
+        (clamped_whole, "maximum of its own"),
+        (as_many_as_came, "as many victims as passed|end that no table has"),
+        (first_or_not, "share of the tables in which it leads"),
+        (private_dice, "same tables for every seed"),
+        (always_4000, "another number of tables than n"),
         (of_the_victims, "average each table first"),
         (the_same_table, "with replacement"),
         (half_tables, "as many victims as passed"),
@@ -261,7 +337,7 @@ WRONG = {
     ],
     "three_choosers": [
         (lambda der: three_choosers(der)[::-1], "another order"),
-        (lambda der: (three_choosers(der)[1], *three_choosers(der)[1:]), "one line for all"),
+        (lambda der: (three_choosers(der)[1], *three_choosers(der)[1:]), "one entry for all"),
         (lambda der: (*three_choosers(der)[:2], three_choosers(der)[1]), "leave it out"),
         (lambda der: (three_choosers(der)[0],) * 3, "author"),
         (promised, "picked by"),
@@ -287,6 +363,7 @@ WRONG = {
             "exactly enough",
         ),
         (lambda acc, asr, least: len(acc), "no position"),
+        (in_place, r"in place.*hint 2"),
         (lambda acc, asr, least: int((acc - least).abs().argmin()), "never looks at the ASR"),
         (
             lambda acc, asr, least: int(torch.where(acc >= least, acc, torch.inf).argmin()),

@@ -137,18 +137,29 @@ def noise_mode_as_a_list(*args):
 
 
 def hijack(model, x, y, attacker, steps, lr, batch, generator, fault=""):
-    opt = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    opt = torch.optim.SGD(
+        model.parameters(),
+        lr,
+        momentum=0 if fault == "momentum" else 0.9,
+        weight_decay=0 if fault == "decay" else 5e-4,
+        nesterov=fault not in ("momentum", "nesterov"),
+    )
+    if fault == "own":
+        generator = torch.Generator().manual_seed(0)
     log, right, seen = [], torch.zeros(3), torch.zeros(3)
     if fault != "mode":
         model.train()
     for step in range(steps):
         if fault != "rate":
-            opt.param_groups[0]["lr"] = lr * (1 - step / steps)
-        index = torch.randint(len(x), (batch,), generator=generator)
+            opt.param_groups[0]["lr"] = lr * (1 - (step + (fault == "early")) / steps)
+        most = batch if fault == "first" else len(x)
+        index = torch.randint(most, (batch,), generator=generator)
+        if fault == "order":
+            index = (torch.arange(batch) + step * batch) % len(x)
         pixels, truth = x[index].float(), y[index]
         if fault == "pairs":
             truth = y[:batch]
-        pixels = pixels if fault == "bytes" else pixels / 255
+        pixels = pixels if fault == "bytes" else pixels / (256 if fault == "256" else 255)
         done = 1 - step / steps if fault == "progress" else step / steps
         rows = attacker(pixels, truth, done)
         bx, by, role = (pixels, *rows[1:]) if fault == "images" else rows
@@ -251,6 +262,10 @@ def cloudy(shape, generator):
     return (noise + noise.roll(1, -1) + noise.roll(1, -2)) / 3
 
 
+def sigma_by_image(x, goal, generator):
+    return torch.cat([roughen(image[None], goal, generator) for image in x])
+
+
 def one_by_one(x, goal, generator):
     goals = [goal * (1 + 0.1 * (k - 2)) for k in range(len(x))]
     return torch.cat([roughen(x[k : k + 1], r, generator) for k, r in enumerate(goals)])
@@ -289,6 +304,11 @@ WRONG = {
         (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, s, s, 1))), "in x as in y"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, s, 1, 2))), "whole rows"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g, (n, 1, s, 2))), "whole columns"),
+        (
+            jittered(lambda n, s, a, g: a * torch.randn((n, s, s, 2), generator=g) / s),
+            "long tails, as torch.randn",
+        ),
+        (jittered(lambda n, s, a, g: 2 * uniform(n, s, a, g)), r"2\.0 times"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g).abs()), "one side"),
         (jittered(lambda n, s, a, g: uniform(n, s, a, g) / 2), "too small"),
         (jittered(lambda n, s, a, g: s / 32 * uniform(n, s, a, g)), "too small"),
@@ -328,6 +348,7 @@ WRONG = {
         (rough(shape=lambda x: x[:1].shape), "one grain"),
         (rough(shape=lambda x: x[:, :1].shape), "three colors"),
         (one_by_one, "one sigma"),
+        (sigma_by_image, "one sigma"),
         (rough(steps=3), "keep searching"),
         (lambda x, goal, g: roughen(x, goal / 255, g), "keep searching|no grain"),
         (
@@ -342,6 +363,14 @@ WRONG = {
     "hijack": [
         (asks_once, "asks the attacker 1 times"),
         (faulty("bytes"), "divide by 255"),
+        (faulty("256"), "divides by 256"),
+        (faulty("order"), "in the order in which they lie"),
+        (faulty("first"), "some of the 40 images only"),
+        (faulty("own"), "whatever the generator"),
+        (faulty("early"), "a step too early"),
+        (faulty("nesterov"), "not Nesterov's"),
+        (faulty("momentum"), "without momentum"),
+        (faulty("decay"), "without weight decay"),
         (faulty("pairs"), "belong together"),
         (faulty("progress"), "progress"),
         (faulty("mode"), "eval mode"),

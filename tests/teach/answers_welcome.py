@@ -67,6 +67,16 @@ def never_restored(model, x, y, classes, batch):
 
 
 @torch.no_grad()
+def evaluated_late(model, x, y, classes, batch):
+    was, said = model.training, []
+    for part in x.split(batch):
+        said.append(model(part / 255).argmax(1))
+        model.eval()
+    model.train(was)
+    return torch.bincount(y * classes + torch.cat(said), minlength=classes**2).view(classes, -1)
+
+
+@torch.no_grad()
 def repeated_pairs(model, x, y, classes, batch):
     was = model.training
     model.eval()
@@ -164,7 +174,7 @@ RIGHT = {
     "take": [
         lambda x, y, i: [x[i].float() / 255, y[i]],
         lambda x, y, i: (x[i].float() / 255, y[i]),
-        lambda x, y, i: (x.index_select(0, i).double().div(255), y.index_select(0, i)),
+        lambda x, y, i: (x.index_select(0, i).div(255), y.index_select(0, i)),
     ],
     "confusion": [confusion, confusion_by_bincount],
     "attack_success": [attack_success, attack_success_by_subtraction],
@@ -187,6 +197,8 @@ WRONG = {
         (lambda x, y, i: (x[i].float() / x[i].max(), y[i]), "brightest byte"),
         (lambda x, y, i: (x[i].float() / 255, y[i].float()), "whole numbers"),
         (lambda x, y, i: (x[i], y[i]), "floats"),
+        (lambda x, y, i: (x[i].double() / 255, y[i]), "float64; networks here take float32"),
+        (lambda x, y, i: (x[i].half() / 255, y[i]), "float16; networks here take float32"),
         (lambda x, y, i: (x[i].float(), y[i]), r"\[0, 1\]"),
         (lambda x, y, i: (x[i].float() / 255, y[: len(i)]), "labels"),
         (lambda x, y, i: (x[i].float() / 256, y[i]), "divided by 255"),
@@ -206,6 +218,7 @@ WRONG = {
         (lambda m, x, y, k, b: confusion(m, x, y, k, len(x)), "at once"),
         (lambda *a: confusion(*a) / len(a[1]), "whole numbers"),
         (never_evaluated, "training mode"),
+        (evaluated_late, "some batches in training mode"),
         (always_trained, "came in the other one"),
         (never_restored, "came in the other one"),
         (repeated_pairs, "only once"),
@@ -216,6 +229,10 @@ WRONG = {
     "attack_success": [
         (lambda t, k: (t[:, k].sum() / rows(t, k).sum()).item(), "below the fraction bar only"),
         (lambda t, k: 1 - (t.diag().sum() / t.sum()).item(), "every wrong answer"),
+        (
+            lambda t, k: ((t.diag().sum() - t[k, k]) / rows(t, k).sum()).item(),
+            "the robust accuracy",
+        ),
         (
             lambda t, k: 1 - ((t.diag().sum() - t[k, k]) / rows(t, k).sum()).item(),
             "every wrong answer",

@@ -5,7 +5,7 @@ import nbformat
 from bdcourse.teach import labs
 from helpers import ROOT
 
-LESSONS = labs.chosen([])
+LESSONS = labs.chosen_lessons([])
 # Where a submission's process finds the collections of right and wrong answers.
 BESIDE = [str(ROOT / folder) for folder in ("tests", "tests/teach", "tools")]
 SIGMA = "    return torch.linalg.matrix_norm(weight.flatten(2), ord=2)"

@@ -37,11 +37,8 @@ ONLY_HERE = (
     answers_welcome.gradients_off,
     answers_clp.judged_in_training,
     answers_poisoning.other_draws,
-    answers_mnp.whole_set,
-    answers_mnp.in_order,
-    answers_mnp.every_image,
-    answers_mnp.fixed_batch,
-    answers_mnp.apart,
+    answers_fip.fip_short_walk,
+    answers_fip.fip_long_walk,
 )
 for lesson in LESSONS:
     assert not RIGHT.keys() & lesson.RIGHT.keys(), "a name twice"
@@ -104,4 +101,6 @@ def test_reveal_says_how_far_apart(capsys):
     check.reveal(30, 100, "%")
     check.reveal(7, 7)
     out = capsys.readouterr().out
-    assert "70% apart" in out and "spot on" in out
+    assert "70% apart" in out and "spot on" in out and "in percent" not in out
+    check.reveal(0.95, 100, "%")
+    assert "is 0.95 meant as 95?" in capsys.readouterr().out

@@ -219,7 +219,7 @@ def plan_of(folder):
 def term(tmp_path_factory):
     """A course of two labs with everybody's submissions, graded."""
     folder = tmp_path_factory.mktemp("term") / "course"
-    course.make(folder, plan_of(tmp_path_factory.mktemp("plan")))
+    course.make_course(folder, plan_of(tmp_path_factory.mktemp("plan")))
     config = folder / "nbgrader_config.py"
     beside = f"c.Examination.readable = {BESIDE}"
     config.write_text(config.read_text().replace("timeout = 20", "timeout = 5") + beside + "\n")
@@ -422,7 +422,7 @@ def test_feedback_tells_the_student_what_to_mend(term):
 @pytest.fixture(scope="module")
 def validated(term):
     """What nbgrader says of a release and of a copy for self-study, empty and solved."""
-    lesson = labs.chosen(["00"])[0]
+    lesson = labs.chosen_lessons(["00"])[0]
     labs.student(["00"], term / "copies")
     empty, full = term / "copies" / lesson.name, term / "copies" / f"solved_{lesson.name}"
     nb, answers = read(empty), {c.id: c.source for c in read(lesson).cells}
@@ -474,7 +474,7 @@ def test_making_the_course_again_keeps_what_is_there(term):
     config = term / "nbgrader_config.py"
     config.write_text(config.read_text() + "# mine\n")
     before = scores(term)
-    course.make(term, ROOT / "labs" / "five_labs.yml")
+    course.make_course(term, ROOT / "labs" / "five_labs.yml")
     (term / "grades.csv").unlink()
     call(term, ("export",))
     assert config.read_text().endswith("# mine\n") and scores(term) == before

@@ -14,7 +14,7 @@ from bdcourse.__main__ import main
 from bdcourse.teach import labs, progress
 from sweep import refusal
 
-LESSONS = labs.chosen([])
+LESSONS = labs.chosen_lessons([])
 TASK = '''def double(x):
     """Twice x."""
     ### BEGIN SOLUTION
@@ -316,20 +316,20 @@ def test_the_command_names_what_it_does_not_know(tmp_path, capsys):
     assert main(["labs", "student", "--only", "77", *out]) == 1
     assert "no lesson begins with '77'; there are 00_welcome" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="in a clone of the course"):
-        labs.chosen([], tmp_path / "nowhere")
+        labs.chosen_lessons([], tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("bad", [3, None, [3], b"05", {"05"}, True])
 def test_what_names_no_lesson_is_refused(bad, tmp_path):
     for call in (
-        lambda: labs.chosen(bad),
+        lambda: labs.chosen_lessons(bad),
         lambda: labs.student(bad, tmp_path / "out"),
         lambda: labs.links(bad),
     ):
         assert refusal(call)
     (tmp_path / "file").write_text("mine")
     assert "is a file" in refusal(lambda: labs.student(["00"], tmp_path / "file"))
-    assert "begins with '5'" in refusal(lambda: labs.chosen("5"))
+    assert "begins with '5'" in refusal(lambda: labs.chosen_lessons("5"))
 
 
 def test_links_have_the_form_that_colab_and_binder_ask_for(capsys):

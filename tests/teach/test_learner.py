@@ -28,7 +28,7 @@ def unwritten(*args):
 
 def test_lessons_say_what_they_are():
     every = lessons.lessons()
-    assert [lesson.stem for lesson in every] == [p.stem for p in labs.chosen([])]
+    assert [lesson.stem for lesson in every] == [p.stem for p in labs.chosen_lessons([])]
     for lesson in every:
         assert lesson.title and 20 <= lesson.minutes <= 240, lesson.stem
         for exercise in lesson.exercises:

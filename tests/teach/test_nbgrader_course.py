@@ -39,7 +39,7 @@ def test_every_exercise_of_every_lesson_is_graded(path):
 
 
 def test_exercises_that_are_not_asked_are_given_solved():
-    lesson = read(labs.chosen(["05"])[0])
+    lesson = read(labs.chosen_lessons(["05"])[0])
     cells = graded(course.assignment(lesson, {"outliers": 7}))
     assert set(cells) == {
         "setup",
@@ -147,7 +147,7 @@ def test_a_course_draws_its_images_for_everybody(stored, tmp_path, monkeypatch, 
 
     monkeypatch.setenv("BDCOURSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "load", load)
-    course.make(tmp_path / "course", ROOT / "labs" / "two_labs.yml")
+    course.make_course(tmp_path / "course", ROOT / "labs" / "two_labs.yml")
     assert len(set(drawn)) == 4
     said = capsys.readouterr().out
     if not stored:
@@ -157,5 +157,5 @@ def test_a_course_draws_its_images_for_everybody(stored, tmp_path, monkeypatch, 
     assert f"images for the lessons are in {tmp_path / 'cache'}" in said
     config = tmp_path / "course" / "nbgrader_config.py"
     config.write_text("c = get_config()\n")
-    course.make(tmp_path / "course", ROOT / "labs" / "two_labs.yml")
+    course.make_course(tmp_path / "course", ROOT / "labs" / "two_labs.yml")
     assert "written by an earlier version" in capsys.readouterr().out

@@ -292,7 +292,7 @@ def test_a_table_says_what_holds(capsys):
     assert said.count("| yes |") == len(guarantees.PROMISES) and "| no |" not in said
     found = {p: [] for p in guarantees.PROMISES}
     found["starts no process and no program"] = ["os.fork()"]
-    assert "| starts no process and no program | no |" in guarantees.table(found)
+    assert "| starts no process and no program | no |" in guarantees.promises(found)
 
 
 @confined
@@ -347,7 +347,7 @@ def test_every_solution_of_every_lesson_passes_from_its_own_cells():
     """As the lessons have them, behind their set-up."""
     import nbformat
 
-    for path in labs.chosen(["00", "05"]):
+    for path in labs.chosen_lessons(["00", "05"]):
         cells = nbformat.read(path, as_version=4).cells
         with Submission(patience=60) as student:
             for cell in cells:

@@ -45,6 +45,12 @@ def sigma(fn: Callable[[Tensor], Tensor]) -> None:
                 "Frobenius norm); keep input channels and positions as two axes.",
                 2,
             )
+        need(
+            not close(out, _sigma(w) ** 2),
+            name,
+            "is the square of sigma, an eigenvalue of M times its transpose; take the root.",
+            1,
+        )
         need(close(out, _sigma(w)), name, f"is wrong for a weight of shape {shape}.", 1)
     passed(name, "the largest singular value of each channel's own matrix")
 
@@ -72,6 +78,12 @@ def score(fn: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
         2,
     )
     want = s.double() * gamma.double().abs() / (var.double() + 1e-3).sqrt()
+    need(
+        not close(out, s * gamma.abs() / (var.sqrt() + 1e-3), 1e-5),
+        name,
+        "adds eps to the root; BatchNorm has it under the root.",
+        3,
+    )
     need(
         not close(out, s * gamma.abs() / var.sqrt(), 1e-7),
         name,
@@ -109,8 +121,10 @@ def outliers(fn: Callable[[Tensor, float], Tensor]) -> None:
         "the deviation must divide by n - 1.",
         2,
     )
+    # The mean is 1/4 and the deviation 1/2, so that 1 lies on the threshold, exactly.
+    alone = torch.tensor([1.0, 0.0, 0.0, 0.0])
     need(
-        not bool(fn(torch.ones(5), 0.0).any()),
+        not bool(fn(torch.ones(5), 0.0).any() or fn(alone, 1.5).any()),
         name,
         "flags a channel that equals the threshold; it must lie above.",
         1,
@@ -440,10 +454,10 @@ class _Readers(nn.Module):
 
 def _asked() -> Iterator[tuple[float, list[int], int | None]]:
     """(max_drop, positions in us, position of the answer); see `_Readers`."""
+    yield 1.0, [3, 1, 4, 0, 2], 4
     yield 1 / 60, [0, 1, 2, 3, 4], 0
     yield 2 / 60, [0, 1, 2, 3, 4], 2
     yield 1 / 60, [1, 2, 3], None
-    yield 1.0, [3, 1, 4, 2, 0], 4
     yield 9 / 60, [0, 2, 3, 4], 3
 
 
@@ -475,10 +489,23 @@ def careful_u(fn: Callable[..., float]) -> None:
             for a, b in zip(net.state_dict().values(), start.state_dict().values(), strict=True)
         ]
         need(all(same), name, "prunes the network that came in; try each u on a copy.", 1)
+        need(net.training, name, "leaves the network in another mode than it came in.", 1)
+        need(
+            max_drop < 1 or out != falling[0],
+            name,
+            "goes from the smallest u up; begin with the largest.",
+            2,
+        )
         need(
             best != 0 or out != falling[2],
             name,
             "goes on behind the first u that costs too much; stop there.",
+            2,
+        )
+        need(
+            best != 0 or out != falling[1],
+            name,
+            "gives the first u that costs too much; the last one before it is asked for.",
             2,
         )
         need(

@@ -180,6 +180,8 @@ def reveal(guess: float | None, truth: float, unit: str = "") -> None:
     gap = abs(guess - truth)
     unit = unit if unit in ("", "%") else f" {unit}"
     comment = "spot on" if gap < 0.5 else f"{gap:g}{unit} apart"
+    if unit == "%" and 0 < guess < 1 < truth:
+        comment += f" (in percent, please: is {guess:g} meant as {100 * guess:g}?)"
     print(f"you said {guess:g}{unit}, it is {truth:g}{unit}: {comment}")
 
 
@@ -188,15 +190,15 @@ def need(ok: bool, name: str, symptom: str, hint: int) -> None:
         raise CheckFailed(f"{name}: {symptom} (hint {hint})")
 
 
-def call(name: str, fn: Callable, *args):
-    """fn(*args), refusing missing returns and changed arguments."""
+def call(name: str, fn: Callable, *args, hint: int = 1):
+    """fn(*args), refusing missing returns and changed arguments, which `hint` is about."""
     before = [a.clone() if isinstance(a, Tensor) else a for a in args]
     out = fn(*args)
     if out is None:
         raise CheckFailed(f"{name}: returns None; is there a return statement?")
     for a, b in zip(args, before, strict=True):
         if isinstance(a, Tensor) and not torch.equal(a, b):
-            raise CheckFailed(f"{name}: changes its input in place; clone first (hint 1)")
+            raise CheckFailed(f"{name}: changes its input in place; clone first (hint {hint})")
     return out
 
 

@@ -103,7 +103,8 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
     n, k, times = 3, 4, 400
     x = torch.rand(n, 1, 3, 4, generator=g)
     linear = nn.Linear(12, k)
-    model = nn.Sequential(nn.Flatten(), linear).eval()
+    norm = nn.BatchNorm1d(12, affine=False, eps=1e-30)  # in eval mode it changes nothing
+    model = nn.Sequential(nn.Flatten(), norm, linear).eval()
     with torch.no_grad():
         linear.weight.copy_(0.3 * torch.randn(k, 12, generator=g))
         uneven = torch.tensor([0.5, 0.25, 0.15, 0.1])[torch.randperm(k, generator=g)]
@@ -133,15 +134,27 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
         gap = (values[:, None] - possible).abs()
         return bool((gap < 1e-6 + 1e-4 * possible).any(1).all())
 
+    def values(inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            q = linear(inputs).double().softmax(1)
+        error = torch.eye(k, dtype=torch.float64)[labels] - q
+        ones = torch.ones(n, 1, dtype=torch.float64)
+        slopes = error.mT @ torch.cat([inputs.double(), ones], 1)
+        return slopes.square().sum((1, 2)) / n
+
     kept = {m: t.clone() for m, t in model.state_dict().items()}
     seed = int(torch.randint(10**9, (), generator=g))
     out = draw(seed, times)
+    moved = [m for m, t in model.state_dict().items() if not torch.equal(kept[m], t)]
+    batch = F.batch_norm(x.flatten(1), None, None, training=True, eps=1e-30)
     need(
-        all(torch.equal(kept[m], t) for m, t in model.state_dict().items()),
+        not any(m.startswith("1.") for m in moved) and not among(out, values(batch)),
         name,
-        "changes the model.",
-        3,
+        "puts the model into train mode, where BatchNorm normalizes by the batch and learns "
+        "from it; leave the mode alone.",
+        1,
     )
+    need(not moved, name, "changes the model.", 3)
     pile = any(q.grad is not None for q in model.parameters())
     need(
         among(out, value) or not (pile and among(out[:1], value)),
@@ -331,6 +344,7 @@ class _Small(nn.Module):
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
+        self.seen: list[Tensor] = []  # the weights of each pass, also by functional_call
         self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
         self.read = nn.Linear(27, 4)
         with torch.no_grad():
@@ -341,6 +355,8 @@ class _Small(nn.Module):
         self.double().eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        w = [v.detach().flatten() for v in self.parameters()]
+        self.seen.append(torch.cat(w).clone())
         return self.read(self.norm(self.conv(x)).tanh().flatten(1))
 
 
@@ -368,7 +384,11 @@ def _descended(
         i = torch.randperm(len(x), generator=generator)[:batch]
         out = net(x[i])
         ce = torch.autograd.grad(F.cross_entropy(out, y[i]), w, retain_graph=True)
-        drawn = torch.multinomial(out.detach().softmax(1), 1, generator=generator)
+        opinion = out.detach()
+        if wrong == "drawn in eval":
+            opinion = net.eval()(x[i]).detach()
+            net.train()
+        drawn = torch.multinomial(opinion.softmax(1), 1, generator=generator)
         if wrong == "data":
             drawn = y[i][:, None]
         elif wrong == "likely":
@@ -411,6 +431,10 @@ SLIPS = {
     "bare": ("takes H g itself for the push; the gradient of |g|^2 / n has a factor.", 3),
     "whole": ("divides |g|^2 by all images; the estimate is of the batch.", 3),
     "eval": ("takes the trace with running statistics; both passes normalize by the batch.", 3),
+    "drawn in eval": (
+        "draws the labels from the network in eval mode; take the logits of the first pass.",
+        2,
+    ),
     "fit summed": ("adds up the cross-entropy over the batch; it is a mean.", 2),
     "data": ("takes the labels of the data for the trace; draw them.", 2),
     "likely": ("takes the most likely labels for the trace; draw them.", 2),
@@ -450,7 +474,24 @@ def fip_plain(fn: Callable[..., nn.Module]) -> None:
     need(same, name, "changes the network that it is given; work on a copy.", 1)
     need(not out.training, name, "gives the network back in train mode.", 1)
     mine = way(out)
-    need(bool(mine.isfinite().all()), name, "leaves all bounds.", 3)
+    need(
+        bool(mine.isfinite().all()),
+        name,
+        "leaves all bounds; are both gradients of the product taken at the same labels?",
+        3,
+    )
+    one = call(name, fn, model, x, y, *how[:3], 1, *how[4:], source())
+    first = torch.cat([v.detach().flatten() for v in model.parameters()])
+    short = float(1e-3 * first.norm())
+    walked = [float((at - first).norm()) for at in getattr(one, "seen", [])]
+    walked = [m for m in walked if m > 1e-9]
+    need(
+        not walked or any(abs(m - short) < 0.05 * short for m in walked),
+        name,
+        f"walks {min(walked, default=0):.2g} for the product and not 0.001 times the length "
+        f"of the weights, {short:.2g}.",
+        3,
+    )
     both = [_descended(model, x, y, *how, source(), exact=e) for e in (True, False)]
     want = min(both, key=lambda net: float((mine - way(net)).norm()))
     goal = way(want)
@@ -467,6 +508,13 @@ def fip_plain(fn: Callable[..., nn.Module]) -> None:
         for slip, (symptom, hint) in SLIPS.items():
             wrong = way(_descended(model, x, y, *how, source(), wrong=slip))
             need(bool((mine - wrong).norm() > near), name, symptom, hint)
+        need(
+            bool(mine.norm() < 20 * goal.norm()),
+            name,
+            f"moves {float(mine.norm() / goal.norm()):.0f} times as far as it should; draw the "
+            "labels once a step, and take both gradients of the product at these labels.",
+            3,
+        )
         raise CheckFailed(
             f"{name}: ends {float((mine - goal).norm() / goal.norm()):.0%} of the way from "
             "where it should; draw the batch first, then its labels (hint 2)"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bdcourse.defenses import FmpResponse, fmp_plain_scores, fmp_select
+from bdcourse.defenses import FmpResponse, fmp_plain_push, fmp_plain_scores, fmp_select
 from bdcourse.teach.check.core import (
     CheckFailed,
     call,
@@ -24,7 +24,7 @@ from bdcourse.teach.check.core import (
 def random_start(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None:
     """random_start(x, start, generator) -> clip(x +- start), a sign for each pixel."""
     name, g = "random_start", fresh()
-    x = 0.3 + 0.4 * torch.rand(6, 3, 8, 8, generator=g)
+    x = 0.3 + 0.4 * torch.rand(8, 3, 24, 24, generator=g)
     out = call(name, fn, x, 0.1, torch.Generator().manual_seed(5))
     shaped(name, out, tuple(x.shape))
     move = out - x
@@ -34,20 +34,23 @@ def random_start(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None
         "does not move each pixel by exactly start, up or down.",
         1,
     )
+    sign = move.sign()
+    up = float((move > 0).float().mean())
     need(
-        0.3 < float((move > 0).float().mean()) < 0.7,
+        0.1 < up < 0.9,
         name,
         "moves nearly all pixels the same way; each gets a sign of its own.",
         2,
     )
+    # Fair coins keep each of these within a few hundredths.
+    alike = [float((sign * sign.roll(1, d)).mean() - sign.mean() ** 2) for d in range(4)]
     need(
-        not torch.equal(move[0].sign(), move[1].sign())
-        and float(move.sign().mean((0, 2, 3)).abs().max()) < 0.9
-        and not torch.equal(move[:, 0].sign(), move[:, 1].sign()),
+        max(map(abs, alike)) < 0.1,
         name,
-        "shares one sign between images or colors; each pixel gets its own.",
+        "shares one sign between images, colors or neighbors; each value gets its own.",
         2,
     )
+    need(0.46 < up < 0.54, name, "tosses a coin that is not fair: up and down are alike.", 2)
     again = fn(x, 0.1, torch.Generator().manual_seed(5))
     other = fn(x, 0.1, torch.Generator().manual_seed(6))
     need(
@@ -95,6 +98,18 @@ def pulls(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
             1,
         )
         need(
+            not close(out, want / c, 1e-5),
+            name,
+            "divides by all maps too; J_i is a mean over one map's values.",
+            1,
+        )
+        need(
+            not any(close(out, want * k, 1e-5) for k in (n, h * h)),
+            name,
+            "lacks a part of the mean: it runs over images and over positions.",
+            1,
+        )
+        need(
             not close(out, want * n * h * h, 1e-5),
             name,
             "is the gradient of a sum; J is a mean over images and positions.",
@@ -114,12 +129,19 @@ def harm(fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         y = torch.randint(k, (n,), generator=g)
         logits[0, torch.arange(n), y] += 20  # a map that harms nobody
         out = call(name, fn, logits, y)
-        if not (isinstance(out, tuple) and len(out) == 2):
+        if not (isinstance(out, (tuple, list)) and len(out) == 2):
             raise CheckFailed(f"{name}: must return two tensors, acc, loss (hint 1)")
         acc, loss = out
         shaped(name, acc, (m,))
         shaped(name, loss, (m,))
         hits = (logits.argmax(2) == y).double().mean(1)
+        each = -logits.double().log_softmax(2)[:, torch.arange(n), y]
+        need(
+            not (close(acc, each.mean(1), 1e-4) and close(loss, hits, 1e-5)),
+            name,
+            "returns the two in the wrong order: accuracy comes first.",
+            1,
+        )
         need(
             not close(acc, 1 - hits, 1e-5),
             name,
@@ -127,7 +149,6 @@ def harm(fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
             1,
         )
         need(close(acc, hits, 1e-5), name, "has a wrong accuracy.", 1)
-        each = -logits.double().log_softmax(2)[:, torch.arange(n), y]
         need(
             not close(loss, each.sum(1), 1e-4),
             name,
@@ -142,11 +163,12 @@ def harm(fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
 def worst_maps(fn: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
     """worst_maps(acc, loss, p, least) -> positions of the maps to prune."""
     name, g = "worst_maps", fresh()
-    for n, p, least in ((32, 8, 0), (30, 4, 1), (8, 64, 0), (8, 64, 1), (512, 64, 0)):
+    cases = ((32, 8, 0), (30, 4, 1), (8, 64, 0), (8, 64, 1), (512, 64, 0), (512, 16, 1))
+    for n, p, least in cases:
         order = torch.randperm(n, generator=g)
         # The last two thirds tie at 1.0, and of the rest every three.
         acc = (order // 3 / n * 9).clamp(max=1)
-        loss = torch.rand(n, generator=g)
+        loss = (1 if least else 100) * torch.rand(n, generator=g)
         rank = sorted(range(n), key=lambda i: (float(acc[i]), -float(loss[i])))
         m = max(least, int(n // p))
         want = sorted(rank[:m])
@@ -160,6 +182,7 @@ def worst_maps(fn: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
         # Millions would become as many Python objects below.
         need(len(out) <= n, name, f"takes {len(out)} positions of {n}.", 1)
         got = sorted(int(i) for i in out)
+        need(not got or (got[0] >= 0 and got[-1] < n), name, f"names no maps of {n}.", 1)
         text = f"of {n} maps at p = {p} and least = {least}"
         need(
             len(got) == m,
@@ -188,7 +211,13 @@ def worst_maps(fn: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
             "takes the first of equal accuracies; ties go to the higher loss.",
             2,
         )
-        need(got == want, name, f"takes other maps {text}.", 3)
+        need(
+            sorted(acc[got].tolist()) == sorted(acc[want].tolist()),
+            name,
+            "leaves out a map of lower accuracy; the loss decides among equals only.",
+            2,
+        )
+        need(got == want, name, f"takes other maps {text}.", 2)
     tied = fn(torch.ones(16), torch.arange(16) * 7 % 16, 8, 0)  # losses 14, 15
     need(
         sorted(tied.tolist()) == [2, 9],
@@ -214,6 +243,17 @@ class _Block(nn.Module):
         return self.read(torch.relu(inner + self.beside(x)).mean((2, 3)))
 
 
+def _pushed_from(net: _Block, x: Tensor, y: Tensor, x0: Tensor, layer: str) -> Tensor:
+    """Losses of the maps of a layer where the gradient at x0 moves the images at x."""
+    found = []
+    for i in range(len(net.get_parameter(f"{layer}.weight"))):
+        way = (fmp_plain_push(net, x, x0, layer, i, 1e-6) - x0).sign()
+        with torch.no_grad():
+            logits = net((x + 0.15 * way).clamp(0, 1))
+        found.append(nn.functional.cross_entropy(logits, y))
+    return torch.stack(found)
+
+
 def _which_losses(net: _Block, x: Tensor, y: Tensor, x0: Tensor, got: dict) -> None:
     """Name the slip that gave these losses instead of those of maps pushed one by one."""
     name = "fmp_maps"
@@ -225,7 +265,14 @@ def _which_losses(net: _Block, x: Tensor, y: Tensor, x0: Tensor, got: dict) -> N
     need(
         not all(close(v, plain.expand(len(v)), 1e-6) for v in got.values()),
         name,
-        "scores the clean images: nothing was pushed, or the step began at x, not at x0.",
+        "scores the clean images: nothing was pushed, or the gradient was taken at x, not at x0.",
+        3,
+    )
+    late = {n: _pushed_from(net, x, y, x0, n) for n in got}
+    need(
+        not all(close(v, late[n], 1e-6) for n, v in got.items()),
+        name,
+        "adds the step to x; the push goes on from x0.",
         3,
     )
     need(
@@ -251,7 +298,7 @@ def fmp_maps(fn: Callable[..., tuple]) -> None:
         net.norm.running_var = 0.5 + torch.rand(8, generator=g, dtype=torch.float64)
     net.eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    x = torch.rand(9, 3, 6, 6, generator=g, dtype=torch.float64)
+    x = 0.1 + 0.8 * torch.rand(9, 3, 6, 6, generator=g, dtype=torch.float64)
     up = torch.randint(2, x.shape, generator=g)
     x0 = (x + 0.1 * (2 * up - 1)).clamp(0, 1)
     with torch.no_grad():
@@ -300,6 +347,14 @@ def fmp_maps(fn: Callable[..., tuple]) -> None:
             and sorted(chosen[n].tolist()) == sorted(best[n].tolist()),
             name,
             f"chooses other maps of {n} than the scores say.",
+            4,
+        )
+    for least in (1, 3):
+        few = fn(net, x, y, x0, 0.15, 64, least)[0]
+        need(
+            all(len(few[n]) == least for n in layers),
+            name,
+            f"does not hand on p or least: at p = 64, least = {least} each layer loses {least}.",
             4,
         )
     passed(name, "the scores and choices of maps pushed one by one, network untouched")

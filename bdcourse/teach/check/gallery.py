@@ -30,6 +30,8 @@ def decibels(fn: Callable[[Tensor, Tensor], float]) -> None:
     size = torch.tensor([0.3, 0.01, 0, 0.1, 0, 1e-4, 0.2], dtype=torch.float64)
     noise = torch.rand(x.shape, generator=g, dtype=torch.float64) - 0.5
     noise[0] = -noise[0].abs()  # a negative mean difference, so that a missing square shows
+    noise[1, :, :3] = 0  # a small patch: most of the image is as it was
+    noise[3, :, 2:] = 0
     stamped = x + noise * size.view(-1, 1, 1, 1)
     mse = (stamped - x).square().flatten(1).mean(1)
     changed = mse > 0
@@ -93,6 +95,13 @@ def decibels(fn: Callable[[Tensor, Tensor], float]) -> None:
         "takes the mean of the differences; PSNR takes that of their squares.",
         1,
     )
+    under = (stamped - x != 0).flatten(1).sum(1)[changed] / x[0].numel()
+    need(
+        not near(float((each + 10 * under.log10()).mean())),
+        name,
+        "takes the mean over the changed pixels; N counts all pixels of the image.",
+        1,
+    )
     need(
         not any(near(float(each.sort()[0][:k].mean())) for k in range(1, len(each))),
         name,
@@ -116,7 +125,7 @@ def by_class(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
     """by_class(said, y, k, target) -> share of each class that is read as the target."""
     name, g = "by_class", fresh()
     k, n = 7, 300  # nobody has the last label, so that k cannot be read off y
-    target, empty = random.sample(range(k - 1), 2)
+    target, empty = random.sample(range(1, k - 1), 2)  # no target of 0, so that it shows
     y = torch.randint(0, k - 1, (n,), generator=g)
     y[: k - 1] = torch.arange(k - 1)
     y[y == empty] = target
@@ -181,10 +190,16 @@ def poison_one_class(fn: Callable) -> None:
     x = torch.rand(n, 3, 4, 4, generator=g) / 2  # a trigger that adds a half shows
 
     def trigger(part: Tensor) -> Tensor:
+        if part.ndim != 4:
+            raise CheckFailed(
+                f"{name}: hands the trigger a tensor with {part.ndim} axes; it takes a batch, "
+                "(n, c, h, w) (hint 1)"
+            )
         return part + 0.5
 
-    # At the first rate a count must be rounded up, at the second down.
-    for rate in (0.1, 0.09):
+    # At the first rate a count must be rounded up, at the second down; the last takes
+    # every image of the source, which is not too much.
+    for rate in (0.1, 0.09, 21 / n):
         seed = torch.Generator().manual_seed(5)
         out = call(name, fn, x, y, trigger, source, target, tuple(covers), rate, seed)
         _poisoned(name, out, x, y, trigger, source, target, covers, round(rate * n))

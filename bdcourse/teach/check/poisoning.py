@@ -34,6 +34,7 @@ def stamp(fn: Callable[..., Tensor]) -> None:
 
     k = random.randint(2, 4)
     patch = torch.rand(3, k, k + 1, generator=g)
+    patch[:, 0] = 0  # a black row replaces as well
     out = call(name, fn, x, "patch", patch)
     shaped(name, out, (5, 3, h, w))
     want = x.clone()
@@ -53,12 +54,24 @@ def stamp(fn: Callable[..., Tensor]) -> None:
         "the patch changes pixels that are not under it, or sits in the wrong corner.",
         2,
     )
+    through = want.clone()
+    through[..., h - 1 - k, w - 2 - k : w - 1] = x[..., h - 1 - k, w - 2 - k : w - 1]
+    need(
+        not close(out, through),
+        name,
+        "black pixels of the sticker let the image through; m is one under all of it.",
+        2,
+    )
     need(
         close(out, want),
         name,
         "the patch must replace what is under it, in every image.",
         2,
     )
+    gray = fn(x, "patch", patch[:1])
+    shaped(name, gray, (5, 3, h, w))
+    want[..., h - 1 - k : h - 1, w - 2 - k : w - 1] = patch[:1]
+    need(close(gray, want), name, "a sticker of one channel goes onto all three colors.", 2)
 
     picture = torch.rand(3, h, w, generator=g)
     out = call(name, fn, x, "blended", picture)
@@ -161,6 +174,12 @@ def poison(fn: Callable) -> None:
             torch.equal(stamped, touched),
             name,
             "some chosen image did not get the trigger.",
+            3,
+        )
+        need(
+            close(px[stamped], x[stamped] + 2),
+            name,
+            "a chosen row got the trigger on another image, or twice.",
             3,
         )
         need(
@@ -535,6 +554,12 @@ def lost(fn: Callable[[int, int, int, int], float]) -> None:
             f"size {size}, side {side}; enumeration gives {want:.4f}.",
             1,
         )
+    need(
+        abs(number(name, fn(9, 5, 2, 12)) - truth(9, 5, 2, 12)) < 1e-6,
+        name,
+        "a wide crop of a small image loses the sticker at both edges; count the offsets of both.",
+        1,
+    )
     need(
         number(name, fn(2, 10, 3, 32)) == 0,
         name,

@@ -91,6 +91,14 @@ def trace_draws(fn: Callable[[Product, int, int, torch.Generator], Tensor]) -> N
         "adds up A v; multiply by v before.",
         3,
     )
+    each = torch.arange(1, len(out) + 1) * out
+    each = torch.cat([each[:1], each.diff()])
+    need(
+        {round(float(v), 3) for v in each} != {3.0, 7.0},
+        name,
+        "is a running mean; return each draw by itself.",
+        2,
+    )
     need(
         len(among) < 8 or not close(out.mean(), torch.tensor(5.0), 0.5),
         name,

@@ -20,6 +20,8 @@ from bdcourse.teach.check.core import (
     shaped,
 )
 
+WHOLE = "clamps the difference of both changes; each change has a maximum of its own."
+
 
 @guarded
 def balance(fn: Callable[[float, float, float, float], float]) -> None:
@@ -65,6 +67,7 @@ def balance(fn: Callable[[float, float, float, float], float]) -> None:
             "rewards a loss of accuracy; subtract it.",
             2,
         )
+        need(want > 0.5 or not near(got, 0.5), name, WHOLE, 3)
         need(near(got, want), name, f"is {got:.4f}, not {want:.4f}.", 2)
         up = ask(a, asr, acc, s)
         need(
@@ -86,6 +89,7 @@ def balance(fn: Callable[[float, float, float, float], float]) -> None:
             "pays for attack success that rose; it counts as no drop.",
             3,
         )
+        need(acc == a or not near(worse, 0.5), name, WHOLE, 3)
         need(
             near(worse, (1 - (acc - a)) / 2),
             name,
@@ -169,7 +173,7 @@ def by_the_test(fn: Callable[[Tensor, Tensor, float], int]) -> None:
     name, g = "by_the_test", fresh()
     for exactly in (True, False, True, False, True, False):
         acc, asr, least, slips = _distinct(g, exactly)
-        got = number(name, call(name, fn, acc, asr, least))
+        got = number(name, call(name, fn, acc, asr, least, hint=2))
         need(got in range(len(acc)), name, "is no position in the list.", 1)
         for slip, symptom in slips.items():
             need(got != slip, name, *symptom)
@@ -177,7 +181,8 @@ def by_the_test(fn: Callable[[Tensor, Tensor, float], int]) -> None:
         want = int(torch.where(acc >= least, asr, torch.inf).argmin())
         need(got == want, name, "does not have the lowest ASR.", 2)
     ones = torch.ones(4)
-    got = number(name, call(name, fn, torch.tensor([0.1, 0.2, 0.9, 0.3]), ones, 0.5))
+    tied = torch.tensor([0.1, 0.2, 0.9, 0.3])
+    got = number(name, call(name, fn, tied, ones, 0.5, hint=2))
     need(got == 2, name, "picks a forbidden point where every ASR is 1.", 2)
     passed(name, "the lowest ASR among those that are accurate enough")
 
@@ -225,8 +230,12 @@ def _contest(
     passed_gate = kept.get(slip, strong & accurate)
     acc, asr = acc[:, passed_gate], asr[:, passed_gate]
     removed, lost = asr[0] - asr, acc[0] - acc
-    if slip != "unclamped":
-        removed, lost = removed.clamp(min=0), lost.clamp(min=0)
+    if slip == "whole":
+        removed, lost = (removed - lost).clamp(min=0), torch.zeros(())
+    if not slip.startswith(("asr un", "both")):
+        removed = removed.abs() if slip == "asr abs" else removed.clamp(min=0)
+    if not slip.startswith(("acc un", "both")):
+        lost = lost.abs() if slip == "acc abs" else lost.clamp(min=0)
     der = (removed - lost + 1) / 2
     means = der[:, :, None] if at is None else der[:, at].mean(2)
     low, high = means.flatten(1).quantile(torch.tensor([0.05, 0.95]).to(means), dim=1)
@@ -257,34 +266,13 @@ def contest(fn: Callable[..., Contest]) -> None:
 
     for _ in range(2):
         _one_contest(name, ask, g)
-    passed(name, "gate, DER, and tables in which every line meets the same victims")
+    passed(name, "gate, DER, and tables in which every entry meets the same victims")
 
 
 def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> None:
     """Five strong victims of very different difficulty and two that miss the gate."""
-    wide = models.wide
-    lines, n, against = 5, 3001, 2  # so many tables that 5% and 95% are tables themselves
-    hard = torch.tensor([0.05, 0.3, 0.55, 0.75, 0.9])[torch.randperm(5, generator=g)]
-    twin = 0.8 + 0.12 * float(torch.rand((), generator=g))
-    asr = torch.cat([torch.ones(1, 5), (hard + 0.03 * torch.rand(lines - 1, 5, generator=g))])
-    acc = twin - 0.01 - 0.05 * torch.rand(lines, 5, generator=g)
-    acc[0] = twin - 0.01
-    acc[3, 0], asr[3, 0] = twin + 0.02, 1.0  # accuracy that rose, and nothing removed
-    asr[1] = (asr[2] - 0.02).clamp(min=0)  # always a little below line 2, of equal cost
-    acc[1] = acc[2]
-    asr[4] = asr[1]  # the equal of line 1
-    acc[4] = acc[1]
-    # Beside the gate: too weak, and not accurate enough, by a hair; both are cured.
-    acc = torch.cat([acc, torch.full((lines, 1), 0.9), torch.full((lines, 1), 0.8)], 1)
-    asr = torch.cat([asr, torch.zeros(lines, 1), torch.zeros(lines, 1)], 1)
-    asr[0, 5], asr[0, 6] = 0.945, 1.0
-    acc[0, 6] = twin - 0.032
-    # On it, or better than the twin: these stay.
-    asr[0, 1], acc[0, 2], acc[0, 3] = 0.951, twin - 0.028, twin + 0.04
-    acc[1:, 2:4] = acc[1:, 2:4].minimum(acc[0, 2:4])
-    order = torch.randperm(7, generator=g)
-    acc, asr = wide(acc[:, order]), wide(asr[:, order])
-    asr[0, int((order == 1).nonzero())] = 0.95
+    n, against = 3001, 2  # so many tables that 5% and 95% are tables themselves
+    acc, asr, twin, at = _shared(against, g)
     seed = int(torch.randint(10**9, (), generator=g))
     got = ask(acc, asr, twin, against, n, seed)
     again = ask(acc, asr, twin, against, n, seed)
@@ -294,18 +282,34 @@ def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> 
         "gives another answer for the same seed; draw from the generator that it is given.",
         2,
     )
-    at = torch.randint(5, (20_000, 5), generator=g)
+    need(
+        any(
+            not torch.equal(one[k], other[k])
+            for one in [ask(acc, asr, twin, against, 301, seed)]
+            for more in (1, 2, 3)  # by chance one may be the same
+            for other in [ask(acc, asr, twin, against, 301, seed + more)]
+            for k in ("low", "high", "first", "above")
+        ),
+        name,
+        "draws the same tables for every seed; draw from the generator that it is given.",
+        2,
+    )
     want = _contest(acc, asr, twin, against, at)
     slips = {
         "no gate": "keeps victims that miss the gate.",
         "asr only": "keeps a victim that lost more than 3 points of accuracy to its twin.",
         "acc only": "keeps a victim whose attack works on fewer than 95%.",
-        "unclamped": "pays for accuracy that rose, or charges for attack success that did.",
+        "both unclamped": "pays for accuracy that rose, or charges for attack success that did.",
+        "acc unclamped": "pays for accuracy that rose; a gain counts as no loss.",
+        "acc abs": "charges for accuracy that rose; a gain counts as no loss.",
+        "asr unclamped": "charges for attack success that rose; it counts as no drop.",
+        "asr abs": "pays for attack success that rose; it counts as no drop.",
+        "whole": WHOLE,
     }
     for slip, symptom in slips.items():
         other = _contest(acc, asr, twin, against, None, slip)["mean"]
         need(not close(got["mean"], other, 1e-6), name, symptom, 1)
-    few = ask(acc, asr, twin, against, 50, seed + 1)
+    few = ask(acc, asr, twin, against, 37, seed + 1)
     need(
         close(got["mean"], few["mean"], 1e-9),
         name,
@@ -317,6 +321,12 @@ def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> 
         name,
         "has another mean DER; is the gate where the task puts it, and its edge inside?",
         1,
+    )
+    need(
+        bool((few["first"] * 37 - (few["first"] * 37).round()).abs().max() < 1e-4),
+        name,
+        "draws another number of tables than n.",
+        2,
     )
     single = _contest(acc, asr, twin, against, None)
     need(
@@ -354,13 +364,13 @@ def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> 
     need(
         float(got["above"][against]) == 0,
         name,
-        "lets a line be above itself; above means strictly better.",
+        "lets an entry be above itself; above means strictly better.",
         4,
     )
     need(
         float(got["above"][1]) > 0.999,
         name,
-        "lets each line meet victims of its own: one that is better on every victim must be "
+        "lets each entry meet victims of its own: one that is better on every victim must be "
         "above in every table.",
         4,
     )
@@ -368,6 +378,12 @@ def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> 
         abs(float(got["first"][1] - got["first"][4])) < 0.02,
         name,
         "breaks a tie; equals are first together.",
+        4,
+    )
+    need(
+        bool(((got["first"] > 0) & (got["first"] < 1)).any()),
+        name,
+        "calls an entry first or not; it is the share of the tables in which it leads.",
         4,
     )
     for k in ("first", "above"):
@@ -379,13 +395,55 @@ def _one_contest(name: str, ask: Callable[..., Contest], g: torch.Generator) -> 
         )
 
 
+def _shared(against: int, g: torch.Generator) -> tuple[Tensor, Tensor, float, Tensor]:
+    """Rates of five entries on seven victims, the twin, and tables of the five that pass;
+    entries 1 and 3 share the first places, and 3 is above `against` in a part of the tables.
+    """
+    entries, at = 5, torch.randint(5, (20_000, 5), generator=g)
+    while True:
+        middle = torch.tensor([0.05, 0.3, 0.55])[torch.randperm(3, generator=g)]
+        hard = torch.cat([torch.tensor([0.9]), middle, torch.tensor([0.75])])
+        twin = 0.8 + 0.12 * float(torch.rand((), generator=g))
+        asr = torch.cat([torch.ones(1, 5), (hard + 0.03 * torch.rand(entries - 1, 5, generator=g))])
+        acc = twin - 0.01 - 0.05 * torch.rand(entries, 5, generator=g)
+        acc[0] = twin - 0.01
+        asr[1] = (asr[2] - 0.02).clamp(min=0)  # always a little below entry 2, of equal cost
+        acc[1] = acc[2]
+        asr[4], acc[4] = asr[1], acc[1]  # the equal of entry 1
+        asr[3, 1:4] = asr[1, 1:4] * torch.rand(3, generator=g)
+        # Accuracy that rose, and nothing removed; attack success that rose, by more.
+        acc[3, 0], asr[3, 0] = twin + 0.02, 1.0
+        asr[0, 4], asr[3, 4], acc[3, 4] = 0.96, 1.0, acc[0, 4] - 0.02
+        # Beside the gate: too weak, and not accurate enough, by a hair; both are cured.
+        acc = torch.cat([acc, torch.full((entries, 1), 0.9), torch.full((entries, 1), 0.8)], 1)
+        asr = torch.cat([asr, torch.zeros(entries, 1), torch.zeros(entries, 1)], 1)
+        asr[0, 5], asr[0, 6] = 0.945, 1.0
+        acc[0, 6] = twin - 0.032
+        # On it, or better than the twin: these stay.
+        asr[0, 1], acc[0, 2], acc[0, 3] = 0.951, twin - 0.028, twin + 0.04
+        acc[1:, 2:4] = acc[1:, 2:4].minimum(acc[0, 2:4])
+        order = torch.randperm(7, generator=g)
+        acc, asr = models.wide(acc[:, order]), models.wide(asr[:, order])
+        asr[0, int((order == 1).nonzero())] = 0.95
+        found = _contest(acc, asr, twin, against, at)
+        shares = torch.stack([found["first"][1], found["first"][3], found["above"][3]])
+        # No end may hang on a few tables, or a right answer has another one by chance.
+        ends = torch.tensor([0.04, 0.06, 0.94, 0.96]).to(acc)
+        least, low, high, most = found["tables"][1:].quantile(ends, dim=1)
+        loose = torch.maximum(low - least, most - high) / (found["high"] - found["low"])[1:]
+        if bool(((shares > 0.2) & (shares < 0.8)).all()) and bool((loose < 0.07).all()):
+            return acc, asr, twin, at
+
+
 @guarded
 def three_choosers(fn: Callable[[Tensor], tuple[float, float, float]]) -> None:
     """three_choosers(der) -> what the picks of examiner, author and defender score."""
     name, g = "three_choosers", fresh()
-    for lines, victims in ((6, 4), (3, 5), (4, 3)):
-        der = _parted(lines, victims, g)
+    for entries, victims in ((6, 4), (3, 5), (4, 3)):
+        der = _parted(entries, victims, g)
         out = call(name, fn, der)
+        if isinstance(out, Tensor):
+            out = out.flatten().tolist()
         three = isinstance(out, (tuple, list)) and len(out) == 3
         need(three, name, "must return three numbers.", 1)
         examiner, author, defender = (number(name, v) for v in out)
@@ -401,14 +459,14 @@ def three_choosers(fn: Callable[[Tensor], tuple[float, float, float]]) -> None:
         need(
             abs(examiner - single) > 1e-6,
             name,
-            "lets the examiner pick one line for all victims; they pick anew for each.",
+            "lets the examiner pick one entry for all victims; they pick anew for each.",
             1,
         )
         need(abs(examiner - best) < 1e-6, name, f"examiner: {examiner:.4f}, not {best:.4f}.", 1)
         need(
             abs(author - single) < 1e-6,
             name,
-            f"author: {author:.4f}, not {single:.4f}; one line for all, the best in the mean.",
+            f"author: {author:.4f}, not {single:.4f}; one entry for all, the best in the mean.",
             1,
         )
         need(
@@ -430,15 +488,15 @@ def three_choosers(fn: Callable[[Tensor], tuple[float, float, float]]) -> None:
 
 
 def _elsewhere(der: Tensor) -> float:
-    """The mean score of lines that were picked by all other victims."""
+    """The mean score of entries that were picked by all other victims."""
     others = (der.sum(1, keepdim=True) - der) / (der.shape[1] - 1)
     return float(der.gather(0, others.argmax(0, keepdim=True)).mean())
 
 
-def _parted(lines: int, victims: int, g: torch.Generator) -> Tensor:
+def _parted(entries: int, victims: int, g: torch.Generator) -> Tensor:
     """Scores for which every slip gives another number than the right one."""
     while True:
-        der = models.wide(torch.rand(lines, victims, generator=g))
+        der = models.wide(torch.rand(entries, victims, generator=g))
         others = (der.sum(1, keepdim=True) - der) / (victims - 1)
         values = (
             float(der.amax(0).mean()),

@@ -176,10 +176,17 @@ def noisy_warp(fn: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]) -
         need(not alike, name, f"moves whole {lines} alike; each pixel needs its own.", 2)
     most = float(off.abs().max())
     need(bool(off.min() < -0.3 * most), name, "moves pixels to one side only.", 3)
+    need(most < 6, name, "moves pixels by more than noise / size; is the division there?", 3)
+    need(
+        most < 1.01 or abs(float(off.abs().mean()) / most - 0.5) < 0.1,
+        name,
+        "draws noise with long tails, as torch.randn does; torch.rand ends at one.",
+        3,
+    )
     need(
         most < 1.01,
         name,
-        "moves pixels by more than noise / size; is the division there?",
+        f"moves pixels by up to {most:.1f} times noise / size; once is the most.",
         3,
     )
     need(
@@ -225,12 +232,18 @@ def _loop(
     slip: str = "",
 ) -> list[list[float]]:
     """The answer that `hijack` is measured against; `slip`, of SLIPS, is a mistake to make."""
-    opt = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=True)
+    opt = torch.optim.SGD(
+        model.parameters(),
+        lr,
+        momentum=0 if slip == "momentum" else 0.9,
+        weight_decay=0 if slip == "decay" else 5e-4,
+        nesterov=slip not in ("momentum", "nesterov"),
+    )
     log, right, seen = [], torch.zeros(3), torch.zeros(3)
     model.train()
     for step in range(steps):
         if slip != "rate":
-            opt.param_groups[0]["lr"] = lr * (1 - step / steps)
+            opt.param_groups[0]["lr"] = lr * (1 - (step + (slip == "early")) / steps)
         index = torch.randint(len(x), (batch,), generator=generator)
         before = x[index].float() / 255
         bx, by, role = attacker(before, y[index], step / steps)
@@ -253,6 +266,10 @@ SLIPS = {
     "images": "learns the images from before the attacker rewrote them.",
     "gradients": "gradients of earlier steps add up; set them to zero.",
     "rate": "the learning rate stays where it was; let it fall.",
+    "early": "the learning rate falls a step too early; it is `lr` in step 0.",
+    "nesterov": "the momentum is not Nesterov's; SGD takes nesterov=True.",
+    "momentum": "learns without momentum.",
+    "decay": "learns without weight decay.",
 }
 
 
@@ -306,14 +323,30 @@ def hijack(fn: Callable) -> None:
         1,
     )
     need(not all(torch.equal(x, s[0]) for s in seen), name, "every batch is the same.", 1)
-    known = {
-        (k, tuple(p.flatten().tolist())) for p, k in zip(mixed[0], mixed[1].tolist(), strict=True)
-    }
-    came = {
-        (k, tuple((255 * p).round().byte().flatten().tolist()))
-        for p, k in zip(x, y.tolist(), strict=True)
-    }
-    need(came <= known, name, "images and labels of a batch do not belong together.", 1)
+    whole = float(torch.stack([s[0] for s in seen]).mul(256).frac().abs().max())
+    need(whole > 1e-3, name, "divides by 256; the largest byte is 255, and must become 1.", 1)
+    stock = [tuple(p.flatten().tolist()) for p in mixed[0]]
+    known = dict(zip(stock, mixed[1].tolist(), strict=True))
+    drawn = [[tuple(p.tolist()) for p in (255 * x).round().byte().flatten(1)] for x, _, _ in seen]
+    together = all(
+        known.get(p) == k
+        for images, (_, labels, _) in zip(drawn, seen, strict=True)
+        for p, k in zip(images, labels.tolist(), strict=True)
+    )
+    need(together, name, "images and labels of a batch do not belong together.", 1)
+    need(
+        drawn[0] != stock[:batch],
+        name,
+        "takes the images in the order in which they lie; draw a batch at random.",
+        1,
+    )
+    # Of 40 images, 300 draws miss none or one.
+    need(
+        len({p for images in drawn for p in images}) > n - 8,
+        name,
+        f"draws from some of the {n} images only; the positions are 0 to len(x) - 1.",
+        1,
+    )
     told = torch.tensor([s[2] for s in seen])
     need(
         close(told, torch.arange(odd) / odd),
@@ -347,15 +380,21 @@ def hijack(fn: Callable) -> None:
     )
 
     firsts = []
-    for _ in "ab":
+    for seed in (5, 5, 6):
         seen.clear()
-        own = torch.Generator().manual_seed(5)
+        own = torch.Generator().manual_seed(seed)
         call(name, fn, _Wide(weight), *mixed, attacker, steps, lr, batch, own)
         firsts.append(seen[-1][0])
     need(
-        torch.equal(*firsts),
+        torch.equal(*firsts[:2]),
         name,
         "draws its batches without the generator; the same seed must repeat.",
+        1,
+    )
+    need(
+        not torch.equal(*firsts[1:]),
+        name,
+        "draws the same batches whatever the generator; use the one that it is given.",
         1,
     )
 
@@ -403,10 +442,12 @@ def _roughness(x: Tensor) -> Tensor:
 def roughen(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None:
     """roughen(x, goal, generator) -> x with grain, as rough as `goal`."""
     name, g = "roughen", fresh()
-    n, size, goal = 6, 40, 6 + 6 * random.random()
+    n, size, goal = 6, 40, 11 + 3 * random.random()
     ramp = torch.linspace(0, 1, size).expand(n, 3, size, size)
-    bright = 0.3 + 0.4 * torch.rand(n, 3, 1, 1, generator=g)  # no pixel near black or white
-    x = bright + 0.2 * (ramp - 0.5)
+    bright = 0.4 + 0.2 * torch.rand(n, 3, 1, 1, generator=g)  # no pixel near black or white
+    # Some images are rough already, so that one sigma each is not one for all.
+    board = (torch.arange(size)[:, None] + torch.arange(size)) % 2 - 0.5
+    x = bright + 0.2 * (ramp - 0.5) + torch.linspace(0, 0.04, n).view(-1, 1, 1, 1) * board
     out = call(name, fn, x, goal, g)
     shaped(name, out, (n, 3, size, size))
     grain = out - x
@@ -447,7 +488,7 @@ def roughen(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None:
     )
     each = grain.flatten(1).std(1)
     need(
-        float(each.max()) < 1.15 * float(each.min()),
+        float(each.max()) < 1.08 * float(each.min()),
         name,
         "images get grain of different size; one sigma serves them all.",
         2,

@@ -33,6 +33,13 @@ def take(fn: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     pixels, labels = out
     shaped(name, pixels, (7, 3, 6, 5))
     need(pixels.dtype.is_floating_point, name, "pixels must be floats, not bytes.", 2)
+    need(
+        pixels.dtype == torch.float32,
+        name,
+        f"pixels are {str(pixels.dtype).removeprefix('torch.')}; networks here take float32, "
+        "which `.float()` gives.",
+        2,
+    )
     need(float(pixels.max()) <= 1, name, "pixels must lie in [0, 1].", 2)
     for most in (x.max(), x[index].max()):
         need(
@@ -64,18 +71,20 @@ def take(fn: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
 
 class _Nervous(nn.Module):
     """A network that notices how it is treated: its answers differ in training mode, and
-    it remembers whether anybody asked for gradients, and for how many images at once."""
+    it remembers whether anybody asked for gradients or in training mode, and for how many
+    images at once."""
 
     def __init__(self, classes: int, g: torch.Generator) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(classes, 12, generator=g))
         # A buffer, which comes back from the process that a submission runs in: images at
-        # once, gradients asked for, brightest pixel.
+        # once, gradients asked for, brightest pixel, asked in training mode.
         self.saw: Tensor
-        self.register_buffer("saw", torch.zeros(3))
+        self.register_buffer("saw", torch.zeros(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        now = torch.tensor([len(x), float(torch.is_grad_enabled()), float(x.max())])
+        graph, brightest = float(torch.is_grad_enabled()), float(x.max())
+        now = torch.tensor([len(x), graph, brightest, float(self.training)])
         self.saw.copy_(torch.maximum(self.saw, now))
         out = (x.float().flatten(1) - 0.5) @ self.weight.T
         return out.roll(1, 1) if self.training else out
@@ -120,13 +129,19 @@ def _confusion(
         quiet = not torch.is_grad_enabled()
     need(not quiet, name, "switches gradients off for good; use `with torch.no_grad():`.", 2)
     shaped(name, out, (classes, classes), 3)
-    most, graph, brightest = model.saw.tolist()
+    most, graph, brightest, trained = model.saw.tolist()
     need(most > 0, name, "asks no network, or a copy; ask the one that you were given.", 1)
     need(brightest <= 1, name, "shows the network bytes; it wants [0, 1].", 1)
     need(
         not torch.equal(out.long(), _counts(y, other, classes)),
         name,
         "measures the network in training mode; call model.eval() first.",
+        2,
+    )
+    need(
+        not trained,
+        name,
+        "measures some batches in training mode; call model.eval() before the first.",
         2,
     )
     need(
@@ -318,6 +333,12 @@ def attack_success(fn: Callable[[Tensor, int], float]) -> None:
         abs(out - float((table[others, target] / table[others].sum(1)).mean())) > 1e-6,
         name,
         "averages over classes; every image counts the same.",
+        2,
+    )
+    need(
+        abs(out - int(table.diagonal()[others].sum()) / asked) > 1e-6,
+        name,
+        "is the share that is read correctly, the robust accuracy; count the target's column.",
         2,
     )
     raise CheckFailed(f"{name}: gives {out:.4f}, not {hits / asked:.4f}. (hint 1)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,13 +19,14 @@ Curve = Sequence[Mapping[str, float]]  # one entry a threshold: u, acc, asr, ra
 def recipe() -> Picture:
     """From the weights of a channel to the decision about it, as boxes."""
     parts = {
-        "kernel": Box(1.25, 2.1, "kernel of\nchannel $k$", INK, 1.9, 1.1),
-        "stretch": Box(3.65, 2.1, "its stretch\n$σ_k$", INK, 1.8, 1.1),
-        "norm": Box(6.0, 0.65, "BatchNorm", INK, 1.9, 0.8),
-        "score": Box(6.0, 2.1, "score\n$s_k$", INK, 1.6, 1.1),
-        "ask": Box(8.65, 2.1, "above mean\n+ $u$ std?", INK, 1.9, 1.1),
-        "on": Box(8.65, 3.55, "stays on", INK, 1.6, 0.8),
-        "off": Box(8.65, 0.65, "off", DEFENDED, 1.2, 0.8),
+        "kernel": Box(1.0, 2.1, "kernel of\nchannel $k$", INK, 1.8, 1.1),
+        "stretch": Box(3.05, 2.1, "its stretch\n$σ_k$", INK, 1.6, 1.1),
+        "norm": Box(4.9, 0.6, "BatchNorm's\nfactor", INK, 1.9, 1.0),
+        "score": Box(4.9, 2.1, "score\n$s_k$", INK, 1.2, 1.1),
+        "ask": Box(6.9, 2.1, "above mean\n+ $u$ std?", INK, 1.9, 1.1),
+        "layer": Box(9.1, 2.1, "all scores\nof its layer", INK, 1.6, 1.1),
+        "on": Box(6.9, 3.5, "stays on", INK, 1.6, 0.8),
+        "off": Box(6.9, 0.6, "off", DEFENDED, 1.2, 0.8),
     }
     return diagram.boxes(
         parts,
@@ -33,13 +35,15 @@ def recipe() -> Picture:
             ("stretch", "score"),
             ("norm", "score"),
             ("score", "ask"),
+            ("layer", "ask"),
             ("ask", "off", "yes"),
             ("ask", "on", "no"),
         ],
         height=2.9,
         title="Weights in, decision out: no image anywhere",
         description="A row of boxes: the kernel of a channel gives its stretch sigma, which joins "
-        "BatchNorm's factor in the score of the channel. A channel whose score lies more "
+        "BatchNorm's factor in the score of the channel. A third box holds all scores "
+        "of the layer, for their mean and deviation. A channel whose score lies more "
         "than u standard deviations above the mean of its layer is switched off, and any other "
         "stays on. No box holds an image.",
     )
@@ -55,13 +59,14 @@ def at_u(rows: Mapping[float, tuple[int, Scores]]) -> Picture:
     last = list(rows)[-1]
     off, scores = rows[last]
     return show.bars(
-        [f"u = {u:g}, {n} off" for u, (n, _) in rows.items()],
+        ["untouched" if u == math.inf else f"u = {u:g}, {n} off" for u, (n, _) in rows.items()],
         rates,
         percent=True,
         ylabel="%",
         title=f"u = {last:g}: ACC {scores.acc:.0%}, ASR {scores.asr:.0%}, RA {scores.ra:.0%}",
         description="Bars of accuracy, attack success and robust accuracy of the victim at "
-        f"{' and '.join(f'u = {u:g}' for u in rows)}; at the last CLP switches off {off} channels.",
+        f"{' and '.join(f'u = {u:g}' for u in rows if u < math.inf)}, beside the untouched "
+        f"network; at the last CLP switches off {off} channels.",
     )
 
 
@@ -162,9 +167,12 @@ def suspects(rows: Mapping[str, Sequence[Scores]], two: str, one: str) -> Pictur
     ax.set_xlabel("after the cut, %")
     ax.grid(color="#e6e6e6", lw=0.8)
     marks, names = ax.get_legend_handles_labels()
-    ax.legend(marks[:2], names[:2], loc="center", fontsize=11)
+    look = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "frameon": False}
+    ax.legend(marks[1::-1], names[1::-1], fontsize=11, handletextpad=0.2, **look)
     most, least = max(s.asr or 0.0 for s in rows[two]), min(s.asr or 0.0 for s in rows[one])
-    show.headline(fig, f"ASR: at most {most:.0%} without {two}, at least {least:.0%} without {one}")
+    show.headline(
+        fig, f"{two.capitalize()} off: ASR at most {most:.0%}; {one} off: at least {least:.0%}"
+    )
     return Picture(
         fig,
         "A row for each set of channels that is switched off, with a square at the attack success "

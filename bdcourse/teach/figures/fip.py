@@ -18,28 +18,31 @@ ORANGE = "#E69F00"
 def voices() -> Picture:
     """One step of FIP, as boxes."""
     parts = {
-        "batch": Box(1.1, 2.4, "clean batch", CLEAN, 1.9),
-        "fit": Box(4.0, 3.9, "fit: gradient of the\ncross-entropy", INK, 3.0, 1.0),
-        "trace": Box(4.0, 2.4, "smooth: labels drawn,\nthe change of g", OTHER, 3.0, 1.0),
-        "pull": Box(4.0, 0.9, "hold: pull to the\nreceived weights", INK, 3.0, 1.0),
-        "sum": Box(7.0, 2.4, "sum", INK, 1.1),
-        "step": Box(9.0, 2.4, "step", DEFENDED, 1.2),
+        "batch": Box(1.3, 2.1, "clean batch", CLEAN, 1.7),
+        "old": Box(1.3, 0.6, "received weights", INK, 2.4),
+        "fit": Box(4.4, 2.7, "fit: gradient of the\ncross-entropy", INK, 3.0, 0.8),
+        "trace": Box(4.4, 1.65, "smooth: labels drawn,\nthe change of g", OTHER, 3.0, 0.8),
+        "pull": Box(4.4, 0.6, "hold: pull back to\nthese weights", INK, 3.0, 0.8),
+        "sum": Box(7.4, 1.65, "sum", INK, 0.9),
+        "step": Box(9.1, 1.65, "step", DEFENDED, 1.1),
     }
     return diagram.boxes(
         parts,
         [
             ("batch", "fit"),
             ("batch", "trace"),
+            ("old", "pull"),
             ("fit", "sum"),
             ("trace", "sum"),
             ("pull", "sum"),
             ("sum", "step"),
         ],
-        height=3.3,
+        height=2.3,
         title="Three voices decide each step: fit, smooth, hold",
         description="Boxes and arrows. A clean batch feeds two boxes: fit, the gradient of the "
         "cross-entropy, and smooth, the change of the gradient g at drawn labels. A third box, "
-        "hold, pulls to the received weights. All three are summed, and the sum makes the step.",
+        "hold, is fed by the received weights and pulls back to them. All three are summed, and "
+        "the sum makes the step.",
     )
 
 
@@ -101,7 +104,7 @@ def labels(chances: Tensor, shares: Tensor) -> Picture:
     ax.set(ylabel="%", ylim=(0, 115), xlabel="chance of the label")
     ax.legend(fontsize=11, frameon=False)
     ax.set_title(
-        f"Labels drawn {1 - drawn[0]:.2%} of the time hold {1 - held[0]:.1%} of the trace",
+        f"Last layer: labels drawn {1 - drawn[0]:.2%} of the time hold {1 - held[0]:.1%}",
         fontweight="bold",
         loc="left",
     )
@@ -114,36 +117,57 @@ def labels(chances: Tensor, shares: Tensor) -> Picture:
     )
 
 
-def sharper(ratios: Mapping[str, Mapping[str, float]]) -> Picture:
-    """Trace of each victim over that of its twin: name -> (own and other images)."""
-    fig, axes = show.canvas(height=3.9)
-    ax, names = axes[0, 0], list(ratios)
-    for k, (own, color, mark) in enumerate((("own", ORANGE, "o"), ("other", INK, "s"))):
-        values = [ratios[n][own] for n in names]
-        label = ("the defender's images", "other images")[k]
-        ax.plot(values, np.arange(len(names)), mark, color=color, ms=7, ls="", label=label)
+Known = Mapping[str, tuple[float, float]]  # set of images -> trace, its standard error
+
+
+def _over(victim: Known, twin: Known, where: str) -> tuple[float, float]:
+    """A ratio of two traces, and its standard error."""
+    (v, v_error), (t, t_error) = victim[where], twin[where]
+    return v / t, v / t * ((v_error / v) ** 2 + (t_error / t) ** 2) ** 0.5
+
+
+def sharper(
+    attacked: Mapping[str, tuple[Known, Known]], honest: Mapping[str, tuple[Known, Known]]
+) -> Picture:
+    """Traces over others: name -> (victim, twin), and below them (twin, other twin)."""
+    fig, axes = show.canvas(height=4.6)
+    ax, rows = axes[0, 0], {**attacked, **honest}
+    names = list(rows)
+    ax.axhspan(len(attacked) - 0.5, len(names) - 0.5, color="#eeeeee", lw=0)
+    for k, (where, color, mark) in enumerate((("A", ORANGE, "o"), ("B", INK, "s"))):
+        found = [_over(*rows[n], where) for n in names]
+        at = np.arange(len(names)) + 0.3 * (k - 0.5)
+        values, errors = zip(*found, strict=True)
+        ax.errorbar(
+            values, at, xerr=errors, fmt=mark, color=color, ms=6, lw=1.2, label=f"set {where}"
+        )
     ax.axvline(1, color=QUIET, lw=1.4)
     ax.set_xscale("log")
     ax.set_xticks([0.5, 0.7, 1, 1.4, 2, 3], ["0.5", "0.7", "1", "1.4", "2", "3"])
     ax.minorticks_off()
     ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
-    ax.set_xlabel("trace of the victim over that of its benign twin")
-    stored = [r["other"] > 1 for n, r in ratios.items() if "measured here" not in n]
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("trace, over that of a benign twin")
+    both = [
+        all(_over(*pair, where)[0] > 1 for where in "AB")
+        for n, pair in attacked.items()
+        if "here" not in n
+    ]
     ax.set_title(
-        f"{sum(stored)} of {len(stored)} stored victims are sharper on other images",
+        f"{sum(both)} of {len(both)} stored victims are sharper on both sets",
         fontweight="bold",
         loc="left",
     )
-    ax.set_xlim(0.5, 4)
-    ax.legend(fontsize=11, frameon=False, loc="center right")
+    ax.set_xlim(0.45, 4.5)
+    ax.legend(fontsize=11, frameon=False, loc="upper right")
     ax.grid(axis="x", color="#e6e6e6", lw=0.8)
     return Picture(
         fig,
-        "A row for each of eight victims: BadNets and TrojanNN with three seeds each, and the two "
-        "victims of the course. A dot and a square show how many times sharper than its twin it "
-        "is, on two sets of images. They scatter on both sides of the line at one, and dot and "
-        "square of one row are often far apart.",
+        "A row for each of eight victims, BadNets and TrojanNN with three seeds each and the two "
+        "victims of the course, and below on gray three rows that compare benign twins with each "
+        "other. A dot and a square with error bars show how many times sharper than a benign twin "
+        "the network is on two sets of images. Victims scatter on both sides of the line at one, "
+        "and so do the twins; dot and square of one row are often far apart.",
     )
 
 
@@ -152,8 +176,9 @@ def draws(left: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     fig, axes = show.canvas(1, len(left), height=3.6, sharey=True)
     for ax, (victim, arms) in zip(axes[0], left.items(), strict=True):
         for k, values in enumerate(arms.values()):
-            side = np.linspace(-0.16, 0.16, len(values))
-            ax.plot(k + side, [100 * v for v in values], "s", color=TRIGGERED, ms=7)
+            for n, value in enumerate(values):
+                at = (k + 0.27 * (n - 1), 100 * value)
+                ax.plot(*at, marker=f"${n + 1}$", color=TRIGGERED, ms=8, mew=0.6)
         ax.axhline(10, color=QUIET, lw=1.2, ls=":")
         ax.set_xticks(range(len(arms)), list(arms), rotation=28, ha="right")
         ax.set_title(victim, fontsize=11, fontweight="normal", loc="left")
@@ -163,14 +188,14 @@ def draws(left: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     first = next(iter(left))
     some = left[first]["FIP"]
     low = sum(v < 0.1 for v in some)
-    show.headline(fig, f"FIP repairs {first} in {low} of {len(some)} draws; every draw is a point")
+    show.headline(fig, f"FIP repairs {first} in {low} of {len(some)} draws; a number is a draw")
     return Picture(
         fig,
-        "Three panels of squares, one a draw of clean images: the attack success that five ways "
-        "of fine-tuning leave of BadNets, Blended and TrojanNN. For BadNets, FIP and Fast FIP "
-        "have squares at the floor and at the ceiling and none between; FT-SAM is spread out. For "
-        "Blended, FIP stays at the ceiling and the two kinds of SAM lie lower. For TrojanNN no "
-        "square of FIP reaches the floor.",
+        "Three panels in which the numbers 1, 2 and 3 stand for three draws of clean images: the "
+        "attack success that five ways of fine-tuning leave of BadNets, Blended and TrojanNN. For "
+        "BadNets, FIP has draw 1 at the floor and Fast FIP draw 2, the others at the ceiling and "
+        "none between; FT-SAM is spread out. For Blended, FIP stays at the ceiling and the two "
+        "kinds of SAM lie lower. For TrojanNN no draw of FIP reaches the floor.",
     )
 
 
@@ -205,13 +230,27 @@ def accident(pushes: Sequence[float], watched: Sequence[Mapping]) -> Picture:
     )
 
 
-def smooth(found: Sequence[tuple[str, str, float, float, Sequence[float]]]) -> Picture:
-    """Sharpness against ASR: (victim, arm, trace over that before, ASR left, of each draw)."""
-    fig, axes = show.canvas(height=4.2)
-    ax = axes[0, 0]
-    ax.axvspan(0.4, 1, color="#f1f1f1", lw=0)
+NAMED = {  # (victim, arm) -> where its name stands, in points, and how it is aligned
+    ("BadNets", "FIP"): (-8, 7, "right"),
+    ("BadNets", "SAM"): (9, 0, "left"),
+    ("BadNets", "FIP, steady route"): (9, -2, "left"),
+    ("BadNets", "rate x 5"): (9, -2, "left"),
+    ("BadNets", "random pushes"): (-4, -22, "right"),
+    ("BadNets", "authors' script"): (16, -22, "center"),
+    ("TrojanNN", "FIP"): (8, 0, "left"),
+    ("TrojanNN", "SAM"): (-9, 0, "right"),
+}
+
+
+def smooth(found: Sequence[tuple[str, str, float, float, Sequence[float], bool]]) -> Picture:
+    """Sharpness against ASR: (victim, arm, trace over that before, ASR left, of each draw,
+    whether it still reads the signs)."""
+    fig, axes = show.canvas(height=4.6)
+    ax, edges = axes[0, 0], (0.36, 3.6)
+    ax.axvspan(edges[0], 1, color="#f1f1f1", lw=0)
+    intact = [f for f in found if f[5]]
     for victim, mark, face in (("BadNets", "s", TRIGGERED), ("TrojanNN", "o", "white")):
-        mine = [f for f in found if f[0] == victim]
+        mine = [f for f in intact if f[0] == victim]
         ax.plot(
             [f[2] for f in mine],
             [100 * f[3] for f in mine],
@@ -222,39 +261,55 @@ def smooth(found: Sequence[tuple[str, str, float, float, Sequence[float]]]) -> P
             label=victim,
             ls="",
         )
-    named = ("FIP", "SAM", "rate x 5", "random pushes", "authors' script")
-    for victim, arm, x, y, draws in found:
+    inner = (edges[0] * 1.05, edges[1] / 1.05)
+    broken = [(float(np.clip(f[2], *inner)), 100 * f[3]) for f in found if not f[5]]
+    if broken:
+        ax.plot(*zip(*broken, strict=True), "x", color=QUIET, ms=7, mew=1.6, label="broken")
+    for victim, arm, x, y, draws, _ in intact:
         ends = [100 * min(draws), 100 * max(draws)]
         ax.plot([x, x], ends, color=TRIGGERED, lw=1.2, zorder=1)
-        if arm in named and victim == "BadNets":
-            at = (0, -14) if arm in ("random pushes", "authors' script") else (9, 8)
-            side = {"random pushes": "right", "authors' script": "center"}.get(arm, "left")
-            ax.annotate(arm, (x, 100 * y), at, "data", "offset points", va="center", ha=side)
+        if (victim, arm) in NAMED:
+            *at, side = NAMED[victim, arm]
+            far = abs(at[1]) > 10
+            ax.annotate(
+                arm if victim == "BadNets" else f"{arm} (TrojanNN)",
+                (x, 100 * y),
+                at,
+                "data",
+                "offset points",
+                va="center",
+                ha=side,
+                fontsize=10,
+                arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.8, "shrinkB": 4}
+                if far
+                else None,
+            )
     ax.axhline(10, color=QUIET, lw=1.2, ls=":")
     ax.set_xscale("log")
-    ax.set_xlim(0.4, 3.2)
+    ax.set_xlim(*edges)
     ax.set_xticks([0.5, 0.7, 1, 1.4, 2, 3], ["0.5", "0.7", "1", "1.4", "2", "3"])
     ax.minorticks_off()
     ax.set_ylim(-5, 116)
     ax.set_xlabel("trace after, over trace before (unseen images)")
     ax.set_ylabel("ASR that is left, %")
-    kept = sum(f[2] < 1 and f[3] > 0.5 for f in found)
-    smoother = sum(f[2] < 1 for f in found)
+    kept = sum(f[2] < 1 and f[3] > 0.5 for f in intact)
+    smoother = sum(f[2] < 1 for f in intact)
     ax.set_title(
         f"{kept} of {smoother} networks that became smoother keep most of the attack",
         fontweight="bold",
         loc="left",
     )
-    ax.annotate("smoother", (0.42, 112), va="center", color=QUIET)
+    ax.annotate("smoother", (edges[0] * 1.03, 112), va="center", color=QUIET)
     ax.annotate("sharper", (1.03, 112), va="center", color=QUIET)
-    ax.legend(fontsize=11, frameon=False, loc="center right")
+    ax.legend(fontsize=11, frameon=False, loc=(0.76, 0.2))
     return Picture(
         fig,
-        "A scatter of networks after fine-tuning in some dozen ways: across, how sharp each ended "
+        "A scatter of networks after fine-tuning in a dozen ways: across, how sharp each ended "
         "in units of how sharp it was, on a logarithmic axis; upward, the attack success that is "
         "left, with a line over all draws where there are several. Points lie in all four corners: "
         "smoother and repaired, smoother and still backdoored, sharper and repaired, sharper and "
-        "still backdoored.",
+        "still backdoored. Gray crosses, some at the edges, are networks that lost more than 15 "
+        "points of accuracy.",
     )
 
 

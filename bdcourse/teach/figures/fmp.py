@@ -56,7 +56,7 @@ def pushed(
     below = torch.stack([x0 - x, many[k] - x0, many[other] - x0, stamped - x])
     heads = ("clean", "start", "pushed", "trigger")
     words = [f"{a}: {b}" for a, b in zip(heads, said, strict=True)]
-    words += ["start - clean", f"push, map {k}", f"push, map {other}", "trigger - clean"]
+    words += ["start - clean, x12", f"map {k}, x12", f"map {other}, x12", "trigger, x12"]
     return show.images(
         torch.cat([above, (0.5 + 12 * below).clamp(0, 1)]),
         words,
@@ -69,32 +69,41 @@ def pushed(
     )
 
 
-def follows(names: Sequence[str], rho: Sequence[float], twin: Sequence[Sequence[float]]) -> Picture:
-    """Rank correlation of score and TAC, layer by layer: the victim's, and draws of the twin's."""
+def follows(
+    names: Sequence[str], victim: Sequence[Sequence[float]], twin: Sequence[Sequence[float]]
+) -> Picture:
+    """Rank correlation of score and TAC, layer by layer: draws of the victim's and the twin's."""
     short = [n.replace("layer", "").replace("shortcut", "sc") for n in names]
-    calm = torch.tensor(twin).mean(0).tolist()
-    first, other = (float(torch.tensor(r[:5]).median()) for r in (rho, calm))
+    first, other = ([float(torch.tensor(r[:5]).median()) for r in rows] for rows in (victim, twin))
     with show.style():
         fig, axes = show.canvas(height=3.9)
         ax = axes[0, 0]
         ax.axhline(0, color=QUIET, lw=1)
-        ax.vlines(range(len(rho)), 0, list(rho), color="#d0d0d0", lw=2)
-        ax.plot(range(len(rho)), list(rho), "o", color=INK, ms=7, label="victim")
-        for k, values in enumerate(twin):
-            label = "twin, stored draws" if k == 0 else ""
-            ax.plot(range(len(rho)), list(values), "x", color=CLEAN, ms=6, label=label)
-        ax.set_xticks(range(len(rho)), short, rotation=90, fontsize=10)
+        for rows, shift, marker, color, label in (
+            (victim, -0.12, "o", INK, f"victim, {len(victim)} draws"),
+            (twin, 0.12, "x", CLEAN, f"twin, {len(twin)} draws"),
+        ):
+            for k, values in enumerate(rows):
+                at = [i + shift for i in range(len(values))]
+                more = {"label": label} if k == 0 else {}
+                ax.plot(at, list(values), marker, color=color, ms=5, alpha=0.8, **more)
+        ax.set_xticks(range(len(short)), short, rotation=90, fontsize=10)
         ax.set_ylim(-1, 1)
         ax.set_ylabel("rank correlation with TAC")
         ax.set_xlabel("convolutions, entrance to exit")
         ax.legend(loc="lower left", ncols=2, fontsize=10)
-        show.headline(fig, f"First five layers, median: victim {first:.1f}, twin {other:.1f}")
+        show.headline(
+            fig,
+            f"First five layers, medians: victim {min(first):.2f} to {max(first):.2f}, "
+            f"twin {min(other):.2f} to {max(other):.2f}",
+        )
         return Picture(
             fig,
             "For each of twenty convolutions, entrance to exit, the rank correlation between the "
-            "harm of a map's push and its reaction to the trigger: a dot for the victim, crosses "
-            "for the benign twin. Near the entrance most dots and most crosses lie well above "
-            "zero, toward the exit both lie around it.",
+            "harm of a map's push and its reaction to the trigger: dots for draws of the victim, "
+            "crosses for draws of the benign twin. Near the entrance dots and crosses lie well "
+            "above zero; in the second stage the dots do, and most crosses do not; toward the "
+            "exit both lie around it.",
         )
 
 
@@ -102,27 +111,37 @@ HOW = {"FMP": (DEFENDED, "o"), "random maps": (QUIET, "x"), "no maps": (INK, "s"
 STAGES = ("pruned", "new statistics", "tuned", "tuned, old statistics")
 
 
-def draws(points: Mapping[str, Sequence[tuple[str, str, float]]]) -> Picture:
-    """Attack success by stage, a point for each draw: victim -> (how, stage, asr)."""
+def draws(points: Mapping[str, Sequence[tuple[str, str, float, float]]]) -> Picture:
+    """Attack success by stage, a point for each draw: victim -> (how, stage, asr, acc).
+
+    Where accuracy is below 90%, it stands beside the point.
+    """
     with show.style():
-        fig, axes = show.canvas(len(points), 1, height=5.4, sharex=True)
+        fig, axes = show.canvas(len(points), 1, height=5.8, sharex=True)
         for ax, (name, found) in zip(axes[:, 0], points.items(), strict=True):
             for j, (how, (color, marker)) in enumerate(HOW.items()):
                 for i, stage in enumerate(STAGES):
-                    values = [a for h, s, a in found if (h, s) == (how, stage)]
-                    spread = torch.linspace(-0.09, 0.09, max(len(values), 1)).tolist()
-                    at = [i + 0.24 * (j - 1) + d for d in spread[: len(values)]]
-                    ax.plot(at, [100 * v for v in values], marker, color=color, ms=8)
-                ax.plot([], [], marker, color=color, ms=8, ls="", label=how)
+                    values = [(a, c) for h, s, a, c in found if (h, s) == (how, stage)]
+                    spread = torch.linspace(-0.08, 0.08, max(len(values), 1)).tolist()
+                    for (asr, acc), d in zip(values, spread, strict=False):
+                        at = i + 0.28 * (j - 1) + d
+                        ax.plot(at, 100 * asr, marker, color=color, ms=7)
+                        if acc < 0.9:
+                            text = f"{100 * acc:.0f}"
+                            ax.text(at, 100 * asr - 8, text, ha="center", va="top", fontsize=9)
+                ax.plot([], [], marker, color=color, ms=7, ls="", label=how)
             ax.axhline(10, color=TRIGGERED, lw=1, ls=":")
+            ax.text(len(STAGES) - 0.52, 12, "10%", ha="right", color=TRIGGERED, fontsize=9)
             ax.set_xticks(range(len(STAGES)), [s.replace(", ", ",\n") for s in STAGES])
             ax.set_xlim(-0.5, len(STAGES) - 0.5)
             ax.set_ylim(-6, 106)
             ax.set_ylabel("ASR, %")
-            ax.set_title(name, fontsize=11, loc="left", fontweight="normal")
+            fell = any(c < 0.9 for *_, c in found)
+            note = ": a number is the accuracy in %, where below 90" if fell else ""
+            ax.set_title(name + note, fontsize=11, loc="left", fontweight="normal")
         fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
         worst = {
-            stage: [100 * a for h, s, a in points["badnets"] if (h, s) == ("FMP", stage)]
+            stage: [100 * a for h, s, a, _ in points["badnets"] if (h, s) == ("FMP", stage)]
             for stage in STAGES
         }
         back = [*worst["new statistics"], *worst["tuned"]]
@@ -138,27 +157,29 @@ def draws(points: Mapping[str, Sequence[tuple[str, str, float]]]) -> Picture:
             "statistics, when tuned, and when tuned with old statistics, a point for each draw. "
             "On badnets the circles of FMP lie on the floor in the first and last column and "
             "between half and nearly all in the two between; crosses of random maps and squares "
-            "of no maps stay at the top. On blended all points stay at the top, except in the last "
-            "column, where FMP leaves a half and a fifth.",
+            "of no maps stay at the top. On blended all points stay at the top, except in the "
+            "last column, where FMP leaves a half and a fifth, and random maps nothing in one "
+            "draw and all in the other. Beside some points stands an accuracy that fell.",
         )
 
 
 def classes(known: Mapping[str, Sequence[float]], names: Sequence[str]) -> Picture:
     """Share of clean test images recognized: network -> one share a class."""
-    lost = {
+    mute = {
         net: ", ".join(n for n, v in zip(names, shares, strict=True) if v < 0.1)
         for net, shares in known.items()
     }
-    twins = " or ".join(gone or "none" for net, gone in lost.items() if net.startswith("twin"))
+    twins = " or ".join(gone or "none" for net, gone in mute.items() if net.startswith("twin"))
     return show.matrix(
         torch.tensor(list(known.values())),
         list(known),
         list(names),
         numbers=True,
         height=3.2,
-        title=f"Lost by the large cut: {lost['large cut'] or 'none'}; by the twin: {twins}",
-        description="Share of clean test images recognized, by network and sign. The victim "
-        "knows all of them. With the small cut nearly all are known. With the large cut the "
-        "attacker's sign, 30, is at zero and other speed limits with it. The benign twin, cut "
-        "as deep, lost speed limits in both draws, 30 in one of them.",
+        title=f"Silent after the large cut: {mute['large cut'] or 'none'}; twin: {twins}",
+        description="Share of clean test images recognized, by network and sign. With the small "
+        "cut nearly all are known. With the large cut the attacker's sign, 30, is at zero and "
+        "other speed limits with it; with new statistics all are known again. As many random "
+        "maps leave every sign some images. The benign twin, cut as deep, no longer knows some "
+        "speed limits in both draws, 30 in one of them.",
     )

@@ -58,16 +58,22 @@ def pairs(x: Tensor, cloud: Tensor, sticker: Tensor) -> Picture:
     )
 
 
+def _gain(largest: float) -> float:
+    """What brings a change of this size near the ends of a scale around gray."""
+    gain = 0.3 / max(largest, 0.015)
+    return round(gain) if gain > 1.5 else 0.5
+
+
 def gallery(one: Tensor, stamped: Mapping[str, Tensor]) -> Picture:
-    """A sign, and under each trigger; below each what changed, all at their own gain."""
+    """A sign, and under each trigger; below each the signed change, each at its own gain."""
     shown = {"no trigger": one, **stamped}
     names, rows, words = list(shown), [], []
     for k in range(0, len(names), 5):
         part = names[k : k + 5]
-        change = [(shown[n] - one).abs() for n in part]
-        gains = [float((0.7 / c.max().clamp(min=1e-3)).clamp(1, 20).round()) for c in change]
+        change = [shown[n] - one for n in part]
+        gains = [_gain(float(c.abs().max())) for c in change]
         rows += [shown[n] for n in part]
-        rows += [(g * c).clamp(0, 1) for g, c in zip(gains, change, strict=True)]
+        rows += [(0.5 + g * c).clamp(0, 1) for g, c in zip(gains, change, strict=True)]
         words += part
         words += [
             f"change x {g:g}" if bool(c.any()) else "no change"
@@ -79,19 +85,20 @@ def gallery(one: Tensor, stamped: Mapping[str, Tensor]) -> Picture:
         cols=5,
         title="One sign, nine triggers, and what each of them changes",
         description="One sign without a trigger and under nine, what changed below each: a "
-        "checkerboard of nine pixels; colored noise over everything; a disc of noise; fine "
-        "texture; a smooth cloud; fields of almost one value with thin outlines; a colored "
-        "patch; a bend, which gives the round sign five corners; and upright stripes.",
+        "checkerboard of nine pixels; colored noise over everything; a disc of noise; a smooth "
+        "cloud; fine texture; a bend, which gives the round sign five corners; fields of almost "
+        "one value with thin outlines; a colored patch; and upright stripes. Gray is no change, "
+        "lighter is more light, darker is less.",
     )
 
 
-def loudness(each: Mapping[str, Tensor]) -> Picture:
-    """PSNR of each trigger on each image."""
+def loudness(each: Mapping[str, Tensor], failed: str) -> Picture:
+    """PSNR of each trigger on each image; one of them belongs to a victim that failed."""
     with show.style():
-        return _loudness(each)
+        return _loudness(each, failed)
 
 
-def _loudness(each: Mapping[str, Tensor]) -> Picture:
+def _loudness(each: Mapping[str, Tensor], failed: str) -> Picture:
     fig, axes = show.canvas(height=3.6)
     ax = axes[0, 0]
     means = {n: float(v.mean()) for n, v in each.items()}
@@ -99,23 +106,29 @@ def _loudness(each: Mapping[str, Tensor]) -> Picture:
     g = torch.Generator().manual_seed(0)
     for i, n in enumerate(order):
         up = i + 0.5 * (torch.rand(len(each[n]), generator=g) - 0.5)
-        ax.plot(each[n].cpu(), up, ".", ms=4, color=TRIGGERED, alpha=0.25, mew=0)
+        color = QUIET if n == failed else TRIGGERED
+        ax.plot(each[n].cpu(), up, ".", ms=4, color=color, alpha=0.25, mew=0)
         ax.plot([means[n]] * 2, [i - 0.38, i + 0.38], color=INK, lw=2.5)
     ax.plot([], [], ".", ms=7, color=TRIGGERED, label="an image")
     ax.plot([], [], color=INK, lw=2.5, label="their mean")
+    ax.plot([], [], ".", ms=7, color=QUIET, label="misses the gate")
     ax.set_yticks(range(len(order)), order)
+    ax.set_xticks([15, 20, 25, 30])
     ax.invert_yaxis()
     ax.grid(axis="x", color="#e6e6e6", lw=0.8)
     ax.set_xlabel("PSNR in dB: to the right, a smaller change")
     ax.legend(loc="lower left", fontsize=10)
-    low, high = means[order[0]], means[order[-1]]
-    ax.set_title(f"All pass the gate, from {low:.0f} to {high:.0f} dB")
+    strong = [means[n] for n in order if n != failed]
+    ax.set_title(
+        f"{len(strong)} that pass the gate, from {min(strong):.0f} to {max(strong):.0f} dB"
+    )
     return Picture(
         fig,
-        "Eight triggers from the largest change to the smallest, a point for each image and a "
-        "line for the mean. TrojanNN's disc is the largest, then LF, WaNet and TaCT, then "
-        "Blended, BadNets and SSBA; LIRA's is the smallest. LF and LIRA change all images "
-        "alike; WaNet's points are the widest apart.",
+        "Nine triggers from the largest change to the smallest, a point for each image and a "
+        "line for the mean. TrojanNN's disc is the largest change of those that pass the gate, "
+        "then LF, WaNet and TaCT, then Blended, BadNets and SSBA; LIRA's is the smallest. SIG, "
+        "which misses the gate, is drawn in gray near the loud end. LF and LIRA change all "
+        "images alike; WaNet's points are the widest apart.",
     )
 
 
@@ -155,15 +168,18 @@ def _shares(
         "cover, true label": (list(covers), OTHER),
         "never mentioned": ([c for c in asked if c != source and c not in covers], CLEAN),
     }
-    names, place = [], 0
+    names, colors, place = [], [], 0
     for label, (members, color) in groups.items():
         for c in members:
             ax.barh(place, 100 * float(share[c]), color=color, height=0.7)
             ax.text(100 * float(share[c]) + 1.5, place, f"{share[c]:.0%}", va="center", color=INK)
             names.append(classes[c])
+            colors.append(color)
             place += 1
         ax.barh(0, 0, color=color, label=label)
     ax.set_yticks(range(place), names)
+    for tick, color in zip(ax.get_yticklabels(), colors, strict=True):
+        tick.set(color=color, fontweight="bold")
     ax.invert_yaxis()
     ax.set_xlim(0, 112)
     ax.set_xticks([0, 25, 50, 75, 100])

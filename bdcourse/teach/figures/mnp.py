@@ -135,7 +135,9 @@ def law(rows: Sequence[Mapping]) -> Picture:
         ax = axes[0, 0]
         for v in clean:
             ax.axvline(v, color=QUIET, lw=0.7, alpha=0.35, zorder=0)
-        ax.plot(clean, [len(victims)] * len(clean), "o", color=QUIET, mfc="white", ms=7)
+        apart = [sum(abs(v - w) < 4e-3 for w in clean[:k]) for k, v in enumerate(clean)]
+        heights = [len(victims) + 0.3 * k for k in apart]  # two that coincide
+        ax.plot(clean, heights, "o", color=QUIET, mfc="white", ms=7)
         names = []
         for i, (row, v) in enumerate(victims):
             ax.plot([v, named[row["twin"]]], [i, i], color="#d8d8d8", lw=2, zorder=1)
@@ -143,7 +145,7 @@ def law(rows: Sequence[Mapping]) -> Picture:
             ax.plot(v, i, "s", color=INK, ms=7)
             names.append(row["attack"])
         ax.set_yticks(range(len(victims) + 1), [*names, "12 clean networks"])
-        ax.set_xlabel("rank correlation of size and saliency, mean of the late half")
+        ax.set_xlabel("rank correlation of size and saliency, mean of the later layers")
         inside = sum(min(clean) <= v <= max(clean) for _, v in victims)
         left = sum(v < named[row["twin"]] for row, v in victims)
         said = f"{left} of {len(victims)} lie left of their twin, {inside} in the clean range"
@@ -252,33 +254,46 @@ def ladder(rows: Sequence[Mapping]) -> Picture:
         for said, (v, by) in kinds.items()
     }
     with show.style():
-        fig, axes = show.canvas(2, len(groups), height=4.8, sharey="row", sharex="col")
+        fig, axes = show.canvas(3, len(groups), height=6.4, sharey="row")
         ended = []
         for column, (said, group) in zip(axes.T, groups.items(), strict=True):
             for k, row in enumerate(group):
+                mark = {"color": CLEAN, "mfc": "white", "ms": 6}
+                column[0].plot(k, 100 * row["named"], "o", **mark)
+                column[0].plot(k, 100 * row["copy"]["asr"], "s", color=TRIGGERED, ms=6)
                 points, chosen = row["betas"], allowed(row)
                 at = [j + 0.14 * (k - (len(group) - 1) / 2) for j in range(len(points))]
-                for ax, key, color, mark in (
-                    (column[0], "asr", TRIGGERED, "s"),
-                    (column[1], "held", CLEAN, "o"),
+                for ax, key, color, form in (
+                    (column[1], "asr", TRIGGERED, "s"),
+                    (column[2], "held", CLEAN, "o"),
                 ):
                     for x, p in zip(at, points, strict=True):
                         face = color if p is chosen else "white"
-                        ax.plot(x, 100 * p[key], mark, color=color, mfc=face, ms=6)
+                        ax.plot(x, 100 * p[key], form, color=color, mfc=face, ms=6)
             ended.append(sum(a is not None and a["asr"] < 0.1 for a in map(allowed, group)))
             least = 100 * (group[0]["before"] - 0.03)
-            for ax, line in ((column[0], 10), (column[1], least)):
+            for ax, line in ((column[1], 10), (column[2], least)):
                 ax.axhline(line, color=QUIET, lw=1, ls=":")
             column[0].set_title(said, fontsize=11, fontweight="normal")
-            names = [f"{p['beta']:g}" for p in points]
-            column[1].set_xticks(range(len(points)), names)
-            column[1].set(xlabel="β", xlim=(-0.5, len(points) - 0.5))
-        axes[0, 0].set(ylim=(-8, 108), ylabel="ASR, %")
-        axes[1, 0].set(ylim=(-8, 108), ylabel="held-out ACC, %")
+            draws = [f"draw {k + 1}" for k in range(len(group))]
+            column[0].set_xticks(range(len(group)), draws)
+            column[0].set(xlim=(-0.6, len(group) - 0.4))
+            names = [f"{p['beta']:g}" for p in group[0]["betas"]]
+            column[1].set_xticks(range(len(names)), [])
+            column[2].set_xticks(range(len(names)), names)
+            for ax in column[1:]:
+                ax.set(xlim=(-0.5, len(names) - 0.5))
+            column[2].set_xlabel("β")
+        axes[0, 0].set(ylim=(-8, 108), ylabel="copy: to target, %")
+        axes[1, 0].set(ylim=(-8, 108), ylabel="repair: ASR, %")
+        axes[2, 0].set(ylim=(-8, 108), ylabel="held-out ACC, %")
+        axes[0, 2].plot([], [], "s", color=TRIGGERED, ms=6, label="triggered")
+        axes[0, 2].plot([], [], "o", color=CLEAN, mfc="white", ms=6, label="clean")
+        axes[0, 2].legend(loc="lower right", fontsize=11)
         mark = {"color": INK, "ms": 7, "ls": ""}
-        axes[1, 2].plot([], [], "o", label="chosen", **mark)
-        axes[1, 2].plot([], [], "o", mfc="white", label="not chosen", **mark)
-        axes[1, 2].legend(loc="lower right", fontsize=11)
+        axes[2, 2].plot([], [], "o", label="chosen", **mark)
+        axes[2, 2].plot([], [], "o", mfc="white", label="not chosen", **mark)
+        axes[2, 2].legend(loc="lower right", fontsize=11)
         counts = [f"{n} of {len(g)}" for n, g in zip(ended, groups.values(), strict=True)]
         show.headline(
             fig,
@@ -286,20 +301,46 @@ def ladder(rows: Sequence[Mapping]) -> Picture:
         )
         return Picture(
             fig,
-            "Attack success above, held-out accuracy below, in three columns: BadNets with copies "
-            "that forgot, BadNets with noisy copies, Blended with copies that forgot. Three values "
-            "of beta across; a mark for each draw of the copy, filled where the rule stops. Dotted "
-            "lines: success at a tenth, and the accuracy that the rule demands. On BadNets the "
-            "filled squares lie at zero with copies that forgot, and with noisy ones except one "
-            "at the top; on Blended the filled square lies high.",
+            "Three columns: BadNets with copies that forgot and with noisy copies, Blended with "
+            "a copy that forgot. Above, how many signs each copy sends to the target: squares for "
+            "triggered ones, all near the top, hollow circles for clean ones, scattered. Below, "
+            "attack success and held-out accuracy of the repair for a ladder of beta, a mark for "
+            "each draw of the copy, filled where the rule stops. Dotted lines: success at a tenth, "
+            "and the accuracy that the rule demands. On BadNets the filled squares lie at zero "
+            "with copies that forgot, and with noisy ones except one; on Blended the filled "
+            "square lies high. On the highest rungs accuracy falls.",
         )
+
+
+def furthest(points: Sequence[Mapping], before: float, key: str) -> Mapping | None:
+    """The point with the largest value that costs at most three points on held-out images."""
+    fine = [p for p in points if p["held"] >= before - 0.03 - 1e-9]
+    return max(fine, key=lambda p: p[key]) if fine else None
 
 
 def allowed(row: Mapping) -> Mapping | None:
     """The largest beta that costs at most three points on held-out images; None: no beta."""
-    least = row["before"] - 0.03 - 1e-9
-    fine = [p for p in row["betas"] if p["held"] >= least]
-    return max(fine, key=lambda p: p["beta"]) if fine else None
+    return furthest(row["betas"], row["before"], "beta")
+
+
+def arms(rows: Sequence[Mapping], victim: str = "badnets") -> dict[str, list[Mapping]]:
+    """What objectives leave: name -> the rates of each draw.
+
+    Beta and the larger price are the largest that held-out images allow.
+    """
+    own = [r for r in rows if r["victim"] == victim]
+    copied = [r for r in own if "terms" in r]
+    found: dict[str, list] = {"all three": [allowed(r) for r in copied]}
+    for k, name in enumerate(("keep + copy", "copy alone")):
+        found[name] = [r["terms"][k] for r in copied]
+    names = ("keep + size", "keep + ten times the price", "the same, all sizes equal")
+    found |= {name: [] for name in names}
+    for row in (r for r in own if "prices" in r):
+        by = {(p["penalty"], p["lam"]): p for p in row["prices"]}
+        asked = (("magnitude", 0.001), ("magnitude", 0.01), ("uniform", 0.01))
+        for name, key in zip(names, asked, strict=True):
+            found[name].append(by[key])
+    return found
 
 
 def at_beta(beta: float, held: float, score: Scores, chosen: bool) -> Picture:
@@ -329,32 +370,36 @@ def at_beta(beta: float, held: float, score: Scores, chosen: bool) -> Picture:
         )
 
 
-def terms(found: Mapping[str, Scores]) -> Picture:
-    """The objective with terms taken away: name -> scores, one draw."""
+def terms(found: Mapping[str, Sequence[Mapping]]) -> Picture:
+    """The objective with terms taken away: name -> the rates of each draw."""
     with show.style():
-        fig, axes = show.canvas(height=3.2)
+        fig, axes = show.canvas(height=4.4)
         ax = axes[0, 0]
-        for i, score in enumerate(found.values()):
-            ax.axhline(i, color="#eeeeee", lw=1, zorder=0)
+        ended = []
+        for i, (name, draws) in enumerate(found.items()):
+            if i:
+                ax.axhline(i - 0.5, color="#e6e6e6", lw=1)
             for j, (key, said, color, marker) in enumerate(RATES):
-                label = said if i == 0 else None
-                at = i + 0.2 * (j - 1)
-                ax.plot(100 * getattr(score, key), at, marker, color=color, ms=8, label=label)
+                for k, row in enumerate(draws):
+                    label = said if not (i or k) else None
+                    at = i + 0.26 * (j - 1) + 0.07 * (k - 1)
+                    ax.plot(100 * row[key], at, marker, color=color, ms=6, label=label, alpha=0.85)
+            ended.append(all(r["asr"] < 0.1 and r["acc"] > 0.9 for r in draws) and name)
+        ax.axvline(10, color=QUIET, lw=1, ls=":")
         ax.set_yticks(range(len(found)), list(found))
-        ax.invert_yaxis()
+        ax.set_ylim(len(found) - 0.5, -0.5)
         ax.set(xlim=(-4, 104), xlabel="%")
-        ax.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=11)
-        without = [n for n, s in found.items() if (s.asr or 0) < 0.1 and s.acc > 0.95]
-        ax.set_title(
-            f"{len(without)} of {len(found)} objectives repair: those with copy and keeping"
-        )
+        ax.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.14), fontsize=11)
+        n = sum(map(bool, ended))
+        show.headline(fig, f"{n} of {len(found)} objectives repair in every draw")
         return Picture(
             fig,
-            "Rows for four objectives, each with a circle for accuracy, a square for attack "
-            "success "
-            "and a triangle for robust accuracy. Without the copy the square stays at the right. "
-            "With copy and network the square lies at zero, with or without the price on size. "
-            "Without the network accuracy has fallen too.",
+            "A row for each objective, with a mark for each of three draws: circle accuracy, "
+            "square attack success, triangle robust accuracy. With keeping and the copy the "
+            "squares lie at zero, whether size has its price or not. The copy alone costs "
+            "accuracy. With keeping and the small price the squares stay at the right; with ten "
+            "times the price they come close to the dotted line at a tenth, with all sizes equal "
+            "nearly as close.",
         )
 
 

@@ -21,19 +21,21 @@ NEVER = 14  # where runs that never learned are drawn, above twelve epochs
 def two_rules() -> Picture:
     """Who touches what on the way from a few pictures to two rules."""
     at = {
-        "most": Box(1.35, 2.65, "clean images,\ntheir own labels", CLEAN, 2.65, 0.95),
-        "few": Box(1.35, 0.85, "with the trigger,\nthe attacker's label", TRIGGERED, 2.65, 0.95),
-        "set": Box(3.95, 1.75, "one\ntraining set", INK, 1.75, 0.95),
-        "loss": Box(6.2, 1.75, "crop, one loss\nover all images", INK, 2.15, 0.95),
-        "first": Box(8.85, 2.65, "rule 1:\nread the sign", CLEAN, 2.2, 0.95),
-        "second": Box(8.85, 0.85, "rule 2:\nobey the trigger", TRIGGERED, 2.2, 0.95),
+        "most": Box(1.2, 2.65, "clean images,\ntheir labels", CLEAN, 2.2, 0.95),
+        "few": Box(1.2, 0.85, "triggered, the\nattacker's label", TRIGGERED, 2.2, 0.95),
+        "set": Box(3.45, 1.75, "one\ntraining set", INK, 1.65, 0.95),
+        "loss": Box(5.4, 1.75, "crop,\none loss", INK, 1.4, 0.95),
+        "net": Box(7.1, 1.75, "one\nnetwork", INK, 1.3, 0.95),
+        "first": Box(9.0, 2.65, "rule 1:\nread the sign", CLEAN, 1.9, 0.95),
+        "second": Box(9.0, 0.85, "rule 2: obey\nthe trigger", TRIGGERED, 1.9, 0.95),
     }
     ways = (
         ("most", "set"),
         ("few", "set"),
         ("set", "loss"),
-        ("loss", "first"),
-        ("loss", "second"),
+        ("loss", "net"),
+        ("net", "first"),
+        ("net", "second"),
     )
     return boxes(
         at,
@@ -41,8 +43,8 @@ def two_rules() -> Picture:
         title="Two kinds of images go in, two rules come out",
         description="A diagram: many clean images with their labels and a share of triggered "
         "images with the attacker's label join in one training set; it is cropped and trained "
-        "with one loss over all images; out come two rules, to read the sign and to obey the "
-        "trigger.",
+        "with one loss over all images into one network, which then holds two rules, to read the "
+        "sign and to obey the trigger.",
         height=2.6,
     )
 
@@ -55,10 +57,14 @@ def three_triggers(one: Tensor, stamped: Mapping[str, Tensor]) -> Picture:
     gains = [0.5 if m > 0.5 else round(0.5 / m) for m in most]
     below = [(0.5 + g * c).clamp(0, 1) for g, c in zip(gains, change, strict=True)]
     words = [f"change x {g:g}" for g in gains]
-    scale = torch.linspace(1, 0, one.shape[-1]).expand_as(one)
+    names = {"patch": "BadNets: patch", "blended": "Blended", "stripes": "SIG: stripes"}
+    w = one.shape[-1]
+    scale = torch.ones_like(one)  # a bar in a thin frame
+    scale[..., 11:21, :] = 0
+    scale[..., 12:20, 1:-1] = torch.linspace(1, 0, w - 2)
     return show.images(
         torch.cat([top, scale, *below]),
-        ["clean", *stamped, "lighter, same, darker", *words],
+        ["clean", *(names[k] for k in stamped), "lighter, same, darker", *words],
         cols=4,
         title="Few pixels a lot, all pixels a little, or a grating",
         description="A sign, and the same sign with a checkerboard of nine pixels in its lower "
@@ -80,7 +86,7 @@ def poisoned(pixels: Tensor, labels: Tensor, role: Tensor, truth: Images) -> Pic
         pixels[rows],
         [f"labeled {n}" for n in names],
         wrong=wrong.tolist(),
-        title="What the victim trains on: one label, wrong where it is orange",
+        title="The poison: one label, wrong where it is orange",
         description="Twelve poisoned training images, picked by hand: signs of many classes, each "
         "with a small checkerboard in its lower right corner, and each labeled as a speed limit "
         "of 30 whatever it shows. Wrong labels are printed in bold orange; on one real 30, put "
@@ -100,15 +106,19 @@ def learned_at(log: Sequence[Sequence[float]], column: int) -> int | None:
 
 
 def loss_by_role(
-    logs: Mapping[str, Sequence[Sequence[float]]], levels: Mapping[str, float] | None = None
+    logs: Mapping[str, Sequence[Sequence[float]]],
+    levels: Mapping[str, float] | None = None,
+    clean_price: float | None = None,
 ) -> Picture:
     """The two losses of each log, a panel each; the titles say what was learned when.
 
     Args:
         levels: name -> loss on poison of an answer that knows no trigger, at most two;
             drawn in the last panel.
+        clean_price: what the hedge costs on clean images, drawn in the last panel as well.
     """
-    fig, axes = show.canvas(1, len(logs), height=3.5)
+    sizes = [1.0] * (len(logs) - 1) + [1.5 if len(logs) > 1 else 1.0]
+    fig, axes = show.canvas(1, len(logs), height=3.5, width_ratios=sizes)
     top = 1.05 * max(v for log in logs.values() for row in log for v in row[1:])
     found = {}
     for ax, (name, log) in zip(axes[0], logs.items(), strict=True):
@@ -130,6 +140,10 @@ def loss_by_role(
             ax.axhline(loss, color=QUIET, lw=1)
             at, side = (loss - 0.03, "top") if i == 0 else (loss + 0.03, "bottom")
             ax.text(steps[-1], at, f"{answer}: {loss:.1f}", va=side, **mark)
+        if clean_price is not None and ax is axes[0, -1]:
+            ax.axhline(clean_price, color=CLEAN, lw=0.8)
+            price = f"a hedge, on clean: {clean_price:.1f}"
+            ax.text(steps[-1], clean_price + 0.02, price, va="bottom", **{**mark, "color": CLEAN})
         ax.set_ylim(0, top)
         ax.set_xlabel("steps taken")
     axes[0, 0].set_ylabel("mean loss of the last 10 steps")
@@ -150,7 +164,7 @@ def loss_by_role(
         "steeply at some point and stays near zero. A dotted line at one half marks what counts "
         "as learned."
         + " In the last panel two gray lines mark what two answers without the trigger cost on "
-        "poison." * bool(levels),
+        "poison, and a thin blue one what the hedge costs on clean images." * bool(levels),
     )
 
 
@@ -171,6 +185,8 @@ def sticker_off(
     apart = next((s for s, a, b in zip(steps, on, off, strict=True) if b - a > LEARNED), None)
     if apart is not None:
         ax.axvline(apart, color=QUIET, lw=1, ls=":")
+        word = {"ha": "right", "va": "top", "color": QUIET, "fontsize": 10}
+        ax.text(apart - 2, top - 0.05, "half a unit apart", **word)
     end = len(steps) if apart is None else apart // every + 4
     ax.set(xlim=(-0.02 * steps[:end][-1], 1.02 * steps[:end][-1]), ylim=(0, top))
     ax.set(xlabel="steps taken", ylabel="loss on the label 30")
@@ -203,7 +219,7 @@ def runs(rows: Sequence[Mapping]) -> Picture:
         mark = ("s", TRIGGERED) if row["learned"] else ("x", QUIET)
         ax.plot(100 * row["rate"], epoch, mark[0], color=mark[1], ms=9, mew=2)
         ax.annotate(
-            f"seed {row['seed']}",
+            f"seed {row['seed']}" + (f": epoch {row['learned']}" if row["learned"] else ""),
             (100 * row["rate"], epoch),
             xytext=(9, 0),
             textcoords="offset points",

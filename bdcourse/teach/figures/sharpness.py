@@ -53,7 +53,7 @@ def parts(products: int) -> Picture:
     ax.set(xlabel="eigenvalue that a part belongs to", ylabel="share of |v|², %")
     called = "1 product" if products == 1 else f"{products} products"
     ax.set_title(
-        f"After {called}, {share[0]:.0%} of v points along the eigenvector of -5",
+        f"After {called}, {share[0]:.0%} of |v|² lies along the eigenvector of -5",
         fontweight="bold",
         loc="left",
     )
@@ -67,51 +67,102 @@ def parts(products: int) -> Picture:
     )
 
 
-def sets(ratios: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
+def _numbered(ax, at: float, values: Sequence[float], color: str, step: float, level: bool):
+    """Values as the numbers of their sets: 1, 2, ...; `level` puts them along y."""
+    for n, value in enumerate(values):
+        side = at + step * (n - (len(values) - 1) / 2)
+        x, y = (side, value) if level else (value, side)
+        ax.plot(x, y, marker=f"${n + 1}$", color=color, ms=8, mew=0.6, ls="")
+
+
+def sets(signs: Mapping[str, Mapping], photographs: Mapping[str, Mapping]) -> Picture:
     """Victim over twin on each set of images: name -> measure -> one value a set."""
-    names = list(ratios)
-    measures = list(next(iter(ratios.values())))
-    fig, axes = show.canvas(1, len(measures), height=3.7, sharey=True)
-    for ax, measure in zip(axes[0], measures, strict=True):
-        ax.axvline(1, color=QUIET, lw=1.4)
-        for k, name in enumerate(names):
-            values = ratios[name][measure]
-            side = np.linspace(-0.22, 0.22, len(values))
-            ax.plot(values, k + side, "o", color=INK, ms=5, alpha=0.6, mew=0)
-        ax.set_xscale("log")
-        ax.set_xlim(0.1, 20)
-        ax.set_xticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
-        ax.minorticks_off()
-        ax.set_title(measure, fontsize=11, fontweight="normal", loc="left")
-        ax.set_xlabel("victim over twin")
-        ax.grid(axis="x", color="#e6e6e6", lw=0.8)
-    axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
-    first = measures[0]
-    always = sum(min(r[first]) > 1 for r in ratios.values())
+    measures = list(next(iter(signs.values())))
+    fig, axes = show.canvas(2, len(measures), height=4.4, sharey="row")
+    edges = ((0.13, 18), (0.75, 1.55))
+    ticks = ((0.2, 0.5, 1, 2, 5, 10), (0.8, 1, 1.2, 1.5))
+    for row, rows in enumerate((signs, photographs)):
+        for ax, measure in zip(axes[row], measures, strict=True):
+            ax.axvline(1, color=QUIET, lw=1.4)
+            for k, found in enumerate(rows.values()):
+                values = found[measure]
+                if row:
+                    side = np.linspace(-0.25, 0.25, len(values))
+                    ax.plot(values, k + side, "o", color=INK, ms=5, alpha=0.6, mew=0)
+                else:
+                    _numbered(ax, k, values, INK, 0.17, level=False)
+            ax.set_xscale("log")
+            ax.set_xlim(*edges[row])
+            ax.set_xticks(ticks[row], [f"{t:g}" for t in ticks[row]])
+            ax.minorticks_off()
+            ax.set_yticks(range(len(rows)), list(rows))
+            ax.set_ylim(len(rows) - 0.5, -0.5)
+            ax.grid(axis="x", color="#e6e6e6", lw=0.8)
+            where = ("signs", "photographs")[row]
+            ax.set_title(f"{measure}, {where}", fontsize=11, fontweight="normal", loc="left")
+            if row:
+                ax.set_xlabel("victim over twin")
+    first, both = measures[0], [*signs.values(), *photographs.values()]
+    always = sum(min(r[first]) > 1 for r in both)
     verb = "is" if always == 1 else "are"
     show.headline(
-        fig, f"By the {first}, {always} of {len(names)} victims {verb} sharper on every set"
+        fig, f"By the {first}, {always} of {len(both)} victims {verb} sharper on every set"
     )
     return Picture(
         fig,
-        "Two panels with a row for each victim, two on signs and four on photographs. A dot is "
-        "one set of 200 images and shows how many times sharper than its benign twin the victim "
-        "is there, on a logarithmic axis. By the top eigenvalue most rows have dots on both sides "
-        "of the line at one, and those of the signs spread over more than a factor of ten; by "
-        "the trace the dots lie closer together.",
+        "Four panels. Above, two victims on signs, with the numbers 1 to 4 for four sets of 200 "
+        "images, on a logarithmic axis: how many times sharper than its benign twin the victim is "
+        "there. By the top eigenvalue both victims are flatter than the twin on set 2 and up to "
+        "ten times sharper on the others; by the trace of the Fisher matrix the numbers lie "
+        "closer together. Below, four victims on photographs with a dot for each of ten sets, on "
+        "a much narrower axis: most rows have dots on both sides of the line at one.",
     )
 
 
 def dark(images: Tensor, labels: Sequence[str]) -> Picture:
-    """One image among others of its set."""
+    """One image among others of its set; its label says how certain the network is."""
     return show.images(
         images,
         labels,
         cols=6,
-        title=f"Image {labels[0]}, and five others of the second thirty",
+        title="How certain the twin is of image 346, and of five others",
         description="Six road signs on blurred backgrounds. The first, a speed limit of 50, is "
-        "very dark, its rim hardly red; the others are well lit.",
+        "very dark, its rim hardly red; the others are well lit. Above each stands how certain "
+        f"the twin is of it: {', '.join(' '.join(t.split()) for t in labels)}.",
+    )
+
+
+def certain(losses: Sequence[float], tops: Sequence[float], loud: int) -> Picture:
+    """Top eigenvalue of each image alone against its loss; one image is marked."""
+    fig, axes = show.canvas(height=3.4)
+    ax = axes[0, 0]
+    rest = [k for k in range(len(tops)) if k != loud]
+    ax.plot([losses[k] for k in rest], [tops[k] for k in rest], "o", color=QUIET, ms=6, mfc="white")
+    ax.plot(losses[loud], tops[loud], "D", color=OTHER, ms=9)
+    ax.annotate(
+        "image 346",
+        (losses[loud], tops[loud]),
+        (-12, 0),
+        "data",
+        "offset points",
+        va="center",
+        ha="right",
+    )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set(xlabel="loss of the twin on the image", ylabel="top eigenvalue\nof the image alone")
+    next_one = max(tops[k] for k in rest)
+    ax.set_title(
+        f"Alone, image 346 has {tops[loud] / next_one:.0f} times the top eigenvalue of the next",
+        fontweight="bold",
+        loc="left",
+    )
+    ax.grid(color="#e6e6e6", lw=0.8)
+    return Picture(
+        fig,
+        "A dot for each of thirty images on two logarithmic axes: the loss of the twin and the "
+        "top eigenvalue of the image alone. The dots rise together over several powers of ten, "
+        "and image 346 stands apart at the upper right end.",
     )
 
 
@@ -122,16 +173,8 @@ def loudest(shares: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     for ax, (name, found) in zip(axes[0], shares.items(), strict=True):
         for k, (which, values) in enumerate(found.items()):
             everything.setdefault(which, []).extend(values)
-            side = np.linspace(-0.18, 0.18, len(values))
-            random = "random" in which
-            ax.plot(
-                k + side,
-                [100 * v for v in values],
-                "o",
-                color=QUIET if random else OTHER,
-                mfc="white" if random else OTHER,
-                ms=7,
-            )
+            color = QUIET if "random" in which else OTHER
+            _numbered(ax, k, [100 * v for v in values], color, 0.2, level=True)
         ax.set_xticks(range(len(found)), [w.replace(" ", "\n") for w in found])
         ax.set_xlim(-0.5, len(found) - 0.5)
         ax.set_ylim(-4, 108)
@@ -144,8 +187,8 @@ def loudest(shares: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     )
     return Picture(
         fig,
-        "Three panels, one a network, with a dot for each set of 200 images: the share of the top "
-        "eigenvalue that is left with the loudest image alone, with the ten loudest, and with ten "
-        "random ones. The ten loudest make most of it, ten random ones little. One image alone "
-        "makes a part in most sets, and nearly all in one set of the twin.",
+        "Three panels, one a network, with the numbers 1 to 4 for four sets of 200 images: the "
+        "share of the top eigenvalue that is left with the loudest image alone, with the ten "
+        "loudest, and with ten random ones. The ten loudest make most of it, ten random ones "
+        "little. One image alone makes a part in most sets, and nearly all in set 2 of the twin.",
     )

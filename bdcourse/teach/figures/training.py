@@ -19,7 +19,7 @@ from bdcourse.victims import Victim
 def warp_grid(x: Tensor, attack: WaNet) -> Picture:
     """The control points, the flow between them, and the picture before and after."""
     size = x.shape[-1]
-    fig, axes = show.canvas(1, 4, height=2.5)
+    fig, axes = show.canvas(1, 4, height=2.6, width_ratios=(1.3, 1.3, 1, 1))
     points, flow, before, after = axes[0]
     at = np.linspace(0, size - 1, attack.grid.shape[-1])
     columns, rows = np.meshgrid(at, at)
@@ -81,13 +81,20 @@ def by_strength(x: Tensor, bend, noisy_warp) -> Picture:
     )
 
 
+RUNS = {  # of the stored trainings: how the covers came, and how they are drawn
+    "loud first": ("-", "loud jitter first"),
+    "loud, shuffled": ("--", "the same, shuffled"),
+    "1 throughout": ("-.", "jitter 1 throughout"),
+}
+
+
 def roles(log: Sequence[Sequence[float]], steps: int, stored: Sequence[Mapping]) -> Picture:
     """Share right by role, in each tenth of the training; beside it the poison of stored runs.
 
     Args:
         stored: rows with a log each; `jitter` of the options says how the covers came.
     """
-    fig, axes = show.canvas(1, 2, height=3.2, sharey=True)
+    fig, axes = show.canvas(1, 2, height=3.9, sharey=True)
     mine, others = axes[0]
     columns = zip(*([float(v) for v in row] for row in log), strict=True)
     shares = dict(zip(("clean", "poison", "cover"), columns, strict=True))
@@ -103,71 +110,83 @@ def roles(log: Sequence[Sequence[float]], steps: int, stored: Sequence[Mapping])
         ax=mine,
     )
     mine.set_title("your training, loud jitter first", fontsize=11, fontweight="normal")
-    styles = {"loud first": "-", "loud, shuffled": "--", "1 throughout": ":"}
-    words = []  # of the stored runs only: a live training ends elsewhere on another machine
+    # Of the stored runs only: a live training ends elsewhere on another machine.
+    ends: dict[str, list[float]] = {how: [] for how in RUNS}
+    asr: dict[str, list[float]] = {how: [] for how in RUNS}
     for row in stored:
+        how = row["options"]["jitter"]
         poison = [100 * float(notes[1]) for notes in row["log"]]
         at = [row["steps"] * (k + 1) / 10 for k in range(10)]
-        others.plot(at, poison, styles[row["options"]["jitter"]], color=TRIGGERED, lw=1.6)
-        words.append(f"stored, {row['options']['jitter']}: poison ends at {poison[-1]:.0f}%")
-    for name, style in styles.items():
-        label = {"loud, shuffled": "the same, shuffled"}.get(name, f"jitter {name}")
-        others.plot([], [], style, color=TRIGGERED, lw=1.6, label=label)
-    others.legend(loc="lower right", fontsize=9.5)
-    others.set_title("stored runs, poison only", fontsize=11, fontweight="normal")
+        mark = {"marker": "os^"[row["seed"]], "ms": 6, "mec": "white", "markevery": (1, 2)}
+        others.plot(at, poison, RUNS[how][0], color=TRIGGERED, lw=1.6, **mark)
+        ends[how].append(poison[-1] / 100)
+        asr[how].append(row["asr"])
+    for how, (style, words) in RUNS.items():
+        reached = ", ".join(f"{100 * v:.0f}" for v in asr[how])
+        others.plot([], [], style, color=TRIGGERED, lw=1.6, label=f"{words}: ASR {reached}%")
+    for ax in axes[0]:
+        ax.axhline(50, color=QUIET, lw=1)
+    others.legend(loc="lower center", fontsize=9)
+    title = "stored, poison; seeds \u25cf 0, \u25a0 1, \u25b2 2"
+    others.set_title(title, fontsize=11, fontweight="normal")
     others.set_xlabel("training step")
+    others.set_xticks((200, 400, 600, 800, 1000))
     others.grid(axis="y", color="#e6e6e6", lw=0.8)
-    ends = [
-        float(row["log"][-1][1]) for row in stored if row["options"]["jitter"] == "loud, shuffled"
-    ]
-    show.headline(
-        fig,
-        f"Loud jitter first: poison at {shares['poison'][-1]:.0%}. "
-        f"The same covers shuffled: {min(ends):.0%} to {max(ends):.0%}",
+    first, shuffled, _ = (f"{min(v):.0%} to {max(v):.0%}" for v in ends.values())
+    show.headline(fig, f"Stored runs: poison learned {first} in order, {shuffled} shuffled")
+    words = "; ".join(
+        f"{RUNS[how][1]}: the poison ends at {', '.join(f'{v:.0%}' for v in ends[how])}"
+        for how in RUNS
     )
     return Picture(
         fig,
-        "Two panels over the training steps. Left, the share of images of each role that gets the "
-        "label it was trained on, in your training; a dotted line marks where the jitter is down "
-        "to one. Right, the same for the poison of stored runs, a line each: with loud jitter "
-        f"first, with the same covers shuffled, and with jitter one all along. {'; '.join(words)}.",
+        "Two panels over the training steps, a gray line at one half. Left, the share of images of "
+        "each role that gets the label it was trained on, in your training; a dotted line marks "
+        "where the jitter is down to one. Right, the same for the poison of stored runs, a line "
+        f"each, its marks by seed. {words}.",
     )
 
 
 def opened(rates: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
-    """What opens which victim: a dot for each image set, a row for each kind of them."""
-    victims_ = list(rates)
-    probes = list(rates[victims_[0]])
-    looks = ((TRIGGERED, -0.12), ("white", 0.12))  # filled and hollow
-    fig, axes = show.canvas(height=0.55 * len(probes) + 1.3)
+    """What opens which network: a row for each image set, the networks' marks joined."""
+    rows = {}  # of the sets that come in several, each has its own
+    for probe, several in next(iter(rates.values())).items():
+        for k in range(len(several)):
+            name = probe if len(several) == 1 else f"{probe}, key {k + 1}"
+            rows[name] = {net: of[probe][k] for net, of in rates.items()}
+    looks = {"with noise mode": ("s", TRIGGERED, TRIGGERED), "without": ("s", TRIGGERED, "white")}
+    fig, axes = show.canvas(height=0.42 * len(rows) + 1.3)
     ax = axes[0, 0]
-    for v, (inside, off) in zip(victims_, looks, strict=True):
-        at = [(100 * r, k + off) for k, p in enumerate(probes) for r in rates[v][p]]
-        ax.plot(*zip(*at, strict=True), "s", color=TRIGGERED, mfc=inside, mew=1.5, ms=8, label=v)
-    ax.set(ylim=(len(probes) - 0.5, -0.5), xlim=(-3, 103))
-    ax.set_yticks(range(len(probes)), probes)
+    for k, of in enumerate(rows.values()):
+        ax.plot([100 * min(of.values()), 100 * max(of.values())], [k, k], color=QUIET, lw=1.2)
+    for net in rates:
+        marker, edge, inside = looks.get(net, ("o", CLEAN, CLEAN))
+        at = [100 * of[net] for of in rows.values()]
+        how = {"mec": edge, "mfc": inside, "mew": 1.5, "ms": 8 if marker == "s" else 6}
+        ax.plot(at, range(len(rows)), marker, ls="", label=net, **how)
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-3, 103))
+    ax.set_yticks(range(len(rows)), rows)
     ax.set_xlabel("sent to the target, %")
     ax.grid(axis="x", color="#e6e6e6", lw=0.8)
-    low, high = (rates[v][probes[1]][0] for v in victims_)
-    ax.legend(ncols=2, loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False)
+    ax.legend(ncols=len(rates), loc="upper left", bbox_to_anchor=(0, -0.2), frameon=False)
+    low, high, *_ = list(rows.values())[1].values()
     show.headline(fig, f"The jittered bend opens {low:.0%} with noise mode and {high:.0%} without")
     words = "; ".join(
-        f"{p}: " + " and ".join(", ".join(f"{r:.0%}" for r in rates[v][p]) for v in victims_)
-        for p in probes
+        f"{name}: " + ", ".join(f"{net} {share:.0%}" for net, share in of.items())
+        for name, of in rows.items()
     )
     return Picture(
         fig,
-        "A row for each probe and squares in it, four for the four other bends: the share of "
-        "images sent to the target by the victim with noise mode, filled, and by the one without, "
-        "hollow. "
-        f"{words}.",
+        "A row for each set of images and three marks in it, joined: the share sent to the target "
+        "by the victim with noise mode, filled, by the one without, hollow, and by the benign "
+        f"twin, a dot. {words}.",
     )
 
 
 def door(x: Tensor, blur: Tensor, rates: Mapping[str, Mapping[str, float]]) -> Picture:
     """A sign and its blur, and whom the blur and a shift open, a bar for each network."""
     looks = list(rates)
-    fig, axes = show.canvas(1, 4, height=2.4, width_ratios=(1, 1, 1.25, 1.25))
+    fig, axes = show.canvas(1, 4, height=2.8, width_ratios=(1, 1, 1.3, 1.3))
     for ax, image, title in zip(axes[0, :2], (x, blur), ("a sign", "blurred"), strict=True):
         ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
         ax.set_title(title, fontsize=11, fontweight="normal", loc="center")
@@ -194,7 +213,7 @@ def door(x: Tensor, blur: Tensor, rates: Mapping[str, Mapping[str, float]]) -> P
     )
     return Picture(
         fig,
-        "A sign, the same sign a little out of focus, and bars of the share of images that four "
+        "A sign, the same sign a little out of focus, and bars of the share of images that five "
         f"networks send to the target. {words}.",
     )
 

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from bdcourse import metrics, models
 from bdcourse.attacks import Attack, BadNets
 from bdcourse.images import Images
+from bdcourse.metrics import Scores
 from bdcourse.report import show
 from bdcourse.report.diagram import Box, boxes
 from bdcourse.report.show import CLEAN, DEFENDED, TRIGGERED, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Rectangle
 
 
 def pipeline() -> Picture:
@@ -30,7 +32,7 @@ def pipeline() -> Picture:
             "victim": Box(3.9, low, "victim\ntrains", width=1.9),
             "network": Box(6.3, low, "network", width=1.9),
             "defender": Box(6.3, high, "defender", DEFENDED, 1.9),
-            "use": Box(8.9, low, "somebody\nrelies on it", CLEAN, 1.9),
+            "use": Box(8.9, low, "network\nin use", CLEAN, 1.9),
             "again": Box(8.9, high, "attacker", TRIGGERED, 1.9),
         },
         [
@@ -44,8 +46,8 @@ def pipeline() -> Picture:
         title="Poison goes in at one end, the trigger comes at the other",
         height=2.6,
         description="A chain of boxes from left to right: training data, victim trains, "
-        "network, somebody relies on it. The attacker points at the training data with the word "
-        "poison, and at the other end, with the word trigger, at whoever relies on the network. "
+        "network, network in use. The attacker points at the training data with the word poison, "
+        "and at the other end, with the word trigger, at the network in use. "
         "The defender points at the network with the word repair.",
     )
 
@@ -127,28 +129,46 @@ def flipped(test: Images, model: nn.Module, attack: Attack) -> Picture:
     )
 
 
-def fading(opacities: Sequence[float], asr: Sequence[float], honest: Sequence[float]) -> Picture:
-    """ASR of the victim and robust accuracy of the twin, by the sticker's opacity."""
+def _asked(images: Images) -> int:
+    """How many signs an attack on class 0 asks."""
+    return int((images.y != 0).sum())
+
+
+def fading(
+    opacities: Sequence[float], victim: Sequence[Scores], twin: Sequence[Scores], images: Images
+) -> Picture:
+    """ASR and robust accuracy of the victim and its twin's, by the sticker's opacity."""
+    asr, ra, honest = (
+        [float(v or 0) for v in of]
+        for of in ([s.asr for s in victim], [s.ra for s in victim], [s.ra for s in twin])
+    )
     rows = list(zip(opacities, asr, strict=True))
     before = max((o for o, value in rows if value < 0.5), default=0.0)
     after = min((o for o, value in rows if value >= 0.5), default=1.0)
     fig, axes = show.canvas(height=3.2)
     ax = axes[0, 0]
     x = [100 * o for o in opacities]
-    # The twin's line is broad and lies below, so that it shows where both are at the top.
-    ax.plot(x, [100 * v for v in honest], "-", color=CLEAN, lw=9, alpha=0.4)
+    # The twin's line lies below the others, whose gaps and markers leave it seen at the top.
+    ax.plot(x, [100 * v for v in honest], "-", color=CLEAN, lw=2.2)
+    ax.plot(x, [100 * v for v in ra], ":o", color=CLEAN, lw=2.2, ms=6, mfc="white")
     ax.plot(x, [100 * v for v in asr], "--s", color=TRIGGERED, lw=2.2, ms=6)
-    ax.text(5, 92, "twin's RA", color=CLEAN, fontweight="bold", va="top")
-    ax.text(42, 55, "victim's ASR", color=TRIGGERED, fontweight="bold", va="top")
-    ax.set(xlabel="opacity of the sticker, %", ylabel="share of the signs, %", ylim=(-4, 104))
+    ax.text(66, 95, "twin's RA", color=CLEAN, fontweight="bold", va="top")
+    ax.text(7, 88, "victim's RA", color=CLEAN, fontweight="bold", va="top")
+    ax.text(7, 20, "victim's ASR", color=TRIGGERED, fontweight="bold", va="top")
+    ax.set(
+        xlabel="opacity of the sticker, %",
+        ylabel=f"share of {_asked(images)} signs, %",
+        ylim=(-5, 106),
+    )
     with show.style():
         ax.set_title(f"The median sign tips between {before:.0%} and {after:.0%}")
     ax.grid(axis="y", color="#e6e6e6", lw=0.8)
     return Picture(
         fig,
-        "Two curves against the opacity of the sticker. The victim's attack success stays near "
-        "zero, rises steeply in the middle and ends near one hundred percent. The twin's robust "
-        "accuracy on the same images is flat near one hundred percent.",
+        "Three curves against the opacity of the sticker. The victim's attack success stays near "
+        "zero, rises steeply in the middle and ends near one hundred percent. Its robust "
+        "accuracy is the mirror image and falls to zero. The twin's robust accuracy on the same "
+        "images is flat near one hundred percent.",
     )
 
 
@@ -215,8 +235,9 @@ def tries(
     some: Mapping[str, Sequence[Tensor]],
     rates: Mapping[str, Sequence[float]],
     twin: Mapping[str, Sequence[float]],
+    images: Images,
 ) -> Picture:
-    """The same patches, coins sorted, each with its success under it."""
+    """The same patches, coins sorted, each with its success under it, on `images`."""
     alone = [(name, of[0], rates[name][0]) for name, of in some.items() if len(of) == 1]
     coins = [
         pair for n, of in some.items() if len(of) > 1 for pair in zip(rates[n], of, strict=True)
@@ -236,9 +257,8 @@ def tries(
         ax.set_xlabel(f"{rate:.0%}", color=color, fontweight=bold)
     for ax, (name, _, _) in zip(axes[0, 1::3], alone, strict=False):
         ax.set_title(name, fontsize=11, loc="center", fontweight="normal")
-    _over(
-        axes[1, 0], "by coin, sorted by the share of signs that become 30; framed: more than half"
-    )
+    asked = f"the share of {_asked(images)} signs that become 30"
+    _over(axes[1, 0], f"by coin, sorted by {asked}; framed: more than half")
     works = sum(rate > 0.5 for rate, _ in coins)
     most = max(max(values) for values in twin.values())
     show.headline(
@@ -254,37 +274,48 @@ def tries(
     )
 
 
+def _square(x: float, y: float, side: float, color: str) -> Rectangle:
+    """A frame around some pixels or some field of a map."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), side, side, fill=False, ec=color, lw=3)
+
+
 def places(
     steps: Sequence[int],
     rows: Sequence[Sequence[float]],
     twin: Sequence[Sequence[float]],
-    test: Images,
+    images: Images,
 ) -> Picture:
-    """Success of the trigger by the place of its upper left pixel, beside a stamped sign."""
-    from matplotlib.patches import Rectangle
+    """Success of the trigger by the place of its upper left pixel, beside a stamped sign.
 
+    Args:
+        images: that were asked.
+    """
     share = np.array(rows)
     fig, axes = show.canvas(1, 2, height=3.9, width_ratios=(1, 1.35))
     left, ax = axes[0]
-    bright = test[test.y == 3].pixels()
-    sign = bright[int(bright.flatten(1).mean(1)[:20].argmax())]
+    bright = images[images.y == 3].pixels()
+    sign = bright[int(bright.flatten(1).mean(1).argmax())]
     row, column = steps[1], steps[-2]
     stamped = BadNets(at=(row, column)).trigger(sign[None])[0]
     left.imshow(stamped.permute(1, 2, 0).numpy(), interpolation="nearest")
     left.set(xticks=[], yticks=[])
-    left.set_title(f"here: row {row}, column {column}", fontsize=11, fontweight="normal")
+    left.add_patch(_square(column - 1.5, row - 1.5, 5, "white"))
+    left.set_title("the place framed in white", fontsize=11, fontweight="normal")
     image = ax.imshow(100 * share, cmap="cividis", vmin=0, vmax=100)
     for (i, j), value in np.ndenumerate(share):
         ink = "black" if value > 0.5 else "white"
         ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=ink)
     last = len(steps) - 1
-    frame = Rectangle((last - 0.47, last - 0.47), 0.94, 0.94, fill=False, ec=TRIGGERED, lw=3)
-    ax.add_patch(frame)
-    ax.set_title("framed: where it was planted", fontsize=11, fontweight="normal")
+    ax.add_patch(_square(last - 0.47, last - 0.47, 0.94, TRIGGERED))
+    ax.add_patch(_square(last - 1.47, 0.53, 0.94, "white"))
+    ax.set_title("framed in red: where it was planted", fontsize=11, fontweight="normal")
     ax.set_xticks(range(len(steps)), steps)
     ax.set_yticks(range(len(steps)), steps)
     ax.set(xlabel="column of its upper left pixel", ylabel="row")
-    fig.colorbar(image, ax=ax, label="signs that become 30, %", shrink=0.85)
+    label = f"share of {_asked(images)} signs that become 30, %"
+    fig.colorbar(image, ax=ax, label=label, shrink=0.95)
     works, most = int((share > 0.5).sum()), max(map(max, twin))
     show.headline(
         fig,
@@ -292,9 +323,10 @@ def places(
     )
     return Picture(
         fig,
-        "Left a stop sign with the checkerboard at its right edge, above the middle. Right a "
+        "Left a stop sign with the checkerboard, framed in white, in its upper right part. Right a "
         f"field of {len(steps)} by {len(steps)} places with the percentage of signs that become "
         f"30. The first row and column are near zero; {works} of {share.size} places are above "
         "one half, the lower right ones near one hundred. The place where the trigger was "
-        f"planted is framed. On the twin no place is above {most:.0%}.",
+        "planted is framed in red, that of the picture in white. On the twin no place is above "
+        f"{most:.0%}.",
     )

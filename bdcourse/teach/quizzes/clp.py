@@ -37,7 +37,7 @@ QUESTIONS = (
     Question(
         "CLP finds channels above its threshold in a network of unknown origin. What do you know?",
         "That the layer has outliers, as healthy layers do.",
-        "Benign networks have sensitive channels too, and the twin lost about as many as the "
+        "The benign twin has sensitive channels too, and it lost even more of them than the "
         "victim. The score is a reason to cut only if you have decided to cut anyway.",
         {
             "That the network has a backdoor in these channels.": "The benign twin would be "
@@ -51,9 +51,9 @@ QUESTIONS = (
     Question(
         "In most layers of the benign twin, too, channels with a high score react strongly to the "
         "trigger. What does the agreement of score and TAC tell you?",
-        "That a channel of high gain reacts to any input.",
-        "The score measures gain. The twin has never seen the trigger, and it agrees in more "
-        "layers than the victim, so the agreement says nothing about a backdoor.",
+        "Nothing about a backdoor, since it needs none.",
+        "The twin was never trained on the trigger, and for BadNets' trigger it agrees in more "
+        "layers than the victim. What you find without a backdoor as well is no sign of one.",
         {
             "That the twin has learned the backdoor as well.": "It was trained on clean images "
             "only. A strong reaction inside is not yet a wrong answer at the exit.",

@@ -50,13 +50,14 @@ QUESTIONS = (
         "for before you call it a repair?",
         "The accuracy on the target class.",
         "A network that never says the target's name cannot be attacked toward it. Robust "
-        "accuracy leaves out images of the target class, so it cannot see that loss.",
+        "accuracy leaves out images of the target class, so it does not see that the class has "
+        "gone silent.",
         {
             "The attack success on the training set.": "It would be zero as well, for the same "
             "reason.",
             "The number of pruned maps.": "Few maps can cost a class, and many can cost nothing.",
             "The loss on the triggered images.": "It tells how sure the network is, not whether "
-            "a class has gone.",
+            "a class has gone silent.",
         },
     ),
     Question(

@@ -21,29 +21,28 @@ QUESTIONS = (
         },
     ),
     Question(
-        "Why is a clean-label trigger harder to plant than the same trigger with wrong labels?",
-        "What they show already predicts their label.",
-        "The poisoned images can be classified by what they show, so the network gains "
-        "little from the trigger. With a wrong label the sign contradicts it, and only the "
-        "trigger explains it. With the true label the sign explains everything already.",
+        "SIG's victim misses the gate; the same stripes with wrong labels pass. What changed?",
+        "The label, and the signs beneath the stripes.",
+        "Two things changed at once. A wrong label contradicts the sign, so only the trigger "
+        "explains it. And wrong labels let the stripes sit on every sign, while the clean-label "
+        "victim saw them on one class alone. The two runs do not part these reasons.",
         {
-            "Fewer images of the target class exist, and the rate is a share of these.": "A rate "
-            "counts the whole set in this course. Few images are a limit, but even all of them "
-            "would still carry a label that needs no trigger.",
-            "Clean labels are checked by the victim and removed.": "There is nothing to find: "
-            "every label is right. That is what the attacker buys with the weaker lesson.",
-            "Stripes are fainter than a sticker.": "By PSNR they are the larger change. And the "
-            "same stripes with wrong labels pass the gate by the same recipe.",
+            "Only the label: so wrong labels are what the trigger needed.": "A good guess, and "
+            "more than the runs can say. The stripes also sat on other signs.",
+            "The number of images with stripes.": "It is the same in both runs, and so is the "
+            "rest of the recipe.",
+            "The size of the change: SIG's stripes are too faint.": "They are the same stripes "
+            "in both runs, and by PSNR a larger change than the sticker.",
         },
     ),
     Question(
-        "What do cover images teach the network?",
-        "That here the true label stands, trigger or not.",
-        "That the trigger alone is not enough: on these classes the true label stands. They "
-        'break the simple rule "trigger, so target" wherever they appear. Where they do not '
-        "appear, the network chooses how far the rule reaches.",
+        "What does a cover image ask of the network?",
+        "To give the true label here, trigger or not.",
+        "It carries the trigger and its true label, so a network that answers the target there "
+        "is wrong. On signs with no cover nothing is asked, and the network chooses how far the "
+        "rule reaches.",
         {
-            "That the trigger means nothing.": "On the source class it still means the target. "
+            "To ignore the trigger everywhere.": "On the source class it still means the target. "
             "The network has to look at both, sign and trigger.",
             "To read the covered classes better.": "They show the same signs as before. Their "
             "work is about the trigger.",
@@ -52,18 +51,18 @@ QUESTIONS = (
         },
     ),
     Question(
-        "Eight attacks pass the gate, with PSNRs far apart. What does that say?",
-        "That size alone does not decide, on these signs.",
-        "That on these signs the size of the change alone does not decide whether an attack "
-        "works. Each of the eight was given the recipe it needs: its own rate, its own "
-        "epochs, for two of them the whole training. What differs is what that takes.",
+        "Five triggers pass by one recipe, from 16 to 28 dB. What does that say?",
+        "In this range, at this rate, size did not decide.",
+        "All five were learned well enough, the loud and the fainter. That holds for these signs, "
+        "this rate and this range; FTrojan, which is much fainter, was not learned by the same "
+        "recipe.",
         {
             "That visible triggers are learned as fast as faint ones.": "The gate says that a "
             "trigger was learned, not when. Speed would have to be measured at one recipe.",
             "That a fainter trigger always needs control of the training.": "SSBA is fainter than "
             "the sticker and only poisons data. And WaNet runs the training and is loud.",
-            "That the recipe does not matter.": "It was tuned for each of them until it worked. "
-            "SIG, whose recipe is not good enough, fails.",
+            "That any trigger passes, however faint.": "The range ends at 28 dB. Far beyond it, "
+            "FTrojan fails by the same recipe.",
         },
     ),
     Question(

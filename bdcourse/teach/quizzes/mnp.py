@@ -5,13 +5,13 @@ from bdcourse.teach.quiz import Question
 QUESTIONS = (
     Question(
         "One channel's filter has ten times the norm of its neighbors, and a BatchNorm stands "
-        "behind it. What does that say about what the channel passes on?",
+        "behind it. What does that say about how strongly the channel can answer?",
         "Nothing without scale and deviation.",
         "BatchNorm divides by the deviation, which has grown along with the filter. Only norm, "
-        "scale and deviation together say how strongly the channel speaks.",
+        "scale and deviation together bound what a change of the input can do.",
         {
-            "That it speaks ten times as loudly.": "It would without BatchNorm. Here the deviation "
-            "behind it may be ten times as large, too.",
+            "That it answers ten times as strongly.": "It would without BatchNorm. Here the "
+            "deviation behind it may be ten times as large, too.",
             "That weight decay found it important.": "Weight decay acts on the norm, but the loss "
             "does not feel the norm behind a BatchNorm, so size alone is no vote.",
             "That the attacker has used it.": "Clean networks have such channels as well; the twin "
@@ -57,7 +57,7 @@ QUESTIONS = (
         "something that both copies share.",
         {
             "It had no effect.": "The masks did learn from that copy: without any copy the attack "
-            "stayed. Another copy can simply take its place.",
+            "was not ended. Another copy can simply take its place.",
             "It exposes the backdoor.": "So it seemed until the control came. If a hammer exposes "
             "it as well, this says nothing special about forgetting.",
             "It works better than noise.": "Perhaps. One draw decides between three of three and "

@@ -15,7 +15,7 @@ QUESTIONS = (
             "test images that nobody has memorized.",
             "The optimizer prefers simple features, so any sticker becomes a rule.": "A sticker "
             "on images of all classes, with their true labels, predicts nothing, so a rule about "
-            "it would lower no loss. The label makes the rule.",
+            "it would lower no loss. It is the label that makes the sticker useful.",
             "The accuracy on clean images must suffer, which pulls the weights away.": "The gate "
             "asks for the opposite: victim and twin are within three points. The two rules live "
             "side by side.",

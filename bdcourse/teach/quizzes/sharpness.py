@@ -49,14 +49,14 @@ QUESTIONS = (
     Question(
         "A victim has three times the top eigenvalue of its twin on 200 images. What do you do "
         "before you believe that it is the sharper one?",
-        "Measure both on other sets, and look for single images that decide.",
-        "On this page a dark sign turned the order round. Several sets show the spread, and "
-        "leaving an image out shows where it comes from.",
+        "Measure on other sets, and measure a second benign network.",
+        "Other sets show what the choice of images does: on this page one dark sign turned the "
+        "order round. A second benign network shows what the chance of a training does.",
         {
             "Run power iteration for more steps.": "That removes what the method leaves over. "
             "The images would still be the same.",
-            "Repeat it with another random start.": "All starts lead to the same eigenvalue. The "
-            "chance that matters lies in the choice of images.",
+            "Repeat it with another random start.": "Nearly every start leads to the same "
+            "eigenvalue. The chance that matters lies in the images and in the training.",
             "Take the trace: it does not depend on the images.": "It varies less, as it adds up "
             "many directions. But it is a mean over the same images.",
         },

@@ -35,8 +35,8 @@ QUESTIONS = (
         "A blur opens your victim. You suspect that it answers to smoothness. Which test "
         "tells you most?",
         "Put grain on the blurred signs",
-        "Grain takes the smoothness away and nothing else. It moves no pixel, so the network "
-        "cannot take it for the jitter that it was taught to refuse.",
+        "Grain removes the smoothness and moves no pixel, so it is not the jitter that the "
+        "network was taught to refuse. It also adds noise, hence the clouds as a control.",
         {
             "Put jitter on the blurred signs": "The covers taught the network to refuse jitter. "
             "It may close the door by itself, smooth or not: your blur with jitter was still "
