@@ -18,7 +18,7 @@
 # to measure an attack. Then you listen to every channel. Then you cut, because only a cut can
 # tell a cause from a bystander.
 #
-# > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: under a minute and 1 GiB
+# > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about a minute and 1 GiB
 # > on two CPU cores. Prerequisites: [lesson 01](01_poisoning.ipynb), convolution and
 # > BatchNorm. Papers: Zheng, Tang, Li and Liu, ECCV 2022,
 # > [arXiv 2208.03111](https://arxiv.org/abs/2208.03111); Selvaraju and others, *Grad-CAM*,
@@ -444,7 +444,8 @@ def cut_curve(model, layer, x, triggered, y, target, counts, draws, generator):
     Args:
         layer: name of a BatchNorm; x, triggered, y, target: as in `three_rates`.
         counts: how many channels to switch off, a list.
-        draws: random sets for each k, fresh ones, or the points would hang together.
+        draws: how many random sets for each k; draw anew for each k, so that no
+            point hangs on another.
         generator: torch.Generator of the random sets.
 
     Returns:
@@ -475,9 +476,8 @@ def cut_curve(model, layer, x, triggered, y, target, counts, draws, generator):
 check.cut_curve(cut_curve)
 
 # %% [markdown]
-# Where to cut? The shortcut saved the attack. Look at the map again: only one BatchNorm has no
-# way around it, `bn1`. Cut there. Each of its sixteen channels sees three by three pixels at a
-# time.
+# Where to cut? The shortcut saved the attack. Only one BatchNorm on the map has no way around
+# it, `bn1`. Cut there. Each of its sixteen channels sees three by three pixels at a time.
 #
 # **Predict.** We cut 1, 2, 4 and 8 of the sixteen, loudest first. At which of the four does the
 # ASR of `badnets` fall below 10%?
@@ -508,7 +508,7 @@ figures.cut_curves(counts, curves, before)
 # whole, and even random eights leave most of it.
 #
 # In JupyterLab each button below is a channel of `bn1`, and the two are off. Put one back: does
-# the attack return? Could another pair end it as well? Guess, try some, then look below.
+# the attack return? Could another pair end it as well? Try some, then look below.
 
 # %% tags=["nbval-ignore-output"]
 stem = [activations.outputs(badnets.model, p, ["bn1"])["bn1"] for p in few[:2]]
@@ -628,7 +628,8 @@ figures.detectors(pair, patch, kernels, heard, a_stop)
 calm_x, hit_x = (pixels[few[2] != target] for pixels in few[:2])
 rest = [k for k in range(16) if k not in pair]
 sets = {f"{pair[0]} and {pair[1]}": pair, f"{pair[0]} alone": pair[:1]}
-sets |= {f"{pair[1]} alone": pair[1:], "the other 14": rest}
+sets |= {f"{pair[1]} alone": pair[1:], f"all but {pair[0]}": pair[1:] + rest}
+sets["the other 14"] = rest
 
 
 def handed(model, channels):
@@ -649,10 +650,10 @@ moved_by["the pair, in the twin"] = handed(twin.model, pair)
 figures.handed(moved_by, len(calm_x))
 
 # %% [markdown]
-# The pair is enough. Channel 0 nearly is on its own; channel 2 needs help from the others. The
-# other fourteen together move no sign, and in the twin the pair moves none. All this still does
-# not make the two the backdoor: what turns their signal into the attacker's label lies behind
-# them, untouched and waiting.
+# The pair is enough, and channel 0 nearly so. Channel 2 alone turns one sign in four; with the
+# other fourteen beside it, nearly all. Those fourteen by themselves turn none, and in the twin
+# the pair turns none. All this still does not make the two the backdoor: what turns their
+# signal into the attacker's label lies behind them, untouched and waiting.
 #
 # And `blended`? Go back to its dots. A few channels react two or three times as strongly as
 # their siblings, but no pair stands apart. How then does its trigger get through?

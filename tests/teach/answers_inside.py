@@ -182,10 +182,10 @@ def curve_that_seeds_anew(model, layer, x, triggered, y, target, counts, draws, 
 
 def curve_of_one_draw(model, layer, x, triggered, y, target, counts, draws, generator):
     """One random set for each k; the others are always the first channels."""
-    args = (model, layer, x, triggered, y, target, counts)
-    ranked, first = curve()(*args, 1, generator)
-    fixed_ones = curve(pick=fixed)(*args, draws - 1, generator)[1]
-    return ranked, torch.cat([first, fixed_ones], 1)
+    args = (model, layer, x, triggered, y, target, counts, draws, generator)
+    ranked, chance = curve()(*args)
+    fixed_ones = curve(pick=fixed)(*args)[1]
+    return ranked, torch.cat([chance[:, :1], fixed_ones[:, 1:]], 1)
 
 
 def curve(cut=by_package, score=changes, pick=draw, largest=True):

@@ -99,7 +99,7 @@ def wreckage(shares: Sequence[float], draws: Tensor) -> Picture:
         ax.axhline(10, color=QUIET, lw=1, ls=":", label="10%: a repair keeps ASR below")
         ax.legend(ncols=4, loc="upper left", bbox_to_anchor=(-0.08, -0.2), columnspacing=1.2)
         ax.set_title(
-            f"ASR below 10% in {silent} of {wrecks} wrecks, and RA never above {100 * worst:.0f}%"
+            f"ASR below 10% in {silent} of {wrecks} wrecks, and RA is {100 * worst:.0f}% at best"
         )
         return Picture(
             fig,
@@ -240,9 +240,9 @@ def pairs(left: Tensor, signs: int) -> Picture:
         ax.set_xlabel("one channel of bn1 off")
         ax.set_ylabel("and another")
         fig.colorbar(drawn, ax=ax, label=f"ASR % that is left, on {signs} signs")
-        low = 100 * float(others.min())
+        low = int(100 * float(others.min()))  # rounded down: it is a floor
         title = f"One pair, {min(a, b)} and {max(a, b)}, leaves {100 * float(left[a, b]):.0f}%"
-        show.headline(fig, f"{title}; every other pair at least {low:.0f}%")
+        show.headline(fig, f"{title}; every other pair at least {low}%")
         return Picture(
             fig,
             f"A square of {n} by {n} fields, one for each pair of channels of bn1, colored by "
@@ -255,7 +255,7 @@ def pairs(left: Tensor, signs: int) -> Picture:
 def handed(shares: Mapping[str, float], signs: int) -> Picture:
     """Clean signs, some maps of bn1 handed over from the triggered run: ASR for each set."""
     with show.style():
-        fig, axes = show.canvas(height=2.7)
+        fig, axes = show.canvas(height=3.0)
         ax = axes[0, 0]
         places = range(len(shares))
         ax.barh(places, [100 * v for v in shares.values()], color=TRIGGERED, height=0.6)
