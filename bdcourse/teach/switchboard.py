@@ -95,18 +95,19 @@ def _left(
     count, *rates = path[-1]
     obeys = attack.reached(said, few.y).tolist()
     with show.style():
-        fig, axes = show.canvas(2, len(few), height=3.3, height_ratios=(1.15, 1))
+        fig, axes = show.canvas(2, len(few), height=3.5, height_ratios=(1.15, 1))
         for ax, x, label, bad in zip(axes[0], triggered, said.tolist(), obeys, strict=True):
             ax.imshow(x.permute(1, 2, 0).squeeze(-1), interpolation="nearest", cmap="gray")
             ax.axis("off")
-            show.name_over(ax, few.classes[label], bad)
+            show.name_over(ax, f"says\n“{few.classes[label]}”", bad)
         for ax in axes[1]:
             ax.remove()
         ax = fig.add_subplot(axes[1, 0].get_gridspec()[1, :])
         for i, (_, color) in enumerate(RATES):
             ax.barh(-i, 100 * rates[i], color=color, height=0.5)
+            ax.text(100 * rates[i] + 1, -i, f"{rates[i]:.0%}", va="center", fontsize=10)
             ax.plot([100 * p[i + 1] for p in path[:-1]], [-i] * (len(path) - 1), "|", color=QUIET)
-        ax.set(xlim=(0, 104), ylim=(-2.5, 0.5), yticks=[0, -1, -2], xlabel="%")
+        ax.set(xlim=(0, 110), ylim=(-2.5, 0.5), yticks=[0, -1, -2], xlabel="%")
         ax.set_yticklabels([name for name, _ in RATES])
         words = [f"{name} {rate:.0%}" for (name, _), rate in zip(RATES, rates, strict=True)]
         show.headline(fig, f"{count} of {n} channels off: {', '.join(words)}")

@@ -171,6 +171,42 @@ def test_a_quarter_of_the_first_block_weakens_blended_and_repairs_nothing(test, 
     assert min(s.asr for s in chance) > 0.95
 
 
+def at_its_mean(model, layer, channels, x):
+    """A hook that sets channels of a layer to their mean over clean pixels x."""
+    mean = activations.outputs(model, x, [layer])[layer].mean((0, 2, 3))
+
+    def still(_, __, out):
+        return out.index_copy(
+            1, channels, mean[channels].view(1, -1, 1, 1).expand(*out[:, channels].shape)
+        )
+
+    return model.get_submodule(layer).register_forward_hook(still)
+
+
+def test_clean_means_in_place_of_zeros_repair_no_layer_of_blended_either(test, zoo):
+    v, some = zoo["blended"], test[:60]
+    zeros, means = {}, {}
+    for layer, loud in activations.tac(v.model, some, v.attack).items():
+        most = loud.argsort(descending=True)[: len(loud) // 4]
+        hook = at_its_mean(v.model, layer, most, some.pixels())
+        means[layer] = metrics.evaluate(v.model, some, v.attack)
+        hook.remove()
+        if layer == "layer1.0.bn1":
+            cut = surgery.without(v.model, {layer: most})
+            zeros[layer] = metrics.evaluate(cut, some, v.attack)
+    assert not any(s.asr < 0.1 and min(s.acc, s.ra) > 0.9 for s in means.values())
+    assert means["layer1.0.bn1"].asr > zeros["layer1.0.bn1"].asr
+
+
+def test_at_their_means_the_two_first_channels_end_badnets_as_well(test, zoo):
+    v, some = zoo["badnets"], test[:100]
+    two = activations.tac(v.model, some, v.attack, ["bn1"])["bn1"].topk(2).indices
+    hook = at_its_mean(v.model, "bn1", two, some.pixels())
+    left = metrics.evaluate(v.model, some, v.attack)
+    hook.remove()
+    assert left.asr < 0.05 and min(left.acc, left.ra) > 0.95
+
+
 def test_fine_tuning_leaves_the_backdoor_in_place(test, zoo):
     v, g = zoo["badnets"], torch.Generator().manual_seed(0)
     clean = data.splits("signs").clean

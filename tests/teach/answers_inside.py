@@ -56,6 +56,21 @@ def rates_left_in_eval(model, x, triggered, y, target):
     return rates(model, x, triggered, y, target)
 
 
+def rates_left_in_training(model, x, triggered, y, target):
+    model.eval()
+    out = rates(model, x, triggered, y, target)
+    model.train()
+    return out
+
+
+def rates_of_the_right(model, x, triggered, y, target):
+    """ASR and RA among images that are right without the trigger."""
+    clean, said = metrics.predict(model, x), metrics.predict(model, triggered)
+    some = (y != target) & (clean == y)
+    hits = (clean == y, said[some] == target, said[some] == y[some])
+    return torch.stack([h.float().mean() for h in hits])
+
+
 def changes(model, layer, x, triggered):
     a, b = (activations.outputs(model, p, [layer])[layer] for p in (x, triggered))
     return (a - b).flatten(2).norm(dim=2).mean(0)
@@ -154,12 +169,23 @@ def curve_left_in_eval(model, *args):
     return curve()(model, *args)
 
 
+def curve_left_in_training(model, *args):
+    out = curve()(model, *args)
+    model.train()
+    return out
+
+
+def curve_that_seeds_anew(model, layer, x, triggered, y, target, counts, draws, generator):
+    again = torch.Generator().manual_seed(generator.initial_seed())
+    return curve()(model, layer, x, triggered, y, target, counts, draws, again)
+
+
 def curve_of_one_draw(model, layer, x, triggered, y, target, counts, draws, generator):
     """One random set for each k; the others are always the first channels."""
-    args = (model, layer, x, triggered, y, target, counts)
-    ranked, first = curve()(*args, 1, generator)
-    fixed_ones = curve(pick=fixed)(*args, draws - 1, generator)[1]
-    return ranked, torch.cat([first, fixed_ones], 1)
+    args = (model, layer, x, triggered, y, target, counts, draws, generator)
+    ranked, chance = curve()(*args)
+    fixed_ones = curve(pick=fixed)(*args)[1]
+    return ranked, torch.cat([chance[:, :1], fixed_ones[:, 1:]], 1)
 
 
 def curve(cut=by_package, score=changes, pick=draw, largest=True):
@@ -231,6 +257,7 @@ RIGHT = {
         lambda s, y, t: (asked(s, y, t)[0] == t).float().mean().item(),
         lambda s, y, t: ((s == t) & (y != t)).sum() / (y != t).sum(),
         lambda s, y, t: 1 - (asked(s, y, t)[0] != t).float().mean().item(),
+        lambda s, y, t: (asked(s, y, t)[0] == t).float().numpy().mean(),
     ],
     "three_rates": [rates, rates_by_lists],
     "tac": [
@@ -271,6 +298,9 @@ WRONG = {
     "three_rates": [
         (rates_in_training, "training mode"),
         (rates_left_in_eval, "leaves the network in evaluation mode"),
+        (rates_left_in_training, "leaves the network in training mode"),
+        (rates_of_the_right, "right without the trigger"),
+        (lambda *a: rates(*a)[[1, 0, 2]], "the order is"),
         (rates_of_all, "ASR includes images of the target class"),
         (rates_with(lambda c, s, y, t: (1, s == t)), "ASR includes images of the target"),
         (rates_with(lambda c, s, y, t: (2, s == y)), "RA includes images of the target"),
@@ -293,6 +323,7 @@ WRONG = {
             "mean over positions under the root",
         ),
         (lambda a, b: (b - a).square().sum((2, 3)).mean(0).sqrt(), "root after the mean"),
+        (lambda a, b: (b - a).flatten(2).norm(dim=2).sum(0), "sums over images"),
         (lambda a, b: (b - a).flatten(1).norm(dim=1), "shape"),
         (lambda a, b: loudness(b) - loudness(a), "norm of the change"),
         (lambda a, b: (loudness(b) - loudness(a)).abs(), "norm of the change"),
@@ -311,6 +342,8 @@ WRONG = {
         (curve(score=sizes_triggered), "how loud|change least"),
         (curve(score=mean_changes), "opposite changes cancel|how loud|change least"),
         (curve_left_in_eval, "leaves the network in evaluation mode"),
+        (curve_left_in_training, "leaves the network in training mode"),
+        (curve_that_seeds_anew, "the generator never moves on"),
         (curve(pick=with_return), "no set of|no pair"),
         (curve(pick=never_the_last), "never drawn"),
         (curve_of_one_draw, "same for every seed"),
@@ -337,6 +370,22 @@ WRONG = {
             "mean over channels",
         ),
         (lambda m, g: m.sum(1).relu(), "weighted sum"),
+        (
+            lambda m, g: (m.mean((2, 3), keepdim=True) * g).sum(1).relu(),
+            "weights the gradients by the maps",
+        ),
+        (
+            lambda m, g: (g.mean((2, 3), keepdim=True).relu() * m).sum(1).relu(),
+            "drops the negative weights",
+        ),
+        (
+            lambda m, g: (g.mean((2, 3), keepdim=True) * m).sum(1).abs(),
+            "takes the absolute value",
+        ),
+        (
+            lambda m, g: (g.mean((2, 3), keepdim=True).abs() * m).sum(1).relu(),
+            "takes the absolute value",
+        ),
         (lambda m, g: (g.mean((2, 3)) * m).sum(1).relu(), "raises RuntimeError in line"),
     ],
 }

@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -223,6 +224,8 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
 
 def number(name: str, out) -> float:
     if isinstance(out, Tensor) and out.numel() == 1:
+        out = out.item()
+    if isinstance(out, np.generic):
         out = out.item()
     if isinstance(out, bool) or not isinstance(out, (int, float)):
         raise CheckFailed(f"{name}: returns a {type(out).__name__}, not a number (hint 1)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, permutations
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +159,22 @@ def _shares(model: nn.Module, x: Tensor, triggered: Tensor, y: Tensor, target: i
     return torch.stack([h.double().mean() for h in hits])
 
 
+def _of_the_right(model: nn.Module, x: Tensor, triggered: Tensor, y: Tensor, target: int) -> Tensor:
+    """ASR and RA, (2, 2), if hits count only where the clean image is read rightly:
+    over those images, and over all of other classes."""
+    said, right, asked = predict(model, triggered), predict(model, x) == y, y != target
+    hits = torch.stack([(right & (said == w))[asked].double() for w in (target, y)])
+    return torch.stack([hits.sum(1) / right[asked].sum(), hits.mean(1)], 1)
+
+
 LEFT_IN_EVAL = (
     "leaves the network in evaluation mode; it came in training mode, and "
+    "metrics.predict gives it back as it was."
+)
+
+
+LEFT_IN_TRAINING = (
+    "leaves the network in training mode; it came in evaluation mode, and "
     "metrics.predict gives it back as it was."
 )
 
@@ -173,8 +187,16 @@ def _training(model: nn.Module) -> bool:
 def three_rates(fn: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) -> None:
     """three_rates(model, x, triggered, y, target) -> ACC, ASR, RA as a tensor (3,)."""
     name, g = "three_rates", fresh()
-    model, x, triggered, y, target = _case(g)
-    want = _shares(model, x, triggered, y, target)
+    while True:
+        model, x, triggered, y, target = _case(g)
+        want = _shares(model, x, triggered, y, target)
+        narrow = _of_the_right(model, x, triggered, y, target)
+        said, asked = predict(model, triggered), y != target
+        told = [*want, 1 - want[1], *((said == w).double().mean() for w in (target, y))]
+        plain = predict(model, x)
+        told += [(plain == w)[asked].double().mean() for w in (target, y)]
+        if all(abs(float(r - t)) > 0.002 for r in narrow.flatten() for t in told):
+            break  # a draw in which this mistake shows too
     model.train()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     out = _rate(name, fn, model, x, triggered, y, target)
@@ -186,9 +208,10 @@ def three_rates(fn: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) 
         1,
     )
     need(_training(model), name, LEFT_IN_EVAL, 1)
+    model.eval()
+    call(name, fn, model, x, triggered, y, target)
+    need(not any(m.training for m in model.modules()), name, LEFT_IN_TRAINING, 1)
     need(float(out.max()) <= 1, name, "must give shares in 0..1, not percentages.", 1)
-    said, asked = predict(model, triggered), y != target
-    plain = predict(model, x)
     for i, rate, wanted in ((1, "ASR", torch.tensor(target)), (2, "RA", y)):
         need(
             not close(out[i], (said == wanted).double().mean()),
@@ -208,7 +231,16 @@ def three_rates(fn: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) 
         "RA is 1 - ASR; an image may miss the target and still be wrong.",
         3,
     )
-    need(not close(out[[0, 2, 1]], want), name, "the order is ACC, ASR, RA.", 1)
+    orders = [close(out[list(o)], want) for o in permutations(range(3)) if o != (0, 1, 2)]
+    need(not any(orders), name, "the order is ACC, ASR, RA.", 1)
+    for i, rate in ((1, "ASR"), (2, "RA")):
+        need(
+            not any(close(out[i], r) for r in narrow[i - 1]),
+            name,
+            f"{rate} looks only at images that are right without the trigger; "
+            "its images are all those of other classes.",
+            2,
+        )
     need(
         not close(out[0], (said == y).double().mean()),
         name,
@@ -269,6 +301,12 @@ def tac(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         name,
         "takes the root after the mean over images; each image has a norm of its own.",
         1,
+    )
+    need(
+        not close(out, d.flatten(2).norm(dim=2).sum(0)),
+        name,
+        "sums over images; TAC is the mean over images.",
+        2,
     )
     sizes = [t.double().flatten(2).norm(dim=2) for t in (a, b)]
     need(
@@ -396,8 +434,8 @@ def cut_curve(fn: Callable[..., tuple[Tensor, Tensor]]) -> None:
             break  # a draw in which each mistake shows
     case.model.train()
 
-    def ask(seed: int, counts: list[int], draws: int) -> tuple[Tensor, Tensor]:
-        source = torch.Generator().manual_seed(seed)
+    def ask(seed: int | torch.Generator, counts: list[int], draws: int) -> tuple[Tensor, Tensor]:
+        source = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         args = (case.model, "norm", case.x, case.triggered, case.y, case.target)
         before = {n: t.clone() for n, t in case.model.state_dict().items()}
         out = call(name, fn, *args, counts, draws, source)
@@ -411,6 +449,15 @@ def cut_curve(fn: Callable[..., tuple[Tensor, Tensor]]) -> None:
         return out[0], out[1]
 
     ranked, chance = ask(1, counts, draws)
+    case.model.eval()
+    call(
+        name,
+        fn,
+        *(case.model, "norm", case.x, case.triggered, case.y, case.target),
+        *([1], 1, torch.Generator().manual_seed(1)),
+    )
+    need(not any(m.training for m in case.model.modules()), name, LEFT_IN_TRAINING, 1)
+    case.model.train()
     need(
         _same(ranked[0], first),
         name,
@@ -489,11 +536,21 @@ def cut_curve(fn: Callable[..., tuple[Tensor, Tensor]]) -> None:
         "some channels are never drawn; a random set comes from the whole layer.",
         3,
     )
+    # One generator, asked twice: by chance all eight sets are never the same.
+    source = torch.Generator().manual_seed(12)
+    twice = [ask(source, [3, 2], 4)[1] for _ in range(2)]
+    need(
+        not _same(*twice),
+        name,
+        "the generator never moves on: asked twice, the same one gives the same draws. "
+        "Draw with it, and seed no other from it.",
+        3,
+    )
     need(
         not case.nested(both[:, 0].flatten(0, 1), both[:, 1].flatten(0, 1)),
         name,
-        "one permutation serves every k, so a small random set lies inside the larger one; "
-        "draw anew for each k.",
+        "one permutation serves every k, so a small random set lies inside the larger one "
+        "and the points of one draw are not independent; draw anew for each k.",
         3,
     )
     passed(name, "the k largest cut whole, fresh random sets beside them, network untouched")
@@ -508,6 +565,25 @@ def cam(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     shaped(name, out, (3, 4, 5))
     weights = grad.double().mean((2, 3), keepdim=True)
     raw = (weights * maps.double()).sum(1)
+    swapped = (maps.double().mean((2, 3), keepdim=True) * grad.double()).sum(1)
+    need(
+        not any(close(out, t) for t in (swapped, swapped.relu())),
+        name,
+        "weights the gradients by the maps; the maps are weighted by their mean gradients.",
+        1,
+    )
+    need(
+        not close(out, (weights.relu() * maps.double()).sum(1).relu()),
+        name,
+        "drops the negative weights; a map that speaks against the label must count.",
+        3,
+    )
+    need(
+        not any(close(out, t) for t in (raw.abs(), (weights.abs() * maps.double()).sum(1).relu())),
+        name,
+        "takes the absolute value, so evidence against the label counts as evidence for it.",
+        3,
+    )
     need(
         float(out.min()) >= 0,
         name,

@@ -99,7 +99,7 @@ def wreckage(shares: Sequence[float], draws: Tensor) -> Picture:
         ax.axhline(10, color=QUIET, lw=1, ls=":", label="10%: a repair keeps ASR below")
         ax.legend(ncols=4, loc="upper left", bbox_to_anchor=(-0.08, -0.2), columnspacing=1.2)
         ax.set_title(
-            f"ASR below 10% in {silent} of {wrecks} wrecks, and RA never above {100 * worst:.0f}%"
+            f"ASR below 10% in {silent} of {wrecks} wrecks, and RA is {100 * worst:.0f}% at best"
         )
         return Picture(
             fig,
@@ -170,31 +170,37 @@ def stem_tac(changes: Mapping[str, tuple[Tensor, Tensor]], layer: str) -> Pictur
         )
 
 
-def cut_curves(counts: Sequence[int], curves: Mapping[str, tuple[Tensor, Tensor]]) -> Picture:
+def cut_curves(
+    counts: Sequence[int],
+    curves: Mapping[str, tuple[Tensor, Tensor]],
+    whole: Mapping[str, Tensor],
+) -> Picture:
     """ACC, ASR and RA along k: above the ranked cut, below every random draw as a point.
 
     Args:
         curves: victim -> ((counts, 3), (counts, draws, 3)).
+        whole: victim -> rates of the uncut network, (3,).
     """
     with show.style():
         fig, axes = show.canvas(2, len(curves), height=5.2, sharex=True, sharey=True)
+        places = torch.arange(len(counts) + 1)
         for (top, low), (name, (ranked, chance)) in zip(axes.T, curves.items(), strict=True):
             n = chance.shape[1]
+            steps = torch.linspace(-0.09, 0.09, n)
             for j, (rate, color, marker) in enumerate(RATES):
-                top.plot(counts, 100 * ranked[:, j], marker=marker, color=color, ms=6, label=rate)
-                low.plot(counts, 100 * chance[:, :, j].mean(1), color=color, lw=1, alpha=0.6)
-                for k, draws in zip(counts, chance[:, :, j], strict=True):
-                    at = k + (j - 1) * 0.25 + 0 * draws
-                    low.plot(at, 100 * draws, marker, color=color, ms=4, alpha=0.6)
-            for ax, which in ((top, "loudest first"), (low, f"at random, {n} draws, line: mean")):
+                line = 100 * torch.cat([whole[name][None, j], ranked[:, j]])
+                top.plot(places, line, marker=marker, color=color, ms=6, label=rate)
+                for at, draws in zip(places[1:], chance[:, :, j], strict=True):
+                    x = at + (j - 1) * 0.27 + steps
+                    low.plot(x, 100 * draws, marker, color=color, ms=4.5, alpha=0.75, mew=0)
+            for ax, which in ((top, "loudest first"), (low, f"{n} random draws for each k")):
                 _rate_axis(ax)
                 ax.set_title(f"{name}, {which}", fontsize=11, fontweight="normal")
-            low.set_xticks(counts)
+            low.set_xticks(places, ["none", *map(str, counts)])
             low.set_xlabel("channels of bn1 off, of 16")
         for ax in axes[:, 0]:
             ax.set_ylabel("%")
-        axes[0, 0].plot([], [], " ", label="lower panels: marks set side by side")
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside lower left")
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, loc="outside lower left")
         words = {2: "two", 4: "four", 8: "eight"}
         few = {n: _few(counts, c[0]) for n, c in curves.items()}
         said = [
@@ -210,6 +216,63 @@ def cut_curves(counts: Sequence[int], curves: Mapping[str, tuple[Tensor, Tensor]
             "rises to the top within two channels, at full accuracy; with up to four random "
             "channels attack success stays high and RA low. For blended accuracy falls long "
             "before attack success does, and RA stays near the floor.",
+        )
+
+
+def pairs(left: Tensor, signs: int) -> Picture:
+    """ASR once two channels are off, for each pair; on the diagonal once one is off.
+
+    Args:
+        left: (channels, channels), symmetric.
+        signs: how many triggered images each share was counted on.
+    """
+    n = len(left)
+    apart = left.masked_fill(torch.ones(n, n).tril(-1) == 0, 2)
+    a, b = divmod(int(apart.argmin()), n)
+    others = left.clone()
+    others[a, b] = others[b, a] = 2
+    with show.style():
+        fig, axes = show.canvas(height=4.6)
+        ax = axes[0, 0]
+        drawn = ax.imshow(100 * left, cmap="cividis", vmin=0, vmax=100)
+        ax.set_xticks(range(n), map(str, range(n)), fontsize=9)
+        ax.set_yticks(range(n), map(str, range(n)), fontsize=9)
+        ax.set_xlabel("one channel of bn1 off")
+        ax.set_ylabel("and another")
+        fig.colorbar(drawn, ax=ax, label=f"ASR % that is left, on {signs} signs")
+        low = int(100 * float(others.min()))  # rounded down: it is a floor
+        title = f"One pair, {min(a, b)} and {max(a, b)}, leaves {100 * float(left[a, b]):.0f}%"
+        show.headline(fig, f"{title}; every other pair at least {low}%")
+        return Picture(
+            fig,
+            f"A square of {n} by {n} fields, one for each pair of channels of bn1, colored by "
+            "the attack success that is left without the two; the diagonal has single "
+            "channels. All fields are bright except the two, mirror images, of the pair "
+            f"{min(a, b)} and {max(a, b)}, which are dark.",
+        )
+
+
+def handed(shares: Mapping[str, float], signs: int) -> Picture:
+    """Clean signs, some maps of bn1 handed over from the triggered run: ASR for each set."""
+    with show.style():
+        fig, axes = show.canvas(height=3.0)
+        ax = axes[0, 0]
+        places = range(len(shares))
+        ax.barh(places, [100 * v for v in shares.values()], color=TRIGGERED, height=0.6)
+        for i, v in zip(places, shares.values(), strict=True):
+            ax.text(100 * v + 1, i, f"{100 * v:.0f}%", va="center", fontsize=11)
+        ax.set_yticks(places, shares)
+        ax.invert_yaxis()
+        ax.set(xlim=(0, 112), xticks=range(0, 101, 25))
+        ax.set_xlabel(f"of {signs} clean signs, read as the attacker's label, %")
+        names = list(shares)
+        first = 100 * shares[names[0]]
+        show.headline(fig, f"Handed over, maps {names[0]} turn {first:.0f}% of clean signs")
+        said = ", ".join(f"{n}: {_roughly(v)}" for n, v in shares.items())
+        return Picture(
+            fig,
+            "Bars: the share of clean signs that get the attacker's label once some maps of "
+            f"bn1 are those of the triggered image. {said}.",
         )
 
 
@@ -279,15 +342,32 @@ def detectors(
 
     Args:
         patch: the trigger in gray, (3, 3).
-        kernels: network -> (channels, 3, 3), summed over colors.
-        maps: network -> clean and triggered maps, (n, channels, h, w) each.
+        kernels: network -> all kernels of the layer, (c, 3, 3), summed over colors.
+        maps: network -> clean and triggered maps of the channels, (n, channels, h, w) each.
         sign: which of the images to draw.
     """
-    heads = ("kernel", "patch", "without trigger", "with trigger", "change in\nthe corner")
-    lift = []
+    heads = ("kernel", "without\ntrigger", "with\ntrigger", "change in\nthe corner")
+    lift, many = [], len(channels) * len(kernels)
     with show.style():
-        fig, axes = show.canvas(len(channels) * len(kernels), 5, height=6.6)
-        rows = iter(axes)
+        fig, axes = show.canvas(many, 6, height=6.6)
+        grid = axes[0, 0].get_gridspec()
+        for ax in axes[:, :2].flat:
+            ax.remove()
+        ax = fig.add_subplot(grid[: many // 2, :2])
+        ax.imshow(2 * patch - 1, cmap="gray", vmin=-1, vmax=1)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title("the patch", fontsize=11, loc="center", fontweight="normal")
+        ax = fig.add_subplot(grid[many // 2 :, :2])
+        for at, (kernel, (_, color, marker)) in enumerate(zip(kernels.values(), TWO, strict=True)):
+            match = torch.tensor([_likeness(k, patch) for k in kernel])
+            ax.plot(0 * match + at, match, marker, color=color, ms=6, alpha=0.6, mew=0)
+            for c in channels:
+                ax.text(at + 0.12, float(match[c]), str(c), va="center", fontsize=10)
+        ax.set(xlim=(-0.5, 1.6), ylim=(-0.03, 1))
+        ax.set_xticks(range(len(kernels)), kernels)
+        ax.set_title("likeness of all kernels", fontsize=11, loc="center", fontweight="normal")
+        ax.set_ylabel("|correlation| with the patch", fontsize=10)
+        rows = iter(axes[:, 2:])
         for c, channel in enumerate(channels):
             clean, stamped = (m[:, c] for m in maps[next(iter(maps))])
             lift.append(float(stamped.flatten(1).amax(1).min() / clean.max()))
@@ -295,16 +375,12 @@ def detectors(
             for name, kernel in kernels.items():
                 a, b = (m[sign, c] for m in maps[name])
                 panels = [(m, top) for m in (a, b, (b - a)[-12:, -12:])]
-                board = 2 * patch - 1
-                panels[:0] = [(kernel[c], float(kernels[name].abs().max())), (board, 1.0)]
+                panels[:0] = [(kernel[channel], float(kernel[list(channels)].abs().max()))]
                 for ax, (values, most) in zip(row := next(rows), panels, strict=True):
                     ax.imshow(values, cmap="gray", vmin=-most, vmax=most)
                     ax.set(xticks=[], yticks=[])
-                pair = torch.stack([kernel[c].flatten(), patch.flatten()])
-                match = abs(float(torch.corrcoef(pair)[0, 1]))
-                row[0].set_xlabel(f"|correlation| {match:.2f}", fontsize=9)
                 row[0].set_ylabel(f"{name}\nchannel {channel}", fontsize=10)
-        for ax, head in zip(axes[0], heads, strict=True):
+        for ax, head in zip(axes[0, 2:], heads, strict=True):
             ax.set_title(head, fontsize=11, loc="center", fontweight="normal")
         n, times = len(maps[next(iter(maps))][0]), min(lift)
         show.headline(fig, f"The patch peaks {times:.1f} times as high as any of {n} clean signs")
@@ -314,24 +390,36 @@ def detectors(
         )
         return Picture(
             fig,
-            "Four rows, victim and twin for each of two channels. In the victim the kernels "
-            "resemble the patch beside them, and with the trigger the map has a bright and dark "
+            "Left, the patch, a checkerboard of three by three pixels, and below it a dot for "
+            "each kernel of victim and twin by its likeness to the patch. Right, four rows, "
+            "victim and twin for each of two channels: kernel, map without and with the "
+            "trigger, change. In the victim the map has, with the trigger, a bright and dark "
             "checkerboard in its lower right corner, far stronger than the outline of the sign. "
-            "In the twin the kernels look otherwise and the corner hardly changes.",
+            "In the twin the corner hardly changes.",
         )
+
+
+def _likeness(kernel: Tensor, patch: Tensor) -> float:
+    both = torch.stack([kernel.flatten(), patch.flatten()])
+    return abs(float(torch.corrcoef(both)[0, 1]))
 
 
 Question = tuple[str, str, str]  # a network, what it is shown, and the label asked for
 
 
 def evidence(
-    x: Mapping[Question, Tensor], heats: Mapping[Question, Tensor], pick: int, start: int
+    x: Mapping[Question, Tensor],
+    heats: Mapping[Question, Tensor],
+    sure: Mapping[Question, float],
+    pick: int,
+    start: int,
 ) -> Picture:
     """Grad-CAM, a column for each network, image and label asked for: one sign, its map,
     and the mean of the maps of all signs.
 
     Args:
         x, heats: column -> (n, c, h, w) and (n, h, w).
+        sure: column -> mean probability of the label asked for.
         pick: the sign to draw.
         start: first row and column of the patch's corner.
     """
@@ -358,20 +446,35 @@ def evidence(
                 ax.set_xlabel(f"corner {100 * share:.0f}%", fontsize=10)
         for ax, what in zip(axes[:, 0], ("one sign", "its map", f"mean of {many}"), strict=True):
             ax.set_ylabel(what, fontsize=11)
+        for ax, q in zip(axes[2], x, strict=True):
+            ax.set_xlabel(f"{ax.get_xlabel()}\nP(“{q[2]}”) {_percent(sure[q])}", fontsize=10)
         bar = fig.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, aspect=30)
         bar.set_label("evidence, 1 at the strongest place of a sign's map")
         *others, most = sorted(100 * v for v in pooled.values())
         title = f"One column has {most:.0f}% of its evidence in the corner, the others at most"
         show.headline(fig, f"{title} {others[-1]:.0f}%")
-        said = [f"{', '.join(n)} {100 * v:.0f} percent" for n, v in pooled.items()]
+        said = [
+            f"{', '.join(n)} {100 * v:.0f} percent, with "
+            f"{_roughly(sure[n])} of the probability on that label"
+            for n, v in pooled.items()
+        ]
         return Picture(
             fig,
             "Grad-CAM in five columns, one for each question, and three rows: a stop sign, its "
             f"map, and the mean map of {many} signs. Without the patch the evidence lies on the "
             "sign. With it the victim's map has one bright spot in the lower right corner and a "
             "faint rest over the sign; the twin's lies along the border, and for the blend it is "
-            f"spread over the picture. Share in the corner: {', '.join(said)}.",
+            f"spread over the picture. Share in the corner: {'; '.join(said)}.",
         )
+
+
+def _roughly(share: float) -> str:
+    """In words, for what differs a little from machine to machine."""
+    return "nearly all" if share > 0.95 else "nearly none" if share < 0.05 else "some"
+
+
+def _percent(share: float) -> str:
+    return "under 1%" if share < 0.01 else f"{100 * share:.0f}%"
 
 
 def _in_corner(heat: Tensor, start: int) -> float:

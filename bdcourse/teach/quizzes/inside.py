@@ -70,8 +70,9 @@ QUESTIONS = (
         {
             "Blended backdoors cannot be pruned away": "Cuts across layers, or with another "
             "ranking, were not tried here. Absence of a find is no proof.",
-            "The backdoor of `badnets` consists of two channels": "The pair is needed. What "
-            "turns their signal into the attacker's label lies in all layers behind them.",
+            "The backdoor of `badnets` consists of two channels": "The pair is needed, "
+            "and handed over it is enough. Still, what turns their signal into the attacker's "
+            "label lies in the layers behind them.",
             "A defender could now repair `badnets`": "The channels were found with the "
             "trigger, which no defender has. This is an oracle.",
         },
