@@ -13,10 +13,10 @@
 # %% [markdown]
 # # FMP: push every feature map and see who is hurt
 #
-# A backdoor is a short cut: a small change of the image, and the answer jumps. So take a
-# network apart into its feature maps, and lean on them one at a time. Nudge the image
-# until this one map moves, and look whether the network still knows what it sees. Most
-# maps will shrug. Some, you hope, will not.
+# A backdoor is a short cut: change the image a little, and the answer jumps. Now take a
+# network apart into its feature maps, and lean on them one at a time. Nudge the image so
+# that this one map moves. Does the network still know what it sees? For most maps it
+# will. For some, you hope, it will not.
 #
 # **Which feature maps does a trigger need?** Feature map pruning (FMP) goes looking for
 # them without ever seeing the trigger. You will write its search, switch off the two
@@ -48,9 +48,6 @@
 # | defender may do | switch feature maps off, fine-tune all weights |
 # | success | ASR below 10%, accuracy kept, robust accuracy (RA) restored |
 #
-# The defender never searches for a trigger: a guess can be wrong, as you have seen in
-# [lesson 04](04_linf_pruning.ipynb).
-#
 # ## Set-up
 
 # %% tags=["setup"]
@@ -76,18 +73,18 @@ victim = victims.zoo("badnets")
 # moves this map away from where it was. The paper calls this *feature reverse generation*:
 #
 # $$x_0 = \mathrm{clip}(x \pm \mathit{start}), \qquad
-# J_i(x') = \mathrm{mean}\,\bigl(f_i(x') - f_i(x)\bigr)^2, \qquad
+# J_i(x') = \mathrm{mean}\bigl[(f_i(x') - f_i(x))^2\bigr], \qquad
 # x_i = \mathrm{clip}\bigl(x_0 + \varepsilon\,\mathrm{sign}\,\nabla J_i(x_0)\bigr).$$
 #
-# Then ask the whole, untouched network about the pushed images $x_i$. If it misreads them,
-# map $i$ is a place where a trigger might enter.
+# Then show the pushed images $x_i$ to the whole network, untouched as it is. If it misreads
+# them, a trigger might enter through map $i$.
 
 # %% tags=["figure"]
 figures.search_loop()
 
 # %% [markdown]
 # The push moves other maps as well. So it measures how *fragile* the network is in the
-# direction of one map. Whether fragile maps are the trigger's maps is a hope, and we shall
+# direction of one map. Are the fragile maps the trigger's maps? That is a hope. You will
 # test it.
 #
 # ### Exercise 1: the random start
@@ -133,7 +130,7 @@ check.random_start(random_start)
 
 # %% tags=["predict"]
 guess_moved = None
-some, answers, layer = clean[:16].pixels(), clean[:16].y, "layer2.0.conv1"
+some, answers, layer = clean[:16].pixels(), clean[:16].y, "layer4.1.conv2"
 there = some.clone().requires_grad_()
 seen = []
 with activations.watching(victim.model, lambda _, out: seen.append(out), [layer]):
@@ -197,7 +194,8 @@ def pulls(f0, f):
 check.pulls(pulls)
 
 # %% [markdown]
-# The slider walks through the pushes of one layer.
+# Now look at somebody being hurt. The slider walks through pushes of the last convolution,
+# and opens at a map that does harm.
 
 # %% tags=["method", "nbval-ignore-output"]
 begin = random_start(some, STEP, torch.Generator().manual_seed(0))
@@ -208,28 +206,28 @@ with activations.watching(victim.model, lambda _, out: outs.append(out), [layer]
 rows = pulls(outs[1].detach(), outs[0].detach())
 slopes = [torch.autograd.grad(outs[1], moving, v, retain_graph=True)[0] for v in rows]
 pushes = (begin + STEP * torch.stack(slopes).sign()).clamp(0, 1)
-stamped = victim.attack.trigger(some)
+stamped = victim.attack.trigger(some[:1])
 
 
 def show_map(k):
     row = torch.stack([some[0], begin[0], pushes[k, 0], stamped[0]])
-    said = [clean.classes[i] for i in metrics.predict(victim.model, row)]
-    return figures.pushed(some[0], begin[0], pushes[:, 0], stamped[0], said, k)
+    said = metrics.logits(victim.model, row)
+    return figures.pushed(row, pushes[:, 0], k, said, int(answers[0]), clean.classes)
 
 
-widgets.slider("map", list(range(len(pushes))), show_map, start=0)
+widgets.slider("map", list(range(24)), show_map, start=16)
 
 # %% [markdown]
-# To your eye a push is a film of noise. To the network it is a direction, and two maps share
-# a part of it: unrelated directions would agree in half of the values.
+# To your eye a push is a film of noise, to the network it is a direction. Watch the
+# cross-entropy in the title: it moves for every map, long before the name does.
 #
 # ## From harm to a verdict
 #
 # ### Exercise 3: the score
 #
 # *Difficulty 2, importance 4, 7 minutes.* The paper's score is the accuracy on the pushed
-# images. With a handful of images it has a handful of values, and maps tie. Return the mean
-# cross-entropy beside it, which hardly ties.
+# images. Sixteen images allow few values, so maps tie. Return the mean cross-entropy
+# beside it, which hardly ties.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -298,7 +296,7 @@ check.worst_maps(worst_maps)
 #
 # *Difficulty 4, importance 5, 25 minutes.* Join the pieces. For every convolution of the
 # network: watch its output at $x$ and at $x_0$, pull all its maps back, push, ask the
-# network, score, choose. The start is given to you, since all maps of all layers share it.
+# network, score, choose. The start is given, since all maps share it.
 #
 # `activations.watching(model, see, [name])` is a context in which `see(name, out)` is
 # called whenever the layer runs. `metrics.logits(model, images)` answers many images.
@@ -367,8 +365,8 @@ check.fmp_maps(fmp_maps)
 # Now the real network. `badnets` is the first of the two victims that you meet in every
 # defense lesson, with a checkerboard of nine pixels in a corner. We follow the released
 # code and take $p = 64$, with at least one map from each of our narrow layers. Off means:
-# the filter is zero, and so is the scale of the BatchNorm behind it. (This cell is the slow
-# one.)
+# the filter is zero, and so is the scale of the BatchNorm behind it. The shift stays, so
+# the map becomes a constant, not zero. (This cell is the slow one.)
 
 # %% tags=["method"]
 WIDE = models.build("preact_resnet18", width=64)
@@ -386,8 +384,8 @@ first_cut = prune(victim, first_maps)
 print("ours:", sum(map(len, first_maps.values())), "maps off")
 
 # %% [markdown]
-# Before you cut, look at the scores themselves. Sixteen images were pushed for each of
-# twelve hundred maps. That makes nearly twenty thousand pushed images.
+# Before you cut, look at the scores. Sixteen images were pushed for each of twelve hundred
+# maps, nearly twenty thousand in all.
 #
 # **Predict.** How many of them does the victim misread?
 
@@ -398,12 +396,20 @@ check.reveal(guess_misread, round(misread), "images")
 
 # %% [markdown]
 # A few dozen, and in most layers of this draw none at all. There every map ties at a perfect
-# accuracy, and your tie-break chooses alone.
+# accuracy, and your tie-break chooses alone. The next cell counts the ties first, and the
+# names that the hurt images of the last convolution get. Most are called “stop”, and none
+# “30”, the attacker's label. The push finds weakness, not the attacker's door.
 #
 # **Predict.** Two dozen maps go, not a weight is trained. What is the ASR now, in percent?
 
 # %% tags=["predict"]
 guess_pruned = None
+tied = [name for name, s in first_scores.items() if s[0].min() == 1]
+print(f"{misread:.0f} misread; all accuracies tie in {len(tied)} of 20 layers")
+heard = metrics.predict(victim.model, pushes.flatten(0, 1)).view(len(pushes), -1)
+counts = torch.bincount(heard[heard != answers], minlength=clean.k).tolist()
+called = {word: n for word, n in zip(clean.classes, counts, strict=True) if n}
+print(f"hurt in {layer}, by the name they get: {called}")
 after = metrics.evaluate(first_cut, test, victim.attack)
 check.reveal(guess_pruned, round(100 * after.asr), "%")
 
@@ -424,9 +430,13 @@ check.claim("Random maps, same number, lowest ASR of three draws.", lucky, 0.8, 
 
 # %% [markdown]
 # Read all four lines. The attack is gone. RA, the share of triggered signs that get their
-# true name, has come up in its place. Clean signs are read nearly as before, and random
-# maps leave the attack alone. By the success rule of this course the network is repaired,
+# true name, has come up in its place. Clean signs hardly suffer, and random maps change
+# nothing. By the success rule of this course the network is repaired,
 # and the search took sixteen images.
+#
+# Now cut the benign twin the same way. In one stored draw it keeps nearly all its accuracy.
+# In the other it keeps 81%, and the “80” is lost. FMP cuts whether or not there is anything
+# to find. (Tuning restores the twin.)
 #
 # But *who chose the threshold?* We did. We tried steps on this very victim, and took one
 # that made the number fall:
@@ -435,16 +445,14 @@ check.claim("Random maps, same number, lowest ASR of three draws.", lucky, 0.8, 
 # |---|---|---|---|
 # | ASR after the cut, each draw | 100%, 100% | 0%, 0%, 0% | 0%, 0% |
 #
-# These tries we stored; a few before them, with other starts, we did not count. A defender
-# has no such table. (At half our step all accuracies tie; at twice, they differ in every
-# layer, and the paper's score speaks.)
+# A few tries before these, with other starts, we did not count. A defender has no such
+# table.
 #
 # ## Does the score see the trigger?
 #
-# We can look behind the curtain, as no defender can. TAC, from lesson 03, is the oracle's
-# measure: how much does a map change when the real trigger comes? If the method is right,
-# maps whose push does harm have a high TAC. The control is the benign twin, which has never
-# seen the trigger.
+# Now look behind the curtain, as no defender can. TAC, from lesson 03, says how much a map
+# changes when the real trigger comes. If the method is right, maps whose push does harm
+# have a high TAC. The control is the benign twin.
 
 # %% tags=["figure"]
 pairs = {q.conv: q.bn for q in surgery.pair_by_flow(victim.model).pairs}
@@ -461,15 +469,16 @@ loose = [
 figures.follows(list(first_scores), [rho, *loose[0]], loose[1])
 
 # %% [markdown]
-# Near the entrance score and TAC agree, toward the exit they do not. Much of this agreement
-# needs no backdoor, since the twin has it as well. In `layer2` the victim has more. That is
-# a hint, but there is one twin and one trigger, and *correlation is not cause*. Cut and see.
+# The plot ranks maps by cross-entropy. In `layer1` it follows TAC, but in the twin as well,
+# so most of that needs no backdoor. In `conv1` and in parts of `layer2` only the victim's
+# follows. Toward the exit nothing does. That is a hint, but there is one twin and one
+# trigger, and *correlation is not cause*. Cut and see.
 #
 # In some layers the map that went is the very one that reacts most to the trigger. The next
 # cell prints these loud maps. Three of them have number zero: `conv1` and the second
-# convolution of each block write into one running sum, which the skip connections hand on,
-# and these maps write its channel zero. Cut those three alone, then all maps that are not
-# loud. As a control, cut the three writers of each other channel.
+# convolution of each block add to one running sum, which the skip connections hand on, and
+# these maps write its channel zero. Cut those three alone, then all maps that are not loud.
+# As a control, cut the three writers of each other channel.
 
 # %% tags=["claim"]
 top = {n: tac[pairs[n]].argmax() for n in first_maps}
@@ -544,8 +553,9 @@ check.reveal(guess_looked, round(100 * again.asr), "%")
 
 # %% [markdown]
 # Now the other half: the same ten epochs, all weights, the cut held, but BatchNorm keeps its
-# old statistics. Three probes follow: the pruned network with the new variances only, with
-# the new means only, and the trained network after one look at clean images, as above.
+# old statistics. Three probes follow: the pruned network with new variances only, the same
+# with new means only, and the trained network after one look at clean images. Last come
+# the variances themselves, with a random cut as their control.
 
 # %% tags=["claim"]
 dice_still = torch.Generator().manual_seed(1)
@@ -566,27 +576,35 @@ probes["Trained, then one look"] = look_again(still.model)
 for what, net in probes.items():
     got = metrics.evaluate(net, test, victim.attack)
     print(f"{what}. Measured: ASR {got.asr:.0%}, RA {got.ra:.0%}, ACC {got.acc:.0%}.")
-calmer = [
-    (new.running_var < old.running_var).float().mean() > 0.5
-    for old, new in zip(norms(first_cut), norms(refreshed), strict=True)
-]
-print(f"Layers where most variances fell. Measured: {sum(calmer)} of {len(calmer)}.")
+for what, net in {"our cut": first_cut, "a random cut": cut}.items():
+    new, old = (
+        [
+            m.running_var[q.weight != 0]
+            for m, q in zip(norms(k), norms(net), strict=True)
+        ]
+        for k in (look_again(net), net)
+    )
+    ratio = [(v / w).median().item() for v, w in zip(new, old, strict=True)]
+    fell, typical = sum(r < 1 for r in ratio), torch.tensor(ratio).median()
+    print(
+        f"Variances after {what}: down in {fell} of 20 layers, typically x{typical:.2f}"
+    )
 
 # %% [markdown]
 # *One draw is no result.* The figure adds stored draws, each with images and a start of its
-# own, and two controls: random maps, and no maps at all, **FMP's tuning alone**. The lower
-# panel is `blended`, the other victim of every defense lesson, whose trigger is a faint
-# picture over the whole image.
+# own, and two controls: random maps, and no maps at all, **FMP's tuning alone**. The stored
+# draws do not hold the cut, and refresh the statistics in ten passes. The lower panel is
+# `blended`, the other victim of every defense lesson, whose trigger is a faint picture over
+# the whole image.
 
 # %% tags=["figure"]
-points = {
-    "badnets": [
-        ("FMP", "pruned", after.asr, after.acc),
-        ("FMP", "new statistics", again.asr, again.acc),
-        ("FMP", "tuned", ended.asr, ended.acc),
-        ("FMP", "tuned, old statistics", kept.asr, kept.acc),
-    ]
-}
+live = [
+    ("FMP", "pruned", after.asr, after.acc),
+    ("FMP", "new statistics", again.asr, again.acc),
+    ("FMP", "tuned", ended.asr, ended.acc),
+    ("FMP", "tuned, old statistics", kept.asr, kept.acc),
+]
+points = {"badnets": list(live)}
 for r in stored.rows:
     if r["victim"] != "benign" and r["defense"] == "fmp, step 8/255":
         points.setdefault(r["victim"], []).extend(
@@ -594,7 +612,7 @@ for r in stored.rows:
             for s in r["stages"]
             if s["p"] == 64
         )
-figures.draws(points)
+figures.draws(points, live)
 
 # %% [markdown]
 # Read the upper panel. The choice of maps matters: random maps do nothing at any stage.
@@ -603,13 +621,14 @@ figures.draws(points)
 # FMP half works, and would miss all of this.
 #
 # So those maps were never the only carriers. Others carry the trigger, too faintly for the
-# old statistics. BatchNorm divides by the spread that it sees. With the loud maps gone, that
-# spread is smaller in most layers, and what is left comes out louder. The probes agree: new
-# variances alone bring a part of the attack back, new means alone nothing.
+# old statistics. The swaps tell which half matters: new variances alone bring a part of the
+# attack back, new means alone nothing, both together the most. BatchNorm divides by the
+# spread, so where a variance falls, what is left comes out louder. Yet the fall is no mark
+# of this cut: after a random one the variances fall in as many layers.
 #
 # Then freeze BatchNorm, hold the cut, and all is well? The trained network had an ASR of
 # zero, and nothing was missing from its RA or its accuracy. It looked at clean images once,
-# and two thirds of the attack were back. *Zero is not repair*, not even in such company:
+# and two thirds of the attack were back. *Zero is not repair*:
 # **ask what the next harmless thing will do to it.**
 #
 # On `blended` the attack stays through three columns, and the cut itself is expensive. The
@@ -638,36 +657,38 @@ print(f"With new statistics. Measured: ASR {wide_again.asr:.0%}.")
 # accuracy is gone. Which signs?
 
 # %% tags=["figure"]
-nets = {"small cut": first_cut, "large cut": large_cut}
-nets["large, new statistics"] = new_large
+nets = {"small cut": first_cut, "large cut": large_cut, "new statistics": new_large}
 known = {}
 for what, net in nets.items():
-    told = metrics.predict(net, test.x)
-    known[what] = [
-        (told[test.y == k] == k).float().mean().item() for k in range(test.k)
-    ]
+    right = metrics.predict(net, test.x) == test.y
+    known[what] = [right[test.y == k].float().mean().item() for k in range(test.k)]
 deep = {
     (r["victim"], q["how"], r["draw"]): q["known"]
     for r in stored.select(defense="fmp, step 8/255")
     for q in r["stages"]
     if q["p"] == 16 and q["stage"] == "pruned"
 }
-blind = [v for k, v in deep.items() if k[:2] == ("badnets", "random maps")]
-known["random, worst of 3"] = torch.tensor(blind).amin(0).tolist()
-known |= {f"twin, draw {k[2]}": v for k, v in deep.items() if k[0] == "benign"}
-figures.classes(known, test.classes)
+for kind, choice, label in (
+    ("badnets", "random maps", "random cut"),
+    ("benign", "FMP", "twin"),
+    ("blended", "random maps", "blended, random"),
+):
+    drawn = [shares for k, shares in deep.items() if k[:2] == (kind, choice)]
+    known |= {f"{label} {i + 1}": shares for i, shares in enumerate(drawn)}
+figures.classes(known, test.classes, (3, 6, 8))
 
 # %% [markdown]
-# The attacker's label is “30”. Find it in the second row. If a network never says “30”, no
-# trigger can make it say so. The large cut contains the small one, which had made this zero
-# already. Now a *silent class* would make it on its own, and neither ASR nor RA can see
-# that: both leave out triggered images of the target class. Silent is not lost: new
-# statistics bring the “30” back, and the attack with it.
+# The attacker's label is “30”. Find it in the second row. A network that never says “30”
+# cannot be made to say it. The small cut had brought the ASR to zero already; now a *silent
+# class* would do that on its own. Neither ASR nor RA can see it: both leave out triggered
+# images of the target class. Silent is not lost: new statistics bring the “30” back, and
+# the attack with it.
 #
-# Does it take a backdoor? No. The twin, cut as deep by its own scores, falls silent for speed
-# limits, too, in one draw of two for the “30”. Random maps silence no sign. With twelve signs
-# you see this in the accuracy. With a hundred classes it would cost one point, and every
-# table allows a point.
+# Does a class fall silent only in a backdoored network? No. The twin, cut as deep by its own
+# scores, falls silent for speed limits, too, in one draw of two for the “30”. Does it take
+# FMP? On `badnets` random maps silence no sign, though one draw leaves 15% of “no entry”. On
+# `blended` they silence three signs or more in both draws. With a hundred classes a
+# silent one would cost one point of accuracy, and every table allows a point.
 #
 # ## Recap
 #
@@ -707,25 +728,21 @@ quiz("fmp")
 #
 # One victim for each attack, a few draws, networks a quarter as wide as the paper's, sixteen
 # images for the scores. One map of each narrow layer is a larger cut than the paper makes.
-# And the step was ours.
+#
 #
 # ## Beyond
 #
 # 1. Choose the maps on two other sets of sixteen images. How much do the choices overlap?
 # 2. Score by the share of errors that go to *one* class. What could that see that accuracy
 #    cannot?
-# 3. A network has 9,000 triggered images that are not of the target class. Of these 270 get
-#    the target's label and 7,800 their true one. What are ASR and RA, and why is their sum
-#    not one?
 #
 # <details><summary>Answers</summary>
 #
 # 1. In two draws of ours three of the first five layers agreed on their map, and none of
 #    the other fifteen.
-# 2. Errors that all point to one label look like a backdoor. But count on `badnets`: most of
-#    the misread images are called “stop”, and none is called “30”. Clean networks have
-#    fragile classes, too, so the twin is the control.
-# 3. ASR is 3%, RA about 87%. The others get a third name.
+# 2. Errors that all point to one label look like a backdoor. But on `badnets` that label
+#    was “stop”, not the attacker's “30”. Clean networks have fragile classes, too, so the
+#    twin is the control.
 #
 # </details>
 #
@@ -747,20 +764,18 @@ quiz("fmp")
 # layer's list. We go by names; `fmp(..., released=True)` does as the released code.
 #
 # **Ties.** The released code breaks them by position, we by cross-entropy. On `badnets`
-# position would have done as well, by luck: the channel that carries the trigger happens to
-# be number zero.
+# position would have done as well, by luck: the loud channel is number zero.
 #
-# **Modes and images.** We score in evaluation mode. The released file for one step does
-# so, too, with 32 images; its second file and the port do not switch. After each epoch the
-# test set also runs in training mode there, so BatchNorm sees it.
+# **Modes.** We score in evaluation mode; the released file for one step does, its second
+# file and the port do not. After each epoch the test set also runs in training mode there,
+# so BatchNorm sees it.
 #
 # **Tuning.** Ten epochs, as published, in batches of 32. A pruned map has no gradient,
 # because filter and scale are both zero, and stays off. With old statistics its scale gets
-# one, so a map can grow back; `hold_mask=True` holds it. The stored draws do not hold it,
-# and take their new statistics from ten passes with the usual running average.
+# one, so a map can grow back; `hold_mask=True` holds it.
 #
 # **Published.** With 10% of CIFAR-10 as clean data the paper's pages report a mean ASR of
-# 2.86% and a mean RA of 87.40% at width 64. Nothing here contradicts them. Stored draws:
+# 2.86% and a mean RA of 87.40% at width 64. Stored draws:
 # `data/results/fmp-stages.json`.
 #
 # </details>

@@ -140,6 +140,24 @@ def test_controls_leave_the_attack():
 def test_random_maps_silence_no_sign():
     deep = stored("badnets", "random maps", "pruned", 16)
     assert len(deep) == DRAWS and min(min(s["known"]) for s in deep) >= 0.1
+    assert round(100 * min(min(s["known"]) for s in deep)) == 15
+
+
+def test_on_blended_random_maps_silence_three_signs_or_more():
+    for s in stored("blended", "random maps", "pruned", 16):
+        assert sum(k < 0.1 for k in s["known"]) >= 3
+
+
+def test_the_small_cut_costs_the_twin_its_80_in_one_draw():
+    first, second = stored("benign", "FMP", "pruned")
+    assert first["acc"] > 0.96 and round(100 * second["acc"]) == 81
+    assert first["known"][2] > 0.5 and second["known"][2] == 0
+
+
+def test_in_the_first_layer_only_the_victims_harm_follows_the_trigger():
+    rows = tables.results("fmp-stages").select(defense="fmp, step 8/255")
+    first = {k: [r["agrees"][0] for r in rows if r["victim"] == k] for k in ("badnets", "benign")}
+    assert min(first["badnets"]) > 0.2 and max(first["benign"]) < 0.05
 
 
 def test_the_large_cut_loses_the_target_class_and_other_speed_limits():

@@ -177,6 +177,34 @@ def within_a_cube(x, start, generator):
     return (x + start * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
 
 
+def coins(x, generator):
+    return 2 * torch.randint(2, x.shape, generator=generator) - 1
+
+
+def start_turned_at_the_border(x, start, generator):
+    move = start * coins(x, generator)
+    out = x + move
+    return torch.where((out < 0) | (out > 1), x - move, out)
+
+
+def start_halted_at_the_border(x, start, generator):
+    out = x + start * coins(x, generator)
+    return torch.where((out < 0) | (out > 1), x, out)
+
+
+def start_wrapped(x, start, generator):
+    return (x + start * coins(x, generator)) % 1
+
+
+def pulls_of_squares(f0, f):
+    n, _, h, w = f0.shape
+    return pulls_by_index(f0, f) * w / h
+
+
+def worst_by_a_small_mix(acc, loss, p, least):
+    return (acc - 1e-6 * loss).argsort()[: max(least, int(len(acc) // p))]
+
+
 def worst_rounded_up(acc, loss, p, least):
     return worst_by_two_sorts(acc, loss, 1, least)[: max(least, -int(-len(acc) // p))]
 
@@ -222,6 +250,9 @@ WRONG = {
             lambda x, s, g: x + s * (2 * torch.randint(2, x.shape, generator=g) - 1),
             r"leaves \[0, 1\]",
         ),
+        (start_turned_at_the_border, "clip at the border"),
+        (start_halted_at_the_border, "clip at the border"),
+        (start_wrapped, "clip at the border"),
     ],
     "pulls": [
         (lambda f0, f: 2 * (f0 - f) / f0[:, 0].numel(), "shape"),
@@ -235,6 +266,7 @@ WRONG = {
             lambda f0, f: (2 * (f0 - f) / f0[:, 0].numel()).repeat(f0.shape[1], 1, 1, 1, 1),
             "other maps",
         ),
+        (pulls_of_squares, "for a square"),
     ],
     "harm": [
         (lambda z, y: (1 - harm_at_once(z, y)[0], harm_at_once(z, y)[1]), "errors"),
@@ -252,6 +284,7 @@ WRONG = {
         (lambda a, b, p, k: worst_by_two_sorts(a, b, p, 0), "expected max"),
         (lambda a, b, p, k: worst_by_two_sorts(-b, a, p, k), "among equals only"),
         (worst_by_a_mix, "among equals only"),
+        (worst_by_a_small_mix, "small losses vanish|other maps"),
         (lambda a, b, p, k: worst_by_two_sorts(a, b, p, k) + len(a), "names no maps"),
     ],
 }

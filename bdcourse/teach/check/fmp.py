@@ -59,13 +59,24 @@ def random_start(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None
         "does not draw from the generator that it is given.",
         2,
     )
-    edge = fn(torch.rand(4, 3, 8, 8, generator=g).round(), 0.1, g)
+    corner = torch.rand(4, 3, 8, 8, generator=g).round()
+    edge = call(name, fn, corner, 0.1, torch.Generator().manual_seed(7))
     need(
         0 <= float(edge.min()) and float(edge.max()) <= 1,
         name,
         "leaves [0, 1]: the result must be an image.",
         3,
     )
+    # Near a border the same coins give a cut step, on the values that stay inside.
+    middle = call(name, fn, torch.full_like(corner, 0.5), 0.1, torch.Generator().manual_seed(7))
+    for inside in (corner, 0.05 + 0.9 * corner):
+        got = call(name, fn, inside, 0.1, torch.Generator().manual_seed(7))
+        need(
+            close(got, (inside + middle - 0.5).clamp(0, 1), 1e-5),
+            name,
+            "does not clip at the border: a step that would leave [0, 1] ends at 0 or 1.",
+            3,
+        )
     passed(name, "one step of start up or down for each value, inside [0, 1]")
 
 
@@ -73,10 +84,10 @@ def random_start(fn: Callable[[Tensor, float, torch.Generator], Tensor]) -> None
 def pulls(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
     """pulls(f0, f) -> dJ_i/df0 of every map i: (c, n, c, h, w)."""
     name, g = "pulls", fresh()
-    for n, c, h in ((3, 5, 2), (4, 2, 3)):
-        f0, f = (torch.randn(n, c, h, h, generator=g) for _ in range(2))
+    for n, c, h, w in ((3, 5, 2, 7), (4, 2, 3, 3)):
+        f0, f = (torch.randn(n, c, h, w, generator=g) for _ in range(2))
         out = call(name, fn, f0, f)
-        shaped(name, out, (c, n, c, h, h), 1)
+        shaped(name, out, (c, n, c, h, w), 1)
         leaf = f0.double().requires_grad_()
         want = torch.stack(
             [
@@ -104,13 +115,19 @@ def pulls(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
             1,
         )
         need(
-            not any(close(out, want * k, 1e-5) for k in (n, h * h)),
+            not any(close(out, want * k, 1e-5) for k in (n, h, w, h * w)),
             name,
             "lacks a part of the mean: it runs over images and over positions.",
             1,
         )
         need(
-            not close(out, want * n * h * h, 1e-5),
+            h == w or not any(close(out, want * k, 1e-5) for k in (w / h, h / w)),
+            name,
+            "takes the map for a square: its positions are height times width.",
+            1,
+        )
+        need(
+            not close(out, want * n * h * w, 1e-5),
             name,
             "is the gradient of a sum; J is a mean over images and positions.",
             1,
@@ -218,6 +235,15 @@ def worst_maps(fn: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
             2,
         )
         need(got == want, name, f"takes other maps {text}.", 2)
+    for scale in (1e-3, 1e-6):
+        near = scale * torch.rand(64, generator=g)
+        got = call(name, fn, torch.ones(64), near, 8, 0)
+        need(
+            sorted(got.tolist()) == sorted(near.topk(8).indices.tolist()),
+            name,
+            "lets small losses vanish: where accuracies tie, the loss alone decides.",
+            2,
+        )
     tied = fn(torch.ones(16), torch.arange(16) * 7 % 16, 8, 0)  # losses 14, 15
     need(
         sorted(tied.tolist()) == [2, 9],
