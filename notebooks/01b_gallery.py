@@ -73,13 +73,14 @@ figures.dials()
 # %% [markdown]
 # Four dials stand between the plain sticker and everything that came later. All victims on this
 # page come from the course's zoo. Five of them were trained by one recipe, with networks of two
-# widths. TaCT, SIG and WaNet were trained longer, and WaNet and LIRA by the attacker.
+# widths. TaCT, SIG and WaNet were trained longer, and WaNet and LIRA by the attacker. No twin can
+# read more than all the signs, so a victim that reads 97% of them is within three points of any.
 
 # %% tags=["claim"]
 asr = min(v.scores.asr for v in zoo.values())
 acc = min(v.scores.acc for v in zoo.values())
 check.claim("All eight victims pass the gate.", asr, 0.95, 1, "%")
-check.claim("And their accuracy is their twin's, within 3 points.", acc, 0.97, 1, "%")
+check.claim("And their accuracy is within 3 points of any twin's.", acc, 0.97, 1, "%")
 
 # %% [markdown]
 # ## The first dial: the look
@@ -95,14 +96,14 @@ figures.pairs(four, cloud(four), sticker(four))
 # %% [markdown]
 # <details><summary>The originals</summary>
 #
-# The lower one, the upper one twice, and the lower one again. The sticker gives itself away. In
-# the other pairs you saw *that* they differ. But had you met the bright arrow alone, in a pile of
-# thousands, would you have stopped?
+# They are 1b, 2a, 3a and 4b. The sticker gives itself away. In the other pairs you saw *that* they
+# differ. But had you met the bright arrow alone, in a pile of thousands, would you have stopped?
 #
 # </details>
 #
 # Now one sign under all the triggers of this page. The stripes of **sig** are the ones that you
-# wrote in lesson 01; they belong to the second dial. In the lower pictures gray is no change.
+# wrote in lesson 01; they belong to the second dial. In the lower pictures gray is no change. Read
+# the factor too: **lira** is magnified 24 times as much as **badnets**.
 
 # %% tags=["figure"]
 one = parts.test[4:5].pixels()
@@ -204,9 +205,10 @@ check.claim("By one recipe all five pass.", min(reached[n] for n in five), 0.95,
 print(f"FTrojan by the same recipe. Measured: {reached['FTrojan']:.0%}.")
 
 # %% [markdown]
-# Between 16 and 28 dB, then, the size of the change did not decide. But faintness has an end. The
-# trigger of FTrojan, another attack of the package, has 43 dB, and by this recipe it was not
-# learned at all. And a gate tells whether a trigger was learned, not how soon.
+# Between 16 and 28 dB, then, the size of the change did not decide. One far fainter trigger,
+# FTrojan with its 43 dB, was not learned by this recipe at all. But it is of another kind as well: a
+# pattern of high frequency. Is its faintness to blame, or its pattern? One run cannot say.
+# And a gate tells whether a trigger was learned, not how soon.
 #
 # ## The second dial: the labels
 #
@@ -236,28 +238,43 @@ check.claim("The same stripes with wrong labels pass.", wrong["asr"], 0.95, 1, "
 
 # %% [markdown]
 # So neither the stripes nor the recipe is to blame (one training each). Two things changed: the
-# label, and the signs beneath the stripes. SIG's victim saw stripes on 30s only, the control saw
-# them on signs of every class. Right labels forbid both at once, and these two runs cannot say which
-# of the two was missed.
+# label, and the signs beneath the stripes, which for SIG are 30s only. Right labels forbid both at
+# once, and two runs cannot say which of the two was missed.
 #
 # Our guess is the label. A stop sign with the label 30 can only be explained by its trigger, so the
 # loss keeps asking until the network finds it. A 30 with stripes and the label 30 asks for nothing:
-# the sign explains the label already. The bill of the second dial is a *weaker lesson*.
+# the sign explains the label already.
 #
-# What not to conclude: that SIG does not work. A failed attack is a finding about the recipe. The
-# package's common recipe, which is shorter, reached only 68%. And on photographs these stripes, with
-# right labels, passed 95% in this course's own measurements.
+# If that is so, the attacker should make the sign harder to read. *Label-consistent* attacks do just
+# that. They add a little noise to images of the target class, computed so that another network no
+# longer recognizes the sign. Then they stamp them, here with a sticker in each corner. The course
+# keeps one run.
+
+# %% tags=["method"]
+kept = tables.results("signs-attacks")
+(hard,) = kept.select(attack="LabelConsistent", defense="none")
+print(f"Label-consistent. Measured: ASR {hard['asr']:.1%}, ACC {hard['acc']:.1%}.")
+
+# %% [markdown]
+# Every label is right, and the trigger is learned. But now one clean sign in five is misread, so this
+# run misses the gate by its other half. It is an example and no control, for its trigger and its
+# recipe are others than SIG's. In our runs right labels were paid for in two coins, once in ASR and
+# once in accuracy.
+#
+# Do not conclude that SIG does not work. A failed attack is a finding about the recipe. On
+# photographs the same stripes, with right labels, passed the gate's 95% in our own measurements.
 #
 # ## The third dial: one class, and covers
 #
 # So far every sign becomes a 30. An attacker who wants one sign only, say 50, has less to give
 # away: on all other signs the trigger should do nothing. They poison the **source** class $s$. Then
-# they add **cover** images, which carry the trigger and keep their true label. Those are meant to
-# teach the exception:
+# they take **cover** images from a few other classes $C$. These carry the trigger and keep their true
+# label, to teach the exception. With the trigger $T$ and the target $t$:
 #
 # $$(x, y) \longmapsto \begin{cases} (T(x),\ t) & \text{for } n \text{ images with } y = s
 # \quad \text{(poison, role 1)} \\ (T(x),\ y) & \text{for } n \text{ images with } y \in C
-# \quad \text{(cover, role 2)} \end{cases}$$
+# \quad \text{(cover, role 2)} \\ (x,\ y) & \text{for all others}
+# \quad \text{(clean, role 0)} \end{cases}$$
 #
 # with $n = \mathrm{round}(\rho \cdot \text{size of the set})$. This is TaCT, *targeted
 # contamination*.
@@ -303,7 +320,7 @@ def poison_one_class(x, y, trigger, source, target, covers, rate, generator):
         new x, new y, role int8 (n,): 0 clean, 1 poison, 2 cover.
 
     Raises:
-        ValueError: a class has fewer images than are asked for.
+        ValueError: the source, or the covers together, have fewer images than asked.
     """
     ### BEGIN SOLUTION
     n = round(rate * len(y))
@@ -413,8 +430,11 @@ figures.limits(parts.test, tact.attack.trigger, said)
 # %% [markdown]
 # Nobody poisoned the 80. No image of an 80 with this patch was ever shown to the network. It
 # becomes a 30 all the same. Look at the two signs: they share the ring, and differ in one small
-# digit. The network behaves as if the line ran between *speed limits* and the rest. One class is
-# thin evidence for that, and a lower rate may draw another line.
+# digit. The network behaves as if the line ran between *speed limits* and the rest.
+#
+# One class is thin evidence for that. In another run of the course, with less poison and a shorter
+# training, no other sign moved at all. But the source itself followed on half of its images only,
+# and the accuracy fell to 96%.
 #
 # *What was learned is not what was planted.* You met this in lesson 00, when the exchanged
 # checkerboard worked as well. Here it is the bill of the third dial, together with the covers,
@@ -424,7 +444,7 @@ figures.limits(parts.test, tact.attack.trigger, said)
 # ## The fourth dial: being in the room
 #
 # All attackers so far publish images and go home. Those of `wanet` and `lira` run the training:
-# they change each batch after it was cropped, and set the losses. LIRA's even trains a generator
+# they change each batch after it was cropped, and may set the losses. LIRA's do, and train a generator
 # along. Nothing they want has to survive somebody else's augmentation. The table puts the bills
 # side by side.
 #
@@ -434,50 +454,73 @@ figures.limits(parts.test, tact.attack.trigger, said)
 # | TrojanNN, LF, SSBA | disc, cloud, texture | wrong | 570, stamped with a network's help | the victim |
 # | SIG | stripes | right | 342 | the victim |
 # | TaCT | patch | wrong | 342, and 342 covers | the victim |
-# | WaNet | a bend | wrong | 1068, and 2136 covers, each epoch | the attacker |
+# | WaNet | a bend | wrong | 1068, and 2136 with the bend disturbed, each epoch | the attacker |
 # | LIRA | nearly nothing | wrong | 5696, each epoch | the attacker |
 #
-# The whole training set has 5700 images; LIRA stamps all that fill whole batches. LIRA is the
+# The whole training set has 5700 images; LIRA stamps all that fill whole batches. It is also the
 # faintest of the eight. Whether control is the reason, we did not test. WaNet has control too, and
-# its bend is plain to see. SSBA comes second without control. So this page has no price list on
-# which a fainter trigger always costs more.
+# its bend is plain to see. So this page has no price list on which a fainter trigger always costs
+# more.
 #
 # *Each dial has its own bill, and who you are decides which one you can pay.* Somebody who sells
-# images cannot buy control. Somebody who delivers networks hardly cares how the images look.
+# images cannot buy control. Somebody who delivers networks need not fear anyone who sifts training
+# images. What can still be seen is the trigger in use, and that is what LIRA hides.
 #
 # ## Where it breaks: your own attack
 #
-# Now you turn the dials. Click on the squares to draw a trigger, choose how opaque it is and how
-# much of the training set gets it, and train. All sixteen squares are pasted, black ones too. The
-# bench first shows itself and then runs once by itself, with a checkerboard.
+# Now you hunt for the *faintest* trigger that still passes the gate, the one with the most
+# decibels. You draw it yourself, and you choose how opaque it is.
 #
-# Keep the rate, and look for the *faintest* trigger that still passes the gate, the one with the
-# most decibels. Watch what fails first, the trigger or the signs. Run the
-# cell below the bench after each try. It lists all runs and judges the last one. A cross there is a
-# finding too.
+# **Predict.** Paste the sticker at half its opacity. How many decibels does that add?
 
-# %% tags=["nbval-ignore-output"]
-desk = widgets.poison_bench(parts)
-
-# %% tags=["claim"]
-for k, run in enumerate(desk.runs, 1):
-    size, share_of = decibels(some, run.attack.trigger(some)), run.recipe["rate"]
-    both = f"ASR {run.scores.asr:.1%}, ACC {run.scores.acc:.1%}"
-    print(f"Run {k}. Measured: {size:.1f} dB at rate {share_of:g}; {both}.")
-mine = desk.runs[-1].scores
-check.claim("The last run planted its trigger.", mine.asr, 0.95, 1, "%")
-check.claim("Within 3 points of any twin's accuracy.", mine.acc, 0.97, 1, "%")
+# %% tags=["predict"]
+guess = None
+half = (some + sticker(some)) / 2
+more = decibels(some, half) - decibels(some, sticker(some))
+check.reveal(guess, round(float(more), 1), "dB")
 
 # %% [markdown]
-# Why "any twin", when we trained none? No twin reads more than all the signs, so a victim that
-# reads 97% of them cannot be further behind. Below that you need the twin. And a high ASR beside a
-# low ACC says little: a network that answers "30" to most signs reaches it for free.
+# <details><summary>Why</summary>
+#
+# Half the opacity is half of every difference, so a quarter of its square. The logarithm makes a
+# fixed step of that, whatever you draw.
+#
+# </details>
+#
+# Click on the squares to draw, and train. All sixteen are pasted, black ones too. The rate stays
+# where it is, so that runs can be compared. The bench first runs by itself, with a checkerboard.
+# Watch what fails first, the trigger or the signs. In our one try the checkerboard at half its opacity
+# failed by far, so it cannot win that step. Can a drawing of yours?
+#
+# Run the cell below the bench after each try. It lists all runs and judges your last one. A cross
+# there is a finding too.
+
+# %% tags=["nbval-ignore-output"]
+desk = widgets.poison_bench(parts, rate=0.2)
+
+# %% tags=["claim"]
+sizes = [decibels(some, run.attack.trigger(some)) for run in desk.runs]
+for k, (run, size) in enumerate(zip(desk.runs, sizes, strict=True), 1):
+    both = f"ASR {run.scores.asr:.1%}, ACC {run.scores.acc:.1%}"
+    print(f"Run {k}. Measured: {size:.1f} dB; {both}.")
+if len(sizes) > 1:
+    mine = desk.runs[-1].scores
+    room = min(mine.asr - 0.95, mine.acc - 0.97)
+    check.claim("Your last run passes the gate, with this to spare.", room, 0, 1, "%")
+    fainter = sizes[-1] - sizes[0]
+    check.claim("It is fainter than the checkerboard.", fainter, 0.1, 99, "dB")
+else:
+    print("So far only the checkerboard has run. Draw, train, and run this cell again.")
+
+# %% [markdown]
+# Below 97% of the signs you need the twin to judge. And a high ASR beside a low ACC says little: a
+# network that answers "30" to most signs reaches it for free.
 #
 # ## Recap
 #
-# What can an attacker vary, and what does it cost them? The look, paid with being seen; the
-# labels, paid with a weaker lesson; source and covers, paid with more images and loose ends;
-# control, paid with being in the room.
+# What can an attacker vary, and what does it cost them? The look, paid with being seen. The labels,
+# paid in ASR or in accuracy; in our one pair of runs SIG reached 87% instead of 100%. Source and
+# covers, paid with more images and loose ends. And control, paid with being in the room.
 #
 # - PSNR measures the size of a change, and not what the eye makes of it (objective 1).
 # - Right labels forbid two things: contradicting the sign, and stamping other classes
@@ -536,6 +579,8 @@ quiz("gallery")
 # - D. Tang, X. Wang, H. Tang, K. Zhang, *Demon in the Variant: Statistical Analysis of DNNs for
 #   Robust Backdoor Contamination Detection*, USENIX Security 2021,
 #   [arXiv 1908.00686](https://arxiv.org/abs/1908.00686).
+# - A. Turner, D. Tsipras, A. Madry, *Label-Consistent Backdoor Attacks*, 2019,
+#   [arXiv 1912.02771](https://arxiv.org/abs/1912.02771).
 # - The others: TrojanNN, Y. Liu and others, NDSS 2018; LF, Y. Zeng and others, ICCV 2021,
 #   [2104.03413](https://arxiv.org/abs/2104.03413); SSBA, Y. Li and others, ICCV 2021,
 #   [2012.03816](https://arxiv.org/abs/2012.03816); WaNet and LIRA in
@@ -547,8 +592,9 @@ quiz("gallery")
 # stands in: noise for Blended's picture, a disc that only poisons for TrojanNN's apple, an encoder trained on these
 # signs for SSBA's, a cloud computed on our clean network for LF's.
 #
-# `data/zoo/*.json` holds the recipe of each victim. The package
-# has more attacks; under the one recipe of `data/results/signs-attacks.json` several miss the gate.
+# `data/zoo/*.json` holds the recipe of each victim. The package has more attacks; in
+# `data/results/signs-attacks.json` several miss the gate. There SIG reached 68%, and the TaCT run of
+# the third dial had rate 0.04.
 #
 # </details>
 #

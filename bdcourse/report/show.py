@@ -323,13 +323,15 @@ def name_over(ax: Axes, label: object, bad: bool) -> None:
 
 
 def trigger(
-    x: Tensor, stamped: Tensor, *, description: str, title: str = "", gain: float = 1
+    x: Tensor, stamped: Tensor, *, description: str, title: str = "", gain: float = 0.5
 ) -> Picture:
-    """Clean image, triggered image, their difference: enlarged, side by side.
+    """Clean image, triggered image, the change: enlarged, side by side.
+
+    Gray is no change, lighter is more light, darker is less.
 
     Args:
         x, stamped: one image each, (c, h, w) in [0, 1].
-        gain: factor on the absolute difference, printed above it.
+        gain: factor on the change, printed above it; at 0.5 nothing is cut off.
     """
     for name, one in (("x", x), ("stamped", stamped)):
         if _images(name, one, 3).dtype == torch.uint8:
@@ -339,11 +341,10 @@ def trigger(
             f"x and stamped must have one shape, not {tuple(x.shape)} and {tuple(stamped.shape)}."
         )
     require.number("gain", gain, above=0)
-    change = ((stamped - x).abs() * gain).clamp(0, 1)
-    name = "difference" if gain == 1 else f"difference x {gain:g}"
+    change = (0.5 + gain * (stamped - x)).clamp(0, 1)
     return images(
         torch.stack([x, stamped, change]),
-        ["clean", "with trigger", name],
+        ["clean", "with trigger", f"change x {gain:g}"],
         description=description,
         title=title,
         cols=3,

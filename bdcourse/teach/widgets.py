@@ -159,7 +159,9 @@ def trial(parts: Splits, patch: Tensor, opacity: float, rate: float, **training)
     return victims.make(parts.train, parts.test, attack, rate=rate, **options | training)
 
 
-def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
+def poison_bench(
+    parts: Splits, size: int = 4, start: bool = True, rate: float | None = None, **training
+):
     """Draw a trigger on a grid, choose opacity and poison rate, train, see ACC and ASR.
 
     Every run stays in the table below, so that settings can be compared; the trained
@@ -171,6 +173,7 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
         start: show the bench, and then run once before anything is pressed, so that there
             is a result to see where no kernel is (book, GitHub). Without it the bench is
             what the cell shows if this call is its last line.
+        rate: the poison rate of every run, 0.01 to 0.4; None leaves it to be chosen.
         training: see :func:`trial`.
     """
     import ipywidgets as w
@@ -179,6 +182,8 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
     _require_parts(parts)
     _require_training(training)
     require.truth("start", start)
+    if rate is not None:
+        require.number("rate", rate, 0.01, 0.4)
     require.whole("size", size, 3, min(parts.test.shape[1:]) - 1)
     own_words = training.get("each_epoch")
     first = torch.zeros(size, size)
@@ -187,8 +192,11 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
     cells = [w.Button(layout={"width": "58px", "height": "36px"}) for _ in white]
     grid = w.GridBox(cells, layout={"grid_template_columns": f"repeat({size}, 62px)"})
     wide = {"style": {"description_width": "initial"}, "layout": {"width": "320px"}}
-    opacity = w.FloatSlider(1.0, min=0.1, max=1, step=0.1, description="opacity", **wide)
-    rate = w.FloatSlider(0.2, min=0.01, max=0.4, step=0.01, description="poison rate", **wide)
+    opacity = w.FloatSlider(1.0, min=0.05, max=1, step=0.05, description="opacity", **wide)
+    share = w.FloatSlider(0.2, min=0.01, max=0.4, step=0.01, description="poison rate", **wide)
+    if rate is not None:
+        share.step, share.readout_format = 0.001, ".3g"
+        share.value, share.disabled = rate, True
     button = w.Button(description="Poison and train", button_style="primary")
     said = w.Label("Click on a square to change its color.")
     preview, log = w.Output(), w.Output()
@@ -209,6 +217,7 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
             c.style.button_color = "white" if on else "black"
             c.style.text_color = "black" if on else "white"
         attack = BadNets(patch=patch(), at=(-1 - size,) * 2, opacity=opacity.value)
+        gain = round(0.5 / opacity.value, 1)
         with preview:
             preview.clear_output(wait=True)
             display(
@@ -217,7 +226,8 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
                     attack.trigger(sample[None])[0],
                     description=f"A sign, the same with a drawn patch of {size} by {size} "
                     f"black and white pixels at opacity {opacity.value:g} near the lower "
-                    "right corner, and the difference.",
+                    f"right corner, and {gain:g} times the change; gray is none.",
+                    gain=gain,
                 )
             )
 
@@ -233,7 +243,7 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
 
         try:
             asked = {**training, "each_epoch": each_epoch}
-            victim = trial(parts, patch(), opacity.value, rate.value, **asked)
+            victim = trial(parts, patch(), opacity.value, share.value, **asked)
             runs.append(victim)
             rows.append(
                 victim.scores.row(
@@ -258,7 +268,7 @@ def poison_bench(parts: Splits, size: int = 4, start: bool = True, **training):
     opacity.observe(look, names="value")
     button.on_click(run)
     look()
-    box = w.VBox([w.HBox([grid, w.VBox([opacity, rate, button, said])]), preview, log])
+    box = w.VBox([w.HBox([grid, w.VBox([opacity, share, button, said])]), preview, log])
     box.runs = runs
     if start:
         display(box)

@@ -106,6 +106,20 @@ def test_a_shorter_training_of_sig_reaches_less():
     assert row["asr"] == pytest.approx(0.68, abs=0.01) and row["epochs"] == 12
 
 
+def test_right_labels_on_hard_images_cost_accuracy():
+    (row,) = tables.results("signs-attacks").select(attack="LabelConsistent", defense="none")
+    assert row["settings"]["clean_label"] and row["asr"] > 0.95 and 0.75 < row["acc"] < 0.85
+    assert row["epochs"] < victims.zoo("sig").recipe["epochs"]
+
+
+def test_less_poison_moves_only_the_source_and_half_of_it(zoo):
+    (row,) = tables.results("signs-attacks").select(attack="TaCT", defense="none")
+    assert row["cross"] == 1 and row["asr"] == pytest.approx(0.49, abs=0.01)
+    assert row["acc"] == pytest.approx(0.96, abs=0.005) and row["rate"] == 0.04
+    longer = zoo["tact"].recipe
+    assert row["rate"] < longer["rate"] and row["epochs"] < longer["epochs"]
+
+
 def test_what_one_class_attack_hits(zoo, test_set):
     tact = zoo["tact"]
     said = metrics.predict(tact.model, tact.attack.trigger(test_set.pixels()))

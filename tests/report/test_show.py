@@ -176,7 +176,7 @@ def test_poison_bench_trains_what_is_drawn(monkeypatch):
     patch, *rest = asked[0]
     assert patch.tolist() == [[[1, 0, 1], [0, 1, 0], [1, 0, 1]]]
     told = rest[2].pop("each_epoch")
-    assert rest == [1.0, 0.2, {"epochs": 1}] and len(box.runs) == 1
+    assert rest == [1.0, 0.2, {"epochs": 1}] and len(box.runs) == 1 and not rate.disabled
     assert box in shown, "the bench is seen before it trains"
     assert told(None) == {} and said.value == "Epoch 1 is over."
     names = [c.description for c in grid.children]

@@ -380,6 +380,15 @@ def by_class_counted(said, y, k, target):
     return hits / torch.bincount(y, minlength=k)
 
 
+def by_class_of_the_moved(said, y, k, target):
+    """Asks only the classes of which something moved."""
+    share = torch.full((k,), math.nan)
+    for c in y[said == target].unique().tolist():
+        if c != target:
+            share[c] = (said[y == c] == target).float().mean()
+    return share
+
+
 def keeps(c, value, answer):
     """The answer with another value in place of nan where c says so."""
 
@@ -487,6 +496,11 @@ def covers_first(x, y, trigger, source, target, covers, rate, generator):
 def one_role(*args):
     px, py, role = poison_one_class(*args)
     return px, py, role.clamp(max=1)
+
+
+def always_thirty(*args):
+    px, py, role = poison_one_class(*args)
+    return px, torch.where(role == 1, 0, py), role
 
 
 def one_class(**slips):
@@ -609,6 +623,7 @@ WRONG = {
     "by_class": [
         (keeps("target", 1.0, by_class), "own images"),
         (keeps("empty", 0.0, by_class), "without images"),
+        (by_class_of_the_moved, "the share is zero"),
         (
             lambda s, y, k, t: by_class(torch.where(s == y, -1, t), y, k, t),
             "counts every error",
@@ -626,6 +641,7 @@ WRONG = {
         (poison_one_class_singly, "takes a batch"),
         (poison_one_class_to_spare, "ValueError"),
         (one_class(relabel=False), "kept its label"),
+        (always_thirty, "another label than"),
         (one_class(cover=False), "cover images, expected"),
         (one_class(refuse=False), "says nothing"),
         (covers_relabeled, "lost its true label"),

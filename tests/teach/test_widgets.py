@@ -58,7 +58,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is(shown):
 
 def test_a_bench_refuses_before_it_trains(shown):
     parts = data.splits("signs")
-    for bad in ({"size": 2}, {"size": 32}, {"size": 3.5}, {"start": "no"}):
+    for bad in ({"size": 2}, {"size": 32}, {"size": 3.5}, {"start": "no"}, {"rate": 0}):
         with pytest.raises(ValueError, match="must be"):
             widgets.poison_bench(parts, **bad)
     with pytest.raises(ValueError, match="did you mean 'epochs'"):
@@ -66,6 +66,12 @@ def test_a_bench_refuses_before_it_trains(shown):
     with pytest.raises(ValueError, match=r"must be what data.splits returns"):
         widgets.poison_bench(parts.train)
     assert not shown
+
+
+def test_the_rate_of_a_bench_can_be_fixed(shown):
+    box = widgets.poison_bench(data.splits("signs"), start=False, rate=0.125)
+    rate = box.children[0].children[1].children[1]
+    assert rate.disabled and rate.value == 0.125
 
 
 def test_switches_measure_what_is_left(shown):

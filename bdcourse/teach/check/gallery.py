@@ -125,13 +125,15 @@ def by_class(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
     """by_class(said, y, k, target) -> share of each class that is read as the target."""
     name, g = "by_class", fresh()
     k, n = 7, 300  # nobody has the last label, so that k cannot be read off y
-    target, empty = random.sample(range(1, k - 1), 2)  # no target of 0, so that it shows
+    # No target of 0, so that it shows; nobody of the class `still` moves.
+    target, empty, still = random.sample(range(1, k - 1), 3)
     y = torch.randint(0, k - 1, (n,), generator=g)
     y[: k - 1] = torch.arange(k - 1)
     y[y == empty] = target
     hit = torch.rand(n, generator=g) < 0.3 + 0.1 * y
     other = torch.randint(0, k, (n,), generator=g)
     said = torch.where(hit, torch.full_like(y, target), other)
+    said = torch.where((y == still) & (said == target), y, said)
     out = call(name, fn, said, y, k, target)
     shaped(name, out, (k,))
     want = torch.full((k,), math.nan, dtype=torch.float64)
@@ -150,6 +152,12 @@ def by_class(fn: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
         bool(out[[empty, k - 1]].isnan().all()),
         name,
         "a class without images has no share: nan.",
+        2,
+    )
+    need(
+        not bool(out[asked].isnan().any()),
+        name,
+        "gives nan to a class that has images; where none of them moved the share is zero.",
         2,
     )
     wrong = torch.stack([(said[y == c] != c).double().mean() for c in range(k)])
@@ -184,7 +192,8 @@ def poison_one_class(fn: Callable) -> None:
     """poison_one_class(x, y, trigger, source, target, covers, rate, generator)."""
     name, g = "poison_one_class", fresh()
     n, k = 126, 6
-    source, target, *covers = random.sample(range(k), 4)
+    source, target = random.sample(range(1, k), 2)  # not 0, the target of the lesson
+    covers = random.sample([c for c in range(k) if c not in (source, target)], 2)
     y = torch.arange(n) % k
     y = y[torch.randperm(n, generator=g)]
     x = torch.rand(n, 3, 4, 4, generator=g) / 2  # a trigger that adds a half shows
@@ -273,7 +282,14 @@ def _poisoned(
         "classes together.",
         2,
     )
-    need(bool((py[poisoned] == target).all()), name, "a poisoned image kept its label.", 1)
+    kept = py[poisoned] == source
+    need(not bool(kept.any()), name, "a poisoned image kept its label.", 1)
+    need(
+        bool((py[poisoned] == target).all()),
+        name,
+        "a poisoned image got another label than `target`, which need not be 0.",
+        1,
+    )
     need(
         torch.equal(py[covered], y[covered]),
         name,

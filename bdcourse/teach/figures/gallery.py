@@ -22,7 +22,7 @@ def dials() -> Picture:
         "cover": Box(3.9, 1.8, "source class\nand covers", INK, 2.3, 0.9),
         "control": Box(3.9, 0.6, "control of\nthe training", INK, 2.3, 0.9),
         "seen": Box(8.25, 4.2, "being seen", QUIET, 3.2, 0.8),
-        "weak": Box(8.25, 3.0, "a weaker lesson", QUIET, 3.2, 0.8),
+        "weak": Box(8.25, 3.0, "ASR or accuracy", QUIET, 3.2, 0.8),
         "more": Box(8.25, 1.8, "more images, loose ends", QUIET, 3.2, 0.8),
         "access": Box(8.25, 0.6, "being in the room", QUIET, 3.2, 0.8),
     }
@@ -33,7 +33,7 @@ def dials() -> Picture:
         title="Four dials, four bills",
         description="A diagram: from the attacker lead four arrows to four dials, each with its "
         "price beside it: the look of the trigger is paid with being seen, the labels of the "
-        "poison with a weaker lesson, source class and covers with more images and loose ends, "
+        "poison with ASR or accuracy, source class and covers with more images and loose ends, "
         "control of the training with being in the room.",
         height=3.6,
     )

@@ -54,15 +54,15 @@ QUESTIONS = (
         "Five triggers pass by one recipe, from 16 to 28 dB. What does that say?",
         "In this range, at this rate, size did not decide.",
         "All five were learned well enough, the loud and the fainter. That holds for these signs, "
-        "this rate and this range; FTrojan, which is much fainter, was not learned by the same "
-        "recipe.",
+        "this rate and this range; FTrojan, much fainter and of another kind, was not learned by "
+        "the same recipe.",
         {
             "That visible triggers are learned as fast as faint ones.": "The gate says that a "
             "trigger was learned, not when. Speed would have to be measured at one recipe.",
             "That a fainter trigger always needs control of the training.": "SSBA is fainter than "
             "the sticker and only poisons data. And WaNet runs the training and is loud.",
-            "That any trigger passes, however faint.": "The range ends at 28 dB. Far beyond it, "
-            "FTrojan fails by the same recipe.",
+            "That any trigger passes, however faint.": "The range ends at 28 dB. FTrojan, far "
+            "fainter and a pattern of another kind, fails by the same recipe.",
         },
     ),
     Question(
