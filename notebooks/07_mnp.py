@@ -18,20 +18,17 @@
 # can count the plates. Magnitude-based neuron pruning (MNP) searches a network that
 # way: it looks for channels that are large without an honest reason.
 #
-# **Do backdoor neurons give themselves away by their size?** You will measure size
-# first. Then you will make a copy of the network forget its signs, and learn a repair
-# from it. One attack success rate (ASR) will fall below 10%, and then you will doubt
-# why.
+# You will measure size first. Then you will make a copy of the network forget its
+# signs, and learn a repair from it. One attack success rate (ASR) will fall below 10%,
+# and then you will doubt why.
 #
-# Nobody who wrote this lesson could read the paper beyond its abstract and public
-# summaries, which name the idea and three objectives. Every formula, number and
-# verdict below is our reconstruction and says nothing about the authors' tables.
+# We could read only the paper's abstract and public summaries, which name the idea and
+# three objectives. Every formula, number and verdict below is our reconstruction.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about two
 # > minutes and 1 GiB on two CPU cores. Prerequisites: [lesson
 # > 03](03_inside_a_victim.ipynb), [lesson 05](05_clp.ipynb). Paper: Li, Jiang and Yi,
-# > *Magnitude-based Neuron Pruning for Backdoor Defense*, 2024, [arXiv
-# > 2405.17750](https://arxiv.org/abs/2405.17750).
+# > 2024, [arXiv 2405.17750](https://arxiv.org/abs/2405.17750).
 #
 # ## Objectives
 #
@@ -59,7 +56,7 @@ import torch
 import torch.nn.functional as F
 
 from bdcourse import activations, check, data, metrics, quiz, surgery, tables, victims
-from bdcourse import defenses
+from bdcourse import defenses, widgets
 from bdcourse.teach.figures import mnp as figures
 
 parts = data.splits("signs")
@@ -74,10 +71,10 @@ zoo = {n: victims.zoo(n) for n in ("badnets", "blended", "benign", "lf", "benign
 # its filters stay large for the sake of images that the defender never gets to see.
 # Large and, as far as clean images tell, useless: such channels are MNP's suspects.
 #
-# But large in which sense? BatchNorm undoes any scaling of a filter. Make the filter
+# But large in which sense? BatchNorm undoes any scaling of a filter: make the filter
 # ten times as large, and the deviation that BatchNorm divides by grows tenfold as well.
-# So take the two as a pair. If no number of the input moves by more than one, the output
-# of the pair moves by at most
+# So take the two as a pair. If no number of the input moves by more than one, the
+# output of the pair moves by at most
 #
 # $$a_k = \lVert W_k \rVert_1 \, \frac{|\gamma_k|}{\sqrt{v_k + \varepsilon}} ,$$
 #
@@ -148,9 +145,9 @@ check.claim("The folded norm hardly moves.", abs(fold10 / fold - 1), 0, 0.01, "%
 # ## Are the trigger's channels large?
 #
 # In every layer of a victim take the tenth of the channels that react most to its
-# trigger, by the trigger-activated change of lesson 03. That is an *oracle*, good for
-# understanding and closed to defenders. Where do they stand when the layer is lined up
-# by size? The benign twin is asked the same with the same trigger.
+# trigger, by the trigger-activated change of lesson 03. That is an *oracle*, closed to
+# defenders. Where do they stand when the layer is lined up by size? The benign twin is
+# asked the same.
 #
 # Beside the two victims of every defense lesson, `badnets` and `blended`, stands a
 # guest: `lf`, a smooth pattern over the whole sign, in a network half as wide. Live
@@ -194,8 +191,7 @@ figures.ranks(reach)
 # most to a trigger do tend to be large. But so they do in a twin that never saw the
 # trigger, and for `badnets` the twin's stand clearly higher. No wonder: the folded norm
 # bounds how far a channel can move, for any change of the input, and the oracle measures
-# how far it moved. Three pairs with two twins are few, but nothing here tells a victim
-# by its size.
+# how far it moved. In these few pairs nothing tells a victim by its size.
 #
 # ## Make the cut
 #
@@ -243,9 +239,9 @@ figures.cuts(shares, largest, at_random)
 # %% [markdown]
 # So `badnets` does need some of its largest channels, and as many random ones leave its
 # attack alone. But look at the accuracy (ACC). The same cut costs clean signs, and
-# random cuts of a twentieth cost almost none: the signs need some of the large ones,
-# too. On `blended` the largest cost no more than random ones, and the attack survives.
-# MNP wants to spare the signs: cut what is large *and not needed*.
+# random cuts of a twentieth cost almost none: the signs need large ones, too. On
+# `blended` the attack survives. MNP wants to spare the signs: cut what is large *and
+# not needed*.
 #
 # ## Which channels are needed?
 #
@@ -338,8 +334,8 @@ figures.need(size, harm, marked)
 # they agree, zero if they have nothing to do with each other. The figure shows its mean
 # over the later half of the layers.
 #
-# If backdoors broke the law, victims would lie to the left. Look at their twins, then at
-# the top row: the two twins again, and ten more clean networks that differ only in their
+# If backdoors broke the law, victims would lie to the left. Look at their twins, then
+# at the top row: the two twins and ten more clean networks that differ only in their
 # seed. SIG, TaCT and their twin trained longer, at half the rate, so the row fits the
 # other four best.
 
@@ -348,17 +344,16 @@ figures.law(tables.results("mnp-detector").rows)
 
 # %% [markdown]
 # Every victim lies left of its twin. But the six share two twins, and one of these
-# happens to stand at the very end of the clean row. *One draw is no result*, and a twin
-# is one draw. Five victims lie in the range of clean networks; the sixth, SIG, has an
-# ASR too low to count as an attack here. A small shift may be real; nobody could tell
-# one suspect by it.
+# stands at the very end of the clean row. *One draw is no result*, and a twin is one
+# draw. Five victims lie in the range of clean networks; the sixth, SIG, has an ASR too
+# low to count as an attack here. A small shift may be real, but no suspect can be told
+# by it.
 #
 # ## Make it forget
 #
 # Size did not tell the two jobs apart. So take the honest one away and see what is
 # left. Take a copy $\tilde\theta$ of the network $\theta$ and *raise* its loss on clean
-# images until it can no longer read them. This is **clean suppression**. Masks are
-# learned from the copy and the network together, and only the network is repaired.
+# images until it can no longer read them. This is **clean suppression**.
 
 # %% tags=["figure"]
 figures.skeleton()
@@ -367,9 +362,8 @@ figures.skeleton()
 # ### Exercise 3: forget
 #
 # *Difficulty 3, importance 5, 15 minutes.* Climb the loss, and let the weights shrink
-# meanwhile: maximize $\ell - \tfrac{\delta}{2} \lVert w \rVert^2$. Whoever maximizes
-# "loss plus decay" lets them explode. And cross-entropy has no top, so the accuracy
-# says when to stop.
+# meanwhile: maximize $\ell - \tfrac{\delta}{2} \lVert w \rVert^2$. Cross-entropy has no
+# top, so the accuracy says when to stop.
 #
 # Use SGD with momentum 0.9 and $\delta$ = 5e-4. Clip the gradient of each step, all
 # weights together, to length 20.
@@ -604,12 +598,17 @@ check.claim("At that beta the attack is gone: ASR.", scores[beta].asr, 0, 0.1, "
 check.claim("Triggered signs get their names back: RA.", scores[beta].ra, 0.9, 1, "%")
 check.claim("Clean signs are read as before: ACC.", scores[beta].acc, 0.9, 1, "%")
 
-# %% tags=["figure"]
-figures.rungs(betas, seen, scores, beta)
+
+# %% tags=["nbval-ignore-output"]
+def at(b):
+    return figures.rungs(betas, seen, scores, b, b == beta)
+
+
+widgets.slider("beta", list(betas), at, start=beta)
 
 # %% [markdown]
 # RA has come up as far as the attack has gone down. On the highest rung many signs are
-# lost along with the attack.
+# lost, too.
 #
 # ## Was it the size?
 #
@@ -630,17 +629,17 @@ check.claim("The larger price, no copy: the lowest ASR.", dear, 0.1, 0.4, "%")
 figures.terms(found)
 
 # %% [markdown]
-# With the copy, our small price can be left out without anybody noticing: in sixty
-# steps it turns a channel down by about a tenth. Ten times as high, it takes most of
-# the attack away without any copy. A price that is the same for every channel does most
-# of that, but leaves 7 to 15 points more ASR in each draw. So size adds something, but
-# neither price ends the attack. The copy does.
+# With the copy, our small price can be left out: in sixty steps it turns a channel down
+# by about a tenth. Ten times as high, it takes most of the attack away without any
+# copy. A price that is the same for every channel does most of that, but leaves 7 to 15
+# points more ASR in each draw. So size adds something, but neither price ends the
+# attack. The copy does.
 #
 # ## Was it the forgetting?
 #
-# You broke the copy with care. Would plain noise do? Here is the control: no ascent,
-# only noise on all weights, as little as brings accuracy down to one in five. The noisy
-# copy's loss is far smaller, so the ladder of $\beta$ stands higher.
+# Would plain noise do? In this control nothing climbs. All weights get noise, as little
+# as brings accuracy down to one in five. The noisy copy's loss is far smaller, so the
+# ladder of $\beta$ stands higher.
 #
 # **Predict.** Three draws of the noise make three noisy copies of `badnets`. How many
 # of them lead to masks that bring the ASR below 10%?
@@ -658,24 +657,23 @@ check.claim("Noisy copies that end the attack, of three.", ended, 2, 2)
 figures.ladder(stored_copies)
 
 # %% [markdown]
-# Each line is a copy; within a rung, the draws stand from left to right. Two noisy copies
-# of three do as well as the forgetful ones. The third leaves a part of the attack, and
-# its next rung costs the signs; a finer ladder might help. So forgetting was enough, and
-# it was not needed. *Correlation is not cause*: the climb was there when the repair
-# worked, and twice the repair worked without it.
+# Each line is a copy; within a rung, the draws stand from left to right. Two noisy
+# copies of three do as well. The third leaves a part of the attack, and its next rung
+# costs the signs. So forgetting was enough, and it was not needed. *Correlation is not
+# cause*: twice the repair worked without the climb.
 #
-# Why does it work, then? Both kinds of copy cannot read and still obey the trigger. That
-# is not enough: so does the third noisy copy. And our guess was about clean signs that a
-# copy sends to the target. The first noisy copy sends none, yet its masks end the attack
-# on every rung. So the guess explains too little, and we have no better one.
+# Why does it work, then? Both kinds of copy cannot read and still obey the trigger, but
+# so does the third noisy one. Our guess was about clean signs that a copy sends to the
+# target. The first noisy copy sends none, yet its masks end the attack on every rung.
+# So the guess explains too little, and we have no better one.
 #
 # ## Where it breaks
 #
 # All this was one set of clean images and one victim. *One draw is no result.* So here
-# are three sets, both victims, and the package's `mnp`, which climbs more slowly, takes
-# more mask steps and keeps one $\beta$ for all. Beside the soft repair stands a *hard*
-# one: channels with the lowest masks go off altogether, as many as three points of
-# held-out accuracy allow.
+# are three sets, both victims, and the package's `mnp`, which climbs more slowly and
+# keeps one $\beta$ for all. Beside the soft repair stands a *hard* one: channels with
+# the lowest masks go off altogether, as many as three points of held-out accuracy
+# allow.
 #
 # On the first draw of images the hard repair ends Blended's attack: its ASR is zero.
 #
@@ -694,24 +692,22 @@ check.reveal(guess_back, round(100 * rows["Blended"]["mnp, hard"][0]["ra"]), "%"
 figures.draws(rows)
 
 # %% [markdown]
-# Read a row as three defenders who own different clean signs, judged on the whole test
-# set. On `badnets` the soft repair succeeds for two of them and fails for the third,
-# perhaps only because $\beta$ was fixed. On `blended` it fails for all, and the hard
-# one leaves everything, half, or nothing of the attack.
+# A row is three defenders with different clean signs, judged on the whole test set. On
+# `badnets` the soft repair succeeds for two of them and fails for the third, perhaps
+# only because $\beta$ was fixed. On `blended` it fails for all, and the hard one leaves
+# everything, half, or nothing of the attack.
 #
-# *Zero is not repair*: the triangles say that most triggered signs got a third name,
-# though clean ones are still read. As many random channels wreck the network and mostly
-# leave the attack alone, so the masks do know something.
+# *Zero is not repair*: most triggered signs got a third name, though clean ones are
+# still read. As many random channels wreck the network and mostly leave the attack
+# alone, so the masks do know something.
 #
 # <details><summary>Two relatives on the same three sets</summary>
 #
-# Both learn masks against a disturbed network, too; their rows are in
-# `data/results/signs-defenses.json`. **Reconstructive neuron pruning (RNP)** asks the
-# forgetful copy alone. Here it prunes nothing, for the first cut on its list would cost
-# more clean signs than the rule allows. **Adversarial neuron pruning (ANP)** has no
-# copy: it pushes all scales and shifts to where the clean loss hurts most, and wants
-# masks that survive the push. It mends `badnets` for all three defenders. On `blended`
-# neither helps.
+# Both learn masks against a disturbed network, too. **Reconstructive neuron pruning
+# (RNP)** asks the forgetful copy alone; here its first cut costs more clean signs than
+# the rule allows. **Adversarial neuron pruning (ANP)** pushes scales and shifts to
+# where the clean loss hurts most, and wants masks that survive the push. It mends
+# `badnets` for all three defenders, `blended` for none.
 #
 # </details>
 #
@@ -723,8 +719,8 @@ figures.draws(rows)
 # it, and a price blind to size did most of the same.
 #
 # What ended it counted no plates: break a copy until it cannot read, and learn masks
-# that lower its loss. Forgetting breaks the copy well, and noise does in two draws of
-# three. Why this works we cannot say.
+# that lower its loss. Noise breaks it well enough in two draws of three. Why this works
+# we cannot say.
 #
 # - Behind BatchNorm a filter's norm means nothing; fold scale and deviation in
 #   (objective 1).
@@ -755,8 +751,8 @@ quiz("mnp")
 #
 # ## What this does not show
 #
-# What the authors' method can do: all three terms are our reading of a summary. Your
-# recipe saw one set of clean images and one victim.
+# What the authors' method can do. Your recipe saw one set of clean images and one
+# victim.
 #
 # ## Beyond
 #
@@ -786,7 +782,6 @@ quiz("mnp")
 # |---|---|---|
 # | size, saliency | size of a neuron's weights; harm of removing it | folded norm over the layer's mean; exact removal |
 # | suppression | raise the clean loss, penalize the weights | stop, momentum and decay as in RNP's code |
-# | masks | three named objectives | the loss $J$, on running statistics |
 #
 # </details>
 #

@@ -339,9 +339,10 @@ def rungs(
     betas: Sequence[float],
     held: Mapping[float, float],
     scores: Mapping[float, Scores],
-    chosen: float,
+    at: float,
+    chosen: bool,
 ) -> Picture:
-    """The soft repair at each beta, bars side by side; `chosen`: the rung of the rule."""
+    """The soft repair at each beta, bars side by side; one beta on gray, chosen or not."""
     with show.style():
         fig, axes = show.canvas(height=3.2)
         ax = axes[0, 0]
@@ -353,25 +354,24 @@ def rungs(
                 ("ASR", score.asr or 0.0, TRIGGERED, TRIGGERED),
                 ("RA", score.ra or 0.0, DEFENDED, DEFENDED),
             )
-            if beta == chosen:
+            if beta == at:
                 ax.axvspan(i - 0.46, i + 0.46, color="#eeeeee", zorder=0)
             for j, (said, value, edge, face) in enumerate(bars):
-                at = i + 0.21 * (j - 1.5)
-                label = None if i else said
-                ax.bar(at, 100 * value, 0.17, color=face, edgecolor=edge, lw=1.5, label=label)
-                ax.text(at, 100 * value + 2, f"{100 * value:.0f}", ha="center", fontsize=10)
-        names = [f"β = {b:g}" + (", chosen" if b == chosen else "") for b in betas]
-        ax.set_xticks(range(len(betas)), names)
+                x, label = i + 0.21 * (j - 1.5), None if i else said
+                ax.bar(x, 100 * value, 0.17, color=face, edgecolor=edge, lw=1.5, label=label)
+                ax.text(x, 100 * value + 2, f"{100 * value:.0f}", ha="center", fontsize=10)
+        ax.set_xticks(range(len(betas)), [f"β = {b:g}" for b in betas])
         ax.set(xlim=(-0.5, len(betas) - 0.5), ylim=(0, 115), ylabel="%", yticks=[0, 50, 100])
         ax.legend(ncols=4, loc="upper left", bbox_to_anchor=(0, -0.12), fontsize=11)
-        left, kept = (getattr(scores[chosen], key) or 0.0 for key in ("asr", "ra"))
-        ax.set_title(f"Held-out images choose β = {chosen:g}: ASR {left:.0%}, RA {kept:.0%}")
+        left, kept = (getattr(scores[at], key) or 0.0 for key in ("asr", "ra"))
+        rule = "Held-out images choose β" if chosen else "At β"
+        ax.set_title(f"{rule} = {at:g}: ASR {left:.0%}, RA {kept:.0%}")
         return Picture(
             fig,
-            "Three groups of four bars, one group for each beta, the chosen one on gray: accuracy "
+            "Three groups of four bars, one group for each beta, one of them on gray: accuracy "
             "on held-out images, accuracy, attack success and robust accuracy of the soft repair. "
-            "At the chosen beta attack success is gone and the other bars stand at the top. On "
-            "the highest rung all of the other three bars are less than half as high.",
+            "On the two lower rungs attack success is gone and the other bars stand at the top. On "
+            "the highest rung the other three bars are less than half as high.",
         )
 
 
