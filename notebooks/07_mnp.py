@@ -18,19 +18,17 @@
 # can count the plates. Magnitude-based neuron pruning (MNP) searches a network that
 # way: it looks for channels that are large without an honest reason.
 #
-# **Do backdoor neurons give themselves away by their size?** You will count the plates,
-# then do something ruder to a copy of the network. One attack success rate (ASR) will
-# fall below 10%, and then a control will do nearly as well.
+# You will measure size first. Then you will make a copy of the network forget its
+# signs, and learn a repair from it. One attack success rate (ASR) will fall below 10%,
+# and then you will doubt why.
 #
-# Nobody who wrote this lesson could read the paper beyond its abstract and public
-# summaries, which name the idea and three objectives. Every formula, number and
-# verdict below is our reconstruction and says nothing about the authors' tables.
+# We could read only the paper's abstract and public summaries, which name the idea and
+# three objectives. Every formula, number and verdict below is our reconstruction.
 #
 # > **At a glance.** Reading: 25 minutes. Doing: 65 minutes. Run time: about two
 # > minutes and 1 GiB on two CPU cores. Prerequisites: [lesson
 # > 03](03_inside_a_victim.ipynb), [lesson 05](05_clp.ipynb). Paper: Li, Jiang and Yi,
-# > *Magnitude-based Neuron Pruning for Backdoor Defense*, 2024, [arXiv
-# > 2405.17750](https://arxiv.org/abs/2405.17750).
+# > 2024, [arXiv 2405.17750](https://arxiv.org/abs/2405.17750).
 #
 # ## Objectives
 #
@@ -71,18 +69,18 @@ zoo = {n: victims.zoo(n) for n in ("badnets", "blended", "benign", "lf", "benign
 # Training with weight decay shrinks whatever the loss does not need. So large filters
 # should be the needed ones. A backdoor would break that law *as clean images see it*:
 # its filters stay large for the sake of images that the defender never gets to see.
-# Large and, to all appearances, useless: that is whom MNP suspects.
+# Large and, as far as clean images tell, useless: such channels are MNP's suspects.
 #
-# But large in which sense? BatchNorm undoes any scaling of a filter. Make the filter
+# But large in which sense? BatchNorm undoes any scaling of a filter: make the filter
 # ten times as large, and the deviation that BatchNorm divides by grows tenfold as well.
-# So take the two as a pair. If no number of the input moves by more than one, the output
-# of the pair moves by at most
+# So take the two as a pair. If no number of the input moves by more than one, the
+# output of the pair moves by at most
 #
 # $$a_k = \lVert W_k \rVert_1 \, \frac{|\gamma_k|}{\sqrt{v_k + \varepsilon}} ,$$
 #
 # with $W_k$ the filter, $\gamma_k$ the scale of its BatchNorm, and $v_k$ the stored
-# variance. Call it the **folded norm**. It tells how hard a channel can answer, not how
-# much it says on usual images.
+# variance. Call it the **folded norm**. It tells how far a channel can move, not how far
+# it does move on usual images.
 #
 # ### Exercise 1: the folded norm
 #
@@ -131,25 +129,25 @@ conv, norm = (
 )
 noise = torch.rand(64, conv.in_channels, 16, 16, generator=torch.Generator())
 norm.momentum = None  # plain statistics of what was seen
-plates = []
+measured = []
 with torch.no_grad():
     for factor in (1, 10):
         norm.reset_running_stats()
         conv.weight[3] *= factor
         norm.train()(conv(noise))
         whole = folded(conv.weight, norm.weight, norm.running_var, norm.eps)
-        plates.append((conv.weight[3].abs().sum().item(), whole[3].item()))
-(bare, fold), (bare10, fold10) = plates
+        measured.append((conv.weight[3].abs().sum().item(), whole[3].item()))
+(bare, fold), (bare10, fold10) = measured
 print(f"The bare norm is {bare10 / bare:.0f} times as large.")
 check.claim("The folded norm hardly moves.", abs(fold10 / fold - 1), 0, 0.01, "%")
 
 # %% [markdown]
-# ## Count the plates
+# ## Are the trigger's channels large?
 #
-# Now look for the second job. In every layer of a victim take the tenth of the channels
-# that react most to its trigger, by the trigger-activated change of lesson 03. That is
-# an *oracle*, good for understanding and closed to defenders. Where do they stand when
-# the layer is lined up by size? The benign twin is asked the same with the same trigger.
+# In every layer of a victim take the tenth of the channels that react most to its
+# trigger, by the trigger-activated change of lesson 03. That is an *oracle*, closed to
+# defenders. Where do they stand when the layer is lined up by size? The benign twin is
+# asked the same.
 #
 # Beside the two victims of every defense lesson, `badnets` and `blended`, stands a
 # guest: `lf`, a smooth pattern over the whole sign, in a network half as wide. Live
@@ -164,13 +162,13 @@ def line_up(v):
 
 def reacting(model, attack):
     """The tenth of each layer that reacts most to a trigger."""
-    heard = activations.tac(model, test, attack)
-    return {n: t.topk(len(t) // 10 or 1).indices for n, t in heard.items()}
+    change = activations.tac(model, test, attack)
+    return {n: t.topk(len(t) // 10 or 1).indices for n, t in change.items()}
 
 
 def rank_of_reacting(model, attack):
-    sizes, loud = defenses.mnp_magnitudes(model), reacting(model, attack)
-    return torch.stack([line_up(sizes[n])[k].mean() for n, k in loud.items()])
+    sizes, most = defenses.mnp_magnitudes(model), reacting(model, attack)
+    return torch.stack([line_up(sizes[n])[k].mean() for n, k in most.items()])
 
 
 reach = {}
@@ -179,9 +177,9 @@ for guilty, honest in (
     ("blended", "benign"),
     ("lf", "benign-w8"),
 ):
-    spy = zoo[guilty].attack
+    planted = zoo[guilty].attack
     pair = {"victim": zoo[guilty].model, "twin": zoo[honest].model}
-    reach[guilty] = {who: rank_of_reacting(m, spy) for who, m in pair.items()}
+    reach[guilty] = {who: rank_of_reacting(m, planted) for who, m in pair.items()}
 
 # %% tags=["figure", "claim"]
 lead = max((p["victim"].mean() - p["twin"].mean()).item() for p in reach.values())
@@ -191,13 +189,14 @@ figures.ranks(reach)
 # %% [markdown]
 # `mnp_magnitudes` is your `folded`, divided by the layer's mean. The channels that react
 # most to a trigger do tend to be large. But so they do in a twin that never saw the
-# trigger, and for `badnets` the twin's stand clearly higher. Three pairs with two twins
-# are few, but nothing here tells a victim by its size.
+# trigger, and for `badnets` the twin's stand clearly higher. No wonder: the folded norm
+# bounds how far a channel can move, for any change of the input, and the oracle measures
+# how far it moved. In these few pairs nothing tells a victim by its size.
 #
 # ## Make the cut
 #
-# But listening is not cutting. *Correlation is not cause*, and a channel may carry an
-# attack without shouting. So line up each layer by size and cut the largest twentieth.
+# So far you have only looked. *Correlation is not cause*: a channel may carry an attack
+# without reacting much. So line up each layer by size and cut the largest twentieth.
 #
 # **Predict.** Which ASR, in percent, is left to `badnets`?
 
@@ -216,11 +215,11 @@ def by_size(a):
 
 
 shares, dice = (0.0, 0.05, 0.1), torch.Generator().manual_seed(0)
-largest, lottery = {}, {}
+largest, at_random = {}, {}
 for suspect in ("badnets", "blended"):
     v = zoo[suspect]
     largest[suspect] = [without_share(v, s, by_size) for s in shares]
-    lottery[suspect] = [largest[suspect][:1]] + [
+    at_random[suspect] = [largest[suspect][:1]] + [
         [
             without_share(v, s, lambda a: torch.randperm(len(a), generator=dice))
             for _ in range(5)
@@ -233,25 +232,25 @@ guess_largest = None
 check.reveal(guess_largest, round(100 * largest["badnets"][1].asr), "%")
 
 # %% tags=["figure", "claim"]
-spared = min(s.asr for s in lottery["badnets"][1])
+spared = min(s.asr for s in at_random["badnets"][1])
 check.claim("As many random ones, the lowest ASR of five.", spared, 0.9, 1, "%")
-figures.cuts(shares, largest, lottery)
+figures.cuts(shares, largest, at_random)
 
 # %% [markdown]
 # So `badnets` does need some of its largest channels, and as many random ones leave its
 # attack alone. But look at the accuracy (ACC). The same cut costs clean signs, and
-# random cuts of a twentieth cost almost none: the signs need some of the large ones,
-# too. On `blended` the largest cost no more than random ones, and the attack does not
-# care. MNP promises to spare the bystanders: cut what is large *and not needed*.
+# random cuts of a twentieth cost almost none: the signs need large ones, too. On
+# `blended` the attack survives. MNP wants to spare the signs: cut what is large *and
+# not needed*.
 #
-# ## Who is needed?
+# ## Which channels are needed?
 #
 # To find out what a channel is worth, remove it. Its **saliency** is the rise of the
 # clean loss $S$, the mean cross-entropy, when its BatchNorm scale is set to zero:
 #
 # $$s_k = S(\gamma_k = 0) - S(\gamma_k) .$$
 #
-# The shift $b_k$ stays, so that a removed channel says one constant word.
+# The shift $b_k$ stays, so a removed channel puts out one constant value.
 #
 # ### Exercise 2: remove one channel
 #
@@ -319,40 +318,42 @@ check.reveal(guess_spared, round(100 * tiny, 1), "%")
 
 # %% tags=["figure"]
 size = torch.cat(list(defenses.mnp_magnitudes(net).values()))
-loud_ones = reacting(net, zoo["badnets"].attack)
+most_moved = reacting(net, zoo["badnets"].attack)
 marked = torch.cat(
-    [torch.isin(torch.arange(len(c)), loud_ones[n]) for n, c in every.items()]
+    [torch.isin(torch.arange(len(c)), most_moved[n]) for n, c in every.items()]
 )
 figures.need(size, harm, marked)
 
 # %% [markdown]
-# The squares at the far right are what MNP hopes for: large, not needed, guilty. But one
-# at a time almost nobody is needed. So "large and not needed" describes nearly every
-# large channel, and most of the guilty stand in the crowd.
+# The squares at the far right are what MNP hopes for: large, not needed, and moved by the
+# trigger. But one at a time almost no channel is needed. So "large and not needed"
+# describes nearly every large channel, and most squares lie in the middle of the cloud.
 #
-# A fluke? We did the same in eighteen smaller networks, on 240 images. In each layer a
-# **rank correlation** compares the two orders, by size and by saliency: one if they
-# agree, zero if they have nothing to do with each other. The figure shows its mean over
-# the later half of the layers. If backdoors broke the law, victims would lie to the
-# left. Look at their twins, then at the top row: ten more clean networks that differ
-# only in their seed.
+# Is that a fluke? We did the same in eighteen smaller networks, on 240 images. In each
+# layer a **rank correlation** compares the two orders, by size and by saliency: one if
+# they agree, zero if they have nothing to do with each other. The figure shows its mean
+# over the later half of the layers.
+#
+# If backdoors broke the law, victims would lie to the left. Look at their twins, then
+# at the top row: the two twins and ten more clean networks that differ only in their
+# seed. SIG, TaCT and their twin trained longer, at half the rate, so the row fits the
+# other four best.
 
 # %% tags=["figure"]
 figures.law(tables.results("mnp-detector").rows)
 
 # %% [markdown]
 # Every victim lies left of its twin. But the six share two twins, and one of these
-# happens to stand at the very end of the clean row. *One draw is no result*, and a twin
-# is one draw. Five victims lie in the range of clean networks; the sixth, SIG, has an
-# ASR too low to count as an attack here. A small shift may be real; nobody could tell
-# one suspect by it.
+# stands at the very end of the clean row. *One draw is no result*, and a twin is one
+# draw. Five victims lie in the range of clean networks; the sixth, SIG, has an ASR too
+# low to count as an attack here. A small shift may be real, but no suspect can be told
+# by it.
 #
 # ## Make it forget
 #
-# If you cannot see who works at night, send the day shift home. Take a copy
-# $\tilde\theta$ of the network $\theta$ and *raise* its loss on clean images until it
-# can no longer read them. This is **clean suppression**. Masks are learned from the
-# copy and the network together, and only the network is repaired.
+# Size did not tell the two jobs apart. So take the honest one away and see what is
+# left. Take a copy $\tilde\theta$ of the network $\theta$ and *raise* its loss on clean
+# images until it can no longer read them. This is **clean suppression**.
 
 # %% tags=["figure"]
 figures.skeleton()
@@ -361,12 +362,11 @@ figures.skeleton()
 # ### Exercise 3: forget
 #
 # *Difficulty 3, importance 5, 15 minutes.* Climb the loss, and let the weights shrink
-# meanwhile: maximize $\ell - \tfrac{\delta}{2} \lVert w \rVert^2$. Whoever maximizes
-# "loss plus decay" lets them explode. And cross-entropy has no top, so somebody must
-# say stop.
+# meanwhile: maximize $\ell - \tfrac{\delta}{2} \lVert w \rVert^2$. Cross-entropy has no
+# top, so the accuracy says when to stop.
 #
-# Use SGD with momentum 0.9 and $\delta$ = 5e-4. Clip every gradient to a
-# length of at most 20.
+# Use SGD with momentum 0.9 and $\delta$ = 5e-4. Clip the gradient of each step, all
+# weights together, to length 20.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -444,11 +444,11 @@ check.claim("The copy's accuracy on clean signs it never saw.", lost.acc, 0, 0.3
 figures.copies(clean.classes, told, victim.attack.target, stored_copies)
 
 # %% [markdown]
-# The day shift is gone, and the trigger still has its way. But be careful. Your copy
-# sends most *clean* signs to the target as well, and whoever says "30" to everything
-# has an ASR of 100% for nothing. So look at other draws of the copy, on the right, run
-# ahead with your settings. One sends fewer than a third of the clean signs to the
-# target, and all triggered ones.
+# The copy cannot read, and it still obeys the trigger. But be careful. Your copy
+# sends most *clean* signs to the target as well, and a network that says "30" to
+# everything has an ASR of 100% for nothing. So look at other draws of the copy, on the
+# right, run ahead with your settings. One sends fewer than a third of the clean signs
+# to the target, and all triggered ones.
 #
 # ## One loss for the masks
 #
@@ -459,10 +459,11 @@ figures.copies(clean.classes, told, victim.attack.target, stored_copies)
 # \beta\, \underbrace{S(\tilde\theta, m)}_{\text{eliminate}} +
 # \lambda \underbrace{\textstyle\sum_{k} a_k\, m_k}_{\text{size has its price}} .$$
 #
-# Why should masks *lower* the copy's loss? Masks can only turn down. In the copy the
-# loudest voice gives wrong answers, and a cheap way to a smaller loss is to silence it.
-# The first term protects whoever is needed by day. The last gives the method its name:
-# being large costs something.
+# Why should masks *lower* the copy's loss? Masks can only turn down. One guess: the copy
+# calls many clean signs by the target's name. Each is a wrong answer, and a cheap way to
+# fewer of them is to turn down the channels that speak for the target. The first term
+# protects the channels that reading needs. The last gives the method its name: being
+# large costs something.
 #
 # ### Exercise 4: one step of a mask
 #
@@ -517,8 +518,8 @@ check.mask_step(mask_step)
 # <details><summary>Hint 2</summary>
 #
 # A step draws `batch` images by `torch.randperm(..., generator=generator)`, the same for
-# both networks. Only `torch.autograd.grad(total, leaves)` leaves the
-# networks' own `.grad` alone. What you return should want no gradient.
+# both networks. `torch.autograd.grad(total, leaves)` leaves the networks' own `.grad`
+# alone; plain `backward()` does not. What you return should want no gradient.
 #
 # </details>
 #
@@ -600,19 +601,24 @@ check.claim("Clean signs are read as before: ACC.", scores[beta].acc, 0.9, 1, "%
 
 # %% tags=["nbval-ignore-output"]
 def at(b):
-    return figures.at_beta(b, seen[b], scores[b], b == beta)
+    return figures.rungs(betas, seen, scores, b, b == beta)
 
 
 widgets.slider("beta", list(betas), at, start=beta)
 
 # %% [markdown]
-# RA has come up as far as the attack has gone down. At the slider's right end too large
-# a $\beta$ takes the signs along.
+# RA has come up as far as the attack has gone down. On the highest rung many signs are
+# lost, too.
 #
-# Now take terms away. The rows below were measured ahead with your settings, three
-# draws each: of the copy, or of the batches where there is no copy. $\beta$ is chosen
-# as above. The last two rows raise the price $\lambda$ tenfold, as the rule allows in
-# two draws of three, and the very last charges every channel the same.
+# ## Was it the size?
+#
+# The method is named after size, so take terms away. The rows below were measured ahead
+# with your settings, three draws each: of the copy, or of the batches where there is no
+# copy. $\beta$ stays what the rule chose for all three terms. The copy alone breaks the
+# rule at that $\beta$; a smaller one might keep the signs.
+#
+# The last two rows raise the price $\lambda$ tenfold, as the rule allows in two draws of
+# three. The very last charges every channel the same.
 
 # %% tags=["figure", "claim"]
 found = figures.arms(stored_copies)
@@ -623,52 +629,51 @@ check.claim("The larger price, no copy: the lowest ASR.", dear, 0.1, 0.4, "%")
 figures.terms(found)
 
 # %% [markdown]
-# With the copy, our small price can be left out without anybody noticing: in sixty
-# steps it turns a channel down by about a tenth. Ten times as high, it takes most of
-# the attack away without any copy. Yet a price that is the same for every channel does
-# nearly as much, a bit less in each draw. What works there is mostly that everybody
-# pays; size adds a little.
+# With the copy, our small price can be left out: in sixty steps it turns a channel down
+# by about a tenth. Ten times as high, it takes most of the attack away without any
+# copy. A price that is the same for every channel does most of that, but leaves 7 to 15
+# points more ASR in each draw. So size adds something, but neither price ends the
+# attack. The copy does.
 #
 # ## Was it the forgetting?
 #
-# You broke the copy with care. Would a hammer do? Here is the control: no ascent, only
-# noise on all weights, as little as brings accuracy down to one in five. The noisy
-# copy's loss is far smaller, so the ladder of $\beta$ stands higher.
+# Would plain noise do? In this control nothing climbs. All weights get noise, as little
+# as brings accuracy down to one in five. The noisy copy's loss is far smaller, so the
+# ladder of $\beta$ stands higher.
 #
 # **Predict.** Three draws of the noise make three noisy copies of `badnets`. How many
 # of them lead to masks that bring the ASR below 10%?
 
 # %% tags=["predict"]
-guess_hammer = None
-hammers = [
+guess_noise = None
+by_noise = [
     figures.allowed(row)["asr"] for row in stored_copies if "noise" in row["defense"]
 ]
-ended = sum(asr < 0.1 for asr in hammers)
-check.reveal(guess_hammer, ended)
+ended = sum(asr < 0.1 for asr in by_noise)
+check.reveal(guess_noise, ended)
 
 # %% tags=["figure", "claim"]
 check.claim("Noisy copies that end the attack, of three.", ended, 2, 2)
 figures.ladder(stored_copies)
 
 # %% [markdown]
-# Two hammers of three do as well. The third leaves a part of the attack, and its next
-# rung costs the signs; a finer ladder might help. So forgetting was enough, and it was
-# not needed. *Correlation is not cause*: the climb was there when the repair worked,
-# and twice the repair worked without it. What both kinds of copy share stands in the
-# top row: with the trigger on, nearly every sign goes to the target, even where no
-# clean sign does.
+# Each line is a copy; within a rung, the draws stand from left to right. Two noisy
+# copies of three do as well. The third leaves a part of the attack, and its next rung
+# costs the signs. So forgetting was enough, and it was not needed. *Correlation is not
+# cause*: twice the repair worked without the climb.
 #
-# In the left column, the two lowest rungs leave the attack of one copy nearly whole;
-# for the others the highest costs most of the signs. Held-out images led all three to a
-# repair. On the right is `blended`, in one draw. Its attack outlives every rung that
-# the signs can bear.
+# Why does it work, then? Both kinds of copy cannot read and still obey the trigger, but
+# so does the third noisy one. Our guess was about clean signs that a copy sends to the
+# target. The first noisy copy sends none, yet its masks end the attack on every rung.
+# So the guess explains too little, and we have no better one.
 #
 # ## Where it breaks
 #
-# All this was one set of clean images. *One draw is no result.* So here are three sets,
-# and the package's `mnp`, which climbs more slowly, takes more mask steps and keeps one
-# $\beta$ for all. Beside the soft repair stands a *hard* one: channels with the lowest
-# masks go off altogether, as many as three points of held-out accuracy allow.
+# All this was one set of clean images and one victim. *One draw is no result.* So here
+# are three sets, both victims, and the package's `mnp`, which climbs more slowly and
+# keeps one $\beta$ for all. Beside the soft repair stands a *hard* one: channels with
+# the lowest masks go off altogether, as many as three points of held-out accuracy
+# allow.
 #
 # On the first draw of images the hard repair ends Blended's attack: its ASR is zero.
 #
@@ -687,32 +692,35 @@ check.reveal(guess_back, round(100 * rows["Blended"]["mnp, hard"][0]["ra"]), "%"
 figures.draws(rows)
 
 # %% [markdown]
-# Read a row as three defenders who own different clean signs, judged on the whole test
-# set. On `badnets` the soft repair succeeds for two of them and fails for the third,
-# perhaps only because $\beta$ was fixed. On `blended` it fails for all, and the hard
-# one leaves everything, half, or nothing of the attack.
+# A row is three defenders with different clean signs, judged on the whole test set. On
+# `badnets` the soft repair succeeds for two of them and fails for the third, perhaps
+# only because $\beta$ was fixed. On `blended` it fails for all, and the hard one leaves
+# everything, half, or nothing of the attack.
 #
-# *Zero is not repair*: the triangles say that most triggered signs got a third name,
-# though clean ones are still read. As many random channels wreck the network and mostly
-# leave the attack alone, so the masks do know something.
+# *Zero is not repair*: most triggered signs got a third name, though clean ones are
+# still read. As many random channels wreck the network and mostly leave the attack
+# alone, so the masks do know something.
 #
-# ### Two relatives
+# <details><summary>Two relatives on the same three sets</summary>
 #
-# The last two rows learn masks against a disturbed network, too. **Reconstructive
-# neuron pruning (RNP)** asks the forgetful copy alone. Here it prunes nothing, for the
-# first cut on its list would cost more clean signs than the rule allows. **Adversarial
-# neuron pruning (ANP)** has no copy: it pushes all scales and shifts to where the clean
-# loss hurts most, and wants masks that survive the push. It mends `badnets` for all
-# three defenders. On `blended` neither helps.
+# Both learn masks against a disturbed network, too. **Reconstructive neuron pruning
+# (RNP)** asks the forgetful copy alone; here its first cut costs more clean signs than
+# the rule allows. **Adversarial neuron pruning (ANP)** pushes scales and shifts to
+# where the clean loss hurts most, and wants masks that survive the push. It mends
+# `badnets` for all three defenders, `blended` for none.
+#
+# </details>
 #
 # ## Recap
 #
 # Do backdoor neurons give themselves away by their size? Not here. The channels that
 # react most to a trigger are large, but no larger than in a twin that never saw it. One
 # attack does need some of the largest, and so do the signs. A price on size weakened
-# it, a price blind to size nearly as much. What ended it was ruder than counting
-# plates: break a copy until it cannot read, and turn down whoever still speaks. Noise
-# broke it well enough, two times of three.
+# it, and a price blind to size did most of the same.
+#
+# What ended it counted no plates: break a copy until it cannot read, and learn masks
+# that lower its loss. Noise breaks it well enough in two draws of three. Why this works
+# we cannot say.
 #
 # - Behind BatchNorm a filter's norm means nothing; fold scale and deviation in
 #   (objective 1).
@@ -743,8 +751,8 @@ quiz("mnp")
 #
 # ## What this does not show
 #
-# What the authors' method can do: all three terms are our reading of a summary. Your
-# recipe saw one set of clean images and two victims.
+# What the authors' method can do. Your recipe saw one set of clean images and one
+# victim.
 #
 # ## Beyond
 #
@@ -774,7 +782,6 @@ quiz("mnp")
 # |---|---|---|
 # | size, saliency | size of a neuron's weights; harm of removing it | folded norm over the layer's mean; exact removal |
 # | suppression | raise the clean loss, penalize the weights | stop, momentum and decay as in RNP's code |
-# | masks | three named objectives | the loss $J$, on running statistics |
 #
 # </details>
 #

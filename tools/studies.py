@@ -143,6 +143,7 @@ def detector(options: argparse.Namespace) -> Study:
     for name in NAMES:
         entry = ENTRIES[name]
         own = {"seed": 0, "victim": name, "attack": entry.attack or "none", "twin": entry.twin}
+        own |= entry.settings()[0].settings()
         yield cell | own, lambda name=name: victims.zoo(name), measured
     for seed in range(1, options.clean + 1):
         own = {"seed": seed, "victim": None, "attack": "none", "twin": None}

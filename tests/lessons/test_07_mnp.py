@@ -155,7 +155,7 @@ def test_either_kind_of_copy_may_end_the_attack_on_badnets(copies):
     rows = copies["badnets", "noise"]
     assert 0.1 < max(allowed(r)["asr"] for r in rows) < 0.6  # a part of the attack
     assert all(r["betas"][-1]["held"] < 0.9 for r in rows)  # every ladder ends in lost signs
-    assert min(r["named"] for r in rows) == 0
+    assert rows[0]["named"] == 0 and all(p["asr"] < 0.1 for p in rows[0]["betas"])
 
 
 def test_no_outer_rung_serves_all(copies):
@@ -181,7 +181,7 @@ def test_terms_taken_away():
         for n in ("keep + ten times the price", "the same, all sizes equal")
     )
     assert 0.1 < min(by_size) and max(alike) < 0.5
-    assert all(0 < b - a < 0.2 for a, b in zip(by_size, alike, strict=True))
+    assert all(0.07 < b - a < 0.16 for a, b in zip(by_size, alike, strict=True))
     priced = [r for r in rows if "prices" in r and r["victim"] == "badnets"]
     for penalty in ("magnitude", "uniform"):
         most = []

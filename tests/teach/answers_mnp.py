@@ -51,6 +51,12 @@ def removal_with_shift(losses, bn, k):
     return after - before
 
 
+@torch.no_grad()
+def removal_untrainable(losses, bn, k):
+    bn.weight.requires_grad_(False)
+    return removal(losses, bn, k)
+
+
 def removal_without_no_grad(losses, bn, k):
     bn.weight[k] = 0
     return losses()
@@ -80,6 +86,8 @@ def forget(
     anew=True,
     enough=float.__le__,
     judged="all",
+    split=None,
+    once=False,
 ):
     """The answer of the lesson, with a switch for everything that can go wrong."""
     net = copy.deepcopy(model) if copied else model
@@ -87,10 +95,10 @@ def forget(
     generator = generator if own is True else own or None
     orders = [torch.randperm(len(x), generator=generator) for _ in range(most if anew else 1)]
     for k in range(most):
-        net.train(train)
+        net.train(train and not (once and k))
         order = orders[k] if anew else orders[0]
         order = order if shuffled else torch.arange(len(x))
-        for i in order.tensor_split(-(-len(x) // batch)):
+        for i in split(order) if split else order.tensor_split(-(-len(x) // batch)):
             opt.zero_grad()
             loss = sign * F.cross_entropy(net(x[i]), y[i])
             if late:
@@ -101,7 +109,12 @@ def forget(
             opt.step()
             if judged == "each batch" and right(net, x, y) <= stop:
                 return net
-            net.train(train)
+            net.train(train and not (once and k))
+        if judged == "train mode":
+            with torch.no_grad():
+                if (net(x).argmax(1) == y).double().mean() <= stop:
+                    break
+            continue
         of = i if judged == "last batch" else slice(None)
         if looks and enough(right(net, x[of], y[of]), stop):
             break
@@ -218,6 +231,31 @@ def learn_masks(
     return m if plain else {n: t.requires_grad_() for n, t in m.items()}
 
 
+def learn_masks_with_sizes_changed(
+    model, forgot, x, y, sizes, weights, steps, lr, batch, generator
+):
+    for n in sizes:
+        sizes[n] *= weights[2]
+    return learn_masks(model, forgot, x, y, sizes, (*weights[:2], 1), steps, lr, batch, generator)
+
+
+def learn_masks_walking(model, forgot, x, y, sizes, weights, steps, lr, batch, generator):
+    """Walks through epochs; the last batch of each is short."""
+    m, rows = masks_ones(model), ()
+    v = {n: torch.zeros_like(t) for n, t in m.items()}
+    for _ in range(steps):
+        rows = rows or torch.randperm(len(x), generator=generator).split(batch)
+        i, rows = rows[0], rows[1:]
+        leaves = {n: t.detach().requires_grad_() for n, t in m.items()}
+        total = weights[2] * sum((sizes[n] * t).sum() for n, t in leaves.items())
+        for net, w in zip((model, forgot), weights[:2], strict=True):
+            total = total + w * F.cross_entropy(masks_forward(net, leaves, x[i]), y[i])
+        slopes = torch.autograd.grad(total, list(leaves.values()))
+        for n, g in zip(m, slopes, strict=True):
+            m[n], v[n] = mask_step(leaves[n].detach(), v[n], g, lr, 0.9)
+    return m
+
+
 def learn_masks_by_optimizer(model, forgot, x, y, sizes, weights, steps, lr, batch, generator):
     m = {n: torch.nn.Parameter(torch.ones_like(a)) for n, a in sizes.items()}
     opt = torch.optim.SGD(m.values(), lr, momentum=0.9)
@@ -310,7 +348,8 @@ WRONG: dict = {
         (lambda w, g, v, e: w.flatten(1).abs().sum(1) * g / (v + e).sqrt(), "negative"),
         (lambda w, g, v, e: w.flatten(1).abs().sum(1), "both grow tenfold"),
         (lambda w, g, v, e: folded(w, g, v * v, 2 * v * e + e * e), "deviation"),
-        (lambda w, g, v, e: folded(w, g, v, 0), "eps"),
+        (lambda w, g, v, e: folded(w, g, v, 0), "leaves out eps"),
+        (lambda w, g, v, e: folded(w, g, (v.sqrt() + e) ** 2, 0), "to the deviation.*hint 3"),
         (lambda w, g, v, e: folded(w, g, v, e) / w[0].numel(), "mean"),
         (lambda w, g, v, e: w.flatten(1).norm(dim=1) * g.abs() / (v + e).sqrt(), "l2"),
     ],
@@ -318,7 +357,9 @@ WRONG: dict = {
         (removal_for_good, "put the BatchNorm back"),
         (removal_with_shift, "shift"),
         (removal_without_no_grad, "no_grad"),
+        (removal_untrainable, "no longer be trained"),
         (lambda f, bn, k: -removal(f, bn, k), "sign"),
+        (lambda f, bn, k: removal(f, bn, k).abs(), "absolute values"),
         (lambda f, bn, k: removal(f, bn, k).mean(), "one number"),
         (lambda f, bn, k: f() + removal(f, bn, k), "loss without minus loss with"),
         (lambda f, bn, k: f(), "not its change"),
@@ -333,6 +374,10 @@ WRONG: dict = {
         (climbs(late=True), "before it is there"),
         (climbs(batch=300), "batches of"),
         (climbs(batch=60), "batches of"),
+        (climbs(split=lambda o: o.tensor_split(len(o) // 128 + 1)), "from 256 images"),
+        (climbs(split=lambda o: o.split(100)), "from 256 images"),
+        (climbs(once=True), "after the first epoch.*hint 2"),
+        (climbs(judged="train mode"), "judge in eval mode.*hint 2"),
         (climbs(looks=False), "goes on although"),
         (climbs(ends=False), "in train mode"),
         (climbs(own=False), "without the generator"),
@@ -360,12 +405,19 @@ WRONG: dict = {
         (learns(apart=True), "two networks different images"),
         (learns(own=False), "without the generator"),
         (own_seed(learns), "without the generator"),
+        (learn_masks_with_sizes_changed, "changes the sizes"),
+        (learn_masks_walking, "in its first step only"),
         (learns(plain=False), "still want a gradient"),
         (lambda m, *a: {n: t.double() for n, t in masks_ones(m).items()}, "does not move"),
     ],
     "mask_step": [
         (lambda m, v, g, lr, mu: (m - lr * (mu * v + g), mu * v + g), "clamp"),
         (speed_with_rate, "rate into the speed"),
+        (
+            lambda m, v, g, lr, mu: ((m - (mu * v + lr * g)).clamp(0, 1), mu * v + lr * g),
+            "rate into the speed",
+        ),
+        (lambda m, v, g, lr, mu: mask_step(m, v, g, lr, 0.9), "whatever the momentum"),
         (lambda m, v, g, lr, mu: ((m - lr * g).clamp(0, 1), g), "forgets"),
         (
             lambda m, v, g, lr, mu: mask_step(m, v, (1 - mu) * g, lr, mu),

@@ -55,6 +55,12 @@ def folded(fn: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
         "divides by the variance; BatchNorm divides by the standard deviation.",
         3,
     )
+    need(
+        not close(out, length * gamma.double().abs() / (var.double().sqrt() + 1e-3), 1e-5),
+        name,
+        "adds eps to the deviation; BatchNorm adds it to the variance, under the root.",
+        3,
+    )
     # Ten times the filter is a hundred times the variance: nothing may happen.
     ten = call(name, fn, 10 * w, gamma, 100 * var, 0.0)
     need(
@@ -83,6 +89,7 @@ def removal(fn: Callable[[Callable[[], Tensor], nn.BatchNorm2d, int], Tensor]) -
             t.copy_(torch.rand(5, generator=g) + 0.5)
     x = torch.randn(6, 5, 4, 4, generator=g)
     to = torch.randn(5, generator=g)
+    to[3], to[0] = -0.5 - to[3].abs(), 0.5 + to[0].abs()  # the losses need one, not the other
 
     def losses() -> Tensor:
         return (bn(x).square().mean((2, 3)) @ to).detach()
@@ -114,8 +121,20 @@ def removal(fn: Callable[[Callable[[], Tensor], nn.BatchNorm2d, int], Tensor]) -
             "does not put the BatchNorm back as it was.",
             2,
         )
+        need(
+            all(p.requires_grad for p in bn.parameters()),
+            name,
+            "leaves a parameter that can no longer be trained; use torch.no_grad().",
+            2,
+        )
         need(not close(out, losses()), name, "is the loss, not its change.", 1)
         want = without(k, False)
+        need(
+            close(out, want) or not close(out, want.abs()),
+            name,
+            "takes absolute values; a loss may fall as well.",
+            1,
+        )
         need(
             not close(out, -want),
             name,
@@ -141,7 +160,7 @@ def mask_step(
     m = torch.rand(9, generator=rand)
     v, g = torch.randn(2, 9, generator=rand)
     m[0], m[1], g[0], g[1], v[0], v[1] = 1.0, 0.0, -5.0, 5.0, 0.0, 0.0
-    lr, momentum = 0.1 + float(torch.rand((), generator=rand)) / 2, 0.9
+    lr, momentum = (0.2 + torch.rand(2, generator=rand) / 2).tolist()
     out = call(name, fn, m, v, g, lr, momentum)
     if not (isinstance(out, tuple) and len(out) == 2):
         raise CheckFailed(f"{name}: must return two tensors, m and v (hint 1)")
@@ -149,13 +168,15 @@ def mask_step(
     shaped(name, after, (9,))
     shaped(name, speed, (9,))
     want = momentum * v + g
+    with_rate = (momentum * v - lr * g, momentum * v + lr * g, lr * want)
     need(
-        not close(speed, momentum * v - lr * g) and not close(speed, lr * want),
+        not any(close(speed, w) for w in with_rate),
         name,
         "puts the rate into the speed; here it multiplies the speed afterwards.",
         2,
     )
     need(not close(speed, g), name, "forgets the old speed.", 2)
+    need(not close(speed, 0.9 * v + g), name, "takes 0.9 whatever the momentum.", 2)
     need(
         not close(speed, momentum * v + (1 - momentum) * g),
         name,
@@ -234,12 +255,13 @@ def _photos(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
     return x, torch.randint(0, 3, (n,), generator=g)
 
 
-def _same(a: nn.Module, b: nn.Module) -> bool:
-    """Equal weights and statistics, whatever was seen."""
+def _same(a: nn.Module, b: nn.Module, statistics: bool = True) -> bool:
+    """Equal weights and statistics, or equal weights only, whatever was seen."""
     mine, theirs = a.state_dict(), b.state_dict()
+    asked = mine.keys() if statistics else dict(a.named_parameters()).keys()
     return all(
-        torch.allclose(v.double(), theirs[n].double(), atol=1e-9)
-        for n, v in mine.items()
+        torch.allclose(mine[n].double(), theirs[n].double(), atol=1e-9)
+        for n in asked
         if n not in ("rows", "passes")
     )
 
@@ -264,12 +286,12 @@ def _climbed(
     **other: float,
 ) -> nn.Module:
     """The copy after so many epochs of the batches, or of one with all images; `other`
-    makes one thing wrong."""
-    how = {"sign": -1.0, "momentum": 0.9, "decay": 5e-4, "clip": 20.0, "train": 1.0} | other
+    makes one thing wrong. `train`: so many first batches are seen in train mode."""
+    how = {"sign": -1.0, "momentum": 0.9, "decay": 5e-4, "clip": 20.0, "train": 1e9} | other
     net = deepcopy(model)
     opt = torch.optim.SGD(net.parameters(), lr, how["momentum"])
-    for i in epochs * (batches or [list(range(len(x)))]):
-        net.train(bool(how["train"]))
+    for k, i in enumerate(epochs * (batches or [list(range(len(x)))])):
+        net.train(k < how["train"])
         opt.zero_grad()
         (how["sign"] * F.cross_entropy(net(x[i]), y[i])).backward()
         if how["clip"]:
@@ -313,6 +335,19 @@ def forget(fn: Callable[..., nn.Module]) -> None:
         for symptom, (other, hint) in wrong.items():
             told = _same(out, _climbed(kept, x, y, 0.1, epochs, None, **other))
             need(not told or (epochs == 1 and "momentum" in other), name, symptom, hint)
+        right = _climbed(kept, x, y, 0.1, epochs)
+        need(
+            _same(out, right) or not _same(out, right, statistics=False),
+            name,
+            "has seen more in train mode than its batches; judge in eval mode.",
+            2,
+        )
+        need(
+            epochs == 1 or not _same(out, _climbed(kept, x, y, 0.1, epochs, train=1)),
+            name,
+            "climbs in eval mode after the first epoch; judging has switched the mode.",
+            2,
+        )
         need(
             epochs == 1 or not _same(out, _climbed(kept, x, y, 0.1, 1)),
             name,
@@ -320,7 +355,7 @@ def forget(fn: Callable[..., nn.Module]) -> None:
             4,
         )
         need(
-            _same(out, _climbed(kept, x, y, 0.1, epochs)),
+            _same(out, right),
             name,
             f"is elsewhere than {epochs} step(s) of SGD up the loss lead.",
             3,
@@ -371,6 +406,15 @@ def _whole_epochs(name: str, g: torch.Generator, climb: Callable[..., Any]) -> N
         f"takes batches of {sizes[:4]} from 300 images, not three of 100 an epoch.",
         2,
     )
+    for n, want in ((256, [128, 128]), (131, [65, 66])):
+        some, true = _photos(n, g)
+        sizes = sorted(len(p) for p in _batches(climb(model, some, true, -1.0, 1), some))
+        need(
+            sizes == want,
+            name,
+            f"takes batches of {sizes[:4]} from {n} images, not two of {want[0]} or {want[1]}.",
+            2,
+        )
     epochs = [sum(passes[k : k + 3], []) for k in (0, 3, 6)]
     need(
         all(sorted(e) == list(range(300)) for e in epochs),
@@ -428,6 +472,12 @@ def learn_masks(fn: Callable[..., dict]) -> None:
         draws = torch.Generator().manual_seed(seed + other)
         own = {n: t.clone() for n, t in sizes.items()}
         out = call(name, fn, *nets, x[:n], y[:n], own, weights, steps, lr, batch, draws)
+        need(
+            all(torch.equal(own[n], t) for n, t in sizes.items()),
+            name,
+            "changes the sizes it is given.",
+            3,
+        )
         need(isinstance(out, dict), name, "must return masks by the names of BatchNorms.", 1)
         need(list(out) == list(sizes), name, f"has masks for {list(out)}, not {list(sizes)}.", 1)
         for n, m in out.items():
@@ -553,8 +603,11 @@ def _drawn(name: str, nets: tuple, sizes: dict, x: Tensor, y: Tensor, learn: Cal
             speed = (m - new) / lr
             shown.append(seen(speed - 0.9 * v - price * flat, m))
             m, v = new, speed
-        whole = [(a, b) for a, b in shown[0] if len(set(a)) == len(set(b)) == 3]
+        whole, later = (
+            [(a, b) for a, b in pairs if len(set(a)) == len(set(b)) == 3] for pairs in shown
+        )
         need(bool(whole), name, "does not take `batch` different images a step.", 2)
+        need(bool(later), name, "takes `batch` different images in its first step only.", 2)
         alike = [a for a, b in whole if a == b]
         need(bool(alike), name, "shows the two networks different images.", 2)
         firsts.add(alike[0] if len(whole) == 1 else k)

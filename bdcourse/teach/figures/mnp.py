@@ -110,7 +110,10 @@ def need(size: Tensor, harm: Tensor, marked: Tensor, least: float = 1e-7) -> Pic
         ax.text(float(size.max()), 1.5e-3, "a thousandth of a nat", ha="right", fontsize=11)
         ax.set_yscale("log")
         ax.set_ylim(least / 2, max(1e-2, 3 * float(off.max())))
-        ax.set(xlabel="size (1 is the layer's mean)", ylabel="change of the loss, nats")
+        ax.set(
+            xlabel="size (1 is the layer's mean)",
+            ylabel="change of the loss,\nnats, without its sign",
+        )
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=11)
         ax.set_title(f"One at a time, all but {needed} of {len(harm)} channels can be spared")
         return Picture(
@@ -243,72 +246,61 @@ def copies(names: Sequence[str], share: Tensor, target: int, rows: Sequence[Mapp
 
 
 def ladder(rows: Sequence[Mapping]) -> Picture:
-    """The rule at work on stored copies: a column for each kind, a mark for each draw."""
-    kinds = {
-        "badnets, forgot": ("badnets", "ascent"),
-        "badnets, noise": ("badnets", "noise"),
-        "blended, forgot": ("blended", "ascent"),
-    }
+    """The rule at work on stored copies of BadNets: a column for each kind, a line a draw."""
+    kinds = {"copies that forgot": "ascent", "noisy copies": "noise"}
     groups = {
-        said: [r for r in rows if r["victim"] == v and r["defense"].endswith(by)]
-        for said, (v, by) in kinds.items()
+        said: [r for r in rows if r["victim"] == "badnets" and r["defense"].endswith(by)]
+        for said, by in kinds.items()
     }
     with show.style():
-        fig, axes = show.canvas(3, len(groups), height=6.4, sharey="row")
+        fig, axes = show.canvas(2, len(groups), height=5.4, sharey="row")
         ended = []
         for column, (said, group) in zip(axes.T, groups.items(), strict=True):
-            for k, row in enumerate(group):
-                mark = {"color": CLEAN, "mfc": "white", "ms": 6}
-                column[0].plot(k, 100 * row["named"], "o", **mark)
-                column[0].plot(k, 100 * row["copy"]["asr"], "s", color=TRIGGERED, ms=6)
+            for k, (row, line) in enumerate(zip(group, ("-", "--", ":"), strict=True)):
                 points, chosen = row["betas"], allowed(row)
-                at = [j + 0.14 * (k - (len(group) - 1) / 2) for j in range(len(points))]
+                at = [j + 0.13 * (k - (len(group) - 1) / 2) for j in range(len(points))]
                 for ax, key, color, form in (
-                    (column[1], "asr", TRIGGERED, "s"),
-                    (column[2], "held", CLEAN, "o"),
+                    (column[0], "asr", TRIGGERED, "s"),
+                    (column[1], "held", CLEAN, "o"),
                 ):
+                    ax.plot(at, [100 * p[key] for p in points], ls=line, color=color, lw=1.5)
                     for x, p in zip(at, points, strict=True):
                         face = color if p is chosen else "white"
                         ax.plot(x, 100 * p[key], form, color=color, mfc=face, ms=6)
+                label = f"draw {k + 1}: {row['named']:.0%}"
+                column[1].plot([], [], ls=line, color=INK, lw=1.5, label=label)
             ended.append(sum(a is not None and a["asr"] < 0.1 for a in map(allowed, group)))
             least = 100 * (group[0]["before"] - 0.03)
-            for ax, line in ((column[1], 10), (column[2], least)):
-                ax.axhline(line, color=QUIET, lw=1, ls=":")
+            for ax, level in ((column[0], 10), (column[1], least)):
+                ax.axhline(level, color=QUIET, lw=1, ls=":")
             column[0].set_title(said, fontsize=11, fontweight="normal")
-            draws = [f"draw {k + 1}" for k in range(len(group))]
-            column[0].set_xticks(range(len(group)), draws)
-            column[0].set(xlim=(-0.6, len(group) - 0.4))
             names = [f"{p['beta']:g}" for p in group[0]["betas"]]
-            column[1].set_xticks(range(len(names)), [])
-            column[2].set_xticks(range(len(names)), names)
-            for ax in column[1:]:
-                ax.set(xlim=(-0.5, len(names) - 0.5))
-            column[2].set_xlabel("β")
-        axes[0, 0].set(ylim=(-8, 108), ylabel="copy: to target, %")
-        axes[1, 0].set(ylim=(-8, 108), ylabel="repair: ASR, %")
-        axes[2, 0].set(ylim=(-8, 108), ylabel="held-out ACC, %")
-        axes[0, 2].plot([], [], "s", color=TRIGGERED, ms=6, label="triggered")
-        axes[0, 2].plot([], [], "o", color=CLEAN, mfc="white", ms=6, label="clean")
-        axes[0, 2].legend(loc="lower right", fontsize=11)
-        mark = {"color": INK, "ms": 7, "ls": ""}
-        axes[2, 2].plot([], [], "o", label="chosen", **mark)
-        axes[2, 2].plot([], [], "o", mfc="white", label="not chosen", **mark)
-        axes[2, 2].legend(loc="lower right", fontsize=11)
+            column[0].set_xticks(range(len(names)), [])
+            column[1].set_xticks(range(len(names)), names)
+            for ax in column:
+                ax.set(xlim=(-0.4, len(names) - 0.6), ylim=(-8, 108))
+            column[1].set_xlabel("β")
+            title = "clean signs that the\ncopy sends to the target"
+            column[1].legend(loc="lower left", fontsize=10, title=title, title_fontsize=10)
+        axes[0, 0].set_ylabel("repair: ASR, %")
+        axes[1, 0].set_ylabel("held-out ACC, %")
+        mark = {"color": TRIGGERED, "ms": 6, "ls": ""}
+        axes[0, 0].plot([], [], "s", label="chosen", **mark)
+        axes[0, 0].plot([], [], "s", mfc="white", label="not chosen", **mark)
+        axes[0, 0].legend(loc="center left", fontsize=10)
         counts = [f"{n} of {len(g)}" for n, g in zip(ended, groups.values(), strict=True)]
         show.headline(
-            fig,
-            f"Attacks ended: BadNets {counts[0]}, by noise {counts[1]}; Blended {counts[2]}",
+            fig, f"Attack ended: {counts[0]} copies that forgot, {counts[1]} noisy copies"
         )
         return Picture(
             fig,
-            "Three columns: BadNets with copies that forgot and with noisy copies, Blended with "
-            "a copy that forgot. Above, how many signs each copy sends to the target: squares for "
-            "triggered ones, all near the top, hollow circles for clean ones, scattered. Below, "
-            "attack success and held-out accuracy of the repair for a ladder of beta, a mark for "
-            "each draw of the copy, filled where the rule stops. Dotted lines: success at a tenth, "
-            "and the accuracy that the rule demands. On BadNets the filled squares lie at zero "
-            "with copies that forgot, and with noisy ones except one; on Blended the filled "
-            "square lies high. On the highest rungs accuracy falls.",
+            "Two columns, copies that forgot and noisy copies of BadNets, with a line for each of "
+            "three draws against a ladder of beta. Above, attack success of the repair; below, "
+            "held-out accuracy. The mark is filled where the rule stops. Dotted lines: success at "
+            "a tenth, and the accuracy that the rule demands. The filled squares lie at zero with "
+            "all copies that forgot, and with noisy ones except the third. On the highest rungs "
+            "accuracy falls. A legend says how many clean signs each copy sends to the target: "
+            "many or few with either kind, and none with the first noisy copy.",
         )
 
 
@@ -343,30 +335,43 @@ def arms(rows: Sequence[Mapping], victim: str = "badnets") -> dict[str, list[Map
     return found
 
 
-def at_beta(beta: float, held: float, score: Scores, chosen: bool) -> Picture:
-    """The soft repair at one beta."""
-    values = {
-        "held-out ACC": (held, CLEAN),
-        "ACC": (score.acc, CLEAN),
-        "ASR": (score.asr or 0.0, TRIGGERED),
-        "RA": (score.ra or 0.0, DEFENDED),
-    }
+def rungs(
+    betas: Sequence[float],
+    held: Mapping[float, float],
+    scores: Mapping[float, Scores],
+    at: float,
+    chosen: bool,
+) -> Picture:
+    """The soft repair at each beta, bars side by side; one beta on gray, chosen or not."""
     with show.style():
-        fig, axes = show.canvas(height=2.3)
+        fig, axes = show.canvas(height=3.2)
         ax = axes[0, 0]
-        ax.barh(
-            range(4), [100 * v for v, _ in values.values()], color=[c for _, c in values.values()]
-        )
-        for i, (v, _) in enumerate(values.values()):
-            ax.text(100 * v + 1, i, f"{v:.0%}", va="center", fontsize=11)
-        ax.set_yticks(range(4), list(values))
-        ax.invert_yaxis()
-        ax.set(xlim=(0, 110), xlabel="%")
-        ax.set_title(f"β = {beta:g}" + (", what the held-out images allow" if chosen else ""))
+        for i, beta in enumerate(betas):
+            score = scores[beta]
+            bars = (
+                ("held-out ACC", held[beta], CLEAN, "white"),
+                ("ACC", score.acc, CLEAN, CLEAN),
+                ("ASR", score.asr or 0.0, TRIGGERED, TRIGGERED),
+                ("RA", score.ra or 0.0, DEFENDED, DEFENDED),
+            )
+            if beta == at:
+                ax.axvspan(i - 0.46, i + 0.46, color="#eeeeee", zorder=0)
+            for j, (said, value, edge, face) in enumerate(bars):
+                x, label = i + 0.21 * (j - 1.5), None if i else said
+                ax.bar(x, 100 * value, 0.17, color=face, edgecolor=edge, lw=1.5, label=label)
+                ax.text(x, 100 * value + 2, f"{100 * value:.0f}", ha="center", fontsize=10)
+        ax.set_xticks(range(len(betas)), [f"β = {b:g}" for b in betas])
+        ax.set(xlim=(-0.5, len(betas) - 0.5), ylim=(0, 115), ylabel="%", yticks=[0, 50, 100])
+        ax.legend(ncols=4, loc="upper left", bbox_to_anchor=(0, -0.12), fontsize=11)
+        left, kept = (getattr(scores[at], key) or 0.0 for key in ("asr", "ra"))
+        rule = "Held-out images choose β" if chosen else "At β"
+        ax.set_title(f"{rule} = {at:g}: ASR {left:.0%}, RA {kept:.0%}")
         return Picture(
             fig,
-            f"Four bars for the soft repair learned at beta = {beta:g}: accuracy on held-out "
-            "images, accuracy, attack success and robust accuracy on test images.",
+            "Three groups of four bars, one group for each beta, one of them on gray: accuracy "
+            "on held-out images, accuracy, attack success and robust accuracy of the soft repair. "
+            "On the two lower rungs attack success is gone and the other bars stand at the top. On "
+            "the highest rung the other three bars are less than half as high.",
         )
 
 
@@ -407,8 +412,6 @@ SAID = {
     "mnp, soft": "MNP-style, soft",
     "mnp, hard": "MNP-style, hard",
     "mnp, random channels": "as many at random",
-    "anp, 3 points": "ANP",
-    "rnp, 3 points": "RNP",
 }
 
 
@@ -416,7 +419,7 @@ def draws(rows: Mapping[str, Mapping[str, Sequence[Mapping]]]) -> Picture:
     """Every draw a point: victim -> defense -> stored rows."""
     hard = [r["asr"] for r in rows["Blended"]["mnp, hard"]]
     with show.style():
-        fig, axes = show.canvas(1, len(rows), height=4.6, sharey=True)
+        fig, axes = show.canvas(1, len(rows), height=3.6, sharey=True)
         for ax, (name, by) in zip(axes[0], rows.items(), strict=True):
             for i, defense in enumerate(SAID):
                 if i:
@@ -433,7 +436,7 @@ def draws(rows: Mapping[str, Mapping[str, Sequence[Mapping]]]) -> Picture:
             ax.set(xlim=(-5, 105), xlabel="%")
             ax.set_yticks(range(len(SAID)), list(SAID.values()))
         axes[0, 0].set_ylim(len(SAID) - 0.5, -0.5)
-        axes[0, 0].legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.13), fontsize=11)
+        axes[0, 0].legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=11)
         found = [f"{v:.0%}" for v in sorted(hard)]
         said = f"{', '.join(found[:-1])} or {found[-1]}"
         show.headline(fig, f"Blended, hard repair: ASR {said}, by the draw of images")
@@ -442,8 +445,7 @@ def draws(rows: Mapping[str, Mapping[str, Sequence[Mapping]]]) -> Picture:
             "Two panels, BadNets and Blended, with a row for each defense and a mark for each of "
             "three draws of clean images: circle accuracy, square attack success, triangle robust "
             "accuracy. On BadNets most squares of the two learned repairs lie near zero, one "
-            "of the "
-            "soft repair far to the right; ANP's three lie at zero. On Blended all squares lie at "
-            "the right but two of the hard repair, whose triangles stay at the left. RNP leaves "
-            "everything as it was.",
+            "of the soft repair far to the right. On Blended all squares lie at the right but two "
+            "of the hard repair, whose triangles stay at the left. Random channels cost a third "
+            "of the accuracy or more.",
         )

@@ -53,12 +53,12 @@ QUESTIONS = (
         "A repair learns from a copy that has forgotten the signs. With copies that are merely "
         "damaged by noise it works in two draws of three. What may you say about the forgetting?",
         "It was enough, and it was not needed.",
-        "The repair worked with it, and worked without it. Whatever does the job must be "
-        "something that both copies share.",
+        "The repair worked with it, and worked without it. Whatever does the job, the climb is "
+        "not the only way to it.",
         {
             "It had no effect.": "The masks did learn from that copy: without any copy the attack "
             "was not ended. Another copy can simply take its place.",
-            "It exposes the backdoor.": "So it seemed until the control came. If a hammer exposes "
+            "It exposes the backdoor.": "So it seemed until the control came. If noise exposes "
             "it as well, this says nothing special about forgetting.",
             "It works better than noise.": "Perhaps. One draw decides between three of three and "
             "two of three; that is too little for a ranking.",
