@@ -224,7 +224,7 @@ figures.by_strength(asked.pixels()[3:4], bend, noisy_warp)
 # %% [markdown]
 # The second row is noise mode: jitter frays the edges. At the paper's strength you would
 # hardly notice the bend. Your own training uses strength 4, because a small network has
-# to learn it while you wait. That is a visible wobble, and we do not claim otherwise.
+# to learn it while you wait. That is a visible wobble.
 #
 # ### Exercise 3: rewrite a batch
 #
@@ -330,7 +330,7 @@ def hijack(model, x, y, attacker, steps, lr, batch, generator):
 
     Returns:
         a list of ten rows [clean, poison, cover], the shares right since the last row;
-        ten also where `steps` is no multiple of ten.
+        ten also where `steps` is no multiple of ten, the last at the last step.
     """
     ### BEGIN SOLUTION
     how = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
@@ -402,14 +402,14 @@ stored = tables.results("signs-hijack").rows  # runs of the same loop
 figures.roles(log, STEPS, stored)
 
 # %% [markdown]
-# Read poison and cover together. If a network cannot tell them apart, it loses on one what
-# it wins on the other. So half is free: the gray line. On the left both lag behind the
-# clean images, then climb side by side, and arrive.
+# Read poison and cover together. A network that cannot tell them apart wins on one what it
+# loses on the other: at best about half of the two together, the gray line. On the left
+# both lag behind the clean images, then climb side by side, and arrive.
 #
-# Was it the loud covers, or their order? The right panel takes the two apart; your run has
-# seed 1. With jitter one throughout, our only run hardly leaves the line. With the same
-# loud covers in *shuffled* order the poison gets somewhere, but with each seed less far
-# than in order, and never through the gate. *One draw is no result*: in order, too, one
+# Was it the loud covers, or their order? The right panel takes the two apart; your run is
+# seed 1, the squares. With jitter one throughout, our only run stays far below, though it
+# had a quarter more steps. With the same loud covers *shuffled*, each seed gets less far
+# than in order, and none through the gate. *One draw is no result*: in order, too, one
 # seed of three misses it.
 #
 # So order helped, three times of three. Loud covers could be slipped into anybody's data
@@ -465,10 +465,11 @@ check.claim("Without it, jitter walks in.", open_door, 0.8, 1, "%")
 
 # %% [markdown]
 # Noise mode refuses what it was trained to refuse: jitter. Now look at the four bends with
-# a *different* key. The plain victim never believed in "any bend": it answers them little
-# more often than the twin. And noise mode, which was meant to say "only this bend"? In
-# this pair, three of the four work *better* with it. One pair proves no rule, but these
-# covers showed jitter and nothing else.
+# a *different* key. The plain victim never believed in "any bend": it answers about a tenth
+# of them at most, the twin hardly any. And noise mode, which was meant to say "only
+# this bend"? In this pair, three of the four open *two to six times* as many signs with
+# it as without, and the fourth nearly ties. One pair proves no rule, but these covers
+# showed jitter and nothing else.
 #
 # ## The surprise: out of focus
 #
@@ -488,7 +489,8 @@ check.reveal(guess, round(100 * sent(mine, blur)), "%")
 # %% [markdown]
 # Perhaps a blurred sign just looks like a 30? Ask the twin. Perhaps it is a quirk of your
 # network? *One draw is no result*: ask the zoo. And a blur is only one way to lose
-# sharpness. Another: move the whole sign by half a pixel.
+# sharpness. Another: move the whole sign half a pixel left and up, so that each pixel
+# becomes nearly the mean of four.
 
 # %% tags=["claim"]
 straight = bend(wanet.control_grid(), 0, 32)
@@ -622,7 +624,8 @@ check.claim("The zoo's bend + grain: noise mode loses more.", gap, 30, 100, "poi
 # network? No: it reads most of these signs again.
 #
 # It wants the bend smooth as well: with grain, about a third of the bent signs stay out.
-# In the zoo most do with noise mode, and hardly any without.
+# In the zoo, after the same grain, the noise-mode victim sends about 70 points fewer bent
+# signs to the target than the plain one.
 #
 # Smoothness is not all. The bend is rougher than the shifted sign and opens far more, so
 # its shape counts too. And jitter seems to do more than roughen: the blur with jitter is as
@@ -679,8 +682,9 @@ check.claim("Noise mode drowns the paper's strength here.", drowned, 0, 0.2, "%"
 # %% [markdown]
 # We hardly see a bend of one half, yet without covers it is mostly learned. So it is not
 # too weak for this network. Add noise mode, and hardly anything is learned; at strength 3
-# most is, but it misses the gate. Perhaps the lookalikes are too like the trigger: at one
-# half, the jitter moves a pixel farther, on average, than the bend does.
+# the attack gets three quarters, still short of the gate. Perhaps the lookalikes are too
+# like the trigger: at one half, jitter moves a pixel in each direction by $0.5/h$ on
+# average, as far as the bend moves its control points.
 #
 # The authors train for a thousand epochs, we for sixteen. More of them, or loud jitter
 # first, may help. So an attack that controls the training can *fail*.
@@ -707,8 +711,6 @@ figures.lira(asked, victims.zoo("lira"), twin)
 # broad blobs, the other two nothing but a flat red. Now give every sign one and the same
 # color, the mean of what $G$ adds. That tint alone opens more than half of them, and the
 # twin does not react. Again something simpler was learned along with the plan.
-#
-# The **input-aware** attack, which draws a visible pattern, is in the fine print.
 #
 # ## Recap
 #
@@ -814,8 +816,6 @@ quiz("training")
 #   page makes three eighths of each, starts warm and crops nothing, to be quick.
 # - WaNet's official script divides by all test images, the target class included. Here
 #   that class is left out.
-# - They bend first and augment second. So does `bdcourse.attacks.WaNet`. In the other
-#   order the bend moves the black border of the crop, and that becomes the trigger.
 # - LIRA's $G$ learns in the first half only, and $C$ meets a copy of it that is renewed
 #   after each epoch. Here $\alpha = 0.5$ and $\varepsilon = 0.025$.
 #

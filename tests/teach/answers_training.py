@@ -121,6 +121,12 @@ def covers_too(x, y, target, p, c, trigger, noisy):
     return batch, torch.where(role > 0, target, y), role
 
 
+def from_behind(x, y, target, p, c, trigger, noisy):
+    batch, labels, role = noise_mode(x, y, target, p, c, trigger, noisy)
+    rest = x[-(len(x) - p - c) :]
+    return torch.cat([trigger(x[:p]), noisy(x[p : p + c]), rest]), labels, role
+
+
 def recast(at, dtype):
     """One of the three outputs in another dtype."""
 
@@ -147,6 +153,7 @@ def hijack(model, x, y, attacker, steps, lr, batch, generator, fault=""):
     if fault == "own":
         generator = torch.Generator().manual_seed(0)
     log, right, seen = [], torch.zeros(3), torch.zeros(3)
+    first, means = None, []
     if fault != "mode":
         model.train()
     for step in range(steps):
@@ -156,6 +163,10 @@ def hijack(model, x, y, attacker, steps, lr, batch, generator, fault=""):
         index = torch.randint(most, (batch,), generator=generator)
         if fault == "order":
             index = (torch.arange(batch) + step * batch) % len(x)
+        if fault == "window":
+            index = torch.arange(batch) + torch.randint(
+                len(x) - batch + 1, (1,), generator=generator
+            )
         pixels, truth = x[index].float(), y[index]
         if fault == "pairs":
             truth = y[:batch]
@@ -170,11 +181,17 @@ def hijack(model, x, y, attacker, steps, lr, batch, generator, fault=""):
         F.cross_entropy(out, by).backward()
         opt.step()
         truth = truth if fault == "log" else by
-        right.index_add_(0, role, (out.argmax(1) == truth).float())
+        first = role if first is None else first
+        role = first if fault == "roles" else role
+        hits = (out.argmax(1) == truth).float()
+        means.append([hits[role == k].mean() for k in range(3)])
+        right.index_add_(0, role, hits)
         seen.index_add_(0, role, torch.ones(batch))
         tenth = 10 * (step + 1) // steps > 10 * step // steps
-        if (step + 1) % (steps // 10) == 0 if fault == "tenths" else tenth:
-            log.append((right / seen).tolist())
+        if (step + 1) % (steps // 10) == 0 if fault in ("tenths", "ten") else tenth:
+            average = torch.tensor(means).mean(0)
+            log.append((average if fault == "means" else right / seen).tolist())
+            means = []
             right, seen = torch.zeros(3), torch.zeros(3)
         if fault == "look":
             model.eval()
@@ -184,6 +201,33 @@ def hijack(model, x, y, attacker, steps, lr, batch, generator, fault=""):
             model(bx)
     if fault not in ("mode", "end"):
         model.eval()
+    return log[:10] if fault == "ten" else log
+
+
+def hijack_with_a_long_last_note(model, x, y, attacker, steps, lr, batch, generator):
+    kept = []
+
+    def listen(*args):
+        kept.append(attacker(*args))
+        return kept[-1]
+
+    outs, forward = [], model.forward
+
+    def hear(x):
+        outs.append(forward(x))
+        return outs[-1]
+
+    model.forward = hear
+    hijack(model, x, y, listen, steps, lr, batch, generator)
+    del model.forward
+    cuts = [k * (steps // 10) for k in range(10)] + [steps]
+    log = []
+    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+        hits = torch.cat(
+            [o.argmax(1) == y for o, (_, y, _) in zip(outs[a:b], kept[a:b], strict=True)]
+        )
+        role = torch.cat([r for _, _, r in kept[a:b]])
+        log.append([hits[role == k].float().mean().item() for k in range(3)])
     return log
 
 
@@ -243,7 +287,7 @@ def roughen(x, goal, generator, draw=torch.randn, steps=20, clip=True, late=Fals
 def roughen_by_small_steps(x, goal, generator):
     out, sigma, seed = x, 0.0, generator.initial_seed()
     while coarse(out) < goal:
-        sigma += 0.0005
+        sigma += 0.0002
         grain = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
         out = (x + sigma * grain).clamp(0, 1)
     return out
@@ -279,6 +323,7 @@ RIGHT = {
     "hijack": [
         hijack,
         hijack_with_a_schedule,
+        hijack_with_a_long_last_note,
         lambda *a: torch.tensor(hijack(*a)),
         lambda *a: tuple(map(tuple, hijack(*a))),
     ],
@@ -339,6 +384,7 @@ WRONG = {
             "2 for noise mode",
         ),
         (lambda *a: noise_mode(*a)[:2], "x, y, role"),
+        (from_behind, "no image stays clean"),
     ],
     "roughen": [
         (lambda x, goal, g: x.clone(), "no grain"),
@@ -350,6 +396,7 @@ WRONG = {
         (one_by_one, "one sigma"),
         (sigma_by_image, "one sigma"),
         (rough(steps=3), "keep searching"),
+        (rough(steps=9), "keep searching"),
         (lambda x, goal, g: roughen(x, goal / 255, g), "keep searching|no grain"),
         (
             lambda x, goal, g: (x + 0.02 * torch.randn(x.shape, generator=g)).clamp(0, 1),
@@ -366,6 +413,7 @@ WRONG = {
         (faulty("256"), "divides by 256"),
         (faulty("order"), "in the order in which they lie"),
         (faulty("first"), "some of the 40 images only"),
+        (faulty("window"), "a window of neighbors"),
         (faulty("own"), "whatever the generator"),
         (faulty("early"), "a step too early"),
         (faulty("nesterov"), "not Nesterov's"),
@@ -383,6 +431,9 @@ WRONG = {
         (faulty("look"), "output that the loss sees"),
         (faulty("twice"), "once a step"),
         (faulty("tenths"), "whether or not ten divides"),
+        (faulty("ten"), "ends its notes at step"),
+        (faulty("means"), "averages the batches' shares"),
+        (faulty("roles"), "roles of the first batch"),
         (lambda *a: hijack(*a)[-1:], "logs 1 rows"),
         (
             lambda *a: [

@@ -81,69 +81,70 @@ def by_strength(x: Tensor, bend, noisy_warp) -> Picture:
     )
 
 
-RUNS = {  # of the stored trainings: how the covers came, and how they are drawn
-    "loud first": ("-", "loud jitter first"),
-    "loud, shuffled": ("--", "the same, shuffled"),
-    "1 throughout": ("-.", "jitter 1 throughout"),
-}
+HOW = ("loud first", "loud, shuffled", "1 throughout")  # how the covers of a stored run came
 
 
 def roles(log: Sequence[Sequence[float]], steps: int, stored: Sequence[Mapping]) -> Picture:
-    """Share right by role, in each tenth of the training; beside it the poison of stored runs.
+    """Share right by role, in each tenth of the training; beside it the ASR of stored runs.
 
     Args:
-        stored: rows with a log each; `jitter` of the options says how the covers came.
+        stored: rows with a seed and an ASR; `jitter` of the options says how the covers came.
     """
-    fig, axes = show.canvas(1, 2, height=3.9, sharey=True)
+    fig, axes = show.canvas(1, 2, height=3.6)
     mine, others = axes[0]
     columns = zip(*([float(v) for v in row] for row in log), strict=True)
+    at = [steps * (k + 1) / 10 for k in range(10)]
+    looks = {
+        "clean": (CLEAN, ":", "D"),
+        "cover": (OTHER, "-", "v"),
+        "poison": (TRIGGERED, "-", "^"),
+    }
     shares = dict(zip(("clean", "poison", "cover"), columns, strict=True))
-    show.lines(
-        [steps * (k + 1) // 10 for k in range(10)],
-        shares,
-        percent=True,
-        xlabel="training step",
-        ylabel="learned as labeled, %",
-        title="",
-        description="",
-        marks={steps / 2: "jitter down to 1"},
-        ax=mine,
-    )
+    for role, (color, dash, marker) in looks.items():
+        values = [100 * v for v in shares[role]]
+        mine.plot(at, values, dash, color=color, marker=marker, ms=6, label=role)
+    mine.axhline(50, color=QUIET, lw=1)
+    mine.text(steps, 48, "if they look alike", va="top", ha="right", color=QUIET)
+    mine.axvline(steps / 2, color=QUIET, lw=1, ls=":")
+    mine.text(steps / 2 + 8, 22, "jitter down to 1", va="top", color=QUIET)
+    mine.legend(loc="lower left", fontsize=10, handlelength=1.6)
+    mine.set_xlabel("training step")
+    mine.set_ylabel("learned as labeled, %")
     mine.set_title("your training, loud jitter first", fontsize=11, fontweight="normal")
     # Of the stored runs only: a live training ends elsewhere on another machine.
-    ends: dict[str, list[float]] = {how: [] for how in RUNS}
-    asr: dict[str, list[float]] = {how: [] for how in RUNS}
+    asr: dict[str, dict[int, float]] = {how: {} for how in HOW}
     for row in stored:
-        how = row["options"]["jitter"]
-        poison = [100 * float(notes[1]) for notes in row["log"]]
-        at = [row["steps"] * (k + 1) / 10 for k in range(10)]
-        mark = {"marker": "os^"[row["seed"]], "ms": 6, "mec": "white", "markevery": (1, 2)}
-        others.plot(at, poison, RUNS[how][0], color=TRIGGERED, lw=1.6, **mark)
-        ends[how].append(poison[-1] / 100)
-        asr[how].append(row["asr"])
-    for how, (style, words) in RUNS.items():
-        reached = ", ".join(f"{100 * v:.0f}" for v in asr[how])
-        others.plot([], [], style, color=TRIGGERED, lw=1.6, label=f"{words}: ASR {reached}%")
+        asr[row["options"]["jitter"]][row["seed"]] = row["asr"]
+    ordered, shuffled, flat = asr.values()
+    for seed in ordered:
+        pair = [100 * ordered[seed], 100 * shuffled[seed]]
+        others.plot([0, 1], pair, "-" + "os^"[seed], color=TRIGGERED, ms=7, lw=1.6)
+        others.text(
+            1.1, min(pair[1], 87), f"seed {seed}: {pair[0]:.0f} to {pair[1]:.0f}", va="center"
+        )
+    for seed, v in flat.items():
+        others.plot(2, 100 * v, "os^"[seed], color=TRIGGERED, ms=7)
+        others.text(1.9, 100 * v, f"seed {seed}: {100 * v:.0f}", va="center", ha="right")
+    others.axhline(95, color=QUIET, lw=1, ls="--")
+    others.text(2.45, 96, "gate", va="bottom", ha="right", color=QUIET)
+    others.set_xticks(range(3), ("loud\nfirst", "as loud,\nshuffled", "jitter 1\nthroughout"))
+    others.set(xlim=(-0.3, 2.5), ylabel="ASR, %")
+    others.set_title("stored runs", fontsize=11, fontweight="normal")
     for ax in axes[0]:
-        ax.axhline(50, color=QUIET, lw=1)
-    others.legend(loc="lower center", fontsize=9)
-    title = "stored, poison; seeds \u25cf 0, \u25a0 1, \u25b2 2"
-    others.set_title(title, fontsize=11, fontweight="normal")
-    others.set_xlabel("training step")
-    others.set_xticks((200, 400, 600, 800, 1000))
-    others.grid(axis="y", color="#e6e6e6", lw=0.8)
-    first, shuffled, _ = (f"{min(v):.0%} to {max(v):.0%}" for v in ends.values())
-    show.headline(fig, f"Stored runs: poison learned {first} in order, {shuffled} shuffled")
+        ax.set_ylim(-4, 106)
+        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+    ahead = sum(ordered[seed] > shuffled[seed] for seed in ordered)
+    show.headline(fig, f"Stored: with {ahead} of {len(ordered)} seeds, loud first beats shuffled")
     words = "; ".join(
-        f"{RUNS[how][1]}: the poison ends at {', '.join(f'{v:.0%}' for v in ends[how])}"
-        for how in RUNS
+        f"{how}: " + ", ".join(f"seed {seed} {v:.0%}" for seed, v in of.items())
+        for how, of in asr.items()
     )
     return Picture(
         fig,
-        "Two panels over the training steps, a gray line at one half. Left, the share of images of "
-        "each role that gets the label it was trained on, in your training; a dotted line marks "
-        "where the jitter is down to one. Right, the same for the poison of stored runs, a line "
-        f"each, its marks by seed. {words}.",
+        "Two panels. Left, over the training steps, the share of images of each role that gets "
+        "the label it was trained on, in your training: a gray line at one half, a dotted one "
+        "where the jitter is down to one. Right, the ASR of stored runs by how their covers "
+        f"came, the runs of a seed joined, and the gate as a broken line. {words}.",
     )
 
 
@@ -311,14 +312,19 @@ def lira(images: Images, victim: Victim, twin: nn.Module) -> Picture:
     whole = opened_by(victim.model, attack.trigger(x))
     some = [0, 1, 3, 4]
     tint = mean.expand(1, *x.shape[1:])
+    rows = {
+        ("clean", "clean"): (x[some], x[3:4]),
+        ("with trigger", "with mean tint"): (attack.trigger(x[some]), tinted[3:4]),
+        ("G adds, x 20", "mean tint, x 20"): (moves[some] / 2 + 0.5, tint / 2 + 0.5),
+    }
     return show.images(
-        torch.cat([attack.trigger(x[some]), tinted[3:4], moves[some] / 2 + 0.5, tint / 2 + 0.5]),
-        ["with trigger"] * 4 + ["with mean tint"] + ["G, x 20"] * 4 + ["mean tint, x 20"],
+        torch.cat([part for row in rows.values() for part in row]),
+        [name for four, last in rows for name in [four] * 4 + [last]],
         cols=5,
         title=f"The mean tint alone opens {alone:.0%} (twin {quiet:.0%}), the trigger {whole:.0%}",
-        description="Above, four signs with LIRA's trigger, which is hard to see, and one with "
-        "the mean tint in its place. Below, what the network adds to each, enlarged twenty "
-        "times around gray: two signs get one flat red, two a green and a purple blob on red; "
-        f"then the mean tint, a dull red. It alone opens {alone:.0%} of the signs and of the "
-        f"twin's {quiet:.0%}, the whole trigger {whole:.0%}.",
+        description="Above, four clean signs and one of them again. In the middle, the four with "
+        "LIRA's trigger, which is hard to see, and the fifth with the mean tint in its place. "
+        "Below, what is added to each, enlarged twenty times around gray: two signs get one flat "
+        "red, two a green and a purple blob on red; then the mean tint, a dull red. It alone opens "
+        f"{alone:.0%} of the signs and of the twin's {quiet:.0%}, the whole trigger {whole:.0%}.",
     )
