@@ -106,8 +106,7 @@ victim, twin = victims.zoo("badnets"), victims.zoo("benign")
 #
 # <details><summary>Hint 3</summary>
 #
-# Write out $\lVert e_y - p \rVert^2$ label by label: one of them is $y$, the others are
-# not. `p.gather` picks one entry of each row.
+# `p.gather` picks entries by row.
 #
 # </details>
 
@@ -269,11 +268,11 @@ honest = {n: (found["none", j], found["none", k]) for n, (j, k) in honest.items(
 figures.sharper(compared, honest)
 
 # %% [markdown]
-# Three of the six are sharper on both sets. Set A alone would have said five. The gray
-# rows are the control: one benign twin over another. They lie just as far from one. So
-# a new seed, or other images, can move the trace as much as we see in the six. Our own
-# `badnets` is clearly sharper than its twin, but that is one seed. (Bars are standard
-# errors.)
+# Three of the six are sharper on both sets, none of them by two standard errors on
+# either. The gray rows are the control: one benign
+# twin over another. They lie just as far from one. So a new seed, or other images, can
+# move the trace as much as we see in the six. (Bars show the chance of the random
+# vectors only.)
 #
 # ## A ruler that stretches
 #
@@ -378,7 +377,7 @@ check.product(product)
 # 5. adds up the three gradients, and steps with momentum 0.9 at rate `lr`.
 #
 # The estimate of the trace is $\lVert g \rVert^2 / n$. BatchNorm normalizes by the
-# batch in both passes, and its running statistics learn from the first only.
+# batch in every pass, and its running statistics learn from the first only.
 # `functional_call(net, {name: tensor}, (x,))` runs a network at other weights; give
 # it copies of the buffers, or BatchNorm will learn there, too.
 #
@@ -517,9 +516,6 @@ print(f"{layer.numel():,} weights, {len(layer)} singular values")
 print(f"the spectral step is {ratio:.0%} as long as the plain one")
 
 # %% [markdown]
-# A thousandth of the numbers still gives half of the length and so, to first order, a
-# quarter of the gain.
-#
 # ## A first walk
 #
 # Your FIP, on a real victim. It is a guest, `badnets-hard`: a small BadNets network on
@@ -551,9 +547,9 @@ for n, s in score.items():
 # Sixty steps with your own code halve an attack that fine-tuning does not touch, for
 # nine points of accuracy.
 #
-# Now the two victims of every defense lesson, with the package's 600 steps. With the
-# first set of clean images, `badnets` loses its attack and reads triggered signs
-# correctly.
+# Now the two victims of every defense lesson, and `trojan` beside them, with the
+# package's 600 steps. With the first set of clean images, `badnets` loses its attack
+# and reads triggered signs correctly.
 #
 # **Predict.** The same code, with two other sets of clean images and other random draws.
 # What ASR, in percent, is left in the mean of these two?
@@ -605,15 +601,14 @@ figures.accident(pushes, story["watched"])
 
 # %% [markdown]
 # For more than two hundred steps next to nothing happens: most batches draw only labels
-# that the network believes in. About a dozen pushes are longer, as a rare label would
-# make them, without visible harm. Then comes one that is twenty times as long as any
+# that the network believes in. Then comes one that is twenty times as long as any
 # before. Ten steps later the network misreads most clean signs, and still gives every
 # triggered one to the attacker.
 #
 # From here on the pushes stay long, and clean images teach the network its signs again.
-# They cannot teach it the trigger, which none of them shows. So the attack fades, but
-# one triggered test sign in seven still obeys at the end. Same images, same settings,
-# and by our rule a failure.
+# They cannot teach it the trigger, which none of them shows. So the attack fades. It is
+# not gone: at the end 21% of the eighty signs in the picture still obey, and one in
+# seven of all signs.
 #
 # We call this an **accident and a rehabilitation**. That the long push causes the rest
 # is our reading of one diary. The experiment that cuts this push is yours, below.
@@ -644,8 +639,9 @@ check.reveal(guess_other, round(100 * change["other"]), "%")
 # Next, *correlation is not cause*. If smoothing removes the backdoor, then networks
 # that became smoother should have lost it, and networks that became sharper should not.
 # We have two guests (`trojan-hard` joins), each fine-tuned in a dozen ways: FIP with
-# several weights and on the steadier route, SAM, a rate five times as high, the
-# authors' script, and **random pushes**, in each step exactly as long as FIP's own.
+# several weights and on the steadier route, SAM, **plain fine-tuning at five times the
+# rate**, the authors' script, and **random pushes**, in each step exactly as long as
+# FIP's own.
 
 # %% tags=["method"]
 other_names = {
@@ -678,15 +674,18 @@ check.claim("Random pushes of FIP's lengths: ASR.", random_pushes[1], 0.85, 1, "
 figures.smooth(cloud)
 
 # %% [markdown]
-# Points lie in all four corners. SAM made both networks smoother, TrojanNN even
-# smoother than FIP did, and most of the attack stayed. So smoother was not enough. FIP
-# on the steadier route left BadNets *sharper* than it was, without the attack, for
-# seven points of accuracy. So smoother was not needed either.
+# Points lie in all four corners. SAM made both networks smoother, TrojanNN as smooth as
+# FIP did, and most of the attack stayed. So smoother was not enough. Plain fine-tuning
+# at five times the rate took most of the attack from BadNets, and left the network more
+# than twice as *sharp*. So smoother was not needed either, and neither was the trace
+# term. FIP on the steadier route removed it too, no smoother.
+#
+# The higher rate is not the better defense: it cost BadNets twelve points of accuracy,
+# where FIP took four, and TrojanNN kept most of its attack.
 #
 # Equally long random pushes leave the attack: FIP's direction counts, and "down the
-# trace" is not the whole reason why. (A line spans the ASR of three draws; the trace
-# was measured in one. Broken networks lost more than 15 points of accuracy and do not
-# count.)
+# trace" is not the whole reason why. (A line spans the ASR of three draws; the trace was
+# measured in one. Broken networks lost more than 15 points of accuracy.)
 #
 # The slider shows how narrow FIP's window is on this guest.
 
@@ -713,12 +712,12 @@ widgets.slider("eta_F", list(weights_of), at_weight, start=0.005)
 #
 # You have met the break already, and it has a name: **certainty**. When a network is
 # certain, the labels that carry its trace are rare, and most steps of FIP push at
-# nothing. `blended` is such a network; we suspect that none of its draws brought an
-# accident.
+# nothing.
 #
-# - *Zero is not repair.* On `trojan-hard`, FIP's best draw sends most of the attack
-#   away, and about half of the triggered signs get their true name. (A twin without a
-#   backdoor reads six in ten.)
+# - *A low ASR is only half of repair*: the true names must come back as well. On
+#   `trojan-hard`, FIP's best draw came close. About half of the triggered signs get
+#   their true name, and a twin without a backdoor reads six in ten. The other two draws
+#   left most of the attack.
 # - Take the trace with running statistics and the fit with those of the batch: then two
 #   functions share one set of weights. In our run the one that was smoothed became
 #   blind, and it is the one that is deployed.
@@ -732,15 +731,16 @@ check.claim("With mixed BatchNorm, accuracy of the guest.", rigid["acc"], 0, 0.2
 #
 # Is a backdoored minimum sharper than a clean one? Some are, on some images, but honest
 # networks differ as much among themselves. Is smoothing the cure? FIP can take away
-# most of a backdoor that plain fine-tuning leaves. But smoother networks kept theirs, a
-# sharper one lost it, and on a confident victim the repair came in one draw of three.
+# most of a backdoor that plain fine-tuning at the same rate leaves; on BadNets a higher
+# rate did as well. But smoother networks kept theirs, a sharper one lost it, and on a
+# confident victim the repair came in one draw of three.
 #
 # - The trace is a mean of squared scores. When a network is certain, it hides in labels
 #   that are hardly ever drawn (objective 1).
 # - One backward pass estimates it without bias, and sixty that agree may all be wrong
 #   (objective 2).
 # - FIP is fit, smooth and hold; Fast FIP tunes singular values only (objective 3).
-# - SAM, the steadier route and random pushes told cause from company (objective 4).
+# - SAM, the higher rate and random pushes told cause from company (objective 4).
 
 # %%
 quiz("fip")
@@ -768,8 +768,8 @@ quiz("fip")
 #
 # ## What this does not show
 #
-# There is one set of weights for each victim, drawn signs, and networks far smaller
-# than the paper's.
+# Whether the paper's own FIP does better: we did not see its equations. And there is one
+# set of weights for each victim, drawn signs, and networks far smaller than the paper's.
 #
 # ## Beyond
 #
@@ -796,7 +796,6 @@ quiz("fip")
 # **Two routes to the trace.** The steady one sends $\sqrt{p} \odot \varepsilon -
 # p\,(\sqrt{p}^\top \varepsilon)$ back through the network, with Gaussian
 # $\varepsilon$: this has the covariance that the labels' gradients $e_y - p$ have.
-# Measurements put BatchNorm in eval mode; stored ones use 200 images.
 #
 # **What a step leaves out.** The chances of the labels move with the weights, too. The
 # whole gradient of $\mathbb{E}\lVert g \rVert^2$ is $\mathbb{E}[2Hg + \lVert g \rVert^2

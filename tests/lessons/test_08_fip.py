@@ -266,6 +266,37 @@ def test_what_is_said_of_the_cloud(record):
     steady = row(record, GUESTS[0], "fip, gaussian, exact product")
     assert smoother(GUESTS[0], steady["defense"]) > 1.1 and steady["asr"] < 0.1
     assert 0.06 < row(record, GUESTS[0], "none")["acc"] - steady["acc"] < 0.08
+    higher = "fip, eta = 0, lr 0.05"
+    assert smoother(GUESTS[0], higher) > 2
+    for arm, low, high in ((higher, 0.11, 0.125), ("fip", 0.035, 0.045)):
+        assert (
+            low < row(record, GUESTS[0], "none")["acc"] - row(record, GUESTS[0], arm)["acc"] < high
+        )
+    assert min(row(record, GUESTS[1], higher, n)["asr"] for n in (None, 1, 2)) > 0.7
+    shared = tables.results("signs-defenses")
+    for draw in (None, 1, 2):
+        left = {
+            d: shared.select(victim="blended", defense=d, draw=draw)[0]["asr"]
+            for d in ("sam", "ft-sam", "fip")
+        }
+        assert max(left["sam"], left["ft-sam"]) < left["fip"]
+
+
+def test_none_of_the_three_is_sharper_by_two_standard_errors(record):
+    rows = tables.results("signs-fip-seeds")
+    for who, k in (("BadNets", 1), ("TrojanNN", 1), ("TrojanNN", 2)):
+        pair = [rows.select(attack=a, seed=k, defense="none")[0]["sharp"] for a in (who, "none")]
+        for where in ("own", "other"):
+            v, t = (f[where] for f in pair)
+            error = (v["fisher_error"] ** 2 + t["fisher_error"] ** 2) ** 0.5
+            assert 0 < v["fisher"] - t["fisher"] < 2 * error
+
+
+def test_one_draw_in_sixty_meets_a_rare_label():
+    victim, few = victims.zoo("badnets"), data.splits("signs").clean[:32].pixels()
+    with torch.no_grad():
+        rare = 1 - models.wide(victim.model(few)).softmax(1).max(1).values
+    assert 1 / 75 < rare.sum() < 1 / 45
 
 
 def test_sixty_draws_and_twenty_vectors():

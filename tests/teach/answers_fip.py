@@ -36,15 +36,33 @@ def one_pass_trace(model, x, generator):
     return sum(t.square().sum() for t in g).item() / len(x)
 
 
-def one_pass_trace_by_backward(model, x, generator):
-    model.zero_grad()
+def one_pass_trace_by_cross_entropy(model, x, generator):
     logits = model(x)
     chance = logits.detach().softmax(1).cumsum(1)
     u = torch.rand(len(x), 1, generator=generator)
     y = (u > chance).sum(1).clamp(max=logits.shape[1] - 1)
-    F.cross_entropy(logits, y).backward()  # a mean: 1/n of g, with the sign changed
-    g = torch.cat([p.grad.flatten() for p in model.parameters()])
+    mean = F.cross_entropy(logits, y)  # 1/n of the sum, with the sign changed
+    g = torch.cat([t.flatten() for t in torch.autograd.grad(mean, list(model.parameters()))])
     return len(x) * (g @ g)
+
+
+def trace_left_behind(model, x, generator):
+    model.zero_grad()
+    return trace_piling_up(model, x, generator)
+
+
+def trace_in_eval_mode(model, x, generator):
+    return one_pass_trace(model.eval(), x, generator)
+
+
+def layers_alone(model):
+    found = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+    return [w for m in found for w in m.parameters()]
+
+
+def score_length_in_place(x, p, y):
+    p[torch.arange(len(y)), y] -= 1
+    return (x.square().sum(1) + 1) * p.square().sum(1)
 
 
 def trace_with(draw=None, total=None, value=None, weights=None):
@@ -253,7 +271,7 @@ def spectral_with(values=lambda t: t.relu(), slope=None, sign=-1, shape=True):
 
 RIGHT: dict = {
     "score_length": [score_length, score_length_by_outer_product],
-    "one_pass_trace": [one_pass_trace, one_pass_trace_by_backward],
+    "one_pass_trace": [one_pass_trace, one_pass_trace_by_cross_entropy],
     "product": [product, product_from_both_sides],
     "fip_plain": [fip_plain, fip_by_double_backward],
     "spectral_step": [spectral_step, spectral_step_by_autograd],
@@ -283,6 +301,7 @@ WRONG: dict = {
         (lambda *a: score_length(*a).mean(), "one number"),
         (lambda x, p, y: score_length(x, p, y)[:, None], "shape"),
         (lambda x, p, y: score_length(x, 2 * p, y), r"\|e_y - p\|"),
+        (score_length_in_place, "input in place"),
     ],
     "one_pass_trace": [
         (trace_in_train_mode, "leave the mode alone"),
@@ -311,6 +330,9 @@ WRONG: dict = {
         (trace_with(total=lambda q, y: q[:, y[:, 0]].mean()), "all pairs"),
         (trace_with(total=lambda q, y: q.exp().gather(1, y).sum()), "for any labels"),
         (trace_with(weights=lambda model: [model[-1].weight]), "bias"),
+        (trace_with(weights=layers_alone), "scales and shifts"),
+        (trace_left_behind, r"in \.grad"),
+        (trace_in_eval_mode, "into eval mode"),
         (trace_piling_up, "call before"),
         (trace_image_by_image, "by itself"),
     ],
@@ -357,7 +379,7 @@ WRONG: dict = {
         (with_slip("sum"), "number of images"),
         (with_slip("bare"), "H g itself"),
         (with_slip("whole"), "by all images"),
-        (with_slip("eval"), "with running statistics; both"),
+        (with_slip("eval"), "with running statistics; every"),
         (with_slip("drawn in eval"), "logits of the first pass"),
         (lambda *a: fip_plain(*a, redrawn=True), "both gradients"),
         (fip_short_walk, "0.001 times the length"),
@@ -374,7 +396,8 @@ WRONG: dict = {
         (with_slip("momentum"), "no momentum"),
         (lambda *a: fip_by_double_backward(*a, statistics=True), "second pass"),
         (fip_in_place, "work on a copy"),
-        (fip_training, "train mode"),
+        (fip_training, "back in train mode"),
+        (lambda model, *a: fip_plain(model.train(), *a), "given in train mode"),
         (fip_without_generator, "without the generator"),
         (lambda *a: list(fip_plain(*a).parameters()), "no network"),
         (lambda m, *a: copy.deepcopy(m), "of the way"),

@@ -103,7 +103,7 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
     n, k, times = 3, 4, 400
     x = torch.rand(n, 1, 3, 4, generator=g)
     linear = nn.Linear(12, k)
-    norm = nn.BatchNorm1d(12, affine=False, eps=1e-30)  # in eval mode it changes nothing
+    norm = nn.BatchNorm1d(12, eps=1e-30)  # in eval mode it changes nothing
     model = nn.Sequential(nn.Flatten(), norm, linear).eval()
     with torch.no_grad():
         linear.weight.copy_(0.3 * torch.randn(k, 12, generator=g))
@@ -113,15 +113,27 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
         linear.bias.copy_(uneven.log() - linear.weight @ x.flatten(1).mean(0))
         logits = model(x).double()
     p = logits.softmax(1)
-    one = torch.cat([x.flatten(1).double(), torch.ones(n, 1, dtype=torch.float64)], 1)
-    score = (torch.eye(k, dtype=torch.float64) - p[:, None])[..., None]
-    score = score * one[:, None, None]  # image, label, then the shape of (W, b)
     labels = torch.tensor(list(itertools.product(range(k), repeat=n)))
-    drawn = score[torch.arange(n), labels]  # labeling, image, (W, b)
+
+    def scores(inputs: Tensor) -> Tensor:
+        """At each image and label: slopes by W, b, and by BatchNorm's scales and shifts."""
+        with torch.no_grad():
+            q = linear(inputs).double().softmax(1)
+            w = linear.weight.double()
+        error = torch.eye(k, dtype=torch.float64) - q[:, None]
+        inputs = inputs.double()[:, None]
+        by_weight = (error[..., None] * inputs[:, :, None]).flatten(2)
+        shift = error @ w
+        return torch.cat([by_weight, error, shift * inputs, shift], 2)
+
+    score = scores(x.flatten(1))
+    sizes = (12 * k, k, 12, 12)
+    drawn = score[torch.arange(n), labels]  # labeling, image, slope
     chance = p[torch.arange(n), labels].prod(1)
     total = drawn.sum(1)
-    value = total.square().sum((1, 2)) / n
-    exact = ((one.square().sum(1)) * (1 - p.square().sum(1))).mean()
+    value = total.square().sum(1) / n
+    each = torch.stack([t.square().sum(1) / n for t in total.split(sizes, 1)], 1)
+    exact = (p * score.square().sum(2)).sum(1).mean()
     spread = (chance * (value - exact).square()).sum().sqrt()
 
     def draw(seed: int, count: int) -> Tensor:
@@ -135,12 +147,7 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
         return bool((gap < 1e-6 + 1e-4 * possible).any(1).all())
 
     def values(inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            q = linear(inputs).double().softmax(1)
-        error = torch.eye(k, dtype=torch.float64)[labels] - q
-        ones = torch.ones(n, 1, dtype=torch.float64)
-        slopes = error.mT @ torch.cat([inputs.double(), ones], 1)
-        return slopes.square().sum((1, 2)) / n
+        return scores(inputs)[torch.arange(n), labels].sum(1).square().sum(1) / n
 
     kept = {m: t.clone() for m, t in model.state_dict().items()}
     seed = int(torch.randint(10**9, (), generator=g))
@@ -187,13 +194,19 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
         2,
     )
     need(
-        not among(out, total[..., :-1].square().sum((1, 2)) / n),
+        not among(out, each[:, 0]) and not among(out, each[:, [0, 2]].sum(1)),
         name,
         "leaves out the bias; all of model.parameters() count.",
         3,
     )
     need(
-        not among(out, drawn.square().sum((1, 2, 3)) / n),
+        not among(out, each[:, :2].sum(1)),
+        name,
+        "leaves out BatchNorm's scales and shifts; all of model.parameters() count.",
+        3,
+    )
+    need(
+        not among(out, drawn.square().sum((1, 2)) / n),
         name,
         "takes the gradient of each image by itself; one of the sum is enough.",
         2,
@@ -205,7 +218,7 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
         "draws one label for the whole batch; each image gets its own.",
         1,
     )
-    pairs = score[:, labels].sum((0, 2)).square().sum((1, 2))
+    pairs = score[:, labels].sum((0, 2)).square().sum(1)
     need(
         not any(among(out, pairs / d) for d in (1, n, n**2, n**3, n**4, n**5)),
         name,
@@ -223,6 +236,20 @@ def one_pass_trace(fn: Callable[[nn.Module, Tensor, torch.Generator], float]) ->
         bool((out.mean() - exact).abs() < 7 * spread / times**0.5),
         name,
         "has another mean than the trace: draw labels with the model's own chances.",
+        1,
+    )
+    need(
+        not pile,
+        name,
+        "leaves its gradient in .grad; torch.autograd.grad hands it to you alone.",
+        3,
+    )
+    training = copy.deepcopy(model).train()
+    number(name, call(name, fn, training, x, torch.Generator().manual_seed(seed)))
+    need(
+        all(m.training for m in training.modules()),
+        name,
+        "puts a model that comes in train mode into eval mode; leave the mode alone.",
         1,
     )
     passed(name, "own labels for each image, all weights, the exact mean over 400 draws")
@@ -430,7 +457,7 @@ SLIPS = {
     "sum": ("does not divide |g|^2 by the number of images.", 3),
     "bare": ("takes H g itself for the push; the gradient of |g|^2 / n has a factor.", 3),
     "whole": ("divides |g|^2 by all images; the estimate is of the batch.", 3),
-    "eval": ("takes the trace with running statistics; both passes normalize by the batch.", 3),
+    "eval": ("takes the trace with running statistics; every pass normalizes by the batch.", 3),
     "drawn in eval": (
         "draws the labels from the network in eval mode; take the logits of the first pass.",
         2,
@@ -472,6 +499,12 @@ def fip_plain(fn: Callable[..., nn.Module]) -> None:
         raise CheckFailed(f"{name}: returns no network (hint 1)")
     same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     need(same, name, "changes the network that it is given; work on a copy.", 1)
+    need(
+        not any(m.training for m in model.modules()),
+        name,
+        "leaves the network that it is given in train mode; copy first, then train().",
+        1,
+    )
     need(not out.training, name, "gives the network back in train mode.", 1)
     mine = way(out)
     need(
