@@ -669,7 +669,7 @@ point = {(t, arm): (trace, asr) for t, arm, trace, asr, _, _ in cloud}
 sam, steady_fip = point["TrojanNN", "SAM"], point["BadNets", "FIP, steady route"]
 random_pushes = point["BadNets", "random pushes"]
 check.claim("SAM smoothed TrojanNN: ASR.", sam[1], 0.5, 1, "%")
-check.claim("The steady route sharpened BadNets: ASR.", steady_fip[1], 0, 0.1, "%")
+check.claim("BadNets' ASR after FIP on the steady route.", steady_fip[1], 0, 0.1, "%")
 check.claim("Random pushes of FIP's lengths: ASR.", random_pushes[1], 0.85, 1, "%")
 figures.smooth(cloud)
 
