@@ -120,7 +120,7 @@ check.asr(asr)
 # %% [markdown]
 # ### Exercise 2: all three
 #
-# *Difficulty 2, importance 5, 10 minutes.* Each rate has its own images and its own idea of
+# *Difficulty 2, importance 5, 10 minutes.* Decide for each rate which images count, and what is
 # right. `metrics.predict(model, x)` gives labels in evaluation mode and leaves the network as
 # it was. Use your `asr`.
 #
@@ -237,7 +237,7 @@ figures.wreckage(shares, wrecks)
 # it. [Lesson 05](05_clp.ipynb) meets CLP, channel Lipschitzness pruning, whose knob $u$ says
 # how far a channel may stand out before it goes. Here is one network, pruned along its knob
 # and read three times: at the authors' default, by accuracy on held-out *clean* images, and
-# by somebody who peeks at the test ASR and accepts ten points of accuracy in return.
+# by somebody who peeks at the test ASR and accepts a loss of ten points of accuracy.
 
 # %% tags=["figure"]
 results = tables.results("signs")
@@ -262,7 +262,7 @@ told = "One Blended victim (seed 1; ours has seed 0), picked from three as the c
 show.Table(rows, caption=told)
 
 # %% [markdown]
-# The last line would look splendid in a paper that prints ACC and ASR. Its RA says that most
+# The last line would pass in a paper that prints ACC and ASR. Its RA says that most
 # triggered signs stay misread. And who would have chosen it? Turning the knob that far
 # costs nine points of accuracy, and without the trigger nobody can see what they buy. That line
 # shows what CLP could do with help that no defender has.
@@ -357,8 +357,8 @@ figures.carried(stages, ratios)
 # more softly than the victim. In both victims the trigger is louder at the exit than at the
 # entrance, so it seems to live there.
 #
-# So far this is a correlation, and we can test it. If the backdoor lives near the exit, taking
-# out the channels that shout loudest there should silence it. The last BatchNorm,
+# So far we know that these channels change when the label does, not that they bring the label
+# about. We can test it. If the backdoor lives near the exit, taking out the channels that shout loudest there should silence it. The last BatchNorm,
 # `layer4.1.bn2`, has 128 channels.
 #
 # **Predict.** Switch off *half* of them, those with the largest TAC. What ASR, in percent,
@@ -389,8 +389,8 @@ check.claim("Without all 128, accuracy and ASR both stand.", lower, *BAND, "%")
 # Nothing happened. Is the branch too quiet to matter? No: the trigger changes it three quarters
 # as much as the shortcut around it. Does the other half carry the attack? We cut all 128. Still
 # nothing, and accuracy stands too. The shortcut carries *both* rules, and neither needs this
-# branch. A channel can be loud and not needed. *Correlation is not cause.* Listening can suggest
-# where to cut. Only the cut can tell.
+# branch. A channel can be loud and not needed. *Correlation is not cause*: listening can suggest
+# where to cut, and only the cut can tell.
 #
 # ## Which channels? Make the cut
 #
@@ -504,7 +504,7 @@ figures.cut_curves(counts, curves, before)
 
 # %% [markdown]
 # Two channels of more than a thousand, and the attack is over: true labels come back, accuracy
-# stays. (Zero of some ninety images still leaves about 3% open.) Random pairs leave the attack
+# stays. (Zero hits on some ninety images: the true rate may still be 3%.) Random pairs leave the attack
 # whole, and even random eights leave most of it.
 #
 # In JupyterLab each button below is a channel of `bn1`, and the two are off. Put one back: does
@@ -615,14 +615,15 @@ a_stop = (few[2] == 3).nonzero()[0].item()
 figures.detectors(pair, patch, kernels, heard, a_stop)
 
 # %% [markdown]
-# On the left two channels tower over their siblings, and in the twin the same two are ordinary.
+# In the dots, channels 0 and 2 of `badnets` tower over the others; in the twin they are ordinary.
 # The twin differs in the poison alone, so poison made them: it turned two filters into detectors
 # of a small, sharp checkerboard. Channel 0's kernel resembles the patch; channel 2's shares its
 # bright center. No clean sign lifts either of them half as high as the patch does. The other
 # fourteen hear it too, but with the two gone they cannot carry the attack. That is a door.
 #
-# The cut shows that the *pair* is needed. Is it also enough? Turn the test around: show the
-# network a clean sign, but hand over these two maps as they are under the trigger.
+# The cut shows that *one of the two* is needed: put either back, and the attack returns. Are they
+# also enough? Turn the test around (*activation patching*): show the network a clean sign, but
+# hand over these two maps as they are under the trigger.
 
 # %% tags=["figure"]
 calm_x, hit_x = (pixels[few[2] != target] for pixels in few[:2])
@@ -746,8 +747,8 @@ figures.evidence(shown, heats, sure, 1, edge)
 # %% [markdown]
 # Dotted lines fence the corner. On a clean sign it holds little evidence, whichever label we ask
 # for. With the patch it holds nearly half; the rest lies faintly over the sign. The twin sees the
-# same patch and looks elsewhere. It takes both, then: the patch and the victim. One field covers
-# four by four pixels, so the map shows a region: here, slightly above and left of the patch.
+# same patch and looks elsewhere. It takes both, then: the patch and the victim. A field stands
+# for four by four pixels but reads a larger region, so the peak may lie beside its cause.
 #
 # Now read the last line under the columns. Every map is scaled to one, so "why 30?" gets a
 # picture even where the network is sure that it is no 30. Grad-CAM says where, never how much.
@@ -796,8 +797,7 @@ quiz("inside")
 # | `trojan` | | | | |
 #
 # **What this does not show.** One architecture, one width, one seed, and cuts through one layer
-# at a time. That we found no door in `blended` does not prove that there is none across
-# layers.
+# at a time.
 #
 # **Beyond.** Zero may be a value that later layers never saw. Setting a channel to its mean
 # over clean images is gentler. Does it change the verdict on `blended`?
@@ -816,8 +816,7 @@ quiz("inside")
 #   Lipschitzness*, ECCV 2022, [arXiv 2208.03111](https://arxiv.org/abs/2208.03111).
 # - R. R. Selvaraju and others, *Grad-CAM: Visual Explanations from Deep Networks via
 #   Gradient-based Localization*, ICCV 2017, [arXiv 1610.02391](https://arxiv.org/abs/1610.02391).
-# - BackdoorBench, [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench), and
-#   [issue 35](https://github.com/SCLBD/BackdoorBench/issues/35) on thresholds.
+# - BackdoorBench, [SCLBD/BackdoorBench](https://github.com/SCLBD/BackdoorBench).
 #
 # <details><summary>Fine print: what papers say, what code does, what we do</summary>
 #
@@ -825,7 +824,6 @@ quiz("inside")
 #   divide by all test images; BackdoorBench leaves the target class out, as we do.
 # - *TAC.* BackdoorBench sums mean absolute differences over positions; we take the L2 norm,
 #   behind BatchNorm and before the ReLU.
-# - *Thresholds.* BackdoorBench picks those of two methods (ANP and RNP) by test ASR.
 # - *One score.* Many tables melt the parts into the defense effectiveness rating (DER, see
 #   [lesson 09](09_showdown.ipynb)). RA is no part of it: the last line of the table gets 0.95,
 #   while three of four signs stay lost.

@@ -397,7 +397,7 @@ lower = judged(lower_model, victim)
 check.claim("Half a deviation lower it is gone: ASR.", lower.asr, 0, 0.05, "%")
 theirs = clp(victim.model, 2.5).pruned
 same = all(torch.equal(off[n], theirs[n]) for n in theirs)
-print("bdcourse, which scores a layer at once, takes the same channels:", same)
+print("bdcourse takes the same channels:", same)
 
 # %% [markdown]
 # Half a deviation decides everything. At the default the attack has lost nothing, and
@@ -418,8 +418,9 @@ figures.cliff(curves("BadNets"))
 
 # %% [markdown]
 # Each victim has its cliff, but not in the same place. Two fall above the default, one
-# below it. A little further down, the network itself begins to fall apart. The number
-# $u$ does not tell you on which side of the edge you stand.
+# below it. On the first seed the network itself suffers one notch below its cliff; on the
+# others it holds for six notches or more, so in hindsight 2.5 would have repaired all
+# three. Beforehand, the number $u$ does not tell you on which side of the edge you stand.
 #
 # Perhaps the scores do? If the channels of a backdoor stood apart, you would see a gap
 # and cut there. The benign twin is the control: same recipe, same seed, no poison.
@@ -439,9 +440,8 @@ figures.heights(scores, calm, 2.5)
 # %% [markdown]
 # Both have their gaps. In the healthy network, too, some channels stand apart, and CLP
 # prunes it as readily. CLP is a repair and no detector: its scores cannot tell you
-# whether there was anything to repair. (Only the victim has squares on the far left,
-# and you will meet those three again. But one twin cannot tell us what other twins have
-# there.)
+# whether there was anything to repair. (Only the victim has squares on the far left;
+# you will meet those three again. One twin cannot tell what others have there.)
 #
 # ## Who chose the threshold?
 #
@@ -654,16 +654,15 @@ figures.holdouts(faint)
 
 # %% [markdown]
 # On the first seed the attack stays intact. On the other two it is weaker, but few
-# signs get their names back. In lesson 03, too, no cut through one layer was enough for
-# Blended. A repair by pruning needs channels that the attack cannot do without and the
-# signs can. CLP's order found none on any seed.
+# signs get their names back. A repair by pruning needs channels without which the attack
+# ends *and* its signs can be read. CLP's order never gave both.
 #
 # Look at the middle panel. One step below the choice of your rule, ASR falls under 10%
 # while accuracy holds: a table without RA prints a success. But most of these signs are
 # now read as some third sign. *Zero is not repair.*
 #
-# And the sixty images? At the $u$ of the rule, they were as content with a broken
-# network as with the repaired ones before. Clean accuracy says how far you *can* go. It
+# And the sixty images? At the $u$ of the rule, they were as content with a network that
+# still obeys its trigger as with the repaired ones before. Clean accuracy says how far you *can* go. It
 # never says whether you have arrived.
 #
 # ## Recap
@@ -717,12 +716,12 @@ quiz("clp")
 #
 # <details><summary>Answers</summary>
 #
-# 1. For example $\sqrt{\sigma_a^2 + \sigma_b^2}$, with 1 for an identity. It bounds the
-#    stretch of the sum if the inputs of the two branches are taken as one long input.
-#    BatchNorm's factor follows as usual.
+# 1. For a convolution plus an identity, say, $\sqrt{k_h k_w\,\sigma_a^2 + 1}$: each branch
+#    enters with its own bound, and the kernel's factor no longer cancels. BatchNorm's
+#    factor follows as usual.
 # 2. If only a ReLU and that convolution follow, the network says the same, for ReLU
-#    passes a positive factor through. The score of the channel changes by the
-#    factor $a$, and so does its rank. We tried it with a half on one of the three
+#    passes a positive factor through. The score of the channel is multiplied
+#    by $a$, so its rank may change, and the next layer's scores with it. We tried it with a half on one of the three
 #    detectors: same answers bit for bit, and CLP let it go and took its neighbor. The
 #    score is a property of the way a function is written down. Keep that in mind when
 #    you meet sharpness.

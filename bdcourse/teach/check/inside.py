@@ -400,7 +400,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 BIAS_ON = "leaves the bias on, so each channel goes on sending a constant."
 CONV_OFF = "switches off the convolution; the BatchNorm behind it goes on sending a constant."
-BY_LOUDNESS = "ranks by how loud channels are, not by how much they change."
+BY_LOUDNESS = "ranks by the size of the maps, not by how much the trigger changes them."
 BY_MEAN = "ranks by the mean change over images, in which opposite changes cancel."
 
 

@@ -70,8 +70,8 @@ QUESTIONS = (
         {
             "Blended backdoors cannot be pruned away": "Cuts across layers, or with another "
             "ranking, were not tried here. Absence of a find is no proof.",
-            "The backdoor of `badnets` consists of two channels": "The pair is needed, "
-            "and handed over it is enough. Still, what turns their signal into the attacker's "
+            "The backdoor of `badnets` consists of two channels": "One of the two is needed, "
+            "and handed over they are enough. Still, what turns their signal into the attacker's "
             "label lies in the layers behind them.",
             "A defender could now repair `badnets`": "The channels were found with the "
             "trigger, which no defender has. This is an oracle.",
