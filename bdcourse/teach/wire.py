@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,6 +104,8 @@ class Packer:
         return len(self.blobs) - 1
 
     def pack(self, value: object, depth: int = 0) -> object:
+        if isinstance(value, np.generic) and type(value.item()) in (bool, int, float):
+            value = value.item()
         if value is None or value is True or value is False:
             return value
         if isinstance(value, int):

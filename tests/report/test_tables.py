@@ -114,7 +114,8 @@ def test_every_committed_result_is_readable_and_complete():
             if r["defense"] == "score":  # by MNP's detector
                 assert -1 <= r["correlation"] <= 1 and r["images"]
                 continue
-            parts = r.get("betas") or r.get("stages") or [r]  # of a study, several in one
+            # Of a study, several in one.
+            parts = r.get("betas") or r.get("stages") or r.get("prices") or [r]
             assert "refused" in r or "curve" in r or all(0 <= p["acc"] <= 1 for p in parts)
 
 

@@ -453,7 +453,7 @@ def learn_masks(model, forgot, x, y, sizes, *rest):
     ("name", "fn", "says"),
     [
         ("resampled_means", means, "spreads"),  # max(x, nan) is x
-        ("learn_masks", learn_masks, "does not move"),
+        ("learn_masks", learn_masks, "changes the sizes"),
         ("worst_maps", lambda *a: torch.zeros(16 << 20, dtype=torch.uint8), "takes"),
         ("top_eigenvalue", lambda product, v, n: math.nan, "product"),
         ("asr", lambda *a: math.nan, "share"),
