@@ -297,9 +297,9 @@ def _open(
         raise ValueError(
             f"classes= gives the order of class folders, and {name} is no folder; leave it out."
         )
-    if not folder and (drawing := _drawing(name)):
-        return [_drawn(name, drawing, s or "train", n, seed, size) for s, n in wanted.items()]
     if name in BUILT_IN:
+        if drawing := _drawing(name):
+            return [_drawn(name, drawing, s or "train", n, seed, size) for s, n in wanted.items()]
         return [_ready(name, _torchvision_set(name, s or "train", place), size) for s in wanted]
     if folder:
         return _folder(Path(name), list(wanted), size, classes)

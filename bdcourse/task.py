@@ -260,8 +260,11 @@ class PixelTask(Task):
 
     axes: str = "n, c, h, w"
 
+    def _is_stored(self, x: Tensor) -> bool:
+        return x.dtype == torch.uint8 and x.ndim == self.axes.count(",") + 1
+
     def check_stored(self, x: Tensor, what: str) -> None:
-        if x.dtype != torch.uint8 or x.ndim != self.axes.count(",") + 1:
+        if not self._is_stored(x):
             raise ValueError(
                 f"{what}.x must be uint8 of shape ({self.axes}), not "
                 f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}; "
@@ -290,8 +293,7 @@ class PixelTask(Task):
 
     def _asked(self, x: object) -> Tensor:
         """x, if it is stored examples or inputs, and at least one pixel of them."""
-        stored = isinstance(x, Tensor) and x.dtype == torch.uint8
-        if not isinstance(x, Tensor) or not stored or x.ndim != self.axes.count(",") + 1:
+        if not isinstance(x, Tensor) or not self._is_stored(x):
             x = self.check_inputs(x)
         if not x.numel():
             raise ValueError(f"x must hold at least one pixel, but is {require.kind(x)}.")

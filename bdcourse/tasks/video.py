@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
+from bdcourse.attacks.badnets import checkerboard
 from bdcourse.attacks.base import CHW, Attack, asking, check_picture
+from bdcourse.attacks.blended import noise_picture
 from bdcourse.attacks.label_consistent import pgd
 from bdcourse.augment import Augmentation
 from bdcourse.data import Drawing
@@ -247,22 +249,26 @@ def _block(c_in: int, c_out: int, size, stride=1) -> list[nn.Module]:
     ]
 
 
+def _network(classes: int, w: int, size: tuple, strides: tuple) -> nn.Module:
+    """Four convolutions of w, 2w, 4w, 4w channels, a mean over all places, a linear layer."""
+    widths = (3, w, 2 * w, 4 * w, 4 * w)
+    blocks = zip(widths[:-1], widths[1:], strides, strict=True)
+    return nn.Sequential(
+        Centered(),
+        *(m for c_in, c_out, stride in blocks for m in _block(c_in, c_out, size, stride)),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        nn.Linear(4 * w, classes),
+    )
+
+
 def conv3d(classes: int = 8, width: int = 8) -> nn.Module:
     """A 3D ConvNet: four convolutions over space and time of w, 2w, 4w, 4w channels.
 
     Takes clips (n, 3, t, h, w) of any length and size; 46,016 weights at width 8.
     """
-    w, cube = require.whole("width", width, 1, 1024), (3, 3, 3)
-    return nn.Sequential(
-        Centered(),
-        *_block(3, w, cube, (1, 2, 2)),
-        *_block(w, 2 * w, cube, (2, 2, 2)),
-        *_block(2 * w, 4 * w, cube, (2, 2, 2)),
-        *_block(4 * w, 4 * w, cube),
-        nn.AdaptiveAvgPool3d(1),
-        nn.Flatten(),
-        nn.Linear(4 * w, classes),
-    )
+    w, half = require.whole("width", width, 1, 1024), (2, 2, 2)
+    return _network(classes, w, (3, 3, 3), ((1, 2, 2), half, half, 1))
 
 
 def framewise(classes: int = 8, width: int = 16) -> nn.Module:
@@ -271,17 +277,8 @@ def framewise(classes: int = 8, width: int = 16) -> nn.Module:
     Whatever it learns, the order of the frames cannot matter: an action and its reverse
     are the same to it.
     """
-    w, flat = require.whole("width", width, 1, 1024), (1, 3, 3)
-    return nn.Sequential(
-        Centered(),
-        *_block(3, w, flat, (1, 2, 2)),
-        *_block(w, 2 * w, flat, (1, 2, 2)),
-        *_block(2 * w, 4 * w, flat, (1, 2, 2)),
-        *_block(4 * w, 4 * w, flat),
-        nn.AdaptiveAvgPool3d(1),
-        nn.Flatten(),
-        nn.Linear(4 * w, classes),
-    )
+    w, half = require.whole("width", width, 1, 1024), (1, 2, 2)
+    return _network(classes, w, (1, 3, 3), (half, half, half, 1))
 
 
 NETWORKS = {f.__name__: f for f in (conv3d, framewise)}
@@ -292,9 +289,8 @@ NETWORKS = {f.__name__: f for f in (conv3d, framewise)}
 
 def colored_checkerboard(size: int = 3) -> Tensor:
     """Magenta and green squares, (3, size, size)."""
-    i = torch.arange(require.whole("size", size, 1, 1000))
-    even = ((i[:, None] + i) % 2 == 0).float()
-    return torch.stack([even, 1 - even, even])
+    even = checkerboard(size)
+    return torch.cat([even, 1 - even, even])
 
 
 @dataclass(frozen=True)
@@ -374,7 +370,7 @@ class ClipBlended(Attack):
     task: ClassVar[Task] = CLIPS
     usual_rate: ClassVar[float] = 0.05
 
-    pattern: Tensor = field(default_factory=lambda: noise_frame())
+    pattern: Tensor = field(default_factory=noise_picture)
     opacity: float = 0.15
 
     def __post_init__(self) -> None:
@@ -392,12 +388,6 @@ class ClipBlended(Attack):
     def trigger(self, x: Tensor) -> Tensor:
         self.check_shape(tuple(x.shape[1:]))
         return x + self.opacity * (self.pattern.to(x)[:, None] - x)
-
-
-def noise_frame(side: int = SIDE, channels: int = 3, seed: int = 0) -> Tensor:
-    """Pixels drawn at random, (channels, side, side)."""
-    g = torch.Generator().manual_seed(require.whole("seed", seed, 0))
-    return torch.rand(channels, side, side, generator=g)
 
 
 @dataclass(frozen=True)

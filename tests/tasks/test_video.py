@@ -7,7 +7,7 @@ import torch
 
 import bdcourse as bd
 from bdcourse import defenses, models, victims
-from bdcourse.attacks import BadNets, rebuild
+from bdcourse.attacks import BadNets, noise_picture, rebuild
 from bdcourse.metrics import evaluate
 from bdcourse.surgery import pair_by_flow
 from bdcourse.tasks import video
@@ -18,7 +18,6 @@ from bdcourse.tasks.video import (
     ClipPatch,
     Clips,
     ClipUniversal,
-    noise_frame,
 )
 from helpers import gen, message, random_images
 
@@ -152,7 +151,7 @@ def test_where_the_patch_is(walk, frames, first, last):
 
 def test_blended_is_a_mixture():
     x = torch.rand(2, 3, 4, 8, 8, generator=gen())
-    p = noise_frame(8)
+    p = noise_picture(8)
     attack = ClipBlended(pattern=p, opacity=0.25)
     want = 0.75 * x + 0.25 * p[None, :, None]
     assert torch.allclose(attack.trigger(x), want, atol=1e-6)
@@ -164,7 +163,7 @@ def test_blended_is_a_mixture():
         (lambda: ClipPatch(patch=torch.ones(2, 3, 3)), "the patch has 2 channels"),
         (lambda: ClipPatch(patch=torch.ones(3, 40, 3)), "does not fit into frames"),
         (lambda: ClipPatch(frames=(12,)), "frame 12 is asked for"),
-        (lambda: ClipBlended(pattern=noise_frame(16)), "the pattern is of shape"),
+        (lambda: ClipBlended(pattern=noise_picture(16)), "the pattern is of shape"),
         (lambda: ClipPatch(target=8), "target 8 is no label"),
         (lambda: BadNets(), "BadNets attacks images, but these are clips"),
     ],
