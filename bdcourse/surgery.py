@@ -353,7 +353,7 @@ def _is_transparent(m: nn.Module) -> bool:
     return isinstance(m, (nn.Identity, nn.Dropout, nn.Dropout2d))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Opens every container, also torchvision's subclasses, but no layer of
     torch.nn."""
 
@@ -365,7 +365,7 @@ class _Tracer(fx.Tracer):
 
 def _sources_by_trace(model: nn.Module) -> dict[str, list[str | None]]:
     """For each BatchNorm, one entry per call: the convolution it reads, or None."""
-    graph = _Tracer().trace(model)
+    graph = Tracer().trace(model)
     modules = dict(model.named_modules())
     sources: dict[str, list[str | None]] = {}
     for node in graph.nodes:

@@ -64,7 +64,7 @@ def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every BatchNorm the scales and statistics of a network in use."""
     g = gen(seed)
     for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
             shape = m.running_mean.shape
             if m.affine:
                 m.weight.data.copy_(torch.randn(shape, generator=g) + 1)

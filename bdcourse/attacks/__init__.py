@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bdcourse import require
+from bdcourse.attacks._disguise import disguise
 from bdcourse.attacks.adap import AdapBlend, AdapPatch
 from bdcourse.attacks.badnets import BadNets, checkerboard, surviving
 from bdcourse.attacks.base import Attack
@@ -75,6 +76,7 @@ __all__ = [
     "Attack",
     "Poisoned",
     "checkerboard",
+    "disguise",
     "noise_picture",
     "rebuild",
     "surviving",

@@ -42,6 +42,7 @@ from bdcourse.surgery import (
     weight_of,
     without,
 )
+from bdcourse.symmetries import canonical, channel_groups, read_norms
 
 CLP_US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every sweep: 6 .. 1
 Norm = Literal["spectral", "frobenius", "operator"]
@@ -118,6 +119,7 @@ def clp_scores(
     norm: Norm = "spectral",
     pairing: Literal["flow", "order"] = "flow",
     released: bool = False,
+    invariant: bool = False,
     shape: tuple[int, ...] | None = None,
 ) -> dict[str, Tensor]:
     """Lipschitz score of every channel that CLP can judge: BatchNorm name -> (c,)
@@ -129,6 +131,9 @@ def clp_scores(
             by definition order, as the released code does.
         released: also leave out the BatchNorm's eps, as the released code does; a dead
             channel (variance near zero) then scores enormously and hides the others.
+        invariant: ours, not the paper's: score a copy in the form that all rescaled
+            copies share (`symmetries.canonical`), times the norm of the weights that read
+            the channel. No rescaling that leaves the function alone can change it.
         shape: (c, h, w) of one image, for a model whose code torch.fx cannot trace;
             None finds one, see `surgery.accepted_shape`.
 
@@ -137,6 +142,7 @@ def clp_scores(
     """
     require.choice("pairing", pairing, ("flow", "order"))
     require.truth("released", released)
+    require.truth("invariant", invariant)
     require_norm(norm)
     require_shape(shape)
     require_sound(model, steady=False)
@@ -150,6 +156,11 @@ def clp_scores(
             f"a convolution or linear layer{why}. The model comes back unchanged.",
             stacklevel=2,
         )
+    reads: dict[str, Tensor] = {}
+    if invariant:
+        model = canonical(model)
+        for group in channel_groups(model):
+            reads |= dict.fromkeys(group.writers, read_norms(model, group))
     out = {}
     with evaluating(model):  # in train mode spectral norm moves when it is read
         for p in found.pairs:
@@ -162,6 +173,8 @@ def clp_scores(
             size = clp_norms(weight_of(conv), norm, stride=stride, grid=grid)
             eps = 0.0 if released else bn.eps
             out[p.bn] = size * bn.weight.abs() / (bn.running_var + eps).sqrt()
+            if p.bn in reads:
+                out[p.bn] = out[p.bn] * reads[p.bn]
     return out
 
 
@@ -221,6 +234,7 @@ def clp(
     norm: Norm = "spectral",
     pairing: Literal["flow", "order"] = "flow",
     released: bool = False,
+    invariant: bool = False,
     shape: tuple[int, ...] | None = None,
 ) -> Purified:
     """Prune the outlier channels of every layer. Needs the weights and nothing else.
@@ -230,10 +244,9 @@ def clp(
         u: how many standard deviations above its layer's mean a channel may score; 3 is
             the authors' default on CIFAR-10, BackdoorBench uses 5 on Tiny ImageNet. In
             a layer of n channels no score can lie more than (n - 1) / sqrt(n)
-            deviations above the
-            mean: at u = 3 a layer of ten channels or fewer is never touched.
-        norm, pairing, released, shape: see :func:`clp_scores`. clp(model, pairing="order",
-            released=True) chooses the channels that the authors' release chooses.
+            deviations above the mean: at u = 3 a layer of ten channels or fewer is never touched.
+        norm, pairing, released, invariant, shape: see :func:`clp_scores`. clp(model,
+            pairing="order", released=True) chooses what the authors' release chooses.
 
     Returns:
         log: `u`, and `scores` of every channel by BatchNorm, (c,).
@@ -245,7 +258,9 @@ def clp(
     """
     start = time.perf_counter()
     clp_flagged({}, u)  # refuse before the scoring
-    score = clp_scores(model, norm=norm, pairing=pairing, released=released, shape=shape)
+    score = clp_scores(
+        model, norm=norm, pairing=pairing, released=released, invariant=invariant, shape=shape
+    )
     pruned = clp_flagged(score, u)
     repaired = without(model, pruned)
     log = {"u": u, "scores": score}
@@ -259,15 +274,18 @@ def clp_sweep(
     norm: Norm = "spectral",
     pairing: Literal["flow", "order"] = "flow",
     released: bool = False,
+    invariant: bool = False,
     shape: tuple[int, ...] | None = None,
 ) -> list[tuple[float, dict[str, Tensor]]]:
     """The channels that each u would prune, from one scoring: [(u, channels), ...].
 
     Args:
-        norm, pairing, released, shape: see :func:`clp_scores`.
+        norm, pairing, released, invariant, shape: see :func:`clp_scores`.
     """
     us = [compared("u", u) for u in require_list("us", us)]
-    score = clp_scores(model, norm=norm, pairing=pairing, released=released, shape=shape)
+    score = clp_scores(
+        model, norm=norm, pairing=pairing, released=released, invariant=invariant, shape=shape
+    )
     return [(u, clp_flagged(score, u)) for u in us]
 
 

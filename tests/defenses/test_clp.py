@@ -321,7 +321,7 @@ def test_clp_prunes_a_copy(model):
 
 def test_clp_sees_the_model_alone():
     names = set(inspect.signature(clp).parameters)
-    assert names == {"model", "u", "norm", "pairing", "released", "shape"}
+    assert names == {"model", "u", "norm", "pairing", "released", "invariant", "shape"}
     assert inspect.signature(clp).parameters["u"].default == 3.0
 
 

@@ -10,7 +10,7 @@ from helpers import ROOT
 # stands here.
 ROOMS = [
     "require files compat seeds augment models likelihoods task examples images checkpoint "
-    "hooks triggers data signs surgery metrics activations train",
+    "hooks triggers data signs surgery symmetries metrics activations train",
     "analysis",
     "attacks",
     "tasks",
