@@ -1,4 +1,4 @@
-"""Measure seven questions beside the tables of defenses; rows go to data/results.
+"""Measure eight questions beside the tables of defenses; rows go to data/results.
 
     python tools/studies.py detector                  -> mnp-detector.json
     python tools/studies.py edge [--seeds 0 1 2]      -> linf-edge.json
@@ -7,6 +7,7 @@
     python tools/studies.py pushes                    -> signs-fip-pushes.json
     python tools/studies.py forgetting                -> signs-mnp-forgetting.json
     python tools/studies.py stages                    -> fmp-stages.json
+    python tools/studies.py disguised                 -> signs-disguised.json
 
 detector: how an MNP-style detector judges victims of the zoo, and ten clean networks. What
 is usual for a clean network takes clean networks to say, so ten are trained, each with
@@ -41,6 +42,10 @@ draws or three: after its pruning, after its fine-tuning, after that with the ol
 BatchNorm, and with new statistics and no weight touched; beside it as many random maps,
 and no maps at all. At other steps, and for the twin, less.
 
+disguised: what CLP finds of the zoo's victims before and after the disguise, which changes
+no answer, by its own score and by the one that no rescaling changes; and how far the
+disguise moves the trace of the Fisher.
+
 Half an hour on a core each, the later ones less. Rows that are there are kept; a
 stopped run goes on.
 """
@@ -52,19 +57,23 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bdcourse import activations, data, metrics, surgery, victims
 from bdcourse.analysis import curvature, landscape
-from bdcourse.attacks import Attack, BadNets
+from bdcourse.attacks import Attack, BadNets, disguise
 from bdcourse.attacks.blended import noise_picture
 from bdcourse.bench.cells import environment
 from bdcourse.bench.recipes import train_victim
 from bdcourse.bench.results import Results
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.defenses import (
+    clp_choose_u,
+    clp_scores,
+    clp_sweep,
     fip,
     fmp_repair,
     fmp_scales_of,
@@ -110,6 +119,21 @@ WHOLE: Plan = {
 
 PHOTOS = ("none", "BadNets", "Blended", "SIG", "TrojanNN")
 SETS, PER_SET = 10, 200
+US = (3.0, 2.75, 2.5, 2.25, 2.0, 1.75, 1.5)  # of CLP
+HIDDEN = (
+    "badnets",
+    "blended",
+    "trojan",
+    "ssba",
+    "lf",
+    "sig",
+    "lira",
+    "tact",
+    "wanet",
+    "input-aware",
+    "benign",
+    "benign-w8",
+)
 SPINE = ("benign", "badnets", "blended")
 WATCHED = 80  # test images, every ten steps
 
@@ -236,6 +260,39 @@ def sharper_spine(options: argparse.Namespace) -> Study:
             attack = type(victim.attack).__name__ if victim.attack else "none"
             own = {"victim": name, "attack": attack, "draw": k}
             yield cell | own, lambda victim=victim: victim, measured
+
+
+def disguised(options: argparse.Namespace) -> Study:
+    parts = data.splits("signs")
+
+    def measured(victim: Victim, hidden: bool) -> dict:
+        model = disguise(victim.model, clp_scores) if hidden else victim.model
+        found = []
+        for invariant in (False, True):
+            held = clp_choose_u(model, parts.held, invariant=invariant)
+            us = sorted({*US, held} - {math.inf}, reverse=True)
+            for u, channels in clp_sweep(model, us, invariant=invariant):
+                scores = metrics.evaluate(
+                    surgery.without(model, channels), parts.test, victim.attack
+                )
+                size = sum(map(len, channels.values()))
+                own = {"invariant": invariant, "u": u, "channels": size, "chosen": u == held}
+                found.append(own | rates(scores))
+        g = torch.Generator().manual_seed(0)
+        some, trace = parts.test[:PER_SET], curvature.fisher_trace
+        sharp = {
+            name: trace(model, some, draws=4, generator=g, relative=name == "relative").value
+            for name in ("fisher", "relative")
+        }
+        return {"prices": found, "images": len(some)} | sharp
+
+    cell = about("signs", parts) | {"seed": 0, "defense": "clp"}
+    for name in HIDDEN:
+        entry = ENTRIES[name]
+        own = {"victim": name, "attack": entry.attack or "none"} | entry.settings()[0].settings()
+        for hidden in (False, True):
+            new = cell | own | {"disguised": hidden}
+            yield new, lambda name=name: victims.zoo(name), partial(measured, hidden=hidden)
 
 
 def pushes(options: argparse.Namespace) -> Study:
@@ -451,6 +508,7 @@ def main() -> None:
         (pushes, "signs-fip-pushes"),
         (forgetting, "signs-mnp-forgetting"),
         (stages, "fmp-stages"),
+        (disguised, "signs-disguised"),
     ):
         own = studies.add_parser(study.__name__)
         own.set_defaults(study=study)

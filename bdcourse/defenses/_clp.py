@@ -294,6 +294,8 @@ def clp_choose_u(
     clean: Examples,
     us: Sequence[float] = CLP_US,
     max_drop: float = 0.01,
+    *,
+    invariant: bool = False,
 ) -> float:
     """The smallest u that costs at most `max_drop` accuracy on held-out clean images.
 
@@ -301,9 +303,13 @@ def clp_choose_u(
     largest does already, the answer is infinity: prune nothing. This uses clean data,
     so the repair is no longer data-free; it never looks at the trigger. The least drop
     that n images can show is 1/n: with 60 of them, 0.01 allows no net new error.
+
+    Args:
+        invariant: see :func:`clp_scores`.
     """
     admit(model, clean, least=1, logits=False)
     require.fraction("max_drop", max_drop)
     us = [compared("u", u) for u in require_list("us", us)]
-    u = furthest(model, clp_sweep(model, sorted(us, reverse=True)), clean, max_drop)
+    sweep = clp_sweep(model, sorted(us, reverse=True), invariant=invariant)
+    u = furthest(model, sweep, clean, max_drop)
     return math.inf if u is None else u
