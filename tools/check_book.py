@@ -87,6 +87,11 @@ def build(root: Path) -> list[str]:
     if myst is None:
         return ["mystmd is not installed here; `make setup` does it."]
     shutil.rmtree(root / HTML, ignore_errors=True)
+    packed = subprocess.run(
+        [sys.executable, root / "tools" / "playground.py"], cwd=root, capture_output=True, text=True
+    )
+    if packed.returncode:
+        return [f"the playground's data could not be made: {packed.stderr.strip()[-300:]}"]
     env = {k: v for k, v in os.environ.items() if k != "BASE_URL"} | {"PATH": path}
     with plain_theme(root):
         try:

@@ -69,6 +69,7 @@ ENTRIES = {
     "benign-preact": Entry(None, PREACT, "benign-preact"),
     "badnets-preact": Entry("BadNets", PREACT, "benign-preact"),
     "benign-w8": Entry(None),
+    "badnets-w8": Entry("BadNets"),  # small enough to run in a page of the book
     "benign-long": Entry(None, replace(SMALL, **LONG), TWIN),
     "sig": Entry("SIG", twin=TWIN, options=LONG, weak="ASR 87 %"),
     "trojan": Entry("TrojanNN"),

@@ -42,6 +42,12 @@ PERCENT = re.compile(r"(?<=\d) %")  # the two stay on one line
 STYLE = re.compile(r"<style.*?</style>", re.DOTALL | re.IGNORECASE)
 PICTURES = ("image/svg+xml", "image/png", "image/jpeg")
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.M | re.S)
+UNREAD = re.compile(
+    r'<div class="(?:code|highlight)">.*?</div>|<(pre|script|math|nav)\b.*?</\1>', re.DOTALL
+)
+TAG = re.compile(r"<[^>]+>")
+HEADING = re.compile(r'(<h[23] id="[^"]*">.*?</h[23]>)', re.DOTALL)
+LIVE = ("engine", "data", "app")  # scripts of the playground, in this order
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 Node = dict
@@ -143,6 +149,11 @@ class Page:
     def on_div(self, node: Node) -> str:
         if "math-display" in node.get("class", ""):
             return f'<div class="math">{scrolling(self.latex(node, "block"), "Equation")}</div>'
+        if "playground" in node.get("class", ""):
+            scripts = (f'<script src="playground/{name}.js"></script>' for name in LIVE)
+            return f'<div id="playground" class="playground">{self.inside(node)}</div>' + "".join(
+                scripts
+            )
         return self.inside(node)
 
     def latex(self, node: Node, display: str) -> str:
@@ -462,6 +473,7 @@ def frame(project: Node, pages: list[Node], files: dict, data: Node, page: Page)
     )
     sub = project.get("subtitle") if slug == project["index"] else ""
     sub = f'<p class="subtitle">{escape(sub)}</p>' if sub else ""
+    about = data["frontmatter"].get("description") or first_words(body)
     tab = name if title == name else f"{title} | {name}"
     toc_small = (
         f'<nav class="toc-small" aria-label="On this page, folded">'
@@ -480,9 +492,13 @@ def frame(project: Node, pages: list[Node], files: dict, data: Node, page: Page)
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta name="description" content="{escape(project.get("description", ""))}">
+<meta name="description" content="{escape(about)}">
+<meta property="og:title" content="{escape(title)}">
+<meta property="og:description" content="{escape(about)}">
 <title>{escape(tab)}</title>
+<link rel="icon" href="icon.svg">
 <link rel="stylesheet" href="style.css">
+<script src="page.js"></script>
 </head>
 <body>
 <a class="skip" href="#content">Skip to the content</a>
@@ -506,6 +522,28 @@ def frame(project: Node, pages: list[Node], files: dict, data: Node, page: Page)
 """
 
 
+def words(body: str) -> str:
+    """The prose of some HTML: no code, no output, no tags."""
+    return " ".join(html.unescape(TAG.sub(" ", UNREAD.sub(" ", body))).split())
+
+
+def first_words(body: str) -> str:
+    """What a search engine shows of a page that does not describe itself."""
+    text = words("".join(re.findall(r"<p>(.*?)</p>", body, re.DOTALL)[:2]))
+    return textwrap.shorten(text, 160, placeholder=" …")
+
+
+def sections(file: str, title: str, body: str) -> list[list[str]]:
+    """What the search looks through: [address, page, heading, text] of each section."""
+    found, name, ident = [], title, ""
+    for part in HEADING.split(body):
+        if part.startswith(("<h2 id", "<h3 id")):
+            ident, name = "#" + html.unescape(part.split('"')[1]), words(part)
+        elif text := words(part):
+            found.append([file + ident, title, name, text])
+    return found
+
+
 def main() -> int:
     server, out = os.environ["CONTENT_CDN"], Path(os.environ["BUILD_DIRECTORY"])
     # The server is on this machine; a proxy set for the world outside must not see it.
@@ -526,16 +564,23 @@ def main() -> int:
         old.unlink(missing_ok=True)
     shutil.rmtree(out / "images", ignore_errors=True)
     images: dict[str, bytes] = {}
-    problems = []
+    problems, searched = [], []
     for slug, file in files.items():
         data = json.loads(fetch(f"/content/{slug}.json"))
         page = Page(files, fetch, images)
-        (out / file).write_text(frame(project, pages, files, data, page), "utf-8")
+        document = frame(project, pages, files, data, page)
+        (out / file).write_text(document, "utf-8")
+        main_part = document.partition('<main id="content"')[2].partition('<nav class="turn"')[0]
+        searched += sections(file, data["frontmatter"]["title"], main_part.partition("</h1>")[2])
         problems += [f"{data['location'].lstrip('/')}: {p}" for p in page.problems]
     (out / "images").mkdir()
     for name, data in images.items():
         (out / "images" / name).write_bytes(data)
-    shutil.copy(HERE / "style.css", out / "style.css")
+    index = json.dumps(searched, ensure_ascii=False, separators=(",", ":"))
+    (out / "search.js").write_text(f"var SEARCH = {index};\n", "utf-8")
+    for name in ("style.css", "page.js", "icon.svg"):
+        shutil.copy(HERE / name, out / name)
+    shutil.copytree(HERE / "playground", out / "playground", dirs_exist_ok=True)
     if problems:
         (out / PROBLEMS).write_text("\n".join(problems) + "\n", "utf-8")
         print("\n".join(problems), file=sys.stderr)
