@@ -52,6 +52,16 @@
       code.append(copy);
     }
 
+    // What is wider than the page scrolls by keyboard, too; the rest is no stop for Tab.
+    const reachable = () => {
+      for (const pre of document.querySelectorAll("main pre"))
+        if (pre.scrollWidth > pre.clientWidth) pre.tabIndex = 0;
+        else pre.removeAttribute("tabindex");
+    };
+    reachable();
+    addEventListener("resize", reachable);
+    addEventListener("toggle", reachable, true);
+
     // The section that is being read.
     const links = new Map([...document.querySelectorAll(".toc a")].map((a) => [a.hash.slice(1), a]));
     const passed = new IntersectionObserver(

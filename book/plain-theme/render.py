@@ -64,7 +64,7 @@ def folded(summary: str, body: str) -> str:
 
 def scrolling(body: str, label: str) -> str:
     """A box that scrolls sideways, also by keyboard, instead of widening the page."""
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{body}</div>'
+    return f'<div class="scroll" role="group" tabindex="0" aria-label="{label}">{body}</div>'
 
 
 def png_size(data: bytes) -> str:

@@ -188,7 +188,7 @@ def test_tables_have_header_cells_and_can_scroll():
     ]
     table = {"type": "table", "children": [{"type": "tableRow", "children": row}]}
     shown = page().show(table)
-    assert shown.startswith('<div class="scroll" role="region" tabindex="0"')
+    assert shown.startswith('<div class="scroll" role="group" tabindex="0"')
     assert '<td></td><th scope="col">ACC</th>' in shown
 
 
