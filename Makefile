@@ -124,7 +124,7 @@ notebooks: $(READY)
 	$(PY) tools/notebooks.py build $(NB)
 
 browser: .venv/.browser
-	$(PY) -m pytest -m browser -rs tests/repository/test_browser.py
+	$(PY) -m pytest -m browser -rs tests/repository
 
 zoo: $(READY)
 	$(PY) -m bdcourse zoo

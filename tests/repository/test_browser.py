@@ -148,8 +148,9 @@ def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator:
+@contextmanager
+def launched() -> Iterator:
+    """A browser, or a reason to skip."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
     found = os.environ.get("BDCOURSE_BROWSER") or next(
         filter(None, map(shutil.which, BROWSERS)), None
@@ -161,8 +162,14 @@ def page(tmp_path: Path) -> Iterator:
             executable_path=found,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
-        yield browser.new_page(viewport={"width": 1400, "height": 1000})
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator:
+    with launched() as browser:
+        yield browser.new_page(viewport={"width": 1400, "height": 1000})
 
 
 def wait_for_kernel(page) -> None:
