@@ -64,22 +64,18 @@
 
     // The section that is being read.
     const links = new Map([...document.querySelectorAll(".toc a")].map((a) => [a.hash.slice(1), a]));
-    const passed = new IntersectionObserver(
-      () => {
-        const above = [...links.keys()].filter((id) => {
-          const heading = document.getElementById(id);
-          return heading && heading.getBoundingClientRect().top < innerHeight / 3;
-        });
-        for (const [id, link] of links)
-          if (id === above.at(-1)) link.setAttribute("aria-current", "true");
-          else link.removeAttribute("aria-current");
-      },
-      { rootMargin: "0px 0px -66% 0px", threshold: [0, 1] },
-    );
-    for (const id of links.keys()) {
-      const heading = document.getElementById(id);
-      if (heading) passed.observe(heading);
-    }
+    const mark = () => {
+      const above = [...links.keys()].filter((id) => {
+        const heading = document.getElementById(id);
+        return heading && heading.getBoundingClientRect().top < innerHeight / 3;
+      });
+      for (const [id, link] of links)
+        if (id === above.at(-1)) link.setAttribute("aria-current", "true");
+        else link.removeAttribute("aria-current");
+    };
+    let waiting = 0;
+    addEventListener("scroll", () => (waiting ||= requestAnimationFrame(() => ((waiting = 0), mark()))), { passive: true });
+    mark();
 
     // Search: the index is a script of its own, read when somebody asks.
     const field = make("input", { type: "search", "aria-label": "Search the book", placeholder: "Search the book" });

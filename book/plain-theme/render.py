@@ -149,6 +149,8 @@ class Page:
     def on_div(self, node: Node) -> str:
         if "math-display" in node.get("class", ""):
             return f'<div class="math">{scrolling(self.latex(node, "block"), "Equation")}</div>'
+        if node.get("class") in ("doors", "door"):
+            return f'<div class="{node["class"]}">{self.inside(node)}</div>'
         if "playground" in node.get("class", ""):
             scripts = (f'<script src="playground/{name}.js"></script>' for name in LIVE)
             return f'<div id="playground" class="playground">{self.inside(node)}</div>' + "".join(
