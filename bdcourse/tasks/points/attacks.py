@@ -15,7 +15,7 @@ from bdcourse.attacks.base import Attack, pick
 from bdcourse.examples import Examples
 from bdcourse.models import evaluating
 from bdcourse.task import Task
-from bdcourse.tasks.points.clouds import CLOUDS, GRID, REACH, VERTICAL, rotation
+from bdcourse.tasks.points.clouds import CLOUDS, GRID, REACH, VERTICAL, distances, rotation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -270,7 +270,7 @@ class _Search:
 def _spacing(x: Tensor, of: Tensor, k: int = 4) -> Tensor:
     """Median, over the points `of` (n, m, 3), of the mean distance to their k nearest in
     x (n, p, 3), among which they are: (n,)."""
-    d = torch.cdist(of, x).topk(min(k + 1, x.shape[1]), dim=2, largest=False).values
+    d = distances(of, x).topk(min(k + 1, x.shape[1]), dim=2, largest=False).values
     return d[..., 1:].mean(2).median(1).values
 
 

@@ -101,6 +101,14 @@ def on_grid(x: Tensor) -> Tensor:
     return ((x / far * GRID).round() / GRID).float()
 
 
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Of each point of x (n, p, c) to each of y (n, q, c): (n, p, q).
+
+    Without the matrix product that torch takes for many points, which loses small ones.
+    """
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def rotation(angle: float | Tensor, axis: tuple[float, float, float] = VERTICAL) -> Tensor:
     """The matrix that turns by `angle` degrees about `axis`, (..., 3, 3) float64.
 

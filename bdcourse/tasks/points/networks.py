@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.models import evaluating
-from bdcourse.tasks.points.clouds import CLOUDS
+from bdcourse.tasks.points.clouds import CLOUDS, distances
 
 
 class Pool(nn.Module):
@@ -141,7 +141,7 @@ NETWORKS = {f.__name__: f for f in (pointnet, dgcnn)}
 def neighbors(x: Tensor, k: int) -> Tensor:
     """Positions of the k points nearest to each point of x (n, p, c), itself first:
     (n, p, k)."""
-    return torch.cdist(x, x).topk(k, dim=2, largest=False).indices
+    return distances(x, x).topk(k, dim=2, largest=False).indices
 
 
 # -------------------------------------------------------------------- looking inside
@@ -202,7 +202,7 @@ def outliers(x: Tensor, k: int = 4, alpha: float = 1.5, both: bool = False) -> T
     require.whole("k", k, 1, x.shape[1] - 1)
     require.number("alpha", alpha, above=0)
     require.truth("both", both)
-    d = torch.cdist(x, x).topk(k + 1, dim=2, largest=False).values[..., 1:].mean(2)
+    d = distances(x, x).topk(k + 1, dim=2, largest=False).values[..., 1:].mean(2)
     off = d - d.mean(1, keepdim=True)
     off = off.abs() if both else off
     return off > alpha * d.std(1, keepdim=True)
@@ -226,7 +226,7 @@ class OutlierRemoval(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = outliers(x, self.k, self.alpha, self.both)
-        far = torch.cdist(x, x).masked_fill(out[:, None], torch.inf)
+        far = distances(x, x).masked_fill(out[:, None], torch.inf)
         kept = far.argmin(2)  # of a kept point, itself
         kept = torch.where(out, kept, torch.arange(x.shape[1], device=x.device))
         return self.network(x.gather(1, kept[..., None].expand_as(x)))
