@@ -101,6 +101,7 @@ def test_shares_of_round_surfaces():
 
 def test_the_hard_set_misses_a_part_and_has_stray_points():
     easy, hard = (points.draw(200, seed=3, hard=h) for h in (False, True))
+
     def lonely(clouds):
         d = torch.cdist(clouds.x, clouds.x).topk(5, dim=2, largest=False).values[..., 1:].mean(2)
         return float((d > 4 * d.median(1, keepdim=True).values).float().mean())

@@ -171,11 +171,12 @@ def from_file(path: Path, size: int = POINTS) -> Tensor:
             f"{path} cannot be read as {path.suffix.lower()[1:]} ({require.reason(e)}); replace "
             "or delete it."
         ) from e
-    if found.ndim == 3:  # triangles
-        if not bool(found.isfinite().all()):
-            raise ValueError(f"{path} has corners that are not finite.")
-        return on_grid(on_surface(found[None], size, g))[0]
-    return on_grid(thinned(found[None], size, g, str(path)))[0]
+    try:
+        x = found[None]
+        whole = on_surface(x, size, g) if x.ndim == 4 else thinned(x, size, g, "it")
+        return on_grid(whole)[0]
+    except ValueError as e:
+        raise ValueError(f"{path} gives no cloud: {e}") from e
 
 
 def _off(path: Path, data: bytes) -> np.ndarray:
@@ -229,7 +230,10 @@ def _pcd(path: Path, data: bytes) -> np.ndarray:
 def _txt(path: Path, data: bytes) -> np.ndarray:
     """Points (m, 3): the first three numbers of each line."""
     rows = [line.replace(",", " ").split() for line in data.decode().splitlines()]
-    return np.array([row[:3] for row in rows if row and not row[0].startswith("#")], np.float64)
+    rows = [row[:3] for row in rows if row and not row[0].startswith("#")]
+    if not rows or len(rows[-1]) < 3:
+        raise ValueError("its lines do not begin with three numbers")
+    return np.array(rows, np.float64)
 
 
 def _npy(path: Path, data: bytes) -> np.ndarray:
