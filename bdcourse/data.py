@@ -195,7 +195,9 @@ def load(
             "cifar100" or "gtsrb" (downloaded once by torchvision); a folder with one
             sub-folder of images per class, or with train/ and test/ above those; or an
             .npz file with arrays x (n, h, w, c or n, c, h, w; uint8; 1 or 3 channels),
-            y (n,) and, if you like, classes (k,).
+            y (n,) and, if you like, classes (k,). Of other tasks: "clips", "clips-hard",
+            "solids", "solids-hard"; clouds in an .npz or in class folders, see
+            `tasks.points.files.read`.
         split: "train" or "test". A folder without train/ and test/, or an .npz, has no
             test part of its own: a fifth of each class, at least one image, is its test
             part then, always the same, and the rest is for training. None means the
@@ -205,7 +207,7 @@ def load(
             only those are read.
         seed: of the drawing (signs) or of the choice of n images (the others).
         size: resize to size x size; needed when the images of a folder differ in size.
-            Signs are drawn at 32.
+            Signs are drawn at 32. Of clouds, how many points each gets.
         root: where torchvision keeps downloads (default: the cache folder).
         classes: the class folders in the order of their labels (default: sorted by
             name, or by number where all names are numbers).

@@ -121,6 +121,7 @@ class Near(torch.nn.Module):
         return torch.stack([torch.zeros_like(far), 4 - 40 * far], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enough", [0.1, 0.5, 0.9])
 def test_the_place_is_as_near_the_clouds_as_the_network_allows(enough):
     x = points.draw(20, seed=4).x
@@ -136,6 +137,7 @@ def test_the_place_is_as_near_the_clouds_as_the_network_allows(enough):
     assert float(near) < 0.9 * float(search.objective(Near.place[None])[2])
 
 
+@pytest.mark.slow
 def test_the_ball_is_as_dense_as_the_clouds():
     clouds = points.draw(40, seed=4)
     attack = PCBA.craft(clouds, gen(), model=Near(), target=1, source=2, steps=20, starts=2)
@@ -228,6 +230,7 @@ def warped(cloud, attack):
     return new / new.norm(dim=1).max()
 
 
+@pytest.mark.slow
 def test_irba_against_a_loop():
     x = points.draw(20).x[:2, :60]
     x = x - x.mean(1, keepdim=True)
@@ -277,6 +280,7 @@ def victim():
     )
 
 
+@pytest.mark.slow
 def test_a_victim_is_saved_and_read_back(victim, tmp_path):
     assert victim.scores.asr > 0.8 and victim.scores.acc > 0.8, victim.scores
     assert victim.recipe["pad"] == 0
@@ -288,6 +292,7 @@ def test_a_victim_is_saved_and_read_back(victim, tmp_path):
     assert evaluate(back.model, x, back.attack) == evaluate(victim.model, x, victim.attack)
 
 
+@pytest.mark.slow
 def test_the_ball_wins_channels_of_the_victim(victim):
     """Points of the ball are a tenth of the cloud, and own more than their share."""
     x = points.draw(100, seed=3)
@@ -299,6 +304,7 @@ def test_the_ball_wins_channels_of_the_victim(victim):
     assert share > 1.5 * 24 / 256
 
 
+@pytest.mark.slow
 def test_a_victim_of_turned_clouds_says_so():
     turned = points.TurnAndJitter(90)
     options = {"epochs": 1, "batch": 32, "verbose": False, "augment": turned}
@@ -325,6 +331,7 @@ REPAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPAIRS)
 def test_defenses_take_clouds(name, victim):
     repaired = REPAIRS[name](victim.model)
@@ -335,6 +342,7 @@ def test_defenses_take_clouds(name, victim):
         assert repaired.count > 0, "it sees the BatchNorms behind Conv1d and Linear"
 
 
+@pytest.mark.slow
 def test_outlier_removal_is_a_network_like_any_other(victim):
     """The ball is crowded, so the filter that looks for crowds leaves little of it."""
     test = points.draw(200, seed=2)

@@ -7,8 +7,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import bdcourse as bd
+from bdcourse.images import Images
 from bdcourse.tasks import points
 from bdcourse.tasks.points import Clouds
 from bdcourse.tasks.points.files import from_file, thinned
@@ -107,7 +109,7 @@ BAD = {
         ("OFF\n4 0 0\n" + SHEET, "it has no faces"),
         ("OFF\n4 2 0\n0 0 0\n", "cannot be read as off"),
         ("OFF\n4 1 0\n" + SHEET + "3 0 0 0\n", "a mesh has no area"),
-        ("OFF\n4 1 0\n" + SHEET.replace("4 1", "nan 1") + "3 0 1 2\n", "no area"),
+        ("OFF\n4 1 0\n" + SHEET.replace("4 1", "nan 1") + "3 0 1 2\n", "not finite"),
     ],
     "a.pcd": [
         ("VERSION 0.7\n", "it has no DATA"),
@@ -119,7 +121,7 @@ BAD = {
         (pcd("ascii", np.ones((12, 3))), "not all the same"),
         (pcd("ascii", np.full((12, 3), np.nan)), "points that are not finite"),
     ],
-    "a.txt": [("1 2\n3 4\n", "do not begin with three numbers"), ("1 2 a\n", "cannot be read as txt")],
+    "a.txt": [("1 2\n3 4\n", "begin with three numbers"), ("1 2 a\n", "cannot be read as txt")],
     "a.npy": [(b"no array", "cannot be read as npy")],
 }  # fmt: skip
 
@@ -189,6 +191,16 @@ def test_folders_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least two; found 1") as e:
         bd.load(alone, size=20)
     message(e)
+
+
+def test_images_with_text_beside_them_are_images(tmp_path):
+    root = folder(tmp_path)
+    for name in ("flat", "tall"):
+        for i in range(5):
+            Image.new("RGB", (8, 8)).save(root / name / f"{i}.png")
+    assert type(bd.load(root)) is Images
+    (root / "flat" / ".hidden").mkdir()
+    assert type(bd.load(folder(tmp_path / "b"), size=20)) is Clouds
 
 
 def test_packed_arrays_with_and_without_a_test_part(tmp_path):

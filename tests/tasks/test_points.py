@@ -99,6 +99,7 @@ def test_shares_of_round_surfaces():
     assert abs(outer - (0.5 + 0.3 / (math.pi * 0.7))) < 0.01  # Pappus, for each half
 
 
+@pytest.mark.slow
 def test_the_hard_set_misses_a_part_and_has_stray_points():
     easy, hard = (points.draw(200, seed=3, hard=h) for h in (False, True))
 
@@ -215,6 +216,7 @@ def test_rotations_are_right():
 # -------------------------------------------------------------------- networks
 
 
+@pytest.mark.slow
 def test_networks_do_not_know_the_order_of_points():
     x = points.draw(10).x
     shuffled = x[:, torch.randperm(256, generator=gen())]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from bdcourse import require
-from bdcourse.data import OPPOSITE, class_names, progress, stored_names
+from bdcourse.data import OPPOSITE, SUFFIXES, class_names, progress, stored_names
 from bdcourse.tasks.points.clouds import Clouds, on_grid
 from bdcourse.tasks.points.solids import POINTS, on_surface
 
 MOST_BYTES = 200 * 2**20  # of one file
-MOST_POINTS = 100_000  # of one cloud
 
 
 def read(
@@ -42,11 +41,9 @@ def read(
     Raises:
         ValueError, RuntimeError: what is there cannot be read as clouds.
     """
-    if size is not None:
-        size = require.whole("size, the points of a cloud,", size, 2, MOST_POINTS)
     if path.is_dir():
-        return _folder(path, size or POINTS, classes)
-    if path.suffix.lower() == ".npz" and _holds_clouds(path):
+        return _folder(path, size, classes)
+    if path.is_file() and path.suffix.lower() == ".npz" and _holds_clouds(path):
         return _npz(path, size)
     return None
 
@@ -111,6 +108,7 @@ def thinned(x: Tensor, size: int, generator: torch.Generator, what: str = "a clo
     Raises:
         ValueError: there are fewer, or some are not finite.
     """
+    require.whole("size", size, 2)
     if x.shape[1] < size:
         raise ValueError(
             f"{what} has {x.shape[1]} points, but {size} are asked for; pass "
@@ -125,12 +123,14 @@ def thinned(x: Tensor, size: int, generator: torch.Generator, what: str = "a clo
 # -------------------------------------------------------------------- folders
 
 
-def _folder(root: Path, size: int, classes: Sequence[str] | None) -> dict[str, Clouds] | None:
+def _folder(
+    root: Path, size: int | None, classes: Sequence[str] | None
+) -> dict[str, Clouds] | None:
     above = all((root / split).is_dir() for split in OPPOSITE)
     inside = not above and any(root.glob("*/train/*"))
-    at = "*/*/*" if above or inside else "*/*"
-    if not any(p.suffix.lower() in READERS for p in root.glob(at)):
+    if not _class_folders_of_clouds(root.glob("*/*" if above or inside else "*")):
         return None
+    size = POINTS if size is None else size
     other = root / "test" if above else None
     names = class_names(root / "train" if above else root, classes, other)
     found = {}
@@ -149,6 +149,18 @@ def _folder(root: Path, size: int, classes: Sequence[str] | None) -> dict[str, C
     return found
 
 
+def _class_folders_of_clouds(folders: Iterable[Path]) -> bool:
+    """Whether the first of these folders that tells holds clouds, and no image."""
+    for folder in sorted(p for p in folders if p.is_dir() and not p.name.startswith(".")):
+        try:
+            found = {p.suffix.lower() for p in folder.iterdir()}
+        except OSError:  # the reader of images says so
+            return False
+        if found & SUFFIXES or found & READERS.keys():
+            return not found & SUFFIXES
+    return False
+
+
 def from_file(path: Path, size: int = POINTS) -> Tensor:
     """The cloud in one file, centered and scaled, (size, 3) float32.
 
@@ -161,6 +173,7 @@ def from_file(path: Path, size: int = POINTS) -> Tensor:
         raise RuntimeError(f"{path} is not a regular file; replace or delete it.")
     if path.stat().st_size > MOST_BYTES:
         raise RuntimeError(f"{path} is larger than {MOST_BYTES >> 20} MB; replace or delete it.")
+    require.whole("size", size, 2)
     data = path.read_bytes()
     seed = int.from_bytes(hashlib.sha256(data).digest()[:7], "little")
     g = torch.Generator().manual_seed(seed)

@@ -29,14 +29,9 @@ def _points(c_in: int, c_out: int) -> list[nn.Module]:
     return [nn.Conv1d(c_in, c_out, 1, bias=False), nn.BatchNorm1d(c_out), nn.ReLU()]
 
 
-def _head(c_in: int, hidden: int, classes: int) -> list[nn.Module]:
-    norm = nn.BatchNorm1d(hidden)
-    return [
-        nn.Linear(c_in, hidden, bias=False),
-        norm,
-        nn.ReLU(),
-        nn.Linear(hidden, classes),
-    ]
+def _hidden(c_in: int, c_out: int) -> list[nn.Module]:
+    """One linear layer for a whole cloud, with its BatchNorm."""
+    return [nn.Linear(c_in, c_out, bias=False), nn.BatchNorm1d(c_out), nn.ReLU()]
 
 
 class TNet(nn.Module):
@@ -48,13 +43,12 @@ class TNet(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         w = width
-        self.read = nn.Sequential(
-            Channels(), *_points(3, w), *_points(w, 2 * w), Pool(), *_head(2 * w, 2 * w, 9)
-        )
-        last = self.read[-1]
+        layers = [*_points(3, w), *_points(w, 2 * w), Pool(), *_hidden(2 * w, 2 * w)]
+        last = nn.Linear(2 * w, 9)
         nn.init.zeros_(last.weight)
         with torch.no_grad():
             last.bias.copy_(torch.eye(3).flatten())
+        self.read = nn.Sequential(Channels(), *layers, last)
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.read(x).unflatten(1, (3, 3))
@@ -74,7 +68,8 @@ def pointnet(classes: int = 10, width: int = 16, tnet: bool = False) -> nn.Modul
     w = require.whole("width", width, 1, 1024)
     first = [TNet(w)] if require.truth("tnet", tnet) else []
     layers = [*_points(3, w), *_points(w, 2 * w), *_points(2 * w, 8 * w)]
-    return nn.Sequential(*first, Channels(), *layers, Pool(), *_head(8 * w, 4 * w, classes))
+    head = [*_hidden(8 * w, 4 * w), nn.Linear(4 * w, classes)]
+    return nn.Sequential(*first, Channels(), *layers, Pool(), *head)
 
 
 class EdgeConv(nn.Module):
@@ -110,7 +105,7 @@ class DGCNN(nn.Module):
         self.edge3 = EdgeConv(w, 2 * w, k)
         self.join = nn.Sequential(*_points(4 * w, 8 * w))
         self.pool = Pool()
-        self.head = nn.Sequential(*_head(8 * w, 4 * w, classes))
+        self.head = nn.Sequential(*_hidden(8 * w, 4 * w), nn.Linear(4 * w, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.edge1(self.channels(x))

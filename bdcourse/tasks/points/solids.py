@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def _plus(arm: float) -> list[tuple[float, float]]:
 
 SQUARE = ((-0.7, -0.7), (0.7, -0.7), (0.7, 0.7), (-0.7, 0.7))
 THIRD = tuple((math.cos(a), math.sin(a)) for a in (0, 2 * math.pi / 3, 4 * math.pi / 3))
-SHAPES = {
+SHAPES: dict[str, Callable[[], Tensor]] = {
     "ball": partial(revolved, _arc(1, 0, 180)),
     "box": partial(extruded, SQUARE, [(0, 1, 2, 3)], 0.7),
     "cylinder": partial(revolved, [(0, 0.8), (0.6, 0.8), (0.6, -0.8), (0, -0.8)]),
@@ -138,11 +138,13 @@ def on_surface(
         seen: bool (n, t), the triangles that get points; None is all.
 
     Raises:
-        ValueError: a mesh without area.
+        ValueError: a mesh without area, or with corners that are not finite.
     """
+    if not bool(triangles.isfinite().all()):
+        raise ValueError("a mesh has corners that are not finite.")
     areas = _areas(triangles)
     upto = (areas if seen is None else areas * seen).cumsum(1)
-    if not bool((upto[:, -1] > 0).all()) or not bool(upto.isfinite().all()):
+    if not bool((upto[:, -1] > 0).all()):
         raise ValueError("a mesh has no area, so no point can be drawn on it.")
     n = len(triangles)
     u, s, t = (torch.rand(n, count, generator=generator, dtype=DOUBLE) for _ in range(3))
