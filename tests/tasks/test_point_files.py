@@ -225,8 +225,9 @@ def test_packed_arrays_with_and_without_a_test_part(tmp_path):
     [
         ({"x": np.zeros((4, 5, 3))}, "lacks the array 'y'"),
         ({"x_train": np.ones((4, 5, 3)), "y_train": np.zeros(4, int)}, "lacks the array 'x_test'"),
-        ({"x": np.zeros((4, 5, 3)), "y": np.zeros(3, int)}, "4 whole numbers, one per cloud"),
-        ({"x": np.zeros((4, 5, 3)), "y": np.zeros(4)}, "4 whole numbers, one per cloud"),
+        ({"x": np.zeros((4, 5, 3)), "y": np.zeros(3, int)}, "must be 4 labels, one per cloud"),
+        ({"x": np.zeros((4, 5, 3)), "y": np.zeros(4)}, "must be whole numbers"),
+        ({"x": np.zeros((4, 5, 3)), "y": np.array(list("abcd"))}, "must be whole numbers"),
         ({"x": np.zeros((4, 5, 3)), "y": np.zeros(4, int)}, "not all the same"),
         ({"x": np.full((4, 5, 3), np.inf), "y": np.zeros(4, int)}, "not finite"),
         ({"x": np.zeros((0, 5, 3)), "y": np.zeros(0, int)}, "must be numbers of shape"),

@@ -74,6 +74,8 @@ def _npz(path: Path, size: int | None) -> dict[str, Clouds]:
     for name in (array + end for end in ends for array in "xy"):
         if name not in arrays:
             raise ValueError(f"{path} lacks the array {name!r}.")
+        if name[0] == "y" and arrays[name].dtype.kind not in "iu":
+            raise ValueError(f"{name} in {path} must be whole numbers, not {arrays[name].dtype}.")
     k = 1 + max(int(arrays[f"y{end}"].max(initial=0)) for end in ends)
     names = tuple(map(str, range(k)))
     if "classes" in arrays:
@@ -91,8 +93,8 @@ def _labeled(
         raise ValueError(
             f"x in {path} must be numbers of shape (n, p, 3), not {x.dtype} {x.shape}."
         )
-    if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
-        raise ValueError(f"y in {path} must be {len(x)} whole numbers, one per cloud.")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y in {path} must be {len(x)} labels, one per cloud, not {y.shape}.")
     g = torch.Generator().manual_seed(0)
     size = size or x.shape[1]
     parts = [
