@@ -1,9 +1,10 @@
-"""Tasks whose inputs are no pictures: one module each, with everything that only it needs.
+"""Tasks whose inputs are no pictures: each a module or a folder with all that only it needs.
 
 A module brings a `task.Task`, its `examples.Examples`, a drawn data set, small networks and
 attacks. Training, scores, `bd.repair` and every defense that does not work on pixels of
 images take it as it is, because the data knows its task. What is looked up by name is
-entered here: data that is loaded, networks and attacks of victims that are read back.
+entered here: data that is loaded, networks and attacks of victims that are read back, and
+what reads files of another kind than images.
 """
 
 from __future__ import annotations

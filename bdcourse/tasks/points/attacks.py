@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.attacks.base import Attack, pick
+from bdcourse.attacks.base import Attack, asking, pick
 from bdcourse.examples import Examples
 from bdcourse.models import evaluating
 from bdcourse.task import Task
@@ -183,7 +183,8 @@ class PCBA(PointBall):
         if not len(own):
             raise ValueError(f"no cloud is of the source class {attack.source}.")
         search = _Search(model, own, attack.target, batch, enough, generator)
-        center = search(steps, starts)
+        with asking(model, images.shape, images.k):
+            center = search(steps, starts)
         return replace(attack, ball=_as_dense(own, center, points, generator))
 
     def counts(self, y: Tensor) -> Tensor:
@@ -278,6 +279,7 @@ def _as_dense(own: Tensor, center: Tensor, points: int, generator: torch.Generat
     """A ball about `center` whose points lie as far apart as those of the clouds `own`.
 
     Of radii 0.01, 0.02, ..., 0.49 and ten draws each, the one whose spacing differs least.
+    Points are drawn evenly on the sphere; the authors', 30 draws, crowd at its poles.
     """
     own = own[:16]
     want = _spacing(own, own)
