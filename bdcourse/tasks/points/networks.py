@@ -87,8 +87,8 @@ class EdgeConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         near = neighbors(x.detach().transpose(1, 2), self.k)  # (n, p, k)
-        others = x.unsqueeze(2).expand(-1, -1, near.shape[1], -1)
-        others = others.gather(3, near.unsqueeze(1).expand(-1, x.shape[1], -1, -1))
+        at = near.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1)
+        others = x.gather(2, at).unflatten(2, (-1, self.k))  # (n, c, p, k)
         own = x.unsqueeze(3).expand_as(others)
         edges = torch.cat([others - own, own], 1)  # (n, 2c, p, k)
         return self.relu(self.bn(self.conv(edges))).amax(3)
