@@ -345,7 +345,7 @@ def test_defenses_take_clouds(name, victim):
 @pytest.mark.slow
 def test_outlier_removal_is_a_network_like_any_other(victim):
     """The ball is crowded, so the filter that looks for crowds leaves little of it."""
-    test = points.draw(200, seed=2)
+    test = points.draw(100, seed=2)
     seen = evaluate(OutlierRemoval(victim.model, both=True), test, victim.attack)
     one_sided = evaluate(OutlierRemoval(victim.model), test, victim.attack)
     assert seen.asr < 0.4 < 0.8 < one_sided.asr
