@@ -39,6 +39,9 @@ class Augmentation:
         """
         return Stream(self, x, y, generator)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
 
 class Stream:
     """Batches of one training, by index."""

@@ -37,7 +37,10 @@ from bdcourse.files import whole_file
 from bdcourse.images import Images
 from bdcourse.task import quantize
 
-BUILT_IN = ("signs", "signs-hard", "cifar10", "cifar100", "gtsrb", "clips", "clips-hard")
+BUILT_IN = (
+    *("signs", "signs-hard", "cifar10", "cifar100", "gtsrb"),
+    *("clips", "clips-hard", "solids", "solids-hard"),
+)
 __all__ = [
     "Images",
     "decode",
@@ -79,9 +82,13 @@ class Drawing(NamedTuple):
     n_train: int
     n_test: int
     need: int  #: bytes of an example
+    unit: str = ""  #: what `side` counts, if no pixels of a square
 
 
 DRAWINGS: dict[str, Drawing] = {}
+# What other tasks read: (path, size, classes) -> their examples by split, or None if there
+# are none of theirs; see `tasks.points.files.read`.
+READERS: list[Callable[..., dict[str, Any] | None]] = []
 
 
 class Splits(NamedTuple):
@@ -188,7 +195,9 @@ def load(
             "cifar100" or "gtsrb" (downloaded once by torchvision); a folder with one
             sub-folder of images per class, or with train/ and test/ above those; or an
             .npz file with arrays x (n, h, w, c or n, c, h, w; uint8; 1 or 3 channels),
-            y (n,) and, if you like, classes (k,).
+            y (n,) and, if you like, classes (k,). Of other tasks: "clips", "clips-hard",
+            "solids", "solids-hard"; clouds in an .npz or in class folders, see
+            `tasks.points.files.read`.
         split: "train" or "test". A folder without train/ and test/, or an .npz, has no
             test part of its own: a fifth of each class, at least one image, is its test
             part then, always the same, and the rest is for training. None means the
@@ -198,7 +207,7 @@ def load(
             only those are read.
         seed: of the drawing (signs) or of the choice of n images (the others).
         size: resize to size x size; needed when the images of a folder differ in size.
-            Signs are drawn at 32.
+            Signs are drawn at 32. Of clouds, how many points each gets.
         root: where torchvision keeps downloads (default: the cache folder).
         classes: the class folders in the order of their labels (default: sorted by
             name, or by number where all names are numbers).
@@ -301,6 +310,11 @@ def _open(
         if drawing := _drawing(name):
             return [_drawn(name, drawing, s or "train", n, seed, size) for s, n in wanted.items()]
         return [_ready(name, _torchvision_set(name, s or "train", place), size) for s in wanted]
+    if os.path.exists(name):
+        importlib.import_module("bdcourse.tasks")  # whose readers may know what it is
+        for read in READERS:
+            if (found := read(Path(name), size, classes)) is not None:
+                return [_found(found, split, name) for split in wanted]
     if folder:
         return _folder(Path(name), list(wanted), size, classes)
     if name.lower().endswith(".npz") and os.path.exists(name):
@@ -335,10 +349,9 @@ def _drawing(name: str) -> Drawing | None:
 def _drawn(
     name: str, drawing: Drawing, split: str, n: int | None, seed: int, size: int | None
 ) -> _Part:
-    if size not in (None, drawing.side):
-        raise ValueError(
-            f"{name} are drawn at {drawing.side}x{drawing.side} pixels; leave out size=."
-        )
+    if size not in (None, side := drawing.side):
+        drawn = f"{side} {drawing.unit}" if drawing.unit else f"{side}x{side} pixels"
+        raise ValueError(f"{name} are drawn at {drawn}; leave out size=.")
     n = n or (drawing.n_train if split == "train" else drawing.n_test)
     key = f"{name}-{split}-{n}-{seed}-{drawing.version()}"
 
@@ -352,6 +365,16 @@ def _drawn(
         return examples() if at is None else examples()[at]
 
     return _Part(name, n, read, need=drawing.need)
+
+
+def _found(found: dict[str, Any], split: str | None, name: str) -> _Part:
+    """A part of what the reader of another task has found."""
+    if "" not in found:
+        return _ready(name, found[split or "train"], None)
+    examples = found[""]
+    mine, note = _dealt(examples.y, examples.classes, split, name)
+    part = _ready(name, examples if mine is None else examples[mine], None)
+    return part._replace(notes=(note,))
 
 
 def _ready(name: str, images: Images, size: int | None) -> _Part:
@@ -498,7 +521,7 @@ def _folder(
                     "one to have test images dealt out of it."
                 )
         pairs = [(own[split], own.get(OPPOSITE[split])) for split in asked]
-        names = _class_names(pairs[0][0], classes, pairs[0][1])
+        names = class_names(pairs[0][0], classes, pairs[0][1])
         return [_files(*pair, names, size, root) for pair in pairs]
     if here.name in OPPOSITE and {*_folders(root)} & {*_folders(beside)}:
         if OPPOSITE[here.name] in wanted:
@@ -506,9 +529,9 @@ def _folder(
                 f"{root} is one part of an image set, whose {beside.name} images are "
                 f"in {beside}; give the folder above, {here.parent}."
             )
-        names = _class_names(root, classes, beside)
+        names = class_names(root, classes, beside)
         return [_files(root, beside, names, size, root) for _ in wanted]
-    names = _class_names(root, classes)
+    names = class_names(root, classes)
     return [_files(root, None, names, size, root, True, split) for split in wanted]
 
 
@@ -537,7 +560,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         ) from e
 
 
-def _class_names(
+def class_names(
     root: Path, given: Sequence[str] | None, other: Path | None = None
 ) -> tuple[str, ...]:
     """The class folders in the order of their labels; both splits must have them."""
@@ -757,7 +780,7 @@ def _npz(path: Path) -> Images:
         raise ValueError(f"y in {path} must be {len(x)} whole numbers, one per image.")
     y = y.astype(np.int64)
     if names is not None:
-        names = _stored_names(names, path)
+        names = stored_names(names, path)
     k = len(names) if names else int(y.max()) + 1
     present = set(np.unique(y).tolist())
     gap = next((i for i in range(k) if i not in present), None)
@@ -775,7 +798,7 @@ def _npz(path: Path) -> Images:
     return Images(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y), names)
 
 
-def _stored_names(names: np.ndarray, path: Path) -> tuple[str, ...]:
+def stored_names(names: np.ndarray, path: Path) -> tuple[str, ...]:
     if names.ndim != 1:
         raise ValueError(f"classes in {path} must be a list of names.")
     try:

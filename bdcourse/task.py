@@ -36,6 +36,7 @@ class Task:
         one, many: what an example is called, for sentences.
         likelihood: log p(target | outputs): of training, of the Fisher, of every repair.
         plain: the augmentation that changes nothing.
+        pad: by how much examples are usually moved in training, see `augmentation`.
     """
 
     name: str = "classes"
@@ -43,6 +44,7 @@ class Task:
     many: str = "examples"
     likelihood: Likelihood = SOFTMAX
     plain: Augmentation = Augmentation()
+    pad: int = 0
 
     # ------------------------------------------------------------ examples
 
@@ -259,6 +261,7 @@ class PixelTask(Task):
     """
 
     axes: str = "n, c, h, w"
+    pad = 2
 
     def _is_stored(self, x: Tensor) -> bool:
         return x.dtype == torch.uint8 and x.ndim == self.axes.count(",") + 1

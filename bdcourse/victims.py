@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import bdcourse.tasks  # noqa: F401  # whose networks and attacks victims are rebuilt with
 from bdcourse import require
 from bdcourse.attacks import ROLES, Attack, rebuild
+from bdcourse.augment import Augmentation
 from bdcourse.examples import Examples, require_clean
 from bdcourse.files import write_whole
 from bdcourse.metrics import Scores, evaluate
@@ -164,8 +165,9 @@ def make(
     rate: float | None = None,
     stamp: Literal["before", "after"] = "before",
     seed: int = 0,
-    pad: int = 2,
+    pad: int | None = None,
     flip: bool | str = False,
+    augment: Augmentation | None = None,
     aware: str | None = None,
     recipe: dict | None = None,
     **training,
@@ -179,7 +181,9 @@ def make(
             images what they are normalized with.
         rate: share of poisoned images; default the attack's `usual_rate`.
         stamp: see `Attack.poison`.
-        pad, flip: augmentation, see `train.Augment`.
+        pad, flip: usual augmentation of the task, see `train.Augment`; pad is 2 for
+            pixels, and 0 for what cannot be moved.
+        augment: another augmentation, in the place of these two.
         aware: "smooth" or "sam": an attacker who knows what the defender will look for
             trains that way, whatever the attack; see `attacks.adaptive_training`.
         recipe: further text to keep with the victim, such as the name of the data.
@@ -190,10 +194,14 @@ def make(
         RuntimeError: the training diverged; no victim is made of that.
     """
     _door(train, test, attack, rate, stamp, seed, aware, recipe, training)
+    if augment is not None and not isinstance(augment, Augmentation):
+        raise ValueError(f"augment must be an Augmentation or None, not {require.kind(augment)}.")
+    pad = train.task.pad if pad is None else pad
     arch = {"classes": train.k, **checked(arch, train.shape[0])}
     if arch["classes"] < train.k:
         raise ValueError(f"arch has {arch['classes']} classes, but the images have {train.k}.")
-    augment = train.task.augmentation(pad, flip)
+    augmented = {"pad": pad, "flip": flip} if augment is None else {"augment": repr(augment)}
+    augment = augment or train.task.augmentation(pad, flip)
     augment.check(train.shape)
     # Three streams from one seed: initial weights and batch order are then the same for
     # victim and twin, and do not depend on how many images the attack drew.
@@ -249,8 +257,7 @@ def make(
         "n_poisoned": n_poisoned,
         "n_cover": n_cover,
         "stamp": stamp,
-        "pad": pad,
-        "flip": flip,
+        **augmented,
         **({"aware": aware} if aware else {}),
         **settings,
         "interrupted": history.interrupted,
