@@ -37,7 +37,10 @@ from bdcourse.files import whole_file
 from bdcourse.images import Images
 from bdcourse.task import quantize
 
-BUILT_IN = ("signs", "signs-hard", "cifar10", "cifar100", "gtsrb", "clips", "clips-hard")
+BUILT_IN = (
+    *("signs", "signs-hard", "cifar10", "cifar100", "gtsrb", "clips", "clips-hard"),
+    *("sentences", "sentences-hard"),
+)
 __all__ = [
     "Images",
     "decode",
@@ -75,7 +78,7 @@ class Drawing(NamedTuple):
     kind: type[Examples]
     draw: Callable[..., Examples]  #: (n, seed=...) -> that kind
     version: Callable[[], str]  #: changes with the code that draws
-    side: int  #: pixels, or whatever size= would set
+    side: int  #: pixels, or whatever size= would set; 0 where there is nothing to set
     n_train: int
     n_test: int
     need: int  #: bytes of an example
@@ -166,7 +169,7 @@ def splits(
         g = torch.Generator().manual_seed(0)
         order = torch.randperm(len(parts.test), generator=g)
         parts = parts._replace(test=parts.test[order])
-    if gone := missing_classes(parts.clean):
+    if parts.clean.y.ndim == 1 and (gone := missing_classes(parts.clean)):
         print(f"the defender repairs without an image of {_listed(gone)}")
     return parts
 
@@ -336,9 +339,8 @@ def _drawn(
     name: str, drawing: Drawing, split: str, n: int | None, seed: int, size: int | None
 ) -> _Part:
     if size not in (None, drawing.side):
-        raise ValueError(
-            f"{name} are drawn at {drawing.side}x{drawing.side} pixels; leave out size=."
-        )
+        what = f"are drawn at {drawing.side}x{drawing.side} pixels" if drawing.side else "have none"
+        raise ValueError(f"{name} {what}; leave out size=.")
     n = n or (drawing.n_train if split == "train" else drawing.n_test)
     key = f"{name}-{split}-{n}-{seed}-{drawing.version()}"
 

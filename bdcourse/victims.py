@@ -463,6 +463,9 @@ def _scores(values: dict) -> Scores:
     for name, value in scores.dict().items():
         if name.startswith("n_"):
             require.whole(name, value, 0)
+        elif name == "more":
+            for key, number in value.items():
+                require.number(key, number)
         elif value is not None or name == "acc":
             require.fraction(name, value)
     return scores

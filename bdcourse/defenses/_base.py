@@ -26,7 +26,7 @@ from bdcourse.models import not_finite
 from bdcourse.seeds import fresh_seed
 from bdcourse.surgery import require_matching, require_sound, without
 from bdcourse.task import IMAGES
-from bdcourse.train import History, fit
+from bdcourse.train import OPTIMIZERS, History, fit
 
 Setting = TypeVar("Setting")
 
@@ -328,7 +328,7 @@ class Tuning:
 
     Args:
         epochs, lr, batch, augment, momentum, weight_decay, warmup, frozen_norms,
-            each_epoch, verbose: see `train.fit`.
+            each_epoch, verbose, optimizer: see `train.fit`.
 
     Raises:
         ValueError: `train.fit` could not train with them.
@@ -344,8 +344,10 @@ class Tuning:
     frozen_norms: bool = False
     each_epoch: Callable[[nn.Module], dict] | None = None
     verbose: bool = False
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
+        require.choice("optimizer", self.optimizer, OPTIMIZERS)
         require_positive(epochs=require.number("epochs", self.epochs))
         require_positive(lr=require.number("lr", self.lr))
         require.whole("batch", self.batch, 2)
@@ -359,7 +361,7 @@ class Tuning:
     @classmethod
     def of(cls, given: Mapping[str, Any], **own) -> Tuning:
         """Those of a defense's arguments, by name; `own` stands for what it sets itself."""
-        given = {**given, **own}
+        given = {"optimizer": "sgd", **given, **own}
         return cls(**{f.name: given[f.name] for f in fields(cls)})
 
     def __call__(
