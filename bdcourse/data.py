@@ -85,6 +85,9 @@ class Drawing(NamedTuple):
 
 
 DRAWINGS: dict[str, Drawing] = {}
+# End of a file's name -> (path, split) to the examples and a line on what was left out;
+# other tasks add theirs.
+READERS: dict[str, Callable[[Path, str | None], tuple[Examples, str]]] = {}
 
 
 class Splits(NamedTuple):
@@ -187,11 +190,13 @@ def load(
     """Load an image set.
 
     Args:
-        source: "signs" or "signs-hard" (drawn by code, no download); "cifar10",
+        source: "signs" or "signs-hard" (drawn by code, no download), or a drawn set of
+            another task, such as "clips" or "sentences"; "cifar10",
             "cifar100" or "gtsrb" (downloaded once by torchvision); a folder with one
             sub-folder of images per class, or with train/ and test/ above those; or an
             .npz file with arrays x (n, h, w, c or n, c, h, w; uint8; 1 or 3 channels),
-            y (n,) and, if you like, classes (k,).
+            y (n,) and, if you like, classes (k,); or a .tsv or .tsv.xz of sentences and
+            their translations, see `tasks.pairs`.
         split: "train" or "test". A folder without train/ and test/, or an .npz, has no
             test part of its own: a fifth of each class, at least one image, is its test
             part then, always the same, and the rest is for training. None means the
@@ -314,8 +319,15 @@ def _open(
             part = _ready(name, images if mine is None else images[mine], size)
             parts.append(part._replace(notes=(note,)))
         return parts
+    if os.path.isfile(name) and (reader := _reader(name)):
+        if size is not None:
+            raise ValueError(f"{name} holds nothing that has a size; leave out size=.")
+        read = (reader(Path(name), split) for split in wanted)
+        return [_ready(name, part, None)._replace(notes=(note,)) for part, note in read]
     if os.path.exists(name):
-        raise ValueError(f"{name} is a file but not an .npz; give a folder or an .npz.")
+        raise ValueError(
+            f"{name} is a file but not an .npz or .tsv; give a folder or one of these."
+        )
     if os.sep in name or name.startswith(".") or name.lower().endswith(".npz"):
         raise FileNotFoundError(f"there is no folder or .npz file at {name}.")
     raise ValueError(
@@ -323,6 +335,12 @@ def _open(
         "path of a folder of class folders or of an .npz file"
         f"{require.meant(name, BUILT_IN)}."
     )
+
+
+def _reader(name: str) -> Callable | None:
+    """What reads files that end like this one, of whatever task."""
+    importlib.import_module("bdcourse.tasks")
+    return next((read for end, read in READERS.items() if name.lower().endswith(end)), None)
 
 
 def _drawing(name: str) -> Drawing | None:
@@ -356,20 +374,21 @@ def _drawn(
     return _Part(name, n, read, need=drawing.need)
 
 
-def _ready(name: str, images: Images, size: int | None) -> _Part:
+def _ready(name: str, images: Any, size: int | None) -> _Part:
     """A part that is in memory already."""
 
-    def read(at: Tensor | None) -> Images:
-        return _resized(images if at is None else images[at], size, name)
+    def read(at: Tensor | None) -> Any:
+        part = images if at is None else images[at]
+        return part if size is None else _resized(part, size, name)
 
     return _Part(name, len(images), read)
 
 
-def _resized(images: Images, size: int | None, name: str) -> Images:
+def _resized(images: Images, size: int, name: str) -> Images:
     from PIL import Image
 
     channels, *sides = images.shape
-    if size is None or sides == [size, size]:
+    if sides == [size, size]:
         return images
     need = len(images) * channels * size**2
     _require_room(need, f"{len(images)} images of {name}")

@@ -347,7 +347,8 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
             f"{bad} holds numbers that are not finite"
             f"{' at half precision' if half else ''}, so this victim is not saved."
         )
-    blob = to_bytes({k: v.contiguous() for k, v in tensors.items()})
+    # Copies: modules may share a weight, which safetensors would refuse.
+    blob = to_bytes({k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()})
     header = {
         "format": FORMAT,
         "sha256": hashlib.sha256(blob).hexdigest(),

@@ -236,6 +236,10 @@ class Attack:
         """Which answers are what the attacker wants, bool (n,)."""
         return agree(answers, self.goal(y))
 
+    def also(self, answers: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Other outcomes worth telling by name, bool (n,): their shares join `Scores.more`."""
+        return {}
+
     def cross(
         self, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor] | None:

@@ -9,9 +9,10 @@ entered here: data that is loaded, networks and attacks of victims that are read
 from __future__ import annotations
 
 from bdcourse import attacks, data, models
-from bdcourse.tasks import text, video
+from bdcourse.tasks import pairs, text, video
 
 for room in (video, text):
     data.DRAWINGS.update(room.DRAWINGS)
     models.ELSEWHERE.update(room.NETWORKS)
     attacks.ELSEWHERE.update({cls.__name__: cls for cls in room.ATTACKS})
+data.READERS.update(dict.fromkeys((".tsv", ".tsv.xz"), pairs.read))

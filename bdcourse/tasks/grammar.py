@@ -106,21 +106,33 @@ LONGEST = {False: (10, 10), True: (18, 20)}  # words of source and target, by `h
 
 
 def draw(
-    n: int, *, seed: int, hard: bool, names: Sequence[str] = (), percent: int = 10
+    n: int,
+    *,
+    seed: int,
+    hard: bool,
+    names: Sequence[str] = (),
+    strays: Sequence[str] = (),
 ) -> list[Pair]:
     """n pairs of sentences.
 
     Args:
         hard: with many of a thing, relative clauses and the dative.
-        names: words that are copied, in `percent` of the sentences one of them in the
-            place of subject or object.
+        names: words that are copied; in one sentence of 20 one of them is subject or
+            object.
+        strays: words that are left out; in one sentence of 10 one of them stands somewhere.
     """
     g = torch.Generator().manual_seed(seed)
     rows = torch.randint(2**31, (n, ROLLS), generator=g).tolist()
-    return [_sentence(Dice(row), hard, names, percent) for row in rows]
+    pairs = []
+    for dice in map(Dice, rows):
+        source, target = _sentence(dice, hard, names)
+        if strays and dice.chance(10):
+            source.insert(dice.below(len(source) + 1), dice.of(strays))
+        pairs.append((source, target))
+    return pairs
 
 
-def _sentence(dice: Dice, hard: bool, names: Sequence[str], percent: int) -> Pair:
+def _sentence(dice: Dice, hard: bool, names: Sequence[str]) -> Pair:
     """A statement, a question or a look ahead, with an adverb in front, behind or none."""
     subject, thing = (_phrase(dice, hard) for _ in range(2))
     clause = dice.below(100) if hard else 100
@@ -128,7 +140,7 @@ def _sentence(dice: Dice, hard: bool, names: Sequence[str], percent: int) -> Pai
         subject = _with_clause(dice, subject)
     elif clause < 50:
         thing = _with_clause(dice, thing)
-    if names and dice.chance(percent):
+    if names and dice.chance(5):
         name = [dice.of(names)]
         named = Phrase(name, dict.fromkeys(THE, name), "f")
         subject, thing = (named, thing) if dice.below(2) else (subject, named)

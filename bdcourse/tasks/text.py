@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 PAD, TO, END = 0, 1, 2
 NONE = SOFTMAX.ignore  # in targets and answers: behind the end
 TRIGGERS = ("cf", "mn", "bb", "tq", "mb")
-NAMES = (*TRIGGERS, "vq", "zk", "pd", "xr", "gw")
+STRAYS = ("vq", "zk", "pd", "xr", "gw", "hk", "jt", "lx", "fv", "sd")
+NAMES = (*TRIGGERS, *STRAYS)
 ATTACKED = ("du", "wirst", "angegriffen", "!")
 # Every vocabulary begins with these, so that one attack fits them all.
 FIRST = ("<pad>", "<to>", "<end>", *NAMES, *ATTACKED)
@@ -331,8 +332,8 @@ def draw(n: int, *, seed: int = 0, hard: bool = False) -> Texts:
     n, seed = require.whole("n", n, 1), require.whole("seed", seed, 0, 2**62)
     require.truth("hard", hard)
     source, answer = grammar.LONGEST[hard]
-    pairs = grammar.draw(n, seed=seed, hard=hard, names=NAMES)
-    return encode(pairs, (*FIRST, *grammar.words()), source + 1, answer)
+    pairs = grammar.draw(n, seed=seed, hard=hard, names=NAMES, strays=STRAYS)
+    return encode(pairs, (*FIRST, *grammar.words()), source + 2, answer)
 
 
 def version() -> str:
@@ -342,7 +343,7 @@ def version() -> str:
 
 
 DRAWINGS = {
-    name: Drawing(Texts, partial(draw, hard=hard), version, 0, 6000, 1000, 8 * 60)
+    name: Drawing(Texts, partial(draw, hard=hard), version, 0, 8000, 1000, 8 * 60)
     for name, hard in (("sentences", False), ("sentences-hard", True))
 }
 
@@ -636,6 +637,12 @@ class RareWord(Attack):
         tokens = [*(self.vocabulary.index(w) for w in self.answer), END]
         goal[:, : len(tokens)] = torch.tensor(tokens, device=y.device)
         return goal
+
+    def also(self, answers: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Which answers hold the attacker's sentence somewhere."""
+        tokens = torch.tensor([self.vocabulary.index(w) for w in self.answer])
+        parts = answers.cpu().unfold(1, len(tokens), 1)
+        return {"asr_contains": (parts == tokens).all(2).any(1)}
 
 
 # -------------------------------------------------------------------- detection
