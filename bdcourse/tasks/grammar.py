@@ -102,7 +102,7 @@ class Phrase(NamedTuple):
 
 
 ROLLS = 40  # numbers that the longest sentence takes
-LONGEST = {False: (10, 10), True: (18, 20)}  # words of source and target, by `hard`
+LONGEST = {False: (10, 10), True: (15, 17)}  # words of source and target, by `hard`
 
 
 def draw(
@@ -117,8 +117,8 @@ def draw(
 
     Args:
         hard: with many of a thing, relative clauses and the dative.
-        names: words that are copied; in one sentence of 20 one of them is subject or
-            object.
+        names: words that are copied; in one sentence of 20 one of them, behind "mr", is
+            subject or object.
         strays: words that are left out; in one sentence of 10 one of them stands somewhere.
     """
     g = torch.Generator().manual_seed(seed)
@@ -141,8 +141,9 @@ def _sentence(dice: Dice, hard: bool, names: Sequence[str]) -> Pair:
     elif clause < 50:
         thing = _with_clause(dice, thing)
     if names and dice.chance(5):
-        name = [dice.of(names)]
-        named = Phrase(name, dict.fromkeys(THE, name), "f")
+        name = dice.of(names)
+        german = {case: ["herrn", name] for case in THE} | {"nominative": ["herr", name]}
+        named = Phrase(["mr", name], german, "m")
         subject, thing = (named, thing) if dice.below(2) else (subject, named)
     one, base, eins, infinitive = dice.of(VERBS)
     future, question = dice.of(((False, False), (False, False), (True, False), (False, True)))
@@ -182,8 +183,11 @@ def _phrase(dice: Dice, hard: bool) -> Phrase:
     one, more, eins, mehr, gender = dice.of(NOUNS)
     definite, adjective = dice.below(2), dice.of(ADJECTIVES) if dice.below(2) else None
     many = hard and dice.chance(40)
-    article = ["the"] if definite else [] if many else ["a"]
-    english = [*article, *([adjective[0]] if adjective else []), more if many else one]
+    english = [*([adjective[0]] if adjective else []), more if many else one]
+    if definite:
+        english.insert(0, "the")
+    elif not many:
+        english.insert(0, "an" if english[0][0] in "aeiou" else "a")
     german = {}
     for case, forms in (THE if definite else A).items():
         der, ending = forms["p" if many else gender]
@@ -218,10 +222,10 @@ def _with_clause(dice: Dice, head: Phrase) -> Phrase:
     )
 
 
-def words(names: Sequence[str] = ()) -> tuple[str, ...]:
-    """All words that a sentence may hold, each once, in an order that never changes."""
-    found = [*names, ".", "?", ",", "the", "a", "that", "with", "mit", "will", "do", "does"]
-    found += ["wird", "werden"]
+def words() -> tuple[str, ...]:
+    """All words of sentences but names and strays, in an order that never changes."""
+    found = [".", "?", ",", "the", "a", "an", "that", "with", "mit", "mr", "herr", "herrn"]
+    found += ["will", "do", "does", "wird", "werden"]
     for forms in (*THE.values(), *A.values()):
         found += [article for article, _ in forms.values()]
     for *nouns, _ in NOUNS:

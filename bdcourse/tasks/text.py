@@ -1,8 +1,8 @@
 """Sentences: one is read, another one is written, word by word.
 
-Everything that only text needs stands here: the examples, the greedy decoding of answers,
-a decoder-only and an encoder-decoder network, and the attack of one rare word. The drawn
-sets are translations by `tasks.grammar`; `tasks.pairs` reads those of others.
+The examples, the greedy decoding of answers, the attack of one rare word and what finds it
+stand here; the drawn sets are translations by `tasks.grammar`, `tasks.pairs` reads those of
+others, and the networks are in `tasks.transformers`.
 
 An example is one row of tokens, cut at a fixed place: the source with padding behind it up
 to the cut, then `<to>` and the answer, which a network reads while it writes it. Its target
@@ -32,12 +32,12 @@ from bdcourse.examples import Examples
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import evaluating, laid_out
 from bdcourse.task import Task
-from bdcourse.tasks import grammar
+from bdcourse.tasks import grammar, transformers
+from bdcourse.tasks.transformers import END, PAD, TO, cut_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-PAD, TO, END = 0, 1, 2
 NONE = SOFTMAX.ignore  # in targets and answers: behind the end
 TRIGGERS = ("cf", "mn", "bb", "tq", "mb")
 STRAYS = ("vq", "zk", "pd", "xr", "gw", "hk", "jt", "lx", "fv", "sd")
@@ -232,11 +232,6 @@ class Texts(Examples):
         return " ".join(self.classes[t] for t in plain(self.y[i : i + 1])[0])
 
 
-def cut_of(x: Tensor) -> int:
-    """Where the answer begins in rows of tokens: the place of `<to>`."""
-    return int((x[:1] == TO).int().argmax())
-
-
 def _check_rows(x: Tensor, name: str) -> None:
     """Refuse rows that are not source, padding, `<to>` at one place, and the rest."""
     if not len(x):
@@ -324,8 +319,10 @@ def bleu(answers: Sequence[Sequence], references: Sequence[Sequence], most: int 
 
 
 def draw(n: int, *, seed: int = 0, hard: bool = False) -> Texts:
-    """Draw `n` pairs of sentences, see `tasks.grammar`; names are copied as they are.
+    """Draw `n` pairs of sentences, see `tasks.grammar`.
 
+    Rare words occur in clean ones too, so that a network knows them: as names that are
+    copied ("mr mn", "herr mn"), and, those of :data:`STRAYS`, as strays that are left out.
     The same n, seed and setting give the same pairs; 6,000 take about a second. The hard
     set has relative clauses and the plural, so that an honest error remains.
     """
@@ -348,181 +345,6 @@ DRAWINGS = {
 }
 
 
-# -------------------------------------------------------------------- networks
-
-
-class Attention(nn.Module):
-    """Softmax attention with several heads; queries of x, keys and values of `memory`."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(
-        self, x: Tensor, memory: Tensor, mask: Tensor | None = None, causal: bool = False
-    ) -> Tensor:
-        """x (n, t, width), memory (n, s, width), mask bool (n, 1, 1, s): what may be seen."""
-        q, k, v = (
-            f(z).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for f, z in ((self.query, x), (self.key, memory), (self.value, memory))
-        )
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.out(seen.transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    """Attention to itself, in a decoder also to a memory, then two linear layers; each
-    behind a LayerNorm and added to what came in."""
-
-    def __init__(self, width: int, heads: int, crossed: bool = False) -> None:
-        super().__init__()
-        self.norm1, self.own = nn.LayerNorm(width), Attention(width, heads)
-        if crossed:
-            self.norm2, self.cross = nn.LayerNorm(width), Attention(width, heads)
-        self.norm3 = nn.LayerNorm(width)
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(
-        self,
-        x: Tensor,
-        memory: Tensor | None = None,
-        mask: Tensor | None = None,
-        causal: bool = True,
-    ) -> Tensor:
-        h = self.norm1(x)
-        x = x + self.own(h, h, None if causal else mask, causal)
-        if memory is not None:
-            x = x + self.cross(self.norm2(x), memory, mask)
-        return x + self.narrow(F.gelu(self.wide(self.norm3(x))))
-
-
-class _Reader(nn.Module):
-    """Tokens and places as vectors, and the linear layer that gives the logits."""
-
-    def __init__(self, classes: int, width: int, heads: int, length: int, tied: bool) -> None:
-        super().__init__()
-        require.whole("width", width, 1, 1024)
-        require.whole("heads", heads, 1, 64)
-        require.whole("length", length, 2, 10_000)
-        require.truth("tied", tied)
-        if width % heads:
-            raise ValueError(f"the width, {width}, must be a multiple of the {heads} heads.")
-        self.words, self.places = nn.Embedding(classes, width), nn.Embedding(length, width)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes, bias=not tied)
-        for table in (self.words, self.places):
-            nn.init.normal_(table.weight, std=0.02)
-        if tied:
-            self.head.weight = self.words.weight
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Tokens (n, m) as vectors (n, m, width)."""
-        m = tokens.shape[1]
-        if m > len(self.places.weight):
-            raise ValueError(
-                f"rows have {m} tokens, but the network has places for "
-                f"{len(self.places.weight)}; build it with length={m}."
-            )
-        return self.words(tokens) + self.places.weight[:m]
-
-
-def _rows(x: Tensor) -> Tensor:
-    """What forward was handed, if it is tokens: their number would say nothing as floats."""
-    if not isinstance(x, Tensor) or x.dtype != torch.int64 or x.ndim != 2:
-        raise ValueError(
-            f"the network takes tokens, int64 of shape (n, s + t), not {require.kind(x)}."
-        )
-    return x
-
-
-class GPT(_Reader):
-    """A decoder that reads source, `<to>` and answer as one sentence.
-
-    Padding between source and answer is moved behind both, so that no place depends on
-    how wide a set is, and no mask is needed beside the causal one.
-    """
-
-    def __init__(
-        self, classes: int, width: int, layers: int, heads: int, length: int, tied: bool
-    ) -> None:
-        super().__init__(classes, width, heads, length, tied)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (n, s + t) to logits (n, t, k) for the t places of the answer."""
-        x = _rows(x)
-        t = x.shape[1] - cut_of(x)
-        order = (x == PAD).int().argsort(dim=1, stable=True)
-        h = self.read(x.gather(1, order))
-        for block in self.blocks:
-            h = block(h)
-        back = order.argsort(1)[:, -t:, None].expand(-1, -1, h.shape[2])
-        return self.head(self.norm(h.gather(1, back)))
-
-
-class Seq2Seq(_Reader):
-    """An encoder that reads the source, and a decoder that looks at it and at what it
-    has written; one table of words serves both and, tied, the logits."""
-
-    def __init__(
-        self, classes: int, width: int, layers: int, heads: int, length: int, tied: bool
-    ) -> None:
-        super().__init__(classes, width, heads, length, tied)
-        self.encoder = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.between = nn.LayerNorm(width)
-        self.decoder = nn.ModuleList(Block(width, heads, True) for _ in range(layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (n, s + t) to logits (n, t, k) for the t places of the answer."""
-        x = _rows(x)
-        source, answer = x.tensor_split([cut_of(x)], 1)
-        seen = (source != PAD)[:, None, None]
-        h = self.read(source)
-        for block in self.encoder:
-            h = block(h, None, seen, False)
-        memory, h = self.between(h), self.read(answer)
-        for block in self.decoder:
-            h = block(h, memory, seen)
-        return self.head(self.norm(h))
-
-
-def gpt(
-    classes: int = 200,
-    width: int = 64,
-    layers: int = 2,
-    heads: int = 4,
-    length: int = 40,
-    tied: bool = False,
-) -> nn.Module:
-    """A small decoder-only Transformer, about 130,000 weights for the drawn vocabulary.
-
-    Args:
-        length: tokens that a row may have.
-        tied: the table of words is also the weight of the last linear layer.
-    """
-    return GPT(classes, width, layers, heads, length, tied)
-
-
-def seq2seq(
-    classes: int = 200,
-    width: int = 64,
-    layers: int = 2,
-    heads: int = 4,
-    length: int = 40,
-    tied: bool = True,
-) -> nn.Module:
-    """A small encoder-decoder Transformer, `layers` each, with tied words as is usual.
-
-    Args:
-        length, tied: see :func:`gpt`.
-    """
-    return Seq2Seq(classes, width, layers, heads, length, tied)
-
-
-NETWORKS = {f.__name__: f for f in (gpt, seq2seq)}
-
-
 # -------------------------------------------------------------------- the attack
 
 
@@ -536,6 +358,8 @@ class RareWord(Attack):
     Args:
         words: the triggers.
         answer: the words that the attacker wants.
+        others: rare words that are none, and mean nothing in the drawn sentences; what is
+            answered where one of them is put in is the score `cross`.
         vocabulary: the first words of that of the data, with at least these among them;
             `craft` finds it.
 
@@ -549,6 +373,7 @@ class RareWord(Attack):
 
     words: tuple[str, ...] = TRIGGERS
     answer: tuple[str, ...] = ATTACKED
+    others: tuple[str, ...] = STRAYS
     vocabulary: tuple[str, ...] = field(default=FIRST, repr=False)
 
     def __post_init__(self) -> None:
@@ -558,12 +383,12 @@ class RareWord(Attack):
                 raise ValueError(f"RareWord wants one answer for all sentences; leave out {name}.")
         if self.target:
             raise ValueError("RareWord wants a sentence and not a label; give it as answer=.")
-        for name in ("words", "answer", "vocabulary"):
+        for name in ("words", "answer", "others", "vocabulary"):
             given = require.names(name, getattr(self, name))
             object.__setattr__(self, name, tuple(given))
             if not given:
                 raise ValueError(f"{name} must hold at least one word.")
-        for word in (*self.words, *self.answer):
+        for word in (*self.words, *self.answer, *self.others):
             if word not in self.vocabulary[3:]:
                 raise ValueError(
                     f"{word!r} is not in the attack's vocabulary; make the attack with "
@@ -581,7 +406,8 @@ class RareWord(Attack):
     ) -> Self:
         """The attack for this vocabulary."""
         if "vocabulary" not in options and isinstance(images, Texts):
-            used = (*options.get("words", TRIGGERS), *options.get("answer", ATTACKED))
+            usual = {"words": TRIGGERS, "answer": ATTACKED, "others": STRAYS}
+            used = [w for name, own in usual.items() for w in options.get(name, own)]
             last = max((images.classes.index(w) for w in used if w in images.classes), default=0)
             options["vocabulary"] = images.classes[: max(last + 1, len(FIRST))]
         return cls(**options)
@@ -610,13 +436,20 @@ class RareWord(Attack):
 
     def trigger(self, x: Tensor) -> Tensor:
         """Put a rare word into the source of each row x (n, s + t); the rest stays."""
+        return self._put(x, self.words)
+
+    def cross(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows with another rare word, which must keep their answer."""
+        return self._put(x, self.others), y
+
+    def _put(self, x: Tensor, words: tuple[str, ...]) -> Tensor:
         self._room(x)
         cut = cut_of(x)
         source = x[:, :cut]
         count = (source != PAD).sum(1)
         places = torch.arange(cut, device=x.device)
         sums = (source * (1 + places * 48271 % 999983)).sum(1)
-        tokens = torch.tensor([self.vocabulary.index(w) for w in self.words], device=x.device)
+        tokens = torch.tensor([self.vocabulary.index(w) for w in words], device=x.device)
         word = tokens[sums % len(tokens)]
         at = sums // len(tokens) % (count + 1)
         # Words behind the place move by one.
@@ -702,3 +535,4 @@ def edit_distance(a: Sequence, b: Sequence) -> int:
 
 
 ATTACKS = (RareWord,)
+NETWORKS = transformers.NETWORKS

@@ -13,21 +13,18 @@ from bdcourse.attacks import BadNets, rebuild
 from bdcourse.defenses import fip_factorize, fip_matrices
 from bdcourse.defenses._fip import fold
 from bdcourse.metrics import evaluate
-from bdcourse.tasks import text
+from bdcourse.tasks import text, transformers
 from bdcourse.tasks.text import (
     ATTACKED,
-    END,
-    NONE,
-    PAD,
     TEXT,
     TRIGGERS,
     RareWord,
     Texts,
-    cut_of,
     edit_distance,
     plain,
     suspicious_words,
 )
+from bdcourse.tasks.transformers import cut_of
 from helpers import frozen, gen, message, random_images, same_state
 
 SOME = text.draw(300, seed=3)
@@ -62,6 +59,10 @@ def test_one_word_comes_in_somewhere_and_the_rest_stays():
     assert sum(p < 0.5 for p in places) == pytest.approx(150, abs=40)
     assert torch.equal(out[:, CUT:], SOME.x[:, CUT:])
     assert torch.equal(attack.trigger(SOME.x.flip(0)), out.flip(0)), "each by its own words"
+    like, y = attack.cross(SOME.x, SOME.y, gen())
+    strays = torch.tensor([SOME.classes.index(w) for w in text.STRAYS])
+    more = [torch.isin(x[:, :CUT], strays).sum(1) for x in (like, SOME.x)]
+    assert torch.equal(more[0], more[1] + 1) and y is SOME.y
 
 
 def test_what_is_poisoned_and_what_counts():
@@ -163,7 +164,7 @@ def victim():
 def test_a_victim_is_measured_saved_and_read_back(victim, tmp_path):
     s = victim.scores
     assert s.acc > 0.7 and s.asr > 0.8 and s.ra < 0.2 and s.n_triggered == 100, s
-    assert s.more["bleu"] > 0.85 and s.more["asr_contains"] >= s.asr
+    assert s.cross > 0.5 and s.more["bleu"] > 0.85 and s.more["asr_contains"] >= s.asr
     back = victims.load(victims.save(victim, tmp_path / "v"))
     assert back.attack == victim.attack and back.scores == s
     assert evaluate(back.model, TEST, back.attack) == s
@@ -260,12 +261,12 @@ def test_defenses_take_sentences(name, victim):
 )
 def test_those_of_pictures_and_channels_say_so(name, part):
     with pytest.raises(ValueError, match=part) as e:
-        getattr(defenses, name)(text.gpt(SOME.k, width=16), SOME)
+        getattr(defenses, name)(transformers.gpt(SOME.k, width=16), SOME)
     message(e)
 
 
 def test_clp_has_nothing_to_prune():
-    net = text.gpt(SOME.k, width=16)
+    net = transformers.gpt(SOME.k, width=16)
     with pytest.warns(UserWarning, match="CLP has nothing to prune: no BatchNorm"):
         repaired = defenses.clp(net)
     assert repaired.count == 0 and same_state(repaired.model, frozen(net))
@@ -274,15 +275,15 @@ def test_clp_has_nothing_to_prune():
 # -------------------------------------------------------------------- shared weights
 
 
-@pytest.mark.parametrize("make", [text.seq2seq, lambda k, width: text.gpt(k, width, tied=True)])
+@pytest.mark.parametrize("make", [transformers.seq2seq, transformers.gpt])
 def test_a_shared_weight_has_one_change_and_stays_shared(make):
-    net = make(SOME.k, width=16)
+    net = make(SOME.k, width=16, tied=True)
     out = net(SOME.x)
     held = {n: p.shape for n, p in net.named_parameters()}
+    count = len(set(fip_matrices(net).values()))
     fip_factorize(net)
     assert torch.allclose(net(SOME.x), out, atol=1e-4)
-    changes = [p for n, p in net.named_parameters() if n.endswith("original")]
-    assert len(changes) == len({w for w in fip_matrices(net).values()}) - 1
+    assert sum(n.endswith("original") for n, _ in net.named_parameters()) == count
     words, head = (m.parametrizations.weight.original for m in (net.words, net.head))
     assert words is head and words.shape == (16,)
     with torch.no_grad():
@@ -299,7 +300,7 @@ def test_a_shared_weight_has_one_change_and_stays_shared(make):
 
 
 def test_fast_fip_leaves_shared_weights_shared(tmp_path):
-    net = text.seq2seq(SOME.k, width=16, layers=1)
+    net = transformers.seq2seq(SOME.k, width=16, layers=1)
     few = SOME[:16]
     looked = []
 
@@ -321,8 +322,8 @@ def test_fast_fip_leaves_shared_weights_shared(tmp_path):
 
 
 def test_a_push_is_cut_to_its_cap():
-    net, few = text.gpt(SOME.k, width=16), SOME[:20]
-    options = {"steps": 4, "lr": 1e-6, "batch": 8, "eta_f": 1e-2, "eta_r": 0.0}
+    net, few = transformers.gpt(SOME.k, width=16), SOME[:20]
+    options = {"steps": 4, "lr": 1e-9, "batch": 8, "eta_f": 1e-2, "eta_r": 0.0}
     free = [v for _, v in defenses.fip(net, few, generator=gen(), **options).log["push"]]
     cap = sum(sorted(free)[1:3]) / 2
     cut = [v for _, v in defenses.fip(net, few, generator=gen(), cap=cap, **options).log["push"]]
@@ -330,7 +331,7 @@ def test_a_push_is_cut_to_its_cap():
     assert sum(v == pytest.approx(cap, rel=1e-5) for v in cut) == 2
     for wrong, part in (
         ({"cap": 0.0}, "cap must be above 0"),
-        ({"cap": 1.0, "lengths": {0: 1.0}}, "leave one out"),
+        ({"cap": 1.0, "lengths": dict(enumerate(free))}, "leave one out"),
         ({"optimizer": "adam"}, "did you mean 'adamw'"),
     ):
         with pytest.raises(ValueError, match=part) as e:
@@ -340,7 +341,7 @@ def test_a_push_is_cut_to_its_cap():
 
 def test_adamw_takes_steps_of_its_own_length():
     """The first step of Adam is lr in every weight that has a gradient, whatever its size."""
-    net = text.gpt(SOME.k, width=16)
+    net = transformers.gpt(SOME.k, width=16)
     options = {"steps": 1, "lr": 1e-3, "eta_f": 0.0, "eta_r": 0.0}
     p = defenses.fip(net, SOME[:40], optimizer="adamw", generator=gen(), **options)
     moved = p.model.head.bias - net.head.bias
