@@ -894,6 +894,7 @@ def fip_released(
     steps: int = STEPS,
     lr: float = 0.01,
     momentum: float = 0.9,
+    optimizer: str = "sgd",
     batch: int = 32,
     norms: Literal["batch", "frozen", "mixed"] = "batch",
     augment: Augment | None = None,
@@ -908,9 +909,10 @@ def fip_released(
         clean: images, or any pair of inputs x and labels y.
         eta_f: the script's default; its authors advise at most 0.005.
         every, probes: the script's.
-        steps, lr, momentum, batch, norms, augment, watch, watch_every, generator,
-            checkpoint: see :func:`fip_descend`. The script takes 2,000 steps at lr 0.005,
-            momentum 0.95 and batch 128 (500 images of CIFAR-10, crops and flips).
+        steps, lr, momentum, optimizer, batch, norms, augment, watch, watch_every,
+            generator, checkpoint: see :func:`fip_descend`. The script takes 2,000 steps of
+            SGD at lr 0.005, momentum 0.95 and batch 128 (500 images of CIFAR-10, crops and
+            flips).
 
     Returns:
         log, as [step, value] pairs: `loss` (NLL in nats) and `trace`, what the script takes
@@ -935,6 +937,7 @@ def fip_released(
         steps=steps,
         lr=lr,
         momentum=momentum,
+        optimizer=optimizer,
         batch=batch,
         norms=norms,
         augment=augment,

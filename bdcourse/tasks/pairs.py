@@ -41,7 +41,7 @@ def read(path: Path, split: str | None = None) -> tuple[Texts, str]:
         if all(SHORTEST <= len(words) <= LONGEST for words in pair)
     }
     part = {s: "train" if _number(s) % TEST else "test" for s in fitting}
-    common = [Counter(), Counter()]
+    common: list[Counter[str]] = [Counter(), Counter()]
     for source, pair in fitting.items():
         if part[source] == "train":
             for counter, words in zip(common, pair, strict=True):

@@ -241,10 +241,10 @@ def _check_rows(x: Tensor, name: str) -> None:
         raise ValueError(f"{name} must hold the token {TO}, <to>, once in a row, all at one place.")
     if int(x.min()) < 0:
         raise ValueError(f"{name} holds the token {int(x.min())}; tokens are not negative.")
-    for what, part in (("source", x[:, :cut]), ("answer", x[:, cut:])):
+    for what, part in (("a source", x[:, :cut]), ("an answer", x[:, cut:])):
         empty = part == PAD
         if bool((empty[:, :-1] & ~empty[:, 1:]).any()):
-            raise ValueError(f"{name} holds padding inside of a {what}; it belongs behind it.")
+            raise ValueError(f"{name} holds padding inside of {what}; it belongs behind it.")
     if not cut or bool((x[:, 0] == PAD).any()):
         raise ValueError(f"{name} holds a row without a source.")
 

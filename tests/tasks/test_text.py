@@ -169,7 +169,7 @@ def changed(x, at, value):
         (changed(toy().x, (0, 1), TO), "once in a row"),
         (changed(toy().x, (1, 4), 5), "once in a row"),
         (changed(toy().x, (0, 3), 5), "padding inside of a source"),
-        (changed(toy().x, (0, 6), PAD), "padding inside of a answer"),
+        (changed(toy().x, (0, 6), PAD), "padding inside of an answer"),
         (changed(toy().x, (0, slice(0, 2)), PAD), "row without a source"),
         (changed(toy().x, (0, 0), -1), "tokens are not negative"),
         (changed(toy().x, (0, 0), 99), "holds token 99"),
