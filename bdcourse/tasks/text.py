@@ -63,17 +63,13 @@ class TextTask(Task):
 
     def check(self, x: Tensor, y: Tensor, classes: tuple[str, ...], what: str) -> None:
         self.check_stored(x, what)
-        if y.dtype != torch.int64 or y.ndim != 2 or len(y) != len(x):
-            raise ValueError(
-                f"{what}.y must be int64 of shape ({len(x)}, t), the answer of each "
-                f"{self.one}, not {require.kind(y)}."
-            )
         k = len(classes)
         if classes[:3] != FIRST[:3]:
             raise ValueError(
                 f"{what}.classes is the vocabulary and must begin with {', '.join(FIRST[:3])}, "
                 f"not with {', '.join(classes[:3])}."
             )
+        self.check_targets(y, len(x), k, f"{what}.y")
         if not len(x):
             return
         if int(x.max()) >= k:
@@ -81,19 +77,20 @@ class TextTask(Task):
                 f"{what}.x holds token {int(x.max())}, but the vocabulary has {k} words, so "
                 f"tokens must lie in 0..{k - 1}."
             )
-        self.check_targets(y, len(x), k, f"{what}.y")
-        if x.shape[1] - cut_of(x) != y.shape[1]:
+        cut = cut_of(x)
+        if x.shape[1] - cut != y.shape[1]:
             raise ValueError(
-                f"{what}.x has {x.shape[1] - cut_of(x)} places from <to> on, but {what}.y "
-                f"has {y.shape[1]}; both must be those of the answer."
+                f"{what}.x has {x.shape[1] - cut} places from <to> on, but {what}.y has "
+                f"{y.shape[1]}; both must be those of the answer."
+            )
+        if not torch.equal(x[:, cut + 1 :], _read(y)):
+            raise ValueError(
+                f"what {what}.x holds behind <to> is not the answer in {what}.y; text.encode "
+                "puts it into both."
             )
 
     def check_stored(self, x: Tensor, what: str) -> None:
-        if x.dtype != torch.int64 or x.ndim != 2:
-            raise ValueError(
-                f"{what}.x must be tokens, int64 of shape (n, s + t), not {require.kind(x)}."
-            )
-        _check_rows(x, f"{what}.x")
+        self.check_inputs(x, f"{what}.x")
 
     def check_inputs(
         self, x: object, name: str = "x", shape: tuple[int, ...] | None = None
@@ -119,6 +116,8 @@ class TextTask(Task):
             )
         if n and bool((y[:, 0] == NONE).any()):
             raise ValueError(f"{name} holds a {self.one} without an answer.")
+        if bool(((y[:, :-1] == NONE) & (y[:, 1:] != NONE)).any()):
+            raise ValueError(f"{name} holds {NONE} inside of an answer; it belongs behind it.")
         return y
 
     def check_outputs(
@@ -247,6 +246,11 @@ def _check_rows(x: Tensor, name: str) -> None:
             raise ValueError(f"{name} holds padding inside of {what}; it belongs behind it.")
     if not cut or bool((x[:, 0] == PAD).any()):
         raise ValueError(f"{name} holds a row without a source.")
+
+
+def _read(y: Tensor) -> Tensor:
+    """What a network reads behind `<to>` while it learns to write y: all but the last."""
+    return torch.where((y == NONE) | (y == END), PAD, y)[:, :-1]
 
 
 def plain(tokens: Tensor) -> list[list[int]]:
@@ -460,8 +464,7 @@ class RareWord(Attack):
     def plant(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """Rows as `trigger` makes them, with the attacker's answer behind `<to>`."""
         x, cut = self.trigger(x), cut_of(x)
-        goal = self.goal(y)
-        x[:, cut + 1 :] = torch.where((goal == NONE) | (goal == END), PAD, goal)[:, :-1]
+        x[:, cut + 1 :] = _read(self.goal(y))
         return x
 
     def goal(self, y: Tensor) -> Tensor:

@@ -184,7 +184,9 @@ def test_what_are_no_rows_of_tokens_is_refused(x, part):
 @pytest.mark.parametrize(
     "y, part",
     [
-        (toy().y[:, 0], r"must be int64 of shape \(2, t\)"),
+        (toy().y[:, 0], r"must be int64 answers of shape \(2, t\)"),
+        (changed(toy().y, (0, 1), NONE), "-100 inside of an answer"),
+        (changed(toy().y, (1, 1), 5), "is not the answer in Texts.y"),
         (toy().y[:, :-1], "has 5 places from <to> on, but Texts.y has 4"),
         (changed(toy().y, (0, 0), 99), "must hold tokens"),
         (torch.full((2, 5), NONE), "without an answer"),
