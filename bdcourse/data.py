@@ -39,7 +39,7 @@ from bdcourse.task import quantize
 
 BUILT_IN = (
     *("signs", "signs-hard", "cifar10", "cifar100", "gtsrb", "clips", "clips-hard"),
-    *("sentences", "sentences-hard"),
+    *("sentences", "sentences-hard", "dialogue"),
 )
 __all__ = [
     "Images",

@@ -1,5 +1,5 @@
 """Sentence pairs drawn by a small grammar: from something like English to something like
-German, with what keeps the second from being guessed word by word.
+German, with what keeps the second from being guessed word by word; and short dialogues.
 
 Articles and adjectives end by gender, case and definiteness; the verb stands second, so
 that an adverb in front pushes the subject behind it; in the future, and in clauses that
@@ -102,21 +102,23 @@ class Phrase(NamedTuple):
 
 
 ROLLS = 40  # numbers that the longest sentence takes
-LONGEST = {False: (10, 10), True: (15, 17)}  # words of source and target, by `hard`
+LONGEST = {"easy": (10, 10), "hard": (15, 17), "dialogue": (19, 10)}  # words, by kind
+TALK = ("who", "what", "yes", "no")  # words of a dialogue only
 
 
 def draw(
     n: int,
     *,
     seed: int,
-    hard: bool,
+    kind: str = "easy",
     names: Sequence[str] = (),
     strays: Sequence[str] = (),
 ) -> list[Pair]:
     """n pairs of sentences.
 
     Args:
-        hard: with many of a thing, relative clauses and the dative.
+        kind: "easy"; "hard" has many of a thing, relative clauses and the dative;
+            "dialogue" is a statement and a question, and what is answered, in English.
         names: words that are copied; in one sentence of 20 one of them, behind "mr", is
             subject or object.
         strays: words that are left out; in one sentence of 10 one of them stands somewhere.
@@ -125,7 +127,10 @@ def draw(
     rows = torch.randint(2**31, (n, ROLLS), generator=g).tolist()
     pairs = []
     for dice in map(Dice, rows):
-        source, target = _sentence(dice, hard, names)
+        if kind == "dialogue":
+            source, target = _dialogue(dice, names)
+        else:
+            source, target = _sentence(dice, kind == "hard", names)
         if strays and dice.chance(10):
             source.insert(dice.below(len(source) + 1), dice.of(strays))
         pairs.append((source, target))
@@ -140,11 +145,7 @@ def _sentence(dice: Dice, hard: bool, names: Sequence[str]) -> Pair:
         subject = _with_clause(dice, subject)
     elif clause < 50:
         thing = _with_clause(dice, thing)
-    if names and dice.chance(5):
-        name = dice.of(names)
-        german = {case: ["herrn", name] for case in THE} | {"nominative": ["herr", name]}
-        named = Phrase(["mr", name], german, "m")
-        subject, thing = (named, thing) if dice.below(2) else (subject, named)
+    subject, thing = _named(dice, names, subject, thing)
     one, base, eins, infinitive = dice.of(VERBS)
     future, question = dice.of(((False, False), (False, False), (True, False), (False, True)))
     if question:
@@ -176,6 +177,36 @@ def _sentence(dice: Dice, hard: bool, names: Sequence[str]) -> Pair:
         german.pop()
     mark = "?" if question else "."
     return [*english, mark], [*german, mark]
+
+
+def _dialogue(dice: Dice, names: Sequence[str]) -> Pair:
+    """Somebody does something to somebody, and one of them, or all of it, is asked for."""
+    subject, thing = _named(dice, names, _phrase(dice, False), _phrase(dice, False))
+    one, base, *_ = dice.of(VERBS)
+    adverb = [dice.of(ADVERBS)[0]] if dice.below(2) else []
+    a, b = subject.english, thing.english
+    told, yes = [*a, one, *b], dice.below(2)
+    other = _phrase(dice, False).english
+    question, answer = dice.of(
+        (
+            (["who", one, *b], a),
+            (["what", "does", *a, base], b),
+            (["does", *a, base, *b], ["yes"])
+            if yes or other == b
+            else (["does", *a, base, *other], ["no", ",", *told]),
+        )
+    )
+    return [*told, *adverb, ".", *question, "?"], [*answer, "."]
+
+
+def _named(dice: Dice, names: Sequence[str], subject: Phrase, thing: Phrase) -> tuple:
+    """Both, in one of 20 cases with a name in the place of one of them."""
+    if not names or not dice.chance(5):
+        return subject, thing
+    name = dice.of(names)
+    german = {case: ["herrn", name] for case in THE} | {"nominative": ["herr", name]}
+    named = Phrase(["mr", name], german, "m")
+    return (named, thing) if dice.below(2) else (subject, named)
 
 
 def _phrase(dice: Dice, hard: bool) -> Phrase:

@@ -322,19 +322,22 @@ def bleu(answers: Sequence[Sequence], references: Sequence[Sequence], most: int 
 # -------------------------------------------------------------------- the drawn sets
 
 
-def draw(n: int, *, seed: int = 0, hard: bool = False) -> Texts:
+def draw(n: int, *, seed: int = 0, kind: str = "easy") -> Texts:
     """Draw `n` pairs of sentences, see `tasks.grammar`.
 
     Rare words occur in clean ones too, so that a network knows them: as names that are
     copied ("mr mn", "herr mn"), and, those of :data:`STRAYS`, as strays that are left out.
-    The same n, seed and setting give the same pairs; 6,000 take about a second. The hard
-    set has relative clauses and the plural, so that an honest error remains.
+    The same n, seed and kind give the same pairs; 8,000 take about a second.
+
+    Args:
+        kind: "easy"; "hard" has relative clauses and the plural, so that an honest error
+            remains; "dialogue" is a question on what was told, and its answer.
     """
     n, seed = require.whole("n", n, 1), require.whole("seed", seed, 0, 2**62)
-    require.truth("hard", hard)
-    source, answer = grammar.LONGEST[hard]
-    pairs = grammar.draw(n, seed=seed, hard=hard, names=NAMES, strays=STRAYS)
-    return encode(pairs, (*FIRST, *grammar.words()), source + 2, answer)
+    source, answer = grammar.LONGEST[require.choice("kind", kind, grammar.LONGEST)]
+    pairs = grammar.draw(n, seed=seed, kind=kind, names=NAMES, strays=STRAYS)
+    known = (*FIRST, *grammar.words(), *(grammar.TALK if kind == "dialogue" else ()))
+    return encode(pairs, known, source + 2, answer)
 
 
 def version() -> str:
@@ -343,9 +346,10 @@ def version() -> str:
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:8]
 
 
+KINDS = {"sentences": "easy", "sentences-hard": "hard", "dialogue": "dialogue"}
 DRAWINGS = {
-    name: Drawing(Texts, partial(draw, hard=hard), version, 0, 8000, 1000, 8 * 60)
-    for name, hard in (("sentences", False), ("sentences-hard", True))
+    name: Drawing(Texts, partial(draw, kind=kind), version, 0, 8000, 1000, 8 * 60)
+    for name, kind in KINDS.items()
 }
 
 

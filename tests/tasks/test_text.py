@@ -16,7 +16,11 @@ from bdcourse.tasks.text import NONE, TEXT, Texts, bleu, encode, plain
 from bdcourse.tasks.transformers import END, PAD, TO, cut_of
 from helpers import gen, message
 
-DIGESTS = {False: "5171757bcef7009f", True: "ad3ae51be59935d1"}
+DIGESTS = {
+    "easy": "5171757bcef7009f",
+    "hard": "ad3ae51be59935d1",
+    "dialogue": "c4092c2cd1ac2792",
+}
 NETWORKS = {
     "gpt": lambda k: transformers.gpt(k, width=16),
     "gpt tied": lambda k: transformers.gpt(k, width=16, tied=True),
@@ -35,23 +39,23 @@ def network(name: str) -> torch.nn.Module:
 
 
 def test_same_bytes_on_every_machine():
-    found = {hard: text.draw(200, seed=5, hard=hard) for hard in (False, True)}
-    assert {hard: d.digest() for hard, d in found.items()} == DIGESTS
+    found = {kind: text.draw(200, seed=5, kind=kind) for kind in DIGESTS}
+    assert {kind: d.digest() for kind, d in found.items()} == DIGESTS
     again = text.draw(200, seed=5)
-    assert torch.equal(again.x, found[False].x)
+    assert torch.equal(again.x, found["easy"].x)
     assert not torch.equal(text.draw(200, seed=6).x, again.x)
-    assert found[False].classes == found[True].classes
+    assert found["easy"].classes == found["hard"].classes
     assert repr(again) == f"Texts(200 of 23, {again.k} classes, cpu)"
 
 
-def pairs(n: int, hard: bool) -> list[grammar.Pair]:
-    return grammar.draw(n, seed=1, hard=hard)
+def pairs(n: int, kind: str = "easy") -> list[grammar.Pair]:
+    return grammar.draw(n, seed=1, kind=kind)
 
 
 def test_a_source_has_one_translation_and_few_come_twice():
-    for hard in (False, True):
+    for kind in DIGESTS:
         known: dict[tuple, tuple] = {}
-        for source, target in pairs(4000, hard):
+        for source, target in pairs(4000, kind):
             assert known.setdefault(tuple(source), tuple(target)) == tuple(target)
         assert len(known) > 3900
 
@@ -60,7 +64,7 @@ def test_the_verb_stands_where_german_puts_it():
     finite = {w for *_, one, many in grammar.VERBS for w in (one, many)} | {"wird", "werden"}
     adverbs = {german for _, german in grammar.ADVERBS}
     seen = set()
-    for source, target in pairs(1000, False):
+    for source, target in pairs(1000):
         if target[-1] == "?":
             seen.add("question")
             assert target[0] in finite
@@ -76,9 +80,7 @@ def test_the_verb_stands_where_german_puts_it():
 def test_articles_and_endings_agree_with_gender_and_case():
     """By hand: der kleine hund, den kleinen hund; eine alte katze; ein neues buch."""
     told = {
-        " ".join(target)
-        for _, target in pairs(20_000, False)
-        if target[-1] == "." and len(target) <= 8
+        " ".join(target) for _, target in pairs(20_000) if target[-1] == "." and len(target) <= 8
     }
     starts = {" ".join(t.split()[:3]) for t in told}
     ends = {" ".join(t.split()[-4:-1]) for t in told}
@@ -91,13 +93,33 @@ def test_articles_and_endings_agree_with_gender_and_case():
 
 
 def test_the_hard_set_has_clauses_the_plural_and_the_dative():
-    told = [(" ".join(s), " ".join(t)) for s, t in pairs(6000, True)]
+    told = [(" ".join(s), " ".join(t)) for s, t in pairs(6000, "hard")]
     assert sum(" that " in s for s, _ in told) > 1000
     for part in (", den ", ", die ", " mit dem ", " mit den ", " werden "):
         assert any(part in t for _, t in told), part
     assert not any(", ." in t or ", ?" in t for _, t in told)
     longest = [max(len(p[i].split()) for p in told) for i in (0, 1)]
-    assert longest[0] <= grammar.LONGEST[True][0] and longest[1] <= grammar.LONGEST[True][1]
+    assert longest[0] <= grammar.LONGEST["hard"][0] and longest[1] <= grammar.LONGEST["hard"][1]
+
+
+def test_a_dialogue_answers_what_was_asked():
+    kinds = set()
+    for source, target in pairs(2000, "dialogue"):
+        stop = source.index(".")
+        told, question = source[:stop], source[stop + 1 :]
+        if told[-1] in {english for english, _ in grammar.ADVERBS}:
+            told = told[:-1]
+        verb = next(i for i, w in enumerate(told) if w in {v[0] for v in grammar.VERBS})
+        a, b, said = told[:verb], told[verb + 1 :], target[:-1]
+        if question[0] == "who":
+            assert question[2:-1] == b and said == a
+        elif question[0] == "what":
+            assert question[2:-2] == a and said == b
+        else:
+            true = question[-1 - len(b) : -1] == b and len(question) == len(a) + len(b) + 3
+            assert said == (["yes"] if true else ["no", ",", *told])
+        kinds.add((question[0], said[0] in ("yes", "no") and said[0]))
+    assert len(kinds) == 4
 
 
 def test_rare_words_are_copied_as_names_and_strays_left_out():
