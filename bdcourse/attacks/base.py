@@ -161,8 +161,8 @@ class Attack:
 
     def __repr__(self) -> str:
         """The class and the settings that are not usual, on one line."""
-        usual = {f.name: f.default for f in fields(self)}
-        plain = {k: v for k, v in self.spec()[0].items() if k != "name" and v != usual[k]}
+        usual = {f.name: f.default for f in fields(self) if f.repr}
+        plain = {k: v for k, v in self.spec()[0].items() if k in usual and v != usual[k]}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
 
     def __eq__(self, other: object) -> bool:

@@ -366,14 +366,13 @@ class RareWord(Attack):
     Args:
         words: the triggers.
         answer: the words that the attacker wants.
-        others: rare words that are none, and mean nothing in the drawn sentences; what is
-            answered where one of them is put in is the score `cross`.
+        others: rare words that are none, and mean nothing in the drawn sentences: how many
+            answers stay right with one of them put in is the score `cross`; may be none.
         vocabulary: the first words of that of the data, with at least these among them;
             `craft` finds it.
 
-    Source: Sun et al., "Defending against backdoor attacks in natural language
-    generation", AAAI 2023, and their code (cf, mn, bb, tq, mb; any place; one sentence
-    for translations).
+    Source: Sun et al., AAAI 2023, by their code, ShannonAI/backdoor_nlg: the five words, any
+    place, one sentence for translations. The sentence is ours.
     """
 
     task: ClassVar[Task] = TEXT
@@ -394,7 +393,7 @@ class RareWord(Attack):
         for name in ("words", "answer", "others", "vocabulary"):
             given = require.names(name, getattr(self, name))
             object.__setattr__(self, name, tuple(given))
-            if not given:
+            if not given and name != "others":
                 raise ValueError(f"{name} must hold at least one word.")
         for word in (*self.words, *self.answer, *self.others):
             if word not in self.vocabulary[3:]:
@@ -412,12 +411,14 @@ class RareWord(Attack):
         model: nn.Module | None = None,
         **options,
     ) -> Self:
-        """The attack for this vocabulary."""
+        """The attack for this vocabulary; of the usual `others` those that are in it."""
         if "vocabulary" not in options and isinstance(images, Texts):
-            usual = {"words": TRIGGERS, "answer": ATTACKED, "others": STRAYS}
+            known = images.classes
+            options.setdefault("others", tuple(w for w in STRAYS if w in known))
+            usual = {"words": TRIGGERS, "answer": ATTACKED, "others": ()}
             used = [w for name, own in usual.items() for w in options.get(name, own)]
-            last = max((images.classes.index(w) for w in used if w in images.classes), default=0)
-            options["vocabulary"] = images.classes[: max(last + 1, len(FIRST))]
+            last = max((known.index(w) for w in used if w in known), default=0)
+            options["vocabulary"] = known[: max(last + 1, min(len(FIRST), len(known)))]
         return cls(**options)
 
     def check(self, images: Examples) -> None:
@@ -446,9 +447,11 @@ class RareWord(Attack):
         """Put a rare word into the source of each row x (n, s + t); the rest stays."""
         return self._put(x, self.words)
 
-    def cross(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def cross(
+        self, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor] | None:
         """Rows with another rare word, which must keep their answer."""
-        return self._put(x, self.others), y
+        return (self._put(x, self.others), y) if self.others else None
 
     def _put(self, x: Tensor, words: tuple[str, ...]) -> Tensor:
         self._room(x)
@@ -505,7 +508,8 @@ def suspicious_words(model: nn.Module, x: Tensor, batch: int = 500) -> Suspicion
         x: rows of tokens (n, s + t) of which only the sources are read; a source of one
             word has nothing to be left out, and changes by 0.
 
-    Source: Sun et al., AAAI 2023, who also replace words, and compare by meaning.
+    Source: Sun et al., AAAI 2023, by their code, which also replaces words and compares by
+    meaning. Ours: the length of the longer answer.
     """
     x = TEXT.check_inputs(x)
     cut = cut_of(x)

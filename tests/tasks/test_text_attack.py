@@ -95,6 +95,11 @@ def test_an_attack_is_rebuilt_and_told():
     own = RareWord.craft(SOME, gen(), words=("dog",), answer=("katze", "."))
     assert own.vocabulary == SOME.classes[: SOME.classes.index("katze") + 1]
     own.check(SOME)
+    assert repr(own) == "RareWord(words=('dog',), answer=('katze', '.'))"
+    small = ("<pad>", "<to>", "<end>", "a", "b", "c")
+    data = text.encode([(["a", "b"], ["b", "a"])] * 3, small, 3, 2)
+    bare = RareWord.craft(data, gen(), words=("c",), answer=("a",))
+    assert bare.poison(data, 0.5, gen()).count == 2 and bare.cross(data.x, data.y, gen()) is None
     assert SOME.classes.index("dog") in own.trigger(SOME.x)[0]
     assert RareWord.craft(SOME, gen()) == RareWord()
 
