@@ -40,6 +40,7 @@ from bdcourse.task import quantize
 BUILT_IN = (
     *("signs", "signs-hard", "cifar10", "cifar100", "gtsrb"),
     *("clips", "clips-hard", "solids", "solids-hard"),
+    *("sentences", "sentences-hard", "dialogue"),
 )
 __all__ = [
     "Images",
@@ -78,17 +79,25 @@ class Drawing(NamedTuple):
     kind: type[Examples]
     draw: Callable[..., Examples]  #: (n, seed=...) -> that kind
     version: Callable[[], str]  #: changes with the code that draws
-    side: int  #: pixels, or whatever size= would set
+    side: int  #: pixels, or whatever size= would set; 0 where there is nothing to set
     n_train: int
     n_test: int
     need: int  #: bytes of an example
     unit: str = ""  #: what `side` counts, if no pixels of a square
 
 
+class Found(NamedTuple):
+    """What the reader of another task finds at a path: examples by split, "" for a set
+    without a test part, and what there is to say of it."""
+
+    parts: dict[str, Examples]
+    note: str = ""
+
+
 DRAWINGS: dict[str, Drawing] = {}
-# What other tasks read: (path, size, classes) -> their examples by split, or None if there
-# are none of theirs; see `tasks.points.files.read`.
-READERS: list[Callable[..., dict[str, Any] | None]] = []
+# What other tasks read: (path, size, classes) -> what is there, or None if it is none of
+# theirs; see `tasks.points.files.read` and `tasks.pairs.read`.
+READERS: list[Callable[..., Found | None]] = []
 
 
 class Splits(NamedTuple):
@@ -173,7 +182,7 @@ def splits(
         g = torch.Generator().manual_seed(0)
         order = torch.randperm(len(parts.test), generator=g)
         parts = parts._replace(test=parts.test[order])
-    if gone := missing_classes(parts.clean):
+    if parts.clean.y.ndim == 1 and (gone := missing_classes(parts.clean)):
         print(f"the defender repairs without an image of {_listed(gone)}")
     return parts
 
@@ -191,13 +200,15 @@ def load(
     """Load an image set.
 
     Args:
-        source: "signs" or "signs-hard" (drawn by code, no download); "cifar10",
+        source: "signs" or "signs-hard" (drawn by code, no download), or a drawn set of
+            another task, such as "clips" or "sentences"; "cifar10",
             "cifar100" or "gtsrb" (downloaded once by torchvision); a folder with one
             sub-folder of images per class, or with train/ and test/ above those; or an
             .npz file with arrays x (n, h, w, c or n, c, h, w; uint8; 1 or 3 channels),
             y (n,) and, if you like, classes (k,). Of other tasks: "clips", "clips-hard",
-            "solids", "solids-hard"; clouds in an .npz or in class folders, see
-            `tasks.points.files.read`.
+            "solids", "solids-hard", "sentences", "sentences-hard", "dialogue"; clouds in an
+            .npz or in class folders, see `tasks.points.files.read`; a .tsv or .tsv.xz of
+            sentences and their translations, see `tasks.pairs.read`.
         split: "train" or "test". A folder without train/ and test/, or an .npz, has no
             test part of its own: a fifth of each class, at least one image, is its test
             part then, always the same, and the rest is for training. None means the
@@ -326,7 +337,9 @@ def _open(
             parts.append(part._replace(notes=(note,)))
         return parts
     if os.path.exists(name):
-        raise ValueError(f"{name} is a file but not an .npz; give a folder or an .npz.")
+        raise ValueError(
+            f"{name} is a file but not an .npz or .tsv; give a folder or one of these."
+        )
     if os.sep in name or name.startswith(".") or name.lower().endswith(".npz"):
         raise FileNotFoundError(f"there is no folder or .npz file at {name}.")
     raise ValueError(
@@ -351,7 +364,8 @@ def _drawn(
 ) -> _Part:
     if size not in (None, side := drawing.side):
         drawn = f"{side} {drawing.unit}" if drawing.unit else f"{side}x{side} pixels"
-        raise ValueError(f"{name} are drawn at {drawn}; leave out size=.")
+        what = f"are drawn at {drawn}" if side else "have none"
+        raise ValueError(f"{name} {what}; leave out size=.")
     n = n or (drawing.n_train if split == "train" else drawing.n_test)
     key = f"{name}-{split}-{n}-{seed}-{drawing.version()}"
 
@@ -367,30 +381,32 @@ def _drawn(
     return _Part(name, n, read, need=drawing.need)
 
 
-def _found(found: dict[str, Any], split: str | None, name: str) -> _Part:
+def _found(found: Found, split: str | None, name: str) -> _Part:
     """A part of what the reader of another task has found."""
-    if "" not in found:
-        return _ready(name, found[split or "train"], None)
-    examples = found[""]
-    mine, note = _dealt(examples.y, examples.classes, split, name)
-    part = _ready(name, examples if mine is None else examples[mine], None)
-    return part._replace(notes=(note,))
+    if split not in found.parts and "" in found.parts:
+        examples = found.parts[""]
+        mine, note = _dealt(examples.y, examples.classes, split, name)
+        part = _ready(name, examples if mine is None else examples[mine], None)
+        return part._replace(notes=(note,))
+    part = _ready(name, found.parts[split or "train"], None)
+    return part._replace(notes=(found.note,) if found.note else ())
 
 
-def _ready(name: str, images: Images, size: int | None) -> _Part:
+def _ready(name: str, images: Any, size: int | None) -> _Part:
     """A part that is in memory already."""
 
-    def read(at: Tensor | None) -> Images:
-        return _resized(images if at is None else images[at], size, name)
+    def read(at: Tensor | None) -> Any:
+        part = images if at is None else images[at]
+        return part if size is None else _resized(part, size, name)
 
     return _Part(name, len(images), read)
 
 
-def _resized(images: Images, size: int | None, name: str) -> Images:
+def _resized(images: Images, size: int, name: str) -> Images:
     from PIL import Image
 
     channels, *sides = images.shape
-    if size is None or sides == [size, size]:
+    if sides == [size, size]:
         return images
     need = len(images) * channels * size**2
     _require_room(need, f"{len(images)} images of {name}")

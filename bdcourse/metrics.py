@@ -32,7 +32,8 @@ class Scores:
 
     Args:
         acc: the headline of the task: the accuracy, where answers are classes.
-        more: what else the task says of clean answers, by name.
+        more: what else the task says of clean answers, and the attack of triggered ones,
+            by name.
 
     Raises:
         ValueError: something is no share, or no number of images.
@@ -224,13 +225,17 @@ def evaluate(
         raise ValueError(f"no test {task.one} counts for this attack; is there only one class?")
     hits: list[Tensor] = []
     kept: list[Tensor] = []
+    others: dict[str, list[Tensor]] = {}
     for i in range(0, len(asked), batch):
         part = asked[i : i + batch]
         said = task.answer(model, _stamped(attack, part), batch)
         hits.append(attack.reached(said, part.y).to(part.y.device))
         kept.append(task.correct(said, part.y))
+        for name, which in attack.also(said, part.y).items():
+            others.setdefault(name, []).append(which)
     return replace(
         scores,
+        more=scores.more | {name: share(torch.cat(which)) for name, which in others.items()},
         asr=share(torch.cat(hits)),
         ra=share(torch.cat(kept)),
         n_triggered=len(asked),

@@ -294,6 +294,8 @@ def pair_by_flow(model: nn.Module, shape: tuple[int, ...] | None = None) -> Pair
             accepts, see :func:`accepted_shape`.
     """
     require.module(model)
+    if not any(isinstance(m, _BatchNorm) for m in model.modules()):
+        return Pairing((), {})
     try:
         with evaluating(model):  # its code may ask in which mode it is
             sources = _sources_by_trace(model)

@@ -239,7 +239,7 @@ class Task:
 
     def correct(self, answers: Answers, y: Tensor) -> Tensor:
         """Which answers are right, bool (n,)."""
-        return answers.to(y.device) == y
+        return agree(answers, y)
 
     def quality(self, answers: Answers, y: Tensor) -> dict[str, float]:
         """How good answers are, by name; the first is the headline, a share in 0..1."""
@@ -324,6 +324,12 @@ class ImageTask(PixelTask):
 
 
 IMAGES = ImageTask()
+
+
+def agree(answers: Tensor, y: Tensor) -> Tensor:
+    """Which answers are y, whole sequences where they are such: bool (n,)."""
+    same = answers.to(y.device) == y
+    return same if same.ndim < 2 else same.flatten(1).all(1)
 
 
 def quantize(x: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from bdcourse.task import agree
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -39,7 +41,11 @@ class Trigger(Protocol):
 
     def reached(self, answers: Tensor, y: Tensor) -> Tensor:
         """Which answers are what the attacker wants, bool (n,)."""
-        return answers.to(y.device) == self.goal(y)
+        return agree(answers, self.goal(y))
+
+    def also(self, answers: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Other outcomes worth telling by name, bool (n,): their shares join `Scores.more`."""
+        return {}
 
     def cross(
         self, x: Tensor, y: Tensor, generator: torch.Generator

@@ -354,7 +354,8 @@ def save(victim: Victim, path: str | os.PathLike, *, half: bool = False) -> Path
             f"{bad} holds numbers that are not finite"
             f"{' at half precision' if half else ''}, so this victim is not saved."
         )
-    blob = to_bytes({k: v.contiguous() for k, v in tensors.items()})
+    # Copies: modules may share a weight, which safetensors would refuse.
+    blob = to_bytes({k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()})
     header = {
         "format": FORMAT,
         "sha256": hashlib.sha256(blob).hexdigest(),
@@ -470,6 +471,9 @@ def _scores(values: dict) -> Scores:
     for name, value in scores.dict().items():
         if name.startswith("n_"):
             require.whole(name, value, 0)
+        elif name == "more":
+            for key, number in value.items():
+                require.number(key, number)
         elif value is not None or name == "acc":
             require.fraction(name, value)
     return scores

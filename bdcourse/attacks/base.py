@@ -19,7 +19,7 @@ from bdcourse import require
 from bdcourse.examples import ROLES, Examples, Poisoned, require_clean
 from bdcourse.hooks import Hook, TrainBatch
 from bdcourse.images import Images
-from bdcourse.task import IMAGES, Task
+from bdcourse.task import IMAGES, Task, agree
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -161,8 +161,8 @@ class Attack:
 
     def __repr__(self) -> str:
         """The class and the settings that are not usual, on one line."""
-        usual = {f.name: f.default for f in fields(self)}
-        plain = {k: v for k, v in self.spec()[0].items() if k != "name" and v != usual[k]}
+        usual = {f.name: f.default for f in fields(self) if f.repr}
+        plain = {k: v for k, v in self.spec()[0].items() if k in usual and v != usual[k]}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
 
     def __eq__(self, other: object) -> bool:
@@ -226,7 +226,7 @@ class Attack:
 
     def counts(self, y: Tensor) -> Tensor:
         """Which test images enter the ASR, bool (n,): those the attack must move."""
-        return self.goal(y) != y
+        return ~agree(self.goal(y), y)
 
     def apply(self, x: Tensor, y: Tensor) -> Tensor:
         """`trigger`, for attacks that need the true targets y to place it."""
@@ -234,7 +234,11 @@ class Attack:
 
     def reached(self, answers: Tensor, y: Tensor) -> Tensor:
         """Which answers are what the attacker wants, bool (n,)."""
-        return answers.to(y.device) == self.goal(y)
+        return agree(answers, self.goal(y))
+
+    def also(self, answers: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Other outcomes worth telling by name, bool (n,): their shares join `Scores.more`."""
+        return {}
 
     def cross(
         self, x: Tensor, y: Tensor, generator: torch.Generator

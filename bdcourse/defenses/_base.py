@@ -26,7 +26,7 @@ from bdcourse.models import not_finite
 from bdcourse.seeds import fresh_seed
 from bdcourse.surgery import require_matching, require_sound, without
 from bdcourse.task import IMAGES
-from bdcourse.train import History, fit
+from bdcourse.train import OPTIMIZERS, History, fit
 
 Setting = TypeVar("Setting")
 
@@ -327,8 +327,8 @@ class Tuning:
     """How a defense fine-tunes: settings of `train.fit`, looked at before any work.
 
     Args:
-        epochs, lr, batch, augment, momentum, weight_decay, warmup, frozen_norms,
-            each_epoch, verbose: see `train.fit`.
+        epochs, lr, batch, optimizer, augment, momentum, weight_decay, warmup,
+            frozen_norms, each_epoch, verbose: see `train.fit`.
 
     Raises:
         ValueError: `train.fit` could not train with them.
@@ -337,6 +337,7 @@ class Tuning:
     epochs: float
     lr: float
     batch: int = 32
+    optimizer: str = "sgd"
     augment: Augmentation | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -349,6 +350,7 @@ class Tuning:
         require_positive(epochs=require.number("epochs", self.epochs))
         require_positive(lr=require.number("lr", self.lr))
         require.whole("batch", self.batch, 2)
+        require.choice("optimizer", self.optimizer, OPTIMIZERS)
         require.number("momentum", self.momentum, 0, 1)
         require_at_least(0, weight_decay=require.number("weight_decay", self.weight_decay))
         require.number("warmup", self.warmup, 0, 1)
@@ -360,7 +362,7 @@ class Tuning:
     def of(cls, given: Mapping[str, Any], **own) -> Tuning:
         """Those of a defense's arguments, by name; `own` stands for what it sets itself."""
         given = {**given, **own}
-        return cls(**{f.name: given[f.name] for f in fields(cls)})
+        return cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
 
     def __call__(
         self,

@@ -65,7 +65,7 @@ from bdcourse.likelihoods import Likelihood, require_likelihood
 from bdcourse.models import evaluating, guarded, not_finite
 from bdcourse.seeds import random_normal, random_signs
 from bdcourse.task import task_of
-from bdcourse.train import Augment
+from bdcourse.train import OPTIMIZERS, Augment
 
 STEPS = 600  # of all arms, unless told otherwise
 
@@ -101,14 +101,15 @@ class SingularValues(nn.Module):
 
 
 def fip_matrices(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
-    """(module, name of the parameter) -> weight, of all convolutions and linear maps.
+    """(module, name of the parameter) -> weight, of all convolutions, linear maps and
+    tables of an embedding.
 
-    Each has one row an output. The three projections of an attention layer, which torch
-    keeps in one tensor, count as one.
+    Each has one row an output, a table one a word. The three projections of an attention
+    layer, which torch keeps in one tensor, count as one.
     """
     found: dict[tuple[nn.Module, str], Tensor] = {}
     for m in model.modules():
-        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding)):
             found[m, "weight"] = m.weight
         elif isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None:
             found[m, "in_proj_weight"] = m.in_proj_weight
@@ -119,13 +120,18 @@ def fip_matrices(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
 def fip_factorize(model: nn.Module) -> None:
     """Put every weight matrix of `model`, in place, under its singular values.
 
-    Weights of one shape are decomposed in one batch, in float32 or better.
+    Weights of one shape are decomposed in one batch, in float32 or better. A weight that
+    several modules hold gets one d, which they all hold.
 
     Raises:
         ValueError: a weight is parametrized already.
     """
     shapes: dict[tuple[int, ...], list] = {}
+    seen: set[Tensor] = set()
     for where, w in fip_matrices(model).items():
+        if w in seen:
+            continue
+        seen.add(w)
         if parametrize.is_parametrized(*where):
             raise ValueError(
                 "a weight of the model is parametrized already; make it plain with "
@@ -138,7 +144,18 @@ def fip_factorize(model: nn.Module) -> None:
         u, s, vh = (t.to(stack) for t in torch.linalg.svd(wide, full_matrices=False))
         for i, ((module, name), w) in enumerate(group):
             law = SingularValues(u[i].clone(), s[i].clone(), vh[i].clone(), w.shape)
+            others = [at for at in _holders(model, w) if at != (module, name)]
             parametrize.register_parametrization(module, name, law)
+            change = module.parametrizations[name].original  # w itself, now of shape (r,)
+            for other, own in others:
+                other._parameters[own] = nn.Parameter(torch.empty_like(law(change)))
+                parametrize.register_parametrization(other, own, law)
+                other.parametrizations[own].original = change
+
+
+def _holders(model: nn.Module, w: Tensor) -> list[tuple[nn.Module, str]]:
+    """Every (module, name) that this very parameter has."""
+    return [(m, n) for m in model.modules() for n, p in m._parameters.items() if p is w]
 
 
 def fold(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
@@ -148,15 +165,17 @@ def fold(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         name of the weight -> (received singular values, their change), each (r,).
     """
     found = {}
+    made: dict[Tensor, nn.Parameter] = {}  # d -> weight: what was shared is shared again
     for prefix, m in list(model.named_modules()):
         laws, plain = dict(getattr(m, "parametrizations", {})), {}
         if not laws or not all(isinstance(law[0], SingularValues) for law in laws.values()):
             continue
         for name, law in laws.items():
-            change = law.original.detach().clone()
-            found[f"{prefix}.{name}".strip(".")] = law[0].values, change
-            weight = getattr(m, name).detach()
-            plain[name] = nn.Parameter(weight, law.original.requires_grad)
+            d = law.original
+            if d not in made:
+                found[f"{prefix}.{name}".strip(".")] = law[0].values, d.detach().clone()
+                made[d] = nn.Parameter(getattr(m, name).detach(), d.requires_grad)
+            plain[name] = made[d]
         # Not remove_parametrizations: it alters a class that copies of m share, and
         # puts the weight behind the bias.
         m.__class__ = parametrize.type_before_parametrizations(m)
@@ -182,6 +201,7 @@ class FipDescent:
 
     Args:
         eta_f, eta_r, every, fisher, product, norms, draw, lengths: see :func:`fip`.
+        cap: see :func:`fip`.
         old: the received weights, in the order of the model's trainable parameters.
         diagonal: F0 of each of them; both are needed only where eta_r is not 0.
     """
@@ -198,6 +218,7 @@ class FipDescent:
     diagonal: Sequence[Tensor] = ()
     draw: str = "labels"
     lengths: Mapping[int, float] | None = None
+    cap: float | None = None
 
     def __repr__(self) -> str:
         terms = f"eta_f {self.eta_f:g}, eta_r {self.eta_r:g}, every {self.every}"
@@ -256,6 +277,9 @@ class FipDescent:
             pushes = [self.elsewhere(h) for h in pushes]
         if self.lengths is not None:  # a push of length 0 has no direction and stays
             scale = self.lengths[step] / squared_norm(pushes).sqrt().clamp(min=1e-12)
+            pushes = [h * scale for h in pushes]
+        elif self.cap is not None:
+            scale = (self.cap / squared_norm(pushes).sqrt().clamp(min=1e-12)).clamp(max=1)
             pushes = [h * scale for h in pushes]
         for w, h in zip(weights, pushes, strict=True):
             assert w.grad is not None  # it is the likelihood's
@@ -497,6 +521,7 @@ def fip_descend(
     steps: int = STEPS,
     lr: float = 0.01,
     momentum: float = 0.9,
+    optimizer: str = "sgd",
     batch: int = 32,
     norms: Literal["batch", "frozen", "mixed"] = "batch",
     augment: Augment | None = None,
@@ -512,8 +537,9 @@ def fip_descend(
         model: changed in place.
         clean: images, or any pair of inputs x and targets y. Every step draws a batch
             without repeats.
-        steps, lr, momentum: of SGD at a constant rate, without weight decay. Dropout is
-            off: the passes of one step must be the same function.
+        steps, lr, momentum: of the optimizer at a constant rate, without weight decay.
+            Dropout is off: the passes of one step must be the same function.
+        optimizer: "sgd", or "adamw", whose first beta `momentum` is.
         batch: examples a step, or all where there are fewer.
         norms: what BatchNorm does. "batch": normalizes by the batch and goes on with
             its running statistics, as in training. "frozen": keeps them and normalizes
@@ -549,6 +575,7 @@ def fip_descend(
             f"{tuple(clean.x.shape)}; leave it out."
         )
     require_positive(lr=require.number("lr", lr))
+    require.choice("optimizer", optimizer, OPTIMIZERS)
     for name, count in (("steps", steps), ("batch", batch), ("watch_every", watch_every)):
         require.whole(name, count, 1)
     require_ways(
@@ -563,7 +590,9 @@ def fip_descend(
     generator = require.generator(generator)
     keep = Checkpoint(checkpoint, about or own)
     batch = min(batch, n)
-    opt = torch.optim.SGD(weights, lr, momentum)
+    opt: torch.optim.Optimizer = torch.optim.SGD(weights, lr, momentum)
+    if optimizer == "adamw":
+        opt = torch.optim.AdamW(weights, lr, (momentum, 0.999), weight_decay=0.0)
     # An attention layer has a dropout of its own.
     still: tuple[type[nn.Module], ...] = (_DropoutNd, nn.MultiheadAttention)
     still += (_BatchNorm,) if norms == "frozen" else ()
@@ -636,12 +665,14 @@ def fip(
     norms: Literal["batch", "frozen", "mixed"] = "batch",
     draw: Literal["labels", "gaussian"] = "labels",
     lengths: Mapping[int, float] | None = None,
+    cap: float | None = None,
     likelihood: Likelihood | None = None,
     fast: bool = False,
     affine: bool = True,
     steps: int = STEPS,
     lr: float = 0.01,
     momentum: float = 0.9,
+    optimizer: str = "sgd",
     batch: int = 32,
     augment: Augment | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
@@ -676,8 +707,11 @@ def fip(
             as that run was. Where both are fast, lengths over d.
         likelihood: of the targets under the outputs; None is that of the data's task.
         fast, affine: see :func:`fast_fip`.
-        steps, lr, momentum, batch, augment, watch, watch_every, generator, checkpoint: see
-            :func:`fip_descend`.
+        cap: longest push, over all weights together: longer ones are cut to it. A network
+            that is sure of itself gets its trace from rare labels, each with a push that
+            may undo all steps before; None lets them be.
+        steps, lr, momentum, optimizer, batch, augment, watch, watch_every, generator,
+            checkpoint: see :func:`fip_descend`.
 
     Returns:
         log, as [step, value] pairs: `loss` (NLL in nats) and `trace` of the batch,
@@ -729,6 +763,10 @@ def fip(
                 f"lengths must have the length of every push, but has none for step "
                 f"{min(gone)}; take dict(p.log['push']) of a run of as many steps."
             )
+    if cap is not None:
+        require_positive(cap=require.number("cap", cap))
+        if lengths is not None:
+            raise ValueError("cap and lengths both set how long a push is; leave one out.")
     require_fit(model, clean, likelihood)
     generator = beside(require.generator(generator), clean.x.device)
     model = copied(model)
@@ -767,6 +805,7 @@ def fip(
         diagonal,
         draw,
         lengths,
+        cap,
     )
     ready = time.perf_counter() - start
     p = fip_descend(
@@ -776,6 +815,7 @@ def fip(
         steps=steps,
         lr=lr,
         momentum=momentum,
+        optimizer=optimizer,
         batch=batch,
         norms=norms,
         augment=augment,
@@ -805,11 +845,13 @@ def fast_fip(
     norms: Literal["batch", "frozen", "mixed"] = "batch",
     draw: Literal["labels", "gaussian"] = "labels",
     lengths: Mapping[int, float] | None = None,
+    cap: float | None = None,
     likelihood: Likelihood | None = None,
     affine: bool = True,
     steps: int = STEPS,
     lr: float = 0.05,
     momentum: float = 0.9,
+    optimizer: str = "sgd",
     batch: int = 32,
     augment: Augment | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
@@ -819,7 +861,9 @@ def fast_fip(
 ) -> Purified:
     """Fast FIP: the same over singular values, which takes longer steps.
 
-    All three terms of the objective are taken over d, and over biases and BatchNorm.
+    All three terms of the objective are taken over d, and over what is no matrix: biases,
+    BatchNorm, LayerNorm. Tables of an embedding are matrices; weights that several layers
+    share stay shared, with one d.
 
     Args:
         clean: images, or any pair of inputs x and targets y.
@@ -827,8 +871,9 @@ def fast_fip(
             say.
         eta_f: ours: the trace over d is several times smaller than that over weights.
         lr: ours; steps along singular values are stable at higher rates.
-        eta_r, every, fisher, product, norms, draw, lengths, likelihood, steps, momentum,
-            batch, augment, watch, watch_every, generator, checkpoint: see :func:`fip`.
+        eta_r, every, fisher, product, norms, draw, lengths, cap, likelihood, steps,
+            momentum, optimizer, batch, augment, watch, watch_every, generator, checkpoint:
+            see :func:`fip`.
 
     Returns, raises:
         as :func:`fip`.
@@ -849,6 +894,7 @@ def fip_released(
     steps: int = STEPS,
     lr: float = 0.01,
     momentum: float = 0.9,
+    optimizer: str = "sgd",
     batch: int = 32,
     norms: Literal["batch", "frozen", "mixed"] = "batch",
     augment: Augment | None = None,
@@ -863,9 +909,10 @@ def fip_released(
         clean: images, or any pair of inputs x and labels y.
         eta_f: the script's default; its authors advise at most 0.005.
         every, probes: the script's.
-        steps, lr, momentum, batch, norms, augment, watch, watch_every, generator,
-            checkpoint: see :func:`fip_descend`. The script takes 2,000 steps at lr 0.005,
-            momentum 0.95 and batch 128 (500 images of CIFAR-10, crops and flips).
+        steps, lr, momentum, optimizer, batch, norms, augment, watch, watch_every,
+            generator, checkpoint: see :func:`fip_descend`. The script takes 2,000 steps of
+            SGD at lr 0.005, momentum 0.95 and batch 128 (500 images of CIFAR-10, crops and
+            flips).
 
     Returns:
         log, as [step, value] pairs: `loss` (NLL in nats) and `trace`, what the script takes
@@ -890,6 +937,7 @@ def fip_released(
         steps=steps,
         lr=lr,
         momentum=momentum,
+        optimizer=optimizer,
         batch=batch,
         norms=norms,
         augment=augment,

@@ -40,6 +40,7 @@ def ft_sam(
     epochs: float = 20,
     lr: float = 0.05,
     batch: int = 32,
+    optimizer: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
@@ -60,8 +61,8 @@ def ft_sam(
         smoothing: of the labels, 0..1; 0.1 is BackdoorBench's configuration. With rho
             and smoothing 0 this is plain fine-tuning.
         epochs, batch, lr: ours, for 240 images; BackdoorBench takes 100 epochs at 0.01.
-        momentum, weight_decay, warmup, frozen_norms, augment, verbose, generator: see
-            `train.fit`.
+        optimizer, momentum, weight_decay, warmup, frozen_norms, augment, verbose,
+            generator: see `train.fit`.
         checkpoint: file that stands while this runs, with a second one (name plus
             ".fit") that is renewed after each epoch, and both are gone at the end. The
             same call, started again after a stop, ends where it would have ended.

@@ -10,10 +10,10 @@ what reads files of another kind than images.
 from __future__ import annotations
 
 from bdcourse import attacks, data, models
-from bdcourse.tasks import points, video
+from bdcourse.tasks import pairs, points, text, video
 
-for room in (video, points):
+for room in (video, points, text):
     data.DRAWINGS.update(room.DRAWINGS)
     models.ELSEWHERE.update(room.NETWORKS)
     attacks.ELSEWHERE.update({cls.__name__: cls for cls in room.ATTACKS})
-data.READERS.append(points.read)
+data.READERS += [points.read, pairs.read]

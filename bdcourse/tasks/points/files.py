@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 
 from bdcourse import require
-from bdcourse.data import OPPOSITE, SUFFIXES, class_names, progress, stored_names
+from bdcourse.data import OPPOSITE, SUFFIXES, Found, class_names, progress, stored_names
 from bdcourse.tasks.points.clouds import Clouds, on_grid
 from bdcourse.tasks.points.solids import POINTS, on_surface
 
 MOST_BYTES = 200 * 2**20  # of one file
 
 
-def read(
-    path: Path, size: int | None = None, classes: Sequence[str] | None = None
-) -> dict[str, Clouds] | None:
+def read(path: Path, size: int | None = None, classes: Sequence[str] | None = None) -> Found | None:
     """The clouds at a path by split, "" for all where there is no test part, or None where
     there are none: no .npz of arrays (n, p, 3), no class folders with :data:`READERS`.
 
@@ -42,10 +40,12 @@ def read(
         ValueError, RuntimeError: what is there cannot be read as clouds.
     """
     if path.is_dir():
-        return _folder(path, size, classes)
-    if path.is_file() and path.suffix.lower() == ".npz" and _holds_clouds(path):
-        return _npz(path, size)
-    return None
+        found = _folder(path, size, classes)
+    elif path.is_file() and path.suffix.lower() == ".npz" and _holds_clouds(path):
+        found = _npz(path, size)
+    else:
+        found = None
+    return None if found is None else Found(found)
 
 
 # -------------------------------------------------------------------- an .npz
