@@ -37,7 +37,10 @@ from bdcourse.files import whole_file
 from bdcourse.images import Images
 from bdcourse.task import quantize
 
-BUILT_IN = ("signs", "signs-hard", "cifar10", "cifar100", "gtsrb", "clips", "clips-hard")
+BUILT_IN = (
+    *("signs", "signs-hard", "cifar10", "cifar100", "gtsrb"),
+    *("clips", "clips-hard", "streets", "streets-hard"),
+)
 __all__ = [
     "Images",
     "decode",
@@ -162,7 +165,7 @@ def splits(
     if chosen is not None:
         train, own, held = chosen[train], chosen[own], chosen[held]
     parts = Splits(first.read(train), first.read(own), first.read(held), second.read(examined))
-    if bool((parts.test.y.diff() >= 0).all()):
+    if parts.test.y.ndim == 1 and bool((parts.test.y.diff() >= 0).all()):
         g = torch.Generator().manual_seed(0)
         order = torch.randperm(len(parts.test), generator=g)
         parts = parts._replace(test=parts.test[order])
@@ -225,7 +228,7 @@ def load(
 
 def missing_classes(images: Images) -> tuple[str, ...]:
     """The classes of which a set holds no image."""
-    there = set(require_clean(images, "images", least=0).y.tolist())
+    there = set(require_clean(images, "images", least=0).task.labels(images.y).tolist())
     return tuple(c for i, c in enumerate(images.classes) if i not in there)
 
 

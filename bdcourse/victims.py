@@ -460,7 +460,9 @@ def _rows(poisoned: Tensor) -> Tensor:
 
 def _scores(values: dict) -> Scores:
     scores = Scores(**values)
-    for name, value in scores.dict().items():
+    for name, value in (scores.dict() | scores.more).items():
+        if name == "more":
+            continue
         if name.startswith("n_"):
             require.whole(name, value, 0)
         elif value is not None or name == "acc":

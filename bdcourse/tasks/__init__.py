@@ -9,9 +9,9 @@ entered here: data that is loaded, networks and attacks of victims that are read
 from __future__ import annotations
 
 from bdcourse import attacks, data, models
-from bdcourse.tasks import video
+from bdcourse.tasks import detection, video
 
-for room in (video,):
+for room in (video, detection):
     data.DRAWINGS.update(room.DRAWINGS)
     models.ELSEWHERE.update(room.NETWORKS)
     attacks.ELSEWHERE.update({cls.__name__: cls for cls in room.ATTACKS})
