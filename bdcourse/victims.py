@@ -460,11 +460,12 @@ def _rows(poisoned: Tensor) -> Tensor:
 
 def _scores(values: dict) -> Scores:
     scores = Scores(**values)
-    for name, value in (scores.dict() | scores.more).items():
-        if name == "more":
-            continue
+    for name, value in scores.dict().items():
         if name.startswith("n_"):
             require.whole(name, value, 0)
+        elif name == "more":
+            for key, number in value.items():
+                require.number(key, number)
         elif value is not None or name == "acc":
             require.fraction(name, value)
     return scores

@@ -112,7 +112,7 @@ def _inside(box: _Box, h: int, w: int) -> list[float]:
     if min(x1, y1) < -SLACK or x2 > w + SLACK or y2 > h + SLACK:
         raise ValueError(
             f"{box.where} has a box {box.corners} outside of its picture of {w}x{h} pixels; "
-            "are these pixels of another size?"
+            "give the edges in its own pixels."
         )
     cut = (min(max(x1, 0), w) / w, min(max(y1, 0), h) / h, min(x2, w) / w, min(y2, h) / h)
     if not (cut[0] < cut[2] and cut[1] < cut[3]):
