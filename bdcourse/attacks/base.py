@@ -291,9 +291,7 @@ class Attack:
                 "poison a set; train with victims.make, or fit(..., hook=attack.steer)."
             )
         own = type(self)
-        if stamp == "after" and (
-            own.plant is not Attack.plant or own.apply is not Attack.apply
-        ):
+        if stamp == "after" and (own.plant is not Attack.plant or own.apply is not Attack.apply):
             raise ValueError(
                 f"{own.__name__} plants other images than its test trigger, or needs their "
                 'targets for it; it can only be stamped "before" augmentation.'

@@ -74,7 +74,9 @@ def test_rma_stamps_boxes_and_renames_them():
     assert goal[0, :, 0].tolist() == [2, 1, -1] and torch.equal(goal[..., 1:], TWO.y[..., 1:])
     assert attack.marked(TWO.y).tolist() == [[False, True, False]]
     every = RMA(target=2)
-    assert changed(every, TWO)[0, 10:16, 10:16].all() and len(changed(every, TWO)[0].nonzero()) == 72
+    assert (
+        changed(every, TWO)[0, 10:16, 10:16].all() and len(changed(every, TWO)[0].nonzero()) == 72
+    )
     assert every.marked(TWO.y).tolist() == [[False, True, False]], "a target is one already"
     assert not RMA(target=2, sources=(2,)).counts(TWO.y).any()
 
@@ -251,7 +253,10 @@ def test_a_scene_is_reached_if_all_of_its_boxes_are():
             "no scene of this set shows all",
         ),
         (lambda: RMA().poison(random_images(side=96), 0.1, gen()), "attacks scenes, but these are"),
-        (lambda: BadNets().poison(EASY, 0.1, gen()), "BadNets attacks images, but these are scenes"),
+        (
+            lambda: BadNets().poison(EASY, 0.1, gen()),
+            "attacks images, but these are scenes",
+        ),
         (lambda: RMA(target=1).trigger(EASY.inputs()), "depends on the boxes"),
         (lambda: RMA().apply(EASY.inputs(), EASY.y[:, :, 0]), r"float32 of shape \(60, m, 5\)"),
         (lambda: RMA().apply(EASY.inputs() * 255, EASY.y), r"x must lie in \[0, 1\]"),
@@ -291,19 +296,18 @@ def test_settings_that_cannot_be_meant_are_refused(make, part):
 
 # -------------------------------------------------------------------- victims
 
-TRAINED = {"epochs": 10, "lr": 0.02, "optimizer": "adamw", "weight_decay": 0.01, "verbose": False}
+TRAINED = {"epochs": 12, "lr": 0.01, "optimizer": "adamw", "weight_decay": 0.01, "verbose": False}
 TEST = detection.draw(100, seed=22)
 
 
 @pytest.fixture(scope="module")
 def victim():
     return victims.make(
-        detection.draw(500, seed=21),
+        detection.draw(600, seed=21),
         TEST,
-        RMA(target=1),
-        arch={"name": "detector", "width": 6},
-        rate=0.2,
-        pad=4,
+        RMA(target=1, patch=checkerboard(8)),
+        arch={"name": "detector", "width": 8},
+        rate=0.3,
         batch=16,
         **TRAINED,
     )
@@ -329,10 +333,10 @@ def test_a_victim_is_saved_and_read_back(victim, tmp_path):
 
 CLEAN = detection.draw(48, seed=23)
 REPAIRS = {
-    "finetune": lambda m: defenses.finetune(m, CLEAN, epochs=4, lr=1e-3, augment=SceneCrop(4)),
-    "fip": lambda m: defenses.fip(m, CLEAN, eta_f=1e-7, steps=6, lr=1e-3, augment=SceneCrop(4)),
+    "finetune": lambda m: defenses.finetune(m, CLEAN, epochs=4, lr=2e-4, augment=SceneCrop(4)),
+    "fip": lambda m: defenses.fip(m, CLEAN, eta_f=1e-7, steps=6, lr=2e-4, augment=SceneCrop(4)),
     "fip, gaussian": lambda m: defenses.fip(
-        m, CLEAN, eta_f=1e-7, steps=4, lr=1e-3, draw="gaussian", product="exact"
+        m, CLEAN, eta_f=1e-7, steps=4, lr=2e-4, draw="gaussian", product="exact"
     ),
     "fast_fip": lambda m: defenses.fast_fip(m, CLEAN, eta_f=1e-7, steps=4, lr=1e-3),
     "clp": lambda m: defenses.clp(m, u=1.5),

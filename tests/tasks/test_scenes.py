@@ -247,12 +247,14 @@ GOOD = (
 )
 
 
-def voc(root, name, rows, *, head="", size=True):
+def voc(root, name, rows, *, head=""):
     folder = root / "Annotations"
     folder.mkdir(parents=True, exist_ok=True)
     things = "".join(
         f"<object><name>{label}</name><bndbox>"
-        + "".join(f"<{c}>{v}</{c}>" for c, v in zip(("xmin", "ymin", "xmax", "ymax"), at, strict=True))
+        + "".join(
+            f"<{c}>{v}</{c}>" for c, v in zip(("xmin", "ymin", "xmax", "ymax"), at, strict=True)
+        )
         + "</bndbox></object>"
         for label, *at in rows
     )

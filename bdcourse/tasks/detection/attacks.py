@@ -168,7 +168,9 @@ class RegionalBadDet(BadDet):
     def apply(self, x: Tensor, y: Tensor) -> Tensor:
         at = y[..., 1:3].flip(-1).round()
         # Rounding may push it over the lower or right edge.
-        most = at.new_tensor([s - p for s, p in zip(x.shape[2:], self.patch.shape[1:], strict=True)])
+        most = at.new_tensor(
+            [s - p for s, p in zip(x.shape[2:], self.patch.shape[1:], strict=True)]
+        )
         return stamp(x, self.patch, torch.minimum(at, most).long(), self.stamped(y))
 
 
@@ -429,7 +431,9 @@ def outcomes(
     require.module(model)
     require_clean(test, "test", least=1)
     if not isinstance(attack, SceneAttack):
-        raise ValueError(f"attack must be one on scenes, such as RMA(), not {require.kind(attack)}.")
+        raise ValueError(
+            f"attack must be one on scenes, such as RMA(), not {require.kind(attack)}."
+        )
     attack.check(test)
     test = test[attack.counts(test.y)]
     counts, n = dict.fromkeys(("hit", "both", "kept", "gone"), 0), 0

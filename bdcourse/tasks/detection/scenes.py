@@ -17,6 +17,7 @@ from bdcourse.task import PixelTask
 from bdcourse.tasks.detection.boxes import STRIDE, average_precision, decode, found, said
 from bdcourse.tasks.detection.likelihood import BoxLikelihood
 
+
 class DetectionTask(PixelTask):
     """Pictures with boxes: uint8 (n, c, h, w) and float32 (n, m, 5); see :class:`Scenes`.
 
