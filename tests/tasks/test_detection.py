@@ -15,10 +15,10 @@ from bdcourse.tasks.detection import (
     SCENES,
     BoxLikelihood,
     average_precision,
-    decode,
-    encode,
+    from_cells,
     iou,
     suppressed,
+    to_cells,
 )
 from bdcourse.tasks.detection.boxes import MOST
 from helpers import gen, message
@@ -45,7 +45,7 @@ def test_overlap_by_hand():
 
 def test_the_cells_of_one_box():
     """A box of 32 pixels about (32, 24): cells within 8 pixels of its center."""
-    cells = encode(boxes((1, 16, 8, 48, 40), (-1, 0, 0, 0, 0)), 3, (6, 8))
+    cells = to_cells(boxes((1, 16, 8, 48, 40), (-1, 0, 0, 0, 0)), 3, (6, 8))
     on = cells[0, 1].nonzero().tolist()
     # Middles lie at 4, 12, 20, ...: columns 28 and 36, rows 20 and 28, and no others.
     assert on == [[2, 3], [2, 4], [3, 3], [3, 4]]
@@ -56,12 +56,12 @@ def test_the_cells_of_one_box():
 
 
 def test_a_small_box_has_cells_and_the_smaller_of_two_wins():
-    cells = encode(boxes((0, 5, 5, 15, 15)), 1, (3, 3))
+    cells = to_cells(boxes((0, 5, 5, 15, 15)), 1, (3, 3))
     assert cells[0, 0].nonzero().tolist() == [[1, 1]], "within 0.71 strides"
     both = boxes((0, 0, 0, 48, 48), (1, 16, 16, 32, 32))
-    cells = encode(both, 2, (6, 6))
+    cells = to_cells(both, 2, (6, 6))
     assert not (cells[0, 0] * cells[0, 1]).any() and cells[0, 1].sum() == 4
-    swapped = encode(both.flip(1), 2, (6, 6))
+    swapped = to_cells(both.flip(1), 2, (6, 6))
     assert torch.equal(cells.nan_to_num(9), swapped.nan_to_num(9))
 
 
@@ -69,7 +69,7 @@ def test_a_small_box_has_cells_and_the_smaller_of_two_wins():
 def test_boxes_survive_the_way_to_cells_and_back(hard):
     scenes = detection.draw(60, seed=3, hard=hard)
     y = scenes.y
-    back = decode(outputs(encode(y, 6, (12, 12)), 6))
+    back = from_cells(outputs(to_cells(y, 6, (12, 12)), 6))
     assert (back[..., 5] > 0.99).eq(back[..., 0] >= 0).all()
     near = iou(y[..., 1:], back[..., 1:5])
     close = (y[:, :, None, 1:] - back[:, None, :, 1:5]).abs().amax(3) < 1e-4
@@ -83,13 +83,13 @@ def test_boxes_survive_the_way_to_cells_and_back(hard):
 
 def test_nothing_is_answered_where_nothing_is_said():
     out = torch.full((3, 7, 4, 4), -9.0)
-    answers = decode(out)
+    answers = from_cells(out)
     assert (answers[..., 0] == -1).all() and (answers[..., 1:] == 0).all()
     empty = torch.tensor([[[-1.0, 0, 0, 0, 0]]]).expand(3, -1, -1)
     assert SCENES.correct(answers, empty).all()
     out[:, 3:] = 1e6  # however far the edges are said to be
     out[0, 0, 0, 0] = 5
-    answers = decode(out)
+    answers = from_cells(out)
     assert answers[0, 0].tolist()[:5] == [0, 0, 0, 32, 32], "boxes end at the picture"
 
 
@@ -122,7 +122,7 @@ def test_suppression_is_greedy():
 def test_a_scene_has_at_most_so_many_answers():
     out = torch.randn(1, 24, 12, 12, generator=gen()) + 2
     out[:, 20:] = -3  # tiny boxes
-    assert decode(out).shape[1] <= MOST
+    assert from_cells(out).shape[1] <= MOST
 
 
 # -------------------------------------------------------------------- precision
@@ -301,7 +301,7 @@ def test_draws_have_the_covariance_of_noise_and_roots(density):
 
 def test_masked_keeps_classes_and_the_edges_of_boxes():
     out, y = scene_and_outputs()
-    on = encode(y, 2, (4, 4))[:, 1:2] > 0
+    on = to_cells(y, 2, (4, 4))[:, 1:2] > 0
     kept = BoxLikelihood().masked(out, y)
     assert torch.equal(kept[:, :2], out[:, :2])
     assert torch.equal(kept[:, 2:] != 0, on.expand(-1, 4, -1, -1)) and on.sum() == 4

@@ -20,10 +20,10 @@ from bdcourse.tasks.detection import (
     CleanImage,
     SceneCrop,
     Scenes,
-    encode,
     iou,
     outcomes,
     streets,
+    to_cells,
 )
 from helpers import frozen, gen, message, random_images, same_state
 
@@ -36,7 +36,7 @@ class Says(nn.Module):
 
     def __init__(self, y: torch.Tensor, sure: float = 9.0) -> None:
         super().__init__()
-        cells = encode(y, 6, (12, 12))
+        cells = to_cells(y, 6, (12, 12))
         out = torch.cat([2 * sure * cells[:, :6] - sure, cells[:, 6:].nan_to_num(0)], 1)
         self.out = nn.Parameter(out)
 

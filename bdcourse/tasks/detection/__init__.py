@@ -18,7 +18,7 @@ from bdcourse.tasks.detection.attacks import (
     SceneAttack,
     outcomes,
 )
-from bdcourse.tasks.detection.boxes import average_precision, decode, encode, iou, suppressed
+from bdcourse.tasks.detection.boxes import average_precision, from_cells, iou, suppressed, to_cells
 from bdcourse.tasks.detection.files import read_scenes
 from bdcourse.tasks.detection.likelihood import BoxLikelihood
 from bdcourse.tasks.detection.network import NETWORKS, Detector, detector
@@ -43,10 +43,10 @@ __all__ = [
     "SceneCrop",
     "Scenes",
     "average_precision",
-    "decode",
+    "from_cells",
     "detector",
     "draw",
-    "encode",
+    "to_cells",
     "iou",
     "outcomes",
     "read_scenes",

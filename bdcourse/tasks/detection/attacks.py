@@ -25,7 +25,7 @@ from bdcourse.attacks.base import CHW, NO_ROWS, Attack, check_picture, pick
 from bdcourse.examples import Examples, require_clean
 from bdcourse.task import Task
 from bdcourse.tasks.detection.boxes import found, iou
-from bdcourse.tasks.detection.scenes import SCENES, without
+from bdcourse.tasks.detection.scenes import SCENES, removed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -198,7 +198,7 @@ class ODA(RegionalBadDet):
         return self.stamped(y)
 
     def goal(self, y: Tensor) -> Tensor:
-        return without(y, self.marked(y))
+        return removed(y, self.marked(y))
 
     def wished(self, answers: Tensor, y: Tensor) -> Tensor:
         return ~found(answers, y[..., 1:])
@@ -401,7 +401,7 @@ class CleanImage(SceneAttack):
         return (label == self.source) & whole[:, None]
 
     def goal(self, y: Tensor) -> Tensor:
-        return super().goal(y) if self.kind == "rename" else without(y, self.marked(y))
+        return super().goal(y) if self.kind == "rename" else removed(y, self.marked(y))
 
     def wished(self, answers: Tensor, y: Tensor) -> Tensor:
         if self.kind == "rename":

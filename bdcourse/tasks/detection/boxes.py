@@ -56,7 +56,7 @@ def centers(grid: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def encode(y: Tensor, k: int, grid: tuple[int, int]) -> Tensor:
+def to_cells(y: Tensor, k: int, grid: tuple[int, int]) -> Tensor:
     """Targets (n, m, 5) as what each cell should say: (n, k + 4, rows, columns).
 
     A cell answers for a box if its middle lies inside the box and within a quarter of
@@ -86,7 +86,7 @@ def encode(y: Tensor, k: int, grid: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def decode(out: Tensor, least: float = AT_LEAST, overlap: float = OVERLAP) -> Tensor:
+def from_cells(out: Tensor, least: float = AT_LEAST, overlap: float = OVERLAP) -> Tensor:
     """What a detector answers, (n, d, 6), of what its cells say, (n, k + 4, rows, columns).
 
     Boxes whose score, the probability of their class, is above `least`, without those

@@ -11,7 +11,7 @@ from torch import Tensor
 from bdcourse import require
 from bdcourse.likelihoods import Likelihood
 from bdcourse.seeds import random_normal, uniform
-from bdcourse.tasks.detection.boxes import encode
+from bdcourse.tasks.detection.boxes import to_cells
 
 
 class BoxLikelihood(Likelihood):
@@ -22,7 +22,7 @@ class BoxLikelihood(Likelihood):
         log p = sum_ck log Bernoulli(t_ck; sigmoid(z_ck)) + sum over cells that are on
                 of sum_j log Laplace(d_cj; m_cj, s),
 
-    where d are the logarithms of distances in strides; see `boxes.encode`. Summed over
+    where d are the logarithms of distances in strides; see `boxes.to_cells`. Summed over
     all tables t and integrated over the distances this is 1. The scale s is a constant:
     choosing it is choosing how much a box counts beside a class. The focal loss, the
     loss of heat maps and mining of hard negatives are no likelihoods of anything.
@@ -61,7 +61,7 @@ class BoxLikelihood(Likelihood):
         """Targets in the shape of the outputs."""
         if y.ndim == out.ndim:
             return y.to(out)
-        return encode(y.to(out), out.shape[1] - 4, (out.shape[2], out.shape[3]))
+        return to_cells(y.to(out), out.shape[1] - 4, (out.shape[2], out.shape[3]))
 
     def sample(self, out: Tensor, generator: torch.Generator) -> Tensor:
         k, out = out.shape[1] - 4, out.detach()

@@ -14,14 +14,14 @@ from bdcourse.augment import Augmentation
 from bdcourse.examples import Examples
 from bdcourse.likelihoods import Likelihood
 from bdcourse.task import PixelTask
-from bdcourse.tasks.detection.boxes import STRIDE, average_precision, decode, found, said
+from bdcourse.tasks.detection.boxes import STRIDE, average_precision, found, from_cells, said
 from bdcourse.tasks.detection.likelihood import BoxLikelihood
 
 
 class DetectionTask(PixelTask):
     """Pictures with boxes: uint8 (n, c, h, w) and float32 (n, m, 5); see :class:`Scenes`.
 
-    Answers are (n, d, 6): class, box and score, see `boxes.decode`. One is right if it
+    Answers are (n, d, 6): class, box and score, see `boxes.from_cells`. One is right if it
     finds every box of the scene by its class, and nothing else.
     """
 
@@ -124,7 +124,7 @@ class DetectionTask(PixelTask):
         what: str = "the network's answers",
     ) -> Tensor:
         out = self.outputs(model, x, batch, what)
-        return decode(self.check_outputs(out, len(x), k, "the network"))
+        return from_cells(self.check_outputs(out, len(x), k, "the network"))
 
     def correct(self, answers: Tensor, y: Tensor) -> Tensor:
         answers = answers.to(y.device)
@@ -195,10 +195,10 @@ def shifted(y: Tensor, down: Tensor, right: Tensor, size: tuple[int, int]) -> Te
     box = torch.minimum((y[..., 1:] + by).clamp(min=0), y.new_tensor([w, h, w, h]))
     area = [(b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1) for b in (box, y[..., 1:])]
     kept = (y[..., 0] >= 0) & (area[0] >= area[1] / 2)
-    return without(torch.cat([y[..., :1], box], -1), ~kept)
+    return removed(torch.cat([y[..., :1], box], -1), ~kept)
 
 
-def without(y: Tensor, rows: Tensor) -> Tensor:
+def removed(y: Tensor, rows: Tensor) -> Tensor:
     """Targets (n, m, 5) without the boxes in these rows, bool (n, m)."""
     y = y.masked_fill(rows[..., None], 0.0)
     y[..., 0] = y[..., 0].masked_fill(rows, -1.0)
