@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -39,7 +39,7 @@ from bdcourse.task import quantize
 
 BUILT_IN = (
     *("signs", "signs-hard", "cifar10", "cifar100", "gtsrb"),
-    *("clips", "clips-hard", "solids", "solids-hard"),
+    *("clips", "clips-hard", "solids", "solids-hard", "streets", "streets-hard"),
     *("sentences", "sentences-hard", "dialogue"),
 )
 __all__ = [
@@ -90,7 +90,7 @@ class Found(NamedTuple):
     """What the reader of another task finds at a path: examples by split, "" for a set
     without a test part, and what there is to say of it."""
 
-    parts: dict[str, Examples]
+    parts: Mapping[str, Examples]
     note: str = ""
 
 
@@ -178,7 +178,7 @@ def splits(
     if chosen is not None:
         train, own, held = chosen[train], chosen[own], chosen[held]
     parts = Splits(first.read(train), first.read(own), first.read(held), second.read(examined))
-    if bool((parts.test.y.diff() >= 0).all()):
+    if parts.test.y.ndim == 1 and bool((parts.test.y.diff() >= 0).all()):
         g = torch.Generator().manual_seed(0)
         order = torch.randperm(len(parts.test), generator=g)
         parts = parts._replace(test=parts.test[order])
@@ -245,7 +245,7 @@ def load(
 
 def missing_classes(images: Images) -> tuple[str, ...]:
     """The classes of which a set holds no image."""
-    there = set(require_clean(images, "images", least=0).y.tolist())
+    there = set(require_clean(images, "images", least=0).task.labels(images.y).tolist())
     return tuple(c for i, c in enumerate(images.classes) if i not in there)
 
 

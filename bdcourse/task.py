@@ -114,6 +114,10 @@ class Task:
         """Refuse what are no targets of n examples: int64 labels (n,), below k if given."""
         return require.labels(y, n, k, name)
 
+    def labels(self, y: Tensor) -> Tensor:
+        """The classes that occur in targets y (n, ...), int64, one an occurrence."""
+        return y
+
     # ------------------------------------------------------------ answers
 
     def check_outputs(
@@ -187,8 +191,20 @@ class Task:
 
     def _said(self, model: nn.Module, x: Tensor) -> Tensor:
         """What a network says of inputs x as float32 logits, at least two to a row."""
+        said = self._run(model, x)
+        rows = isinstance(said, Tensor) and said.ndim == 2 and said.is_floating_point()
+        if not rows or said.shape[1] < 2:
+            raise ValueError(
+                "the network must answer with logits of shape (n, k), one for each of at "
+                f"least two classes, but answers with {require.kind(said)}; wrap it in a "
+                "module whose forward returns those."
+            )
+        return said.float()
+
+    def _run(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What a network says of inputs x, whatever that is."""
         try:
-            said = model(laid_out(model, x))
+            return model(laid_out(model, x))
         except torch.OutOfMemoryError:  # says more than we could
             raise
         except Exception as e:  # anybody's network may raise anything
@@ -198,14 +214,6 @@ class Task:
                 f"the network fails on {self.many} of shape {tuple(x.shape[1:])} with a "
                 f"{type(e).__name__} ({require.reason(e)})."
             ) from e
-        rows = isinstance(said, Tensor) and said.ndim == 2 and said.is_floating_point()
-        if not rows or said.shape[1] < 2:
-            raise ValueError(
-                "the network must answer with logits of shape (n, k), one for each of at "
-                f"least two classes, but answers with {require.kind(said)}; wrap it in a "
-                "module whose forward returns those."
-            )
-        return said.float()
 
     def answer(
         self,

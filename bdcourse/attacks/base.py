@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # What the methods of an attack are handed, in this order.
 HANDED = {
     "trigger": ("x",),
+    "apply": ("x", "y"),
     "plant": ("x", "y", "generator"),
     "cross": ("x", "y", "generator"),
     "rewrite": ("x", "y", "rate", "generator"),
@@ -93,7 +94,7 @@ def _crafting(craft: Callable) -> Callable:
 class Attack:
     """Base of the attacks; a new one needs `trigger` and little else.
 
-    Whoever calls `trigger`, `plant`, `cross`, `rewrite`, `choose`, `goal`, `counts` or
+    Whoever calls `trigger`, `apply`, `plant`, `cross`, `rewrite`, `choose`, `goal`, `counts` or
     `craft` from outside gets a ValueError for pixels that are not floats in [0, 1], for
     images of another shape than the attack's (`check_shape`), for labels that are not
     int64, and the like. A new attack need not look.
@@ -215,7 +216,7 @@ class Attack:
         Args:
             x: pixels in [0, 1], (n, c, h, w); y: their true labels.
         """
-        return self.trigger(x)
+        return self.apply(x, y)
 
     def goal(self, y: Tensor) -> Tensor:
         """The label that the attacker wants for images of true class y, (n,) int64."""
@@ -293,10 +294,11 @@ class Attack:
                 f"{type(self).__name__} changes batches during training, it cannot "
                 "poison a set; train with victims.make, or fit(..., hook=attack.steer)."
             )
-        if stamp == "after" and type(self).plant is not Attack.plant:
+        own = type(self)
+        if stamp == "after" and (own.plant is not Attack.plant or own.apply is not Attack.apply):
             raise ValueError(
-                f"{type(self).__name__} plants other images than its test trigger; it "
-                'can only be stamped "before" augmentation.'
+                f"{own.__name__} plants other images than its test trigger, or needs their "
+                'targets for it; it can only be stamped "before" augmentation.'
             )
         with require.trusted():
             return self._poisoned(images, rate, generator, stamp)

@@ -146,7 +146,8 @@ def fip_factorize(model: nn.Module) -> None:
             law = SingularValues(u[i].clone(), s[i].clone(), vh[i].clone(), w.shape)
             others = [at for at in _holders(model, w) if at != (module, name)]
             parametrize.register_parametrization(module, name, law)
-            change = module.parametrizations[name].original  # w itself, now of shape (r,)
+            laws: Any = module.parametrizations
+            change = laws[name].original  # w itself, now of shape (r,)
             for other, own in others:
                 other._parameters[own] = nn.Parameter(torch.empty_like(law(change)))
                 parametrize.register_parametrization(other, own, law)

@@ -10,9 +10,9 @@ what reads files of another kind than images.
 from __future__ import annotations
 
 from bdcourse import attacks, data, models
-from bdcourse.tasks import pairs, points, text, video
+from bdcourse.tasks import detection, pairs, points, text, video
 
-for room in (video, points, text):
+for room in (video, points, text, detection):
     data.DRAWINGS.update(room.DRAWINGS)
     models.ELSEWHERE.update(room.NETWORKS)
     attacks.ELSEWHERE.update({cls.__name__: cls for cls in room.ATTACKS})
