@@ -97,7 +97,7 @@ book: $(READY)
 # A test file, or a lesson, is one process's from its first line to its last.
 SPREAD = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile \
   --durations 10
-UNITS = $(SPREAD) --no-loadscope-reorder
+UNITS = $(SPREAD) -p no:nbval --no-loadscope-reorder
 
 style: $(READY)
 	$(PY) -m ruff check
@@ -108,7 +108,7 @@ check: style
 	$(UNITS) -m 'not slow and not browser'
 
 test: style
-	$(PY) -m pytest -n 2 --dist load tests/test_memory_format.py
+	$(PY) -m pytest -p no:nbval -n 2 --dist load tests/test_memory_format.py
 	$(UNITS) --ignore tests/test_memory_format.py
 	$(SPREAD) --nbval --nbval-current-env --nbval-cell-timeout 300 notebooks
 	$(PY) tools/check_book.py

@@ -5,12 +5,17 @@ This lies at the root because pytest reads it for `pytest --nbval notebooks/` on
 
 import re
 
-try:
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("nbval"):  # the unit tests go without, for a fast start
+        correct_nbval()
+
+
+def correct_nbval() -> None:
     from nbval.kernel import RunningKernel
     from nbval.plugin import IPyNbCell
-except ImportError:  # the unit tests need no nbval
-    pass
-else:
 
     def execute_cell_input(self, cell_input, allow_stdin=None):
         # nbval runs cells without history. IPython then forgets that a trailing ";"

@@ -143,7 +143,7 @@ class Triggered:
             )
 
 
-def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
+def logits(model: nn.Module, x: Tensor, batch: int = 100) -> Tensor:
     """Eval-mode logits of pixels x: uint8, or float in [0, 1]; (n, c, h, w) -> (n, k).
 
     Raises:
@@ -152,7 +152,7 @@ def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
     return IMAGES.outputs(model, x, batch)
 
 
-def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
+def predict(model: nn.Module, x: Tensor, batch: int = 100) -> Tensor:
     """Predicted labels of pixels x (n,) int64, on the model's device.
 
     Raises:
@@ -166,7 +166,7 @@ def share(hits: Tensor) -> float:
     return int(hits.sum()) / len(hits)
 
 
-def quality(model: nn.Module, examples: Examples, batch: int = 500) -> dict[str, float]:
+def quality(model: nn.Module, examples: Examples, batch: int = 100) -> dict[str, float]:
     """How good the answers to clean examples are, by name; the first is the headline."""
     task = examples.task
     k = len(examples.classes)
@@ -177,7 +177,7 @@ def evaluate(
     model: nn.Module,
     test: Examples,
     attack: Trigger | Triggered | None = None,
-    batch: int = 500,
+    batch: int = 100,
 ) -> Scores:
     """Score a model on clean test examples and, given an attack, on triggered ones.
 

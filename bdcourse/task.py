@@ -163,13 +163,15 @@ class Task:
 
     @torch.no_grad()
     def outputs(
-        self, model: nn.Module, x: Tensor, batch: int = 500, what: str = "the network's answers"
+        self, model: nn.Module, x: Tensor, batch: int = 100, what: str = "the network's answers"
     ) -> Tensor:
         """Eval-mode outputs of stored examples or inputs x, in float32.
 
         The model's train/eval mode is put back afterwards.
 
         Args:
+            batch: so many at once. A CPU's caches hold the maps of no more than 100 images;
+                500 take a quarter longer.
             what: the outputs are called in a refusal.
 
         Raises:
@@ -219,7 +221,7 @@ class Task:
         self,
         model: nn.Module,
         x: Tensor,
-        batch: int = 500,
+        batch: int = 100,
         k: int | None = None,
         what: str = "the network's answers",
     ) -> Answers:

@@ -24,7 +24,7 @@ pytest.importorskip("cryptography")
 
 SMALL = {"width": 4, "epochs": 6}  # fewer leave the twin at chance
 GRID = {"attacks": ["BadNets", "Blended"], "n": 240, "n_test": 300, "clean": 0.1, "scales": [SMALL]}
-DEFENSES = ["none", "clp, u = 3", "fine-tuning", "nad"]
+DEFENSES = ["none", "clp, u = 3", "fine-tuning", "random channels"]
 CELLS = 3 * len(DEFENSES)
 
 

@@ -72,7 +72,7 @@ def test_a_victim_trained_under_sharp_tells_how_sharp_it_became(tmp_path, monkey
     for row in rows:
         (epoch,) = row["training"]
         assert epoch["lambda_max"] == 2.0 and epoch["fisher"] > 0
-    unseen = data.splits("signs", clean=0.1, seed=0, n=240).test[-200:].digest()
+    unseen = data.splits("signs", clean=0.1, seed=0, n=240, n_test=300).test[-200:].digest()
     assert looked == [unseen, unseen]
 
 

@@ -49,6 +49,9 @@ def guarded(check: Callable[[Callable], None]) -> Callable[[object], None]:
     def run(fn: object) -> None:
         answer = _Answer(name, fn)
         try:
+            if isinstance(fn, type) or not callable(fn):
+                what = "a class" if isinstance(fn, type) else kind(fn)
+                raise CheckFailed(f"{name}: must be a function, not {what}.")
             check(answer)
             progress.record(name)
             return
@@ -97,12 +100,9 @@ class _Answer:
         self.raised: BaseException | None = None
 
     def __call__(self, *args):
-        name, fn = self.name, self.fn
-        if isinstance(fn, type) or not callable(fn):
-            what = "a class" if isinstance(fn, type) else kind(fn)
-            raise CheckFailed(f"{name}: must be a function, not {what}.")
+        name = self.name
         try:
-            out = fn(*args)
+            out = self.fn(*args)
         except (Exception, SystemExit) as e:
             self.raised = e
             raise

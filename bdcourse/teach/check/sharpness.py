@@ -212,32 +212,42 @@ class _Bent(nn.Module):
         return self.read(self.norm(self.conv(x)).tanh().flatten(1))
 
 
-def _hessian(
-    model: nn.Module, x: Tensor, y: Tensor, batch: int, wrong: str = "", only: int = 1
-) -> Tensor:
-    """The dense Hessian of the mean loss, or what one slip by name makes of it."""
-    kept = {k: v.clone() for k, v in model.state_dict().items()}
-    model.train(wrong == "mode")
-    w = [v for v in model.parameters() if v.dim() >= only]
-    size = sum(v.numel() for v in w)
-    total = torch.zeros(size, size, dtype=torch.float64)
-    pairs = list(zip(x.split(batch), y.split(batch), strict=True))
-    for a, b in pairs[:1] if wrong == "first" else pairs:
-        share = 1.0 if wrong == "sum" else 1 / len(x)
-        if wrong == "means":
-            share = 1 / len(a) / len(pairs)
-        elif wrong == "added":
-            share = 1 / len(a)
-        elif wrong == "first":
-            share = 1 / len(a)
-        loss = share * F.cross_entropy(model(a), b, reduction="sum")
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def _hessians(model: nn.Module, batches: Batches) -> Tensor:
+    """The dense Hessians of the summed loss of each batch."""
+    w = list(model.parameters())
+    eye = torch.eye(sum(v.numel() for v in w), dtype=torch.float64)
+    found = []
+    for x, y in batches:
+        loss = F.cross_entropy(model(x), y, reduction="sum")
         g = torch.cat([t.flatten() for t in torch.autograd.grad(loss, w, create_graph=True)])
-        eye = torch.eye(size, dtype=g.dtype)
         rows = torch.autograd.grad(g, w, eye, is_grads_batched=True, materialize_grads=True)
-        total = total + torch.cat([r.reshape(size, -1) for r in rows], 1)
+        found.append(torch.cat([r.flatten(1) for r in rows], 1))
+    return torch.stack(found)
+
+
+def _slips(model: nn.Module, batches: Batches, parts: Tensor) -> dict[str, Tensor]:
+    """What slips make of the Hessian of the mean loss.
+
+    Args:
+        parts: the Hessians of the summed loss of each batch in eval mode.
+    """
+    lengths = torch.tensor([len(x) for x, _ in batches])
+    n, means = int(lengths.sum()), parts / lengths[:, None, None]
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    normalized = _hessians(model.train(), batches)
     model.load_state_dict(kept)
-    model.train()
-    return total
+    weights = torch.cat([torch.full((w.numel(),), w.dim() > 1) for w in model.parameters()])
+    return {
+        "mode": normalized.sum(0) / n,
+        "means": means.mean(0),
+        "added": means.sum(0),
+        "sum": parts.sum(0),
+        "first": means[0],
+        "weights": parts.sum(0)[weights][:, weights] / n,
+    }
 
 
 def _largest(matrix: Tensor) -> tuple[float, float]:
@@ -265,12 +275,13 @@ def sharpest(fn: Callable[..., float]) -> None:
         model = _Bent(g)
         x = torch.randn(n, 1, 4, 4, generator=g, dtype=torch.float64)
         y = torch.randint(3, (n,), generator=g)
-        want, ratio = _largest(_hessian(model, x, y, batch))
+        batches = list(zip(x.split(batch), y.split(batch), strict=True))
+        parts = _hessians(model.eval(), batches)
+        want, ratio = _largest(parts.sum(0) / n)
         if want < 0 or not 0.4 < ratio < 0.8:
             continue
         # Slips have to arrive within the steps, too, and somewhere else.
-        slips = {slip: _largest(_hessian(model, x, y, batch, slip)) for slip in BENT}
-        slips["weights"] = _largest(_hessian(model, x, y, batch, only=2))
+        slips = {k: _largest(bent) for k, bent in _slips(model, batches, parts).items()}
         found = {slip: top for slip, (top, _) in slips.items()}
         if max(second for _, second in slips.values()) > 0.95:
             continue
@@ -317,7 +328,7 @@ def sharpest(fn: Callable[..., float]) -> None:
     need(not near(found["weights"]), name, "leaves out biases and BatchNorm's scales.", 4)
     need(not near(-want), name, "has lost the sign.", 4)
     slope = torch.zeros(())
-    for a, b in zip(x.split(batch), y.split(batch), strict=True):
+    for a, b in batches:
         loss = F.cross_entropy(model.eval()(a), b, reduction="sum") / n
         slope = slope + torch.cat(
             [t.flatten() for t in torch.autograd.grad(loss, list(model.parameters()))]
