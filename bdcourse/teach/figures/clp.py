@@ -17,7 +17,13 @@ from bdcourse.report.show import CLEAN, DEFENDED, INK, QUIET, TRIGGERED, Picture
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEGEND = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "handletextpad": 0.2}
+LEGEND = {
+    "loc": "lower right",
+    "bbox_to_anchor": (1, 1),
+    "ncols": 2,
+    "frameon": False,
+    "handletextpad": 0.2,
+}
 BAND = {"fill": True, "color": "#ebebeb", "lw": 0}  # of what is chance
 Curve = Sequence[Mapping[str, float]]  # one entry a threshold: u, acc, asr, ra
 
@@ -167,7 +173,7 @@ def _panels(
                 (y,) = (100 * p[key] for p in curve if p["u"] == rings[i])
                 ax.plot(rings[i], y, "o", ms=12, mfc="none", mec=INK)
         if i < len(said):
-            ax.text(2.6, 18, said[i], va="center")
+            ax.text(2.35, 18, said[i], va="center")
         ax.invert_xaxis()
         ax.set_ylim(-5, 106)
         ax.set_xticks(range(math.ceil(min(us)), math.floor(most) + 1))
