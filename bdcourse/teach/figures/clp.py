@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,14 @@ from bdcourse.report.show import CLEAN, DEFENDED, INK, QUIET, TRIGGERED, Picture
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEGEND = {
+LEGEND: dict[str, Any] = {
     "loc": "lower right",
     "bbox_to_anchor": (1, 1),
     "ncols": 2,
     "frameon": False,
     "handletextpad": 0.2,
 }
-BAND = {"fill": True, "color": "#ebebeb", "lw": 0}  # of what is chance
+BAND: dict[str, Any] = {"fill": True, "color": "#ebebeb", "lw": 0}  # of what is chance
 Curve = Sequence[Mapping[str, float]]  # one entry a threshold: u, acc, asr, ra
 
 

@@ -8,8 +8,8 @@ QUESTIONS = (
         "follow. What does CLP switch off now?",
         "The same channels as before.",
         "The kernel doubles and so does the deviation that BatchNorm divides by, so every score "
-        "stays (up to the tiny eps). Even without BatchNorm nothing would change, since mean and deviation scale with "
-        "the scores.",
+        "stays (up to the tiny eps). Even without BatchNorm nothing would change, since mean and "
+        "deviation scale with the scores.",
         {
             "More channels, since all of them stretch twice as far.": "The threshold is made of "
             "the same scores, and BatchNorm has taken the factor back already.",
@@ -43,9 +43,9 @@ QUESTIONS = (
             "That the network has a backdoor in these channels.": "The benign twin would be "
             "accused by the same evidence.",
             "That these channels are safe to remove.": "That is a hope. It held for the victim and "
-            "the twin at 2.5. On the victim it failed one notch further down.",
-            "That the network has no backdoor elsewhere.": "Blended's backdoor survived CLP's cut, and "
-            "even the cut that knew the trigger. It lives outside the outliers.",
+            "the twin at 2.5. On the victim it cost accuracy one notch below.",
+            "That the network has no backdoor elsewhere.": "Blended's backdoor survived "
+            "CLP's cut, and even the cut that knew the trigger. Not all of it stands out.",
         },
     ),
     Question(
