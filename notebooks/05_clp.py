@@ -547,10 +547,10 @@ chosen = by_rule("BadNets")
 #
 # Does the score see the trigger, as the paper says, or would any cut do? An analyst may
 # ask what a defender cannot. The trigger-activated change (TAC) of lesson 03 says how
-# strongly a channel reacts. Among the channels that CLP took, some react
-# most strongly in their whole layer. Call them the detectors. We cut all of them, two,
-# one, and then only the others. Two controls take as many channels of every layer as
-# CLP did: the next by score, and random ones.
+# strongly a channel reacts. Among the channels that CLP took, some react most strongly in
+# their whole layer. Call them the detectors. We cut all of them, two, one, and then only
+# the others. Two controls take as many channels of every layer as CLP did: the next by
+# score, and random ones.
 #
 # **Predict.** CLP took fourteen channels. Switch them off one at a time, the strongest
 # reactors first. How many must be off before ASR falls below 20%?
@@ -638,17 +638,15 @@ both = {"BadNets' trigger": agree, "Blended's trigger": faint_agree}
 figures.agreement(both, chance)
 
 # %% [markdown]
-# The twin agrees in twice as many layers as the victim. Toward the exit the victim even
-# disagrees: there, channels of high score react less. Why agree without a backdoor? TAC
-# is measured behind BatchNorm. Double $\gamma$ and $\beta$ of a channel: its score
-# doubles, and so does its TAC, whatever the trigger. What you also find without a
-# backdoor is no sign of one. *Correlation is not cause*: only the cuts told you
-# something.
+# For BadNets' trigger the twin agrees in twice as many layers as the victim. Toward the
+# exit the victim even disagrees: there, channels of high score react less. Why agree
+# without a backdoor? TAC is measured behind BatchNorm. Double $\gamma$ and $\beta$ of a
+# channel: its score doubles, and so does its TAC, whatever the trigger. What you also
+# find without a backdoor is no sign of one. *Correlation is not cause.*
 #
 # ## Where it breaks
 #
-# Meet `blended` again, whose faint picture covers the whole image. Let your rule choose
-# for it as well.
+# Meet `blended` again, whose faint picture covers the whole image. Let your rule choose.
 
 # %% tags=["figure", "claim"]
 hard_u = careful_u(blended.model, held.pixels(), held.y, us, 0.01)
@@ -673,9 +671,10 @@ figures.holdouts(faint, ringed)
 # obeys its trigger as with the repaired ones. Clean accuracy says how far you *can* go.
 # It never says whether you have arrived.
 #
-# Why does `blended` resist? Is CLP's order at fault, or pruning itself? Give CLP what no
-# defender has: the same rule, with TAC in the place of the score. If this oracle
-# succeeds, a better score would help. Decide what you expect before you look.
+# Why does `blended` resist? CLP took two of its strongest reactors, in vain. Is CLP's
+# order at fault, or pruning itself? Give CLP what no defender has: the same rule, with
+# TAC in the place of the score. If this oracle succeeds, a better score would help.
+# Decide what you expect before you look.
 
 
 # %% tags=["figure", "claim"]
@@ -694,15 +693,15 @@ figures.oracle(told)
 
 # %% [markdown]
 # On `badnets` the oracle ends the attack at $u = 3$. On `blended` it fails as CLP does:
-# ASR falls far only where accuracy does, and RA stays near the floor. So the score is
-# not the only one at fault; even the trigger in hand gave no better cut. Pruning repairs
-# a network only if some set of channels carries the attack and nothing else. On Blended,
-# no threshold gave either order such a set.
+# ASR falls far only where accuracy does, and RA stays near the floor. So the score alone
+# is not at fault: even the trigger in hand gave no better cut. Pruning repairs a network
+# only if some set of channels carries the attack and nothing else. On Blended, no
+# threshold gave either order such a set.
 #
-# An attacker who knows CLP need not lose `badnets` either. Behind BatchNorm and ReLU they may
-# divide a channel by $a > 0$ and multiply by $a$ whatever reads it. No answer changes,
-# but the score does. All scores can be leveled that way, without training; a later
-# lesson has you write it.
+# An attacker who knows CLP need not lose `badnets` either. Behind BatchNorm and ReLU
+# they may divide a channel by $a > 0$ and multiply by $a$ whatever reads it. No answer
+# changes, but the score does. All scores can be leveled that way, without training; a
+# later lesson has you write it.
 
 # %% tags=["claim"]
 from bdcourse.attacks import disguise
