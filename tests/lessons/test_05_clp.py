@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from bdcourse import activations, data, metrics, surgery, tables, victims
-from bdcourse.defenses import clp, clp_norms, clp_plain_scores, clp_scores
+from bdcourse.attacks import disguise
+from bdcourse.defenses import clp, clp_norms, clp_plain_scores, clp_scores, prune_random
+from bdcourse.defenses._clp import clp_flagged
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +101,33 @@ def test_the_loudest_by_tac_do_it_and_the_runners_up_do_not(victim, cut, test):
     assert left(change, 0) < 0.1 and left(cut.log["scores"], 1) > 0.9
 
 
+def test_random_channels_leave_the_attack(victim, cut, test):
+    dice = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        model = prune_random(victim.model, cut.pruned, dice).model
+        assert metrics.evaluate(model, test, victim.attack).asr > 0.8
+
+
+def test_of_the_twin_as_many_strongest_reactors_are_taken(victim, twin, test):
+    change = activations.tac(twin.model, test[:100], victim.attack)
+    pruned = clp(twin.model, 2.5)
+    assert sum(int(change[n].argmax()) in c.tolist() for n, c in pruned.pruned.items()) >= 2
+    assert metrics.evaluate(pruned.model, test).acc > 0.98
+
+
+def test_the_trigger_in_hand_repairs_badnets_and_not_blended(victim, test):
+    def by_tac(v, u):
+        change = activations.tac(v.model, test[:100], v.attack)
+        model = surgery.without(v.model, clp_flagged(change, u))
+        return metrics.evaluate(model, test, v.attack)
+
+    good = by_tac(victim, 3)
+    assert good.asr < 0.05 and good.ra > 0.95
+    hard = [by_tac(victims.zoo("blended"), u) for u in (3, 2.5, 2, 1.5)]
+    assert max(s.ra for s in hard) < 0.2
+    assert all(s.acc < 0.95 for s in hard if s.asr < 0.5)
+
+
 def test_any_two_detectors_do_most_of_it_and_any_one_next_to_nothing(victim, cut, test):
     change = activations.tac(victim.model, test[:100], victim.attack)
     loudest = {(n, int(v.argmax())) for n, v in change.items()}
@@ -121,6 +150,12 @@ def test_score_and_tac_agree_in_the_twin_as_well(victim, twin, test):
     blended = victims.zoo("blended")
     mixed, faint = agreement(victim, victim.attack), agreement(blended, blended.attack)
     calm = agreement(twin, victim.attack)
+
+    def above(found):
+        sizes = (len(s) for s in clp_scores(twin.model).values())
+        return sum(a > 2 / (n - 1) ** 0.5 for a, n in zip(found, sizes, strict=True))
+
+    assert above(calm) >= 1.8 * above(mixed) and above(faint) > 10
     assert sum(a > 0 for a in calm) > sum(a > 0 for a in mixed) and sum(calm) > sum(mixed)
     assert sum(a > 0 for a in agreement(twin, blended.attack)) >= 15
     assert min(mixed) < 0 < max(mixed) and sum(a > 0 for a in mixed) >= 8
@@ -136,6 +171,12 @@ def test_a_rescaling_hides_a_detector_and_changes_no_answer(victim, cut, test):
         model.get_submodule("layer1.1.conv2").weight[:, k] *= 2
         assert torch.equal(model.eval()(x), victim.model.eval()(x))
     assert k not in clp(model, 2.5).pruned[name].tolist()
+
+
+def test_the_disguise_leaves_clp_nobody(victim, test):
+    hidden, x = disguise(victim.model, clp_scores), test[:200].pixels()
+    assert torch.equal(metrics.predict(hidden, x), metrics.predict(victim.model, x))
+    assert clp(hidden, 2.5).count == 0 < clp(victim.model, 2.5).count
 
 
 # --- pairing -----------------------------------------------------------------------
@@ -169,6 +210,9 @@ def test_the_three_seeds():
     }
     assert len({r["u"] for r in rule.values()}) == 3 == len(rule)
     assert all(r["asr"] < 0.05 and r["acc"] > 0.97 and r["ra"] > 0.9 for r in rule.values())
+    greedy = rows("signs", attack="BadNets", defense="clp sweep", seed=1)[0]["curve"]
+    early = next(p for p in greedy if p["asr"] < 0.05)  # with a few channels off
+    assert early["u"] == 3.25 and 20 * early["pruned"] < rule[1]["pruned"]
     default = sorted(r["asr"] for r in rows("signs", attack="BadNets", defense="clp, u = 3"))
     assert default[1] < 0.05 and default[2] > 0.95
     tuned = [r["asr"] for r in rows("signs", attack="BadNets", defense="fine-tuning")]

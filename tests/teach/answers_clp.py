@@ -19,8 +19,8 @@ def sigma_by_gram(weight):
     return torch.linalg.eigvalsh(m @ m.transpose(1, 2))[:, -1].sqrt()
 
 
-def score(sigma, gamma, var, eps):
-    return sigma * gamma.abs() / (var + eps).sqrt()
+def score(stretch, gamma, var, eps):
+    return stretch * gamma.abs() / (var + eps).sqrt()
 
 
 def outliers(scores, u):
@@ -145,6 +145,8 @@ def careless(**wrong):
                 return (copy.deepcopy(net)(x).argmax(1) == y).float().mean().item()
             return (metrics.predict(net, x) == y).float().mean().item()
 
+        if wrong.get("blind"):
+            y = metrics.predict(model, x)
         if wrong.get("asleep"):
             model.eval()
         before = 1.0 if wrong.get("perfect") else accuracy(model)
@@ -187,7 +189,9 @@ WRONG = {
     "sigma": [
         (lambda w: w.flatten(1).norm(dim=1), "Frobenius"),
         (lambda w: torch.linalg.matrix_norm(w.flatten(1), ord=2), "shape"),
-        (lambda w: torch.linalg.svdvals(w.flatten(2))[:, -1], "wrong"),
+        (lambda w: torch.linalg.svdvals(w.flatten(1)), "of the whole layer"),
+        (lambda w: torch.linalg.svdvals(w.flatten(2))[:, -1], "smallest"),
+        (lambda w: torch.linalg.svdvals(w.flatten(2)).mean(1), "wrong"),
         (lambda w: sigma(w) ** 2, "the square of sigma"),
     ],
     "score": [
@@ -195,6 +199,7 @@ WRONG = {
         (lambda s, g, v, e: s * g.abs() / (v + e), "standard deviation"),
         (lambda s, g, v, e: s * g.abs() / v, "standard deviation"),
         (lambda s, g, v, e: s * g.abs() / v.sqrt(), "leaves out eps"),
+        (lambda s, g, v, e: g.abs() * v.rsqrt() * s, "leaves out eps"),
         (lambda s, g, v, e: s * g.abs() / (v.sqrt() + e), "adds eps to the root"),
     ],
     "outliers": [
@@ -203,7 +208,7 @@ WRONG = {
         (lambda s, u: s >= s.mean() + u * s.std(), "equals"),
         (lambda s, u: (s - s.mean()) / s.std() >= u, "equals"),
         (lambda s, u: (s > s.mean() + u * s.std()).float(), "true and false"),
-        (lambda s, u: s > u * s.std(), "flags"),
+        (lambda s, u: s > u * s.std(), "leaves out the mean"),
         (lambda s, u: s > s.mean() + 3 * s.std(), "whatever u is"),
         (lambda s, u: s > s.mean() + u, "adds u itself"),
         (lambda s, u: s > s.mean() + u * s.var(), "by the variance"),
@@ -249,5 +254,6 @@ WRONG = {
         (careless(upward=True), "from the smallest u up"),
         (careless(asleep=True), "another mode"),
         (careless(too_far=True), "gives the first u"),
+        (careless(blind=True), "counts answers that change"),
     ],
 }

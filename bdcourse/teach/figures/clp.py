@@ -4,93 +4,123 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bdcourse.defenses import clp_norms, clp_plain_scores
 from bdcourse.metrics import Scores
-from bdcourse.report import diagram, show
-from bdcourse.report.diagram import Box
+from bdcourse.report import show
 from bdcourse.report.show import CLEAN, DEFENDED, INK, QUIET, TRIGGERED, Picture
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LEGEND: dict[str, Any] = {
+    "loc": "lower right",
+    "bbox_to_anchor": (1, 1),
+    "ncols": 2,
+    "frameon": False,
+    "handletextpad": 0.2,
+}
+BAND: dict[str, Any] = {"fill": True, "color": "#ebebeb", "lw": 0}  # of what is chance
 Curve = Sequence[Mapping[str, float]]  # one entry a threshold: u, acc, asr, ra
 
 
-def recipe() -> Picture:
-    """From the weights of a channel to the decision about it, as boxes."""
-    parts = {
-        "kernel": Box(1.0, 2.1, "kernel of\nchannel $k$", INK, 1.8, 1.1),
-        "stretch": Box(3.05, 2.1, "its stretch\n$σ_k$", INK, 1.6, 1.1),
-        "norm": Box(4.9, 0.6, "BatchNorm's\nfactor", INK, 1.9, 1.0),
-        "score": Box(4.9, 2.1, "score\n$s_k$", INK, 1.2, 1.1),
-        "ask": Box(6.9, 2.1, "above mean\n+ $u$ std?", INK, 1.9, 1.1),
-        "layer": Box(9.1, 2.1, "all scores\nof its layer", INK, 1.6, 1.1),
-        "on": Box(6.9, 3.5, "stays on", INK, 1.6, 0.8),
-        "off": Box(6.9, 0.6, "off", DEFENDED, 1.2, 0.8),
-    }
-    return diagram.boxes(
-        parts,
-        [
-            ("kernel", "stretch"),
-            ("stretch", "score"),
-            ("norm", "score"),
-            ("score", "ask"),
-            ("layer", "ask"),
-            ("ask", "off", "yes"),
-            ("ask", "on", "no"),
-        ],
-        height=2.9,
-        title="Weights in, decision out: no image anywhere",
-        description="A row of boxes: the kernel of a channel gives its stretch sigma, which joins "
-        "BatchNorm's factor in the score of the channel. A third box holds all scores "
-        "of the layer, for their mean and deviation. A channel whose score lies more "
-        "than u standard deviations above the mean of its layer is switched off, and any other "
-        "stays on. No box holds an image.",
+def recipe(conv: nn.Conv2d, bn: nn.BatchNorm2d, u: float) -> Picture:
+    """The scores of one layer on a line, its bar, and how its largest came about."""
+    scores = clp_plain_scores(conv, bn)
+    k = int(scores.argmax())
+    stretch = float(clp_norms(conv.weight)[k])
+    score, mean, std = float(scores[k]), float(scores.mean()), float(scores.std())
+    fig, axes = show.canvas(height=2.7)
+    ax = axes[0, 0]
+    up = 0.3 * torch.sin(2.4 * torch.arange(len(scores)))
+    off = scores > mean + u * std
+    ax.plot(scores[~off], up[~off], "o", ms=6, color=QUIET, alpha=0.6, mew=0)
+    ax.plot(scores[off], up[off], "s", ms=8, color=INK)
+    for x, dash, name in ((mean, ":", "mean"), (mean + u * std, "-", f"mean + {u:g} std")):
+        ax.plot([x, x], [-0.5, 0.75], color=QUIET, lw=1.4, ls=dash)
+        ax.text(x, 0.82, name, ha="center", color=QUIET)
+    ax.annotate(
+        f"stretch {stretch:.2f} × BatchNorm {score / stretch:.2f}\n= score {score:.2f}",
+        (score, float(up[k]) + 0.12),
+        (score, 1.3),
+        ha="right",
+        va="center",
+        arrowprops={"arrowstyle": "-|>", "color": INK, "shrinkB": 4, "relpos": (1, 0.5)},
+        bbox={"boxstyle": "round,pad=0.4", "fc": "white", "ec": INK},
+    )
+    ax.set(ylim=(-0.6, 1.75), yticks=[], xlabel="score of a channel")
+    ax.spines["left"].set_visible(False)
+    show.headline(fig, f"One layer, {len(scores)} channels, and one that stands out")
+    return Picture(
+        fig,
+        "The scores of all channels of one layer as dots on a line, with a dotted upright at "
+        f"their mean and a full one {u:g} deviations above it. Most dots crowd around the mean. "
+        f"A single square lies beyond the bar; a box says that its stretch of {stretch:.2f} "
+        f"times BatchNorm's factor is its score, {score:.2f}.",
     )
 
 
-def at_u(rows: Mapping[float, tuple[int, Scores]]) -> Picture:
-    """Bars of the three rates: u -> channels off and scores there."""
-    rates = {
-        "ACC": [s.acc for _, s in rows.values()],
-        "ASR": [s.asr or 0.0 for _, s in rows.values()],
-        "RA": [s.ra or 0.0 for _, s in rows.values()],
-    }
-    last = list(rows)[-1]
-    off, scores = rows[last]
-    return show.bars(
-        ["untouched" if u == math.inf else f"u = {u:g}, {n} off" for u, (n, _) in rows.items()],
-        rates,
-        percent=True,
-        ylabel="%",
-        title=f"u = {last:g}: ACC {scores.acc:.0%}, ASR {scores.asr:.0%}, RA {scores.ra:.0%}",
-        description="Bars of accuracy, attack success and robust accuracy of the victim at "
-        f"{' and '.join(f'u = {u:g}' for u in rows if u < math.inf)}, beside the untouched "
-        f"network; at the last CLP switches off {off} channels.",
+def _dots(
+    ax: Axes, scores: Mapping[str, Tensor], u: float, levels: Sequence[float], rings: bool = False
+) -> int:
+    """A column of dots a layer, in deviations, those above u as squares; how many those are.
+
+    Args:
+        levels: lines to draw, of which the one at u is full.
+        rings: around the squares in the narrowest layers.
+    """
+    zs = {name: ((s - s.mean()) / s.std()).detach() for name, s in scores.items()}
+    narrow = min(map(len, zs.values()))
+    count = 0
+    for i, z in enumerate(zs.values()):
+        at = i + 0.32 * torch.sin(2.4 * torch.arange(len(z)))
+        on = z > u
+        count += int(on.sum())
+        ax.plot(at[~on], z[~on], "o", ms=3, color=QUIET, alpha=0.5, mew=0)
+        ax.plot(at[on], z[on], "s", ms=6, color=INK)
+        if rings and len(z) == narrow:
+            ax.plot(at[on], z[on], "o", ms=13, mfc="none", mec=INK)
+    for level in levels:
+        ax.axhline(level, color=QUIET, lw=1.4, ls="-" if level == u else ":")
+    ax.margins(x=0.01)
+    return count
+
+
+def at_u(scores: Mapping[str, Tensor], u: float, left: Scores) -> Picture:
+    """The line at u through the scores of a victim, and what the cut above it leaves."""
+    fig, axes = show.canvas(1, 2, height=3.2, width_ratios=[2.4, 1])
+    ax, side = axes[0]
+    count = _dots(ax, scores, u, [u])
+    ax.set(xticks=[], ylim=(-3.2, 5.4), xlabel="layer, entrance to exit")
+    ax.set_ylabel("deviations above the mean")
+    rates = {"ACC": (left.acc, CLEAN), "ASR": (left.asr, TRIGGERED), "RA": (left.ra, DEFENDED)}
+    for i, (name, (value, color)) in enumerate(rates.items()):
+        side.barh(i, 100, color="#f0f0f0", height=0.55)
+        side.barh(i, 100 * (value or 0.0), color=color, height=0.55)
+        side.text(0, i - 0.42, f"{name} {value or 0.0:.0%}", va="bottom")
+    side.set(ylim=(2.5, -0.8), xlim=(0, 100), yticks=[], xlabel="left, %")
+    side.spines["left"].set_visible(False)
+    show.headline(fig, f"u = {u:g}: {count} channels off")
+    return Picture(
+        fig,
+        f"On the left a dot for each channel of twenty layers, in deviations above the mean of its "
+        f"layer, with a line at u = {u:g}; the {count} above it are squares. On the right three "
+        "bars: accuracy, attack success and robust accuracy after these are switched off.",
     )
-
-
-def _zs(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: ((s - s.mean()) / s.std()).detach() for name, s in scores.items()}
 
 
 def heights(
     victim: Mapping[str, Tensor], twin: Mapping[str, Tensor], u: float, default: float = 3.0
 ) -> Picture:
     """A dot for each channel at its score, in deviations: victim above, twin below."""
-    fig, axes = show.canvas(2, 1, height=6.2, sharey=True, sharex=True)
-    counts = []
-    for ax, scores in zip(axes[:, 0], (victim, twin), strict=True):
-        count = 0
-        for i, z in enumerate(_zs(scores).values()):
-            at = i + 0.32 * torch.sin(2.4 * torch.arange(len(z)))
-            on = z > u
-            count += int(on.sum())
-            ax.plot(at[~on], z[~on], "o", ms=3, color=QUIET, alpha=0.5, mew=0)
-            ax.plot(at[on], z[on], "s", ms=6, color=INK)
-        counts.append(count)
-        for level, dash in ((u, "-"), (default, ":")):
-            ax.axhline(level, color=DEFENDED, lw=1.4, ls=dash)
+    fig, axes = show.canvas(2, 1, height=6.4, sharey=True, sharex=True)
+    for ax, who, scores in zip(axes[:, 0], ("Victim", "Benign twin"), (victim, twin), strict=True):
+        count = _dots(ax, scores, u, (u, default), rings=True)
+        for level in (u, default):
             ax.annotate(
                 f"{level:g}",
                 (1, level),
@@ -98,62 +128,90 @@ def heights(
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
-                color=DEFENDED,
-                fontsize=11,
+                color=QUIET,
             )
         ax.set_ylabel("deviations above the mean")
-        ax.margins(x=0.01)
-    names = [n.replace("layer", "").replace("shortcut", "sc") for n in victim]
-    axes[1, 0].set_xticks(range(len(names)), names, rotation=90, fontsize=10)
-    title = "{}: {} channels above u = " + f"{u:g}"
-    axes[0, 0].set_title(title.format("Victim", counts[0]), loc="left", fontweight="bold")
-    axes[1, 0].set_title(title.format("Benign twin", counts[1]), loc="left", fontweight="bold")
+        ax.set_title(f"{who}: {count} channels above u = {u:g}", loc="left", fontweight="bold")
+    axes[1, 0].set_xticks(range(len(victim)), victim, rotation=90, fontsize=9)
+    axes[1, 0].set_xlabel("layer, entrance to exit")
     return Picture(
         fig,
         "Two panels, the victim above and its benign twin below, with a column of dots for each of "
         "twenty layers: one dot a channel, at its score in deviations above the mean of its "
         f"layer. Two lines mark u = {u:g} and the authors' {default:g}; squares lie above the "
-        "lower one. Both networks have such squares, and the victim's do not look different.",
+        "lower one. Both networks have such squares. Only the victim has some in the first "
+        "layers, three, which are ringed.",
     )
 
 
-def _panels(curves: Sequence[Curve], heights: Sequence[float], title: str, words: str) -> Picture:
-    """ACC, ASR and RA along u, a panel for each seed; names at these heights in the first."""
-    fig, axes = show.canvas(1, len(curves), height=3.3, sharey=True)
-    rates = (("acc", CLEAN, "o"), ("asr", TRIGGERED, "s"), ("ra", DEFENDED, "^"))
-    for i, (ax, curve) in enumerate(zip(axes[0], curves, strict=True)):
+def _panels(
+    curves: Mapping[str, Curve],
+    heights: Sequence[float],
+    title: str,
+    words: str,
+    *,
+    said: Sequence[str] = (),
+    rings: Sequence[float] = (),
+    default: bool = True,
+) -> Picture:
+    """ACC, ASR and RA along u, a panel for each curve; the names of the rates at these heights
+    in the first.
+
+    Args:
+        said: what stands in each panel.
+        rings: in each panel, the u at which all three points are ringed.
+        default: whether a dotted line marks the authors' u.
+    """
+    fig, axes = show.canvas(1, len(curves), height=3.4, sharey=True)
+    looks = (("acc", CLEAN, "o", 2.6), ("asr", TRIGGERED, "s", 1.3), ("ra", DEFENDED, "^", 1.6))
+    most = max(p["u"] for curve in curves.values() for p in curve)
+    for i, (ax, (name, curve)) in enumerate(zip(axes[0], curves.items(), strict=True)):
         us = [p["u"] for p in curve]
-        for key, color, mark in rates:
-            ax.plot(us, [100 * p[key] for p in curve], color=color, marker=mark, ms=4, lw=1.6)
+        for key, color, mark, lw in looks:
+            ax.plot(us, [100 * p[key] for p in curve], color=color, marker=mark, ms=1 + lw, lw=lw)
+            if i < len(rings):
+                (y,) = (100 * p[key] for p in curve if p["u"] == rings[i])
+                ax.plot(rings[i], y, "o", ms=12, mfc="none", mec=INK)
+        if i < len(said):
+            ax.text(2.35, 18, said[i], va="center")
         ax.invert_xaxis()
-        ax.set_ylim(-4, 104)
-        ax.axvline(3, color=QUIET, lw=1, ls=":")
+        ax.set_ylim(-5, 106)
+        ax.set_xticks(range(math.ceil(min(us)), math.floor(most) + 1))
+        if default:
+            ax.axvline(3, color=QUIET, lw=1, ls=":")
         ax.grid(axis="y", color="#e6e6e6", lw=0.8)
-        ax.set_title(f"seed {i}", fontsize=11, loc="left", fontweight="normal")
+        ax.set_title(name, fontsize=11, loc="left", fontweight="normal")
         ax.set_xlabel("u")
     axes[0, 0].set_ylabel("%")
-    for (key, color, _), y in zip(rates, heights, strict=True):
-        axes[0, 0].text(5.9, y, key.upper(), color=color, fontweight="bold", va="center")
+    if default:
+        axes[0, 0].text(3.1, 50, "default", color=QUIET, rotation=90, ha="right", va="center")
+    for (key, color, *_), y in zip(looks, heights, strict=True):
+        axes[0, 0].text(most - 0.1, y, key.upper(), color=color, fontweight="bold", va="center")
     show.headline(fig, title)
     return Picture(fig, words)
+
+
+def _seeds(curves: Sequence[Curve]) -> dict[str, Curve]:
+    return {f"seed {i}": curve for i, curve in enumerate(curves)}
 
 
 def cliff(curves: Sequence[Curve]) -> Picture:
     """The attack that falls in one step."""
     ends = [next(p["u"] for p in curve if p["asr"] < 0.1) for curve in curves]
     return _panels(
-        curves,
+        _seeds(curves),
         (92, 80, 8),
-        f"BadNets ends at once, at u = {', '.join(f'{u:g}' for u in ends[:-1])} and {ends[-1]:g}",
+        "Every BadNets victim has a cliff, but not the same one",
         "Three panels, one for each BadNets victim, with accuracy, attack success and robust "
         "accuracy against u, which falls from six to one; a dotted line marks u = 3. Attack "
         "success drops from the top to the floor within one step, for one victim below u = 3 and "
         "for two above it, and robust accuracy rises in the same step. Then accuracy sinks.",
+        said=[f"gone\nat {u:g}" for u in ends],
     )
 
 
-def suspects(rows: Mapping[str, Sequence[Scores]], two: str, one: str) -> Picture:
-    """ASR and RA after each cut: set of channels -> scores, one for each draw."""
+def suspects(rows: Mapping[str, Sequence[Scores]], few: int, all_: int) -> Picture:
+    """ASR and RA after each cut: what is switched off -> scores, one for each draw."""
     fig, axes = show.canvas(height=0.42 * len(rows) + 1.3)
     ax = axes[0, 0]
     for i, scores in enumerate(rows.values()):
@@ -167,12 +225,8 @@ def suspects(rows: Mapping[str, Sequence[Scores]], two: str, one: str) -> Pictur
     ax.set_xlabel("after the cut, %")
     ax.grid(color="#e6e6e6", lw=0.8)
     marks, names = ax.get_legend_handles_labels()
-    look = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "frameon": False}
-    ax.legend(marks[1::-1], names[1::-1], fontsize=11, handletextpad=0.2, **look)
-    most, least = max(s.asr or 0.0 for s in rows[two]), min(s.asr or 0.0 for s in rows[one])
-    show.headline(
-        fig, f"{two.capitalize()} off: ASR at most {most:.0%}; {one} off: at least {least:.0%}"
-    )
+    ax.legend(marks[1::-1], names[1::-1], **LEGEND)
+    show.headline(fig, f"{few} of {all_} channels carry the attack")
     return Picture(
         fig,
         "A row for each set of channels that is switched off, with a square at the attack success "
@@ -183,40 +237,66 @@ def suspects(rows: Mapping[str, Sequence[Scores]], two: str, one: str) -> Pictur
     )
 
 
-def agreement(corr: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[str]) -> Picture:
-    """Rank correlation of score and TAC in each layer: trigger -> network -> (layers,)."""
-    fig, axes = show.canvas(len(corr), 1, height=5.6, sharex=True, sharey=True)
+def agreement(
+    corr: Mapping[str, Mapping[str, Sequence[float]]], bands: Mapping[str, float]
+) -> Picture:
+    """Rank correlation of score and TAC in each layer: trigger -> network -> (layers,).
+
+    Args:
+        bands: layer -> what two standard deviations of chance reach.
+    """
+    fig, axes = show.canvas(len(corr), 1, height=6.2, sharex=True, sharey=True)
+    edges = torch.arange(len(bands) + 1) - 0.5
     for ax, (trigger, networks) in zip(axes[:, 0], corr.items(), strict=True):
+        ax.stairs(list(bands.values()), edges, baseline=[-b for b in bands.values()], **BAND)
         looks = zip(networks.items(), ((INK, "s", INK), (QUIET, "o", "white")), strict=True)
         for (name, values), (color, mark, fill) in looks:
-            up = f"{name}, above zero in {sum(v > 0 for v in values)}"
+            over = sum(v > b for v, b in zip(values, bands.values(), strict=True))
+            up = f"{name}, above chance in {over}"
             ax.plot(range(len(values)), values, mark, color=color, mfc=fill, ms=7, ls="", label=up)
         ax.axhline(0, color=QUIET, lw=1)
         ax.set_ylim(-0.85, 1.05)
         ax.set_ylabel("rank correlation")
-        ax.legend(loc="lower left", fontsize=11, frameon=False)
-        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+        ax.legend(**LEGEND)
+        ax.margins(x=0.01)
         ax.set_title(trigger, fontsize=11, loc="left", fontweight="normal")
-    names = [n.replace("layer", "").replace("shortcut", "sc") for n in layers]
-    axes[-1, 0].set_xticks(range(len(names)), names, rotation=90, fontsize=10)
+    axes[-1, 0].set_xticks(range(len(bands)), bands, rotation=90, fontsize=9)
+    axes[-1, 0].set_xlabel("layer, entrance to exit")
     show.headline(fig, "Score and TAC agree in a network without a backdoor, too")
     return Picture(
         fig,
         "Two panels, one for each trigger. For each of twenty layers, from the entrance to the "
         "exit, the rank correlation between a channel's score and its reaction to the trigger: "
-        "squares for the victim, rings for the benign twin. In both panels most rings lie above "
-        "zero. The squares of badnets sink below zero toward the exit, those of blended do not.",
+        "squares for the victim, rings for the benign twin. A gray band holds what chance "
+        "reaches. In both panels most rings lie above it. The squares of badnets sink below "
+        "it toward the exit, those of blended do not.",
     )
 
 
-def holdouts(curves: Sequence[Curve]) -> Picture:
-    """The attack that resists."""
+def holdouts(curves: Sequence[Curve], chosen: Sequence[float]) -> Picture:
+    """The attack that resists, with the choice of the rule ringed."""
     best = max(p["ra"] for curve in curves for p in curve if p["acc"] > 0.95)
     return _panels(
-        curves,
+        _seeds(curves),
         (88, 76, 8),
         f"Blended: while accuracy is above 95%, RA stays below {int(100 * best) + 1}%",
         "Three panels, one for each Blended victim, with accuracy, attack success and robust "
-        "accuracy against u. In the first, attack success never falls. In the two others it "
-        "falls at different u, but robust accuracy stays low, and then accuracy breaks down.",
+        "accuracy against u; rings mark the u that the rule chose. In the first, attack success "
+        "never falls. In the two others it falls at different u, but robust accuracy stays low, "
+        "and then accuracy breaks down.",
+        rings=chosen,
+    )
+
+
+def oracle(curves: Mapping[str, Curve]) -> Picture:
+    """The same cut with the trigger in hand."""
+    return _panels(
+        curves,
+        (90, 78, 8),
+        "By TAC, the same cut repairs badnets and not blended",
+        "Two panels, badnets and blended, with accuracy, attack success and robust accuracy "
+        "against u, for cuts of the outliers by reaction to the trigger. On badnets attack "
+        "success is gone and robust accuracy high at u = 3. On blended robust accuracy never "
+        "rises: attack success falls only together with accuracy.",
+        default=False,
     )

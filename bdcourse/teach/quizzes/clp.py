@@ -8,8 +8,8 @@ QUESTIONS = (
         "follow. What does CLP switch off now?",
         "The same channels as before.",
         "The kernel doubles and so does the deviation that BatchNorm divides by, so every score "
-        "stays. Even without BatchNorm nothing would change, since mean and deviation scale with "
-        "the scores.",
+        "stays (up to the tiny eps). Even without BatchNorm nothing would change, since mean and "
+        "deviation scale with the scores.",
         {
             "More channels, since all of them stretch twice as far.": "The threshold is made of "
             "the same scores, and BatchNorm has taken the factor back already.",
@@ -23,7 +23,7 @@ QUESTIONS = (
         "An attacker trains a backdoor that uses a fifth of a layer's channels, all equally "
         "sensitive. What does CLP do at u = 3?",
         "It leaves them all, because they lift the bar.",
-        "Equal outliers lift mean and deviation together. Beyond about one channel in ten, none of "
+        "Equal outliers lift mean and deviation together. Beyond one channel in ten, none of "
         "them lies three deviations above the mean any more.",
         {
             "It removes all of them, for each is far above the rest.": "Far above the rest is not "
@@ -43,24 +43,24 @@ QUESTIONS = (
             "That the network has a backdoor in these channels.": "The benign twin would be "
             "accused by the same evidence.",
             "That these channels are safe to remove.": "That is a hope. It held for the victim and "
-            "the twin at one threshold and failed a few notches further down.",
-            "That the network has no backdoor elsewhere.": "A trigger spread over many channels "
-            "leaves no outlier, and the threshold says nothing about it.",
+            "the twin at 2.5. On the victim it cost accuracy one notch below.",
+            "That the network has no backdoor elsewhere.": "Blended's backdoor survived "
+            "CLP's cut, and even the cut that knew the trigger. Not all of it stands out.",
         },
     ),
     Question(
         "In most layers of the benign twin, too, channels with a high score react strongly to the "
         "trigger. What does the agreement of score and TAC tell you?",
         "Nothing about a backdoor, since it needs none.",
-        "The twin was never trained on the trigger, and for BadNets' trigger it agrees in more "
-        "layers than the victim. What you find without a backdoor as well is no sign of one.",
+        "The twin was never trained on the trigger, and for BadNets' trigger it agrees in twice "
+        "as many layers as the victim. What you find without a backdoor as well is no sign of one.",
         {
             "That the twin has learned the backdoor as well.": "It was trained on clean images "
             "only. A strong reaction inside is not yet a wrong answer at the exit.",
             "That a high score marks a channel of the backdoor.": "The twin has no such channel, "
             "and its scores agree with TAC all the same.",
             "That cutting the highest scores will end the attack.": "In Blended they agree in "
-            "every layer, and the cut did not repair it. Only the cut itself can tell.",
+            "most layers, and the cut did not repair it. Only the cut itself can tell.",
         },
     ),
     Question(
