@@ -603,7 +603,7 @@ for what, net in cuts.items():
         [(a.running_var / b.running_var)[b.weight != 0].median() for a, b in pair]
     )
     fell, typical = int((ratio < 1).sum()), ratio.median()
-    print(f"After {what}, variances fall. Measured: {fell} of 20, x{typical:.2f}.")
+    print(f"Variances down, {what}. Measured: {fell} layers of 20, x{typical:.2f}.")
 
 # %% [markdown]
 # New variances alone bring a part of the attack back, new means alone nothing, both

@@ -233,7 +233,7 @@ def classes(
         ax.imshow(shares, cmap=pale, vmin=0, vmax=100, aspect="auto")
         for i, row in enumerate(shares.round().int().tolist()):
             for j, share in enumerate(row):
-                ink = "white" if share < 50 else QUIET if share == 100 else INK
+                ink = "white" if share <= 60 else QUIET if share == 100 else INK
                 ax.text(j, i, str(share), ha="center", va="center", color=ink, fontsize=10)
         for i in parts:
             ax.axhline(i - 0.5, color=QUIET, lw=1)
