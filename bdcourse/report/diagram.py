@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from bdcourse.report.show import INK, QUIET, Picture, canvas, headline, style
 
 
@@ -39,6 +41,8 @@ def boxes(
     title: str = "",
     height: float = 2.4,
     notes: Sequence[tuple[float, float, str]] = (),
+    pictures: Sequence[tuple[float, float, float, Tensor]] = (),
+    frames: Sequence[Box] = (),
 ) -> Picture:
     """Boxes joined by arrows.
 
@@ -48,16 +52,28 @@ def boxes(
         elbows: (from, to) for arrows with a right angle, upright at the lower box.
         height: of the diagram, inches; it is 7.2 inches wide.
         notes: (x, y, text), written without a box, in gray.
+        pictures: (x, y, size, image), square images (c, h, w) in [0, 1] by their centers.
+        frames: dashed around other boxes, with the text at the upper edge inside.
 
     Raises:
         ValueError: an arrow names no box.
     """
-    from matplotlib.patches import FancyBboxPatch
+    from matplotlib.patches import FancyBboxPatch, Rectangle
 
     fig, axes = canvas(height=height)
     ax = axes[0, 0]
-    ax.set(xlim=(0, 10), ylim=(0, 10 * height / 7.2), aspect="equal")
     ax.axis("off")
+    for box in frames:
+        corner = (box.x - box.width / 2, box.y - box.height / 2)
+        around = Rectangle(corner, box.width, box.height, fill=False, ec=box.color, ls="--")
+        ax.add_patch(around)
+        top = box.y + box.height / 2 - 0.15
+        ax.text(box.x, top, box.text, ha="center", va="top", color=box.color, fontsize=11)
+    for x, y, size, image in pictures:
+        sides = (x - size / 2, x + size / 2, y - size / 2, y + size / 2)
+        pixels = image.detach().cpu().permute(1, 2, 0).numpy()
+        ax.imshow(pixels, extent=sides, interpolation="nearest")
+    ax.set(xlim=(0, 10), ylim=(0, 10 * height / 7.2), aspect="equal")
     for box in boxes.values():
         corner = (box.x - box.width / 2, box.y - box.height / 2)
         ax.add_patch(

@@ -8,6 +8,7 @@ import torch
 from bdcourse import activations, metrics, models, surgery, tables, victims
 from bdcourse.defenses import (
     fmp_execution_order,
+    fmp_plain_scores,
     fmp_released_order,
     fmp_repair,
     fmp_scales_of,
@@ -55,6 +56,36 @@ def test_the_writers_of_one_channel_carry_it_and_that_channel_is_number_zero(par
     assert s.asr < 0.05 and s.ra > 0.95 and s.acc > 0.99
     zeros = {n: torch.tensor([0]) for n in five}
     assert metrics.evaluate(cut(victim, zeros), parts.test[:200], victim.attack).asr < 0.05
+
+
+def test_none_of_the_three_does_it_alone_and_map_zero_of_every_layer_does(parts, victim):
+    test, zero = parts.test[:400], torch.tensor([0])
+    for n in WRITERS:
+        assert metrics.evaluate(cut(victim, {n: zero}), test, victim.attack).asr > 0.9
+    every = dict.fromkeys(fmp_execution_order(victim.model), zero)
+    s = metrics.evaluate(cut(victim, every), test, victim.attack)
+    assert s.asr < 0.05 and s.ra > 0.9 and s.acc > 0.93
+
+
+def test_the_tie_break_alone_finds_the_three(parts, victim):
+    x, y = parts.clean[:16].pixels(), parts.clean[:16].y
+    coins = 2 * torch.randint(2, x.shape, generator=gen(0)) - 1
+    x0 = (x + 8 / 255 * coins).clamp(0, 1)
+    for n in WRITERS:
+        score = fmp_plain_scores(victim.model, x, y, x0, n, 8 / 255)
+        assert set(score.acc.tolist()) == {1.0} and int(score.loss.argmax()) == 0
+
+
+def test_without_a_cut_few_variances_fall(parts, victim):
+    new = refreshed(victim.model, parts)
+    pairs = [
+        (new.get_submodule(n), bn)
+        for n, bn in victim.model.named_modules()
+        if isinstance(bn, torch.nn.BatchNorm2d)
+    ]
+    fell = sum(bool((a.running_var / b.running_var).median() < 1) for a, b in pairs)
+    assert len(pairs) == 20 and fell < 10
+    assert metrics.evaluate(new, parts.test[:200], victim.attack).asr > 0.95
 
 
 def test_random_maps_of_the_same_five_layers_do_nothing(parts, victim, five):

@@ -311,7 +311,7 @@ def test_marks_are_what_was_earned(term):
     found = scores(term)
     assert found["all", "05_clp"] == 23 and found["none", "05_clp"] == 0
     assert found["half", "05_clp"] == 23 - 5 - 5
-    assert found["all", "06_fmp"] == 23 and found["none", "06_fmp"] == 0
+    assert found["all", "06_fmp"] == 25 and found["none", "06_fmp"] == 0
     assert found["copies", "05_clp"] == 23
     why = errors(term, "half", "05_clp")
     assert "score: not written yet" in why["check-score"]

@@ -24,9 +24,9 @@ from bdcourse.teach.check.fip import (
 )
 from bdcourse.teach.check.fmp import (
     fmp_maps,
-    harm,
+    look_again,
     pulls,
-    random_start,
+    push_layer,
     worst_maps,
 )
 from bdcourse.teach.check.gallery import by_class, decibels, poison_one_class
@@ -79,11 +79,11 @@ __all__ = [
     "fmp_maps",
     "folded",
     "forget",
-    "harm",
     "hijack",
     "largest_z",
     "last_share",
     "learn_masks",
+    "look_again",
     "lost",
     "mask_step",
     "noise_mode",
@@ -95,7 +95,7 @@ __all__ = [
     "poison_one_class",
     "product",
     "pulls",
-    "random_start",
+    "push_layer",
     "removal",
     "resampled_means",
     "rescaled",

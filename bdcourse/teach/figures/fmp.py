@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,33 +13,30 @@ from bdcourse.report.diagram import Box
 from bdcourse.report.show import CLEAN, DEFENDED, INK, OTHER, QUIET, TRIGGERED, Picture
 
 
-def search_loop() -> Picture:
-    """The method, as boxes."""
+def search_loop(x: Tensor, x0: Tensor) -> Picture:
+    """The method, as boxes, with an image (c, h, w) and its random start."""
     parts = {
-        "clean": Box(1.0, 3.6, "sixteen\nclean signs", CLEAN, 1.7, 1.0),
-        "start": Box(3.3, 3.6, "a coin for\neach value", OTHER, 1.7, 1.0),
-        "push": Box(5.75, 3.6, "one step that\nmoves map i", OTHER, 2.0, 1.0),
-        "net": Box(8.5, 3.6, "whole network:\nwho is hurt?", INK, 2.4, 1.0),
-        "rank": Box(8.5, 1.2, "line up the maps\nof the layer", INK, 2.5, 1.0),
-        "prune": Box(5.3, 1.2, "silence the\nmost harmful", DEFENDED, 2.3, 1.0),
-        "tune": Box(2.1, 1.2, "train on\nclean signs", DEFENDED, 2.1, 1.0),
+        "clean": Box(1.05, 2.95, "$x$: sixteen\nclean signs", CLEAN, 1.8, 1.0),
+        "start": Box(3.4, 2.95, "$x_0$: a coin for\neach value", OTHER, 2.1, 1.0),
+        "push": Box(5.95, 2.95, "$x_i$: one step up\n$J_i$, for map $i$", OTHER, 2.1, 1.0),
+        "net": Box(8.65, 2.95, "whole network:\nwho is hurt?", INK, 2.2, 1.0),
+        "rank": Box(8.65, 0.8, "line up the maps\nof each layer", INK, 2.3, 1.0),
+        "prune": Box(5.45, 0.8, "silence the\nmost harmful", DEFENDED, 2.1, 1.0),
+        "tune": Box(2.2, 0.8, "train on\nclean signs", DEFENDED, 2.1, 1.0),
     }
+    flow = ("clean", "start", "push", "net", "rank", "prune", "tune")
     return diagram.boxes(
         parts,
-        [
-            ("clean", "start"),
-            ("start", "push"),
-            ("push", "net"),
-            ("net", "rank", "for every i"),
-            ("rank", "prune"),
-            ("prune", "tune"),
-        ],
-        height=3.3,
-        title="FMP pushes clean signs, map by map, and looks who is hurt",
-        description="Boxes in a row: sixteen clean signs, a coin for each pixel value, one step "
-        "that moves map i, the whole network that is asked who is hurt. From there, for every "
-        "i, down to lining up the maps of the layer, and back to the left: silence the most "
-        "harmful, then train on clean signs.",
+        list(pairwise(flow)),
+        height=3.5,
+        title="FMP pushes clean signs, map by map, and sees which images break",
+        pictures=[(1.05, 4.1, 1.05, x), (3.4, 4.1, 1.05, x0)],
+        frames=[Box(7.33, 3.2, "for every map $i$ of every layer", QUIET, 5.15, 2.0)],
+        description="Boxes in a row: sixteen clean signs x, with a picture of one; their random "
+        "start x0, a coin for each pixel value, with the same sign under noise; one step up J of "
+        "map i, which gives x_i; the whole network that is asked who is hurt. A frame around the "
+        "last two says: for every map i of every layer. From there down to lining up the maps of "
+        "each layer, and back to the left: silence the most harmful, then train on clean signs.",
     )
 
 
@@ -56,42 +54,67 @@ def pushed(
     other = (k + 1) % len(many)
     alike = float(((many[k] - x0).sign() == (many[other] - x0).sign()).float().mean())
     said = [names[int(i)] for i in logits.argmax(1)]
-    loss = -float(logits.log_softmax(1)[2, truth])
+    losses = -logits.log_softmax(1)[:, truth]
     below = torch.stack([x0 - x, many[k] - x0, many[other] - x0, stamped - x])
+    below = (0.5 + 12 * below).clamp(0, 1)
     heads = ("clean", "start", "pushed", "trigger")
-    words = [f"{a}: {b}" for a, b in zip(heads, said, strict=True)]
-    words += ["start, x12", f"map {k}, x12", f"map {other}, {alike:.0%} alike", "trigger, x12"]
-    verb = "still reads" if said[2] == names[truth] else "now reads"
-    return show.images(
-        torch.cat([row, (0.5 + 12 * below).clamp(0, 1)]),
-        words,
-        cols=4,
-        wrong=[b != names[truth] for b in said] + [False] * 4,
-        title=f"Map {k} pushed: “{names[truth]}” {verb} “{said[2]}”, cross-entropy {loss:.2g}",
-        description="A sign four times, with the network's answer: clean, from the random start, "
-        f"pushed for map {k}, with the attacker's patch. Below, what changed, enlarged twelve "
-        "times: noise for the start, colored specks and blots for the pushes of two maps, a "
-        "small square in the corner for the trigger.",
-    )
+    agree = f"map {other}: {alike:.0%} of steps\nagree (chance 50%)"
+    under = ("start - clean", f"map {k}: pushed - start", agree, "trigger - clean")
+    with show.style():
+        fig, axes = show.canvas(2, 4, height=4.5)
+        for i, ax in enumerate(axes.flat):
+            image = row[i] if i < 4 else below[i - 4]
+            ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if i < 4:
+                show.name_over(ax, f"{heads[i]}: {said[i]}", said[i] != names[truth])
+            else:
+                ax.set_title(under[i - 4], fontsize=9.5, loc="center", fontweight="normal")
+        axes[0, 0].set_ylabel("image")
+        axes[1, 0].set_ylabel("difference, x12")
+        show.headline(
+            fig,
+            f"Map {k}: “{names[truth]}” reads “{said[2]}”, "
+            f"cross-entropy {losses[2]:.2f} (start: {losses[1]:.2f})",
+        )
+        return Picture(
+            fig,
+            "A sign four times, with the network's answer: clean, from the random start, "
+            f"pushed for map {k}, with the attacker's patch. Below, what changed, enlarged twelve "
+            "times: noise for the start, colored specks and blots for the pushes of two maps, a "
+            "small square in the corner for the trigger.",
+        )
+
+
+# The stages of the network: name, first and last of its convolutions.
+GROUPS = (("layer1", 1, 4), ("layer2", 5, 9), ("layer3", 10, 14), ("layer4", 15, 19))
 
 
 def follows(
     names: Sequence[str], victim: Sequence[Sequence[float]], twin: Sequence[Sequence[float]]
 ) -> Picture:
     """Rank correlation of score and TAC, layer by layer: draws of the victim's and the twin's."""
-    short = [n.replace("layer", "").replace("shortcut", "sc") for n in names]
-    mean = {
-        who: [torch.tensor([r[i] for r in rows]).mean() for i in range(10)]
-        for who, rows in (("victim", victim), ("twin", twin))
-    }
-    ahead = sum(a > b for a, b in zip(mean["victim"], mean["twin"], strict=True))
+    short = [n.partition(".")[2].replace("shortcut.0", "skip") or n for n in names]
+    near, far = (
+        {
+            who: float(torch.tensor(rows)[:, part].mean())
+            for who, rows in (("victim", victim), ("twin", twin))
+        }
+        for part in (slice(1, 5), slice(15, 20))
+    )
+    seen = near["victim"] > 0.4 and near["twin"] > 0.2 and abs(far["victim"]) < 0.2
     with show.style():
-        fig, axes = show.canvas(height=3.9)
+        fig, axes = show.canvas(height=4.0)
         ax = axes[0, 0]
         ax.axhline(0, color=QUIET, lw=1)
+        for k, (word, first, last) in enumerate(GROUPS):
+            if k % 2 == 0:
+                ax.axvspan(first - 0.5, last + 0.5, color=QUIET, alpha=0.12, lw=0)
+            ax.text((first + last) / 2, 1.02, word, ha="center", va="bottom", fontsize=10)
         for rows, shift, marker, color, label in (
             (victim, -0.12, "o", INK, f"victim, {len(victim)} draws"),
-            (twin, 0.12, "x", CLEAN, f"twin, {len(twin)} draws"),
+            (twin, 0.12, "x", CLEAN, f"benign twin, {len(twin)} draws"),
         ):
             for k, values in enumerate(rows):
                 at = [i + shift for i in range(len(values))]
@@ -104,19 +127,23 @@ def follows(
         ax.legend(loc="lower left", ncols=2, fontsize=10)
         show.headline(
             fig,
-            f"Victim ahead of its twin in {ahead} of the first ten layers, on average",
+            "The score follows TAC near the entrance, partly in the twin as well"
+            if seen
+            else "The score follows TAC in some layers",
         )
         return Picture(
             fig,
             "For each of twenty convolutions, entrance to exit, the rank correlation between the "
-            "harm of a map's push and its reaction to the trigger: dots for draws of the victim, "
-            "crosses for draws of the benign twin. In the first convolution only the dots lie "
-            "well above zero; in the first stage dots and crosses do; in the second stage the "
-            "dots do, and most crosses do not; toward the exit both lie around it.",
+            "harm of a map's push and its reaction to the trigger, which for the benign twin is "
+            "the same trigger: dots for draws of the victim, crosses for draws of the twin. In "
+            "the first convolution only the dots lie well above zero; in the first stage dots "
+            "and crosses do; in the second stage the dots do, and most crosses do not; toward "
+            "the exit both lie around it.",
         )
 
 
 HOW = {"FMP": (DEFENDED, "o"), "random maps": (QUIET, "x"), "no maps": (INK, "s")}
+RING = "this page (cut held, one pass)"
 STAGES = ("pruned", "new statistics", "tuned", "tuned, old statistics")
 
 
@@ -145,7 +172,7 @@ def draws(
                             text = f"{100 * acc:.0f}"
                             ax.text(at, 100 * asr - 8, text, ha="center", va="top", fontsize=9)
                 ax.plot([], [], marker, color=color, ms=7, ls="", label=how)
-            ax.plot([], [], "o", mec=INK, mfc="none", mew=1.6, ms=11, ls="", label="this page")
+            ax.plot([], [], "o", mec=INK, mfc="none", mew=1.6, ms=11, ls="", label=RING)
             ax.axhline(10, color=TRIGGERED, lw=1, ls=":")
             ax.text(len(STAGES) - 0.52, 12, "10%", ha="right", color=TRIGGERED, fontsize=9)
             ax.set_xticks(range(len(STAGES)), [s.replace(", ", ",\n") for s in STAGES])
@@ -156,18 +183,19 @@ def draws(
             note = ": a number is the accuracy in %, where below 90" if fell else ""
             ax.set_title(name + note, fontsize=11, loc="left", fontweight="normal")
         fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside lower left")
-        worst = {
-            stage: [100 * a for h, s, a, _ in points["badnets"] if (h, s) == ("FMP", stage)]
+        left = {
+            (name, stage): [100 * a for h, s, a, _ in found if (h, s) == ("FMP", stage)]
+            for name, found in points.items()
             for stage in STAGES
         }
-        back = [*worst["new statistics"], *worst["tuned"]]
-        gone = [*worst["pruned"], *worst["tuned, old statistics"]]
-        kept = max(gone) < 10 < min(back)
+        back = left["badnets", "new statistics"] + left["badnets", "tuned"]
+        gone = left["badnets", "pruned"] + left["badnets", "tuned, old statistics"]
+        never = min(min(left["blended", stage]) for stage in STAGES) > 10
         show.headline(
             fig,
-            "On badnets the repair lasts only as long as the old statistics"
-            if kept
-            else "On badnets old and new statistics do not part the draws",
+            "On badnets the repair needs the old statistics; on blended it never comes"
+            if max(gone) < 10 < min(back) and never
+            else "What FMP leaves of the attack, step by step",
         )
         return Picture(
             fig,
@@ -185,28 +213,46 @@ def draws(
 def classes(
     known: Mapping[str, Sequence[float]], names: Sequence[str], parts: Sequence[int]
 ) -> Picture:
-    """Share of clean test images recognized: network -> one share a class.
+    """Share of clean test images read correctly: network -> one share a class.
 
     Args:
         known: by the name of the row; the deep cut on the page is "large cut".
         parts: rows that begin a new part.
     """
-    mute = {
-        net: [n for n, v in zip(names, row, strict=True) if v < 0.1] for net, row in known.items()
-    }
-    lost = " and ".join(", ".join(f"“{n}”" for n in mute["large cut"]).rsplit(", ", 1))
-    return show.matrix(
-        torch.tensor(list(known.values())),
-        list(known),
-        list(names),
-        numbers=True,
-        height=4.4,
-        parts=parts,
-        title=f"The large cut loses {lost or 'no sign'}",
-        description="Share of clean test images recognized, by network and sign. With the small "
-        "cut nearly all are known. With the large cut the attacker's sign, 30, is at zero and "
-        "other speed limits with it; with new statistics all are known again. With as many random "
-        "maps off, three draws, every sign keeps some images. The benign twin, cut as deep, no "
-        "longer knows some speed limits in both draws, 30 in one of them. Blended with random "
-        "maps off loses three and four direction signs.",
-    )
+    from matplotlib.colors import LinearSegmentedColormap
+
+    mute = [n for n, v in zip(names, known["large cut"], strict=True) if v < 0.1]
+    lost = " and ".join(", ".join(f"“{n}”" for n in mute).rsplit(", ", 1))
+    twins = [dict(zip(names, v, strict=True)) for k, v in known.items() if k.startswith("twin")]
+    also = sum(all(row[n] < 0.1 for n in mute) for row in twins)
+    shares = 100 * torch.tensor(list(known.values()))
+    with show.style():
+        fig, axes = show.canvas(height=4.9)
+        ax = axes[0, 0]
+        pale = LinearSegmentedColormap.from_list("losses", [INK, CLEAN, "white"])
+        ax.imshow(shares, cmap=pale, vmin=0, vmax=100, aspect="auto")
+        for i, row in enumerate(shares.round().int().tolist()):
+            for j, share in enumerate(row):
+                ink = "white" if share <= 60 else QUIET if share == 100 else INK
+                ax.text(j, i, str(share), ha="center", va="center", color=ink, fontsize=10)
+        for i in parts:
+            ax.axhline(i - 0.5, color=QUIET, lw=1)
+        ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        ax.set_yticks(range(len(known)), list(known))
+        ax.set_xlabel("share of each sign read correctly, %")
+        show.headline(
+            fig,
+            f"{lost} fall silent, in {also} of {len(twins)} cuts of the twin as well"
+            if mute
+            else "The large cut silences no sign",
+        )
+        return Picture(
+            fig,
+            "Share of clean test images read correctly, by network and sign; losses are blue. "
+            "Uncut, all are known. With the small cut only the 80 suffers. With the large cut "
+            "the attacker's sign, 30, is at zero and other speed limits with it; with new "
+            "statistics all are known again. With as many random maps off, three draws, every "
+            "sign keeps some images. The benign twin, cut as deep, no longer knows some speed "
+            "limits in both draws, 30 in one of them. Blended with random maps off loses three "
+            "and four direction signs.",
+        )

@@ -32,17 +32,17 @@ QUESTIONS = (
     ),
     Question(
         "Pruned, a network has an attack success of zero. New BatchNorm statistics, and it is "
-        "back at one half. What have the pruned maps not been?",
-        "The only carriers of the trigger.",
+        "back at one half. Which belief about the pruned maps is now refuted?",
+        "That no other map carries the trigger.",
         "No weight changed between the two measurements, so what obeys the trigger was there "
         "all the time in the maps that stayed, too faint for the old statistics.",
         {
-            "Maps that react to the trigger.": "They may react as strongly as you like; others "
+            "That they react to the trigger.": "They may react as strongly as you like; others "
             "carry it as well.",
-            "Useful for clean images.": "The experiment says nothing about that: accuracy was "
-            "high before and after.",
-            "Chosen better than at random.": "They were: as many random maps left the attack "
-            "untouched. Better than chance is not the same as complete.",
+            "That clean images make use of some.": "They do: with the cut the “80” fell. But "
+            "attack success says nothing about that, so it cannot refute it.",
+            "That they were chosen better than at random.": "They were: as many random maps left "
+            "the attack untouched. Better than chance is not the same as complete.",
         },
     ),
     Question(
