@@ -65,6 +65,17 @@ class Entry:
         return data.splits(self.source)
 
 
+CLIP_NETWORK: dict[str, Any] = {"name": "conv3d", "width": 8}
+CLIP_TRAINING: dict[str, Any] = {
+    "epochs": 12,
+    "batch": 32,
+    "lr": 5e-3,
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "verbose": False,
+}
+
+
 @dataclass(frozen=True)
 class ClipEntry:
     """A victim of drawn clips, for which the bench has no recipe.
@@ -83,21 +94,19 @@ class ClipEntry:
         """The defender gets 240 clips, so that held-out ones can show a small loss."""
         return data.splits(self.source, clean=0.15)
 
-    def train(self, parts: data.Splits, keep: str | Path) -> victims.Victim:
+    def train(
+        self, parts: data.Splits, keep: str | Path | None = None, seed: int = 0
+    ) -> victims.Victim:
         """The victim, always new: it takes half a minute."""
         return victims.make(
             parts.train,
             parts.test,
             self.attack,
-            arch={"name": "conv3d", "width": 8},
+            arch=CLIP_NETWORK,
             rate=0.1,
-            epochs=12,
-            batch=32,
-            lr=5e-3,
-            optimizer="adamw",
-            weight_decay=0.01,
-            verbose=False,
+            seed=seed,
             recipe={"data": self.source},
+            **CLIP_TRAINING,
         )
 
 
