@@ -131,7 +131,7 @@ SCHEDULE = {"steps": 60, "lr": 0.2, "batch": 16}
 STOP = 0.2  # accuracy that is low enough for a copy
 
 TUNED = {"fine-tuning": 0.01, "fine-tuning, lr 0.05": 0.05}
-LADDER = (1e-3, 5e-3, 2.5e-2)  # of FIP's weight on clips
+LADDER = (1e-3, 5e-3)  # of FIP's weight on clips
 SHUFFLED, SHUFFLES = 80, 10  # test clips, orders of each
 
 SAID = ("attack", "victim", "options", "seed", "draw", "acc", "asr", "correlation", "lambda_max")
