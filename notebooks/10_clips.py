@@ -18,9 +18,8 @@
 # answers what the attacker wants. Show it the same patch at rest, and it hardly cares.
 #
 # It must have learned the walk, then. Must it? **Does a network that sees motion learn
-# the motion of a trigger?** You will believe it, doubt it, and end with a network in
-# which it is true. On the way you write a test that finds such victims without their
-# trigger, and you see whom it misses.
+# the motion of a trigger?** One control will settle it. On the way you write a test that
+# finds such attacks without knowing their trigger, and you see which one it misses.
 #
 # > **At a glance.** Reading: 20 minutes. Doing: 60 minutes. Run time: under two minutes
 # > and 1 GiB on two CPU cores. Prerequisites: [lesson 01](01_poisoning.ipynb) and [lesson
@@ -35,7 +34,7 @@
 # After this lesson you can
 #
 # 1. plant a trigger that moves in a set of clips (exercises 1 and 2);
-# 2. tell a network that learned a motion from one that learned places;
+# 2. find out what a network has learned of a trigger that moves;
 # 3. say how far a single stamped frame reaches, and why that decides little (exercise 3);
 # 4. write a test that needs no trigger, and name the attack that escapes it (exercise 4).
 #
@@ -184,8 +183,8 @@ figures.obeyed(stored, ("at rest", "walking"))
 
 # %% [markdown]
 # A dot is a network of another seed. Those that learned the patch at rest ignore the
-# walking one. The other way around it is nearly as clear; one network of three follows a
-# resting patch in a quarter of the clips.
+# walking one. The other way around it is nearly as clear; one network of three follows
+# the resting patch in a fifth of the clips.
 #
 # It is the same patch in the same colors. What differs is the walk. A paper could stop
 # here and write: *the network has learned the motion of the trigger*.
@@ -224,8 +223,8 @@ figures.obeyed(stored)
 # "checkerboards, here and there" was right every time. **No clip punished the
 # shortcut.**
 #
-# The seeds do not even agree on the shortcut. Played backwards, the walk still convinces
-# two of the three networks, and the third hardly.
+# The seeds do not even agree on the shortcut. Walking back, the patch still convinces two
+# of the three networks in most clips, and the third in a quarter.
 #
 # ## Making it learn the walk
 #
@@ -364,7 +363,7 @@ figures.obeyed(stored, who=("static", "walking", "lookalikes"))
 
 # %% jupyter={"source_hidden": true} tags=["exercise", "hide-input"]
 def reach(stamped, stride):
-    """Which outputs see a stamped frame; stamped: bool (t,), returns bool (outputs,)."""
+    """Which outputs see a stamped frame: bool (t,) -> bool (outputs,)."""
     ### BEGIN SOLUTION
     centers = range(0, len(stamped), stride)
     seen = [stamped[max(0, i - 1) : i + 2].any() for i in centers]
@@ -493,7 +492,7 @@ check.shuffle(shuffle)
 # and reports whatever keeps its answer more often than 19 in 20 of those.
 #
 # **Predict.** Of the clips with the *walking* patch, shown to `walking`: which percentage
-# will be reported? Mind that shuffling tears the walk apart.
+# will be reported? Remember that shuffling tears the walk apart.
 
 # %% tags=["predict"]
 guess_found = None
@@ -525,9 +524,9 @@ figures.kept({name: of.tolist() for name, of in shares.items()}, limit)
 
 # %% [markdown]
 # A dot is a clip. The answers to clean clips fall apart as soon as the frames are
-# shuffled. Those to triggered clips of the first two victims stand like a rock, the
-# walking patch too. Of course: that victim never minded the order. The shortcut that the
-# attacker got for nothing betrays them.
+# shuffled. Those to triggered clips of the first two victims stay, under the walking patch
+# too. That victim never cared for the order. The shortcut that training found for the
+# attacker now gives the attack away.
 #
 # The network with lookalikes escapes. Its trigger *is* an order, and shuffling tears it
 # apart together with the action. That looks like a cure: the trigger is dead. What does
@@ -545,9 +544,12 @@ check.claim("Benign twin: accuracy of the vote over shuffles.", right, 0.1, 0.6,
 #
 # ## Can it be repaired?
 #
-# REPAIR
+# The control that every repair has to beat is fine-tuning on the clean clips. At the
+# usual rate it does nothing: nearly every clip with the patch obeys as before. A paper
+# would now bring its own method. Turn a knob first that costs nothing.
 #
-# **Predict.** PREDICT
+# **Predict.** The same fine-tuning, at five times the rate. Which ASR, in percent, is left
+# to `static` in the mean of three draws?
 
 # %% tags=["predict"]
 guess_rate = None
@@ -561,7 +563,16 @@ check.reveal(guess_rate, round(100 * sum(left) / len(left)), "%")
 figures.ladder(repairs, 0.03)
 
 # %% [markdown]
-# READING
+# At five times the rate, plain fine-tuning takes most of the attack and costs nothing. In
+# two draws of three almost nothing is left, in one a quarter. *One draw is no result*, and
+# fine-tuning at one rate is no control.
+#
+# FIP (lesson 08) adds its trace to the usual rate. *Who chose the weight?* The defender's
+# 48 held-out clips: hollow marks cost more than three points there. They forbid the larger
+# weight, at which the network forgets its actions. The smaller one is allowed, and leaves
+# anything from nothing to more than half.
+#
+# WALKING
 #
 # ## Where it breaks
 #

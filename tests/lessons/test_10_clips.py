@@ -33,7 +33,7 @@ def obey(rows, who, patch):
 def test_the_exchange_looks_like_motion(rows):
     assert max(obey(rows, "static", "walking")) < 0.1
     rest = sorted(obey(rows, "walking", "at rest"))
-    assert rest[1] < 0.1 and 0.2 < rest[2] < 0.35, "one of three, in a quarter"
+    assert rest[1] < 0.1 and 0.15 < rest[2] < 0.3, "one of three, in a fifth"
     for who, own in (("static", "at rest"), ("walking", "walking"), ("lookalikes", "walking")):
         assert min(obey(rows, who, own)) > 0.95
     assert min(r["acc"] for r in rows.select(defense="none")) > 0.99
@@ -42,7 +42,7 @@ def test_the_exchange_looks_like_motion(rows):
 def test_the_order_is_learned_only_beside_lookalikes(rows):
     assert min(obey(rows, "walking", "out of order")) > 0.9
     back = sorted(obey(rows, "walking", "backwards"))
-    assert back[0] < 0.35 and back[1] > 0.7
+    assert 0.2 < back[0] < 0.3 and back[1] > 0.7
     for patch in ("at rest", "backwards", "out of order"):
         assert max(obey(rows, "lookalikes", patch)) < 0.1
 

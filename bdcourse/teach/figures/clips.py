@@ -350,10 +350,10 @@ def kept(shares: Mapping[str, Sequence[float]], limit: float) -> Picture:
 
 
 def ladder(rows: Sequence[Mapping], allowed: float) -> Picture:
-    """What fine-tuning and FIP's weights leave: a dot for every draw, framed if allowed."""
+    """What fine-tuning and FIP's weights leave: a dot for every draw, hollow if forbidden."""
     arms = list(dict.fromkeys(r["defense"] for r in rows))
-    ticks = [a.replace("fine-tuning, lr 0.05", "rate x 5").replace("fip, eta = ", "") for a in arms]
-    ticks = [t.replace("fine-tuning", "usual rate") for t in ticks]
+    called = {"fine-tuning": "usual rate", "fine-tuning, lr 0.05": "5 x the rate"}
+    ticks = [called.get(a, a.replace("fip, eta = ", "FIP ")) for a in arms]
     fig, axes = show.canvas(1, 2, height=3.4, sharey=True)
     for ax, victim in zip(axes[0], ("static", "walking"), strict=True):
         for r in (r for r in rows if r["victim"] == victim):
@@ -363,12 +363,11 @@ def ladder(rows: Sequence[Mapping], allowed: float) -> Picture:
             ax.plot(i - 0.03, 100 * r["asr"], "s", color=TRIGGERED, ms=6, clip_on=False, **full)
             ax.plot(i + 0.03, 100 * r["acc"], "o", color=CLEAN, ms=5, clip_on=False, **full)
         ax.set_title(VICTIMS[victim][0], fontsize=11, fontweight="normal")
-        ax.set_xticks(range(len(arms)), ticks, rotation=40, ha="right", fontsize=9)
+        ax.set_xticks(range(len(arms)), ticks, rotation=25, ha="right", fontsize=10)
+        ax.set_xlim(-0.5, len(arms) - 0.5)
         ax.axhline(10, color=QUIET, lw=1, ls=":")
         ax.axvline(1.5, color=QUIET, lw=0.8)
         ax.grid(axis="y", color="#e6e6e6", lw=0.8)
-        ax.text(0.5, 50, "fine-\ntuning", ha="center", va="center", fontsize=10, color=QUIET)
-        ax.text(3, 50, "FIP, by weight", ha="center", va="center", fontsize=10, color=QUIET)
     axes[0, 0].set(ylim=(-4, 104), ylabel="%")
     axes[0, 0].plot([], [], "o", color=CLEAN, label="accuracy")
     axes[0, 0].plot([], [], "s", color=TRIGGERED, label="ASR")
