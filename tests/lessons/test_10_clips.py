@@ -72,3 +72,25 @@ def test_one_limit_serves_all(parts):
         model = victims.zoo(f"clips-{name}").model
         limits.append(shuffle_test(model, parts.held.inputs(), 10, gen())[1].quantile(0.95))
     assert max(limits) - min(limits) < 0.25 and max(limits) < 0.95
+
+
+def test_fine_tuning_at_one_rate_is_no_control_and_draws_of_fip_differ(rows):
+    def left(who, defense, of="asr"):
+        found = rows.select(victim=who, defense=defense)
+        assert [r["draw"] for r in found] == [0, 1, 2]
+        return [r[of] for r in found]
+
+    for who in ("static", "walking"):
+        assert min(left(who, "fine-tuning")) > 0.95
+        assert min(left(who, "fine-tuning, lr 0.05", "acc")) > 0.95
+        assert max(left(who, "fine-tuning, lr 0.05")) < 0.5
+    rest = sorted(left("static", "fine-tuning, lr 0.05"))
+    assert rest[1] < 0.05 and 0.2 < rest[2] < 0.3, "almost nothing twice, a quarter once"
+    spread = left("static", "fip, eta = 0.001")
+    assert min(spread) < 0.05 and max(spread) > 0.5
+    for r in rows.select(victim="static", defense="fip, eta = 0.001"):
+        assert r["held"] >= r["before"] - 0.03, "always allowed"
+    assert sum(a < 0.9 for a in left("static", "fip, eta = 0.005", "acc")) == 2
+    for weight in ("0.001", "0.005"):
+        assert max(left("walking", f"fip, eta = {weight}")) < 0.1
+    assert sum(a < 0.1 for a in left("walking", "fine-tuning, lr 0.05")) == 2
