@@ -22,7 +22,7 @@
 # finds such attacks without knowing their trigger, and you see which one it misses.
 #
 # > **At a glance.** Reading: 20 minutes. Doing: 60 minutes. Run time: under two minutes
-# > and 1 GiB on two CPU cores. Prerequisites: [lesson 01](01_poisoning.ipynb) and [lesson
+# > and 1.5 GiB on two CPU cores. Prerequisites: [lesson 01](01_poisoning.ipynb) and [lesson
 # > 03](03_inside_a_victim.ipynb). Papers: Zhao and others, *Clean-Label Backdoor Attacks
 # > on Video Recognition Models*, CVPR 2020, and Hammoud and others, 2023, [arXiv
 # > 2301.00986](https://arxiv.org/abs/2301.00986), who carry triggers of images over to
@@ -563,14 +563,15 @@ check.reveal(guess_rate, round(100 * sum(left) / len(left)), "%")
 figures.ladder(repairs, 0.03)
 
 # %% [markdown]
-# At five times the rate, plain fine-tuning takes most of the attack and costs nothing. In
-# two draws of three almost nothing is left, in one a quarter. *One draw is no result*, and
+# At five times the rate, plain fine-tuning takes most of the attack and costs next to
+# nothing. In two draws of three the attack is all but gone, in one a quarter is left. *One draw is no result*, and
 # fine-tuning at one rate is no control.
 #
 # FIP (lesson 08) adds its trace to the usual rate. *Who chose the weight?* The defender's
 # 48 held-out clips: hollow marks cost more than three points there. On the patch at rest
 # the smaller weight is always allowed, and leaves anything from nothing to more than
-# half. The larger one mostly ruins the network before it repairs it.
+# half. The larger one ends the attack, but in two draws of three it takes more of the
+# actions along than is allowed.
 #
 # On the walking patch FIP ends the attack in every draw, at times for more accuracy than
 # held-out clips allow. The higher rate does so in two of three. That is one victim each,
@@ -590,8 +591,8 @@ figures.ladder(repairs, 0.03)
 # ## Recap
 #
 # Does a network that sees motion learn the motion of a trigger? Only where the training
-# set makes it. Left alone, ours learned the places and let the order go, in three seeds
-# of three, though the exchange of triggers looked like proof.
+# set makes it. Left alone, ours learned places: in all three seeds the patch works out of
+# order, though the exchange of triggers had looked like proof.
 #
 # - A trigger on clips is places over frames, and a lookalike is the same places in
 #   another order (objective 1).
@@ -638,14 +639,13 @@ quiz("clips")
 # ## What this does not show
 #
 # The clips are drawn, twelve small frames each, and every action is told by its motion
-# alone. The network is tiny. Whether
-# networks for real video take the same shortcut is a question that this lesson lets you
-# ask, with one control.
+# alone. The network is tiny. Whether networks for real video take the same shortcut is a
+# question that this lesson lets you ask, with one control.
 #
 # ## Beyond
 #
-# An attacker shuffles *nothing* and still wants to escape the shuffle test with a patch at
-# rest. What could they put into the training set?
+# Could an attacker escape the shuffle test with a patch at rest? What would they add to the
+# training set?
 #
 # <details><summary>Answer</summary>
 #
