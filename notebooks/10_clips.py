@@ -413,7 +413,8 @@ figures.budget(counts, curves)
 # %% [markdown]
 # One frame reaches everything and moves nothing. The last layer is averaged over time
 # and place, and a single frame is outvoted. Reach says what an attacker could do at best;
-# only the curve says what this network needs.
+# only the curve says what this network needs. And the network that learned the order wants
+# to see more of the walk than the one that did not.
 #
 # ## A test that needs no trigger
 #
