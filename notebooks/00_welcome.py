@@ -528,6 +528,7 @@ check.claim("The twin's ASR: below 10%, any sticker, any place.", most, 0, 0.1, 
 # | [03 Inside a victim](03_inside_a_victim.ipynb) | where inside a network does the trigger live? |
 # | [04](04_linf_pruning.ipynb) to [08](08_fip.ipynb), [08b](08b_sharpness.ipynb) | five published repairs, each rebuilt: do they work, and why? |
 # | [09 The showdown](09_showdown.ipynb) | who wins, and who chose? |
+# | [10 Clips](10_clips.ipynb) | beyond images: does a network learn the motion of a trigger? |
 #
 # Every figure carries a description in words for screen readers. A number in a table comes
 # from a run in front of you, or from a file in `data/results/` that names its command.

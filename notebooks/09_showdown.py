@@ -772,4 +772,4 @@ quiz("showdown")
 #
 # </details>
 #
-# ← [FIP](08_fip.ipynb) · [back to the start](00_welcome.ipynb) →
+# ← [FIP](08_fip.ipynb) · [beyond images: clips](10_clips.ipynb) →

@@ -1,4 +1,4 @@
-"""Measure eight questions beside the tables of defenses; rows go to data/results.
+"""Measure nine questions beside the tables of defenses; rows go to data/results.
 
     python tools/studies.py detector                  -> mnp-detector.json
     python tools/studies.py edge [--seeds 0 1 2]      -> linf-edge.json
@@ -8,6 +8,7 @@
     python tools/studies.py forgetting                -> signs-mnp-forgetting.json
     python tools/studies.py stages                    -> fmp-stages.json
     python tools/studies.py disguised                 -> signs-disguised.json
+    python tools/studies.py walks                     -> clips.json
 
 detector: how an MNP-style detector judges victims of the zoo, and ten clean networks. What
 is usual for a clean network takes clean networks to say, so ten are trained, each with
@@ -46,6 +47,12 @@ disguised: what CLP finds of the zoo's victims before and after the disguise, wh
 no answer, by its own score and by the one that no rescaling changes; and how far the
 disguise moves the trace of the Fisher.
 
+walks: what victims of a patch on clips have learned. Three seeds of a patch at rest, of one
+that walks, and of one that walks while lookalikes, the same places out of order, keep
+their labels; each is shown four patches. The first two are also fine-tuned, and repaired
+by FIP for each weight of a ladder, with three draws of the defender's clips and of the
+order; held-out clips say what a weight costs.
+
 Half an hour on a core each, the later ones less. Rows that are there are kept; a
 stopped run goes on.
 """
@@ -69,7 +76,7 @@ from bdcourse.attacks.blended import noise_picture
 from bdcourse.bench.cells import environment
 from bdcourse.bench.recipes import train_victim
 from bdcourse.bench.results import Results
-from bdcourse.bench.zoo import ENTRIES
+from bdcourse.bench.zoo import CLIP_NETWORK, CLIP_TRAINING, CLIPS, ENTRIES
 from bdcourse.defenses import (
     clp_choose_u,
     clp_scores,
@@ -90,7 +97,8 @@ from bdcourse.defenses import (
     mnp_suppress,
 )
 from bdcourse.images import Images
-from bdcourse.train import Augment
+from bdcourse.tasks.video import ClipCrop, ClipPatch, Clips, shuffle_test
+from bdcourse.train import Augment, fit
 from bdcourse.victims import Victim
 
 # A cell of a table, how to get its victim, and what is measured of it.
@@ -145,6 +153,10 @@ COPIES = {  # (victim, what broke the copy): draws, betas until accuracy gives w
 PRICES, PRICED = (0.001, 0.005, 0.01, 0.02), {"badnets": 3, "blended": 1}  # lambdas; draws
 SCHEDULE = {"steps": 60, "lr": 0.2, "batch": 16}
 STOP = 0.2  # accuracy that is low enough for a copy
+
+TUNED = {"fine-tuning": 0.01, "fine-tuning, lr 0.05": 0.05}
+LADDER = (1e-3, 5e-3)  # of FIP's weight on clips
+SHUFFLED, SHUFFLES = 80, 10  # test clips, orders of each
 
 SAID = ("attack", "victim", "options", "seed", "draw", "acc", "asr", "correlation", "lambda_max")
 
@@ -495,6 +507,97 @@ def stages(options: argparse.Namespace) -> Study:
             )
 
 
+def lookalikes(parts: data.Splits, attack: ClipPatch, seed: int) -> Victim:
+    """A victim of `attack` that met the same places out of order with true labels."""
+    init, g, order = (torch.Generator().manual_seed(3 * seed + k) for k in range(3))
+    clips, n = parts.train, round(0.1 * len(parts.train))
+    rows = torch.randperm(len(clips), generator=g)
+    x, y = clips.x.clone(), clips.y.clone()
+    for own, stamp in (
+        (rows[:n], attack.trigger),
+        (rows[n : 2 * n], lambda part: attack.out_of_order(part, g)),
+    ):
+        x[own] = clips.task.stored(stamp(clips.task.inputs(x[own])))
+    y[rows[:n]] = attack.target
+    model = victims.initialized(CLIP_NETWORK | {"classes": clips.k}, init)
+    seen = Clips(x, y, clips.classes)
+    fit(model, seen, augment=ClipCrop(2), generator=order, **CLIP_TRAINING)
+    model.eval()
+    scores = metrics.evaluate(model, parts.test, attack)
+    return Victim(model, CLIP_NETWORK, attack, scores, {})
+
+
+def walks(options: argparse.Namespace) -> Study:
+    parts = CLIPS["clips-walking"].parts()
+    still, walking = (CLIPS[f"clips-{name}"].attack for name in ("static", "walking"))
+    assert isinstance(still, ClipPatch) and isinstance(walking, ClipPatch)
+    _, column = walking.places(parts.test.shape)[-1]
+    back = ClipPatch(at=(walking.at[0], column), walk=(0, -walking.walk[1]))
+    cell = about("clips", parts)
+
+    def drawn(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    def measured(victim: Victim) -> dict:
+        x, others = parts.test.inputs(), parts.test.y != walking.target
+        shown = {
+            "at rest": still.trigger(x),
+            "walking": walking.trigger(x),
+            "backwards": back.trigger(x),
+            "out of order": walking.out_of_order(x, drawn(1)),
+        }
+        obey = {
+            name: metrics.share(parts.test.task.answer(victim.model, seen)[others] == 0)
+            for name, seen in shown.items()
+        }
+        assert victim.attack is not None
+        some = parts.test[others.nonzero()[:SHUFFLED, 0]]
+        kept = {
+            name: shuffle_test(victim.model, seen, SHUFFLES, drawn(2))[1].tolist()
+            for name, seen in (
+                ("clean", some.inputs()),
+                ("triggered", victim.attack.trigger(some.inputs())),
+            )
+        }
+        kept = {name: [round(v, 2) for v in values] for name, values in kept.items()}
+        return {"obey": obey, "kept": kept} | rates(victim.scores)
+
+    def mended(victim: Victim, draw: int, **how) -> dict:
+        own = torch.cat([parts.clean.x, parts.held.x]), torch.cat([parts.clean.y, parts.held.y])
+        order = torch.randperm(len(own[1]), generator=drawn(draw))
+        clean, held = (
+            Clips(own[0][rows], own[1][rows], parts.clean.classes)
+            for rows in order.split([len(parts.clean), len(parts.held)])
+        )
+        start = metrics.evaluate(victim.model, held).acc
+        model = fip(victim.model, clean, steps=120, generator=drawn(draw), **how).model
+        found = {"before": start, "held": metrics.evaluate(model, held).acc}
+        return found | rates(metrics.evaluate(model, parts.test, victim.attack))
+
+    for seed in (0, 1, 2):
+        for name in ("static", "walking", "lookalikes"):
+
+            def make(name=name, seed=seed) -> Victim:
+                if name == "lookalikes":
+                    return lookalikes(parts, walking, seed)
+                entry = CLIPS[f"clips-{name}"]
+                return entry.train(parts, seed=seed) if seed else victims.zoo(f"clips-{name}")
+
+            own = {"seed": seed, "victim": name, "attack": "ClipPatch", "defense": "none"}
+            yield cell | own, make, measured
+    for name in ("static", "walking"):
+        for draw in (0, 1, 2):
+            arms = {d: {"eta_f": 0.0, "eta_r": 0.0, "lr": lr} for d, lr in TUNED.items()}
+            arms |= {f"fip, eta = {eta:g}": {"eta_f": eta} for eta in LADDER}
+            for defense, how in arms.items():
+                own = {"seed": 0, "victim": name, "attack": "ClipPatch", "draw": draw}
+                yield (
+                    cell | own | {"defense": defense} | how,
+                    lambda name=name: victims.zoo(f"clips-{name}"),
+                    lambda victim, draw=draw, how=how: mended(victim, draw, **how),
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -509,6 +612,7 @@ def main() -> None:
         (forgetting, "signs-mnp-forgetting"),
         (stages, "fmp-stages"),
         (disguised, "signs-disguised"),
+        (walks, "clips"),
     ):
         own = studies.add_parser(study.__name__)
         own.set_defaults(study=study)

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -146,12 +146,15 @@ def fip_factorize(model: nn.Module) -> None:
             law = SingularValues(u[i].clone(), s[i].clone(), vh[i].clone(), w.shape)
             others = [at for at in _holders(model, w) if at != (module, name)]
             parametrize.register_parametrization(module, name, law)
-            laws: Any = module.parametrizations
-            change = laws[name].original  # w itself, now of shape (r,)
+            change = _laws(module)[name].original  # w itself, now of shape (r,)
             for other, own in others:
                 other._parameters[own] = nn.Parameter(torch.empty_like(law(change)))
                 parametrize.register_parametrization(other, own, law)
-                other.parametrizations[own].original = change
+                _laws(other)[own].original = change
+
+
+def _laws(module: nn.Module) -> Any:
+    return module.parametrizations
 
 
 def _holders(model: nn.Module, w: Tensor) -> list[tuple[nn.Module, str]]:

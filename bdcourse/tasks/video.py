@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -342,17 +343,39 @@ class ClipPatch(Attack):
                 f"frame {max(self.frames)} is asked for, but the clips have frames 0..{t - 1}."
             )
 
+    def places(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(row, column) of the patch's upper left corner in each frame of (c, t, h, w)."""
+        size, part = shape[-2:], self.patch.shape[1:]
+        # A walk goes around in the places at which the whole patch lies inside.
+        starts = [a + s if a < 0 else a for a, s in zip(self.at, size, strict=True)]
+        rows, columns = (
+            [(a + f * step) % (s - p + 1) for f in range(shape[1])]
+            for a, step, s, p in zip(starts, self.walk, size, part, strict=True)
+        )
+        return list(zip(rows, columns, strict=True))
+
     def trigger(self, x: Tensor) -> Tensor:
         self.check_shape(tuple(x.shape[1:]))
-        out, size = x.clone(), x.shape[-2:]
-        part = self.patch.shape[1:]
-        for f in range(x.shape[2]) if self.frames is None else self.frames:
-            # A walk goes around in the places at which the whole patch lies inside.
-            (r, ph), (c, pw) = (
-                (((a + s if a < 0 else a) + f * step) % (s - p + 1), p)
-                for a, step, s, p in zip(self.at, self.walk, size, part, strict=True)
-            )
-            out[:, :, f, r : r + ph, c : c + pw] = self.patch.to(x)
+        order = torch.arange(x.shape[2]).expand(len(x), -1)
+        return self._put(x, order, range(x.shape[2]) if self.frames is None else self.frames)
+
+    def out_of_order(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The same places, taken in an order of its own in each clip; in all frames.
+
+        What obeys this and not a patch at rest has learned the places, not the walk.
+        """
+        self.check_shape(tuple(x.shape[1:]))
+        order = random_orders(len(x), x.shape[2], generator)
+        return self._put(x, order, range(x.shape[2]))
+
+    def _put(self, x: Tensor, order: Tensor, frames: Iterable[int]) -> Tensor:
+        """Frame f of clip i gets the patch at place order[i, f]."""
+        out, (ph, pw) = x.clone(), self.patch.shape[1:]
+        places = self.places(tuple(x.shape[1:]))
+        for f in frames:
+            for j in order[:, f].unique().tolist():
+                (r, c), own = places[j], order[:, f] == j
+                out[own, :, f, r : r + ph, c : c + pw] = self.patch.to(x)
         return out
 
 
@@ -510,6 +533,55 @@ def _cornered(x: Tensor, corner: Tensor) -> Tensor:
     out = x.clone()
     out[..., -h:, -w:] = corner
     return out
+
+
+# -------------------------------------------------------------------- a test of clips
+
+
+def random_orders(n: int, frames: int, generator: torch.Generator) -> Tensor:
+    """An order of the frames for each of n clips, (n, frames)."""
+    require.generator(generator)
+    return torch.rand(n, frames, generator=generator).argsort(1)
+
+
+def reordered(x: Tensor, order: Tensor) -> Tensor:
+    """Clips (n, c, t, h, w) whose frame f is frame order[i, f] of clip i."""
+    return x.gather(2, order.to(x.device)[:, None, :, None, None].expand_as(x))
+
+
+@torch.no_grad()
+def shuffle_test(
+    model: nn.Module, x: Tensor, times: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Does the answer to a clip need the order of its frames?
+
+    Whoever asks needs no trigger, no clean clip and no label. In eval mode; the model is
+    left in the mode in which it came.
+
+    Args:
+        x: pixels in [0, 1], (n, c, t, h, w).
+        times: shuffles of each clip.
+
+    Returns:
+        said (n,): the answer to each clip as it is; kept (n,): the share of its shuffles
+        that get the same answer; voted (n,): the most frequent answer to its shuffles,
+        of equals the first label.
+
+    Source: ours. Derived in lesson 10.
+    """
+    require.module(model, "model")
+    CLIPS.check_inputs(x)
+    require.whole("times", times, 1)
+    with evaluating(model):
+        said = model(x).argmax(1)
+        answers = torch.stack(
+            [
+                model(reordered(x, random_orders(len(x), x.shape[2], generator))).argmax(1)
+                for _ in range(times)
+            ]
+        )
+    votes = F.one_hot(answers).sum(0)
+    return said, (answers == said).float().mean(0), votes.argmax(1)
 
 
 ATTACKS = (ClipPatch, ClipBlended, ClipUniversal)

@@ -20,6 +20,7 @@ from bdcourse.bench.results import results
         (studies.pushes, "signs-fip-pushes", 1),
         (studies.forgetting, "signs-mnp-forgetting", 11),
         (studies.sharper_spine, "signs-sharp", 12),
+        (studies.walks, "clips", 33),
     ],
 )
 def test_rows_that_are_there_are_not_measured_again(study, file, count):

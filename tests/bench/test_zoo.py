@@ -8,7 +8,7 @@ import torch
 from bdcourse import data, victims
 from bdcourse.__main__ import main
 from bdcourse.bench.plans import BOTH, PLANS, Plan
-from bdcourse.bench.zoo import ENTRIES
+from bdcourse.bench.zoo import CLIPS, ENTRIES, chosen
 from bdcourse.defenses import Purified
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -30,6 +30,19 @@ def test_the_zoo_holds_each_victim_and_it_passes_the_gate(name):
     assert bool(weak) == bool(entry.weak), weak or "passes after all"
     assert (entry.attack or "NoneType") == type(victim.attack).__name__
     assert all(p.dtype == torch.float32 for p in victim.model.parameters())
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_the_zoo_holds_victims_of_clips(name):
+    entry, victim = CLIPS[name], victims.zoo(name)
+    assert victim.recipe["data"] == entry.source == "clips" and victim.arch["name"] == "conv3d"
+    assert victim.attack == entry.attack and not victim.weak(victims.zoo(entry.twin).scores)
+
+
+def test_clips_are_no_victims_of_the_bench():
+    with pytest.raises(ValueError, match="knows no 'clips-walking'"):
+        chosen(["clips-walking"])
+    assert list(chosen(["clips-walking"], ENTRIES | CLIPS)) == ["clips-walking"]
 
 
 def test_an_unknown_zoo_name_lists_the_known():

@@ -34,6 +34,7 @@ PROMISED = (
     "08_fip",
     "08b_sharpness",
     "09_showdown",
+    "10_clips",
 )
 
 # The tour has no attacker of its own and may leave all exercises to the lessons.

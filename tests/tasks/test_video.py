@@ -149,6 +149,39 @@ def test_where_the_patch_is(walk, frames, first, last):
         assert torch.equal(out[0, :, f, r : r + 3, c : c + 3], attack.patch)
 
 
+def test_out_of_order_keeps_the_places():
+    attack = ClipPatch(walk=(0, -2))
+    x = torch.full((20, 3, 12, 32, 32), 0.5)
+    mixed = attack.out_of_order(x, gen())
+    assert (x == 0.5).all(), "the argument stays"
+
+    def columns(of):
+        changed = (of != x).any(1)  # (n, t, h, w)
+        assert (changed.flatten(2).sum(2) == 9).all()
+        return changed.any(2).float().argmax(2)  # the first column of each frame
+
+    walk, jumps = columns(attack.trigger(x)), columns(mixed)
+    assert torch.equal(jumps.sort(1).values, walk.sort(1).values), "each place once"
+    assert len({tuple(row) for row in jumps.tolist()}) == 20, "an order for each clip"
+    assert torch.equal(mixed, attack.out_of_order(x, gen()))
+
+
+def test_shuffles_keep_what_needs_no_order():
+    x = video.draw(12, seed=3).inputs()
+    blind, net = video.framewise(width=4).train(), video.conv3d(width=4)
+    blind[-1].bias.data += 0.01 * torch.arange(8)  # no ties
+    said, kept, voted = video.shuffle_test(blind, x, 3, gen())
+    assert blind.training and (kept == 1).all() and torch.equal(said, voted)
+    torch.nn.init.normal_(net[-1].weight, generator=gen())
+    _, kept, _ = video.shuffle_test(net, x, 20, gen())
+    assert kept.shape == (12,) and 0 <= kept.min() <= kept.max() <= 1
+    assert torch.equal(kept, video.shuffle_test(net, x, 20, gen())[1])
+    with pytest.raises(ValueError, match="times"):
+        video.shuffle_test(net, x, 0, gen())
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        video.shuffle_test(net, 255 * x, 1, gen())
+
+
 def test_blended_is_a_mixture():
     x = torch.rand(2, 3, 4, 8, 8, generator=gen())
     p = noise_picture(8)

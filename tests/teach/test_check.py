@@ -2,6 +2,7 @@
 
 import pytest
 
+import answers_clips
 import answers_clp
 import answers_fip
 import answers_fmp
@@ -30,6 +31,7 @@ LESSONS = (
     answers_fip,
     answers_sharpness,
     answers_showdown,
+    answers_clips,
     answers_welcome,
 )
 # Slips of which nothing comes back from the process that a submission runs in.

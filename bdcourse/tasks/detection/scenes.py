@@ -46,7 +46,7 @@ class DetectionTask(PixelTask):
     def check_targets(self, y: object, n: int, k: int | None = None, name: str = "y") -> Tensor:
         """Refuse what are no boxes of n scenes, float32 (n, m, 5), with classes below k."""
         shaped = isinstance(y, Tensor) and y.ndim == 3 and len(y) == n and y.shape[2] == 5
-        if not shaped or y.dtype != torch.float32 or not y.shape[1]:  # type: ignore[union-attr]
+        if not shaped or y.dtype != torch.float32 or not y.shape[1]:  # type: ignore[attr-defined]
             raise ValueError(
                 f"{name} must be float32 of shape ({n}, m, 5), class and box of each "
                 f"scene's things, not {require.kind(y)}."
@@ -88,7 +88,7 @@ class DetectionTask(PixelTask):
         self, out: object, n: int, k: int | None = None, name: str = "the model"
     ) -> Tensor:
         right = isinstance(out, Tensor) and out.ndim == 4 and len(out) == n
-        if not right or not out.is_floating_point() or out.shape[1] < 5:  # type: ignore[union-attr]
+        if not right or not out.is_floating_point() or out.shape[1] < 5:  # type: ignore[attr-defined]
             raise ValueError(
                 f"{name} must answer with what its cells say, of shape (n, classes + 4, rows, "
                 f"columns), not with {require.kind(out)} for {n} scenes."

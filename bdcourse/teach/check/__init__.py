@@ -6,6 +6,7 @@ names the symptom and the hint to open. Passing prints one fixed line. One file 
 lesson; notebooks call them from here, `check.asr(...)`.
 """
 
+from bdcourse.teach.check.clips import poison_clips, reach, shuffle, walking_patch
 from bdcourse.teach.check.clp import (
     careful_u,
     clp_plain,
@@ -92,10 +93,12 @@ __all__ = [
     "outliers",
     "place",
     "poison",
+    "poison_clips",
     "poison_one_class",
     "product",
     "pulls",
     "push_layer",
+    "reach",
     "removal",
     "resampled_means",
     "rescaled",
@@ -105,6 +108,7 @@ __all__ = [
     "score",
     "score_length",
     "sharpest",
+    "shuffle",
     "sigma",
     "spectral_step",
     "stamp",
@@ -118,5 +122,6 @@ __all__ = [
     "trace_draws",
     "train_victim",
     "verdict",
+    "walking_patch",
     "worst_maps",
 ]
