@@ -36,6 +36,9 @@ class Task:
         one, many: what an example is called, for sentences.
         likelihood: log p(target | outputs): of training, of the Fisher, of every repair.
         plain: the augmentation that changes nothing.
+        bounds: what every number of an input lies in; None where nothing bounds them.
+        step: a small change of such a number, in its own units: 1/255 of a pixel. None
+            where that depends on the data, or inputs are no numbers but a list's entries.
     """
 
     name: str = "classes"
@@ -43,6 +46,8 @@ class Task:
     many: str = "examples"
     likelihood: Likelihood = SOFTMAX
     plain: Augmentation = Augmentation()
+    bounds: tuple[float, float] | None = None
+    step: float | None = None
 
     # ------------------------------------------------------------ examples
 
@@ -79,6 +84,10 @@ class Task:
     def stored(self, inputs: Tensor) -> Tensor:
         """The other way: inputs as they are stored, rounded where that is needed."""
         return inputs
+
+    def clip(self, inputs: Tensor) -> Tensor:
+        """Inputs that somebody has moved, back inside :attr:`bounds`."""
+        return inputs if self.bounds is None else inputs.clamp(*self.bounds)
 
     def check_inputs(
         self, x: object, name: str = "x", shape: tuple[int, ...] | None = None
@@ -259,6 +268,8 @@ class PixelTask(Task):
     """
 
     axes: str = "n, c, h, w"
+    bounds = (0.0, 1.0)
+    step = 1 / 255
 
     def _is_stored(self, x: Tensor) -> bool:
         return x.dtype == torch.uint8 and x.ndim == self.axes.count(",") + 1

@@ -65,6 +65,7 @@ from bdcourse.bench.recipes import train_victim
 from bdcourse.bench.results import Results
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.defenses import (
+    FIP_ETA,
     fip,
     fmp_repair,
     fmp_scales_of,
@@ -250,6 +251,7 @@ def pushes(options: argparse.Namespace) -> Study:
         p = fip(
             victim.model,
             parts.clean,
+            eta_f=FIP_ETA,
             augment=Augment(2),
             generator=g,
             watch=watch,

@@ -16,6 +16,7 @@ from bdcourse.attacks import Attack
 from bdcourse.augment import Augmentation
 from bdcourse.data import Images
 from bdcourse.defenses import (
+    FIP_ETA,
     FMP_SETTINGS,
     Estimate,
     FmpResponse,
@@ -143,14 +144,11 @@ class Case:
         return self._fmp_scores("release")
 
     def _fmp_scores(self, setting: str) -> dict[str, FmpResponse]:
-        start, how = time.perf_counter(), FMP_SETTINGS[setting]
+        start = time.perf_counter()
+        # That of the port is what pixels have by themselves; other inputs have their own.
+        how = FMP_SETTINGS[setting] if setting == "release" else {}
         found = fmp_scores(
-            self.model,
-            own(self.clean),
-            n=FMP_IMAGES,
-            epsilon=how["epsilon"],
-            start=how["start"],
-            generator=self.generator(),
+            self.model, own(self.clean), n=FMP_IMAGES, generator=self.generator(), **how
         )
         self.seconds[f"fmp scores, {setting}"] = time.perf_counter() - start
         return found
@@ -158,7 +156,12 @@ class Case:
     @shared
     def fip(self) -> Purified:
         """FIP, which also leads its control."""
-        return run_descent(self, defenses.fip)
+        return run_descent(self, defenses.fip, eta_f=FIP_ETA)
+
+    @shared
+    def fip_chosen(self) -> Purified:
+        """The same with its weight chosen on held-out examples."""
+        return run_descent(self, defenses.fip, held=self.held)
 
     @shared
     def mnp_soft(self) -> Purified:

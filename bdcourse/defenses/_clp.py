@@ -47,7 +47,7 @@ CLP_US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every sweep: 6 
 Norm = Literal["spectral", "frobenius", "operator"]
 
 
-def clp_plain_scores(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+def clp_plain_scores(conv: nn.Module, bn: _BatchNorm) -> Tensor:
     """The scores of one layer, one SVD per channel, with eps: (c_out,).
 
     The reference that the batched version is tested against.
@@ -129,8 +129,8 @@ def clp_scores(
             by definition order, as the released code does.
         released: also leave out the BatchNorm's eps, as the released code does; a dead
             channel (variance near zero) then scores enormously and hides the others.
-        shape: (c, h, w) of one image, for a model whose code torch.fx cannot trace;
-            None finds one, see `surgery.accepted_shape`.
+        shape: of one input, (c, h, w) of an image, for a model whose code torch.fx
+            cannot trace; None finds one of an image, see `surgery.accepted_shape`.
 
     Warns if there is nothing to judge (Vision Transformers, networks without
     BatchNorm), and names BatchNorms without scale or running variance.
@@ -188,10 +188,10 @@ def require_norm(norm: str) -> None:
 
 
 def require_shape(shape: object) -> None:
-    """Refuse what is no (c, h, w); None is none."""
+    """Refuse what is no shape of one input, such as (c, h, w); None is none."""
     if shape is None:
         return
-    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+    if not isinstance(shape, (tuple, list)) or not shape:
         raise ValueError(f"shape must be (c, h, w) of one image, not {require.kind(shape)}.")
     for side in shape:
         require.whole("shape, of one image,", side, 1)

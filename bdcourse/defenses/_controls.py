@@ -24,6 +24,7 @@ def finetune(
     epochs: float = 10,
     lr: float = 0.01,
     batch: int = 32,
+    optimizer: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     warmup: float = 0.2,
@@ -40,8 +41,8 @@ def finetune(
     The control of every defense that owns clean data, and the last step of some.
 
     Args:
-        epochs, lr, batch, momentum, weight_decay, warmup, frozen_norms, augment,
-            each_epoch, verbose, generator, checkpoint: see `train.fit`.
+        epochs, lr, batch, optimizer, momentum, weight_decay, warmup, frozen_norms,
+            augment, each_epoch, verbose, generator, checkpoint: see `train.fit`.
         hold: channels (module name -> positions) whose zeros stay zero; None lets
             pruned channels grow back, as they do wherever a gradient reaches them.
 
