@@ -7,6 +7,7 @@ answer is. Images are the first task, and stand here; each other one has a room 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,26 @@ from bdcourse.models import evaluating, laid_out
 
 if TYPE_CHECKING:
     from bdcourse.examples import Examples
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How a task is measured where nothing else is asked for, by a table say.
+
+    Args:
+        data: name of its drawn set.
+        recipe: entries of `bench.recipes.Recipe` with which its victims are trained: the
+            network, epochs, batch, lr, optimizer, rate and so on.
+        attacks: names of those that a table takes.
+    """
+
+    data: str
+    recipe: dict[str, Any]
+    attacks: tuple[str, ...]
+
+
+# By name of the task; the rooms in `bdcourse.tasks` add theirs.
+USUAL: dict[str, Usual] = {"images": Usual("signs", {}, ("BadNets", "Blended"))}
 
 Answers = Any  # labels (n,), or whatever else a task answers with, one entry an example
 

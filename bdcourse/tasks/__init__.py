@@ -3,15 +3,17 @@
 A module brings a `task.Task`, its `examples.Examples`, a drawn data set, small networks and
 attacks. Training, scores, `bd.repair` and every defense that does not work on pixels of
 images take it as it is, because the data knows its task. What is looked up by name is
-entered here: data that is loaded, networks and attacks of victims that are read back.
+entered here: data that is loaded, networks and attacks of victims that are read back,
+and what tables take for a task where nothing else is asked.
 """
 
 from __future__ import annotations
 
-from bdcourse import attacks, data, models
+from bdcourse import attacks, data, models, task
 from bdcourse.tasks import video
 
 for room in (video,):
     data.DRAWINGS.update(room.DRAWINGS)
     models.ELSEWHERE.update(room.NETWORKS)
     attacks.ELSEWHERE.update({cls.__name__: cls for cls in room.ATTACKS})
+    task.USUAL.update(room.USUAL)
