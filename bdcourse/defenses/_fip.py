@@ -868,33 +868,28 @@ def _climbed(given: dict, likelihood: Likelihood, start: float) -> Purified:
         )
     ready = time.perf_counter() - start
     state, score = generator.get_state(), own_acc(model, held, "the network") or 0.0
+    least = score - given["max_drop"] - 1e-9  # the rounding of a quotient
     rungs: list[dict] = []
-    found: Purified | None = None
     chosen, fine = 0, True
     for i, share in enumerate(FIP_SHARES):
         generator.set_state(state)
         here = {"clean": clean, "held": held, "eta_f": share / fisher, "generator": generator}
         here["checkpoint"] = stage(given["checkpoint"], f"{share:g}")
         rung = {"share": share, "eta_f": share / fisher, "held": None, "seconds": 0.0}
-        p = None
+        rungs.append(rung)
         try:
             p = fip(**(given | here))
-            rung["held"] = own_acc(p.model, held, "the repaired network")
-            rung["seconds"] = round(p.seconds, 3)
         except RuntimeError as e:
-            if "left all bounds" not in str(e) and "diverged" not in str(e):
+            if i == 0 or not ("left all bounds" in str(e) or "diverged" in str(e)):
                 raise
-        rungs.append(rung)
-        # The rounding of a quotient, as in `furthest`.
-        enough = rung["held"] is not None and rung["held"] >= score - given["max_drop"] - 1e-9
-        fine = fine and enough
+            fine = False
+            continue
+        rung["held"] = own_acc(p.model, held, "the repaired network")
+        rung["seconds"] = round(p.seconds, 3)
+        fine = fine and rung["held"] >= least
         if fine or i == 0:
             found, chosen = p, i
-    if found is None:
-        raise RuntimeError(
-            "the weights left all bounds with the least weight of the penalty: take a smaller lr."
-        )
-    costly = not (rungs[0]["held"] or 0) >= score - given["max_drop"] - 1e-9
+    costly = rungs[0]["held"] < least
     log = found.log | {"eta_f": rungs[chosen]["eta_f"], "fisher": fisher, "held": score}
     log |= {"costly": costly, "ladder": rungs}
     return replace(found, log=log, seconds=ready + sum(r["seconds"] for r in rungs))

@@ -157,10 +157,7 @@ def test_every_so_many_steps():
 @pytest.mark.slow
 def test_a_batch_larger_than_the_data_is_all_of_it():
     how = {"eta_f": FIP_ETA, "steps": 2, "lr": 1e-3}
-    runs = [
-        fip(network(), random_images(9), **how, batch=b, generator=gen())
-        for b in (9, 32)
-    ]
+    runs = [fip(network(), random_images(9), **how, batch=b, generator=gen()) for b in (9, 32)]
     assert same_state(runs[0].model, frozen(runs[1].model))
 
 
@@ -208,9 +205,10 @@ def test_the_argument_is_untouched(f):
     F.cross_entropy(model(images.pixels()), images.y).backward()
     before, modes = frozen(model), [m.training for m in model.modules()]
     slope = [w.grad.clone() if w.grad is not None else None for w in model.parameters()]
-    p = f(model, images, steps=2, lr=1e-3, batch=6, generator=gen())
+    how = {"eta_f": FIP_ETA, "batch": 6}
+    p = f(model, images, steps=2, lr=1e-3, **how, generator=gen())
     with pytest.raises(RuntimeError, match=r"left all bounds in step \d:") as e:
-        f(model, images, steps=30, lr=1e30, batch=6, generator=gen())
+        f(model, images, steps=30, lr=1e30, **how, generator=gen())
     message(e)
     assert same_state(model, before) and not same_state(p.model, before)
     assert [m.training for m in model.modules()] == modes and not p.model.training
@@ -286,7 +284,7 @@ def test_a_weight_without_use_stays():
 def test_watching_changes_nothing():
     model, images, seen = network(), random_images(12), []
     g = gen()
-    options = {"steps": 5, "lr": 1e-3, "batch": 6}
+    options = {"eta_f": FIP_ETA, "steps": 5, "lr": 1e-3, "batch": 6}
 
     def vandal(found):
         assert not any(m.training for m in found.modules())

@@ -34,9 +34,7 @@ def judged(monkeypatch, scores):
         ([0.9, 0.87, 0.86, 0.0, 0.0, 0.0], 0, False),
     ],
 )
-def test_the_largest_weight_before_the_first_that_costs_too_much(
-    scores, rung, costly, monkeypatch
-):
+def test_the_largest_weight_before_the_first_that_costs_too_much(scores, rung, costly, monkeypatch):
     judged(monkeypatch, scores)
     model, (images, _) = smooth_net().float(), small(12)
     p = fip(model, images, images[:3], **FEW, generator=gen())
@@ -92,7 +90,7 @@ def test_a_rung_that_leaves_all_bounds_ends_the_climb(monkeypatch):
     assert [r["held"] is None for r in p.log["ladder"]] == [False, False, True, True, True]
     assert p.log["eta_f"] == seen[1] == p.log["ladder"][1]["eta_f"]
     seen[:] = [0, 0, 0]
-    with pytest.raises(RuntimeError, match="with the least weight of the penalty") as e:
+    with pytest.raises(RuntimeError, match="take a smaller lr") as e:
         fip(model, images, images[:4], **FEW, generator=gen())
     message(e)
 
