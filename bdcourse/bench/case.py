@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -149,7 +149,7 @@ class Case:
     def _fmp_scores(self, setting: str) -> dict[str, FmpResponse]:
         start = time.perf_counter()
         # That of the port is what pixels have by themselves; other inputs have their own.
-        how = FMP_SETTINGS[setting] if setting == "release" else {}
+        how: dict[str, Any] = FMP_SETTINGS[setting] if setting == "release" else {}
         found = fmp_scores(
             self.model, own(self.clean), n=FMP_IMAGES, generator=self.generator(), **how
         )

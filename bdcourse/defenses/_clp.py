@@ -47,7 +47,7 @@ CLP_US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every sweep: 6 
 Norm = Literal["spectral", "frobenius", "operator"]
 
 
-def clp_plain_scores(conv: nn.Module, bn: _BatchNorm) -> Tensor:
+def clp_plain_scores(conv: nn.Conv2d, bn: _BatchNorm) -> Tensor:
     """The scores of one layer, one SVD per channel, with eps: (c_out,).
 
     The reference that the batched version is tested against.
