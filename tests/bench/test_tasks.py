@@ -127,14 +127,14 @@ def test_one_table_of_several_tasks(tmp_path):
     ]
     path = tmp_path / "r.json"
     path.write_text(json.dumps({"rows": rows}))
-    lines = tables.grid(str(path), ["none"]).rows
-    assert [line["victim"] for line in lines] == [
+    lines = tables.grid(str(path), ["none"]).body
+    assert [line[0] for line in lines] == [
         *("(benign twin) (images)", "(benign twin) (video)", "BadNets", "A", "mean of 2")
     ]
-    assert lines[3]["none"] == "70.0 / 90.0 / 10.0"
+    assert lines[3][1] == "70.0 / 90.0 / 10.0"
     assert "BadNets" in repr(table(str(path), "rows"))
     path.write_text(json.dumps({"rows": rows[::2]}))
-    assert tables.grid(str(path), ["none"]).rows[0]["victim"] == "(benign twin)"
+    assert tables.grid(str(path), ["none"]).body[0][0] == "(benign twin)"
 
 
 def test_a_headline_has_its_own_name_in_the_scores():
