@@ -31,7 +31,7 @@ class Names(argparse.Action):
     """Prints what `--attacks` and `--defenses` take, one name a line, and ends."""
 
     def __call__(self, parser: argparse.ArgumentParser, given, *_) -> NoReturn:
-        from bdcourse.attacks import ATTACKS
+        from bdcourse.attacks import ATTACKS, ELSEWHERE
         from bdcourse.bench.cells import SWEEP
         from bdcourse.bench.plans import PLANS
         from bdcourse.bench.plugins import loaded
@@ -40,7 +40,7 @@ class Names(argparse.Action):
             loaded(given.plugins)
         except ValueError as e:
             parser.exit(1, f"error: {e}\n")
-        for title, names in (("attacks", ATTACKS), ("defenses", [*PLANS, SWEEP])):
+        for title, names in (("attacks", ATTACKS | ELSEWHERE), ("defenses", [*PLANS, SWEEP])):
             print(f"{title}:", *(f"  {name}" for name in names), sep="\n")
         parser.exit(0)
 
@@ -74,17 +74,22 @@ def _bench_options(b: Parser) -> None:
         "--data",
         nargs="+",
         default=["signs"],
-        help="signs (default), cifar10, a folder, an .npz; one or several",
+        help="signs (default), cifar10, clips, a folder, an .npz; one or several",
     )
     what.add_argument(
-        "--attacks", nargs="*", default=["BadNets", "Blended"], help="names (default: two), or all"
+        "--task",
+        help="images, video, ...: its drawn set instead of --data, with its usual network, "
+        "recipe and attacks",
+    )
+    what.add_argument(
+        "--attacks", nargs="*", help="names (default: what is usual for the data), or all"
     )
     what.add_argument(
         "--defenses",
         nargs="+",
         default=(),
         help="names (default: six and a sweep), or: all, or: everything (with what "
-        "varies inside a method)",
+        "varies inside a method), or: across (what runs on every task)",
     )
     what.add_argument(
         "--plugin",
@@ -153,6 +158,8 @@ def _recipe_options(b: Parser) -> None:
     r.add_argument("--epochs", type=float, help="default: 10, 12 for signs, more for few images")
     r.add_argument("--batch", type=int, help="images in a step")
     r.add_argument("--lr", type=float, help="learning rate at its highest")
+    r.add_argument("--optimizer", choices=["sgd", "adamw"], help="of the weights")
+    r.add_argument("--clip", type=float, help="longest gradient, over all weights")
     r.add_argument("--weight-decay", type=float, help="pull of the weights to 0")
     r.add_argument("--rate", type=float, help="share of images that is poisoned")
     r.add_argument("--stamp", choices=["before", "after"], help="before augmentation?")
@@ -310,7 +317,7 @@ def _labs(a: dict) -> int:
 
 def _as_typed(text: str) -> str:
     """A sentence with the options of `bench` as they stand on a command line."""
-    names = "size|clean|n_test|n|epochs|batch|lr|weight_decay|rate|width|pad"
+    names = "size|clean|n_test|n|epochs|batch|lr|weight_decay|optimizer|clip|rate|width|pad"
     text = text.replace("flip=False", "--no-flip")
     return re.sub(
         rf"(?<![\w/.-])({names})=(?=\S)",
@@ -320,8 +327,10 @@ def _as_typed(text: str) -> str:
 
 
 def _bench(a: dict, usual: Callable[[str], object]) -> int:
+    from bdcourse.bench.names import named
     from bdcourse.bench.recipes import Recipe
     from bdcourse.bench.run import run, run_zoo
+    from bdcourse.task import USUAL
 
     given = {f.name: a.pop(f.name, None) for f in fields(Recipe)}
     given = {k: v for k, v in given.items() if v is not None}
@@ -329,6 +338,7 @@ def _bench(a: dict, usual: Callable[[str], object]) -> int:
     if (zoo := a.pop("zoo")) is not None:
         alone = (
             "data",
+            "task",
             "attacks",
             "options",
             "seeds",
@@ -351,6 +361,13 @@ def _bench(a: dict, usual: Callable[[str], object]) -> int:
             given | dict(zip(lists, values, strict=True)) for values in product(*lists.values())
         ]
         a["options"] = _options(a["options"])
+        if (task := a.pop("task")) is not None:
+            if a["data"] != usual("data"):
+                raise ValueError(
+                    "--task takes its own drawn set, so --data has no meaning beside it; "
+                    "leave one of the two out."
+                )
+            a["data"] = [USUAL[named("task", task, USUAL)].data]
         results = run(a.pop("data"), a.pop("out"), scales=scales, **a)
     return int(bool(results.failed))
 

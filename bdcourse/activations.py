@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
-from bdcourse.data import Images
-from bdcourse.examples import require_clean
-from bdcourse.metrics import logits
+from bdcourse.examples import Examples, require_clean
 from bdcourse.models import evaluating, guarded, wide
-from bdcourse.surgery import answers, require_answers, require_sound
-from bdcourse.task import IMAGES
+from bdcourse.surgery import CONVS, answers, require_answers, require_sound
+from bdcourse.task import IMAGES, PixelTask, Task
 from bdcourse.triggers import Trigger
 
 
@@ -52,11 +50,20 @@ def _listed(names: object) -> list[str]:
     return names
 
 
-def _viewed(x: object) -> Tensor:
-    """Pixels as a network may be shown them: uint8, or float in [0, 1]."""
-    if isinstance(x, Tensor) and x.ndim == 4 and x.dtype == torch.uint8:
-        return x
-    return require.pixels(x)
+def positions(out: Tensor) -> Tensor:
+    """Maps with their positions in a row: (n, c, ...) -> (n, c, p). A unit without
+    positions, such as one of a linear layer, has one."""
+    return out[..., None].flatten(2)
+
+
+def map_ranks(model: nn.Module) -> set[int]:
+    """How many axes one example's feature maps have: 3 behind a Conv2d, (c, h, w).
+
+    Of a network without convolutions it is empty: what its layers hand on, such as the
+    tokens of a transformer, (t, c), is not told apart by channels first.
+    """
+    kinds = [kind for m in model.modules() for kind in CONVS if isinstance(m, kind)]
+    return {2 + CONVS.index(kind) for kind in kinds}
 
 
 def batchnorms(model: nn.Module) -> list[str]:
@@ -66,12 +73,13 @@ def batchnorms(model: nn.Module) -> list[str]:
 
 
 def runs(model: nn.Module, x: Tensor, names: Iterable[str] | None = None) -> dict[str, int]:
-    """How often each module runs in one pass over pixels x, in eval mode.
+    """How often each module runs in one pass over inputs x, in eval mode.
 
     A ReLU or a pooling may be defined once and used in many places: then there is no
     one feature map of that name.
 
     Args:
+        x: as the network takes them; of images uint8 pixels too.
         names: default all modules.
     """
     names = [n for n, _ in model.named_modules()] if names is None else _listed(names)
@@ -85,34 +93,43 @@ def runs(model: nn.Module, x: Tensor, names: Iterable[str] | None = None) -> dic
     return counts
 
 
-def outputs(model: nn.Module, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-    """Eval-mode outputs of the named layers for pixels x: name -> (n, c, h, w), CPU."""
-    names, x = _listed(names), _viewed(x)
+def outputs(
+    model: nn.Module, x: Tensor, names: Iterable[str], task: Task = IMAGES
+) -> dict[str, Tensor]:
+    """Eval-mode outputs of the named layers: name -> (n, c, h, w), on the CPU.
+
+    Args:
+        x: inputs of the task, or examples as it stores them; of images, pixels.
+    """
+    names = _listed(names)
     kept: dict[str, list[Tensor]] = {n: [] for n in names}
     with watching(model, lambda n, out: kept[n].append(_map(n, out).cpu()), names):
-        logits(model, x)
+        task.outputs(model, x)
     _require_once(kept, len(x))
     return {n: torch.cat(parts) for n, parts in kept.items()}
 
 
-def norms(model: nn.Module, x: Tensor, names: Iterable[str], p: float = 2) -> dict[str, Tensor]:
-    """Mean over images of each channel's activation norm: name -> (c,).
+def norms(
+    model: nn.Module, x: Tensor, names: Iterable[str], p: float = 2, task: Task = IMAGES
+) -> dict[str, Tensor]:
+    """Mean over examples of each channel's activation norm: name -> (c,).
 
     Args:
+        x, task: see :func:`outputs`.
         p: 1, 2 or float("inf"); the norm runs over the positions of a feature map.
     """
-    names, x = _listed(names), _viewed(x)
+    names = _listed(names)
     require_images(x)
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not p >= 1:
         raise ValueError(f"p must be 1, 2 or float('inf'), not {require.kind(p)}.")
     sums: dict[str, Tensor] = {}
 
     def see(name: str, out: Tensor) -> None:
-        total = wide(_map(name, out, 3).flatten(2).norm(p, dim=2)).sum(0).cpu()
+        total = wide(positions(_map(name, out, 2)).norm(p, dim=2)).sum(0).cpu()
         sums[name] = sums.get(name, 0) + total
 
     with watching(model, see, names):
-        logits(model, x)
+        task.outputs(model, x)
     _require_reached(names, sums)
     return {n: (s / len(x)).float() for n, s in sums.items()}
 
@@ -141,15 +158,15 @@ def _require_reached(names: Iterable[str], sums: dict[str, Tensor]) -> None:
             raise ValueError(f"layer {name!r} never runs; name another.")
 
 
-def require_images(x: Tensor) -> None:
+def require_images(x: object) -> None:
     """Refuse to take a mean over no image."""
-    if len(x) == 0:
+    if isinstance(x, Tensor) and x.ndim and len(x) == 0:
         raise ValueError("there is no image to look at.")
 
 
 def tac(
     model: nn.Module,
-    images: Images,
+    images: Examples,
     attack: Trigger,
     names: Iterable[str] | None = None,
     batch: int = 250,
@@ -173,10 +190,10 @@ def tac(
     clean: dict[str, Tensor] = {}
 
     def remember(name: str, out: Tensor) -> None:
-        clean[name] = _map(name, out, 3)
+        clean[name] = _map(name, out, 2)
 
     def compare(name: str, out: Tensor) -> None:
-        change = wide((out - clean.pop(name)).flatten(2).norm(dim=2)).sum(0).cpu()
+        change = wide(positions(out - clean.pop(name)).norm(dim=2)).sum(0).cpu()
         sums[name] = sums.get(name, 0) + change
 
     for i in range(0, len(images), batch):
@@ -216,27 +233,42 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return float(a @ b) / size if size > 0 else 0.0
 
 
-def grad_cam(model: nn.Module, x: Tensor, labels: Tensor, layer: str) -> Tensor:
+RESIZED = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by the axes of a map
+
+
+def grad_cam(
+    model: nn.Module, x: Tensor, labels: Tensor, layer: str, task: Task = IMAGES
+) -> Tensor:
     """Where a layer sees evidence for a label: (n, h, w) in [0, 1] at the size of x.
+
+    Of clips (n, t, h, w); of what has no pixels, such as points, at the layer's own size.
 
     Weights each channel of the layer by the mean gradient of the label's logit, sums,
     keeps the positive part, scales each map to a maximum of one.
 
     Args:
-        x: pixels in [0, 1], (n, c, h, w).
+        x: inputs of the task, of images pixels in [0, 1], (n, c, h, w).
         labels: (n,) int64, the label to explain for each image.
         layer: name of a module with (n, c, h, w) output, such as "layer3".
 
+    Raises:
+        ValueError: inputs that are not floats, along which nothing can be differentiated.
+
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017.
     """
-    require.pixels(x)
+    task.check_inputs(x)
+    if not x.is_floating_point():
+        raise ValueError(
+            f"Grad-CAM differentiates along the inputs, and {task.many} are "
+            f"{require.kind(x)}, which are no numbers that can move a little."
+        )
     require_images(x)
     require.labels(labels, len(x), name="labels")
     device = next(require_sound(model, steady=False).parameters()).device
     kept: list[Tensor] = []
 
     def see(name: str, out: Tensor) -> None:
-        kept.append(_map(name, out, 4))
+        kept.append(_map(name, out, 3))
 
     look = (watching(model, see, [layer]), evaluating(model), guarded(model))
     with look[0], look[1], look[2], torch.enable_grad():
@@ -252,8 +284,11 @@ def grad_cam(model: nn.Module, x: Tensor, labels: Tensor, layer: str) -> Tensor:
         require.labels(labels, len(x), out.shape[1], name="labels")
         score = out.gather(1, labels.to(device)[:, None]).sum()
         (grad,) = torch.autograd.grad(score, kept[0], materialize_grads=True)
-    cam = (grad.mean((2, 3), keepdim=True) * kept[0]).sum(1).relu().detach()
-    cam = cam / cam.flatten(1).amax(1).clamp(min=1e-12).view(-1, 1, 1)
-    size = x.shape[2:]
-    cam = F.interpolate(cam[:, None], size, mode="bilinear", align_corners=False)
-    return cam[:, 0].clamp(0, 1).cpu()
+    places = tuple(range(2, grad.ndim))
+    cam = (grad.mean(places, keepdim=True) * kept[0]).sum(1).relu().detach()
+    top = cam.flatten(1).amax(1).clamp(min=1e-12)
+    cam = cam / top.view(-1, *(1 for _ in places))
+    if isinstance(task, PixelTask):
+        mode, size = RESIZED[len(places)], x.shape[2:]
+        cam = F.interpolate(cam[:, None], size, mode=mode, align_corners=False)[:, 0]
+    return cam.clamp(0, 1).cpu()

@@ -34,6 +34,7 @@ class Scores:
         acc: the headline of the task: the accuracy, where answers are classes.
         more: what else the task says of clean answers, and the attack of triggered ones,
             by name.
+        headline: what the task calls the first of them, such as "map50".
 
     Raises:
         ValueError: something is no share, or no number of images.
@@ -46,6 +47,7 @@ class Scores:
     n_triggered: int = 0
     cross: float | None = None
     more: dict[str, float] = field(default_factory=dict, hash=False)
+    headline: str = "acc"
 
     def __post_init__(self) -> None:
         require.fraction("acc", self.acc)
@@ -56,7 +58,7 @@ class Scores:
             require.whole(name, getattr(self, name), 0)
 
     def __str__(self) -> str:
-        text = f"ACC {100 * self.acc:.1f} % (n={self.n_clean})"
+        text = f"{self.headline.upper()} {100 * self.acc:.1f} % (n={self.n_clean})"
         if self.asr is not None:
             text += f", ASR {100 * self.asr:.1f} %"
             text += "" if self.ra is None else f", RA {100 * self.ra:.1f} %"
@@ -74,7 +76,8 @@ class Scores:
     # The last one: below it, `dict` is no type.
     def dict(self) -> dict:
         """Plain values for a row; what no task says is left out."""
-        return {k: v for k, v in asdict(self).items() if k != "more" or v}
+        usual = {"more": {}, "headline": "acc"}
+        return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -207,8 +210,8 @@ def evaluate(
             )
         attack.check(test)
     task = test.task
-    acc, *more = quality(model, test, batch).items()
-    scores = Scores(acc[1], n_clean=len(test), more=dict(more))
+    (headline, acc), *more = quality(model, test, batch).items()
+    scores = Scores(acc, n_clean=len(test), more=dict(more), headline=headline)
     if attack is None:
         return scores
     if isinstance(attack, Triggered):

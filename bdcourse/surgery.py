@@ -255,7 +255,10 @@ def bias_of(m: nn.Module) -> Tensor | None:
 
 
 # What has one output channel a row of its weight, and may have a BatchNorm behind it.
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (*CONVS, nn.Linear)
+# A convolution of each rank, and the BatchNorm that goes with it.
+RANKS = {nn.BatchNorm1d: nn.Conv1d, nn.BatchNorm2d: nn.Conv2d, nn.BatchNorm3d: nn.Conv3d}
 
 
 @dataclass(frozen=True)
@@ -324,22 +327,28 @@ def accepted_shape(model: nn.Module) -> tuple[int, int, int]:
             continue
         return shape
     raise ValueError(
-        "what images the model accepts could not be guessed; pass the right shape, "
+        "what inputs the model accepts could not be guessed; pass the right shape, "
         "(c, h, w) of one image, as shape=."
     )
 
 
 def pair_by_order(model: nn.Module) -> Pairing:
-    """Pair each BatchNorm2d with the last Conv2d met in `named_modules()` before it.
+    """Pair each BatchNorm with the last convolution of its rank (BatchNorm2d with Conv2d)
+    met in `named_modules()` before it.
 
-    What the released code of CLP does, kept for comparison: it is right where modules
-    are defined in the order in which they run, wrong in pre-activation networks.
+    What the released code of CLP does, which knows 2d alone, kept for comparison: it is
+    right where modules are defined in the order in which they run, wrong in
+    pre-activation networks.
     """
-    pairs, unpaired, last = [], {}, None
+    pairs, unpaired = [], {}
+    met: dict[type[nn.Module], str] = {}
     for name, m in model.named_modules():
-        if isinstance(m, nn.Conv2d):
-            last = name
-        elif isinstance(m, nn.BatchNorm2d):
+        if isinstance(m, CONVS):
+            met |= {kind: name for kind in CONVS if isinstance(m, kind)}
+        for norm, kind in RANKS.items():
+            if not isinstance(m, norm):
+                continue
+            last = met.get(kind)
             if m.weight is None or m.running_var is None:
                 unpaired[name] = "it has no scale, or no running variance"
             elif last is None:

@@ -7,6 +7,7 @@ answer is. Images are the first task, and stand here; each other one has a room 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,26 @@ from bdcourse.models import evaluating, laid_out
 
 if TYPE_CHECKING:
     from bdcourse.examples import Examples
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How a task is measured where nothing else is asked for, by a table say.
+
+    Args:
+        data: name of its drawn set.
+        recipe: entries of `bench.recipes.Recipe` with which its victims are trained: the
+            network, epochs, batch, lr, optimizer, rate and so on.
+        attacks: names of those that a table takes.
+    """
+
+    data: str
+    recipe: dict[str, Any]
+    attacks: tuple[str, ...]
+
+
+# By name of the task; the rooms in `bdcourse.tasks` add theirs.
+USUAL: dict[str, Usual] = {"images": Usual("signs", {}, ("BadNets", "Blended"))}
 
 Answers = Any  # labels (n,), or whatever else a task answers with, one entry an example
 
@@ -37,6 +58,9 @@ class Task:
         likelihood: log p(target | outputs): of training, of the Fisher, of every repair.
         plain: the augmentation that changes nothing.
         pad: by how much examples are usually moved in training, see `augmentation`.
+        bounds: what every number of an input lies in; None where nothing bounds them.
+        step: a small change of such a number, in its own units: 1/255 of a pixel. None
+            where that depends on the data, or inputs are no numbers but a list's entries.
     """
 
     name: str = "classes"
@@ -45,6 +69,8 @@ class Task:
     likelihood: Likelihood = SOFTMAX
     plain: Augmentation = Augmentation()
     pad: int = 0
+    bounds: tuple[float, float] | None = None
+    step: float | None = None
 
     # ------------------------------------------------------------ examples
 
@@ -81,6 +107,10 @@ class Task:
     def stored(self, inputs: Tensor) -> Tensor:
         """The other way: inputs as they are stored, rounded where that is needed."""
         return inputs
+
+    def clip(self, inputs: Tensor) -> Tensor:
+        """Inputs that somebody has moved, back inside :attr:`bounds`."""
+        return inputs if self.bounds is None else inputs.clamp(*self.bounds)
 
     def check_inputs(
         self, x: object, name: str = "x", shape: tuple[int, ...] | None = None
@@ -272,6 +302,8 @@ class PixelTask(Task):
 
     axes: str = "n, c, h, w"
     pad = 2
+    bounds = (0.0, 1.0)
+    step = 1 / 255
 
     def _is_stored(self, x: Tensor) -> bool:
         return x.dtype == torch.uint8 and x.ndim == self.axes.count(",") + 1

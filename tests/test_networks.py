@@ -55,8 +55,8 @@ RUNS = {
     "clp": lambda m, c, h, g: defenses.clp(m, 1.0),
     "fmp": lambda m, c, h, g: defenses.fmp(m, c, least=1, n=2, epochs=0.5, batch=6, generator=g),
     "mnp": lambda m, c, h, g: defenses.mnp(m, c, steps=2, mask_lr=1.0, epochs=1, generator=g),
-    "fip": lambda m, c, h, g: defenses.fip(m, c, steps=2, generator=g),
-    "fast_fip": lambda m, c, h, g: defenses.fast_fip(m, c, steps=2, generator=g),
+    "fip": lambda m, c, h, g: defenses.fip(m, c, eta_f=1e-3, steps=2, generator=g),
+    "fast_fip": lambda m, c, h, g: defenses.fast_fip(m, c, eta_f=1e-3, steps=2, generator=g),
     "anp": lambda m, c, h, g: defenses.anp(m, c, h, steps=2, generator=g),
     "rnp": lambda m, c, h, g: defenses.rnp(m, c, h, steps=2, epochs=1, generator=g),
     "fine_pruning": lambda m, c, h, g: defenses.fine_pruning(

@@ -188,7 +188,10 @@ REPAIRS = {  # name -> (repair, the ASR that must not be left)
     "finetune": (lambda m: defenses.finetune(m, CLEAN, epochs=40, lr=0.3, generator=gen()), 1.0),
     "clp": (lambda m: defenses.clp(m, u=1.0), 1.0),
     "anp": (lambda m: defenses.anp(m, CLEAN, threshold=0.3, steps=200, generator=gen()), 0.5),
-    "fip": (lambda m: defenses.fip(m, CLEAN, steps=200, lr=0.05, generator=gen()), 0.9),
+    "fip": (
+        lambda m: defenses.fip(m, CLEAN, eta_f=0.005, steps=200, lr=0.05, generator=gen()),
+        0.9,
+    ),
 }
 
 
@@ -209,9 +212,13 @@ def test_defenses_repair_a_copy(name, victim):
         assert acc[0] > 0.9 and acc[1] == evaluate(repaired.model, CLEAN).acc
 
 
-def test_a_repair_that_needs_pictures_says_so(victim):
-    for name in ("fmp", "nad", "i_bau", "invert_trigger"):
-        with pytest.raises(ValueError, match="pixels of images, not on sequences") as e:
+def test_a_repair_that_needs_pixels_or_their_units_says_so(victim):
+    for name, text in (
+        ("fmp", "sequences have no usual one; give epsilon= and start="),
+        ("i_bau", "needs a length in the units of sequences"),
+        ("invert_trigger", "stamps pixels, and sequences have none"),
+    ):
+        with pytest.raises(ValueError, match=text) as e:
             getattr(defenses, name)(victim[0], CLEAN)
         message(e)
 

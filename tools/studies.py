@@ -78,6 +78,7 @@ from bdcourse.bench.recipes import train_victim
 from bdcourse.bench.results import Results
 from bdcourse.bench.zoo import CLIP_NETWORK, CLIP_TRAINING, CLIPS, ENTRIES
 from bdcourse.defenses import (
+    FIP_ETA,
     clp_choose_u,
     clp_scores,
     clp_sweep,
@@ -319,6 +320,7 @@ def pushes(options: argparse.Namespace) -> Study:
         p = fip(
             victim.model,
             parts.clean,
+            eta_f=FIP_ETA,
             augment=Augment(2),
             generator=g,
             watch=watch,

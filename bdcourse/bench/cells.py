@@ -31,7 +31,6 @@ from bdcourse.bench.results import identity
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.data import BUILT_IN, Splits
 from bdcourse.defenses import Purified
-from bdcourse.train import Augment
 from bdcourse.victims import Victim
 
 SWEEP = "clp sweep"
@@ -170,11 +169,14 @@ def forget_images() -> None:
 def _images(source, clean, seed, n, size, n_test) -> Splits:
     parts = datasets.splits(source, clean=clean, seed=seed, n=n, size=size, n_test=n_test)
     train, test = parts.train, parts.test
-    print(f"{len(train)} training and {len(test)} test images, {train.k} classes")
+    many = train.task.many
+    print(f"{len(train)} training and {len(test)} test {many}, {train.k} classes")
+    if train.y.ndim > 1:  # whose targets are not one class each
+        return parts
     owned = {*parts.clean.y.tolist(), *parts.held.y.tolist()}
     if missing := [c for i, c in enumerate(train.classes) if i not in owned]:
         print(
-            f"the defender has no image of {len(missing)} of {train.k} classes, such "
+            f"the defender has no {train.task.one} of {len(missing)} of {train.k} classes, such "
             f"as {missing[0]!r}; a larger --clean gives them some"
         )
     return parts
@@ -234,7 +236,8 @@ def require_working(twin: Victim, parts: Splits, subject: Subject) -> None:
             gives the commonest label.
     """
     acc, test, own = twin.scores.acc, parts.test, subject.recipe
-    commonest = int(test.y.bincount().max()) / len(test)
+    labels = test.y.ndim == 1 and not test.y.is_floating_point()  # else nothing to guess
+    commonest = int(test.y.bincount().max()) / len(test) if labels else 0.0
     if not victims.at_chance(twin.scores, test.k) and acc > commonest:
         return
     usual, n = recipe_for(subject.source), len(parts.train)
@@ -314,6 +317,7 @@ def _prepared(job: Job) -> Prepared:
     twin, victim = subject.twin().victim(), subject.victim()
     parts = _draw(everything, job.budget, job.draw or None)
     about = {
+        "task": parts.train.task.name,
         "n_train": len(parts.train),
         "n_poisoned": victim.recipe["n_poisoned"],
         "n_cover": victim.recipe.get("n_cover", 0),
@@ -325,7 +329,7 @@ def _prepared(job: Job) -> Prepared:
         **environment(subject.place()),
         "n_defender": len(parts.clean) + len(parts.held),
     }
-    augment = Augment(subject.recipe.pad, bool(subject.recipe.flip))
+    augment = parts.train.task.augmentation(subject.recipe.pad, bool(subject.recipe.flip))
     case = Case(victim.model, parts.clean, parts.held, augment, seed, victim.attack)
     if subject.sharp:
         case.watch = partial(
@@ -366,6 +370,8 @@ def _measured(name: str, prepared: Prepared, subject: Subject) -> dict:
     s = metrics.evaluate(p.model, parts.test, case.attack)
     row = {"pruned": p.count, "clean_used": plan.images(case), **found}
     row |= {**s.dict(), "seconds": round(p.seconds, 3)}
+    if s.headline != "acc":  # under its own name too
+        row[s.headline] = s.acc
     if case.attack is not None:
         row["der"] = metrics.der(victim.scores, s)
     return row | (_sharpness(name, p, prepared) if subject.sharp else {})

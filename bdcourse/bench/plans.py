@@ -24,8 +24,10 @@ from bdcourse.attacks import Attack
 from bdcourse.augment import Augmentation
 from bdcourse.bench.case import ANP_STEPS, FMP_IMAGES, NEEDS, RNP_ASCENT, Case, own, run_descent
 from bdcourse.bench.names import named
-from bdcourse.data import Images
 from bdcourse.defenses import (
+    FAST_FIP_ETA,
+    FIP_ETA,
+    FIP_SHARES,
     FMP_SETTINGS,
     Purified,
     SamDescent,
@@ -44,7 +46,6 @@ from bdcourse.defenses import (
     mnp_apply_masks,
 )
 from bdcourse.examples import Examples
-from bdcourse.likelihoods import SOFTMAX
 from bdcourse.surgery import weight_of
 from bdcourse.task import IMAGES
 
@@ -277,7 +278,7 @@ def _fmp_control(name: str, p: float) -> Plan:
     def run(case: Case) -> Purified:
         sizes = {
             n: len(weight_of(case.model.get_submodule(n)))
-            for n in fmp_execution_order(case.model, own(case.clean).shape)
+            for n in fmp_execution_order(case.model, own(case.clean))
         }
         many = {n: torch.arange(max(int(c // p), 1)) for n, c in sizes.items()}
         return defenses.fmp_random(
@@ -305,10 +306,19 @@ def _mnp_random(case: Case) -> Purified:
     return defenses.prune_random(case.model, like, case.generator(), shift=False)
 
 
+# Those of the course's tables; what chooses its own weight is a line of its own.
+ETAS: dict[Callable, dict] = {
+    defenses.fip: {"eta_f": FIP_ETA},
+    defenses.fast_fip: {"eta_f": FAST_FIP_ETA},
+}
+
+
 def _descending(
     name: str, defense: Callable[..., Purified], *, kind: str = "ablation", **given
 ) -> Plan:
     """A defense that runs in the loop of FIP: same steps, batches and crops for all."""
+
+    given = ETAS.get(defense, {}) | given
 
     def run(case: Case) -> Purified:
         return run_descent(case, defense, **given)
@@ -316,21 +326,28 @@ def _descending(
     below = {defenses.fast_fip: (defenses.fip,), _aware: (SamDescent,)}
     settings = defaults(fip_descend, *below.get(defense, ()), defense) | given
     settings["watch_every"] = 100
+    settings.pop("max_drop", None)  # of a weight that is chosen
     if defense is defenses.fast_fip:
         settings["fast"] = True
     return Plan(name, run, settings, kind)
 
 
-def _random_direction(case: Case) -> Purified:
+def _random_direction(case: Case, led: str = "fip") -> Purified:
     """Random pushes, each as long as FIP's was in that step of a run of its own."""
-    lengths = dict(case.fip.log["push"])
-    p = run_descent(case, defenses.fip, product="random", lengths=lengths)
-    return replace(p, seconds=case.fip.seconds + p.seconds)
+    leader: Purified = getattr(case, led)
+    how: dict[str, Any] = {"eta_f": leader.log.get("eta_f", FIP_ETA), "product": "random"}
+    p = run_descent(case, defenses.fip, lengths=dict(leader.log["push"]), **how)
+    return replace(p, seconds=leader.seconds + p.seconds)
 
 
-def _aware(model: nn.Module, clean: Images, **options) -> Purified:
+def _fast_fip_chosen(case: Case) -> Purified:
+    return run_descent(case, defenses.fast_fip, held=case.held)
+
+
+def _aware(model: nn.Module, clean: Examples, **options) -> Purified:
     """Sharpness-aware minimization in the loop of FIP."""
-    return fip_descend(copy.deepcopy(model), clean, SamDescent(SOFTMAX), **options)
+    descent = SamDescent(clean.task.likelihood)
+    return fip_descend(copy.deepcopy(model), clean, descent, **options)
 
 
 def _tuned(
@@ -339,9 +356,11 @@ def _tuned(
     *,
     kind: str = "method",
     held: bool = False,
+    told: dict | None = None,
     **given,
 ) -> Plan:
-    """A defense that repairs with augmented clean images."""
+    """A defense that repairs with augmented clean images; `told` are settings that it
+    takes from the task."""
     needs = BOTH if held else ("clean",)
 
     def run(case: Case) -> Purified:
@@ -349,7 +368,7 @@ def _tuned(
         g = case.generator()
         return defense(case.model, *images, augment=case.augment, generator=g, **given)
 
-    return Plan(name, run, defaults(defense) | given, kind, needs)
+    return Plan(name, run, defaults(defense) | given | (told or {}), kind, needs)
 
 
 def _costing(name: str, masks: str, drop: float, settings: dict, *, oracle: bool = False) -> Plan:
@@ -390,19 +409,23 @@ def _clp(name: str, u: float, *, kind: str = "method", **options) -> Plan:
 
 
 FINE_TUNING: dict[str, Any] = {"epochs": 20, "lr": 0.01, "batch": 32}
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01}
 SEARCH = {"search": defaults(invert_trigger)}
 LINF = defaults(defenses.linf) | SEARCH | {"p": "inf"}  # JSON has no infinity
 del LINF["qs"]  # fifty shares, the same everywhere
 MNP = defaults(defenses.mnp)
 MNP_HARD = MNP | {"repair": "hard"}
 RELEASED: dict[str, Any] = {"steps": 2000, "lr": 0.005, "momentum": 0.95, "batch": 128}
-FIP = defaults(fip_descend, defenses.fip) | {"watch_every": 100}
+CHOSEN = defaults(fip_descend, defenses.fip) | {"watch_every": 100, "eta_f": "chosen"}
+CHOSEN["shares"] = list(FIP_SHARES)
+FIP = {k: v for k, v in CHOSEN.items() if k not in ("max_drop", "shares")} | {"eta_f": FIP_ETA}
 ANP = defaults(defenses.anp) | {"steps": ANP_STEPS}
 RNP = defaults(defenses.rnp) | RNP_ASCENT
 for _plan in (
     _weights("none", lambda case: Purified(case.model), kind="control"),
     _tuned("fine-tuning", defenses.finetune, kind="control", **FINE_TUNING),
     _tuned("fine-tuning, lr 0.05", defenses.finetune, kind="control", **FINE_TUNING | {"lr": 0.05}),
+    _tuned("fine-tuning, adamw", defenses.finetune, kind="ablation", **FINE_TUNING | ADAMW),
     _clp("clp, u = 3", 3.0),
     _clp("clp, u = 2.5", 2.5),
     _clp("clp, u = 3, paired by order", 3.0, kind="ablation", pairing="order"),
@@ -465,7 +488,7 @@ for _plan in (
     _tuned("fine-pruning", defenses.fine_pruning, held=True),
     _tuned("ft-sam", defenses.ft_sam),
     _tuned("nad", defenses.nad),
-    _tuned("i-bau", defenses.i_bau),
+    _tuned("i-bau", defenses.i_bau, told={"radius": 2.0}),
     Plan(
         "nc unlearning",
         _nc_unlearning,
@@ -491,6 +514,29 @@ for _plan in (
         "ablation",
         shares="fip",
     ),
+    Plan(
+        "fip, eta chosen",
+        lambda case: case.fip_chosen,
+        CHOSEN,
+        "ablation",
+        BOTH,
+        shares="fip_chosen",
+    ),
+    Plan(
+        "fip, eta chosen, random direction",
+        lambda case: _random_direction(case, "fip_chosen"),
+        CHOSEN | {"product": "random", "lengths": "of fip, eta chosen"},
+        "ablation",
+        BOTH,
+        shares="fip_chosen",
+    ),
+    Plan(
+        "fast fip, eta chosen",
+        _fast_fip_chosen,
+        CHOSEN | defaults(defenses.fast_fip) | {"fast": True},
+        "ablation",
+        BOTH,
+    ),
     _descending("fip, gaussian", defenses.fip, draw="gaussian"),
     _descending("fip, gaussian, exact product", defenses.fip, draw="gaussian", product="exact"),
     _descending("fip, frozen norms", defenses.fip, norms="frozen"),
@@ -510,4 +556,9 @@ def notes(p: Purified) -> dict:
     if not isinstance(p, Purified):
         raise ValueError(f"a plan must return a Purified, not {require.kind(p)}.")
     found = {k: p.log[k] for k in ("u", "beta", "threshold") if p.log.get(k) is not None}
-    return {k: v if math.isfinite(v) else None for k, v in found.items()}
+    found = {k: v if math.isfinite(v) else None for k, v in found.items()}
+    if isinstance(p.log.get("trace"), list):  # how long FIP's loop really was
+        found["steps"] = len(p.log["loss"])
+    if "ladder" in p.log:  # FIP's choice of its weight
+        found |= {k: p.log[k] for k in ("eta_f", "fisher", "costly", "ladder")}
+    return found

@@ -23,16 +23,18 @@ from torch import nn
 
 from bdcourse import require, victims
 from bdcourse.attacks import ATTACKS, Attack, LabelConsistent
+from bdcourse.attacks import ELSEWHERE as ELSEWHERE_ATTACKS
 from bdcourse.attacks.label_consistent import AdversarialTraining
 from bdcourse.bench import measures as looks
 from bdcourse.bench.names import named
 from bdcourse.bench.plans import defaults
 from bdcourse.bench.plugins import digest_of
 from bdcourse.bench.results import DRAWN
-from bdcourse.data import Images, Splits
+from bdcourse.data import DRAWINGS, Images, Splits
 from bdcourse.files import locked
-from bdcourse.models import MODELS
-from bdcourse.train import MOST_SHIFTS, SCHEDULES, Augment, fit
+from bdcourse.models import ELSEWHERE, MODELS
+from bdcourse.task import IMAGES, USUAL, Usual
+from bdcourse.train import MOST_SHIFTS, OPTIMIZERS, SCHEDULES, Augment, fit
 from bdcourse.victims import Victim
 
 
@@ -49,7 +51,10 @@ def folder(name: str, path: object) -> str | os.PathLike:
     return path
 
 
-LATER = ("aware", "momentum", "warmup", "schedule", "smoothing", "shifts", "shrink")
+LATER = (
+    *("aware", "momentum", "warmup", "schedule", "smoothing", "shifts", "shrink"),
+    *("optimizer", "clip"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Recipe:
         stamp: when they are stamped, see `Attack.poison`.
         pad, flip: augmentation, see `train.Augment`.
         bf16: bfloat16 also on a CPU; None means on CUDA only.
-        momentum, warmup, schedule, smoothing, shifts, shrink: see `train.fit`.
+        momentum, warmup, schedule, smoothing, shifts, shrink, optimizer, clip: see
+            `train.fit`.
         aware: how an attacker trains who knows the defense, see `victims.make`.
 
     Raises:
@@ -88,6 +94,8 @@ class Recipe:
     smoothing: float = 0.0
     shifts: float = 1.0
     shrink: float = 0.0
+    optimizer: str = "sgd"
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("width", 1), ("batch", 1), ("pad", 0)):
@@ -102,7 +110,7 @@ class Recipe:
             )
         if self.rate is not None:
             self._keep("rate", require.fraction("rate", self.rate))
-        object.__setattr__(self, "model", named("model", self.model, MODELS))
+        object.__setattr__(self, "model", named("model", self.model, MODELS | ELSEWHERE))
         require.choice("stamp", self.stamp, ("before", "after"))
         object.__setattr__(self, "flip", Augment(self.pad, self.flip).flip)
         if self._keep("momentum", require.number("momentum", self.momentum, 0)) >= 1:
@@ -111,6 +119,9 @@ class Recipe:
             self._keep(name, require.fraction(name, getattr(self, name)))
         self._keep("shifts", require.number("shifts", self.shifts, 0, MOST_SHIFTS, above=0))
         require.choice("schedule", self.schedule, SCHEDULES)
+        require.choice("optimizer", self.optimizer, OPTIMIZERS)
+        if self.clip is not None:
+            self._keep("clip", require.number("clip", self.clip, above=0))
         if self.bf16 is not None:
             require.truth("bf16", self.bf16)
         if self.aware is not None:
@@ -185,6 +196,9 @@ def recipe_for(source: str, name: str | None = None) -> Recipe:
     Raises:
         ValueError: no recipe of this name.
     """
+    usual = usual_of(source)
+    if name is None and usual is not None:
+        return Recipe(**usual.recipe)
     if name is None:
         recipe = SIGNS if str(source) in DRAWN else Recipe()
     else:
@@ -192,6 +206,14 @@ def recipe_for(source: str, name: str | None = None) -> Recipe:
     # A mirrored "turn left" is a "turn right" on photographs too.
     signs = str(source) in (*DRAWN, "gtsrb")
     return replace(recipe, flip=False) if signs else recipe
+
+
+def usual_of(source: str) -> Usual | None:
+    """What is usual for the task of a drawn set, if that is another task than images."""
+    drawing = DRAWINGS.get(str(source))
+    if drawing is None or drawing.kind.task is IMAGES:
+        return None
+    return USUAL[drawing.kind.task.name]
 
 
 def suited(recipe: Recipe, n: int, given: Iterable[str] = ()) -> Recipe:
@@ -354,10 +376,10 @@ def require_options(options: object) -> None:
             f"{require.kind(options)}."
         )
     for name in options:
-        if name not in ATTACKS:
+        if name not in ATTACKS | ELSEWHERE_ATTACKS:
             raise ValueError(
                 f"options are given for no attack: {require.kind(name)}"
-                f"{require.meant(name, ATTACKS)}."
+                f"{require.meant(name, ATTACKS | ELSEWHERE_ATTACKS)}."
             )
     try:
         json.dumps(options, allow_nan=False)
@@ -409,8 +431,9 @@ def _sides(name: str, cls: type[Attack], given: dict) -> tuple[dict, dict]:
 
 
 def attack_class(name: object) -> type[Attack]:
-    """An attack by name, upper or lower case."""
-    return ATTACKS[named("attack", name, ATTACKS)]
+    """An attack of any task by name, upper or lower case."""
+    known = ATTACKS | ELSEWHERE_ATTACKS
+    return known[named("attack", name, known)]
 
 
 def _plugin(cls: type[Attack]) -> dict:

@@ -28,11 +28,16 @@ DEFENSES = (
     "random channels",
     "fine-tuning",
 )
+# What runs on every task without a choice that only one of them knows.
+ACROSS = (
+    *("none", "fine-tuning", "fine-tuning, adamw", "fip, eta chosen", "fast fip, eta chosen"),
+    *("fip, eta = 0", "fip, eta chosen, random direction", "sam"),
+)
 # The entries of `recipes.Recipe`, which a reader of rows need not import.
 RECIPE = (
     *("model", "width", "epochs", "batch", "lr", "weight_decay", "rate", "stamp"),
     *("pad", "flip", "bf16", "aware", "momentum", "warmup", "schedule", "smoothing"),
-    *("shifts", "shrink"),
+    *("shifts", "shrink", "optimizer", "clip"),
 )
 KEYS = (
     *RECIPE,

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from bdcourse import require
-from bdcourse.attacks import ATTACKS
+from bdcourse.attacks import ATTACKS, ELSEWHERE
 from bdcourse.bench.cells import SWEEP, Job, Subject, forget_images
 from bdcourse.bench.cluster import carried_out, placed
 from bdcourse.bench.names import named
@@ -43,11 +43,11 @@ from bdcourse.bench.recipes import (
     split_options,
     suited,
 )
-from bdcourse.bench.results import DEFENSES, Results, identity
+from bdcourse.bench.results import ACROSS, DEFENSES, Results, identity
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.bench.zoo import chosen as of_the_zoo
-from bdcourse.data import BUILT_IN, Splits
-from bdcourse.task import IMAGES
+from bdcourse.data import BUILT_IN, DRAWINGS, Splits
+from bdcourse.task import IMAGES, USUAL
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
     out: str | os.PathLike,
     recipe: Recipe | str | None = None,
     *,
-    attacks: Iterable[str] = ("BadNets", "Blended"),
+    attacks: Iterable[str] | None = None,
     seeds: Iterable[int] = (0,),
     scales: Iterable[dict] = ({},),
     clean: float = 0.05,
@@ -76,13 +76,16 @@ def run(
     """Run the path of the course on image sets; returns the table of rows.
 
     Args:
-        source: what `data.load` takes, one or several.
+        source: what `data.load` takes, one or several; the drawn sets of other tasks
+            ("clips") come with their own networks, recipes and attacks.
         out: JSON file; rows already in it are kept and not measured again.
-        recipe: default :data:`recipes.SIGNS` for the built-in signs, `Recipe()` for the
-            rest, with more steps where there are few images: see
-            :func:`recipes.suited`. A name of :data:`recipes.RECIPES` takes that one,
-            with as many steps as it says.
-        attacks: names from `bdcourse.attacks.ATTACKS`; ("all",) means all of them.
+        recipe: default :data:`recipes.SIGNS` for the built-in signs, what is usual for
+            its task for the drawn set of another one, `Recipe()` for the rest, with
+            more steps where there are few images: see :func:`recipes.suited`. A name of
+            :data:`recipes.RECIPES` takes that one, with as many steps as it says.
+        attacks: names of `bdcourse.attacks` or of another task's room; None is what is
+            usual for the data's task, of images BadNets and Blended; ("all",) means all
+            of that task.
         scales: entries that replace those of the recipe, {"width": 8} say, one table
             after the other.
         clean: share of the training images that the defender gets, disjoint from what
@@ -96,8 +99,9 @@ def run(
             trained too}; what only one side knows may stand without these two words.
             Default :data:`recipes.SIGNS_OPTIONS` for the built-in signs.
         defenses: names from `plans.PLANS`, default :data:`results.DEFENSES` and the
-            sweep of CLP; "all" means all but ablations, "everything" those as well, and
-            may stand beside names. "none" measures the victim as it is.
+            sweep of CLP; "all" means all but ablations, "everything" those as well,
+            "across" what runs on every task, and each may stand beside names. "none"
+            measures the victim as it is.
         budgets: how many clean images the defender really gets, of their share; None is
             all of it.
         draws: which of them: each number is another random choice and another seed of
@@ -120,8 +124,7 @@ def run(
     _require_device(device, asked.where["scheduler"] is not None)
     single = isinstance(source, (str, os.PathLike))
     sources = _listed("source", [source] if single else source, _path, 1)
-    names = _listed("attacks", attacks, _attack)
-    names = [None, *(ATTACKS if "all" in names else names)]
+    names = None if attacks is None else _listed("attacks", attacks, _attack)
     seeds = _listed("seeds", seeds, partial(require.whole, "seeds", low=0, high=10**9), 1)
     scales = _listed("scales", scales, _scale, 1)
     chosen = None
@@ -155,13 +158,13 @@ class Victims:
     """The victims of a table, one subject each, in the order in which images are loaded.
 
     Args:
-        sources, attacks, seeds, scales, options: see :func:`run`; attack None is the twin.
+        sources, attacks, seeds, scales, options: see :func:`run`.
         recipe, chosen: a recipe, or the name of one; None is what suits the images.
         common: what all subjects share.
     """
 
     sources: list[str]
-    attacks: list[str | None]
+    attacks: list[str] | None
     seeds: list[int]
     scales: list[dict]
     recipe: Recipe | None
@@ -171,11 +174,31 @@ class Victims:
 
     def require_options(self) -> None:
         """Refuse options of an attack that its recipe, or its `craft`, cannot take."""
-        for path, name in product(self.sources, [*self.attacks, *(self.options or ())]):
-            for _, own in self._scaled(path):
-                split_options(own, name, _options(path, own, self.options))
-        for name in (self.options or {}).keys() - {*self.attacks}:
+        for path in self.sources:
+            for name in [*self.of(path), *(self.options or ())]:
+                for _, own in self._scaled(path):
+                    split_options(own, name, _options(path, own, self.options))
+        asked = {name for path in self.sources for name in self.of(path)}
+        for name in (self.options or {}).keys() - asked:
             print(f"options of {name} are not used: it is not among the attacks")
+
+    def of(self, path: str) -> list[str | None]:
+        """The attacks on one set, behind its twin, None."""
+        task = DRAWINGS[path].kind.task if path in DRAWINGS else IMAGES
+        known = ATTACKS | ELSEWHERE
+        if self.attacks is None:
+            names = list(USUAL[task.name].attacks)
+        elif "all" in self.attacks:
+            names = [name for name, cls in known.items() if cls.task is task]
+        else:
+            names = self.attacks
+        for name in names:
+            if known[name].task is not task:
+                raise ValueError(
+                    f"{name} attacks {known[name].task.many}, but {path} holds {task.many}; "
+                    f"leave --attacks out, or take {', '.join(USUAL[task.name].attacks)}."
+                )
+        return [None, *names]
 
     def __iter__(self) -> Iterator[Subject]:
         told: set[str] = set()
@@ -185,19 +208,14 @@ class Victims:
             for scale, own in self._scaled(path):
                 one = Subject(source, own, seed=seed, **self.common)
                 parts = one.images()
-                if parts.train.task is not IMAGES:
-                    raise ValueError(
-                        f"{path} holds {parts.train.task.many}, and tables are made of images; "
-                        "take victims.make, bd.repair and bd.evaluate for it."
-                    )
-                if self.recipe is None and self.chosen is None and path not in DRAWN:
+                if self.recipe is None and self.chosen is None and path not in (*DRAWN, *DRAWINGS):
                     own = suited(own, len(parts.train), scale)
                 given = scale if self.recipe is None else asdict(self.recipe)
                 for line in _remarks(one.recipe, own, parts, given):
                     if line not in told:
                         print(line)
                     told.add(line)
-                for name in self.attacks:
+                for name in self.of(path):
                     mine, more = split_options(own, name, _options(path, own, self.options))
                     yield replace(one, recipe=mine, attack=name, options=more)
 
@@ -209,7 +227,7 @@ class Victims:
 
 def _remarks(usual: Recipe, own: Recipe, parts: Splits, given: dict) -> list[str]:
     """What somebody should know before hours go by."""
-    found, (_, h, w) = [], parts.train.shape
+    found: list[str] = []
     if own.epochs != usual.epochs:
         found.append(
             f"{own.epochs:g} epochs in batches of {own.batch}, since few images make "
@@ -220,6 +238,9 @@ def _remarks(usual: Recipe, own: Recipe, parts: Splits, given: dict) -> list[str
             "images are mirrored in training; give --no-flip where left and right "
             "differ, as on traffic signs"
         )
+    if parts.train.task is not IMAGES:
+        return found
+    _, h, w = parts.train.shape
     work = h * w / 32**2
     if work > 4:
         # 3 ms and 1.5 MB an image at width 16 and 32 pixels, forward and back.
@@ -371,6 +392,7 @@ def _wanted(names: object) -> list[str]:
     known = [*PLANS, SWEEP]
     groups = {
         "everything": known,
+        "across": list(ACROSS),
         "all": [name for name in known if name == SWEEP or PLANS[name].kind != "ablation"],
     }
     wanted = []

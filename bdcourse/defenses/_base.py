@@ -25,7 +25,7 @@ from bdcourse.metrics import evaluate
 from bdcourse.models import not_finite
 from bdcourse.seeds import fresh_seed
 from bdcourse.surgery import require_matching, require_sound, without
-from bdcourse.task import IMAGES
+from bdcourse.task import PixelTask
 from bdcourse.train import OPTIMIZERS, History, fit
 
 Setting = TypeVar("Setting")
@@ -91,6 +91,8 @@ def defense(
     batches: bool = False,
     moves: bool = False,
     pixels: bool = False,
+    classes: bool = False,
+    floats: bool = False,
 ) -> Callable[[Repair], Repair]:
     """The door of every defense: what it refuses, and what holds for every result.
 
@@ -105,7 +107,7 @@ def defense(
         k, logits, steady: see `surgery.require_matching`.
         batches: `clean` may also be any pair of inputs and targets.
         moves: weights must be trainable.
-        pixels: what it does it does to pixels, so it is for images only.
+        pixels, classes, floats: see :func:`admit`.
     """
 
     def wrap(function: Repair) -> Repair:
@@ -135,6 +137,8 @@ def defense(
                     logits=logits,
                     steady=steady,
                     pixels=pixels,
+                    classes=classes,
+                    floats=floats,
                 )
             if moves:
                 require_movable(model)
@@ -208,6 +212,8 @@ def admit(
     logits: bool = True,
     steady: bool = True,
     pixels: bool = False,
+    classes: bool = False,
+    floats: bool = False,
 ) -> None:
     """Refuse a network or examples that a defense cannot work with.
 
@@ -215,15 +221,21 @@ def admit(
         held: may be None, or images of the same kind as `clean`.
         least: examples that `clean` must hold.
         k, logits, steady: see `surgery.require_matching`.
-        pixels: for images only.
+        pixels: something is stamped on pixels, channels first, in [0, 1].
+        classes: each example has one label.
+        floats: inputs are moved a little, or differentiated along.
     """
     require.module(model)
     require_clean(clean, "clean", least)
-    if pixels and clean.task is not IMAGES:
-        raise ValueError(
-            f"this defense works on the pixels of images, not on {clean.task.many}; take "
-            "another, such as finetune."
-        )
+    many, lacks = clean.task.many, ""
+    if pixels and not isinstance(clean.task, PixelTask):
+        lacks = f"stamps pixels, and {many} have none"
+    elif classes and (clean.y.ndim != 1 or clean.y.is_floating_point()):
+        lacks = f"needs one class for each example, and {many} have targets of another kind"
+    elif floats and not clean[:1].inputs().is_floating_point():
+        lacks = f"moves inputs a little, and {many} are entries of a list, which cannot move"
+    if lacks:
+        raise ValueError(f"this defense {lacks}; take another, such as finetune.")
     if held is not None:
         require_clean(held, "held", 1)
         if held.task is not clean.task or held.shape != clean.shape or held.k != clean.k:

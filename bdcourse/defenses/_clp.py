@@ -48,7 +48,7 @@ CLP_US = tuple(x / 4 for x in range(24, 3, -1))  # the u axis of every sweep: 6 
 Norm = Literal["spectral", "frobenius", "operator"]
 
 
-def clp_plain_scores(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+def clp_plain_scores(conv: nn.Conv2d, bn: _BatchNorm) -> Tensor:
     """The scores of one layer, one SVD per channel, with eps: (c_out,).
 
     The reference that the batched version is tested against.
@@ -134,8 +134,8 @@ def clp_scores(
         invariant: ours, not the paper's: score a copy in the form that all rescaled
             copies share (`symmetries.canonical`), times the norm of the weights that read
             the channel. No rescaling that leaves the function alone can change it.
-        shape: (c, h, w) of one image, for a model whose code torch.fx cannot trace;
-            None finds one, see `surgery.accepted_shape`.
+        shape: of one input, (c, h, w) of an image, for a model whose code torch.fx
+            cannot trace; None finds one of an image, see `surgery.accepted_shape`.
 
     Warns if there is nothing to judge (Vision Transformers, networks without
     BatchNorm), and names BatchNorms without scale or running variance.
@@ -201,10 +201,10 @@ def require_norm(norm: str) -> None:
 
 
 def require_shape(shape: object) -> None:
-    """Refuse what is no (c, h, w); None is none."""
+    """Refuse what is no shape of one input, such as (c, h, w); None is none."""
     if shape is None:
         return
-    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+    if not isinstance(shape, (tuple, list)) or not shape:
         raise ValueError(f"shape must be (c, h, w) of one image, not {require.kind(shape)}.")
     for side in shape:
         require.whole("shape, of one image,", side, 1)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
 from bdcourse.activations import runs, watching
@@ -40,22 +41,27 @@ from bdcourse.defenses._base import (
     stage,
 )
 from bdcourse.examples import Examples, require_clean
-from bdcourse.metrics import logits
 from bdcourse.models import evaluating, head, wide
+from bdcourse.surgery import CONVS, LAYERS, require_plain, weight_of, without
 from bdcourse.surgery import held as holding
-from bdcourse.surgery import require_plain, weight_of, without
 
 
 def last_layer(model: nn.Module) -> list[str]:
     """The modules whose outputs add up to the feature map that the linear head reads.
 
     BatchNorms, or convolutions that none follows. Walks back from the head through
-    whatever has no parameters: pooling, ReLU, sums.
+    whatever has no parameters: pooling, ReLU, sums; and through the layers of a head that
+    has several, with their BatchNorms.
 
     Raises:
         ValueError: something else with parameters lies in between, as the LayerNorm of
             a Vision Transformer does, or maps are put side by side.
     """
+    return _last_layer(model)[0]
+
+
+def _last_layer(model: nn.Module) -> tuple[list[str], nn.Module]:
+    """The same, and the first linear layer behind it, which reads the map."""
     modules, end = dict(require.module(model).named_modules()), head(model)
     try:
         with evaluating(model):  # its code may ask in which mode it is
@@ -67,10 +73,19 @@ def last_layer(model: nn.Module) -> list[str]:
             "name the modules to prune with layer=."
         ) from e
     found: list[str] = []
+    reader = end
 
     def walk(node: fx.Node) -> None:
+        nonlocal reader
         m = modules[node.target] if node.op == "call_module" else None
-        if isinstance(m, (nn.BatchNorm2d, nn.Conv2d)):
+        behind = m
+        if isinstance(m, _BatchNorm):
+            before = node.all_input_nodes[0]
+            behind = modules.get(before.target) if before.op == "call_module" else m
+        if isinstance(behind, nn.Linear):  # of the head; what it reads comes before it
+            reader = behind if behind is m else reader
+            walk(node.all_input_nodes[0])
+        elif isinstance(m, (_BatchNorm, *CONVS)):
             name = str(node.target)
             found.extend([name] * (name not in found))
         elif (
@@ -88,7 +103,7 @@ def last_layer(model: nn.Module) -> list[str]:
                 walk(origin)
 
     walk(start.all_input_nodes[0])
-    return _checked(model, found)
+    return _checked(model, found), reader
 
 
 def _called(node: fx.Node) -> str:
@@ -98,42 +113,50 @@ def _called(node: fx.Node) -> str:
 
 @torch.no_grad()
 def activity(model: nn.Module, images: Examples, layer: Sequence[str] | None = None) -> Tensor:
-    """Mean activation of each channel of a layer over the images: (c,).
+    """Mean activation of each channel of a layer over the examples: (c,).
 
     Args:
-        layer: as in :func:`fine_pruning`. None measures what the head reads, and takes
-            magnitudes, as the features of a pre-activation network have both signs. For
-            a named BatchNorm the activation is what a ReLU behind it lets through, for
-            a named convolution the magnitude. Several names count with their sum.
+        layer: as in :func:`fine_pruning`. None measures what the head reads, which is
+            behind the pooling, and takes magnitudes, as the features of a pre-activation
+            network have both signs. For a named BatchNorm or linear layer the activation
+            is what a ReLU behind it lets through, for a named convolution the magnitude.
+            Several names count with their sum.
     """
     admit(model, images, least=1, logits=False)
-    names = last_layer(model) if layer is None else _checked(model, layer)
+    if layer is None:
+        names, reader = _last_layer(model)
+    else:
+        names, reader = _checked(model, layer), None
     c = len(weight_of(model.get_submodule(names[0])))
     total = torch.zeros(c, dtype=torch.float64)
-    if layer is None and head(model).in_features % c:
-        raise ValueError(
-            f"the head reads {head(model).in_features} features, which are no maps of "
-            f"the {c} channels of {names[0]}; name the modules to prune with layer=."
-        )
-    if layer is None:
+    if reader is not None:
+        features = weight_of(reader).shape[1]
+        if features % c:
+            raise ValueError(
+                f"the head reads {features} features, which are no maps of the {c} "
+                f"channels of {names[0]}; name the modules to prune with layer=."
+            )
 
         def see(_, args: tuple[Tensor]) -> None:  # (n, c), or (n, c * h * w)
             total.add_(wide(args[0].unflatten(1, (c, -1)).abs().mean(2)).sum(0).cpu())
 
-        hook = head(model).register_forward_pre_hook(see)
+        hook = reader.register_forward_pre_hook(see)
         try:
-            logits(model, images.x)
+            images.task.outputs(model, images.x)
         finally:
             hook.remove()
     else:
 
         def add(name: str, out: Tensor) -> None:
-            bn = isinstance(model.get_submodule(name), nn.BatchNorm2d)
-            out = out.relu() if bn else out.abs()
-            total.add_(wide(out.mean((2, 3))).sum(0).cpu())
+            m = model.get_submodule(name)
+            out = out.abs() if isinstance(m, CONVS) else out.relu()
+            if isinstance(m, nn.Linear):  # whose channels come last
+                out = out.movedim(-1, 1)
+            places = tuple(range(2, out.ndim))
+            total.add_(wide(out.mean(places) if places else out).sum(0).cpu())
 
         with watching(model, add, names):
-            logits(model, images.x)
+            images.task.outputs(model, images.x)
     return (total / len(images)).float()
 
 
@@ -141,12 +164,13 @@ def _checked(model: nn.Module, names: Sequence[str]) -> list[str]:
     """These module names, if the channels of all of them can be pruned together."""
     modules = dict(model.named_modules())
     if not names:
-        raise ValueError("layer names no module; name BatchNorms or convolutions.")
+        raise ValueError("layer names no module; name BatchNorms, convolutions or linear layers.")
     for name in names:
         m = modules.get(name)
-        if not isinstance(m, (nn.BatchNorm2d, nn.Conv2d)):
+        if not isinstance(m, (_BatchNorm, *LAYERS)):
             raise ValueError(
-                f"layer must name BatchNorms or convolutions, and {name!r} is none of this model."
+                "layer must name BatchNorms, convolutions or linear layers, and "
+                f"{name!r} is none of this model."
             )
         if m.weight is None:
             raise ValueError(
@@ -179,7 +203,7 @@ def pruning_steps(
 
 def _require_once(model: nn.Module, images: Examples, names: Sequence[str]) -> None:
     """Refuse modules that run more than once: a channel would go in both places."""
-    counts = runs(model, images.x[:2])
+    counts = runs(model, images[:2].inputs())
     for name in names:
         if counts[name] != 1:
             raise ValueError(
@@ -217,8 +241,10 @@ def fine_pruning(
     Args:
         clean: ranks the channels and trains the pruned network.
         held: decides how many channels go, see `furthest`.
-        layer: BatchNorms or convolutions to prune instead, all of one width; the same
-            channels go in each. None finds the last layer, see :func:`last_layer`.
+        layer: BatchNorms, convolutions or linear layers to prune instead, all of one
+            width; the same channels go in each. None finds the last layer, see
+            :func:`last_layer`. Of a transformer, name the first linear layer of a block's
+            MLP: its hidden units are the ones that can go without touching anything else.
         max_drop: held-out accuracy that pruning may cost before the fine-tuning, 0..1.
             Ours; BackdoorBench's configuration allows a tenth of the accuracy.
         share: of the channels pruned between two looks at `held`, 0..1; 0.01 is

@@ -42,11 +42,13 @@ from bdcourse.analysis.curvature import (
     Batch,
     Route,
     fisher_diagonal,
+    fisher_trace,
     gaussian,
     gradient,
     squared_norm,
 )
 from bdcourse.analysis.sharpness_aware import ascent
+from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint, pack, unpack
 from bdcourse.defenses._base import (
     Purified,
@@ -55,19 +57,27 @@ from bdcourse.defenses._base import (
     decided_by,
     defense,
     filled,
+    own_acc,
     require_at_least,
     require_batch,
     require_here,
     require_positive,
     require_ways,
+    stage,
 )
+from bdcourse.examples import Examples, hold_out
 from bdcourse.likelihoods import Likelihood, require_likelihood
 from bdcourse.models import evaluating, guarded, not_finite
-from bdcourse.seeds import random_normal, random_signs
+from bdcourse.seeds import random_normal, random_signs, seeded
 from bdcourse.task import task_of
-from bdcourse.train import OPTIMIZERS, Augment
+from bdcourse.train import OPTIMIZERS
 
 STEPS = 600  # of all arms, unless told otherwise
+
+# The weights of the trace with which the course's tables on images were measured.
+FIP_ETA, FAST_FIP_ETA = 5e-3, 0.02
+# Shares of a nat that the penalty takes at the start, from least to most.
+FIP_SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class SingularValues(nn.Module):
@@ -528,7 +538,7 @@ def fip_descend(
     optimizer: str = "sgd",
     batch: int = 32,
     norms: Literal["batch", "frozen", "mixed"] = "batch",
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
     watch_every: int = 50,
     generator: torch.Generator | None = None,
@@ -548,7 +558,7 @@ def fip_descend(
         norms: what BatchNorm does. "batch": normalizes by the batch and goes on with
             its running statistics, as in training. "frozen": keeps them and normalizes
             by them. "mixed": as "batch", but with "frozen" for the trace of FIP.
-        augment: random crops and flips; for images only.
+        augment: random crops and flips of images, or what else suits the task.
         generator: decides the batches, the crops and the descent's own chance; on the
             device of the data.
         checkpoint: file that is renewed every 20 seconds and deleted at the end; the
@@ -573,11 +583,8 @@ def fip_descend(
     n, device, weights = len(clean.y), clean.x.device, trainable(model)
     if not weights:
         raise ValueError("no parameter of the model requires grad, so none can move.")
-    if augment is not None and clean.x.ndim != 4:
-        raise ValueError(
-            "augment is for images of shape (n, c, h, w), not inputs of shape "
-            f"{tuple(clean.x.shape)}; leave it out."
-        )
+    if isinstance(augment, Augmentation):
+        augment.check(tuple(clean.x.shape[1:]))
     require_positive(lr=require.number("lr", lr))
     require.choice("optimizer", optimizer, OPTIMIZERS)
     for name, count in (("steps", steps), ("batch", batch), ("watch_every", watch_every)):
@@ -660,8 +667,10 @@ def _look(
 def fip(
     model: nn.Module,
     clean: Batch,
+    held: Examples | None = None,
     *,
-    eta_f: float = 5e-3,
+    eta_f: float | None = None,
+    max_drop: float = 0.03,
     eta_r: float = 0.05,
     every: int = 1,
     fisher: Literal["true", "empirical"] = "true",
@@ -678,7 +687,7 @@ def fip(
     momentum: float = 0.9,
     optimizer: str = "sgd",
     batch: int = 32,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
     watch_every: int = 50,
     generator: torch.Generator | None = None,
@@ -689,8 +698,17 @@ def fip(
     Args:
         model: any network whose outputs `likelihood` understands.
         clean: images, or any pair of inputs x and targets y.
-        eta_f: weight of the trace, in nats per nats^2 of it. The authors advise at most
-            0.005 for their code, which computes something else.
+        held: other clean examples, on which eta_f is chosen; without them a fifth of
+            `clean` is held out for that.
+        eta_f: weight of the trace, in nats per nats^2 of it. None tries the ladder
+            eta_f = c / Tr F(w_0), c in :data:`FIP_SHARES`, one descent each, and keeps
+            the largest before the first that costs too much on `held` (the least, if
+            that costs too much already): six times the work. One number cannot suit
+            several tasks or networks, whose traces differ by factors of a hundred.
+            :data:`FIP_ETA` is that of the course's tables on images; the authors advise
+            at most 0.005 for their code, which computes something else.
+        max_drop: headline score on `held` (of images the accuracy) that the choice of
+            eta_f may cost, 0..1; what the trigger does it never sees.
         eta_r: weight of the pull to the received weights.
         every: the trace enters every so many steps.
         fisher: labels drawn from the network, or those of the data, for the trace and
@@ -720,7 +738,11 @@ def fip(
     Returns:
         log, as [step, value] pairs: `loss` (NLL in nats) and `trace` of the batch,
         and `push`, the length of what the trace added to the gradient; if fast also
-        `change`: weight name -> (received singular values, their d).
+        `change`: weight name -> (received singular values, their d). Where eta_f was
+        chosen also `eta_f`, `fisher` (Tr F of the received network on `clean`, in eval
+        mode, by what moves), `held` (its score), `costly` (whether even the least costs
+        too much), and `ladder`: a dict a rung with `share`, `eta_f`, `held`, its score
+        on the held-out examples (None where the descent left all bounds), and `seconds`.
 
     Raises:
         ValueError: negative weights, unknown names, fewer than two examples, targets
@@ -729,10 +751,13 @@ def fip(
 
     Source: Karim et al., CCS 2024; reconstructed. Derived in lesson 08.
     """
-    start, about = time.perf_counter(), decided_by("fip", locals())
+    given = dict(locals())
+    start, about = time.perf_counter(), decided_by("fip", given)
     require_at_least(0, eta_f=eta_f, eta_r=eta_r)
-    for name, weight in (("eta_f", eta_f), ("eta_r", eta_r)):
-        require.number(name, weight)
+    require.number("eta_r", eta_r)
+    if eta_f is not None:
+        require.number("eta_f", eta_f)
+    require.fraction("max_drop", max_drop)
     require.whole("every", every, 1)
     require.whole("steps", steps, 1)
     require.truth("fast", fast)
@@ -760,8 +785,8 @@ def fip(
         except (TypeError, ValueError) as e:
             raise ValueError("lengths must map whole numbers, the steps, to numbers.") from e
         due = set(range(0, steps, int(every)))
-        if eta_f == 0 or not all(0 <= v < math.inf for v in lengths.values()):
-            raise ValueError("lengths must be finite and not negative, and eta_f not 0.")
+        if not eta_f or not all(0 <= v < math.inf for v in lengths.values()):
+            raise ValueError("lengths must be finite and not negative, and eta_f given and not 0.")
         if gone := due - set(lengths):
             raise ValueError(
                 f"lengths must have the length of every push, but has none for step "
@@ -772,6 +797,8 @@ def fip(
         if lengths is not None:
             raise ValueError("cap and lengths both set how long a push is; leave one out.")
     require_fit(model, clean, likelihood)
+    if eta_f is None:
+        return _climbed(given, likelihood, start)
     generator = beside(require.generator(generator), clean.x.device)
     model = copied(model)
     moves = {n: w.requires_grad for n, w in model.named_parameters()}
@@ -836,12 +863,79 @@ def fip(
     return replace(p, seconds=ready + p.seconds)
 
 
+def _climbed(given: dict, likelihood: Likelihood, start: float) -> Purified:
+    """FIP with every weight of the ladder, and the one that `held` allows.
+
+    Args:
+        given: the arguments of :func:`fip`.
+        start: when the call began.
+    """
+    model, clean, held = given["model"], given["clean"], given["held"]
+    generator, device = given["generator"], given["clean"].x.device
+    if not isinstance(clean, Examples):
+        raise ValueError(
+            "eta_f is chosen by the score of a task, and bare inputs and targets have none; "
+            "give eta_f, or Examples as clean."
+        )
+    if held is None:
+        if len(clean) < 4:
+            raise ValueError(
+                f"eta_f is chosen on a fifth of clean, which needs 4 {clean.task.many}, not "
+                f"{len(clean)}; give more, or eta_f."
+            )
+        clean, held = hold_out(clean, max(1, len(clean) // 5), seeded(0))
+    # Of what moves, on the examples that will be descended on, without chance of theirs.
+    net = copied(model)
+    if given["fast"]:
+        fip_factorize(net)
+        for m in batch_norms(net) if not given["affine"] else ():
+            m.requires_grad_(False)
+    route: Route = "gaussian" if likelihood.has("noise") else "bartlett"
+    how = {"route": route} if given["fisher"] == "true" else {"fisher": "empirical"}
+    own = beside(seeded(0), device)
+    fisher = fisher_trace(net, clean, likelihood=likelihood, generator=own, **how).value
+    if not fisher > 0:
+        raise ValueError(
+            f"the trace of the Fisher is {fisher:g} on these {clean.task.many}, so no share "
+            "of it can be a weight; give eta_f."
+        )
+    ready = time.perf_counter() - start
+    state, score = generator.get_state(), own_acc(model, held, "the network") or 0.0
+    least = score - given["max_drop"] - 1e-9  # the rounding of a quotient
+    rungs: list[dict] = []
+    chosen, fine = 0, True
+    for i, share in enumerate(FIP_SHARES):
+        generator.set_state(state)
+        here = {"clean": clean, "held": held, "eta_f": share / fisher, "generator": generator}
+        here["checkpoint"] = stage(given["checkpoint"], f"{share:g}")
+        rung = {"share": share, "eta_f": share / fisher, "held": None, "seconds": 0.0}
+        rungs.append(rung)
+        try:
+            p = fip(**(given | here))
+        except RuntimeError as e:
+            if i == 0 or not ("left all bounds" in str(e) or "diverged" in str(e)):
+                raise
+            fine = False
+            continue
+        rung["held"] = own_acc(p.model, held, "the repaired network")
+        rung["seconds"] = round(p.seconds, 3)
+        fine = fine and rung["held"] >= least
+        if fine or i == 0:
+            found, chosen = p, i
+    costly = rungs[0]["held"] < least
+    log = found.log | {"eta_f": rungs[chosen]["eta_f"], "fisher": fisher, "held": score}
+    log |= {"costly": costly, "ladder": rungs}
+    return replace(found, log=log, seconds=ready + sum(r["seconds"] for r in rungs))
+
+
 @filled
 def fast_fip(
     model: nn.Module,
     clean: Batch,
+    held: Examples | None = None,
     *,
-    eta_f: float = 0.02,
+    eta_f: float | None = None,
+    max_drop: float = 0.03,
     eta_r: float = 0.05,
     every: int = 1,
     fisher: Literal["true", "empirical"] = "true",
@@ -857,7 +951,7 @@ def fast_fip(
     momentum: float = 0.9,
     optimizer: str = "sgd",
     batch: int = 32,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
     watch_every: int = 50,
     generator: torch.Generator | None = None,
@@ -873,7 +967,10 @@ def fast_fip(
         clean: images, or any pair of inputs x and targets y.
         affine: scales and shifts of BatchNorm move as well; the released code does not
             say.
-        eta_f: ours: the trace over d is several times smaller than that over weights.
+        held, max_drop: see :func:`fip`.
+        eta_f: None chooses, see :func:`fip`; its trace is that over d, several times
+            smaller than that over weights. :data:`FAST_FIP_ETA` is that of the course's
+            tables on images.
         lr: ours; steps along singular values are stable at higher rates.
         eta_r, every, fisher, product, norms, draw, lengths, cap, likelihood, steps,
             momentum, optimizer, batch, augment, watch, watch_every, generator, checkpoint:
@@ -901,7 +998,7 @@ def fip_released(
     optimizer: str = "sgd",
     batch: int = 32,
     norms: Literal["batch", "frozen", "mixed"] = "batch",
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
     watch_every: int = 50,
     generator: torch.Generator | None = None,

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
 from bdcourse.activations import runs, watching
@@ -45,8 +46,10 @@ from bdcourse.defenses._base import (
     stage,
 )
 from bdcourse.examples import Examples
+from bdcourse.likelihoods import SOFTMAX, Likelihood
 from bdcourse.models import evaluating, laid_out, lay_out, wide
 from bdcourse.surgery import (
+    CONVS,
     answers,
     channels_of,
     held,
@@ -56,6 +59,7 @@ from bdcourse.surgery import (
     revived,
     without,
 )
+from bdcourse.task import IMAGES, Task
 
 # Step and radius of the random start, in pixels of [0, 1]. "port" is what a third
 # party's port uses, "release" what the authors' configurations for CIFAR-10 say; those
@@ -73,7 +77,7 @@ class FmpResponse(NamedTuple):
 
     Args:
         acc: accuracy, 0..1: the score of the paper.
-        loss: mean cross-entropy, which breaks ties of `acc`.
+        loss: mean loss in nats, of classes cross-entropy, which breaks ties of `acc`.
         margin: mean of the true class's logit minus the best other one.
     """
 
@@ -86,21 +90,30 @@ class FmpResponse(NamedTuple):
         return f"FmpResponse({len(self.acc):,} maps, accuracy {low:.2f} to {high:.2f})"
 
 
-def fmp_random_start(x: Tensor, start: float, generator: torch.Generator) -> Tensor:
-    """clip(x +- start), the sign drawn for each pixel: (n, c, h, w) in [0, 1]."""
+def fmp_random_start(
+    x: Tensor, start: float, generator: torch.Generator, task: Task = IMAGES
+) -> Tensor:
+    """clip(x +- start), the sign drawn for each number of the inputs x (n, ...); of
+    images pixels in [0, 1]."""
     d = generator.device
     sign = torch.randint(2, x.shape, generator=generator, device=d, dtype=torch.int8)
-    return (x + start * (2 * sign - 1).to(x.device)).clamp(0, 1)
+    return task.clip(x + start * (2 * sign - 1).to(x.device))
 
 
 def fmp_plain_push(
-    model: nn.Module, x: Tensor, x0: Tensor, layer: str, i: int, epsilon: float
+    model: nn.Module,
+    x: Tensor,
+    x0: Tensor,
+    layer: str,
+    i: int,
+    epsilon: float,
+    task: Task = IMAGES,
 ) -> Tensor:
-    """Examples moved one step so that map i of a convolution changes: (n, c, h, w).
+    """Examples moved one step so that map i of a convolution changes: (n, ...) as x.
 
     Args:
-        x: pixels in [0, 1]; x0: where the step begins, see :func:`fmp_random_start`. At
-            x0 = x the gradient is exactly zero and nothing moves.
+        x: inputs, of images pixels in [0, 1]; x0: where the step begins, see
+            :func:`fmp_random_start`. At x0 = x the gradient is exactly zero and nothing moves.
     """
     seen: list[Tensor] = []  # copies: a ReLU behind may write into the output
 
@@ -113,18 +126,24 @@ def fmp_plain_push(
         model(x0)
     j = (seen[1] - seen[0].detach()).square().mean()
     (gradient,) = torch.autograd.grad(j, x0)
-    return (x0.detach() + epsilon * gradient.sign()).clamp(0, 1)
+    return task.clip(x0.detach() + epsilon * gradient.sign())
 
 
 def fmp_plain_scores(
-    model: nn.Module, x: Tensor, y: Tensor, x0: Tensor, layer: str, epsilon: float
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    x0: Tensor,
+    layer: str,
+    epsilon: float,
+    task: Task = IMAGES,
 ) -> FmpResponse:
     """The scores of one convolution, map by map; the reference for :func:`fmp_scores`."""
     rows = []
     for i in range(_conv(model, layer).out_channels):
-        pushed = fmp_plain_push(model, x, x0, layer, i, epsilon)
+        pushed = fmp_plain_push(model, x, x0, layer, i, epsilon, task)
         with torch.no_grad(), evaluating(model):
-            rows.append(judge(model(pushed), y).mean(1))
+            rows.append(judge(model(pushed), y, task.likelihood).mean(1))
     return FmpResponse(*torch.stack(rows, 1))
 
 
@@ -132,13 +151,19 @@ def _conv(model: nn.Module, name: str) -> nn.Conv2d:
     return cast(nn.Conv2d, model.get_submodule(name))
 
 
-def judge(logits: Tensor, y: Tensor) -> Tensor:
-    """Hit (0 or 1), cross-entropy and margin of each image: (n, k) -> (3, n) float64.
+def judge(logits: Tensor, y: Tensor, likelihood: Likelihood = SOFTMAX) -> Tensor:
+    """Hit (0 or 1), loss in nats and margin of each example: (n, k) -> (3, n) float64.
 
-    The margin is the true class's logit minus the best other one.
+    The margin is the true class's logit minus the best other one. Where outputs are no
+    row of logits, a hit is the share of an example's targets that are met, and there is
+    no margin (nan).
     """
     logits = wide(logits)
     y = y.to(logits.device)
+    if logits.ndim != 2:
+        right, asked = likelihood.hits(logits, y)
+        hit, loss = wide(right) / wide(asked).clamp(min=1), -likelihood.log_prob(logits, y)
+        return torch.stack([hit, wide(loss), torch.full_like(hit, torch.nan)])
     true = logits.gather(1, y[:, None])[:, 0]
     other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
     loss = F.cross_entropy(logits, y, reduction="none")
@@ -153,7 +178,7 @@ class _Reached(Exception):
 
 
 def _upto(model: nn.Module, x: Tensor, layer: str) -> Tensor:
-    """The output of `layer` for pixels x; nothing behind it is computed."""
+    """The output of `layer` for inputs x; nothing behind it is computed."""
     seen = []
 
     def stop(_, __, out):
@@ -172,7 +197,7 @@ def _upto(model: nn.Module, x: Tensor, layer: str) -> Tensor:
 def gradients(
     model: nn.Module, x: Tensor, x0: Tensor, layer: str, step: int = 1
 ) -> Iterator[tuple[slice, Tensor]]:
-    """dJ/dx0 of every map of a layer: pairs (maps, (m, n, c, h, w)), m at most `step`.
+    """dJ/dx0 of every map of a layer: pairs (maps, (m, *x.shape)), m at most `step`.
 
     One forward up to the layer serves all its maps. The gradient of map i is the
     vector-Jacobian product with 2 (f(x0) - f(x)) / size in map i and zero elsewhere;
@@ -205,17 +230,26 @@ def gradients(
             yield part, g
 
 
-def fmp_execution_order(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> list[str]:
+def fmp_execution_order(
+    model: nn.Module, shape: tuple[int, ...] | Examples = (3, 32, 32)
+) -> list[str]:
     """Names of the convolutions in the order in which they first run.
 
     `named_modules` gives the order of definition, where a shortcut may come last that
     runs first. A convolution that never runs is left out.
+
+    Args:
+        shape: (c, h, w) of one image, or examples of any task, of which two are shown.
     """
     p = next(require.module(model).parameters())
+    if isinstance(shape, Examples):
+        x, many = shape[:2].inputs(), shape.task.many
+    else:
+        x, many = torch.full((2, *shape), 0.5, device=p.device), "images"
     order: list[str] = []
-    convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    convs = [n for n, m in model.named_modules() if isinstance(m, CONVS)]
     with watching(model, lambda name, _: order.append(name), convs):
-        answers(model, torch.full((2, *shape), 0.5, device=p.device))
+        answers(model, x, many=many)
     return list(dict.fromkeys(order))
 
 
@@ -224,8 +258,8 @@ def fmp_scores(
     model: nn.Module,
     images: Examples,
     *,
-    epsilon: float = 1 / 255,
-    start: float = 1 / 255,
+    epsilon: float | None = None,
+    start: float | None = None,
     layers: Sequence[str] | None = None,
     n: int = 512,
     starts: int = 1,
@@ -237,8 +271,9 @@ def fmp_scores(
     """The response of every feature map: convolution name -> :class:`FmpResponse`.
 
     Args:
-        epsilon: the step, in pixels of [0, 1]; start: the radius of the random start,
-            which all maps share. See :data:`FMP_SETTINGS`.
+        epsilon: the step, in units of the inputs; start: the radius of the random start,
+            which all maps share. None is the task's own small step, 1/255 for pixels of
+            [0, 1]. See :data:`FMP_SETTINGS`.
         layers: names of convolutions; default all, in the order of execution.
         n: at most so many random images score; with few of them most maps tie.
         starts: average over so many random starts; the paper takes one.
@@ -250,8 +285,9 @@ def fmp_scores(
             call, started again after a stop, goes on there and ends with equal scores.
 
     Raises:
-        ValueError: no images or no convolution, labels that the model does not know, a
-            step or start that is not positive (without a start every gradient is zero).
+        ValueError: no images or no convolution, labels that the model does not know,
+            inputs that cannot move (tokens) or have no usual step, a step or start that
+            is not positive (without a start every gradient is zero).
     """
     found, keep = _score(**locals())
     keep.done()
@@ -263,14 +299,14 @@ def _score(
 ) -> tuple[dict[str, FmpResponse], Checkpoint]:
     """`fmp_scores`, and its checkpoint, which holds them all until it is told `done`."""
     about = decided_by("fmp_scores", locals())
-    require_positive(epsilon=epsilon, start=start)
+    admit(model, images, least=1, floats=True)
+    epsilon, start = _steps(images, epsilon, start)
     require.whole("n", n, 1)
     require.whole("starts", starts, 1)
     if chunk is not None:
         require.whole("chunk", chunk, 1)
     require.truth("bf16", bf16)
     require_ways({"generator": generator, "checkpoint": checkpoint})
-    admit(model, images, least=1, pixels=True)
     layers = _known(model, images, layers)
     weight = next(model.parameters())
     device = weight.device
@@ -280,9 +316,10 @@ def _score(
         d = generator.device
         order = torch.randperm(len(images), generator=generator, device=d)
         images = images[order[:n]]
-    x, y = images.pixels().to(weight.dtype), images.y.repeat(starts)
-    x0 = torch.cat([fmp_random_start(x, start, generator) for _ in range(starts)])
-    x = x.repeat(starts, 1, 1, 1)
+    task = images.task
+    x, y = task.inputs(images.x, weight.dtype), torch.cat([images.y] * starts)
+    x0 = torch.cat([fmp_random_start(x, start, generator, task) for _ in range(starts)])
+    x = torch.cat([x] * starts)
     # A copy: its modes and flags can change while the caller's model stays as it is.
     net = copied(model).eval().requires_grad_(False)
     lay_out(net, x)
@@ -311,9 +348,9 @@ def _score(
                     continue
                 m = len(gradient)
                 with torch.no_grad(), autocast:
-                    pushed = (b + epsilon * gradient.sign()).clamp(0, 1).flatten(0, 1)
+                    pushed = task.clip(b + epsilon * gradient.sign()).flatten(0, 1)
                     logits = net(laid_out(net, pushed))
-                rows = judge(logits, truth.repeat(m)).view(3, m, -1)
+                rows = judge(logits, torch.cat([truth] * m), task.likelihood).view(3, m, -1)
                 total[:, maps] += rows.sum(2).cpu()
                 if keep.due():
                     keep.save(sums, jobs=jobs)
@@ -321,9 +358,22 @@ def _score(
     return {name: FmpResponse(*(s / len(y))) for name, s in sums.items()}, keep
 
 
+def _steps(images: Examples, epsilon: float | None, start: float | None) -> tuple[float, float]:
+    """Step and start in units of the inputs, the task's own where they are None."""
+    usual = images.task.step
+    if usual is None and None in (epsilon, start):
+        raise ValueError(
+            f"FMP moves inputs by a small step, and {images.task.many} have no usual one; "
+            "give epsilon= and start= in their own units."
+        )
+    epsilon, start = (usual if v is None else v for v in (epsilon, start))
+    require_positive(epsilon=epsilon, start=start)
+    return cast(float, epsilon), cast(float, start)
+
+
 def _known(model: nn.Module, images: Examples, layers: Sequence[str] | None) -> list[str]:
     """The convolutions to score, after a look at whether all fits together."""
-    known = fmp_execution_order(model, images.shape)
+    known = fmp_execution_order(model, images)
     if not known:
         raise ValueError(
             "FMP needs a convolution, and this model has none that runs; take a "
@@ -349,7 +399,7 @@ def _known(model: nn.Module, images: Examples, layers: Sequence[str] | None) -> 
 
 def _require_once(model: nn.Module, images: Examples, layers: Sequence[str]) -> None:
     """Refuse convolutions whose maps cannot be told apart, or cannot be pruned."""
-    counts = runs(model, images.x[:2], layers)
+    counts = runs(model, images[:2].inputs(), layers)
     for name in layers:
         if counts[name] != 1:
             raise ValueError(
@@ -358,7 +408,7 @@ def _require_once(model: nn.Module, images: Examples, layers: Sequence[str]) -> 
             )
         require_plain(model.get_submodule(name), name)
     for name, m in model.named_modules():
-        if isinstance(m, nn.BatchNorm2d) and m.weight is None:
+        if isinstance(m, _BatchNorm) and m.weight is None:
             raise ValueError(
                 f"{name} has no scale (affine=False): it makes a constant of a filter "
                 "that is zero, so no map before it can be switched off."
@@ -382,8 +432,8 @@ def fmp_select(
     Args:
         p: at least 1. A layer of fewer than p maps loses none.
         by: "acc" takes the lowest accuracies, of equal ones that with the higher
-            cross-entropy, then the first; "margin" the smallest mean margins, which do
-            not tie.
+            loss, then the first; "margin" the smallest mean margins, which do
+            not tie, and which classes alone have.
         least: take at least so many from each layer; for networks narrower than p.
         z: not a fixed share, but every map more than z deviations below its layer's
             mean (of `by`), possibly none; p and least then do not matter.
@@ -395,6 +445,10 @@ def fmp_select(
     out = {}
     for name, r in score.items():
         value = getattr(r, by)
+        if bool(value.isnan().any()):
+            raise ValueError(
+                f'{name} has no {by} to choose by, which only classes have; take "acc".'
+            )
         order = r.loss.argsort(descending=True, stable=True)
         order = order[value[order].argsort(stable=True)]
         if z is None:
@@ -448,7 +502,7 @@ def fmp_scales_of(
     return {p.bn: channels[p.conv] for p in found.pairs if p.conv in channels}
 
 
-@defense(pixels=True)
+@defense()
 def fmp_repair(
     model: nn.Module,
     clean: Examples,
@@ -527,8 +581,8 @@ def fmp(
     clean: Examples,
     *,
     p: float = 64,
-    epsilon: float = 1 / 255,
-    start: float = 1 / 255,
+    epsilon: float | None = None,
+    start: float | None = None,
     n: int = 512,
     starts: int = 1,
     by: By = "acc",
@@ -582,10 +636,11 @@ def fmp(
     Tuning.of(locals(), epochs=epochs or 1)
     require.truth("released", released)
     require.truth("hold_mask", hold_mask)
-    admit(model, clean, pixels=True)
+    admit(model, clean, floats=True)
     require_single(model)
+    epsilon, start = _steps(clean, epsilon, start)
     if released:
-        names = fmp_execution_order(model, clean.shape)
+        names = fmp_execution_order(model, clean)
         empty = torch.zeros(0, dtype=torch.int64)
         fmp_released_order(model, dict.fromkeys(names, empty), names)
     found, keep = _score(

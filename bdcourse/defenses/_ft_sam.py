@@ -85,7 +85,7 @@ def ft_sam(
             f"{rho} and {smoothing}."
         )
     model = copied(model)
-    flat = Flat(model, rho, smoothing)
+    flat = Flat(model, rho, smoothing, clean.task.likelihood)
     tuning = Tuning.of(locals(), each_epoch=flat.sharpness)
     keep = Checkpoint(checkpoint, about)
     if keep.load() is None:

@@ -31,14 +31,12 @@ from functools import partial
 from itertools import cycle, islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdcourse import require
-from bdcourse.augment import Augment, Augmentation
+from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint, pack, unpack
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Purified,
     beside,
@@ -47,7 +45,9 @@ from bdcourse.defenses._base import (
     defense,
     require_positive,
 )
+from bdcourse.examples import Examples
 from bdcourse.models import laid_out, lay_out
+from bdcourse.task import IMAGES, PixelTask, Task
 
 
 def hypergradient(
@@ -83,25 +83,40 @@ def project(delta: Tensor, radius: float) -> Tensor:
     return delta * (radius / delta.norm().clamp(min=1e-12)).clamp(max=1)
 
 
-def perturbed_loss(model: nn.Module, x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
-    """H: cross-entropy with one perturbation (1, c, h, w) on all pixels x in [0, 1]."""
-    return F.cross_entropy(model((x + delta).clamp(0, 1)), y)
+def perturbed_loss(
+    model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, task: Task = IMAGES
+) -> Tensor:
+    """H: mean loss with one perturbation (1, ...) on all inputs x (n, ...), of images
+    cross-entropy and pixels in [0, 1]."""
+    return task.likelihood.loss(model(task.clip(x + delta)), y)
 
 
 def inner_step(
-    model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, rate: float, radius: float
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    delta: Tensor,
+    rate: float,
+    radius: float,
+    task: Task = IMAGES,
 ) -> Tensor:
     """One inner step, phi: up the gradient, back into the ball; differentiable."""
-    loss = perturbed_loss(model, x, y, delta)
+    loss = perturbed_loss(model, x, y, delta, task)
     (g,) = torch.autograd.grad(loss, delta, create_graph=True)
     return project(delta + rate * g, radius)
 
 
-Batch = tuple[Tensor, Tensor]  # pixels in [0, 1] (n, c, h, w), labels (n,)
+Batch = tuple[Tensor, Tensor]  # inputs (n, ...), targets (n, ...)
 
 
-def universal(model: nn.Module, batches: Iterable[Batch], rate: float, radius: float) -> Tensor:
-    """A perturbation (1, c, h, w) that raises the loss of all images, one step a batch.
+def universal(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    rate: float,
+    radius: float,
+    task: Task = IMAGES,
+) -> Tensor:
+    """A perturbation (1, ...) that raises the loss of all examples, one step a batch.
 
     Args:
         model: in eval mode.
@@ -110,7 +125,7 @@ def universal(model: nn.Module, batches: Iterable[Batch], rate: float, radius: f
     delta: Tensor | None = None
     for x, y in batches:
         delta = torch.zeros_like(x[:1]) if delta is None else delta
-        delta = inner_step(model, x, y, delta.requires_grad_(), rate, radius).detach()
+        delta = inner_step(model, x, y, delta.requires_grad_(), rate, radius, task).detach()
     assert delta is not None  # there are batches
     return delta
 
@@ -124,6 +139,7 @@ def outer_steps(
     rate: float,
     radius: float,
     iterations: int,
+    task: Task = IMAGES,
 ) -> None:
     """One outer step along the hypergradient for each batch, in place.
 
@@ -133,8 +149,8 @@ def outer_steps(
     weights = [w for w in model.parameters() if w.requires_grad]
     for x, y in batches:
         gradients = hypergradient(
-            partial(perturbed_loss, model, x, y),
-            partial(inner_step, model, x, y, rate=rate, radius=radius),
+            partial(perturbed_loss, model, x, y, task=task),
+            partial(inner_step, model, x, y, rate=rate, radius=radius, task=task),
             delta,
             weights,
             iterations,
@@ -144,14 +160,17 @@ def outer_steps(
         optimizer.step()
 
 
-@defense(moves=True, pixels=True)
+RADIUS = 2.0  # in pixels of [0, 1]
+
+
+@defense(moves=True, floats=True)
 def i_bau(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     rounds: int = 5,
     passes: int | None = None,
-    radius: float = 2.0,
+    radius: float | None = None,
     steps: int = 20,
     rate: float = 10.0,
     iterations: int = 5,
@@ -171,8 +190,9 @@ def i_bau(
     Args:
         rounds: 5 is BackdoorBench's configuration; the authors' README shows 3.
         passes: default as many as come closest to 40 outer steps, at least 1. Ours.
-        radius: largest L2 norm of the perturbation, in pixels of [0, 1]. Ours: of 1 and
-            2 the larger, as both kept held-out clean accuracy on a victim of width 8.
+        radius: largest L2 norm of the perturbation, in the units of the inputs; None is
+            2 of pixels in [0, 1]. Ours: of 1 and 2 the larger, as both kept held-out
+            clean accuracy on a victim of width 8.
         steps, rate: of the inner ascent. Ours; where the loss is near zero so is its
             gradient, which needs a large rate to come off the ground.
         iterations: of the fixed point, see :func:`hypergradient`; 5 is the README's and
@@ -180,7 +200,7 @@ def i_bau(
         solve_rate: of the ascent step in the fixed point. Ours; from 0.1 on the
             iteration diverged within its five steps on one of two victims tried.
         lr: of Adam; 0.001 is the README's, BackdoorBench takes 0.0001. batch: ours.
-        augment: random crops and flips; None takes the images as they are.
+        augment: random crops and flips; None takes the examples as they are.
         generator: decides the batches, and the augmentation.
         checkpoint: file that is renewed after each round and deleted at the end. The
             same call, started again after a stop, ends where it would have ended.
@@ -188,7 +208,8 @@ def i_bau(
     Returns:
         log, one number a round: `clean` (loss without perturbation), `worst` (loss
         with what the inner steps found), `unlearned` (with the same perturbation, after
-        the outer steps); and the last round's `delta` (1, c, h, w).
+        the outer steps); and the last round's `delta` (1, ...), shaped
+        like an input.
 
     Raises:
         ValueError: fewer than two images, or a number that is negative or zero.
@@ -201,6 +222,14 @@ def i_bau(
         passes = max(1, round(40 / -(-len(clean) // batch)))
     for name, count in (("rounds", rounds), ("passes", passes), ("steps", steps)):
         require.whole(name, count, 1)
+    task = clean.task
+    if radius is None and isinstance(task, PixelTask):
+        radius = RADIUS
+    if radius is None:
+        raise ValueError(
+            f"I-BAU's perturbation needs a length in the units of {task.many}, for which "
+            "none is usual; give radius=."
+        )
     require_positive(radius=radius, rate=rate, solve_rate=solve_rate, lr=lr)
     require.whole("iterations", iterations, 0)
     keep = Checkpoint(checkpoint, about)
@@ -210,17 +239,19 @@ def i_bau(
     weights = [w for w in model.parameters() if w.requires_grad]
     optimizer = torch.optim.Adam(weights, lr)
     course: list[dict[str, float]] = []
-    delta = torch.zeros(1, *clean.shape, device=device)
+    delta = torch.zeros_like(clean[:1].inputs())
     if (saved := keep.load()) is not None:
         tensors, notes = saved
         unpack(tensors, model, optimizer, generator)
         delta, course = tensors["delta"].to(device), notes["course"]
-    flow = (augment or Augment(pad=0)).stream(clean.x, clean.y, generator, seed=0)
+    augment = augment or task.plain
+    augment.check(clean.shape)
+    flow = augment.stream(clean.x, clean.y, generator, seed=0)
 
     def draw(rows: Iterable[Tensor]) -> Iterator[Batch]:
         for r in rows:
             x, y = flow.take(r, epoch=len(course))
-            yield laid_out(model, clean.task.inputs(x)), y
+            yield laid_out(model, task.inputs(x)), y
 
     # The fast kernels of attention have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
@@ -228,7 +259,7 @@ def i_bau(
             order = torch.randperm(len(clean), generator=generator, device=device)
             parts = order.split(batch)
             row = {"clean": _loss(model, clean, torch.zeros_like(delta))}
-            delta = universal(model, draw(islice(cycle(parts), steps)), rate, radius)
+            delta = universal(model, draw(islice(cycle(parts), steps)), rate, radius, task)
             row["worst"] = _loss(model, clean, delta)
             outer_steps(
                 model,
@@ -238,6 +269,7 @@ def i_bau(
                 rate=solve_rate,
                 radius=radius,
                 iterations=iterations,
+                task=task,
             )
             row["unlearned"] = _loss(model, clean, delta)
             course.append(row)
@@ -253,11 +285,11 @@ def i_bau(
 
 
 @torch.no_grad()
-def _loss(model: nn.Module, images: Images, delta: Tensor) -> float:
-    """H on all images."""
+def _loss(model: nn.Module, images: Examples, delta: Tensor) -> float:
+    """H on all examples."""
     total = 0.0
     for rows in torch.arange(len(images)).split(250):
         part = images[rows]
-        loss = perturbed_loss(model, part.pixels(), part.y, delta)
+        loss = perturbed_loss(model, part.inputs(), part.y, delta, part.task)
         total += float(loss) * len(part)
     return total / len(images)

@@ -30,7 +30,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bdcourse import require
 from bdcourse.checkpoint import Checkpoint, moments, restore_moments
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     admit,
     copied,
@@ -41,10 +40,11 @@ from bdcourse.defenses._base import (
     require_positive,
     require_ways,
 )
-from bdcourse.metrics import predict
+from bdcourse.examples import Examples
 from bdcourse.models import fingerprint, laid_out, lay_out, wide
 from bdcourse.seeds import fresh_seed, uniform
 from bdcourse.surgery import pair_by_flow
+from bdcourse.task import Task
 
 BETAS = (0.5, 0.9)  # of Adam: a short memory, since lambda moves the goal
 
@@ -55,8 +55,8 @@ class Estimate:
 
     Args:
         label: where it leads.
-        mask: how much of each pixel it replaces, 0..1, (1, h, w).
-        pattern: by what, pixels in [0, 1], (c, h, w).
+        mask: how much of each pixel it replaces, 0..1, (1, h, w), of clips (1, t, h, w).
+        pattern: by what, pixels in [0, 1], (c, h, w), of clips (c, t, h, w).
 
     Raises:
         ValueError: not of these kinds, or not finite.
@@ -98,8 +98,8 @@ class Inverted:
     """The guessed triggers of k labels.
 
     Args:
-        masks: (k, 1, h, w) in 0..1.
-        patterns: (k, c, h, w) in 0..1.
+        masks: (k, 1, h, w) in 0..1, of clips (k, 1, t, h, w).
+        patterns: (k, c, h, w) in 0..1, likewise.
         targets: (k,) int64, the label of each row.
         rates: (k,) share of the clean images of other classes that the guess sends to
             its label.
@@ -220,7 +220,7 @@ def detect(
     return Detection(tuple(inverted.targets.cpu()[rows].tolist()), index, threshold)
 
 
-def require_inverted(inverted: object, clean: Images | None = None) -> None:
+def require_inverted(inverted: object, clean: Examples | None = None) -> None:
     """Refuse what is not the result of `invert_trigger`, or of other images."""
     if not isinstance(inverted, Inverted):
         raise ValueError(
@@ -313,7 +313,7 @@ def plain_invert(
 @filled
 def invert_trigger(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     targets: Sequence[int] | None = None,
     steps: int = 600,
@@ -365,7 +365,7 @@ def invert_trigger(
     Source: Wang et al., IEEE S&P 2019. Derived in lesson 04.
     """
     start, about = time.perf_counter(), decided_by("invert_trigger", locals())
-    admit(model, clean, least=1, pixels=True)
+    admit(model, clean, least=1, pixels=True, classes=True)
     require_ways({"generator": generator, "checkpoint": checkpoint})
     labels = _labels(clean, targets)
     chunk = len(labels) if chunk is None else chunk
@@ -382,7 +382,7 @@ def invert_trigger(
     keep = Checkpoint(checkpoint, about)
 
     weight = next(model.parameters())
-    x, y = clean.pixels().to(weight), clean.y.to(weight.device)
+    x, y = clean.inputs().to(weight), clean.y.to(weight.device)
     net = frozen_copy(model, x[:2])
     goals = torch.tensor(labels, device=y.device)
     generator = require.generator(generator)
@@ -434,7 +434,7 @@ def invert_trigger(
             "the search has left the finite numbers; take a smaller lr, lam or factor."
         )
     inverted = Inverted(s["best_mask"], s["best_pattern"], goals, torch.zeros(0))
-    rates = torch.tensor([_rate(model, x, y, inverted.trigger(t)) for t in labels])
+    rates = torch.tensor([_rate(model, x, y, inverted.trigger(t), clean.task) for t in labels])
     log = {k: s[k].cpu() for k in ("norms", "rates", "lams")}
     keep.done()
     seconds = time.perf_counter() - start
@@ -442,7 +442,7 @@ def invert_trigger(
     return Inverted(masks, patterns, goals, rates, log, seconds, fingerprint(model))
 
 
-def _labels(clean: Images, targets: Sequence[int] | None) -> list[int]:
+def _labels(clean: Examples, targets: Sequence[int] | None) -> list[int]:
     if isinstance(targets, Tensor) and not targets.is_floating_point():
         targets = targets.flatten().tolist()
     targets = range(clean.k) if targets is None else targets
@@ -497,9 +497,8 @@ def _begin(
     like: Tensor,
 ) -> dict[str, Tensor]:
     """The state of the search for k labels, a row each."""
-    c, h, w = shape
-    mask = unsquash(uniform((k, 1, h, w), generator, like))
-    pattern = unsquash(uniform((k, c, h, w), generator, like))
+    mask = unsquash(uniform((k, 1, *shape[1:]), generator, like))
+    pattern = unsquash(uniform((k, *shape), generator, like))
     count = torch.zeros(k, dtype=torch.int64, device=like.device)
     s = {"mask": mask, "pattern": pattern}
     s |= {"best_mask": squash(mask), "best_pattern": squash(pattern)}
@@ -523,8 +522,8 @@ def _step(
     bf16: bool,
 ) -> tuple[Tensor, Tensor]:
     """One step for the live rows of a chunk: hits and images of each, (l,) and (l,)."""
-    mask, pattern = (squash(r[live])[:, None] for r in raw)  # (l, 1, 1 or c, h, w)
-    seen = (1 - mask) * x + mask * pattern  # (l, b, c, h, w)
+    mask, pattern = (squash(r[live])[:, None] for r in raw)  # (l, 1, 1 or c, ...)
+    seen = (1 - mask) * x + mask * pattern  # (l, b, c, ...)
     seen = laid_out(net, seen.flatten(0, 1))
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         logits = net(seen).to(x.dtype)
@@ -575,9 +574,9 @@ def _judge(
 
 
 @torch.no_grad()
-def _rate(model: nn.Module, x: Tensor, y: Tensor, estimate: Estimate) -> float:
+def _rate(model: nn.Module, x: Tensor, y: Tensor, estimate: Estimate, task: Task) -> float:
     """Share of the images of other classes that the guess sends to its label."""
     x = x[y != estimate.label]
-    hits = [predict(model, estimate.stamp(p)) == estimate.label for p in x.split(500)]
+    hits = [task.answer(model, estimate.stamp(p)) == estimate.label for p in x.split(500)]
     hits = torch.cat(hits)
     return int(hits.sum()) / len(hits)

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
-from bdcourse.activations import batchnorms, outputs, runs, watching
-from bdcourse.data import Images
+from bdcourse.activations import batchnorms, map_ranks, outputs, positions, runs, watching
 from bdcourse.defenses._base import (
     Look,
     Purified,
@@ -39,9 +38,11 @@ from bdcourse.defenses._base import (
 )
 from bdcourse.defenses._clp import threshold
 from bdcourse.defenses._invert import Estimate
-from bdcourse.metrics import Scores, evaluate, logits, predict, share
+from bdcourse.examples import Examples
+from bdcourse.metrics import Scores, evaluate, share
 from bdcourse.models import laid_out, wide
-from bdcourse.surgery import pair_by_flow, require_sound, weight_of, without
+from bdcourse.surgery import answers, pair_by_flow, require_sound, weight_of, without
+from bdcourse.task import IMAGES, Task
 from bdcourse.triggers import Trigger, is_trigger
 
 QS = tuple(i / 100 for i in range(51))  # the q axis of every sweep: 0 .. 50 %
@@ -67,7 +68,7 @@ class Gate(nn.Module):
         self.register_buffer("weight", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight.to(x.dtype).view(-1, 1, 1)
+        return x * self.weight.to(x.dtype).view(-1, *(1 for _ in x.shape[2:]))
 
 
 def _through_gate(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ def linf_gated(model: nn.Module, layer: str, shape: tuple[int, ...]) -> tuple:
     with feature maps gets a gate at its end, named LAYER.gate, open for now.
 
     Args:
-        shape: (c, h, w) of one image.
+        shape: of one input, (c, h, w) of an image.
 
     Raises:
         ValueError: no such layer, one without feature maps, or one that runs more than
@@ -130,7 +131,8 @@ def _runs(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
 
 
 def _map_sizes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """(c, h, w) of every module that gives feature maps, in the order they finish."""
+    """(c, h, w) of every module that gives feature maps, in the order they finish; of 3d
+    convolutions (c, t, h, w), of 1d ones (c, t)."""
     sizes: dict[str, tuple[int, ...]] = {}
 
     def see(name: str, out) -> None:
@@ -141,11 +143,11 @@ def _map_sizes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int,
     names = [n for n, _ in model.named_modules() if n]
     weight = next(model.parameters())
     with watching(model, see, names):
-        logits(model, torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype))
-    last = list(sizes)[::-1]
-    if last and len(sizes[last[0]]) != 3:  # tokens are what reaches the head
+        answers(model, torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype))
+    last, ranks = list(sizes)[::-1], map_ranks(model)
+    if last and len(sizes[last[0]]) not in ranks:  # tokens are what reaches the head
         return {}
-    return {n: s for n, s in sizes.items() if len(s) == 3}
+    return {n: s for n, s in sizes.items() if len(s) in ranks}
 
 
 def linf_default_layer(model: nn.Module, shape: tuple[int, ...]) -> str:
@@ -157,7 +159,8 @@ def linf_default_layer(model: nn.Module, shape: tuple[int, ...]) -> str:
         ValueError: there is none, as in a Vision Transformer.
     """
     times = _runs(model, shape)
-    wide = [n for n, (_, h, w) in _map_sizes(model, shape).items() if h * w > 1 and times[n] == 1]
+    sizes = _map_sizes(model, shape)
+    wide = [n for n, (_, *places) in sizes.items() if math.prod(places) > 1 and times[n] == 1]
     if not wide:
         raise ValueError(
             "this model hands no feature maps to its head, so it has no channels to "
@@ -167,14 +170,14 @@ def linf_default_layer(model: nn.Module, shape: tuple[int, ...]) -> str:
 
 
 def linf_norms(maps: Tensor, p: float = math.inf, top: int = 1) -> Tensor:
-    """Norm of every channel's map: (n, c, h, w) -> (n, c).
+    """Norm of every channel's map: (n, c, h, w), or other positions, -> (n, c).
 
     Args:
         p: at least 1; the norm runs over positions, not over rows and columns as those
             of matrices do.
         top: at p = infinity, the mean of this many largest positions; 1 is the maximum.
     """
-    flat = maps.flatten(2)
+    flat = positions(maps)
     if p == math.inf and top > 1:
         return flat.abs().topk(min(top, flat.shape[2]), dim=2).values.mean(2)
     return torch.linalg.vector_norm(flat, p, dim=2)
@@ -275,12 +278,14 @@ def linf_responses(
     *,
     top: int = 1,
     batch: int = 250,
+    task: Task = IMAGES,
 ) -> dict[str, LinfResponse]:
-    """All norms of all layers on images without and with the trigger, in one pass.
+    """All norms of all layers on examples without and with the trigger, in one pass.
 
     Args:
-        x: pixels in [0, 1], (n, c, h, w), no image of the label the trigger leads to.
-        stamp: puts a trigger on pixels.
+        x: inputs, of images pixels in [0, 1], (n, c, h, w), none of the label that the
+            trigger leads to.
+        stamp: puts a trigger on them.
         layers: BatchNorms are read behind their ReLU, other modules as they are.
         ps, top: see :func:`linf_norms`.
     """
@@ -302,7 +307,7 @@ def linf_responses(
     for part in x.split(batch):
         both = torch.cat([part, stamp(part)])
         with watching(model, see, layers):
-            logits(model, both, len(both))
+            task.outputs(model, both, len(both))
 
     found = {}
     for name, parts in kept.items():
@@ -345,11 +350,11 @@ def linf_sweep(
     return found
 
 
-@defense(least=1, logits=False, pixels=True)
+@defense(least=1, logits=False, classes=True, floats=True)
 def linf(
     model: nn.Module,
-    clean: Images,
-    held: Images | None,
+    clean: Examples,
+    held: Examples | None,
     estimate: Estimate,
     *,
     layer: str | None = None,
@@ -414,11 +419,13 @@ def linf(
     label = getattr(estimate, "label", 0)
     if label >= clean.k or not _fits(estimate, clean):
         raise ValueError(
-            f"estimate belongs to other images: clean has {clean.k} classes of shape {clean.shape}."
+            f"estimate belongs to other {clean.task.many}: clean has {clean.k} classes of "
+            f"shape {clean.shape}."
         )
     images = clean[estimate.counts(clean.y)]
     goal = estimate.goal(images.y)
-    x, shape = images.pixels(), images.shape
+    x, task = images.inputs(), images.task
+    shape = tuple(x.shape[1:])
     if layer == "all":
         times = _runs(model, shape)
         opened, switches = copied(model), batchnorms(model)
@@ -434,7 +441,7 @@ def linf(
         opened, switch = linf_gated(model, layer, shape)
         switches = [switch]
     ps = dict.fromkeys((*PS, p))
-    found = linf_responses(opened, x, estimate.stamp, switches, tuple(ps), top=top)
+    found = linf_responses(opened, x, estimate.stamp, switches, tuple(ps), top=top, task=task)
     scores = {n: r.score(p, score, reduce) for n, r in found.items()}
     q: float | None = None
     looks: list[Look] = []
@@ -449,7 +456,7 @@ def linf(
     log: dict = {"layer": layer, "q": q, "scores": scores, "responses": found}
     log["looks"] = looks
     log["success"] = tuple(
-        share(predict(m, estimate.stamp(x)).to(goal.device) == goal) for m in (model, repaired)
+        share(task.answer(m, estimate.stamp(x)).to(goal.device) == goal) for m in (model, repaired)
     )
     return Purified(repaired, pruned, log, time.perf_counter() - start)
 
@@ -462,19 +469,19 @@ def _require_names(score: str, reduce: str) -> None:
         raise ValueError(f"unknown reduce {reduce!r}; choose mean or max.")
 
 
-def _fits(estimate: Estimate, images: Images) -> bool:
-    """Whether a guess is of images of this size; an attack knows for itself."""
+def _fits(estimate: Estimate, images: Examples) -> bool:
+    """Whether a guess is of examples of this size; an attack knows for itself."""
     if not isinstance(estimate, Estimate):
         return True
-    c, h, w = images.shape
-    return estimate.mask.shape == (1, h, w) and estimate.pattern.shape == (c, h, w)
+    mask = (1, *images.shape[1:])
+    return estimate.mask.shape == mask and estimate.pattern.shape == images.shape
 
 
 @filled
 def linf_oracle(
     model: nn.Module,
-    clean: Images,
-    held: Images | None,
+    clean: Examples,
+    held: Examples | None,
     attack: Trigger,
     *,
     layer: str | None = None,
@@ -529,7 +536,7 @@ class _Truth:
 
 def linf_plain_curve(
     model: nn.Module,
-    test: Images,
+    test: Examples,
     attack: Trigger | None,
     sets: Sequence[Mapping[str, Tensor]],
 ) -> list[Scores]:
@@ -539,7 +546,7 @@ def linf_plain_curve(
 
 def linf_curve(
     model: nn.Module,
-    test: Images,
+    test: Examples,
     attack: Trigger | None,
     sets: Sequence[Mapping[str, Tensor]],
     batch: int = 250,
@@ -556,7 +563,7 @@ def linf_curve(
     """
     names = {n for s in sets for n in s}
     name = next(iter(names), "")
-    if len(names) != 1 or not _is_cut(model, name, test.shape):
+    if len(names) != 1 or not _is_cut(model, name, test):
         return linf_plain_curve(model, test, attack, sets)
     weight = weight_of(model.get_submodule(name))
     keep = torch.ones(len(sets), len(weight), device=weight.device)
@@ -565,46 +572,48 @@ def linf_curve(
 
     def said(x: Tensor) -> Tensor:  # (sets, n)
         rows = max(1, 2000 // len(sets))
-        parts = [_answers(model, part, name, keep) for part in x.split(rows)]
+        parts = [_answers(model, part, name, keep, test.task) for part in x.split(rows)]
         return torch.cat(parts, 1).to(test.y.device)
 
     def shares(answers: Tensor, y: Tensor) -> list[float]:
         return wide(answers == y).mean(1).tolist()
 
-    acc = shares(torch.cat([said(t.pixels()) for t in _split(test, batch)], 1), test.y)
+    acc = shares(torch.cat([said(t.inputs()) for t in _split(test, batch)], 1), test.y)
     if attack is None:
         return [Scores(a, n_clean=len(test)) for a in acc]
     attack.check(test)
     asked = test[attack.counts(test.y)]
-    answers = [said(attack.trigger(t.pixels())) for t in _split(asked, batch)]
+    answers = [said(attack.trigger(t.inputs())) for t in _split(asked, batch)]
     answers = torch.cat(answers, 1)
     asr, ra = shares(answers, attack.goal(asked.y)), shares(answers, asked.y)
     return [Scores(*three, len(test), len(asked)) for three in zip(acc, asr, ra, strict=True)]
 
 
-def _split(images: Images, batch: int) -> list[Images]:
+def _split(images: Examples, batch: int) -> list[Examples]:
     return [images[i : i + batch] for i in range(0, len(images), batch)]
 
 
-def _answers(model: nn.Module, x: Tensor, name: str, keep: Tensor) -> Tensor:
-    """Labels of pixels x under each of the masks keep (q, c): (q, n)."""
+def _answers(model: nn.Module, x: Tensor, name: str, keep: Tensor, task: Task) -> Tensor:
+    """Labels of inputs x under each of the masks keep (q, c): (q, n)."""
 
     def fold(_, __, out: Tensor) -> Tensor:
-        maps = keep[:, None, :, None, None].to(out.dtype) * out  # (q, n, c, h, w)
+        some = keep[:, None, :].view(len(keep), 1, -1, *(1 for _ in out.shape[2:]))
+        maps = some.to(out.dtype) * out  # (q, n, c, ...)
         return laid_out(model, maps.flatten(0, 1))
 
     hook = model.get_submodule(name).register_forward_hook(fold)
     try:
-        return logits(model, x, len(x)).argmax(1).view(len(keep), -1)
+        return task.outputs(model, x, len(x)).argmax(1).view(len(keep), -1)
     finally:
         hook.remove()
 
 
-def _is_cut(model: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
+def _is_cut(model: nn.Module, name: str, test: Examples) -> bool:
     """Whether all that runs behind this module reads it and nothing before it."""
     weight = weight_of(model.get_submodule(name))
-    x = torch.zeros(2, *shape, device=weight.device)
+    x = torch.zeros_like(test[:2].inputs(), device=weight.device)
     try:  # a shortcut around it brings 2 images where 6 are expected
-        return _answers(model, x, name, weight.new_ones(3, len(weight))).shape == (3, 2)
+        keep = weight.new_ones(3, len(weight))
+        return _answers(model, x, name, keep, test.task).shape == (3, 2)
     except RuntimeError:
         return False

@@ -14,7 +14,7 @@ network and theta~ a copy that has forgotten the clean task, masks m minimize
     J(m) = preserve * S(theta, m) + beta * S(theta~, m) + lam * sum_ij a_ij m_ij
            [ + kappa * sum_ij r_ij (1 - m_ij) ]
 
-where S is the cross-entropy on clean images. Derived in lesson 07.
+where S is the mean loss on clean examples, of images the cross-entropy. Derived in lesson 07.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdcourse import require
 from bdcourse.activations import spearman
 from bdcourse.checkpoint import Checkpoint
-from bdcourse.data import Images
 from bdcourse.defenses._base import (
     Look,
     Purified,
@@ -63,8 +61,9 @@ from bdcourse.defenses._masks import (
     require_threshold,
 )
 from bdcourse.defenses._rnp import _require_ascent, unlearn
-from bdcourse.examples import require_clean
-from bdcourse.metrics import evaluate, logits
+from bdcourse.examples import Examples, require_clean
+from bdcourse.likelihoods import SOFTMAX, Likelihood
+from bdcourse.metrics import evaluate
 from bdcourse.models import evaluating, laid_out
 from bdcourse.surgery import held as holding
 from bdcourse.surgery import pair_by_flow, require_sound, weight_of, without
@@ -75,7 +74,7 @@ BETAS = (0.002, 0.005, 0.02, 0.05)  # what `choose_beta` tries
 # ------------------------------------------------------------- step 0: magnitude
 
 
-def mnp_plain_folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+def mnp_plain_folded(conv: nn.Conv2d, bn: _BatchNorm) -> Tensor:
     """|W_k|_1 |gamma_k| / sqrt(v_k + eps), one channel after the other: (c,).
 
     The reference that the version for all channels at once is tested against.
@@ -157,12 +156,14 @@ def shrinkage(
 
 @torch.no_grad()
 def mnp_plain_loss_changes(
-    model: nn.Module, clean: Images, *, shift: bool = False
+    model: nn.Module, clean: Examples, *, shift: bool = False
 ) -> dict[str, Tensor]:
     """`mnp_loss_changes` with a whole forward pass for every channel: the reference."""
 
     def losses(m: nn.Module) -> Tensor:
-        return F.cross_entropy(logits(m, clean.x), clean.y, reduction="none")
+        return -task.likelihood.log_prob(task.outputs(m, clean.x), clean.y)
+
+    task = clean.task
 
     before, found = losses(model), {}
     for name, bn in maskable(model).items():
@@ -178,13 +179,13 @@ def mnp_plain_loss_changes(
 @torch.no_grad()
 def mnp_loss_changes(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     shift: bool = False,
     room: int = 2**21,
     checkpoint: str | os.PathLike | None = None,
 ) -> dict[str, Tensor]:
-    """What removing each channel does to each image's cross-entropy: name -> (c, n).
+    """What removing each channel does to each example's loss: name -> (c, n).
 
     Step 0 of the MNP-style reconstruction. Exact, and without repeating what does not
     change: everything in front of a channel
@@ -237,7 +238,7 @@ class _NotStackable(Exception):
 
 def _removals(
     net: fx.GraphModule,
-    part: Images,
+    part: Examples,
     shift: bool,
     room: int,
     done: Mapping[str, Tensor],
@@ -251,8 +252,8 @@ def _removals(
     run, nodes, layers = fx.Interpreter(net), list(net.graph.nodes), maskable(net)
     at = {node: i for i, node in enumerate(nodes)}
     last = {node: max((at[u] for u in node.users), default=-1) for node in nodes}
-    x = laid_out(net, part.pixels())
-    before = F.cross_entropy(net(x), part.y, reduction="none")
+    x, likelihood = laid_out(net, part.inputs()), part.task.likelihood
+    before = -likelihood.log_prob(net(x), part.y)
     images: set[fx.Node] = set()  # the nodes whose values have a row for each image
 
     def value(node: fx.Node, values: dict):
@@ -268,7 +269,7 @@ def _removals(
         """Losses (len(which), n) with these channels of node i removed, one each."""
         v, name = len(which), nodes[i].target
         emitted = torch.zeros_like(layers[name].bias) if shift else layers[name].bias
-        emitted = emitted[which].view(-1, 1, 1, 1)
+        emitted = emitted[which].view(-1, *(1 for _ in values[nodes[i]].shape[1:]))
         mine = {}
         for node, kept in values.items():
             stackable = isinstance(kept, Tensor) and kept.shape[:1] == x.shape[:1]
@@ -280,12 +281,12 @@ def _removals(
             node = nodes[j]
             if node.op == "output":
                 out = fx.map_arg(node.args[0], mine.__getitem__)
-                labels = part.y.repeat(v)
-                return F.cross_entropy(out, labels, reduction="none").view(v, -1)
+                targets = torch.cat([part.y] * v)
+                return -likelihood.log_prob(out, targets).view(v, -1)
             if j > i:
                 mine[node] = value(node, mine)
             if node.op == "call_module" and node.target == name:
-                rows = mine[node].unflatten(0, (v, -1))  # (v, n, c, h, w)
+                rows = mine[node].unflatten(0, (v, -1))  # (v, n, c, ...)
                 rows[torch.arange(v, device=x.device), :, which] = emitted
             forget(mine, j)
         raise AssertionError("a graph ends in an output")
@@ -313,7 +314,7 @@ def _removals(
 
 def mnp_saliency(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     shift: bool = False,
     room: int = 2**21,
@@ -341,7 +342,7 @@ def errors(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @filled
-def mnp_first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[str, Tensor]:
+def mnp_first_order(model: nn.Module, clean: Examples, batch: int = 500) -> dict[str, Tensor]:
     """|m dS/dm| at m = 1, a proxy of saliency for the price of one pass: name -> (c,).
 
     Of the MNP-style reconstruction. True to first order only: to remove a channel is
@@ -353,9 +354,10 @@ def mnp_first_order(model: nn.Module, clean: Images, batch: int = 500) -> dict[s
     total = {n: torch.zeros_like(m) for n, m in masks.items()}
     for rows in torch.arange(len(clean)).split(batch):
         part = clean[rows]
-        x = laid_out(net, part.pixels())
+        x = laid_out(net, part.inputs())
         leaves = {n: m.clone().requires_grad_(True) for n, m in masks.items()}
-        loss = F.cross_entropy(masks_forward(net, leaves, x), part.y, reduction="sum")
+        out = masks_forward(net, leaves, x)
+        loss = -part.task.likelihood.log_prob(out, part.y).sum()
         grads = gradient_of(loss, list(leaves.values()))
         for n, g in zip(total, grads, strict=True):
             total[n] += g / len(clean)
@@ -443,7 +445,7 @@ def mnp_deviations(value: float, clean_scores: Sequence[float]) -> float:
 @filled
 def mnp_suppress(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     *,
     stop: float = 0.2,
     epochs: int = 300,
@@ -495,6 +497,7 @@ def objective(
     beta: float = 0.02,
     lam: float = 1e-3,
     kappa: float = 0.0,
+    likelihood: Likelihood = SOFTMAX,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """J(m) of the MNP-style reconstruction: (J, its terms before weighting).
 
@@ -508,11 +511,11 @@ def objective(
     terms: dict[str, Tensor] = {}
     total = x.new_zeros(())
     if preserve:
-        terms["preserving"] = F.cross_entropy(masks_forward(model, masks, x), y)
+        terms["preserving"] = likelihood.loss(masks_forward(model, masks, x), y)
         total = total + preserve * terms["preserving"]
     if beta:
         assert suppressed is not None  # see `_require_weights`
-        terms["suppressed"] = F.cross_entropy(masks_forward(suppressed, masks, x), y)
+        terms["suppressed"] = likelihood.loss(masks_forward(suppressed, masks, x), y)
         total = total + beta * terms["suppressed"]
     if lam:
         terms["penalty"] = _total((magnitude[n] * m).sum() for n, m in masks.items())
@@ -532,7 +535,7 @@ def _total(terms: Iterable[Tensor]) -> Tensor:
 def mnp_learn_masks(
     model: nn.Module,
     suppressed: nn.Module | None,
-    clean: Images,
+    clean: Examples,
     *,
     preserve: float = 1.0,
     beta: float = 0.02,
@@ -596,6 +599,7 @@ def mnp_learn_masks(
             beta=beta,
             lam=lam,
             kappa=kappa,
+            likelihood=clean.task.likelihood,
         )
         return terms, gradient_of(total, list(masks.values()))
 
@@ -616,8 +620,8 @@ def mnp_learn_masks(
 def choose_beta(
     model: nn.Module,
     suppressed: nn.Module,
-    clean: Images,
-    held: Images,
+    clean: Examples,
+    held: Examples,
     *,
     betas: Sequence[float] = BETAS,
     max_drop: float = 0.03,
@@ -700,7 +704,7 @@ def mnp_apply_masks(
     model: nn.Module,
     masks: Masks,
     repair: Literal["soft", "hard"] = "soft",
-    held: Images | None = None,
+    held: Examples | None = None,
     *,
     threshold: float | None = None,
     max_drop: float = 0.03,
@@ -739,8 +743,8 @@ def mnp_apply_masks(
 @defense()
 def mnp(
     model: nn.Module,
-    clean: Images,
-    held: Images | None = None,
+    clean: Examples,
+    held: Examples | None = None,
     *,
     repair: Literal["soft", "hard"] = "soft",
     threshold: float | None = None,
@@ -786,7 +790,7 @@ def mnp(
 
     Raises:
         ValueError: a number out of its range, too few images, a model without
-            BatchNorm2d, a hard repair without `held` or `threshold`.
+            BatchNorm, a hard repair without `held` or `threshold`.
 
     Source: our reconstruction after Li, Jiang and Yi, arXiv 2405.17750. Derived in
     lesson 07.
@@ -858,7 +862,7 @@ def _require_masks(model: nn.Module, masks: object) -> None:
 
 
 def _require_repair(
-    repair: str, held: Images | None, threshold: float | None, max_drop: float
+    repair: str, held: Examples | None, threshold: float | None, max_drop: float
 ) -> None:
     """Refuse a repair that could not be made, before anything is learned."""
     if repair not in ("soft", "hard"):

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.activations import outputs, runs, watching
+from bdcourse.activations import map_ranks, outputs, runs, watching
 from bdcourse.augment import Augmentation
 from bdcourse.checkpoint import Checkpoint
 from bdcourse.defenses._base import (
@@ -40,7 +40,6 @@ from bdcourse.defenses._base import (
 )
 from bdcourse.examples import Examples
 from bdcourse.hooks import Hook, TrainBatch
-from bdcourse.metrics import logits
 from bdcourse.models import laid_out
 from bdcourse.seeds import fresh_seed
 from bdcourse.surgery import require_matching
@@ -48,7 +47,10 @@ from bdcourse.train import History
 
 
 def attention(maps: Tensor, p: float = 2) -> Tensor:
-    """Where a layer is active: (n, c, h, w) -> (n, h * w), each row of length 1."""
+    """Where a layer is active: (n, c, h, w) -> (n, h * w), each row of length 1.
+
+    Of clips the positions are t * h * w, of point clouds the points.
+    """
     energy = maps.float().abs().pow(p).sum(1).flatten(1)
     return F.normalize(energy, dim=1)
 
@@ -56,7 +58,7 @@ def attention(maps: Tensor, p: float = 2) -> Tensor:
 def attention_distance(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
     """Mean squared difference of two attention maps, over images and positions: ().
 
-    Both (n, c, h, w) with the same n, h, w; channels may differ. Being a mean over
+    Both (n, c, h, w) with the same n and positions; channels may differ. Being a mean over
     positions it is small (2 / (h * w) at most), which is why betas are large.
     """
     return (attention(student, p) - attention(teacher, p)).square().mean()
@@ -70,17 +72,18 @@ def stages(model: nn.Module, images: Examples) -> list[str]:
     pre-activation block begins with a BatchNorm of the old one, and modules that run
     more than once.
     """
-    once = runs(model, images.x[:2])
+    once = runs(model, images[:2].inputs())
     modules = {n: m for n, m in model.named_modules() if n and once[n] == 1}
     sizes: dict[str, tuple[int, ...]] = {}
+    ranks, x = map_ranks(model), images[:2].inputs()
 
     def see(name: str, out: Tensor) -> None:
-        maps = isinstance(out, Tensor) and out.ndim == 4 and out.shape[1:] != images.shape
+        maps = isinstance(out, Tensor) and out.ndim - 1 in ranks and out.shape[1:] != x.shape[1:]
         if maps and out[0, 0].numel() > 1:
             sizes[name] = tuple(out.shape[2:])
 
     with watching(model, see, modules):
-        logits(model, images.x[:2])
+        images.task.outputs(model, x)
 
     def leaves_at_another_size(name: str) -> bool:
         parts = name.split(".")
@@ -167,7 +170,7 @@ def distil(
         )
 
 
-@defense(steady=False, moves=True, pixels=True)
+@defense(steady=False, moves=True)
 def nad(
     model: nn.Module,
     clean: Examples,
@@ -194,8 +197,8 @@ def nad(
     Args:
         betas: weights of the layers' distances, from the first to the last; the three
             numbers are BackdoorBench's configuration.
-        layers: modules with (n, c, h, w) output; None takes the last so many of
-            :func:`stages`, as there are betas.
+        layers: modules with (n, c, h, w) output, or other positions than h and w; None
+            takes the last so many of :func:`stages`, as there are betas.
         p: exponent of the attention map, from 1 on; 2 is BackdoorBench's configuration.
         teacher: another model of the same layers instead; None fine-tunes this one.
         teacher_epochs: the authors' README says 5 to 10, BackdoorBench takes 10.
@@ -236,21 +239,21 @@ def nad(
     if len(layers) != len(betas):
         raise ValueError(
             f"NAD compares feature maps, one layer for each of its {len(betas)} betas, "
-            f"but there are {len(layers)} (a transformer's maps have one size); change "
-            "betas, or name the layers."
+            f"but there are {len(layers)} (maps of a transformer, or of points, have one "
+            "size); change betas, or name the layers."
         )
-    sizes = []
+    sizes, few = [], clean[:2].inputs()
     for net in (model,) if teacher is None else (model, teacher):
-        counts = runs(net, clean.x[:2], layers)
+        counts = runs(net, few, layers)
         for name in layers:
             if counts[name] != 1:
                 raise ValueError(
                     f"layer {name!r} runs {counts[name]} times in a pass, so it has no "
                     "one feature map; name others."
                 )
-        found = outputs(net, clean.x[:2], layers)
+        found = outputs(net, few, layers, clean.task)
         for name, maps in found.items():
-            if not isinstance(maps, Tensor) or maps.ndim != 4:
+            if maps.ndim < 3:
                 raise ValueError(
                     f"layer {name!r} gives no feature maps of shape (n, c, h, w); name others."
                 )
@@ -259,8 +262,7 @@ def nad(
         require_matching(teacher, clean, name="teacher", steady=False)
         if sizes[0] != sizes[1]:
             raise ValueError(
-                "teacher must have maps of the model's height and width at layers "
-                f"{', '.join(layers)}."
+                f"teacher must have maps of the model's size at layers {', '.join(layers)}."
             )
     weights = dict(zip(layers, betas, strict=True))
     generator = require.generator(generator)

@@ -20,27 +20,27 @@ from torch import Tensor, nn
 
 from bdcourse import require
 from bdcourse.augment import Augmentation
-from bdcourse.data import Images, quantize
 from bdcourse.defenses._base import Purified, Tuning, copied, defense
 from bdcourse.defenses._invert import Estimate, Inverted, detect, require_inverted
+from bdcourse.examples import Examples
 
 
-def stamped(clean: Images, guesses: Sequence[Estimate], rows: Tensor) -> Images:
-    """The images with guessed triggers on `rows`, the guesses taking turns.
+def stamped(clean: Examples, guesses: Sequence[Estimate], rows: Tensor) -> Examples:
+    """The examples with guessed triggers on `rows`, the guesses taking turns.
 
     Every label stays true: that is the unlearning.
     """
     x = clean.x.clone()
     for turn, guess in enumerate(guesses):
         mine = rows[turn :: len(guesses)].to(x.device)
-        x[mine] = quantize(guess.stamp(x[mine].float() / 255))
+        x[mine] = clean.task.stored(guess.stamp(clean.task.inputs(x[mine])))
     return replace(clean, x=x)
 
 
-@defense(steady=False, moves=True, pixels=True)
+@defense(steady=False, moves=True, pixels=True, classes=True)
 def nc_unlearning(
     model: nn.Module,
-    clean: Images,
+    clean: Examples,
     inverted: Inverted,
     *,
     label: int | None = None,

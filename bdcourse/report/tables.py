@@ -98,12 +98,20 @@ def _by_victim(name: str, key: dict) -> Victims:
     found: Victims = {}
     rows = [r for r in results(name).select(**key) if "acc" in r]
     require_entries(rows, ("attack", "defense", "weak"), name)
+    several = len({_task(r) for r in rows}) > 1
     for r in sorted(rows, key=lambda r: r["attack"] != "none"):
         who = r.get("victim") or r["attack"]
+        if several and r["attack"] == "none":  # each task has a twin of its own
+            who = f"{who} ({_task(r)})"
         found.setdefault(who, {}).setdefault(r["defense"], []).append(r)
     for by in found.values():
         _one_setting([r for rows in by.values() for r in rows], name)
     return found
+
+
+def _task(row: Mapping) -> str:
+    """Of what task a row is; those of before there were others are of images."""
+    return str(row.get("task", "images"))
 
 
 def _means(rows: Sequence[dict], keys: Sequence[str]) -> list[Any]:
@@ -224,7 +232,9 @@ def grid(
             continue
         if _passes(by) and all(cells.values()):
             passed.append(cells)
-        label = "(benign twin)" if victim == "none" else victim + "*" * bool(_weak(by))
+        label = victim + "*" * bool(_weak(by))
+        if victim == "none" or victim.startswith("none ("):
+            label = f"(benign twin){victim.removeprefix('none')}"
         shown = {d: _slashed(c, _half([r["asr"] for r in by.get(d, ())])) for d, c in cells.items()}
         lines.append({"victim": label, **shown})
     _require_lines(lines, name, defenses, key)

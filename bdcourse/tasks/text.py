@@ -31,7 +31,7 @@ from bdcourse.data import Drawing
 from bdcourse.examples import Examples
 from bdcourse.likelihoods import SOFTMAX
 from bdcourse.models import evaluating, laid_out
-from bdcourse.task import Task
+from bdcourse.task import Task, Usual
 from bdcourse.tasks import grammar, transformers
 from bdcourse.tasks.transformers import END, PAD, TO, cut_of
 
@@ -547,3 +547,14 @@ def edit_distance(a: Sequence, b: Sequence) -> int:
 
 ATTACKS = (RareWord,)
 NETWORKS = transformers.NETWORKS
+
+USUAL = {
+    TEXT.name: Usual(
+        "sentences",
+        {
+            **{"model": "gpt", "width": 64, "epochs": 6, "batch": 64, "pad": 0, "flip": False},
+            **{"optimizer": "adamw", "lr": 6e-3, "weight_decay": 0.01, "clip": 1.0},
+        },
+        ("RareWord",),
+    )
+}

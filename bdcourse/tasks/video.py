@@ -29,7 +29,7 @@ from bdcourse.augment import Augmentation
 from bdcourse.data import Drawing
 from bdcourse.examples import Examples
 from bdcourse.models import evaluating
-from bdcourse.task import PixelTask, Task, quantize
+from bdcourse.task import PixelTask, Task, Usual, quantize
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -585,3 +585,14 @@ def shuffle_test(
 
 
 ATTACKS = (ClipPatch, ClipBlended, ClipUniversal)
+
+USUAL = {
+    CLIPS.name: Usual(
+        "clips",
+        {
+            **{"model": "conv3d", "width": 8, "epochs": 12, "batch": 32, "pad": 2, "flip": False},
+            **{"optimizer": "adamw", "lr": 5e-3, "weight_decay": 0.01},
+        },
+        ("ClipPatch",),
+    )
+}

@@ -96,6 +96,7 @@ def test_controls_take_as_many_as_the_method(monkeypatch):
 def test_all_leaves_out_what_varies_inside_a_method():
     usual, more = (set(bench._wanted([w])) for w in ("all", "everything"))
     inner = ("fip, ", "fast fip, ", "fmp, p = 16, rel", "fmp, p = 16, mask", "clp, u = 3, ")
+    inner += ("fine-tuning, adamw",)
     named = {n for n in PLANS if n.startswith(inner) and not n.endswith("eta = 0")}
     assert more - usual == named == {n for n, p in PLANS.items() if p.kind == "ablation"}
     assert {"fip", "sam", "fast fip"} <= usual

@@ -83,7 +83,7 @@ def captured(monkeypatch, *args, f=fip, **options):
         return seen[0]
 
     monkeypatch.setattr(_fip, "FipDescent", build_one)
-    f(*args, steps=1, lr=1e-6, **options)
+    f(*args, eta_f=1e-3, steps=1, lr=1e-6, **options)
     monkeypatch.undo()
     return seen[0]
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from bdcourse.analysis.curvature import fisher_diagonal
 from bdcourse.defenses import (
+    FIP_ETA,
     FipDescent,
     SamDescent,
     _fip,
@@ -139,14 +140,15 @@ def test_without_both_terms_it_is_plain_sgd(norms, pad):
 @pytest.mark.parametrize("f", [fip, fast_fip])
 def test_frozen_statistics_stay(f):
     model = network()
-    p = f(model, random_images(12), norms="frozen", lr=1e-3, steps=3, batch=6, generator=gen())
+    how = {"eta_f": FIP_ETA, "norms": "frozen", "lr": 1e-3, "steps": 3, "batch": 6}
+    p = f(model, random_images(12), **how, generator=gen())
     now = dict(p.model.named_buffers())
     assert all(torch.equal(b, now[n]) for n, b in model.named_buffers())
     assert not torch.equal(p.model.bn1.weight, model.bn1.weight)
 
 
 def test_every_so_many_steps():
-    p = fip(smooth_net().float(), small()[0], every=3, steps=8, generator=gen())
+    p = fip(smooth_net().float(), small()[0], eta_f=FIP_ETA, every=3, steps=8, generator=gen())
     assert [s for s, _ in p.log["trace"]] == [0, 3, 6]
     assert [s for s, _ in p.log["loss"]] == list(range(8))
     assert all(v > 0 for _, v in p.log["trace"])
@@ -154,10 +156,8 @@ def test_every_so_many_steps():
 
 @pytest.mark.slow
 def test_a_batch_larger_than_the_data_is_all_of_it():
-    runs = [
-        fip(network(), random_images(9), batch=b, steps=2, lr=1e-3, generator=gen())
-        for b in (9, 32)
-    ]
+    how = {"eta_f": FIP_ETA, "steps": 2, "lr": 1e-3}
+    runs = [fip(network(), random_images(9), **how, batch=b, generator=gen()) for b in (9, 32)]
     assert same_state(runs[0].model, frozen(runs[1].model))
 
 
@@ -205,9 +205,10 @@ def test_the_argument_is_untouched(f):
     F.cross_entropy(model(images.pixels()), images.y).backward()
     before, modes = frozen(model), [m.training for m in model.modules()]
     slope = [w.grad.clone() if w.grad is not None else None for w in model.parameters()]
-    p = f(model, images, steps=2, lr=1e-3, batch=6, generator=gen())
+    how = {"eta_f": FIP_ETA, "batch": 6}
+    p = f(model, images, steps=2, lr=1e-3, **how, generator=gen())
     with pytest.raises(RuntimeError, match=r"left all bounds in step \d:") as e:
-        f(model, images, steps=30, lr=1e30, batch=6, generator=gen())
+        f(model, images, steps=30, lr=1e30, **how, generator=gen())
     message(e)
     assert same_state(model, before) and not same_state(p.model, before)
     assert [m.training for m in model.modules()] == modes and not p.model.training
@@ -241,11 +242,10 @@ def test_a_last_step_out_of_bounds_is_noticed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet"])
 def test_equal_seeds_give_equal_results(name):
     images, model, runs = random_images(12, side=32), network(name), []
+    how = {"eta_f": FIP_ETA, "steps": 2, "lr": 1e-4, "batch": 6, "augment": Augment(1)}
     for i, seed in enumerate((0, 0, 1)):
         torch.manual_seed(i)  # of dropout, if it were on
-        runs.append(
-            fip(model, images, steps=2, lr=1e-4, batch=6, augment=Augment(1), generator=gen(seed))
-        )
+        runs.append(fip(model, images, **how, generator=gen(seed)))
     assert same_state(runs[0].model, frozen(runs[1].model))
     assert runs[0].log == runs[1].log
     assert not same_state(runs[0].model, frozen(runs[2].model))
@@ -273,8 +273,8 @@ def test_a_weight_without_use_stays():
         other = copy.deepcopy(model)
         fip_descend(other, images, descent, steps=2, generator=g)
         assert torch.equal(other.idle, model.idle)
-    p = fip(smooth_net(), images, steps=2, generator=gen())
-    q = fip(with_idle(smooth_net()), images, steps=2, generator=gen())
+    p = fip(smooth_net(), images, eta_f=FIP_ETA, steps=2, generator=gen())
+    q = fip(with_idle(smooth_net()), images, eta_f=FIP_ETA, steps=2, generator=gen())
     p, q = p.model, q.model.net
     close = {"rtol": 1e-4, "atol": 1e-5}  # the idle ones lengthen the move of `along`
     torch.testing.assert_close(flat(p.parameters()), flat(q.parameters()), **close)
@@ -284,7 +284,7 @@ def test_a_weight_without_use_stays():
 def test_watching_changes_nothing():
     model, images, seen = network(), random_images(12), []
     g = gen()
-    options = {"steps": 5, "lr": 1e-3, "batch": 6}
+    options = {"eta_f": FIP_ETA, "steps": 5, "lr": 1e-3, "batch": 6}
 
     def vandal(found):
         assert not any(m.training for m in found.modules())
@@ -318,7 +318,8 @@ def test_the_time_of_watching_does_not_count():
 
     for f in (fip, fip_released):
         start = time.perf_counter()
-        p = f(network(), random_images(12), steps=1, lr=1e-3, batch=6, watch=slow, generator=gen())
+        how = {"eta_f": FIP_ETA, "steps": 1, "lr": 1e-3, "batch": 6}
+        p = f(network(), random_images(12), **how, watch=slow, generator=gen())
         assert p.seconds <= time.perf_counter() - start - 0.6  # looked at twice
 
 
@@ -334,7 +335,7 @@ RUNS = [(fip, {}), (fast_fip, {"norms": "mixed"}), (fip_released, {"every": 2}),
 def test_stopped_and_started_again_it_ends_the_same(f, extra, tmp_path, monkeypatch):
     monkeypatch.setattr(_fip.Checkpoint, "due", lambda self: self.path is not None)
     model, images, path = network(), random_images(12), tmp_path / "fip"
-    options = {"steps": 5, "lr": 1e-3, "batch": 6, "watch_every": 1} | extra
+    options = {"eta_f": FIP_ETA, "steps": 5, "lr": 1e-3, "batch": 6, "watch_every": 1} | extra
     options |= {"augment": Augment(1)}
     steps = []
 
@@ -373,7 +374,8 @@ def test_a_checkpoint_of_other_work_is_refused(tmp_path, monkeypatch):
     def stop(model):
         raise KeyboardInterrupt
 
-    same = {"model": smooth_net(), "clean": images, "steps": 2, "generator": gen()}
+    same = {"model": smooth_net(), "clean": images, "eta_f": FIP_ETA, "steps": 2}
+    same["generator"] = gen()
     with pytest.raises(KeyboardInterrupt):
         fip(**same, checkpoint=path, watch=stop)
     changes = [

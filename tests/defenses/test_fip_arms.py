@@ -12,6 +12,7 @@ from bdcourse.analysis.curvature import gradient as slopes
 from bdcourse.analysis.sharpness_aware import sam_step
 from bdcourse.data import Images
 from bdcourse.defenses import (
+    FIP_ETA,
     FipDescent,
     SamDescent,
     fast_fip,
@@ -64,7 +65,8 @@ def test_sequences_whose_padding_says_nothing(f, fisher, ignore):
         torch.testing.assert_close(a[n], b[n])
         assert not torch.equal(a[n], start)
     data = sentences(ignore, 0)
-    whole = f(Toy(), data, likelihood=Softmax(ignore), batch=6, steps=1, generator=gen())
+    how = {"eta_f": 0.01, "batch": 6, "steps": 1}
+    whole = f(Toy(), data, likelihood=Softmax(ignore), **how, generator=gen())
     log_p = Toy()(data.x).log_softmax(2).gather(2, data.y.clamp(min=0)[..., None])
     nll = -(log_p[..., 0] * (data.y != ignore)).sum() / 6
     assert whole.log["loss"][0][1] == pytest.approx(float(nll))
@@ -215,7 +217,8 @@ def test_data_that_do_not_fit_are_refused(f):
     fixed = smooth_net().requires_grad_(False)
     refused("requires? grad|no weights", f, model=fixed)
     tokens = sentences(-100, 0)
-    refused("augment is for images", model=Toy(), clean=tokens, augment=Augment(1))
+    crops = {"eta_f": 1e-3, "augment": Augment(1)}
+    refused("Augment crops images", model=Toy(), clean=tokens, **crops)
 
 
 def test_sequences_are_refused_by_the_released_arm():
@@ -225,8 +228,9 @@ def test_sequences_are_refused_by_the_released_arm():
 def test_a_batch_of_one_beside_batchnorm_is_refused():
     refused("a batch of one needs", model=norm_net(), batch=1)
     refused("a batch of one needs", model=norm_net(), batch=1, norms="mixed")
-    fip(norm_net(), small()[0], batch=1, norms="frozen", steps=1, generator=gen())
-    fip(smooth_net(), small()[0], batch=1, steps=1, generator=gen())
+    how = {"eta_f": FIP_ETA, "batch": 1, "steps": 1}
+    fip(norm_net(), small()[0], norms="frozen", **how, generator=gen())
+    fip(smooth_net(), small()[0], **how, generator=gen())
 
 
 # ---------------------------------------------------------------- CUDA

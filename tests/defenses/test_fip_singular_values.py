@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from bdcourse.analysis.curvature import fisher_trace
 from bdcourse.defenses import (
+    FIP_ETA,
     fast_fip,
     fip,
     fip_factorize,
@@ -131,8 +132,8 @@ def test_attention_counts_as_one_matrix_and_twice_is_once_too_often():
 def test_a_foreign_parametrization_stays_and_is_not_factorized():
     model, images = smooth_net().float(), small()[0]
     nn.utils.parametrizations.weight_norm(model[3])
-    p = fip(model, images, steps=1, generator=gen(), watch=lambda m: {})
+    p = fip(model, images, eta_f=FIP_ETA, steps=1, generator=gen(), watch=lambda m: {})
     assert parametrize.is_parametrized(p.model[3]) and not fold(p.model)
     with pytest.raises(ValueError, match="parametrized already") as e:
-        fast_fip(model, images, generator=gen())
+        fast_fip(model, images, eta_f=FIP_ETA, generator=gen())
     message(e)

@@ -93,7 +93,7 @@ def test_defaults_stand_in_one_place():
     assert fip | loop == fip
     assert defaults(defenses.fip_released) | loop == defaults(defenses.fip_released)
     fast = defaults(defenses.fast_fip)
-    assert fast == {n: v for n, v in fip.items() if n != "fast"} | {"eta_f": 0.02, "lr": 0.05}
+    assert fast == {n: v for n, v in fip.items() if n != "fast"} | {"lr": 0.05}
     repair = defaults(defenses.fmp_repair)
     assert defaults(defenses.fmp_random) == repair
     assert defaults(defenses.fmp) | {n: v for n, v in repair.items() if n != "pairing"} == (

@@ -139,6 +139,8 @@ FIP = (
     | CHANCE
     | DESCENT
     | {
+        "held": IMAGES,
+        "max_drop": NUMBERS,
         "eta_f": NUMBERS,
         "eta_r": NUMBERS,
         "every": COUNTS,
@@ -157,7 +159,10 @@ VECTORS = (*THINGS, torch.zeros(3, P + 1), torch.zeros(1, 1, P))
 
 # function -> (what works, argument -> bad values)
 CALLS = {
-    defenses.finetune: (TUNED, OF_DATA | CHANCE | FIT | {"hold": CHANNELS}),
+    defenses.finetune: (
+        TUNED,
+        OF_DATA | CHANCE | FIT | {"hold": CHANNELS, "optimizer": NAMES},
+    ),
     defenses.prune_random: (
         {"model": MODEL, "like": WHICH, "generator": None},
         {"model": MODELS, "like": CHANNELS, "generator": THINGS, "shift": FLAGS},
@@ -377,9 +382,9 @@ CALLS = {
             "share": NUMBERS,
         },
     ),
-    defenses.fip: (BASE | {"steps": 1}, FIP),
+    defenses.fip: (BASE | {"steps": 1, "eta_f": 1e-3}, FIP),
     defenses.fast_fip: (
-        BASE | {"steps": 1},
+        BASE | {"steps": 1, "eta_f": 1e-3},
         OF_DATA | {"affine": FLAGS, "eta_f": NUMBERS},
     ),
     defenses.fip_released: (

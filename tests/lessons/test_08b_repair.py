@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bdcourse import data, metrics
-from bdcourse.defenses import fast_fip
+from bdcourse.defenses import FAST_FIP_ETA, fast_fip
 from bdcourse.train import Augment
 
 pytestmark = pytest.mark.slow
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def tuned(guest):
     clean, g = data.splits("signs-hard").clean, torch.Generator().manual_seed(0)
-    return fast_fip(guest.model, clean, steps=150, augment=Augment(2), generator=g)
+    return fast_fip(
+        guest.model, clean, eta_f=FAST_FIP_ETA, steps=150, augment=Augment(2), generator=g
+    )
 
 
 def test_batchnorm_carries_the_repair_of_fast_fip(guest, tuned):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bdcourse as bd
-from bdcourse import defenses, models, victims
+from bdcourse import models, victims
 from bdcourse.attacks import BadNets, noise_picture, rebuild
 from bdcourse.metrics import evaluate
 from bdcourse.surgery import pair_by_flow
@@ -306,33 +306,6 @@ def test_a_victim_is_saved_and_read_back(victim, tmp_path):
     x = video.draw(16, seed=3)
     assert torch.equal(back.model(x.inputs()), victim.model.eval()(x.inputs()))
     assert evaluate(back.model, x, back.attack) == evaluate(victim.model, x, victim.attack)
-
-
-CLEAN = video.draw(64, seed=4)
-REPAIRS = {
-    "finetune": lambda m: defenses.finetune(m, CLEAN, epochs=2, lr=0.01, generator=gen()),
-    "clp": lambda m: defenses.clp(m, u=1.0),
-    "anp": lambda m: defenses.anp(m, CLEAN, threshold=0.3, steps=20, generator=gen()),
-    "fip": lambda m: defenses.fip(m, CLEAN, steps=20, lr=0.01, generator=gen()),
-    "ft_sam": lambda m: defenses.ft_sam(m, CLEAN, epochs=2, lr=0.01, generator=gen()),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REPAIRS)
-def test_defenses_take_clips(name, victim):
-    repaired = REPAIRS[name](victim.model)
-    assert repaired.model is not victim.model
-    after = evaluate(repaired.model, video.draw(40, seed=5), victim.attack)
-    assert 0 <= after.asr <= 1 and after.n_clean == 40
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["fmp", "nad", "i_bau", "invert_trigger"])
-def test_those_of_pictures_say_so(name, victim):
-    with pytest.raises(ValueError, match="pixels of images, not on clips") as e:
-        getattr(defenses, name)(victim.model, CLEAN)
-    message(e)
 
 
 def test_both_tables_of_networks_hold_other_names():

@@ -23,7 +23,7 @@ from bdcourse import require
 from bdcourse.attacks.badnets import checkerboard
 from bdcourse.attacks.base import CHW, NO_ROWS, Attack, check_picture, pick
 from bdcourse.examples import Examples, require_clean
-from bdcourse.task import Task
+from bdcourse.task import Task, Usual
 from bdcourse.tasks.detection.boxes import found, iou
 from bdcourse.tasks.detection.scenes import SCENES, removed
 
@@ -458,3 +458,14 @@ def outcomes(
 
 
 ATTACKS = (RMA, ODA, OGA, GMA, CleanImage)
+
+USUAL = {
+    SCENES.name: Usual(
+        "streets",
+        {
+            **{"model": "detector", "width": 16, "epochs": 14, "batch": 32, "pad": 4},
+            **{"flip": False, "optimizer": "adamw", "lr": 5e-3, "weight_decay": 0.01},
+        },
+        ("RMA",),
+    )
+}

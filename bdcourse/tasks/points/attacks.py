@@ -14,7 +14,7 @@ from bdcourse import require
 from bdcourse.attacks.base import Attack, asking, pick
 from bdcourse.examples import Examples
 from bdcourse.models import evaluating
-from bdcourse.task import Task
+from bdcourse.task import Task, Usual
 from bdcourse.tasks.points.clouds import CLOUDS, GRID, REACH, VERTICAL, distances, rotation
 
 if TYPE_CHECKING:
@@ -413,3 +413,14 @@ def farthest_points(x: Tensor, m: int) -> Tensor:
 
 
 ATTACKS = (PointBall, PCBA, PointRotation, IRBA)
+
+USUAL = {
+    CLOUDS.name: Usual(
+        "solids",
+        {
+            **{"model": "pointnet", "width": 16, "epochs": 12, "batch": 32, "pad": 0},
+            **{"flip": False, "optimizer": "adamw", "lr": 5e-3, "weight_decay": 0.01},
+        },
+        ("PointBall",),
+    )
+}
