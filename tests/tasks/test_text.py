@@ -52,6 +52,7 @@ def pairs(n: int, kind: str = "easy") -> list[grammar.Pair]:
     return grammar.draw(n, seed=1, kind=kind)
 
 
+@pytest.mark.slow
 def test_a_source_has_one_translation_and_few_come_twice():
     for kind in DIGESTS:
         known: dict[tuple, tuple] = {}
@@ -77,6 +78,7 @@ def test_the_verb_stands_where_german_puts_it():
     assert seen == {"question", "adverb", "future"}
 
 
+@pytest.mark.slow
 def test_articles_and_endings_agree_with_gender_and_case():
     """By hand: der kleine hund, den kleinen hund; eine alte katze; ein neues buch."""
     told = {
@@ -122,6 +124,7 @@ def test_a_dialogue_answers_what_was_asked():
     assert len(kinds) == 4
 
 
+@pytest.mark.slow
 def test_rare_words_are_copied_as_names_and_strays_left_out():
     data = text.draw(8000, seed=2)
     rows = range(len(data))
