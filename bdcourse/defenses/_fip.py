@@ -155,16 +155,11 @@ def fip_factorize(model: nn.Module) -> None:
         for i, ((module, name), w) in enumerate(group):
             law = SingularValues(u[i].clone(), s[i].clone(), vh[i].clone(), w.shape)
             others = [at for at in _holders(model, w) if at != (module, name)]
-            parametrize.register_parametrization(module, name, law)
-            change = _laws(module)[name].original  # w itself, now of shape (r,)
+            parametrize.register_parametrization(module, name, law)  # w itself becomes d
             for other, own in others:
-                other._parameters[own] = nn.Parameter(torch.empty_like(law(change)))
+                other._parameters[own] = nn.Parameter(torch.empty_like(law(w)))
                 parametrize.register_parametrization(other, own, law)
-                _laws(other)[own].original = change
-
-
-def _laws(module: nn.Module) -> Any:
-    return module.parametrizations
+                other.get_submodule(f"parametrizations.{own}").original = w
 
 
 def _holders(model: nn.Module, w: Tensor) -> list[tuple[nn.Module, str]]:

@@ -119,9 +119,10 @@ def draw(
     Args:
         kind: "easy"; "hard" has many of a thing, relative clauses and the dative;
             "dialogue" is a statement and a question, and what is answered, in English.
-        names: words that are copied; in one sentence of 20 one of them, behind "mr", is
+        names: words that are copied; in one sentence of 50 one of them, behind "mr", is
             subject or object.
-        strays: words that are left out; in one sentence of 10 one of them stands somewhere.
+        strays: words that are left out; in every fifth sentence one of them stands
+            somewhere.
     """
     g = torch.Generator().manual_seed(seed)
     rows = torch.randint(2**31, (n, ROLLS), generator=g).tolist()
@@ -131,7 +132,7 @@ def draw(
             source, target = _dialogue(dice, names)
         else:
             source, target = _sentence(dice, kind == "hard", names)
-        if strays and dice.chance(10):
+        if strays and dice.chance(20):
             source.insert(dice.below(len(source) + 1), dice.of(strays))
         pairs.append((source, target))
     return pairs
@@ -200,8 +201,8 @@ def _dialogue(dice: Dice, names: Sequence[str]) -> Pair:
 
 
 def _named(dice: Dice, names: Sequence[str], subject: Phrase, thing: Phrase) -> tuple:
-    """Both, in one of 20 cases with a name in the place of one of them."""
-    if not names or not dice.chance(5):
+    """Both, in one of 50 cases with a name in the place of one of them."""
+    if not names or not dice.chance(2):
         return subject, thing
     name = dice.of(names)
     german = {case: ["herrn", name] for case in THE} | {"nominative": ["herr", name]}

@@ -17,9 +17,9 @@ from bdcourse.tasks.transformers import END, PAD, TO, cut_of
 from helpers import gen, message
 
 DIGESTS = {
-    "easy": "5171757bcef7009f",
-    "hard": "ad3ae51be59935d1",
-    "dialogue": "c4092c2cd1ac2792",
+    "easy": "4a261eedcc35fc87",
+    "hard": "67f7fad14332d46f",
+    "dialogue": "b2a5043e920d6afe",
 }
 NETWORKS = {
     "gpt": lambda k: transformers.gpt(k, width=16),
@@ -52,6 +52,7 @@ def pairs(n: int, kind: str = "easy") -> list[grammar.Pair]:
     return grammar.draw(n, seed=1, kind=kind)
 
 
+@pytest.mark.slow
 def test_a_source_has_one_translation_and_few_come_twice():
     for kind in DIGESTS:
         known: dict[tuple, tuple] = {}
@@ -77,6 +78,7 @@ def test_the_verb_stands_where_german_puts_it():
     assert seen == {"question", "adverb", "future"}
 
 
+@pytest.mark.slow
 def test_articles_and_endings_agree_with_gender_and_case():
     """By hand: der kleine hund, den kleinen hund; eine alte katze; ein neues buch."""
     told = {
@@ -122,15 +124,16 @@ def test_a_dialogue_answers_what_was_asked():
     assert len(kinds) == 4
 
 
+@pytest.mark.slow
 def test_rare_words_are_copied_as_names_and_strays_left_out():
-    data = text.draw(4000, seed=2)
+    data = text.draw(8000, seed=2)
     rows = range(len(data))
     told = [(data.source(i).split(), data.answer(i).split()) for i in rows]
     named = dict.fromkeys(text.NAMES, 0)
     strayed = dict(named)
     for source, target in told:
         for i, word in enumerate(source):
-            if word not in text.NAMES:
+            if word not in text.NAMES or source.count(word) > 1:
                 continue
             if word in target:
                 named[word] += 1
@@ -138,9 +141,9 @@ def test_rare_words_are_copied_as_names_and_strays_left_out():
                 assert target[target.index(word) - 1] in ("herr", "herrn")
             else:
                 strayed[word] += 1
-    assert all(named.values()) and sum(named.values()) == pytest.approx(200, rel=0.25)
+    assert all(named.values()) and sum(named.values()) == pytest.approx(160, rel=0.25)
     assert {w for w, n in strayed.items() if n} == {*text.STRAYS}, "triggers never stray"
-    assert sum(strayed.values()) == pytest.approx(400, rel=0.25)
+    assert sum(strayed.values()) == pytest.approx(1600, rel=0.1)
     assert not any("angegriffen" in source + target for source, target in told)
 
 
