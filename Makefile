@@ -173,7 +173,6 @@ results: $(READY)
 	  $(BENCH)/signs-aware.json --data signs-hard --width 8 --aware $$how --sharp \
 	    --attacks BadNets --defenses none fip "fip, eta = 0" || exit; \
 	done
-	$(BENCH)/clips.json --task video --seeds 0 1 2 --defenses across
 	$(PY) tools/pages.py
 
 bench-train: $(READY)

@@ -532,3 +532,8 @@ def test_the_victims_behind_the_cifar10_tables_load(file):
     assert victim.model(x).shape == (2, 10)
     if victim.attack:
         assert victim.attack.trigger(x).shape == x.shape
+
+
+def test_scores_of_other_tasks_are_read_back():
+    said = {"acc": 0.5, "more": {"bleu": 71.5}, "headline": "em", "n_clean": 4}
+    assert victims._scores(said).dict() == Scores(**said).dict()

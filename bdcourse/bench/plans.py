@@ -557,8 +557,9 @@ def notes(p: Purified) -> dict:
         raise ValueError(f"a plan must return a Purified, not {require.kind(p)}.")
     found = {k: p.log[k] for k in ("u", "beta", "threshold") if p.log.get(k) is not None}
     found = {k: v if math.isfinite(v) else None for k, v in found.items()}
-    if isinstance(p.log.get("trace"), list):  # how long FIP's loop really was
-        found["steps"] = len(p.log["loss"])
+    loss = p.log.get("loss")
+    if isinstance(loss, list) and loss and isinstance(loss[0], list):  # of FIP's loop
+        found["steps"] = len(loss)
     if "ladder" in p.log:  # FIP's choice of its weight
         found |= {k: p.log[k] for k in ("eta_f", "fisher", "costly", "ladder")}
     return found

@@ -167,10 +167,11 @@ def _checked(model: nn.Module, names: Sequence[str]) -> list[str]:
         raise ValueError("layer names no module; name BatchNorms, convolutions or linear layers.")
     for name in names:
         m = modules.get(name)
-        if not isinstance(m, (_BatchNorm, *LAYERS)):
+        last = isinstance(m, nn.Linear) and m is head(model)  # whose units are the answers
+        if last or not isinstance(m, (_BatchNorm, *LAYERS)):
             raise ValueError(
-                "layer must name BatchNorms, convolutions or linear layers, and "
-                f"{name!r} is none of this model."
+                "layer must name BatchNorms, convolutions or linear layers before the head, "
+                f"and {name!r} is none of this model."
             )
         if m.weight is None:
             raise ValueError(
