@@ -87,16 +87,16 @@ class Drawing(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the reader of another task finds at a path: examples by split, "" for a set
-    without a test part, and what there is to say of it."""
+    """What the reader of another task finds at a path: examples by split (None is all of
+    them, "" a set without a test part), and what there is to say of it."""
 
-    parts: Mapping[str, Examples]
+    parts: Mapping[str | None, Examples]
     note: str = ""
 
 
 DRAWINGS: dict[str, Drawing] = {}
 # What other tasks read: (path, size, classes) -> what is there, or None if it is none of
-# theirs; see `tasks.points.files.read` and `tasks.pairs.read`.
+# theirs; see `tasks.points.files.read_clouds` and `tasks.pairs.read_pairs`.
 READERS: list[Callable[..., Found | None]] = []
 
 
@@ -182,7 +182,7 @@ def splits(
         g = torch.Generator().manual_seed(0)
         order = torch.randperm(len(parts.test), generator=g)
         parts = parts._replace(test=parts.test[order])
-    if parts.clean.y.ndim == 1 and (gone := missing_classes(parts.clean)):
+    if gone := missing_classes(parts.clean):
         print(f"the defender repairs without an image of {_listed(gone)}")
     return parts
 
@@ -207,8 +207,8 @@ def load(
             .npz file with arrays x (n, h, w, c or n, c, h, w; uint8; 1 or 3 channels),
             y (n,) and, if you like, classes (k,). Of other tasks: "clips", "clips-hard",
             "solids", "solids-hard", "sentences", "sentences-hard", "dialogue"; clouds in an
-            .npz or in class folders, see `tasks.points.files.read`; a .tsv or .tsv.xz of
-            sentences and their translations, see `tasks.pairs.read`.
+            .npz or in class folders, see `tasks.points.files.read_clouds`; a .tsv or .tsv.xz of
+            sentences and their translations, see `tasks.pairs.read_pairs`.
         split: "train" or "test". A folder without train/ and test/, or an .npz, has no
             test part of its own: a fifth of each class, at least one image, is its test
             part then, always the same, and the rest is for training. None means the
@@ -244,8 +244,11 @@ def load(
 
 
 def missing_classes(images: Images) -> tuple[str, ...]:
-    """The classes of which a set holds no image."""
-    there = set(require_clean(images, "images", least=0).task.labels(images.y).tolist())
+    """The classes of which a set holds no image; none where classes are not answered."""
+    labels = require_clean(images, "images", least=0).task.labels(images.y)
+    if labels is None:
+        return ()
+    there = set(labels.tolist())
     return tuple(c for i, c in enumerate(images.classes) if i not in there)
 
 
@@ -388,8 +391,10 @@ def _found(found: Found, split: str | None, name: str) -> _Part:
         mine, note = _dealt(examples.y, examples.classes, split, name)
         part = _ready(name, examples if mine is None else examples[mine], None)
         return part._replace(notes=(note,))
-    part = _ready(name, found.parts[split or "train"], None)
-    return part._replace(notes=(found.note,) if found.note else ())
+    chosen = found.parts.get(split) or found.parts.get(split or "train")
+    if chosen is None:
+        raise ValueError(f"{name} has no {split} part; it needs more examples.")
+    return _ready(name, chosen, None)._replace(notes=(found.note,) if found.note else ())
 
 
 def _ready(name: str, images: Any, size: int | None) -> _Part:

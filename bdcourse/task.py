@@ -144,8 +144,9 @@ class Task:
         """Refuse what are no targets of n examples: int64 labels (n,), below k if given."""
         return require.labels(y, n, k, name)
 
-    def labels(self, y: Tensor) -> Tensor:
-        """The classes that occur in targets y (n, ...), int64, one an occurrence."""
+    def labels(self, y: Tensor) -> Tensor | None:
+        """The classes that occur in targets y (n, ...), int64, one an occurrence; None
+        where answers are no classes."""
         return y
 
     # ------------------------------------------------------------ answers

@@ -18,4 +18,4 @@ for room in (video, points, text, detection):
     models.ELSEWHERE.update(room.NETWORKS)
     attacks.ELSEWHERE.update({cls.__name__: cls for cls in room.ATTACKS})
     task.USUAL.update(room.USUAL)
-data.READERS += [points.read, pairs.read]
+data.READERS += [points.read_clouds, pairs.read_pairs]

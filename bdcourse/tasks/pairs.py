@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from bdcourse.data import Found
+from bdcourse.examples import Examples
 from bdcourse.tasks.text import FIRST, encode
 
 SHORTEST, LONGEST = 3, 8  # words, of sentences that are kept
@@ -20,7 +21,7 @@ TEST = 5  # one in so many sources is for testing
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 
 
-def read(path: Path, size: int | None = None, classes: object = None) -> Found | None:
+def read_pairs(path: Path, size: int | None = None, classes: object = None) -> Found | None:
     """The pairs of a .tsv or .tsv.xz by split, and a line on what was left out; None for
     other files.
 
@@ -59,21 +60,20 @@ def read(path: Path, size: int | None = None, classes: object = None) -> Found |
         if all(word in own for own, words in zip(known, pair, strict=True) for word in words)
     ]
     usable.sort(key=_number)  # such files go from short to long
-    chosen = {
-        split: [fitting[s] for s in usable if part[s] == split] for split in ("train", "test")
-    }
-    for split, own in chosen.items():
-        if not own:
-            raise ValueError(
-                f"{path} has no {split} pair of sentences of {SHORTEST} to {LONGEST} words that "
-                "are common in it; more lines are needed."
-            )
+    if not usable:
+        raise ValueError(
+            f"{path} has no pair of sentences of {SHORTEST} to {LONGEST} words that are "
+            "common in it; more lines are needed."
+        )
     vocabulary = tuple(dict.fromkeys((*FIRST, *known[0], *known[1])))
     note = (
         f"{path}: {len(usable)} of {len(pairs)} sources have {SHORTEST} to {LONGEST} words, "
         f"all of them common; one in {TEST} is for testing"
     )
-    parts = {s: encode(own, vocabulary, LONGEST + 1, LONGEST) for s, own in chosen.items()}
+    parts: dict[str | None, Examples] = {}
+    for split in (None, "train", "test"):
+        if own := [fitting[s] for s in usable if split in (None, part[s])]:
+            parts[split] = encode(own, vocabulary, LONGEST + 1, LONGEST)
     return Found(parts, note)
 
 

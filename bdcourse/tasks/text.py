@@ -61,6 +61,9 @@ class TextTask(Task):
     name = "text"
     one, many = "sentence", "sentences"
 
+    def labels(self, y: Tensor) -> None:
+        return None
+
     def check(self, x: Tensor, y: Tensor, classes: tuple[str, ...], what: str) -> None:
         self.check_stored(x, what)
         k = len(classes)

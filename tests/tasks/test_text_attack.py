@@ -256,7 +256,7 @@ def test_defenses_take_sentences(name, victim):
     "name, part",
     [
         ("fmp", "sentences"),
-        ("nad", "sentences"),
+        ("nad", "maps of a transformer"),
         ("i_bau", "sentences"),
         ("anp", "no BatchNorm"),
         ("rnp", "no BatchNorm"),
@@ -313,7 +313,7 @@ def test_fast_fip_leaves_shared_weights_shared(tmp_path):
         looked.append(model.words.weight is model.head.weight)
         return {"n": 1}
 
-    options = {"steps": 3, "lr": 1e-3, "batch": 8, "generator": gen()}
+    options = {"steps": 3, "lr": 1e-3, "batch": 8, "eta_f": 1e-3, "generator": gen()}
     p = defenses.fast_fip(net, few, watch=watch, checkpoint=tmp_path / "c", **options)
     assert p.model.words.weight is p.model.head.weight and looked == [True, True]
     assert {n for n, _ in p.model.named_parameters()} == {n for n, _ in net.named_parameters()}
@@ -395,7 +395,7 @@ def test_words_are_known_from_training_alone(tmp_path):
     assert 0 < len(data) < 40, "pairs for testing hold a word that training has not seen"
     train = bd.load(path, "train")
     assert len(train) == len(data)
-    with pytest.raises(ValueError, match="no test pair of sentences") as e:
+    with pytest.raises(ValueError, match="has no test part") as e:
         bd.load(path, "test")
     message(e)
 

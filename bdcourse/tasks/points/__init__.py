@@ -13,7 +13,7 @@ from bdcourse.tasks.points.attacks import (
     sphere,
 )
 from bdcourse.tasks.points.clouds import CLOUDS, Clouds, PointTask, TurnAndJitter, on_grid, rotation
-from bdcourse.tasks.points.files import read
+from bdcourse.tasks.points.files import read_clouds
 from bdcourse.tasks.points.networks import (
     NETWORKS,
     OutlierRemoval,
@@ -45,7 +45,7 @@ __all__ = [
     "on_grid",
     "outliers",
     "pointnet",
-    "read",
+    "read_clouds",
     "rotation",
     "sphere",
 ]

@@ -418,7 +418,7 @@ USUAL = {
     CLOUDS.name: Usual(
         "solids",
         {
-            **{"model": "pointnet", "width": 16, "epochs": 12, "batch": 32, "pad": 0},
+            **{"model": "pointnet", "width": 16, "epochs": 6, "batch": 32, "pad": 0},
             **{"flip": False, "optimizer": "adamw", "lr": 5e-3, "weight_decay": 0.01},
         },
         ("PointBall",),

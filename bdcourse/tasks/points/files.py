@@ -11,6 +11,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ from bdcourse.tasks.points.solids import POINTS, on_surface
 MOST_BYTES = 200 * 2**20  # of one file
 
 
-def read(path: Path, size: int | None = None, classes: Sequence[str] | None = None) -> Found | None:
+def read_clouds(
+    path: Path, size: int | None = None, classes: Sequence[str] | None = None
+) -> Found | None:
     """The clouds at a path by split, "" for all where there is no test part, or None where
     there are none: no .npz of arrays (n, p, 3), no class folders with :data:`READERS`.
 
@@ -39,12 +42,11 @@ def read(path: Path, size: int | None = None, classes: Sequence[str] | None = No
     Raises:
         ValueError, RuntimeError: what is there cannot be read as clouds.
     """
+    found: Any = None
     if path.is_dir():
         found = _folder(path, size, classes)
     elif path.is_file() and path.suffix.lower() == ".npz" and _holds_clouds(path):
         found = _npz(path, size)
-    else:
-        found = None
     return None if found is None else Found(found)
 
 
