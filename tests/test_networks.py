@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import networks
-from bdcourse import activations, defenses
+from bdcourse import activations, defenses, metrics
 from bdcourse.attacks import BadNets
 from bdcourse.defenses import Estimate, Inverted, Purified
 from bdcourse.models import fingerprint
@@ -275,7 +275,7 @@ def test_clp_names_what_it_leaves_out():
 
 def test_own_accuracy_shows_a_destroyed_network():
     model, clean = networks.build("plain"), images(n=30)
-    clean.y.copy_(activations.logits(model, clean.x).argmax(1))  # a perfect one
+    clean.y.copy_(metrics.logits(model, clean.x).argmax(1))  # a perfect one
     p = defenses.finetune(model, clean, lr=1e-9, epochs=1, generator=gen())
     assert p.log["own_acc"] == [1.0, 1.0]
     other = copy.deepcopy(clean)
@@ -306,7 +306,7 @@ def test_what_diverges_is_no_result(name, monkeypatch):
     def call():
         p = getattr(defenses, name)(model, clean, *more, **options)
         assert all(bool(w.isfinite().all()) for w in p.model.parameters())
-        assert bool(activations.logits(p.model, clean.x).isfinite().all())
+        assert bool(metrics.logits(p.model, clean.x).isfinite().all())
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
