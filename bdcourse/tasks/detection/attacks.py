@@ -279,7 +279,7 @@ class OGA(BadDet):
     @classmethod
     def craft(
         cls,
-        images: Examples,  # type: ignore[override]
+        images: Examples,
         generator: torch.Generator,
         *,
         model: nn.Module | None = None,
