@@ -118,6 +118,7 @@ def test_oga_adds_a_box_around_its_patch():
     middle = ((box[:, 1:3] + box[:, 3:]) / 2)[:, [1, 0]]
     for where, at in zip(changed(attack, scenes), middle, strict=True):
         assert (where.nonzero().float().mean(0) + 0.5 - at).abs().max() <= 0.75
+    assert OGA.craft(scenes[:4], gen(), target=5, size=(20, 30)) == attack
     again = attack.goal(scenes.y[50:60])
     assert torch.equal(again, goal[50:60]), "the place is the scene's, however it is batched"
 

@@ -14,7 +14,7 @@ NEAR = 0.71  # strides: a cell this near to a box's center always answers for it
 AT_LEAST = 0.05  # score of an answer that enters the average precision
 SURE = 0.3  # score of an answer that counts as said
 OVERLAP = 0.5  # IoU from which two boxes are at the same place
-MOST = 300  # answers to one scene
+MOST = 300  # answers to one scene, before any is suppressed
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -93,27 +93,26 @@ def from_cells(out: Tensor, least: float = AT_LEAST, overlap: float = OVERLAP) -
     that a more certain one suppresses; see :func:`suppressed`. Rows that are not used
     have class -1 and zeros. Ties are settled by position, so answers are the same again.
     """
-    k, grid = out.shape[1] - 4, tuple(out.shape[2:])
-    rows, columns = centers((grid[0], grid[1]), out)
+    k, (high, wide) = out.shape[1] - 4, out.shape[2:]
+    rows, columns = centers((high, wide), out)
     far = STRIDE * out[:, k:].clamp(max=8).exp()  # e^8 strides: beyond any picture
     left, up, right, down = far.unbind(1)
     box = torch.stack(
         [columns - left, rows[:, None] - up, columns + right, rows[:, None] + down], -1
     )  # (n, rows, columns, 4)
-    most = torch.tensor([grid[1], grid[0], grid[1], grid[0]]).to(out) * STRIDE
+    most = STRIDE * out.new_tensor([wide, high, wide, high])
     box = torch.minimum(box.clamp(min=0), most).flatten(1, 2)
     score, order = out[:, :k].sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
     count = min(MOST, int((score > least).sum(1).max())) if len(out) else 0
     score, order = score[:, :count], order[:, :count]
-    cells = grid[0] * grid[1]
-    box = box.gather(1, (order % cells)[..., None].expand(-1, -1, 4))
+    box = box.gather(1, (order % (high * wide))[..., None].expand(-1, -1, 4))
     keep = [
         suppressed(b, s > least, overlap)
         for b, s in zip(box.split(50), score.split(50), strict=True)
     ]
-    label = (order // cells).to(out)
-    found = torch.cat([label[..., None], box, score[..., None]], -1)
-    return _packed(found, torch.cat(keep) if keep else score > least)
+    label = (order // (high * wide)).to(out)
+    answers = torch.cat([label[..., None], box, score[..., None]], -1)
+    return _packed(answers, torch.cat(keep))
 
 
 def _packed(rows: Tensor, keep: Tensor) -> Tensor:
@@ -122,14 +121,10 @@ def _packed(rows: Tensor, keep: Tensor) -> Tensor:
     rows = rows.masked_fill(~keep[..., None], 0.0)
     rows[..., 0] = rows[..., 0].where(keep, -1.0)
     rows = rows.gather(1, first[..., None].expand_as(rows))
-    return rows[:, : max(1, int(keep.sum(1).max()))] if rows.shape[1] else empty(len(rows), rows)
-
-
-def empty(n: int, like: Tensor, width: int = 6) -> Tensor:
-    """No answer to n scenes, (n, 1, width); as targets where width is 5."""
-    none = torch.zeros(n, 1, width).to(like)
-    none[..., 0] = -1
-    return none
+    if not rows.shape[1]:  # an answer has one row at least
+        none = rows.new_tensor([-1.0, 0, 0, 0, 0, 0])
+        return none.expand(len(rows), 1, 6).clone()
+    return rows[:, : max(1, int(keep.sum(1).max()))]
 
 
 def said(answers: Tensor) -> Tensor:

@@ -45,13 +45,18 @@ class DetectionTask(PixelTask):
 
     def check_targets(self, y: object, n: int, k: int | None = None, name: str = "y") -> Tensor:
         """Refuse what are no boxes of n scenes, float32 (n, m, 5), with classes below k."""
-        shaped = isinstance(y, Tensor) and y.ndim == 3 and len(y) == n and y.shape[2] == 5
-        if not shaped or y.dtype != torch.float32 or not y.shape[1]:  # type: ignore[attr-defined]
+        if (
+            not isinstance(y, Tensor)
+            or y.dtype != torch.float32
+            or y.ndim != 3
+            or len(y) != n
+            or y.shape[2] != 5
+            or not y.shape[1]
+        ):
             raise ValueError(
                 f"{name} must be float32 of shape ({n}, m, 5), class and box of each "
                 f"scene's things, not {require.kind(y)}."
             )
-        assert isinstance(y, Tensor)
         if not bool(y.isfinite().all()):
             raise ValueError(f"{name} must be finite numbers.")
         label, box = y[..., 0], y[..., 1:]
@@ -87,13 +92,17 @@ class DetectionTask(PixelTask):
     def check_outputs(
         self, out: object, n: int, k: int | None = None, name: str = "the model"
     ) -> Tensor:
-        right = isinstance(out, Tensor) and out.ndim == 4 and len(out) == n
-        if not right or not out.is_floating_point() or out.shape[1] < 5:  # type: ignore[attr-defined]
+        if (
+            not isinstance(out, Tensor)
+            or not out.is_floating_point()
+            or out.ndim != 4
+            or len(out) != n
+            or out.shape[1] < 5
+        ):
             raise ValueError(
                 f"{name} must answer with what its cells say, of shape (n, classes + 4, rows, "
                 f"columns), not with {require.kind(out)} for {n} scenes."
             )
-        assert isinstance(out, Tensor)
         if k is not None and out.shape[1] != k + 4:
             raise ValueError(
                 f"{name} tells {out.shape[1] - 4} classes apart, but the scenes have {k}; take "
