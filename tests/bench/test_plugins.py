@@ -63,7 +63,7 @@ def test_the_example_of_the_guide_runs_in_worker_processes(mine, tmp_path):
     command = [
         *("bench", "--out", str(out), "--keep", str(tmp_path / "runs"), "--plugin", str(mine)),
         *("--attacks", ATTACK, "--defenses", "none", PLAN),
-        *("--n", "240", "--n-test", "300", "--clean", "0.1", "--width", "4", "--epochs", "6"),
+        *("--n", "240", "--n-test", "300", "--clean", "0.1", "--width", "4", "--epochs", "10"),
     ]
     assert main([*command, "--workers", "2"]) == 0
     rows = Results(out).rows
