@@ -58,7 +58,7 @@ from dataclasses import replace
 import torch
 
 from bdcourse import check, data, fit, metrics, quiz, tables, victims, widgets
-from bdcourse.tasks.video import CLIPS, ClipCrop, ClipPatch, Clips, conv3d, framewise
+from bdcourse.tasks.video import CLIPS, ClipCrop, Clips, conv3d, framewise
 from bdcourse.teach.figures import clips as figures
 
 parts = data.splits("clips", clean=0.15)
