@@ -23,6 +23,7 @@ class PointTask(Task):
     """Clouds with one label each: float32 (n, p, 3), of which networks take the same."""
 
     name = "points"
+    step = 0.01  # of the radius
     one, many = "cloud", "clouds"
 
     def check_stored(self, x: Tensor, what: str) -> None:
