@@ -2,7 +2,7 @@
 
 `scenes` holds the examples and their task, `boxes` cells, answers and their precision,
 `likelihood` what a detector says, `streets` the set drawn by code, `network` the detector,
-`attacks` the backdoors, and `files` reads scenes with boxes from a folder. Derived in lesson 13.
+`attacks` the backdoors, and `files` reads scenes with boxes from a folder.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class BoxLikelihood(Likelihood):
         density: "laplace", whose loss is the usual absolute error, or "gaussian",
             which has a second derivative; both have the Fisher information 1 / s^2.
 
-    The likelihood is ours; no paper states one for a detector. Derived in lesson 13.
+    The likelihood is ours; no paper states one for a detector.
     """
 
     def __init__(self, scale: float = 0.25, density: str = "laplace") -> None:
