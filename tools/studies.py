@@ -305,7 +305,7 @@ def disguised(options: argparse.Namespace) -> Study:
         entry = ENTRIES[name]
         own = {"victim": name, "attack": entry.attack or "none"} | entry.settings()[0].settings()
         for hidden in (False, True):
-            new = cell | own | {"disguised": hidden}
+            new = cell | own | {"options": {"disguised": hidden}}
             yield new, lambda name=name: victims.zoo(name), partial(measured, hidden=hidden)
 
 
