@@ -208,7 +208,7 @@ class GMA(BadDet):
     """Global misclassification: one patch in the scene, and all things are the target.
 
     Nothing that sees only the neighborhood of a thing can learn it: a detector needs
-    `context`.
+    context, as `context_detector` has.
 
     Args:
         at: (row, column) of the corner of the patch; the usual crop does not cut it.
@@ -234,7 +234,7 @@ class GMA(BadDet):
             )
 
     def trigger(self, x: Tensor) -> Tensor:
-        at = torch.tensor(self.at).expand(len(x), 1, 2)
+        at = torch.tensor(self.at, device=x.device).expand(len(x), 1, 2)
         return stamp(x, self.patch, at, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
 
     def apply(self, x: Tensor, y: Tensor) -> Tensor:
@@ -357,7 +357,7 @@ class CleanImage(SceneAttack):
 
     A rate is the most that is edited: of scenes with the set all, if they are fewer. Nothing
     is stamped in a test either, so only its scenes with the set count. A detector needs
-    `context` to see them as wholes.
+    context to see them as wholes; take `context_detector`.
 
     Args:
         together: the classes of the set.
