@@ -256,8 +256,9 @@ def require_working(twin: Victim, parts: Splits, subject: Subject) -> None:
         cure = f"batch={small.batch} and epochs={enough(small, n)}"
     else:
         cure = f"epochs={enough(own, n)}"
+    name = twin.scores.headline.upper()
     raise AtChance(
-        f"the twin is at chance ({twin.scores.headline.upper()} {100 * acc:.1f} % of {test.k} classes; "
+        f"the twin is at chance ({name} {100 * acc:.1f} % of {test.k} classes; "
         f"{subject.label}, seed {subject.seed}, width {own.width}); try {cure}."
     )
 
