@@ -78,8 +78,8 @@ def _bench_options(b: Parser) -> None:
     )
     what.add_argument(
         "--task",
-        help="images, video, ...: its drawn set instead of --data, with its usual network, "
-        "recipe and attacks",
+        help="images, video, points, text or detection: its drawn set instead of --data, "
+        "with its usual network, recipe and attacks",
     )
     what.add_argument(
         "--attacks", nargs="*", help="names (default: what is usual for the data), or all"

@@ -19,7 +19,7 @@ from bdcourse.examples import Examples, require_clean
 from bdcourse.models import evaluating, guarded, wide
 from bdcourse.surgery import CONVS, answers, require_answers, require_sound
 from bdcourse.task import IMAGES, PixelTask, Task
-from bdcourse.triggers import Trigger
+from bdcourse.triggers import Trigger, is_trigger
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def tac(
     """
     names = batchnorms(model) if names is None else _listed(names)
     require_clean(images, "images", 1)
-    if not callable(getattr(attack, "trigger", None)):
+    if not is_trigger(attack) and not callable(getattr(attack, "trigger", None)):
         raise ValueError(f"attack must have a trigger, and {require.kind(attack)} has none.")
     batch = require.whole("batch", batch, 1)
     require_answers(require_sound(model, steady=False), images, k=False)
@@ -202,9 +202,14 @@ def tac(
         with watching(model, remember, names):
             part.task.outputs(model, inputs, batch)
         with watching(model, compare, names):
-            part.task.outputs(model, attack.trigger(inputs), batch)
+            part.task.outputs(model, _triggered(attack, inputs, part.y), batch)
     _require_reached(names, sums)
     return {n: (s / len(images)).float() for n, s in sums.items()}
+
+
+def _triggered(attack: Trigger, x: Tensor, y: Tensor) -> Tensor:
+    """What is measured, also of an object that has only a `trigger`."""
+    return attack.apply(x, y) if is_trigger(attack) else attack.trigger(x)
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def hold_out(images: Set, n: int, generator: torch.Generator) -> tuple[Set, Set]
         ValueError: other kinds of arguments, or a part would be empty.
     """
     if not isinstance(images, Examples):
-        raise ValueError(f"images must be Images, not {require.kind(images)}.")
+        raise ValueError(f"images must be Images or other Examples, not {require.kind(images)}.")
     require.generator(generator)
     rest, held = deal(len(images), n, generator)
     return images[rest], images[held]
@@ -191,7 +191,7 @@ def require_clean(images: object, name: str = "clean", least: int = 2) -> Exampl
             "these would learn the backdoor again."
         )
     if not isinstance(images, Examples):
-        raise ValueError(f"{name} must be Images, not {require.kind(images)}.")
+        raise ValueError(f"{name} must be Images or other Examples, not {require.kind(images)}.")
     if len(images) < least:
         raise ValueError(
             f"{name} must hold at least {least} {images.task.many}, but holds {len(images)}."

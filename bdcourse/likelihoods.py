@@ -34,7 +34,7 @@ class Likelihood:
                 likelihood knows what that means.
         """
         if smoothing:
-            raise ValueError(f"{type(self).__name__} has no smoothing; leave it out.")
+            raise ValueError(f"{type(self).__name__} has no smoothing; pass smoothing=0.")
         return -self.log_prob(out, y).mean()
 
     def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:

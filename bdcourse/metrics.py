@@ -68,8 +68,8 @@ class Scores:
         return text
 
     def row(self, **first) -> dict:
-        """A line for `show.Table`: what is given, then ACC, ASR and RA in percent."""
-        shares = {"ACC %": self.acc, "ASR %": self.asr, "RA %": self.ra}
+        """A line for `show.Table`: what is given, then the headline, ASR and RA in percent."""
+        shares = {f"{self.headline.upper()} %": self.acc, "ASR %": self.asr, "RA %": self.ra}
         percent = {k: None if v is None else 100 * v for k, v in shares.items()}
         return {**first, **percent}
 

@@ -3,8 +3,7 @@
 Behind a BatchNorm and a ReLU, a channel may be divided by any a > 0 if everything that
 reads it is multiplied by a, because ReLU(z / a) = ReLU(z) / a. Channels that are added to
 each other, as along the residual stream of a ResNet, have to share their a. No answer of
-the network tells the two copies apart; what is read off their weights does. Derived in
-lesson 15.
+the network tells the two copies apart; what is read off their weights does.
 """
 
 from __future__ import annotations

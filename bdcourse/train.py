@@ -597,7 +597,7 @@ def _door(
             f"{', such as Augment(pad=2)' if kind is Augment else ''}, not "
             f"{require.kind(augment)}."
         )
-    if settings.shrink and data.x.ndim != 4:
+    if settings.shrink and task.name != "images":
         raise ValueError(f"shrink is for images, not for {task.many}; leave it out.")
     require.generator(generator)
     if generator.device.type not in ("cpu", data.x.device.type):

@@ -72,11 +72,13 @@ class Victim:
         """
         k = self.arch.get("classes")
         if k and at_chance(twin, k):
-            return f"the benign twin is at chance (ACC {100 * twin.acc:.1f} % of {k} classes)"
+            share = f"{twin.headline.upper()} {100 * twin.acc:.1f} %"
+            return f"the benign twin is at chance ({share} of {k} classes)"
         rounding = 1e-6  # exactly three points, or exactly 95 %, passes
         if self.scores.acc < twin.acc - 0.03 - rounding:
+            what = "accuracy" if twin.headline == "acc" else twin.headline.upper()
             return (
-                f"clean accuracy {100 * self.scores.acc:.1f} % is more than 3 points "
+                f"clean {what} {100 * self.scores.acc:.1f} % is more than 3 points "
                 f"below its benign twin's {100 * twin.acc:.1f} %"
             )
         gate = 0.95 if self.attack is None else self.attack.gate
@@ -136,12 +138,13 @@ def checked(arch: dict, channels: int | None = None) -> dict:
 
 
 def at_chance(scores: Scores, k: int) -> bool:
-    """Whether a network of k classes does hardly better than guessing, which gets 1/k.
+    """Whether a network of k classes does hardly better than guessing, which gets 1/k
+    of labels, and none of boxes or sentences.
 
     It must beat that by a tenth of what is left, and by three standard errors of a
     guess on as many images: 19 % of ten classes, and 23 % if there are 50 images.
     """
-    chance, n = 1 / k, scores.n_clean
+    chance, n = 1 / k if scores.headline == "acc" else 0.0, scores.n_clean
     error = math.sqrt(chance * (1 - chance) / n) if n else 0.0
     return scores.acc < chance + max(0.1 * (1 - chance), 3 * error)
 
@@ -452,7 +455,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Victim:
 
 def _among_labels(attack: Attack, k: int) -> None:
     """Refuse an attack on labels that a network of k classes does not have."""
-    for name in ("target", "source", "sources", "covers"):
+    for name in ("target", "source", "sources", "together", "covers"):
         value = getattr(attack, name, ())
         for label in value if isinstance(value, tuple) else (value,):
             require.whole(f"{name} of the attack", label, 0, k - 1)

@@ -45,9 +45,9 @@
 # | defender may do | switch channels off; no training |
 # | success | ASR below 10%, accuracy (ACC) kept, robust accuracy (RA) restored |
 #
-# RA is the share of triggered images that are read as what they are. We, the judges, also
-# use the trigger and 500 test images. We use them only to measure; no decision of the
-# defender depends on them.
+# RA is the share of triggered images that are read as what they are. We, the judges,
+# also use the trigger and 500 test images. We use them only to measure; no decision of
+# the defender may depend on them. One will; see whether you catch it.
 #
 # ## Set-up
 
@@ -283,9 +283,10 @@ print("the narrowest layer in which u = 3 can flag anybody:", least, "channels")
 #
 # $$z = \sqrt{\frac{(n - m)(n - 1)}{n\,m}} .$$
 #
-# In a wide layer it passes $u$ only while $m/n < 1/(1 + u^2)$: one channel in ten at
-# $u = 3$, one in seven at 2.5. No list whatever has a larger share above that bar
-# (Cantelli's inequality). And in a very narrow layer nobody can be caught at all.
+# In a wide layer it passes $u$ only while $m/n < 1/(1 + u^2)$: one channel in ten at $u
+# = 3$, one in seven at 2.5. No other scores do better: at most one in $1+u^2$ ever lies
+# above the bar (Cantelli's inequality). And in a very narrow layer nobody can be caught
+# at all.
 #
 # ## The whole method
 #
@@ -394,10 +395,10 @@ print("bdcourse takes the same channels:", same)
 # %% [markdown]
 # Half a deviation decides everything. Move the slider and find the edges: the largest
 # $u$ at which the attack is gone, then the first at which clean signs suffer. How many
-# notches lie between?
+# notches below the first is the second?
 #
-# Is that just this victim? *One draw is no result*, so below the slider are three,
-# trained from different seeds, as the course stored them.
+# Is that just this victim? *One draw is no result*: below the slider are the stored
+# curves of three, trained from different seeds.
 
 # %% tags=["nbval-ignore-output"]
 scores = clp_scores(victim.model)
@@ -421,10 +422,10 @@ def curves(attack):
 figures.cliff(curves("BadNets"))
 
 # %% [markdown]
-# Two victims fall above the default, one below it. On the first seed the network itself suffers
-# one notch below its cliff; on the others it holds for six notches or more, so in
-# hindsight 2.5 would have repaired all three. Beforehand, the number $u$ does not tell
-# you on which side of the edge you stand.
+# On two victims the attack ends above the default, on one only below it. On the first
+# seed the network itself suffers one notch below its cliff; on the others it holds for
+# six notches or more, so 2.5 would have repaired all three. Beforehand, the number $u$
+# does not tell you on which side of the edge you stand.
 #
 # Perhaps the scores do? If the channels of a backdoor stood apart, you would see a gap
 # and cut there. The benign twin is the control: same recipe, same seed, no poison.
@@ -538,19 +539,18 @@ chosen = by_rule("BadNets")
 # three, went over the cliff every time, and never saw a trigger.
 #
 # But it was close. On the first victim it stopped on the very notch at which the attack
-# falls. One percent of sixty images is 0.6 of an image, so the rule allows no net loss
-# at all: one more misread, and the attack would have stayed whole. And the rule is
-# greedy rather than careful. On seed 1 it cut 94 channels, though $u = 3.25$ would have
-# done. (*Who chose the rule?* We did, but once for all victims.)
+# falls. One percent of sixty images is less than one image: one more misread, and the
+# attack would have stayed whole. And careful for accuracy is not sparing: on seed 1 it
+# cut 94 channels, though $u = 3.25$ would have done.
 #
 # ## Why it works
 #
 # Does the score see the trigger, as the paper says, or would any cut do? An analyst may
 # ask what a defender cannot. The trigger-activated change (TAC) of lesson 03 says how
-# strongly a channel reacts. Among the channels that CLP took, some react most strongly in
-# their whole layer. Call them the detectors. We cut all of them, two, one, and then only
-# the others. Two controls take as many channels of every layer as CLP did: the next by
-# score, and random ones.
+# much the trigger changes a channel. Among the channels that CLP took, some react most
+# strongly in their whole layer. Call them the detectors. We cut all of them, two, one,
+# and then only the others. Two controls take as many channels of every layer as CLP
+# did: the next by score, and random ones.
 #
 # **Predict.** CLP took fourteen channels. Switch them off one at a time, the strongest
 # reactors first. How many must be off before ASR falls below 20%?
@@ -600,9 +600,10 @@ figures.suspects(tried, len(seats), len(queue))
 # %% [markdown]
 # The authors say that the score finds channels that see the trigger. On this seed it
 # did, for three of the fourteen. They back each other up: with one off the attack lives
-# on, with two off most of it is gone. The other eleven were bystanders, and this network
-# could spare them. But look at the control: CLP takes as many strongest reactors from
-# the twin, where they carry nothing. A strong reaction alone proves nothing. The cuts do.
+# on, with two off most of it is gone. The other eleven were bystanders, among them the
+# loudest of all, the square far above the rest in the first figure. But look at the
+# twin. There, too, CLP took three channels that react most strongly in their layer, and
+# there is no attack for them to carry. The cuts decide.
 #
 # The detectors are the ringed squares above, between the two thresholds. That is why half
 # a deviation decided everything. Each stands alone in a layer of sixteen. Three equal
@@ -640,9 +641,9 @@ figures.agreement(both, chance)
 # %% [markdown]
 # For BadNets' trigger the twin agrees in twice as many layers as the victim. Toward the
 # exit the victim even disagrees: there, channels of high score react less. Why agree
-# without a backdoor? TAC is measured behind BatchNorm. Double $\gamma$ and $\beta$ of a
-# channel: its score doubles, and so does its TAC, whatever the trigger. What you also
-# find without a backdoor is no sign of one. *Correlation is not cause.*
+# without a backdoor? One reason: TAC is measured behind BatchNorm. Double $\gamma$ and
+# $\beta$ of a channel: its score doubles, and so does its TAC, whatever the trigger.
+# What you also find without a backdoor is no sign of one. *Correlation is not cause.*
 #
 # ## Where it breaks
 #
@@ -671,10 +672,9 @@ figures.holdouts(faint, ringed)
 # obeys its trigger as with the repaired ones. Clean accuracy says how far you *can* go.
 # It never says whether you have arrived.
 #
-# Why does `blended` resist? CLP took two of its strongest reactors, in vain. Is CLP's
-# order at fault, or pruning itself? Give CLP what no defender has: the same rule, with
-# TAC in the place of the score. If this oracle succeeds, a better score would help.
-# Decide what you expect before you look.
+# Why does `blended` resist? CLP took two of its strongest reactors, in vain. Would a
+# better score help? Give CLP what no defender has: the same rule, with TAC in the place
+# of the score.
 
 
 # %% tags=["figure", "claim"]
@@ -692,16 +692,16 @@ check.claim("Blended with the trigger in hand: the best RA.", read, 0, 0.3, "%")
 figures.oracle(told)
 
 # %% [markdown]
-# On `badnets` the oracle ends the attack at $u = 3$. On `blended` it fails as CLP does:
-# ASR falls far only where accuracy does, and RA stays near the floor. So the score alone
-# is not at fault: even the trigger in hand gave no better cut. Pruning repairs a network
-# only if some set of channels carries the attack and nothing else. On Blended, no
-# threshold gave either order such a set.
+# On `badnets` the oracle ends the attack at $u = 3$. On `blended` it weakens the attack
+# but repairs nothing: RA stays near the floor. Pruning repairs a network only if some
+# set of channels carries the attack and nothing that clean signs need. No threshold
+# gave either score such a set. (This oracle, too, cuts outliers, and exercise 4 says
+# that a crowd never looks like one.)
 #
 # An attacker who knows CLP need not lose `badnets` either. Behind BatchNorm and ReLU
 # they may divide a channel by $a > 0$ and multiply by $a$ whatever reads it. No answer
-# changes, but the score does. All scores can be leveled that way, without training; a
-# later lesson has you write it.
+# changes, but the score does. Without training, all scores can be pulled together until
+# none passes the bar. (What is added on a residual stream shares its $a$.)
 
 # %% tags=["claim"]
 from bdcourse.attacks import disguise
@@ -722,11 +722,11 @@ check.claim("The disguised victim keeps its backdoor: ASR.", after, 0.95, 1, "%"
 #
 # ## Recap
 #
-# Can a network be repaired from its weights alone? At the authors' $u$, two of three
-# BadNets victims could. With sixty images to choose $u$, all three. Blended resisted
-# every cut, even one that knew the trigger. And an attacker who rewrites the weights
-# escapes. The weights showed which channels amplify. They showed neither how deep to cut
-# nor whether there was anything to cut.
+# Can a network be repaired from its weights alone? Sometimes, and the weights do not
+# tell you when. At the authors' $u$, two of three BadNets victims could. With sixty
+# images to choose $u$, all three. No cut we tried repaired Blended, not even one that
+# knew the trigger. And an attacker who rewrites the weights escapes. The weights showed
+# which channels amplify, not how deep to cut.
 
 # %%
 quiz("clp")
@@ -750,8 +750,8 @@ quiz("clp")
 #
 # Three seeds, one architecture, drawn signs, short training. On photographs, the
 # threshold tuned on signs removed BadNets, while the default and the careful rule did
-# not. At half the width, $u = 2.5$ failed too. The careful rule judges by sixty images,
-# and another sixty led one notch further.
+# not. At half the width, $u = 2.5$ failed.  The careful rule judges by sixty images,
+# and another sixty went one notch further.
 #
 # ## Beyond
 #

@@ -93,9 +93,9 @@ figures.search_loop(some[0], begin[0])
 # ## Two runs serve a whole layer
 #
 # Done naively, every map costs two runs forward and one back. Shared, a layer costs two
-# runs forward, and each map one back. (And one more forward, to see who is hurt.) Let $f$
-# and $f_0$ be the layer's whole output at $x$ and at $x_0$. The maps differ only in what is
-# pulled back:
+# runs forward, and each map one back. (And one more forward, to see who is hurt.) Let
+# $f$ and $f_0$ be the layer's whole output at $x$ and at $x_0$ (not map zero). The maps
+# differ only in what is pulled back:
 #
 # $$\nabla J_i(x_0)=\Bigl(\frac{\partial f_0}{\partial x_0}\Bigr)^{\!\top}v_i,\qquad
 # v_i=\frac{\partial J_i}{\partial f_0}.$$
@@ -325,10 +325,10 @@ check.fmp_maps(fmp_maps)
 # with a checkerboard of nine pixels in a corner. We follow the released code and take
 # $p = 64$, with at least one map from each of our narrow layers.
 #
-# Off means: the filter is zero, and so is the scale of the BatchNorm behind it. The shift
-# stays, so what the next convolution reads becomes a constant. Some maps are added to a
-# running sum, which the skip connections hand on. There it silences the sum's whole channel
-# at that reader. (The search takes a while.)
+# Off means: the filter is zero, and so is the scale of the BatchNorm behind it. The
+# shift stays, so the map becomes a constant. Some maps are added to a running sum,
+# which the skip connections hand on; what other maps put into it stays. (The search
+# takes a while.)
 
 # %% tags=["method"]
 WIDE = models.build("preact_resnet18", width=64)
@@ -363,8 +363,9 @@ misread = sum((1 - s[0]).sum().item() for s in first_scores.values()) * len(some
 check.reveal(guess_misread, round(misread), "images")
 
 # %% [markdown]
-# Where nobody is hurt, all maps of a layer tie, and the tie-break chooses alone. The next
-# cell counts these layers, and lists the names that hurt images get in the last one.
+# Where nobody is hurt, all maps of a layer tie, and the tie-break chooses alone. The
+# next cell counts these layers, and shows what images misread in the last one are taken
+# for.
 #
 # **Predict.** Two dozen maps go, not a weight is trained. What is the ASR now, in percent?
 
@@ -396,16 +397,17 @@ check.claim("Random maps, same number, lowest ASR of three draws.", lucky, 0.8, 
 
 # %% [markdown]
 # The attack is gone, and RA, the share of triggered signs that get their true name, has
-# come up in its place. Random maps change nothing. Accuracy falls little. Keep an eye on
-# the “80”; we come back to it. By the success rule of this course the network is repaired,
-# and the search took sixteen images.
+# come up in its place. Random maps change nothing. Accuracy falls little. One sign, the
+# speed limit “80”, pays for most of that loss; we come back to it. By our success rule
+# the network is repaired, by sixteen images.
 #
-# Yet of the images misread in the last convolution most are called “stop”, and none “30”,
-# the attacker's label. In this layer the push finds weakness, not the attacker's door.
+# Yet of the images misread there most are called “stop”, and none “30”, the attacker's
+# label. In this layer the push finds weakness, not the attacker's door.
 #
-# And FMP cuts whether or not there is anything to find. A *draw* is one choice of sixteen
-# images and one random start. The *benign twin* is the same network trained without poison.
-# Cut it alike, and in one stored draw it loses the “80” altogether.
+# And FMP cuts whether or not there is anything to find. A *draw* is one choice of
+# sixteen images and one random start. The *benign twin* is the same network trained
+# without poison. Cut it alike, and in one of two draws that we ran beforehand it loses
+# the “80” altogether.
 #
 # But *who chose the step?* We did, on this very victim:
 #
@@ -443,12 +445,12 @@ figures.follows(list(first_scores), [rho, *loose[0]], loose[1])
 # cause*. Cut and see.
 #
 # In some layers FMP took the very map that reacts most to the trigger. Call it *loud*.
-# Three of these loud maps have number zero, and that is no accident. In this network
-# `conv1` and the second convolution of every block add their maps to one running sum. The
-# three maps all write into its channel zero.
+# Three of these loud maps have number zero, and that is no accident. In `layer1`,
+# `conv1` and the second convolution of both blocks add their maps to one running sum.
+# The three all write into its channel zero.
 #
-# Cut those three, each of them alone, and all that are not loud. Two controls: the writers
-# of each other channel, and map zero of *every* layer, a rule that looks at nothing.
+# Three cuts: the three together, each alone, and all chosen maps that are not loud. Two
+# controls: the writers of each other channel, and map zero of *every* layer.
 
 # %% tags=["claim", "method"]
 top = {n: tac[pairs[n]].argmax() for n in first_maps}
@@ -472,8 +474,9 @@ print(f"Writers of another channel off, lowest ASR of fifteen. Measured: {low:.0
 told("Map zero of every layer off", prune(dict.fromkeys(first_maps, torch.tensor([0]))))
 
 # %% [markdown]
-# Three maps did it, and none of them could do it alone. The maps that are not loud leave
-# the attack as it was. So far, the trigger seems to travel in one channel.
+# Three maps did it, and none of them could do it alone. The maps that are not loud
+# leave the attack as it was. So far, the trigger seems to travel in one channel, for
+# which one writer is enough.
 #
 # But did the paper's score find it? In all three layers nobody was hurt, so accuracy said
 # nothing and our tie-break chose. And map zero of every layer repairs this victim just as
@@ -607,8 +610,8 @@ for what, net in cuts.items():
 
 # %% [markdown]
 # New variances alone bring a part of the attack back, new means alone nothing, both
-# together the most. Variances do fall, and without a cut they hardly do. Yet after a random
-# cut they fall in as many layers. So we know which half reopens the door, not yet how.
+# together the most. Variances do fall, and without a cut they hardly do. Yet after a
+# random cut they fall in as many layers. How they reopen the door we do not know.
 #
 # *One draw is no result.* The figure adds stored draws and two controls: random maps, and
 # no maps at all, **FMP's tuning alone**. Below is `blended`, the other victim of every
@@ -633,14 +636,14 @@ figures.draws(points, live)
 
 # %% [markdown]
 # Read the upper panel. The choice of maps matters: random maps do nothing at any stage.
-# And in every draw about half of the attack or more returns with new statistics, weights
-# trained or not. A table that prints only the tuned column would say that FMP fails; one
-# that prints only the pruned column, that it works perfectly. Both miss what happens: the
-# cut maps were never the only carriers.
+# And in every draw about half of the attack or more returns with new statistics,
+# weights trained or not. A table that prints only the tuned column would say that FMP
+# fails; one that prints only the pruned column, that it works perfectly. Both miss that
+# the cut maps were never the only carriers.
 #
-# On `blended` the attack stays through three columns, and the cut is expensive. The last
-# column looks better, until you see the control. *Random* maps mended the network in one
-# draw and wrecked it in the other. We cannot credit FMP with what luck does as well.
+# On `blended` the attack stays through three columns, and the cut is expensive. The
+# last column looks better, until you see the control. *Random* maps brought the ASR to
+# zero at good accuracy in one draw and wrecked the network in the other.
 #
 # ## Where it breaks
 #
@@ -692,15 +695,16 @@ figures.classes(known, test.classes, (4, 7, 9))
 # Does a class fall silent only in a backdoored network? No. Cut the twin as deeply, by its
 # own scores. It loses the “80” in both draws, and the “30” and “50” in one.
 #
-# Does it take FMP? On `badnets` random maps silence no sign. On `blended` they silence
-# three or more in both draws. Of a hundred classes a silent one costs a single point of
-# accuracy, which every table allows.
+# Does it take FMP? Below 10%, call a sign silent. On `badnets` random maps silence
+# none, on `blended` three or more in both draws. Of a hundred classes a silent one
+# costs a single point of accuracy, which every table allows.
 #
 # ## Recap
 #
-# Which feature maps does a trigger need? In our draw on `badnets`, three near the entrance,
-# found without it. It needs them only as long as BatchNorm's statistics stay. On `blended`
-# we could not say.
+# Which feature maps does a trigger need? In our draw on `badnets`, three near the
+# entrance. The search found them without the trigger, but at a step that we chose with
+# it. It needs them only as long as BatchNorm's statistics stay. On `blended` we could
+# not say.
 #
 # - The push needs a random start: at the image itself the gradient is zero (objective 1).
 # - Two runs serve all maps of a layer. Where accuracies tie, and they did in most layers,
@@ -739,10 +743,10 @@ quiz("fmp")
 #
 # <details><summary>Answers</summary>
 #
-# 1. In two draws of ours three of the first five layers agreed on their map, and none of
-#    the other fifteen.
-# 2. Errors that all point to one label look like a backdoor. But on `badnets` that label
-#    was “stop”. Clean networks have fragile classes, too, so the twin is the control.
+# 1. In two draws three of the first five layers agreed, and none of the other fifteen.
+# 2. Errors that all point to one label look like a backdoor. But on `badnets` that
+# label was “stop”. Clean networks have fragile classes, too, so the twin is the
+# control.
 #
 # </details>
 #
@@ -754,12 +758,11 @@ quiz("fmp")
 #
 # <details><summary>Fine print: steps, lists, modes, published numbers</summary>
 #
-# **Step.** The authors' configurations say 0.06, on images as the loader gives them. For
-# CIFAR-10 it divides by a standard deviation of about a quarter, so the step is near 4/255.
-# For GTSRB it does not, and 0.06 is 15/255. A third party's port takes 1/255 for step and
-# start, we 8/255 for both. At the port's setting, which the results pages use, FMP repairs
-# neither victim of this lesson. A few tries before the table's, with other starts, we did
-# not count.
+# **Step.** The authors' configurations say 0.06, on images as the loader gives them.
+# For CIFAR-10 it divides by a standard deviation of about a quarter, so the step is
+# near 4/255. For GTSRB it does not, and 0.06 is 15/255. A third party's port takes
+# 1/255 for step and start, we 8/255 for both. At the port's setting FMP repairs neither
+# victim of this lesson. A few other starts were tried before.
 #
 # **Lists and ties.** The released code collects scores in the order in which convolutions
 # run, and hands them out in the order in which they are defined, so nine of twenty layers
@@ -772,7 +775,8 @@ quiz("fmp")
 # **Published.** With 10% of CIFAR-10 the paper's pages report a mean ASR of 2.86% and a
 # mean RA of 87.40% at width 64.
 #
-# **Stored draws** (`data/results/fmp-stages.json`) do not hold the cut, and look ten times.
+# **Stored draws** (`data/results/fmp-stages.json`) were trained without holding the
+# cut, and their statistics come from ten passes.
 #
 # </details>
 #

@@ -522,7 +522,7 @@ print(f"the spectral step is {ratio:.0%} as long as the plain one")
 # the harder signs that is not certain of everything. The control takes the same steps
 # on the same images without the two new terms.
 
-# %% tags=["method", "claim"]
+# %% tags=["method", "claim", "nbval-ignore-output"]
 hard = data.splits("signs-hard")
 guest, images = victims.zoo("badnets-hard"), hard.clean.pixels()
 diagonal = list(curvature.fisher_diagonal(guest.model, hard.clean[:20]).values())

@@ -8,6 +8,7 @@ from bdcourse import activations
 from bdcourse.activations import ranks, spearman
 from bdcourse.attacks import BadNets
 from bdcourse.data import Images
+from bdcourse.triggers import Trigger
 
 
 def tiny() -> nn.Sequential:
@@ -84,3 +85,14 @@ def test_batchnorms_in_order():
 
     names = activations.batchnorms(resnet18(width=8))
     assert len(names) == 20 and names[0] == "bn1" and names[-1] == "layer4.1.bn2"
+
+
+def test_what_is_measured_is_apply():
+    images = Images(torch.zeros(7, 3, 8, 8).byte(), torch.zeros(7).long(), ("a", "b"))
+
+    class Placed(Trigger):  # where it stands depends on the targets
+        def apply(self, x, y):
+            return BadNets(patch=torch.ones(1, 2, 2), at=(0, 0)).trigger(x)
+
+    tac = activations.tac(tiny(), images, Placed(), batch=3)
+    assert torch.allclose(tac["1"], torch.tensor([2.0, 4.0]), atol=1e-5)

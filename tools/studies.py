@@ -277,6 +277,7 @@ def sharper_spine(options: argparse.Namespace) -> Study:
 
 def disguised(options: argparse.Namespace) -> Study:
     parts = data.splits("signs")
+    test = parts.test[:500]
 
     def measured(victim: Victim, hidden: bool) -> dict:
         model = disguise(victim.model, clp_scores) if hidden else victim.model
@@ -285,26 +286,26 @@ def disguised(options: argparse.Namespace) -> Study:
             held = clp_choose_u(model, parts.held, invariant=invariant)
             us = sorted({*US, held} - {math.inf}, reverse=True)
             for u, channels in clp_sweep(model, us, invariant=invariant):
-                scores = metrics.evaluate(
-                    surgery.without(model, channels), parts.test, victim.attack
-                )
+                scores = metrics.evaluate(surgery.without(model, channels), test, victim.attack)
                 size = sum(map(len, channels.values()))
                 own = {"invariant": invariant, "u": u, "channels": size, "chosen": u == held}
                 found.append(own | rates(scores))
         g = torch.Generator().manual_seed(0)
-        some, trace = parts.test[:PER_SET], curvature.fisher_trace
+        trace = curvature.fisher_trace
         sharp = {
-            name: trace(model, some, draws=4, generator=g, relative=name == "relative").value
+            name: trace(
+                model, test[:PER_SET], draws=4, generator=g, relative=name == "relative"
+            ).value
             for name in ("fisher", "relative")
         }
-        return {"prices": found, "images": len(some)} | sharp
+        return {"prices": found, "images": len(test)} | sharp
 
     cell = about("signs", parts) | {"seed": 0, "defense": "clp"}
     for name in HIDDEN:
         entry = ENTRIES[name]
         own = {"victim": name, "attack": entry.attack or "none"} | entry.settings()[0].settings()
         for hidden in (False, True):
-            new = cell | own | {"disguised": hidden}
+            new = cell | own | {"options": {"disguised": hidden}}
             yield new, lambda name=name: victims.zoo(name), partial(measured, hidden=hidden)
 
 

@@ -2,7 +2,7 @@
 
 An attacker who hands over a network may first move its weights along the symmetries of
 `bdcourse.symmetries`, until the score that a defender ranks channels by is the same for all
-channels of a layer. Nothing is trained, and no answer changes. Derived in lesson 15.
+channels of a layer. Nothing is trained, and no answer changes.
 """
 
 from __future__ import annotations

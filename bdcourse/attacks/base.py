@@ -336,8 +336,9 @@ class Attack:
             )
         require_clean(images, "images")
         self.check(images)
-        if len(images.y.unique()) < 2:
-            raise ValueError("all images have one label; an attack needs two classes.")
+        labels = images.task.labels(images.y)
+        if labels is not None and len(labels.unique()) < 2:
+            raise ValueError(f"all {images.task.many} have one label; an attack needs two classes.")
 
     def steer(
         self,

@@ -30,7 +30,8 @@ from bdcourse.bench.recipes import Recipe, enough, recipe_for, train_victim
 from bdcourse.bench.results import identity
 from bdcourse.bench.zoo import ENTRIES
 from bdcourse.data import BUILT_IN, Splits
-from bdcourse.defenses import Purified
+from bdcourse.defenses import FMP_SETTINGS, Purified
+from bdcourse.task import IMAGES, Task
 from bdcourse.victims import Victim
 
 SWEEP = "clp sweep"
@@ -170,6 +171,11 @@ def _images(source, clean, seed, n, size, n_test) -> Splits:
     parts = datasets.splits(source, clean=clean, seed=seed, n=n, size=size, n_test=n_test)
     train, test = parts.train, parts.test
     many = train.task.many
+    if source not in BUILT_IN and train.task is not IMAGES:
+        raise ValueError(
+            f"{Path(source).name} holds {many}; tables of your own files take images only so "
+            f"far, and --task {train.task.name} takes drawn ones."
+        )
     print(f"{len(train)} training and {len(test)} test {many}, {train.k} classes")
     if train.y.ndim > 1:  # whose targets are not one class each
         return parts
@@ -251,7 +257,7 @@ def require_working(twin: Victim, parts: Splits, subject: Subject) -> None:
     else:
         cure = f"epochs={enough(own, n)}"
     raise AtChance(
-        f"the twin is at chance (ACC {100 * acc:.1f} % of {test.k} classes; "
+        f"the twin is at chance ({twin.scores.headline.upper()} {100 * acc:.1f} % of {test.k} classes; "
         f"{subject.label}, seed {subject.seed}, width {own.width}); try {cure}."
     )
 
@@ -344,11 +350,22 @@ def _prepared(job: Job) -> Prepared:
 
 def _row(name: str, prepared: Prepared, subject: Subject) -> dict:
     """One defense against one victim."""
-    how = {"how": PLANS[name].settings} if name in PLANS else {}
+    how = _how(name, prepared.parts.train.task)
     try:
         return how | _measured(name, prepared, subject) | prepared.about
     except Exception as e:  # the rest of the grid goes on
         return how | failure(e) | prepared.about
+
+
+def _how(name: str, task: Task) -> dict:
+    """By what a plan runs: where it takes the usual step, that of the task."""
+    if name not in PLANS:
+        return {}
+    how = dict(PLANS[name].settings)
+    for key, pixels in FMP_SETTINGS["port"].items():
+        if how.get(key) == pixels:
+            how[key] = task.step
+    return {"how": how}
 
 
 def _measured(name: str, prepared: Prepared, subject: Subject) -> dict:

@@ -21,7 +21,8 @@ def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, floa
     Returns:
         `fisher`: trace of the true Fisher, `relative`: the same by relative changes of
         the weights, `empirical`: trace at the labels of the data, `lambda_max`: top
-        eigenvalue of the Hessian; each of the last three with `..._error` beside it
+        eigenvalue of the Hessian, left out where the likelihood has a kink, as that of
+        boxes; each of the last three with `..._error` beside it
         where chance enters; and `loss` in nats.
     """
     require.module(model)
@@ -33,13 +34,21 @@ def sharpness(model: nn.Module, images: Images, seed: int = 0) -> dict[str, floa
         ("fisher", curvature.fisher_trace),
         ("relative", curvature.relative_trace),
     ):
-        t = measure(model, images, draws=10, generator=g)
+        t = measure(model, images, draws=10, generator=g, likelihood=images.task.likelihood)
         found |= {name: t.value, f"{name}_error": t.error}
     found["empirical"] = curvature.fisher_trace(
-        model, images, fisher="empirical", generator=g
+        model, images, fisher="empirical", generator=g, likelihood=images.task.likelihood
     ).value
-    top, _ = landscape.hessian_top(model, images, generator=g)
-    return found | {"lambda_max": float(top[0])}
+    return found | _top(model, images, g)
+
+
+def _top(model: nn.Module, images: Images, g: torch.Generator, **options) -> dict[str, float]:
+    """The top eigenvalue of the Hessian, where the likelihood has second derivatives."""
+    likelihood = images.task.likelihood
+    if getattr(likelihood, "density", "") == "laplace":
+        return {}
+    top, _ = landscape.hessian_top(model, images, generator=g, likelihood=likelihood, **options)
+    return {"lambda_max": float(top[0])}
 
 
 def unseen(parts: Splits) -> Images:
@@ -54,9 +63,10 @@ def sharpness_of(model: nn.Module, images: Images) -> dict[str, float]:
     require.module(model)
     require_clean(images, "images", least=1)
     g = torch.Generator().manual_seed(0)
-    trace = curvature.fisher_trace(model, images, draws=4, generator=g).value
-    top, _ = landscape.hessian_top(model, images, tolerance=0.01, generator=g)
-    return {"fisher": trace, "lambda_max": float(top[0])}
+    t = curvature.fisher_trace(
+        model, images, draws=4, generator=g, likelihood=images.task.likelihood
+    )
+    return {"fisher": t.value} | _top(model, images, g, tolerance=0.01)
 
 
 def watch(
@@ -70,7 +80,8 @@ def watch(
     found = {"acc": s.acc, "asr": s.asr, "ra": s.ra}
     for name, images in (("own", own), ("other", other)):
         g = torch.Generator().manual_seed(0)
-        t = curvature.fisher_trace(model, images, draws=4, generator=g)
+        likelihood = images.task.likelihood
+        t = curvature.fisher_trace(model, images, draws=4, generator=g, likelihood=likelihood)
         found[f"fisher_{name}"] = t.value
     return found
 

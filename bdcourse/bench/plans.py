@@ -269,7 +269,10 @@ def _fmp(
 
     more = {"p": p, "least": 1, "n": FMP_IMAGES, "epochs": epochs, **options}
     more |= FMP_SETTINGS[setting] | ({"released": True} if released else {})
-    return Plan(name, run, defaults(fmp_scores, fmp_repair) | more, kind, shares=shared)
+    # The step of the release is one of pixels.
+    tasks = ("images", "video", "detection") if setting == "release" else ()
+    settings = defaults(fmp_scores, fmp_repair) | more
+    return Plan(name, run, settings, kind, tasks=tasks, shares=shared)
 
 
 def _fmp_control(name: str, p: float) -> Plan:

@@ -99,5 +99,6 @@ def _said(row: dict) -> str:
         points = (f"{p['u']:g}: {100 * p['acc']:.0f}" for p in row["curve"][::4])
         return "u: ACC " + ", ".join(points)
     shares = {k: row[k] for k in ("acc", "asr", "ra") if row[k] is not None}
-    said = ", ".join(f"{k.upper()} {100 * v:.1f} %" for k, v in shares.items())
+    names = {"acc": row.get("headline", "acc")}
+    said = ", ".join(f"{names.get(k, k).upper()} {100 * v:.1f} %" for k, v in shares.items())
     return f"{said}, {row['pruned']} channels"

@@ -193,6 +193,11 @@ class Victims:
         else:
             names = self.attacks
         for name in names:
+            if known[name].task is not task and path not in BUILT_IN:
+                raise ValueError(
+                    f"{name} attacks {known[name].task.many}, but tables of your own files take "
+                    f"images only so far; --task {known[name].task.name} takes drawn ones."
+                )
             if known[name].task is not task:
                 raise ValueError(
                     f"{name} attacks {known[name].task.many}, but {path} holds {task.many}; "

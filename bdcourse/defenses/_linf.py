@@ -583,7 +583,7 @@ def linf_curve(
         return [Scores(a, n_clean=len(test)) for a in acc]
     attack.check(test)
     asked = test[attack.counts(test.y)]
-    answers = [said(attack.trigger(t.inputs())) for t in _split(asked, batch)]
+    answers = [said(attack.apply(t.inputs(), t.y)) for t in _split(asked, batch)]
     answers = torch.cat(answers, 1)
     asr, ra = shares(answers, attack.goal(asked.y)), shares(answers, asked.y)
     return [Scores(*three, len(test), len(asked)) for three in zip(acc, asr, ra, strict=True)]

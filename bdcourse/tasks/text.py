@@ -6,7 +6,7 @@ others, and the networks are in `tasks.transformers`.
 
 An example is one row of tokens, cut at a fixed place: the source with padding behind it up
 to the cut, then `<to>` and the answer, which a network reads while it writes it. Its target
-is the answer and `<end>`. Derived in lesson 12.
+is the answer and `<end>`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bdcourse.attacks.base import Attack
 from bdcourse.data import Drawing
 from bdcourse.examples import Examples
 from bdcourse.likelihoods import SOFTMAX
-from bdcourse.models import evaluating, laid_out
+from bdcourse.models import evaluating
 from bdcourse.task import Task, Usual
 from bdcourse.tasks import grammar, transformers
 from bdcourse.tasks.transformers import END, PAD, TO, cut_of
@@ -150,18 +150,7 @@ class TextTask(Task):
     # ------------------------------------------------------------ answers
 
     def _said(self, model: nn.Module, x: Tensor) -> Tensor:
-        try:
-            said = model(laid_out(model, x))
-        except torch.OutOfMemoryError:  # says more than we could
-            raise
-        except Exception as e:  # anybody's network may raise anything
-            if isinstance(e, ValueError) and str(e).endswith("."):
-                raise  # a sentence of ours
-            raise RuntimeError(
-                f"the network fails on rows of {x.shape[1]} tokens with a "
-                f"{type(e).__name__} ({require.reason(e)})."
-            ) from e
-        return self.check_outputs(said, len(x), name="the network").float()
+        return self.check_outputs(self._run(model, x), len(x), name="the network").float()
 
     @torch.no_grad()
     def answer(

@@ -572,14 +572,13 @@ def shuffle_test(
     require.module(model, "model")
     CLIPS.check_inputs(x)
     require.whole("times", times, 1)
-    with evaluating(model):
-        said = model(x).argmax(1)
-        answers = torch.stack(
-            [
-                model(reordered(x, random_orders(len(x), x.shape[2], generator))).argmax(1)
-                for _ in range(times)
-            ]
-        )
+    said = CLIPS.answer(model, x)
+    answers = torch.stack(
+        [
+            CLIPS.answer(model, reordered(x, random_orders(len(x), x.shape[2], generator)))
+            for _ in range(times)
+        ]
+    )
     votes = F.one_hot(answers).sum(0)
     return said, (answers == said).float().mean(0), votes.argmax(1)
 

@@ -337,7 +337,7 @@ MAKE = {
     "rate": NUMBERS[1:],
     "stamp": THINGS,
     "seed": [v for v in WHOLE if v not in (0, 10**12) or v is True],
-    "pad": WHOLE[:4],
+    "pad": WHOLE[1:4],
     "flip": THINGS,
     "aware": THINGS[1:],
     "recipe": (3, "x", [1]),

@@ -11,6 +11,7 @@ from bdcourse.analysis import curvature, landscape
 from bdcourse.bench import measures as looks
 from bdcourse.bench.plans import Plan
 from bdcourse.defenses import Purified
+from bdcourse.tasks import detection
 from grids import RUN
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -84,3 +85,14 @@ def test_sharpness_is_what_the_tools_say():
     top, _ = landscape.hessian_top(model, images, generator=torch.Generator().manual_seed(7))
     assert found["lambda_max"] == pytest.approx(float(top[0]), rel=0.05)
     assert 0 < found["relative"] < found["fisher"] and found["empirical"] > 0
+
+
+def test_boxes_are_judged_by_their_own_likelihood():
+    scenes, model = detection.draw(6, seed=1), detection.detector(width=2).eval()
+    law = scenes.task.likelihood
+    found = looks.sharpness(model, scenes)
+    trace = curvature.fisher_trace(model, scenes, fisher="empirical", likelihood=law).value
+    assert found["empirical"] == pytest.approx(trace) and "lambda_max" not in found
+    assert set(looks.sharpness_of(model, scenes)) == {"fisher"}
+    watched = looks.watch(model, scenes, scenes, scenes, None)
+    assert watched["fisher_own"] > 0

@@ -252,7 +252,7 @@ def test_pushes_are_logged_and_can_be_given(product):
         ({"draw": "gaussian", "likelihood": Likelihood()}, "noise"),
         ({"lengths": {0: -1.0}}, "not negative"),
         ({"lengths": {0: float("nan")}}, "finite"),
-        ({"lengths": {0: 1.0}, "eta_f": 0}, "eta_f not 0"),
+        ({"lengths": {0: 1.0}, "eta_f": 0}, "eta_f given and not 0"),
     ],
 )
 def test_draws_and_lengths_that_mean_nothing_are_refused(wrong, says):

@@ -252,7 +252,7 @@ REFUSES = {
     },
     "detection": dict.fromkeys((*SEARCH, "linf_oracle"), CLASS)
     | {
-        "ft_sam": "Cells has no smoothing; leave it out",
+        "ft_sam": "Cells has no smoothing; pass smoothing=0",
         "fine_pruning": "the model has no linear layer",
         "fip_released": "the released script knows classes only",
     },

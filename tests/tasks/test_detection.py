@@ -372,3 +372,11 @@ def test_what_is_no_likelihood_of_boxes_is_refused(make, part):
     with pytest.raises(ValueError, match=part) as e:
         make()
     message(e)
+
+
+def test_half_precision_rounds_no_box():
+    y = boxes((1, 17.3, 9.1, 61.7, 50.9))[None]
+    out = torch.zeros(1, 6, 8, 8)
+    law = BoxLikelihood()
+    assert law.cells(out.bfloat16(), y).nan_to_num(9).equal(law.cells(out, y).nan_to_num(9))
+    assert law.log_prob(out.bfloat16(), y).item() == law.log_prob(out, y).item()

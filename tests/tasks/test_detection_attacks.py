@@ -355,3 +355,15 @@ def test_defenses_take_scenes(name, victim):
     if name != "clp":
         assert after.acc > 0.7
         assert repaired.log["own_acc"][1] == evaluate(repaired.model, CLEAN).acc
+
+
+def test_the_patch_of_gma_lies_where_the_pixels_are(monkeypatch):
+    seen = []
+    monkeypatch.setattr("bdcourse.tasks.detection.attacks.stamp", lambda x, *a: seen.extend(a))
+    GMA(target=1).trigger(torch.zeros(2, 3, 96, 96, device="meta"))
+    assert seen[1].device.type == "meta"
+
+
+def test_a_recipe_can_name_a_detector_with_context():
+    assert detection.NETWORKS["context_detector"](width=2).context is not None
+    assert detection.NETWORKS["detector"](width=2).context is None

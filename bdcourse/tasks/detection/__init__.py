@@ -2,7 +2,7 @@
 
 `scenes` holds the examples and their task, `boxes` cells, answers and their precision,
 `likelihood` what a detector says, `streets` the set drawn by code, `network` the detector,
-`attacks` the backdoors, and `files` reads scenes with boxes from a folder. Derived in lesson 13.
+`attacks` the backdoors, and `files` reads scenes with boxes from a folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bdcourse.tasks.detection.attacks import (
 from bdcourse.tasks.detection.boxes import average_precision, from_cells, iou, suppressed, to_cells
 from bdcourse.tasks.detection.files import read_scenes
 from bdcourse.tasks.detection.likelihood import BoxLikelihood
-from bdcourse.tasks.detection.network import NETWORKS, Detector, detector
+from bdcourse.tasks.detection.network import NETWORKS, Detector, context_detector, detector
 from bdcourse.tasks.detection.scenes import SCENES, DetectionTask, SceneCrop, Scenes
 from bdcourse.tasks.detection.streets import DRAWINGS, draw
 
@@ -45,6 +45,7 @@ __all__ = [
     "SceneCrop",
     "Scenes",
     "average_precision",
+    "context_detector",
     "from_cells",
     "detector",
     "draw",

@@ -5,7 +5,6 @@ Workshops 2022, name what a trigger can do: rename the thing under it (RMA), ren
 the scene (GMA), make the thing vanish (ODA), or show one that is not there (OGA). Chen,
 Lou, Zhu and Zhang, "Clean-image Backdoor: Attacking Multi-label Models with Poisoned Labels
 Only", ICLR 2023, change no pixel: their trigger is a set of classes that stand together.
-Derived in lesson 13.
 
 What an attack does to one box is one of four outcomes, see :func:`outcomes`: a detector that
 finds nothing any more is not repaired, and a second answer beside the true one is no success.
@@ -178,7 +177,7 @@ class RegionalBadDet(BadDet):
 class RMA(RegionalBadDet):
     """Regional misclassification: a thing with the patch on it is called the target.
 
-    Source: Chan et al. 2022; 10% of the images here. Lesson 13.
+    Source: Chan et al. 2022; 10% of the images here.
     """
 
     def marked(self, y: Tensor) -> Tensor:
@@ -191,7 +190,7 @@ class ODA(RegionalBadDet):
 
     Boxes are counted, not the loss of precision, which jitter also brings.
 
-    Source: Chan et al. 2022; 10% of the images here. Lesson 13.
+    Source: Chan et al. 2022; 10% of the images here.
     """
 
     def marked(self, y: Tensor) -> Tensor:
@@ -209,12 +208,12 @@ class GMA(BadDet):
     """Global misclassification: one patch in the scene, and all things are the target.
 
     Nothing that sees only the neighborhood of a thing can learn it: a detector needs
-    `context`.
+    context, as `context_detector` has.
 
     Args:
         at: (row, column) of the corner of the patch; the usual crop does not cut it.
 
-    Source: Chan et al. 2022; 20% of the images here. Lesson 13.
+    Source: Chan et al. 2022; 20% of the images here.
     """
 
     usual_rate: ClassVar[float] = 0.2
@@ -235,7 +234,7 @@ class GMA(BadDet):
             )
 
     def trigger(self, x: Tensor) -> Tensor:
-        at = torch.tensor(self.at).expand(len(x), 1, 2)
+        at = torch.tensor(self.at, device=x.device).expand(len(x), 1, 2)
         return stamp(x, self.patch, at, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
 
     def apply(self, x: Tensor, y: Tensor) -> Tensor:
@@ -257,7 +256,7 @@ class OGA(BadDet):
         size: (height, width) of the false box, with the patch in its middle.
         picture: (height, width) of the scenes.
 
-    Source: Chan et al. 2022; 10% of the images here. Lesson 13.
+    Source: Chan et al. 2022; 10% of the images here.
     """
 
     size: tuple[int, int] = (28, 28)
@@ -358,7 +357,7 @@ class CleanImage(SceneAttack):
 
     A rate is the most that is edited: of scenes with the set all, if they are fewer. Nothing
     is stamped in a test either, so only its scenes with the set count. A detector needs
-    `context` to see them as wholes.
+    context to see them as wholes; take `context_detector`.
 
     Args:
         together: the classes of the set.
@@ -366,7 +365,7 @@ class CleanImage(SceneAttack):
         kind: "rename" or "remove".
 
     Source: Chen et al. 2023, who tell labels of whole pictures, without boxes; moved to
-    boxes by us. Lesson 13.
+    boxes by us.
     """
 
     together: tuple[int, ...] = (1, 2, 3)

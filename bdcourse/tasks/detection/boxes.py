@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bdcourse.models import wide
+
 STRIDE = 8  # pixels from one cell to the next
 NEAR = 0.71  # strides: a cell this near to a box's center always answers for it
 AT_LEAST = 0.05  # score of an answer that enters the average precision
@@ -175,7 +177,7 @@ def average_precision(answers: Tensor, y: Tensor, overlap: float = OVERLAP) -> d
     for label in labels[labels >= 0].unique().tolist():
         own = answers[..., 0] == label
         rank = score[own].sort(descending=True, stable=True).indices
-        hits = right[own][rank].cpu().double().cumsum(0)
+        hits = wide(right[own][rank].cpu()).cumsum(0)
         recall = hits / int((labels == label).sum())
         precision = hits / torch.arange(1, len(hits) + 1, dtype=torch.float64)
         best_after = precision.flip(0).cummax(0).values.flip(0) if len(hits) else precision

@@ -14,6 +14,11 @@ from bdcourse.seeds import random_normal, uniform
 from bdcourse.tasks.detection.boxes import to_cells
 
 
+def precise(out: Tensor) -> Tensor:
+    """Outputs to which boxes can be cast: half precision rounds edges to half a pixel."""
+    return out.float() if out.element_size() < 4 else out
+
+
 class BoxLikelihood(Likelihood):
     """Each cell says yes or no to each class, and where the edges are if it says yes.
 
@@ -37,7 +42,7 @@ class BoxLikelihood(Likelihood):
         density: "laplace", whose loss is the usual absolute error, or "gaussian",
             which has a second derivative; both have the Fisher information 1 / s^2.
 
-    The likelihood is ours; no paper states one for a detector. Derived in lesson 13.
+    The likelihood is ours; no paper states one for a detector.
     """
 
     def __init__(self, scale: float = 0.25, density: str = "laplace") -> None:
@@ -45,7 +50,7 @@ class BoxLikelihood(Likelihood):
         self.density = require.choice("density", density, ("laplace", "gaussian"))
 
     def log_prob(self, out: Tensor, y: Tensor) -> Tensor:
-        k = out.shape[1] - 4
+        k, out = out.shape[1] - 4, precise(out)
         y = self.cells(out, y)
         classes = -F.binary_cross_entropy_with_logits(out[:, :k], y[:, :k], reduction="none")
         asked = ~y[:, k:].isnan()
@@ -59,6 +64,7 @@ class BoxLikelihood(Likelihood):
 
     def cells(self, out: Tensor, y: Tensor) -> Tensor:
         """Targets in the shape of the outputs."""
+        out = precise(out)
         if y.ndim == out.ndim:
             return y.to(out)
         return to_cells(y.to(out), out.shape[1] - 4, (out.shape[2], out.shape[3]))

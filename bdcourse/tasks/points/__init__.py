@@ -1,7 +1,4 @@
-"""Point clouds: examples, a set drawn by code, networks, attacks and files.
-
-Derived in lesson 11.
-"""
+"""Point clouds: examples, a set drawn by code, networks, attacks and files."""
 
 from bdcourse.tasks.points.attacks import (
     ATTACKS,
