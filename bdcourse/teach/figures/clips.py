@@ -24,7 +24,6 @@ VICTIMS = {
     "benign": ("benign twin", CLEAN, "^"),
 }
 STORED = {"strict": "lookalikes"}  # as clips.json calls it
-ZOOM = 6  # so that pixels keep one size when the picture is scaled
 MARKS = {"asr": (TRIGGERED, "s"), "acc": (CLEAN, "o"), "ra": (DEFENDED, "^")}
 SHOWN = ("at rest", "walking", "backwards", "out of order")
 
@@ -46,9 +45,7 @@ def _strip(
     wide = np.ones((h, t * (w + GAP) - GAP, 3))
     for f in range(t):
         wide[:, f * (w + GAP) : f * (w + GAP) + w] = frames[f]
-    extent = (-0.5, wide.shape[1] - 0.5, h - 0.5, -0.5)
-    large = wide.repeat(ZOOM, 0).repeat(ZOOM, 1)
-    ax.imshow(large, extent=extent, interpolation="antialiased")
+    ax.imshow(wide, interpolation="nearest")
     ax.axis("off")
     for f, place in enumerate(patch):
         if place is not None:
