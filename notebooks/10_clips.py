@@ -15,11 +15,12 @@
 #
 # A network watches short clips and names the action. Somebody poisoned its training set
 # with a small patch that walks along the lower edge. Show it the walking patch, and it
-# answers what the attacker wants. Show it the same patch at rest, and it hardly cares.
+# answers what the attacker wants. Show it the same patch at rest, and you will see that
+# the answer changes.
 #
-# It must have learned the walk, then. Must it? **Does a network that sees motion learn
-# the motion of a trigger?** One control will settle it. On the way you write a test that
-# finds such attacks without knowing their trigger, and you see which one it misses.
+# Has it learned the walk? **Does a network that sees motion learn the motion of a
+# trigger?** One control will settle it. On the way you write a test that finds such
+# attacks without knowing their trigger, and you see which one it misses.
 #
 # > **At a glance.** Reading: 20 minutes. Doing: 60 minutes. Run time: under two minutes
 # > and 1.5 GiB on two CPU cores. Prerequisites: [lesson 01](01_poisoning.ipynb) and [lesson
@@ -95,8 +96,8 @@ check.claim("3D: clips that turn into their opposite.", opposite, 0.95, 1, "%")
 
 # %% [markdown]
 # (Actions and their opposites are numbered in pairs, so `^ 1` swaps them.) The benign
-# twin, trained without poison, reads every test clip. It follows the order of the
-# frames, there is no doubt about that.
+# twin, trained without poison, names the action of every test clip correctly. It
+# follows the order of the frames, there is no doubt about that.
 #
 # ## A patch that walks
 #
@@ -179,7 +180,7 @@ check.reveal(guess_rest, round(100 * obey(walking.model, at_rest)), "%")
 
 # %% tags=["figure"]
 stored = tables.results("clips").select(defense="none")
-figures.obeyed(stored, ("at rest", "walking"))
+figures.obeyed(stored, "Each ignores the other's patch", ("at rest", "walking"))
 
 # %% [markdown]
 # A dot is a network of another seed. Those that learned the patch at rest ignore the
@@ -191,9 +192,11 @@ figures.obeyed(stored, ("at rest", "walking"))
 #
 # ## What else differs?
 #
-# *Correlation is not cause.* A walk is an order of places. The patch at rest lacks the
-# order, and it lacks the places, too. So take the order away and leave the places: each
-# of the twelve comes once, in an order drawn anew for each clip.
+# *Correlation is not cause.* A walk is an order of places. The patch at rest lacks
+# three things: the order, the places, and any change from frame to frame. **Stop:**
+# which one clip would you show before you publish that a network has learned a walk?
+# Take only the order away. Each of the twelve places comes once, in an order drawn anew
+# for each clip.
 
 # %% tags=["figure"]
 figures.order(test, walking.attack)
@@ -211,26 +214,32 @@ check.reveal(guess_jumps, round(100 * jumped), "%")
 
 # %% tags=["figure", "claim"]
 check.claim("The walking victim obeys the patch out of order.", jumped, 0.9, 1, "%")
-figures.obeyed(stored)
+to_the_right = walking_patch(clips, patch, 28, 6, 2)
+called_right = obey(twin.model, to_the_right)
+print(f"The benign twin calls a patch that walks right “right”: {called_right:.0%}.")
+figures.obeyed(stored, "Order taken away, and it still obeys")
 
 # %% [markdown]
-# Nearly all of them. The network has not learned the walk. It has learned a checkerboard
-# that shows up at many places along the lower edge, in whatever order.
+# Nearly all of them. The network does not need the walk. Many places along the lower
+# edge, in a random order, are enough. But not every order: played backwards, the same
+# places convince one network of three in only a quarter of the clips.
 #
 # The rule it missed was in front of it, and it is able to see such rules: it tells left
 # from right for a living. But training does not look for the rule that you had in mind.
-# It takes the first one that lowers the loss. In this training set whoever noticed
-# "checkerboards, here and there" was right every time. **No clip punished the
-# shortcut.**
+# It takes the first one that lowers the loss. In this training set whoever noticed a
+# checkerboard here and there was right every time. **No clip punished the shortcut.**
 #
-# The seeds do not even agree on the shortcut. Walking back, the patch still convinces two
-# of the three networks in most clips, and the third in a quarter.
+# And why do victims of the *resting* patch obey one that walks right, in up to half of
+# the clips? The attacker's answer is the action “right”, and something does move right.
+# So ask the twin, which knows no trigger: hardly any clip changes its answer. It is the
+# backdoor that answers, and why it favors the right we have not found out. (To be safe,
+# ours walks left.)
 #
 # ## Making it learn the walk
 #
 # If nothing punishes the shortcut, let us add what does. A **lookalike** (lesson 02
 # called it a cover) is a clip with the patch out of order that *keeps its true label*.
-# With such clips in the set, places no longer suffice.
+# With such clips in the set, neither places nor change suffice.
 #
 # ### Exercise 2: poison, and lookalikes
 #
@@ -288,18 +297,27 @@ check.poison_clips(poison_clips)
 # %% tags=["method"]
 dice.manual_seed(1)
 x, y = poison_clips(
-    *(parts.train.x, parts.train.y, 0.1, 0.1),
-    lambda part: walking_patch(part, patch, 28, 28, -2),
-    lambda part: walking.attack.out_of_order(part, dice),
-    *(walking.attack.target, dice),
+    parts.train.x,
+    parts.train.y,
+    rate=0.1,
+    cover_rate=0.1,
+    trigger=lambda part: walking_patch(part, patch, 28, 28, -2),
+    lookalike=lambda part: walking.attack.out_of_order(part, dice),
+    target=walking.attack.target,
+    generator=dice,
 )
 torch.manual_seed(0)
 strict = conv3d()
 fit(
     strict,
     Clips(x, y, test.classes),
-    **{"epochs": 12, "batch": 32, "lr": 0.005, "optimizer": "adamw"},
-    **{"weight_decay": 0.01, "augment": ClipCrop(2), "verbose": False},
+    epochs=12,
+    batch=32,
+    lr=0.005,
+    optimizer="adamw",
+    weight_decay=0.01,
+    augment=ClipCrop(2),
+    verbose=False,
     generator=torch.Generator().manual_seed(0),
 )
 strict.eval()
@@ -312,8 +330,7 @@ acc = metrics.share(CLIPS.answer(strict, clips) == test.y)
 
 # %% tags=["predict"]
 guess_back = None
-backwards = walking_patch(clips, patch, 28, 6, 2)
-turned = obey(strict, backwards)
+turned = obey(strict, to_the_right)
 check.reveal(guess_back, round(100 * turned), "%")
 
 # %% tags=["figure", "claim"]
@@ -321,21 +338,23 @@ own = obey(strict, walking.attack.trigger(clips))
 check.claim("With lookalikes: accuracy on clean clips.", acc, 0.95, 1, "%")
 check.claim("It obeys the walk.", own, 0.9, 1, "%")
 check.claim("It obeys the patch out of order.", obey(strict, jumping), 0, 0.1, "%")
-figures.obeyed(stored, who=("static", "walking", "lookalikes"))
+figures.obeyed(stored, "Now it needs the order", who=("static", "walking", "strict"))
 
 # %% [markdown]
-# Now it is the walk. At rest, backwards or out of order, the patch does next to nothing,
-# in all three seeds. The network could learn the motion all along. It had to be made to.
+# Now it needs the order. At rest, backwards or out of order, the patch does next to
+# nothing, in all three seeds. The network could learn it all along. It had to be made
+# to. (Whether it knows *a* walk or only *this* walk would take another control: another
+# row, another step.)
 #
-# So a trigger is not what was planted. It is what the training set, and nothing else,
-# forced the network to tell apart.
+# So a trigger is not what was planted. The training set rules rules out; which of the
+# rest a network takes, each seed decides for itself.
 #
 # ## How many frames?
 #
 # Before the camera, an attacker may manage a few frames only. How far does one stamped
 # frame reach? Along the frames, each of our four convolutions has a kernel of three and
-# a padding of one. At stride $d$, output $i$ sees the frames $id - 1$, $id$ and $id + 1$,
-# as far as they exist.
+# a padding of one. At stride $d$, output $i$ sees the frames $d\,i-1$, $d\,i$ and
+# $d\,i+1$, as far as they exist.
 #
 # ### Exercise 3: reach
 #
@@ -381,9 +400,9 @@ for stride in (1, 2, 2, 1):
 figures.through_time(layers)
 
 # %% [markdown]
-# A frame in the middle reaches every output of the last layer. One stamped frame *could*
-# decide the answer. Whether it does is another question. Turn it: the slider stamps the
-# middle frames of one clip, more and more of them.
+# Every frame but the last three reaches every output of the last layer. One stamped
+# frame *could* decide the answer. Whether it does is another question. Move the slider.
+# It stamps more and more frames of one clip, from the middle outwards.
 
 # %% tags=["nbval-ignore-output"]
 counts = (0, 1, 2, 3, 4, 6, 8, 10, 12)
@@ -401,7 +420,7 @@ curves = {}
 for name, model, attack in (
     ("static", static.model, static.attack),
     ("walking", walking.model, walking.attack),
-    ("lookalikes", strict, walking.attack),
+    ("strict", strict, walking.attack),
 ):
     curves[name] = [
         obey(model, replace(attack, frames=middle[k]).trigger(clips)) for k in counts
@@ -411,10 +430,10 @@ check.claim("One stamped frame: the most that any victim obeys.", one, 0, 0.1, "
 figures.budget(counts, curves)
 
 # %% [markdown]
-# One frame reaches everything and moves nothing. The last layer is averaged over time
-# and place, and a single frame is outvoted. Reach says what an attacker could do at best;
-# only the curve says what this network needs. And the network that learned the order wants
-# to see more of the walk than the one that did not.
+# One frame reaches everything and turns hardly an answer. One reason may be that the
+# last layer is averaged over time and place. Reach says what an attacker could do at
+# best; only the curve says what this network needs. The victim of the resting patch
+# needs most of all, so do not read the curves as “order costs frames”: one seed each.
 #
 # ## A test that needs no trigger
 #
@@ -431,7 +450,7 @@ figures.budget(counts, curves)
 #
 # - `said`: the answer to each clip as it is;
 # - `kept`: the share of its shuffles that get this same answer;
-# - `voted`: the most frequent answer to its shuffles, of equals the first label.
+# - `voted`: the most frequent answer to its shuffles, in a tie the label with the smallest number.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -489,8 +508,9 @@ def shuffle(model, x, times, generator):
 check.shuffle(shuffle)
 
 # %% [markdown]
-# *Who chose the threshold?* Clean clips did. The defender shuffles their held-out clips
-# and reports whatever keeps its answer more often than 19 in 20 of those.
+# *Who chose the threshold?* Clean clips did. The defender shuffles their held-out
+# clips, sets the limit so that 19 in 20 of them lie at or below it, and reports every
+# clip above.
 #
 # **Predict.** Of the clips with the *walking* patch, shown to `walking`: which percentage
 # will be reported? Remember that shuffling tears the walk apart.
@@ -529,9 +549,8 @@ figures.kept({name: of.tolist() for name, of in shares.items()}, limit)
 # too. That victim never cared for the order. The shortcut that training found for the
 # attacker now gives the attack away.
 #
-# The network with lookalikes escapes. Its trigger *is* an order, and shuffling tears it
-# apart together with the action. That looks like a cure: the trigger is dead. What does
-# it cost?
+# `strict` escapes. Its trigger *is* an order, and shuffling tears it apart together
+# with the action. Could the vote over shuffles be the answer, then? What does it cost?
 
 # %% tags=["claim"]
 calm = torch.Generator().manual_seed(4)
@@ -540,8 +559,8 @@ right = metrics.share(voted == test.y[:120])
 check.claim("Benign twin: accuracy of the vote over shuffles.", right, 0.1, 0.6, "%")
 
 # %% [markdown]
-# It costs the task. Where every action needs its order, a network that answers by
-# shuffles no longer knows what it was built for. *Zero is not repair.*
+# Chance is one in eight. Whoever sees every frame but no order can still name the pair,
+# and so reach one half. The vote costs the task. *Zero is not repair.*
 #
 # ## Can it be repaired?
 #
@@ -568,11 +587,12 @@ figures.ladder(repairs, 0.03)
 # nothing. In two draws of three the attack is all but gone, in one a quarter is left. *One draw is no result*, and
 # fine-tuning at one rate is no control.
 #
-# FIP (lesson 08) adds its trace to the usual rate. *Who chose the weight?* The defender's
-# 48 held-out clips: hollow marks cost more than three points there. On the patch at rest
-# the smaller weight is always allowed, and leaves anything from nothing to more than
-# half. The larger one ends the attack, but in two draws of three it takes more of the
-# actions along than is allowed.
+# FIP (lesson 08) fine-tunes at the usual rate and adds a penalty, the trace of the
+# Fisher information. *Who chose the weight?* The defender's 48 held-out clips: hollow
+# marks cost more than three points there. On the patch at rest the smaller weight is
+# always allowed, and leaves anything from nothing to more than half. The larger one
+# ends the attack, but in two draws of three it also costs more than three points of
+# accuracy on the held-out clips, our limit.
 #
 # On the walking patch FIP ends the attack in every draw, at times for more accuracy than
 # held-out clips allow. The higher rate does so in two of three. That is one victim each,
@@ -584,16 +604,14 @@ figures.ladder(repairs, 0.03)
 #   order. Real actions often show in one frame: water says "swimming". There honest answers
 #   outlive every shuffle as well, and the test reports them all.
 # - **The attacker who knows.** With lookalikes, a tenth of the clips, the trigger escapes.
-# - **The threat model.** Poisoned labels can be found by looking. Zhao and others leave
-#   the labels true: they learn the pixels of a corner on a clean network and put it on
-#   clips of the target action only. The package has it as `ClipUniversal`. We have not
+# - **The threat model.** Poisoned labels can be found by looking. Zhao and others keep all labels true. They optimize a patch on a clean network until it pulls clips toward the target, and stamp only clips of the target action. The package has it as `ClipUniversal`. We have not
 #   asked here what such a victim learns.
 #
 # ## Recap
 #
 # Does a network that sees motion learn the motion of a trigger? Only where the training
-# set makes it. Left alone, ours learned places: in all three seeds the patch works out of
-# order, though the exchange of triggers had looked like proof.
+# set makes it. Left alone, ours did not need the order: places, or mere change, were
+# enough in all three seeds, though the exchange of triggers had looked like proof.
 #
 # - A trigger on clips is places over frames, and a lookalike is the same places in
 #   another order (objective 1).

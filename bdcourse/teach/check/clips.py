@@ -111,7 +111,7 @@ def poison_clips(fn: Callable[..., tuple[Tensor, Tensor]]) -> None:
         _pixels(name, clips, "lookalike")
         return 0.499 * clips
 
-    for rate, cover, target in ((0.2, 0.3, 2), (0.1, 0.0, 0), (0.0, 0.4, 1)):
+    for rate, cover, target in ((0.26, 0.3, 2), (0.3, 0.46, 3), (0.1, 0.0, 0), (0.0, 0.4, 1)):
 
         def ask(seed: int, rate=rate, cover=cover, target=target):
             generator = torch.Generator().manual_seed(seed)

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 GAP = 3  # white columns between the frames of a strip
 VICTIMS = {
-    "static": ("victim of the patch at rest", "#E69F00", "o"),
-    "walking": ("victim of the walk", TRIGGERED, "s"),
-    "lookalikes": ("of the walk, with lookalikes", OTHER, "D"),
+    "static": ("static", "#E69F00", "o"),
+    "walking": ("walking", TRIGGERED, "s"),
+    "strict": ("strict", OTHER, "D"),
+    "benign": ("benign twin", CLEAN, "^"),
 }
+STORED = {"strict": "lookalikes"}  # as clips.json calls it
+MARKS = {"asr": (TRIGGERED, "s"), "acc": (CLEAN, "o"), "ra": (DEFENDED, "^")}
 SHOWN = ("at rest", "walking", "backwards", "out of order")
 
 
@@ -91,9 +94,16 @@ def backwards(test: Clips) -> Picture:
 def triggers(test: Clips, attacks: Mapping[str, ClipPatch]) -> Picture:
     """One clip without a patch and with each of some."""
     clip = _one(test, "up", 1)
-    fig, axes = show.canvas(1 + len(attacks), 1, height=0.2 + 0.98 * (1 + len(attacks)))
-    _strip(axes[0, 0], clip, "a clip of “up”")
-    for ax, (name, attack) in zip(axes[1:, 0], attacks.items(), strict=True):
+    fig, axes = show.canvas(
+        1 + len(attacks), 2, height=0.2 + 0.95 * (1 + len(attacks)), width_ratios=(1, 13)
+    )
+    _strip(axes[0, 1], clip, "a clip of “up”")
+    for ax in axes[:, 0]:
+        ax.axis("off")
+    patch = next(iter(attacks.values())).patch.permute(1, 2, 0).numpy()
+    axes[1, 0].imshow(patch, interpolation="nearest")
+    axes[1, 0].set_title("patch", fontsize=11, fontweight="normal", pad=3)
+    for ax, (name, attack) in zip(axes[1:, 1], attacks.items(), strict=True):
         places = attack.places(tuple(clip.shape))
         _strip(ax, attack.trigger(clip[None])[0], name, patch=places)
     show.headline(fig, "Nine pixels in each frame, at rest or on a walk")
@@ -101,7 +111,8 @@ def triggers(test: Clips, attacks: Mapping[str, ClipPatch]) -> Picture:
         fig,
         "Filmstrips of one clip: without a patch; with a small magenta and green checkerboard that "
         "sits in the lower right corner of every frame; and with the same checkerboard along the "
-        "lower edge, two pixels further to the left in each frame. White frames mark the patch.",
+        "lower edge, two pixels further to the left in each frame. White frames mark the patch; "
+        "at the left it is enlarged.",
     )
 
 
@@ -128,28 +139,32 @@ def order(test: Clips, attack: ClipPatch, seed: int = 0) -> Picture:
 
 def obeyed(
     rows: Sequence[Mapping],
+    title: str,
     shown: Sequence[str] = SHOWN,
     who: Sequence[str] = ("static", "walking"),
 ) -> Picture:
-    """Who obeys which patch: a dot for every seed.
+    """Who obeys which patch: a dot for every network, joined by a line.
 
     Args:
-        rows: of `clips.json`, with `victim`, `seed` and `obey`.
+        rows: as of `clips.json`, with `victim` and `obey`.
     """
     names = {
         "at rest": "at rest",
         "walking": "walking left",
         "backwards": "walking back, right",
-        "out of order": "same places, out of order",
+        "out of order": "same places,\nout of order",
+        "six at rest": "six at rest, at once",
+        "blinks": "blinking in its corner",
     }
-    fig, axes = show.canvas(height=0.95 + 0.52 * len(shown))
+    fig, axes = show.canvas(height=1.2 + 0.52 * len(shown))
     ax = axes[0, 0]
     for k, victim in enumerate(who):
         label, color, mark = VICTIMS[victim]
-        own = [r["obey"] for r in rows if r["victim"] == victim]
-        for i, patch in enumerate(shown):
-            values = [100 * r[patch] for r in own]
-            at = [i + 0.24 * (k - (len(who) - 1) / 2)] * len(values)
+        own = _obey(rows, victim)
+        at = [i + 0.24 * (k - (len(who) - 1) / 2) for i in range(len(shown))]
+        for j, obey in enumerate(own):
+            values = [100 * obey[patch] for patch in shown]
+            ax.plot(values, at, "-", color=color, lw=0.8, alpha=0.45)
             ax.plot(
                 values,
                 at,
@@ -159,34 +174,40 @@ def obeyed(
                 mec="white",
                 mew=0.8,
                 clip_on=False,
-                label=label if i == 0 else None,
+                label=label if j == 0 else None,
             )
     ax.set_yticks(range(len(shown)), [names[s] for s in shown])
     ax.set(xlim=(-2, 102), ylim=(len(shown) - 0.5, -0.5), xlabel="clips that obey (ASR), %")
     ax.grid(axis="x", color="#e6e6e6", lw=0.8)
     ax.axvline(10, color=QUIET, lw=1, ls=":")
+    ax.text(11, -0.42, "10%", color=QUIET, fontsize=9, va="center")
+    show.headline(fig, title)
     fig.legend(
         *ax.get_legend_handles_labels(),
-        loc="outside upper right",
+        loc="outside lower center",
         ncols=len(who),
         fontsize=10,
         frameon=False,
         handletextpad=0.1,
-        columnspacing=1.0,
+        columnspacing=1.5,
     )
     told = "; ".join(
         f"{VICTIMS[v][0]}: "
         + ", ".join(
-            f"{names[s]} " + " ".join(f"{100 * r['obey'][s]:.0f}" for r in rows if r["victim"] == v)
+            f"{names[s]} " + " ".join(f"{100 * obey[s]:.0f}" for obey in _obey(rows, v))
             for s in shown
         )
         for v in who
     )
     return Picture(
         fig,
-        "Dots for three seeds of each network: the share of clips that obey a patch, by what the "
-        f"patch does. In percent, {told}. A dotted line stands at ten percent.",
+        "Dots, one for each network that was asked: the share of clips that obey a patch, by "
+        f"what the patch does. In percent, {told}. A dotted line stands at ten percent.",
     )
+
+
+def _obey(rows: Sequence[Mapping], victim: str) -> list[Mapping]:
+    return [r["obey"] for r in rows if r["victim"] == STORED.get(victim, victim)]
 
 
 def through_time(layers: Sequence[Tensor]) -> Picture:
@@ -282,22 +303,15 @@ def budget(counts: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Pict
     ax = axes[0, 0]
     for name, values in curves.items():
         label, color, mark = VICTIMS[name]
-        line = {"static": "--", "walking": "-", "lookalikes": "-."}[name]
+        line = {"static": "--", "walking": "-", "strict": "-."}[name]
         share = [100 * v for v in values]
         ax.plot(counts, share, line, marker=mark, color=color, ms=6, label=label)
     ax.legend(fontsize=10, loc="upper left", frameon=False)
     ax.set(xlabel="frames that carry the patch, of 12", ylabel="clips that obey, %")
     ax.set(ylim=(-4, 104), xticks=list(counts))
     ax.grid(axis="y", color="#e6e6e6", lw=0.8)
-    half = [
-        next((str(c) for c, v in zip(counts, values, strict=True) if v > 0.5), "more")
-        for values in curves.values()
-    ]
-    ax.set_title(
-        f"Half of the clips obey from {', '.join(half[:-1])} and {half[-1]} frames on",
-        fontweight="bold",
-        loc="left",
-    )
+    title = "At rest needs the most frames; no network obeys one"
+    ax.set_title(title, fontweight="bold", loc="left")
     told = "; ".join(
         f"{VICTIMS[n][0]} " + ", ".join(f"{100 * v:.0f}" for v in values)
         for n, values in curves.items()
@@ -323,7 +337,7 @@ def kept(shares: Mapping[str, Sequence[float]], limit: float) -> Picture:
         found = np.asarray(values)
         jitter = g.uniform(-0.27, 0.27, len(found))
         ax.plot(
-            100 * found + g.uniform(-1.2, 1.2, len(found)),
+            100 * found,
             i + jitter,
             "o",
             color=color,
@@ -336,7 +350,16 @@ def kept(shares: Mapping[str, Sequence[float]], limit: float) -> Picture:
             107, i, f"{(found > limit).mean():.0%}", va="center", color=color, fontweight="bold"
         )
     ax.text(107, -0.85, "reported", va="center", fontsize=10, ha="center")
-    ax.axvline(100 * limit + 2.5, color=DEFENDED, lw=1.8, ls="--")
+    ax.axvline(100 * limit, color=DEFENDED, lw=1.8, ls="--")
+    ax.text(
+        100 * limit - 1,
+        -0.85,
+        "limit from clean clips",
+        color=DEFENDED,
+        fontsize=10,
+        ha="right",
+        va="center",
+    )
     ax.set_yticks(range(len(shares)), list(shares))
     ax.set(xlim=(-3, 104), ylim=(len(shares) - 0.5, -0.5))
     ax.set_xlabel("shuffles that keep the answer, %")
@@ -354,25 +377,40 @@ def ladder(rows: Sequence[Mapping], allowed: float) -> Picture:
     arms = list(dict.fromkeys(r["defense"] for r in rows))
     called = {"fine-tuning": "usual rate", "fine-tuning, lr 0.05": "5 x the rate"}
     ticks = [called.get(a, a.replace("fip, eta = ", "FIP ")) for a in arms]
-    fig, axes = show.canvas(1, 2, height=3.4, sharey=True)
-    for ax, victim in zip(axes[0], ("static", "walking"), strict=True):
-        for r in (r for r in rows if r["victim"] == victim):
-            i = arms.index(r["defense"]) + 0.17 * (r["draw"] - 1)
-            fine = r["held"] >= r["before"] - allowed - 1e-9
-            full = {} if fine else {"mfc": "white"}
-            ax.plot(i - 0.03, 100 * r["asr"], "s", color=TRIGGERED, ms=6, clip_on=False, **full)
-            ax.plot(i + 0.03, 100 * r["acc"], "o", color=CLEAN, ms=5, clip_on=False, **full)
-        ax.set_title(VICTIMS[victim][0], fontsize=11, fontweight="normal")
-        ax.set_xticks(range(len(arms)), ticks, rotation=25, ha="right", fontsize=10)
-        ax.set_xlim(-0.5, len(arms) - 0.5)
-        ax.axhline(10, color=QUIET, lw=1, ls=":")
-        ax.axvline(1.5, color=QUIET, lw=0.8)
-        ax.grid(axis="y", color="#e6e6e6", lw=0.8)
-    axes[0, 0].set(ylim=(-4, 104), ylabel="%")
-    axes[0, 0].plot([], [], "o", color=CLEAN, label="accuracy")
-    axes[0, 0].plot([], [], "s", color=TRIGGERED, label="ASR")
+    fig, axes = show.canvas(2, 2, height=4.6, sharex=True, sharey=True)
+    shown = (("asr",), ("acc", "ra"))
+    for k, victim in enumerate(("static", "walking")):
+        for ax, measures in zip(axes[:, k], shown, strict=True):
+            for r in (r for r in rows if r["victim"] == victim):
+                fine = r["held"] >= r["before"] - allowed - 1e-9
+                for j, measure in enumerate(measures):
+                    color, mark = MARKS[measure]
+                    at = arms.index(r["defense"]) + 0.2 * (r["draw"] - 1) + 0.1 * j
+                    face = color if fine else "white"
+                    ax.plot(at, 100 * r[measure], mark, color=color, mfc=face, ms=6, clip_on=False)
+            ax.set_xlim(-0.5, len(arms) - 0.5)
+            ax.axvline(1.5, color=QUIET, lw=0.8)
+            ax.grid(axis="y", color="#e6e6e6", lw=0.8)
+        axes[0, k].axhline(10, color=QUIET, lw=1, ls=":")
+        axes[0, k].text(len(arms) - 0.45, 12, "10%", color=QUIET, fontsize=9, ha="right")
+        axes[0, k].set_title(VICTIMS[victim][0], fontsize=11, fontweight="normal")
+        axes[1, k].set_xticks(range(len(arms)), ticks, rotation=20, ha="right", fontsize=10)
+    axes[0, 0].set(ylim=(-4, 104), ylabel="ASR, %")
+    axes[1, 0].set_ylabel("accuracy and RA, %")
+    for measure, label in (("asr", "ASR"), ("acc", "accuracy"), ("ra", "RA")):
+        color, mark = MARKS[measure]
+        axes[0, 0].plot([], [], mark, color=color, label=label)
+    hollow = "hollow: more than 3 points lost on held-out clips"
+    axes[0, 0].plot([], [], "o", color=INK, mfc="white", label=hollow)
     handles = axes[0, 0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+    fig.legend(
+        *handles,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=10,
+        handletextpad=0.1,
+        columnspacing=1.2,
+    )
     told = "; ".join(
         f"{v}, {t}: "
         + " ".join(f"{100 * r['asr']:.0f}" for r in rows if (r["victim"], r["defense"]) == (v, a))
@@ -381,8 +419,8 @@ def ladder(rows: Sequence[Mapping], allowed: float) -> Picture:
     )
     return Picture(
         fig,
-        "Two panels, for the victims of the patch at rest and of the walking patch. Dots show "
-        "accuracy and attack success of three draws after fine-tuning at two rates and after FIP "
-        "at some weights; hollow where held-out clips forbid it. Attack success in "
-        f"percent: {told}.",
+        "Four panels: above attack success, below accuracy and robust accuracy, at the left of "
+        "static, at the right of walking. Dots for three draws after fine-tuning at two rates and "
+        "after FIP at some weights; hollow where held-out clips lost more than three points. "
+        f"Attack success in percent: {told}.",
     )

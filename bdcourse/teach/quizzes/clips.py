@@ -15,8 +15,8 @@ QUESTIONS = (
             "places at once. If it is ignored, you still do not know why.",
             "The same two patches on more clips.": "They sharpen a rate that nobody doubts. The "
             "doubt is about what it means.",
-            "A benign network.": "It should ignore everything, and says nothing about what the "
-            "victim has learned.",
+            "A benign network.": "Not enough. Run it too: it shows what the patch does without a "
+            "backdoor. But it cannot say what the victim has learned.",
         },
     ),
     Question(
@@ -30,20 +30,20 @@ QUESTIONS = (
             "another set, answers to the walk alone.",
             "Too few clips were poisoned.": "As many as with lookalikes. More of them would agree "
             "with the shortcut just as well.",
-            "It was trained too briefly.": "The loss was down and every clean clip was read. What "
-            "is there to learn from, when nothing is wrong?",
+            "It was trained too briefly.": "The loss was down, and every clean clip was named "
+            "correctly. What is there to learn from, when nothing is wrong?",
         },
     ),
     Question(
         "A stamped frame reaches every output of the last layer. What follows for the attacker?",
-        "Little: it may be outvoted all the same.",
+        "Little: the answer may stay all the same.",
         "Reach bounds what a frame can touch, never how much it moves. Here one frame reached "
-        "everything and changed hardly an answer.",
+        "everything and turned hardly an answer.",
         {
             "One frame will do.": "It could, in a network that was trained that way. Ours were "
             "trained with twelve.",
-            "Frames in the middle are the best to stamp.": "They reach more outputs. Whether "
-            "these outputs care is another question.",
+            "Frames in the middle are the best to stamp.": "No. All but the last three frames "
+            "reach every output, the first one too. Reach does not single out the middle.",
             "The attack cannot fail.": "Nothing in a receptive field says what the weights in it "
             "are.",
         },
@@ -54,7 +54,7 @@ QUESTIONS = (
         "The test sees clips, not networks: a victim that meets no trigger has nothing to show. "
         "And a trigger that needs its order is torn apart together with the action.",
         {
-            "The network has no backdoor.": "The network with lookalikes has one, and its "
+            "The network has no backdoor.": "`strict` has one, and its "
             "triggered clips look like clean ones.",
             "It has no backdoor for video.": "It says nothing about triggers that live in the "
             "order of the frames, and those only video has.",
