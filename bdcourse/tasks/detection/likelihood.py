@@ -14,7 +14,7 @@ from bdcourse.seeds import random_normal, uniform
 from bdcourse.tasks.detection.boxes import to_cells
 
 
-def precise(out: Tensor) -> Tensor:
+def in_float32(out: Tensor) -> Tensor:
     """Outputs to which boxes can be cast: half precision rounds edges to half a pixel."""
     return out.float() if out.element_size() < 4 else out
 
@@ -50,7 +50,7 @@ class BoxLikelihood(Likelihood):
         self.density = require.choice("density", density, ("laplace", "gaussian"))
 
     def log_prob(self, out: Tensor, y: Tensor) -> Tensor:
-        k, out = out.shape[1] - 4, precise(out)
+        k, out = out.shape[1] - 4, in_float32(out)
         y = self.cells(out, y)
         classes = -F.binary_cross_entropy_with_logits(out[:, :k], y[:, :k], reduction="none")
         asked = ~y[:, k:].isnan()
@@ -64,7 +64,7 @@ class BoxLikelihood(Likelihood):
 
     def cells(self, out: Tensor, y: Tensor) -> Tensor:
         """Targets in the shape of the outputs."""
-        out = precise(out)
+        out = in_float32(out)
         if y.ndim == out.ndim:
             return y.to(out)
         return to_cells(y.to(out), out.shape[1] - 4, (out.shape[2], out.shape[3]))
