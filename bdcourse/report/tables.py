@@ -98,7 +98,7 @@ def _by_victim(name: str, key: dict) -> Victims:
     found: Victims = {}
     rows = [r for r in results(name).select(**key) if "acc" in r]
     require_entries(rows, ("attack", "defense", "weak"), name)
-    several = len({_task(r) for r in rows}) > 1
+    several = len(_tasks(rows)) > 1
     for r in sorted(rows, key=lambda r: r["attack"] != "none"):
         who = r.get("victim") or r["attack"]
         if several and r["attack"] == "none":  # each task has a twin of its own
@@ -107,6 +107,10 @@ def _by_victim(name: str, key: dict) -> Victims:
     for by in found.values():
         _one_setting([r for rows in by.values() for r in rows], name)
     return found
+
+
+def _tasks(rows: Iterable[Mapping]) -> set[str]:
+    return {_task(r) for r in rows}
 
 
 def _task(row: Mapping) -> str:
@@ -151,6 +155,12 @@ def strong(name: str, defenses: Sequence[str] = (), **key) -> Victims:
         raise ValueError(
             f"no victim in {name}{_with(key)} passes the gate, so there is nothing to "
             f"average ({'; '.join(missed[:4])}{more})."
+        )
+    tasks = sorted(_tasks(r for by in found.values() for rows in by.values() for r in rows))
+    if len(tasks) > 1:
+        raise ValueError(
+            f"{name} holds rows of several tasks, {' and '.join(tasks)}, whose scores have no "
+            f"mean; choose one, such as task={tasks[-1]!r}."
         )
     for by in found.values():
         require_entries([r for d in defenses for r in by.get(d, ())], SUMMED, name)
@@ -218,12 +228,14 @@ def grid(
         who: these victims, "none" for the twin; default all that have a row.
 
     A star marks victims that miss the gate of the protocol; the last line is the mean
-    of the others, where each of them has all of these defenses.
+    of the others, where each of them has all of these defenses, and all are of one task:
+    an accuracy and an average precision have no mean.
     """
     from bdcourse.report.show import Table
 
     defenses = asked(name, defenses, key, who)
     lines, passed = [], []
+    passed_rows: list[dict] = []
     for victim, by in _by_victim(name, key).items():
         if who is not None and victim not in who:
             continue
@@ -232,13 +244,14 @@ def grid(
             continue
         if _passes(by) and all(cells.values()):
             passed.append(cells)
+            passed_rows += [r for rows in by.values() for r in rows]
         label = victim + "*" * bool(_weak(by))
         if victim == "none" or victim.startswith("none ("):
             label = f"(benign twin){victim.removeprefix('none')}"
         shown = {d: _slashed(c, _half([r["asr"] for r in by.get(d, ())])) for d, c in cells.items()}
         lines.append({"victim": label, **shown})
     _require_lines(lines, name, defenses, key)
-    if len(passed) > 1:
+    if len(passed) > 1 and len(_tasks(passed_rows)) == 1:
         columns = {d: [mean(c[d][i] for c in passed) for i in range(3)] for d in defenses}
         label = f"mean of {len(passed)}"
         lines.append({"victim": label, **{d: _slashed(c) for d, c in columns.items()}})

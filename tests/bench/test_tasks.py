@@ -129,8 +129,10 @@ def test_one_table_of_several_tasks(tmp_path):
     path.write_text(json.dumps({"rows": rows}))
     lines = tables.grid(str(path), ["none"]).body
     assert [line[0] for line in lines] == [
-        *("(benign twin) (images)", "(benign twin) (video)", "BadNets", "A", "mean of 2")
-    ]
+        *("(benign twin) (images)", "(benign twin) (video)", "BadNets", "A")
+    ]  # and no mean of accuracy and average precision
+    with pytest.raises(ValueError, match="rows of several tasks, boxes and images"):
+        tables.summary(str(path), ["none"])
     assert lines[3][1] == "70.0 / 90.0 / 10.0"
     assert "BadNets" in repr(table(str(path), "rows"))
     path.write_text(json.dumps({"rows": rows[::2]}))
