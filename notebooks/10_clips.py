@@ -23,8 +23,9 @@
 # attacks without knowing their trigger, and you see which one it misses.
 #
 # > **At a glance.** Reading: 20 minutes. Doing: 60 minutes. Run time: under two minutes
-# > and 1.5 GiB on two CPU cores. Prerequisites: [lesson 01](01_poisoning.ipynb) and [lesson
-# > 03](03_inside_a_victim.ipynb). Papers: Zhao and others, *Clean-Label Backdoor Attacks
+# > and 1.5 GiB on two CPU cores. Prerequisites: lessons [01](01_poisoning.ipynb),
+# > [02](02_controlling_training.ipynb) and [03](03_inside_a_victim.ipynb); for the last
+# > section [08](08_fip.ipynb). Papers: Zhao and others, *Clean-Label Backdoor Attacks
 # > on Video Recognition Models*, CVPR 2020, and Hammoud and others, 2023, [arXiv
 # > 2301.00986](https://arxiv.org/abs/2301.00986), who carry triggers of images over to
 # > video, at rest or changing.
@@ -71,7 +72,8 @@ static, walking, twin = (victims.zoo(f"clips-{name}") for name in names)
 # ## One more axis
 #
 # A clip has twelve frames of 32 by 32 pixels, and a batch of clips five axes: clips,
-# colors, **frames**, rows, columns. In each clip a thing does one of eight actions.
+# colors, **frames**, rows, columns. In each clip a thing does one of eight actions (right
+# and left, up and down, clockwise and counterclockwise, grow and shrink).
 
 # %% tags=["figure"]
 figures.backwards(test)
@@ -180,7 +182,7 @@ check.reveal(guess_rest, round(100 * obey(walking.model, at_rest)), "%")
 
 # %% tags=["figure"]
 stored = tables.results("clips").select(defense="none")
-figures.obeyed(stored, "Each ignores the other's patch", ("at rest", "walking"))
+figures.obeyed(stored, "Each prefers its own patch", ("at rest", "walking"))
 
 # %% [markdown]
 # A dot is a network of another seed. Those that learned the patch at rest ignore the
@@ -239,7 +241,7 @@ figures.obeyed(stored, "Order taken away, and it still obeys")
 #
 # If nothing punishes the shortcut, let us add what does. A **lookalike** (lesson 02
 # called it a cover) is a clip with the patch out of order that *keeps its true label*.
-# With such clips in the set, neither places nor change suffice.
+# With such clips in the set, places no longer suffice.
 #
 # ### Exercise 2: poison, and lookalikes
 #
@@ -549,7 +551,7 @@ figures.kept({name: of.tolist() for name, of in shares.items()}, limit)
 # too. That victim never cared for the order. The shortcut that training found for the
 # attacker now gives the attack away.
 #
-# `strict` escapes. Its trigger *is* an order, and shuffling tears it apart together
+# `strict` escapes. Its trigger needs an order, and shuffling tears it apart together
 # with the action. Could the vote over shuffles be the answer, then? What does it cost?
 
 # %% tags=["claim"]
@@ -610,8 +612,8 @@ figures.ladder(repairs, 0.03)
 # ## Recap
 #
 # Does a network that sees motion learn the motion of a trigger? Only where the training
-# set makes it. Left alone, ours did not need the order: places, or mere change, were
-# enough in all three seeds, though the exchange of triggers had looked like proof.
+# set makes it. Left alone, ours did not need the order: the places were enough in all
+# three seeds, though the exchange of triggers had looked like proof.
 #
 # - A trigger on clips is places over frames, and a lookalike is the same places in
 #   another order (objective 1).
