@@ -12,6 +12,7 @@ from torch import Tensor
 from bdcourse import require
 from bdcourse.augment import Augmentation
 from bdcourse.examples import Examples
+from bdcourse.models import wide
 from bdcourse.task import Task
 
 REACH = 2.0  # no point of an input lies farther out: the shape ends at 1, a trigger near it
@@ -94,7 +95,7 @@ def on_grid(x: Tensor) -> Tensor:
     """
     if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != 3 or x.shape[1] < 2:
         raise ValueError(f"x must be clouds of shape (n, p, 3), not {require.kind(x)}.")
-    x = x.double()
+    x = wide(x)
     x = x - x.mean(1, keepdim=True)
     far = x.norm(dim=2).amax(1)[:, None, None]
     if not bool(far.isfinite().all()) or bool((far <= 0).any()):
