@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bdcourse import require
@@ -202,3 +203,18 @@ class _Crops(Stream):
         if mirrored is not None and len(mirrored) != len(x):
             mirrored = None  # a hook may hand back other images than it was given
         return self.crop.once(x, self.generator, mirrored), y
+
+
+def moved_crops(x: Tensor, pad: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels (n, ..., h, w), each example moved by up to `pad`; black comes in.
+
+    Returns:
+        the crops, and at which row and column of the padded picture each begins, (n,).
+    """
+    n, (h, w) = len(x), x.shape[-2:]
+    crops = F.pad(x, 4 * (pad,)).unfold(-2, h, 1).unfold(-2, w, 1)
+    i, j = torch.randint(2 * pad + 1, (2, n), generator=generator, device=generator.device).to(
+        x.device
+    )
+    # The offsets are the axes before the crop itself.
+    return crops.movedim((-4, -3), (1, 2))[torch.arange(n, device=x.device), i, j], i, j

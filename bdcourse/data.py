@@ -200,15 +200,15 @@ def load(
     """Load an image set.
 
     Args:
-        source: "signs" or "signs-hard" (drawn by code, no download), or a drawn set of
-            another task, such as "clips" or "sentences"; "cifar10",
+        source: "signs" or "signs-hard" (drawn by code, no download); "cifar10",
             "cifar100" or "gtsrb" (downloaded once by torchvision); a folder with one
             sub-folder of images per class, or with train/ and test/ above those; or an
             .npz file with arrays x (n, h, w, c or n, c, h, w; uint8; 1 or 3 channels),
             y (n,) and, if you like, classes (k,). Of other tasks: "clips", "clips-hard",
-            "solids", "solids-hard", "sentences", "sentences-hard", "dialogue"; clouds in an
-            .npz or in class folders, see `tasks.points.files.read_clouds`; a .tsv or .tsv.xz of
-            sentences and their translations, see `tasks.pairs.read_pairs`.
+            "solids", "solids-hard", "streets", "streets-hard", "sentences",
+            "sentences-hard", "dialogue"; clouds in an .npz or in class folders, see
+            `tasks.points.files.read_clouds`; a .tsv or .tsv.xz of sentences and their
+            translations, see `tasks.pairs.read_pairs`.
         split: "train" or "test". A folder without train/ and test/, or an .npz, has no
             test part of its own: a fifth of each class, at least one image, is its test
             part then, always the same, and the rest is for training. None means the

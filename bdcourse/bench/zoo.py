@@ -18,6 +18,7 @@ from bdcourse.bench.recipes import (
     SIGNS,
     SIGNS_OPTIONS,
     Recipe,
+    recipe_for,
     split_options,
     train_victim,
 )
@@ -65,20 +66,16 @@ class Entry:
         return data.splits(self.source)
 
 
-CLIP_NETWORK: dict[str, Any] = {"name": "conv3d", "width": 8}
-CLIP_TRAINING: dict[str, Any] = {
-    "epochs": 12,
-    "batch": 32,
-    "lr": 5e-3,
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "verbose": False,
+_USUAL = recipe_for("clips")
+CLIP_NETWORK: dict[str, Any] = {"name": _USUAL.model, "width": _USUAL.width}
+CLIP_TRAINING: dict[str, Any] = {"verbose": False} | {
+    name: getattr(_USUAL, name) for name in ("epochs", "batch", "lr", "optimizer", "weight_decay")
 }
 
 
 @dataclass(frozen=True)
 class ClipEntry:
-    """A victim of drawn clips, for which the bench has no recipe.
+    """A victim of drawn clips, with an attack as it is and twice the usual rate of poison.
 
     Args:
         attack: as it is, or None.

@@ -25,7 +25,7 @@ from bdcourse.attacks.badnets import checkerboard
 from bdcourse.attacks.base import CHW, Attack, asking, check_picture
 from bdcourse.attacks.blended import noise_picture
 from bdcourse.attacks.label_consistent import pgd
-from bdcourse.augment import Augmentation
+from bdcourse.augment import Augmentation, moved_crops
 from bdcourse.data import Drawing
 from bdcourse.examples import Examples
 from bdcourse.models import evaluating
@@ -104,12 +104,7 @@ class ClipCrop(Augmentation):
     def batch(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if not self.pad:
             return x, y
-        n, (h, w) = len(x), x.shape[-2:]
-        crops = F.pad(x, 4 * (self.pad,)).unfold(3, h, 1).unfold(4, w, 1)
-        i, j = torch.randint(
-            2 * self.pad + 1, (2, n), generator=generator, device=generator.device
-        ).to(x.device)
-        return crops[torch.arange(n, device=x.device), :, :, i, j], y
+        return moved_crops(x, self.pad, generator)[0], y
 
 
 # -------------------------------------------------------------------- the drawn set

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdcourse import require
-from bdcourse.augment import Augmentation
+from bdcourse.augment import Augmentation, moved_crops
 from bdcourse.examples import Examples
 from bdcourse.likelihoods import Likelihood
 from bdcourse.task import PixelTask
@@ -188,13 +187,9 @@ class SceneCrop(Augmentation):
     def batch(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if not self.pad:
             return x, y
-        n, (h, w) = len(x), x.shape[-2:]
-        crops = F.pad(x, 4 * (self.pad,)).unfold(2, h, 1).unfold(3, w, 1)
-        i, j = torch.randint(
-            2 * self.pad + 1, (2, n), generator=generator, device=generator.device
-        ).to(x.device)
-        moved = crops[torch.arange(n, device=x.device), :, i, j]
-        return moved, shifted(y, self.pad - i, self.pad - j, (h, w))
+        h, w = x.shape[-2:]
+        x, i, j = moved_crops(x, self.pad, generator)
+        return x, shifted(y, self.pad - i, self.pad - j, (h, w))
 
 
 def shifted(y: Tensor, down: Tensor, right: Tensor, size: tuple[int, int]) -> Tensor:
