@@ -602,8 +602,8 @@ figures.suspects(tried, len(seats), len(queue))
 # did, for three of the fourteen. They back each other up: with one off the attack lives
 # on, with two off most of it is gone. The other eleven were bystanders, among them the
 # loudest of all, the square far above the rest in the first figure. But look at the
-# twin. There, too, CLP took three channels that react most strongly in their layer, and
-# there is no attack for them to carry. The cuts decide.
+# twin. There, too, CLP took three strongest reactors, and they carry nothing. The
+# cuts decide.
 #
 # The detectors are the ringed squares above, between the two thresholds. That is why half
 # a deviation decided everything. Each stands alone in a layer of sixteen. Three equal
